@@ -1,0 +1,200 @@
+"""The contract between the engine, which owns the loop, and a method, which owns one step.
+
+A method is a frozen :class:`MethodConfig` (its knobs; importable without torch) whose ``build`` returns a
+:class:`DecodingMethod` (weights loaded, no per-sequence state) whose ``start`` returns a :class:`DecodeSession`
+(one sequence). Stop rules, limits and timing live in :mod:`hambench.engine` alone, so two methods can't differ in
+what they count.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+
+from hambench.errors import HambenchError
+
+if TYPE_CHECKING:
+    from hambench.models import TargetModel
+
+KnobValue = int | float | str | bool | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How tokens are chosen, the same for every method of a comparison."""
+
+    max_new_tokens: int
+    """Most tokens counted; what a step emits past it is discarded."""
+    temperature: float = 0.0
+    """0 is greedy (argmax, ties to the lowest id)."""
+    top_p: float = 1.0
+    """Nucleus mass; 1 keeps the whole vocabulary."""
+    seed: int = 0
+    """Seeds the session's own generator; equal seeds give equal tokens."""
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be >= 1, got {self.max_new_tokens}")
+        if not self.temperature >= 0:
+            raise ValueError(f"temperature must be >= 0, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most probable token is always taken."""
+        return self.temperature == 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One indivisible advance of a method: what it emitted and what that cost, as host integers.
+
+    When ``step()`` returns, the tokens are on the host, so a wall clock around the call is complete.
+    """
+
+    tokens: tuple[int, ...]
+    """Ids emitted, in order; at least one."""
+    target_forwards: int = 1
+    """Forwards of the target (for HAMburger: of the base model), whatever their width."""
+    draft_forwards: int = 0
+    """Forwards of a draft model."""
+    micro_forwards: int = 0
+    """Forwards of HAMburger's micro-step decoder."""
+    drafted: int = 0
+    """Tokens proposed by a drafter."""
+    accepted: int = 0
+    """Proposed tokens that were kept; the bonus token is in neither count."""
+    continue_probs: tuple[float, ...] = ()
+    """P(continue) of the stop head after each emitted token, where a method has one."""
+
+    def __post_init__(self) -> None:
+        if not self.tokens:
+            raise ValueError("tokens must hold at least one id: a step always emits")
+        if self.accepted > self.drafted:
+            raise ValueError(f"accepted must be <= drafted ({self.drafted}), got {self.accepted}")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class KVUsage:
+    """KV-cache memory in use now: host counters, never a device sync, never bytes merely reserved."""
+
+    slots: int
+    """Target slots in use (one slot = one key/value entry in every layer)."""
+    bytes: int
+    """Bytes of all caches in use, a draft's included."""
+
+
+class DecodeSession(Protocol):
+    """One sequence being decoded."""
+
+    def prefill(self) -> Step:
+        """Processes the prompt and emits the first token(s); work that must precede them is done here."""
+
+    def step(self) -> Step:
+        """Advances by one step."""
+
+    @property
+    def kv(self) -> KVUsage:
+        """KV memory in use after the last call."""
+
+
+class DecodingMethod(Protocol):
+    """A method with its weights loaded, holding no per-sequence state."""
+
+    @property
+    def name(self) -> str:
+        """Name with knobs, e.g. ``speculative[k=4]``."""
+
+    @property
+    def lossless(self) -> bool:
+        """Whether the output distribution equals the target's."""
+
+    @property
+    def extra_weight_bytes(self) -> int:
+        """Bytes of weights that this method adds to the target's (a draft copy, grafted layers)."""
+
+    def warmup(self) -> None:
+        """Does once what must not be timed (compilation, graph capture, page-in)."""
+
+    def start(self, prompt_ids: Sequence[int], params: SamplingParams) -> DecodeSession:
+        """Opens a session; cheap, the work starts with ``prefill``.
+
+        Raises:
+            ContextOverflowError: If the prompt and ``max_new_tokens`` don't fit the context.
+        """
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MethodConfig(ABC):
+    """The knobs of a method: a frozen dataclass of JSON scalars.
+
+    Subclasses set :attr:`method`, declare their sweep axis, validate in ``__post_init__`` with a ``ValueError`` that
+    names field and value, and import torch only inside :meth:`build`.
+    """
+
+    method: ClassVar[str]
+    """Name in the registry and on the command line."""
+    axis: ClassVar[str | None] = None
+    """Field that ``--methods all`` sweeps, if any."""
+    axis_values: ClassVar[tuple[KnobValue, ...]] = ()
+    """Values the sweep takes by default."""
+    aliases: ClassVar[Mapping[str, str]] = {}
+    """Short command-line names of knobs, e.g. ``{"k": "num_draft_tokens"}``; also used in labels."""
+
+    @abstractmethod
+    def build(self, target: TargetModel) -> DecodingMethod:
+        """Loads what the method needs beside the target.
+
+        Several cells build on one target: keep weights that don't depend on the knobs in ``target.shared``.
+        """
+
+    def knobs(self) -> dict[str, KnobValue]:
+        """Field values, JSON-able: what identifies a cell beside the method's name."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    @property
+    def label(self) -> str:
+        """Short display name: the method, its axis value, and every knob that differs from its default."""
+        short = {field: alias for alias, field in self.aliases.items()}
+        shown = [
+            f"{short.get(field.name, field.name)}={_format_knob(getattr(self, field.name))}"
+            for field in dataclasses.fields(self)
+            if field.name == self.axis or getattr(self, field.name) != field.default
+        ]
+        return f"{self.method}[{','.join(shown)}]" if shown else self.method
+
+    @classmethod
+    def from_knobs(cls, knobs: Mapping[str, Any]) -> Self:
+        """Builds a config from names (aliases allowed) and values.
+
+        Raises:
+            HambenchError: For a name the method doesn't have, or a value it refuses.
+        """
+        names = {field.name for field in dataclasses.fields(cls)}
+        resolved: dict[str, Any] = {}
+        for name, value in knobs.items():
+            field = cls.aliases.get(name, name).replace("-", "_")
+            if field not in names:
+                known = ", ".join(sorted(names | set(cls.aliases))) or "none"
+                raise HambenchError(f"method {cls.method!r} has no knob {name!r}; its knobs: {known}")
+            resolved[field] = value
+        try:
+            return cls(**resolved)
+        except (TypeError, ValueError) as error:
+            raise HambenchError(f"{cls.method}: {error}") from error
+
+    @classmethod
+    def sweep(cls, knobs: Mapping[str, Any] | None = None) -> tuple[Self, ...]:
+        """Configs of the default sweep: the axis expanded unless ``knobs`` fixes it."""
+        fixed = dict(knobs or {})
+        given = {cls.aliases.get(name, name) for name in fixed}
+        if cls.axis is None or cls.axis in given:
+            return (cls.from_knobs(fixed),)
+        return tuple(cls.from_knobs({**fixed, cls.axis: value}) for value in cls.axis_values)
+
+
+def _format_knob(value: KnobValue) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

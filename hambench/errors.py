@@ -1,0 +1,43 @@
+"""Errors that a user can mend: caught once in ``hambench.cli.main``, printed as one line, exit code 2."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class HambenchError(Exception):
+    """Trouble whose message names what was wrong and what would be right."""
+
+
+class UnknownNameError(HambenchError):
+    """A method, suite, task, model or run that does not exist.
+
+    Args:
+        kind: What the name was meant to be, e.g. ``"method"``.
+        name: The name as given.
+        known: The names that exist.
+    """
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        choices = sorted(known)
+        close = difflib.get_close_matches(name, choices, n=3, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(close)}?" if close else f"; known: {', '.join(choices) or 'none'}"
+        super().__init__(f"unknown {kind} {name!r}{hint}")
+        self.kind, self.name, self.known = kind, name, tuple(choices)
+
+
+class DataError(HambenchError):
+    """An input file that can't be used; the message names the file and, where there is one, the line."""
+
+
+class StoreError(HambenchError):
+    """A run folder that can't be read or written."""
+
+
+class ModelError(HambenchError):
+    """A model or checkpoint that can't be loaded."""
+
+
+class ContextOverflowError(HambenchError):
+    """A prompt (plus what is to be generated) that does not fit the model's context."""

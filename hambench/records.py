@@ -1,0 +1,241 @@
+"""The spine of every run: Cell → StepRecord → GenerationTrace → SampleRecord → Measurement → Comparison.
+
+Frozen dataclasses of plain values; counts are stored and rates derived (see :mod:`hambench.metrics`). ``msgspec``
+reads and writes them as JSON and checks types on the way in. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from hambench.decoding import KnobValue
+
+SCHEMA_VERSION = 1
+"""Version of the run folder. 1 - (0.1.0) header, prompts, samples, scores."""
+
+Truncation = Literal["error", "middle"]
+FinishReason = Literal["eos", "stop", "length", "steps"]
+Edition = Literal["official", "offline"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One configuration of a sweep: one point of the Pareto plot."""
+
+    method: str
+    """Registry name of the method."""
+    label: str
+    """Display name with knobs, unique within a run."""
+    knobs: dict[str, KnobValue]
+    """All knobs of the method."""
+    model: str
+    """Model name as given."""
+    dtype: str
+    """``float32``, ``bfloat16`` or ``float16``."""
+    regime: str = "eager"
+    """How the engine launches work: ``eager`` or ``graph``."""
+    threads: int | None = None
+    """Intra-op threads of torch, where the sweep sets them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One request of a suite, as captured from its task: everything generation needs, nothing of the model."""
+
+    sample_id: str
+    """``suite/task/doc_id``: the key that pairs methods."""
+    suite: str
+    task: str
+    category: str
+    """Category within the suite, e.g. ``code`` or ``single-doc``."""
+    doc_id: int
+    prompt: str
+    """Final text, the chat template already applied where ``chat`` is set."""
+    stop: tuple[str, ...]
+    """Strings that end the answer; the text is cut before the first of them."""
+    max_new_tokens: int
+    chat: bool = False
+    """Whether the prompt is chat-templated: special tokens are in the text and none are added."""
+    truncation: Truncation = "error"
+    """What to do with a prompt longer than the context: record an error, or cut its middle (LongBench's rule)."""
+    references: tuple[str, ...] = ()
+    """Gold answers, for reading only; scoring goes through the task."""
+    edition: Edition = "official"
+
+    @property
+    def prompt_hash(self) -> str:
+        """First 16 hex digits of the prompt's sha256."""
+        return hashlib.sha256(self.prompt.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRecord:
+    """A step as measured: the method's counts, the wall time around it, and the cache after it."""
+
+    tokens: tuple[int, ...]
+    """Ids kept: nothing past the end of the answer."""
+    seconds: float
+    target_forwards: int = 1
+    draft_forwards: int = 0
+    micro_forwards: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    kv_slots: int = 0
+    kv_bytes: int = 0
+    discarded: int = 0
+    """Ids the step emitted past EOS, a stop string or the limit: never counted as output."""
+    continue_probs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationTrace:
+    """One answer, step by step. ``steps[0]`` is the prefill."""
+
+    prompt_tokens: int
+    steps: tuple[StepRecord, ...]
+    finish: FinishReason
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """All ids kept, in order (EOS included when it was emitted)."""
+        return tuple(token for step in self.steps for token in step.tokens)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleRecord:
+    """One sample decoded by one cell: a trace and its text, or the error that kept it from being made."""
+
+    cell: str
+    """``Cell.label``."""
+    sample_id: str
+    prompt_hash: str
+    repeat: int = 0
+    warmup: bool = False
+    """Kept, but left out of every statistic."""
+    trace: GenerationTrace | None = None
+    text: str | None = None
+    error: str | None = None
+    truncated_tokens: int = 0
+    """Prompt tokens cut by the suite's own rule."""
+    peak_memory_bytes: int | None = None
+    """Peak of the allocator (GPU) or of the process' resident set (CPU) so far."""
+    other_load: float | None = None
+    """Share of the machine's CPU time that other processes took meanwhile, 0..1."""
+    started_at: float | None = None
+    """Unix time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """One metric of one answer, as its task's official scorer gave it."""
+
+    cell: str
+    sample_id: str
+    repeat: int
+    metric: str
+    value: float | None
+    """``None`` when the scorer failed; see ``error``."""
+    primary: bool = True
+    """Whether this is the task's headline metric (others are shown, not pooled)."""
+    scale: float = 1.0
+    """Largest possible value: accuracy in points is 100 * value / scale."""
+    scorer: str = ""
+    """Scorer and version, e.g. ``lm-eval 0.4.13``."""
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A value with its interval; ``low``/``high`` are ``None`` where n does not allow one."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """What one cell measured over one group of samples (a task, a suite, or all): derived, never stored.
+
+    ``None`` means that there was nothing to derive it from.
+    """
+
+    cell: str
+    group: str
+    num_samples: int
+    num_errors: int
+    num_tokens: int
+    tps: float | None
+    ttft_s: float | None
+    tpot_p50_s: float | None
+    tpot_p90_s: float | None
+    tpot_p99_s: float | None
+    tokens_per_target_forward: float | None
+    acceptance_rate: float | None
+    mean_acceptance_length: float | None
+    kv_bytes: float | None
+    kv_compression_output: float | None
+    kv_compression_total: float | None
+    peak_memory_bytes: int | None
+    accuracy: Estimate | None
+    prefill_tps: float | None = None
+    num_truncated: int = 0
+    tokens_per_step_histogram: dict[int, int] = field(default_factory=dict)
+
+
+Verdict = Literal["better", "worse", "equivalent", "inconclusive", "not comparable"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """One metric of a candidate against the baseline, paired by sample."""
+
+    candidate: str
+    baseline: str
+    group: str
+    metric: str
+    effect: Estimate | None
+    """A ratio (candidate / baseline) for speeds and bytes, a difference in points for accuracy."""
+    verdict: Verdict
+    p_value: float | None = None
+    minimum_detectable_effect: float | None = None
+    reason: str = ""
+    """Why the verdict is what it is, in one clause, where the numbers alone don't say it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunHeader:
+    """What a run was asked to do and where: written first, never changed."""
+
+    schema_version: int
+    run_id: str
+    created_at: str
+    """UTC, ISO 8601."""
+    hambench_version: str
+    commit: str | None
+    command: tuple[str, ...]
+    suites: tuple[str, ...]
+    edition: Edition
+    data_source: str
+    """Where the rows came from: ``folder``, ``hub`` or ``offline edition``."""
+    data_hashes: dict[str, str]
+    """sha256 per task of its captured prompts, in order."""
+    cells: tuple[Cell, ...]
+    num_samples: int
+    limit: int | None
+    repeats: int
+    seed: int
+    temperature: float
+    top_p: float
+    max_new_tokens: int | None
+    """Override of the tasks' own limits."""
+    model: dict[str, str | int | float | bool | None]
+    """Identity of the target: name, source, sha256 of the weights, note (e.g. de-quantised), context length, bytes."""
+    environment: dict[str, str | int | float | bool | None]
+    suite_spec: dict[str, Any] = field(default_factory=dict)
+    """What the suites need to build the same requests again: scores can be rebuilt from the stored text."""
+    notes: tuple[str, ...] = ()
+    """Warnings that every report must show first: offline edition, de-quantised model, CPU, forced or partial runs."""

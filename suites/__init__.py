@@ -1,0 +1,1 @@
+"""What is asked: the tasks, their data, and their official scorers."""
