@@ -1,0 +1,48 @@
+# make demo: set up and run the main job on a real model.  make test: set up and run the tests.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SOURCES := hambench methods kernels suites reports tests
+RUN ?= runs/demo
+
+.PHONY: setup demo test test-fast check format types clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n '1p' Makefile; echo "also: setup, test-fast, check (ruff, format, mypy), format, types, clean"
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+setup: $(STAMP)
+
+demo: setup
+	$(BIN)/hambench run --methods all --suite longbench --budget 4m --out $(RUN) --force --report
+
+test: setup
+	$(BIN)/pytest
+
+test-fast: setup
+	$(BIN)/pytest -m "not slow and not browser"
+
+check: setup types
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+format: setup
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+# the five folders are one package: mypy follows a tree of links that looks like site-packages
+types: setup
+	@rm -rf build/types && mkdir -p build/types/hambench
+	@ln -s $(CURDIR)/hambench/* build/types/hambench/
+	@for folder in methods kernels suites reports; do ln -s $(CURDIR)/$$folder build/types/hambench/$$folder; done
+	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p hambench
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,88 @@
+"""The command line: one file a command, found by its name and imported when it is used.
+
+A module ``hambench/cli/<name>.py`` holds one ``click`` command called ``command``; ``bench_<name>.py`` becomes
+``hambench bench <name>``. Heavy imports belong inside the function, so that ``hambench --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+import sys
+
+import click
+
+import hambench
+from hambench.errors import HambenchError, UnknownNameError
+
+_BENCH = "bench_"
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are the modules of this package that begin with ``prefix``."""
+
+    def __init__(self, *args: object, prefix: str = "", **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+        self.prefix = prefix
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of the commands, from the file names."""
+        modules = [module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")]
+        if self.prefix:
+            return sorted(
+                _command_name(name.removeprefix(self.prefix)) for name in modules if name.startswith(self.prefix)
+            )
+        return sorted(_command_name(name) for name in modules if not name.startswith(_BENCH))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Imports the command's module; ``None`` for an unknown name."""
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        module = importlib.import_module(f"{__name__}.{self.prefix}{cmd_name.replace('-', '_')}")
+        command: click.Command = module.command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Finds the command, or says which name was meant."""
+        if args and not args[0].startswith("-") and args[0] not in self.list_commands(ctx):
+            raise UnknownNameError("command", args[0], self.list_commands(ctx))
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(hambench.__version__, prog_name="hambench")
+def cli() -> None:
+    """Which decoding strategy should I ship? Speed, KV memory and accuracy of the same generated tokens."""
+
+
+def _command_name(module: str) -> str:
+    return module.replace("_", "-")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point: errors that a user can mend become one line on stderr and exit code 2.
+
+    ``HAMBENCH_DEBUG=1`` keeps their traceback.
+    """
+    try:
+        cli.main(args=argv, prog_name="hambench", standalone_mode=False)
+    except click.exceptions.Exit as exit_:
+        sys.exit(exit_.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except HambenchError as error:
+        if os.environ.get("HAMBENCH_DEBUG"):
+            raise
+        click.echo(f"hambench: {error}", err=True)
+        sys.exit(2)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("hambench: interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        # the reader of our output went away (`| head`): not an error of ours
+        sys.stdout = None  # type: ignore[assignment]
+        sys.exit(141)

@@ -1,0 +1,61 @@
+"""Names of decoding methods: a line here, or an entry point in the group ``hambench.methods``.
+
+Looking a method up imports its config only, never torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from functools import cache
+from importlib.metadata import entry_points
+
+from hambench.decoding import MethodConfig
+from hambench.errors import HambenchError, UnknownNameError
+
+ENTRY_POINT_GROUP = "hambench.methods"
+
+BUILTIN = {
+    "vanilla": "hambench.methods.vanilla:VanillaConfig",
+    "speculative": "hambench.methods.speculative:SpeculativeConfig",
+    "prompt_lookup": "hambench.methods.prompt_lookup:PromptLookupConfig",
+    "hamburger": "hambench.methods.hamburger:HamburgerConfig",
+}
+"""Methods in the order reports show them; vanilla is the baseline."""
+
+
+@cache
+def _locations() -> dict[str, str]:
+    found = dict(BUILTIN)
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        if point.name in BUILTIN:
+            raise HambenchError(
+                f"the distribution {point.dist.name if point.dist else '?'} registers a method named {point.name!r}, "
+                "which hambench has already: rename its entry point"
+            )
+        found[point.name] = point.value
+    return found
+
+
+def method_names() -> list[str]:
+    """All registered names, built-in ones first."""
+    return list(_locations())
+
+
+def method_config(name: str) -> type[MethodConfig]:
+    """The config class registered under a name.
+
+    Raises:
+        UnknownNameError: If no method has that name.
+        HambenchError: If a third party's entry point can't be loaded.
+    """
+    location = _locations().get(name)
+    if location is None:
+        raise UnknownNameError("method", name, _locations())
+    module, _, attribute = location.partition(":")
+    try:
+        loaded = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise HambenchError(f"method {name!r} can't be loaded from {location}: {error}") from error
+    if not (isinstance(loaded, type) and issubclass(loaded, MethodConfig)):
+        raise HambenchError(f"method {name!r}: {location} is not a subclass of hambench.decoding.MethodConfig")
+    return loaded
