@@ -116,6 +116,9 @@ class SampleRecord:
     """Kept, but left out of every statistic."""
     trace: GenerationTrace | None = None
     text: str | None = None
+    step_texts: tuple[str, ...] = ()
+    """Text piece of each step of the trace, in order: joined they are the answer before a stop string was cut, as far
+    as byte-level tokens allow. Kept so that a reader needs no tokenizer; empty where there is none."""
     error: str | None = None
     truncated_tokens: int = 0
     """Prompt tokens cut by the suite's own rule."""
