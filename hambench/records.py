@@ -184,8 +184,23 @@ class Measurement:
     kv_compression_total: float | None
     peak_memory_bytes: int | None
     accuracy: Estimate | None
+    """Points, 0 to 100."""
     prefill_tps: float | None = None
+    end_to_end_tps: float | None = None
+    burst_p50_s: float | None = None
+    burst_p99_s: float | None = None
     num_truncated: int = 0
+    num_score_errors: int = 0
+    """Samples that were answered but whose primary scorer failed."""
+    num_decode_steps: int = 0
+    num_target_forwards: int = 0
+    num_draft_forwards: int = 0
+    num_micro_forwards: int = 0
+    num_drafted: int = 0
+    num_accepted: int = 0
+    num_kv_slots: int = 0
+    other_load: float | None = None
+    """Mean share of the machine's CPU time that other processes took, 0..1."""
     tokens_per_step_histogram: dict[int, int] = field(default_factory=dict)
 
 
