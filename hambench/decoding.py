@@ -151,6 +151,13 @@ class MethodConfig(ABC):
         Several cells build on one target: keep weights that don't depend on the knobs in ``target.shared``.
         """
 
+    def unavailable_for(self, model: str) -> str | None:
+        """Why this method can't run on a model (no checkpoint, say); ``None`` when it can.
+
+        Asked without torch before anything is loaded; ``--methods all`` leaves such a method out and says so.
+        """
+        return None
+
     def knobs(self) -> dict[str, KnobValue]:
         """Field values, JSON-able: what identifies a cell beside the method's name."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

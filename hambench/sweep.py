@@ -1,0 +1,223 @@
+"""From command-line words to cells: methods, knob values and axes expanded into configurations. Pure data, no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hambench.decoding import KnobValue, MethodConfig
+from hambench.errors import HambenchError
+from hambench.records import Cell
+from hambench.registry import method_config, method_names
+
+ALL = "all"
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """What to compare: the product of methods' knob values, regimes and thread counts on one model."""
+
+    model: str
+    methods: tuple[str, ...] = (ALL,)
+    """Registry names, ``all``, or a name with knobs: ``speculative[k=8,kv=shared]``."""
+    knobs: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    """Values by knob, as text; a key is ``knob`` (every method that has it) or ``method.knob``."""
+    dtype: str = "bfloat16"
+    regimes: tuple[str, ...] = ("eager",)
+    threads: tuple[int | None, ...] = (None,)
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise HambenchError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+
+    def expand(self) -> Expansion:
+        """All cells in report order, and what was left out of ``all`` with the reason.
+
+        Raises:
+            HambenchError: For an unknown method or knob, a value a method refuses, or an empty expansion.
+        """
+        configs: list[MethodConfig] = []
+        left_out: list[str] = []
+        used: set[str] = set()
+        for name, fixed, explicit in _requested(self.methods):
+            for config in self._configs(name, fixed, used):
+                reason = config.unavailable_for(self.model)
+                if reason is None:
+                    configs.append(config)
+                elif explicit:
+                    raise HambenchError(reason)
+                else:
+                    left_out.append(f"{name} left out: {reason}")
+                    break
+        unused = sorted(set(self.knobs) - used)
+        if unused:
+            raise HambenchError(f"no chosen method has the knob {unused[0]!r}")
+        cells = []
+        for config, regime, threads in itertools.product(configs, self.regimes, self.threads):
+            cells.append(
+                Cell(
+                    method=config.method,
+                    label=_label(config, regime if len(self.regimes) > 1 else None, threads),
+                    knobs=config.knobs(),
+                    model=self.model,
+                    dtype=self.dtype,
+                    regime=regime,
+                    threads=threads,
+                )
+            )
+        if not cells:
+            raise HambenchError("nothing to run: " + ("; ".join(left_out) or "no method was named"))
+        return Expansion(_with_unique_labels(cells), tuple(left_out))
+
+    def _configs(self, name: str, fixed: Mapping[str, str], used: set[str]) -> list[MethodConfig]:
+        config_class = method_config(name)
+        axes: dict[str, list[KnobValue]] = {
+            field: [parse_knob(config_class, field, value)] for field, value in fixed.items()
+        }
+        for key, texts in self.knobs.items():
+            method, _, knob = key.rpartition(".")
+            field = _field_name(config_class, knob)
+            if method not in ("", name) or (field is None and not method):
+                continue
+            used.add(key)
+            if knob not in fixed:
+                axes[knob] = [parse_knob(config_class, knob, text) for text in texts]
+        products = itertools.product(*axes.values())
+        return [config for values in products for config in config_class.sweep(dict(zip(axes, values, strict=True)))]
+
+
+@dataclasses.dataclass(frozen=True)
+class Expansion:
+    """The cells of a sweep."""
+
+    cells: tuple[Cell, ...]
+    left_out: tuple[str, ...]
+    """Methods that ``all`` can't include here, each with its reason."""
+
+
+def config_of(cell: Cell) -> MethodConfig:
+    """The config a cell was made from."""
+    return method_config(cell.method).from_knobs(cell.knobs)
+
+
+def expand_values(text: str) -> tuple[str, ...]:
+    """Axis values from text: ``1,2,4`` as listed, ``0.5:0.9:0.1`` from first to last (both included) by step.
+
+    Raises:
+        HambenchError: For a range that is not three numbers with a positive step.
+    """
+    values: list[str] = []
+    for part in text.split(","):
+        if part.count(":") != 2:
+            values.append(part.strip())
+            continue
+        try:
+            first, last, step = (float(number) for number in part.split(":"))
+        except ValueError as error:
+            raise HambenchError(f"an axis range is first:last:step in numbers, got {part!r}") from error
+        if not step > 0 or last < first:
+            raise HambenchError(f"an axis range needs first <= last and step > 0, got {part!r}")
+        # counted rather than accumulated: 0.5 + 4 * 0.1 must print as 0.9
+        count = int((last - first) / step + 1e-9) + 1
+        values += [f"{first + index * step:.10g}" for index in range(count)]
+    if not all(values):
+        raise HambenchError(f"an axis needs values, got {text!r}")
+    return tuple(values)
+
+
+def parse_knob(config_class: type[MethodConfig], name: str, text: str) -> KnobValue:
+    """A knob's value from text, by the type of its field.
+
+    Raises:
+        HambenchError: For an unknown knob, or text that is no such value.
+    """
+    field = _field_name(config_class, name)
+    if field is None:
+        config_class.from_knobs({name: text})  # raises, naming the knobs there are
+        raise HambenchError(f"method {config_class.method!r} has no knob {name!r}")
+    kinds = _scalar_types(typing.get_type_hints(config_class)[field])
+    if type(None) in kinds and text.lower() == "none":
+        return None
+    try:
+        if bool in kinds:
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
+        if int in kinds:
+            return int(text)
+        if float in kinds:
+            return float(text)
+    except (KeyError, ValueError) as error:
+        wanted = " or ".join(sorted(kind.__name__ for kind in kinds if kind is not type(None)))
+        raise HambenchError(f"{config_class.method}: {name} must be {wanted}, got {text!r}") from error
+    return text
+
+
+def _requested(names: Sequence[str]) -> list[tuple[str, dict[str, str], bool]]:
+    """(method, fixed knobs, named explicitly) for each word of ``--methods``."""
+    requested: list[tuple[str, dict[str, str], bool]] = []
+    for word in names:
+        if word == ALL:
+            requested += [(name, {}, False) for name in method_names()]
+            continue
+        name, bracket, rest = word.partition("[")
+        if bracket and not rest.endswith("]"):
+            raise HambenchError(f"a method with knobs is written name[knob=value,…], got {word!r}")
+        fixed = {}
+        for pair in filter(None, rest.removesuffix("]").split(",")):
+            knob, equals, value = pair.partition("=")
+            if not equals:
+                raise HambenchError(f"a method with knobs is written name[knob=value,…], got {word!r}")
+            fixed[knob.strip()] = value.strip()
+        method_config(name)
+        requested.append((name, fixed, True))
+    return requested
+
+
+def split_methods(text: str) -> tuple[str, ...]:
+    """Splits ``--methods`` at commas outside brackets."""
+    words, depth = [""], 0
+    for character in text:
+        depth += {"[": 1, "]": -1}.get(character, 0)
+        if character == "," and depth == 0:
+            words.append("")
+        else:
+            words[-1] += character
+    return tuple(word.strip() for word in words if word.strip())
+
+
+def _field_name(config_class: type[MethodConfig], knob: str) -> str | None:
+    field = config_class.aliases.get(knob, knob).replace("-", "_")
+    return field if field in {item.name for item in dataclasses.fields(config_class)} else None
+
+
+def _scalar_types(hint: Any) -> set[type]:  # noqa: ANN401 - a type annotation
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return set(typing.get_args(hint))
+    if typing.get_origin(hint) is typing.Literal:
+        return {type(value) for value in typing.get_args(hint)}
+    return {hint}
+
+
+def _label(config: MethodConfig, regime: str | None, threads: int | None) -> str:
+    extras = [f"regime={regime}"] if regime else []
+    extras += [f"threads={threads}"] if threads is not None else []
+    if not extras:
+        return config.label
+    head, bracket, tail = config.label.partition("[")
+    knobs = [tail.removesuffix("]")] if bracket else []
+    return f"{head}[{','.join([*knobs, *extras])}]"
+
+
+def _with_unique_labels(cells: Sequence[Cell]) -> tuple[Cell, ...]:
+    """The same configuration twice is an A/A run: the second gets a ``#2``."""
+    seen: dict[str, int] = {}
+    unique = []
+    for cell in cells:
+        seen[cell.label] = seen.get(cell.label, 0) + 1
+        count = seen[cell.label]
+        unique.append(cell if count == 1 else dataclasses.replace(cell, label=f"{cell.label}#{count}"))
+    return tuple(unique)

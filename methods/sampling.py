@@ -1,0 +1,93 @@
+"""Choosing tokens from logits: greedy, temperature and nucleus, and exact speculative acceptance. Pure functions."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hambench.decoding import SamplingParams
+
+
+class Accepted(NamedTuple):
+    """What one verification kept."""
+
+    num_accepted: int
+    """Drafted tokens kept."""
+    next_token: int
+    """The bonus token (all kept) or the correction at the first rejection."""
+
+
+def generator_for(params: SamplingParams, device: torch.device | str) -> torch.Generator | None:
+    """A session's own random generator; ``None`` when greedy, where nothing is drawn."""
+    return None if params.greedy else torch.Generator(device=device).manual_seed(params.seed)
+
+
+def probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
+    """The distribution tokens are drawn from, ``[R, V]`` float32, for logits ``[R, V]`` of any dtype.
+
+    The nucleus is the smallest set of most probable tokens whose mass reaches ``top_p``.
+    """
+    probs = torch.softmax(logits.float() / params.temperature, dim=-1)
+    if params.top_p >= 1:
+        return probs
+    ordered, order = probs.sort(dim=-1, descending=True, stable=True)
+    # a token stays when the mass before it is still short of top_p: the first one always does
+    outside = ordered.cumsum(dim=-1) - ordered >= params.top_p
+    ordered = ordered.masked_fill(outside, 0.0)
+    kept = torch.zeros_like(probs).scatter_(-1, order, ordered)
+    return kept / kept.sum(dim=-1, keepdim=True)
+
+
+def choose(logits: Tensor, params: SamplingParams, generator: torch.Generator | None) -> int:
+    """One token from logits ``[V]``: the argmax (lowest id among equals) or a draw."""
+    if generator is None:
+        return int(logits.argmax())
+    return draw(probabilities(logits[None], params)[0], generator)
+
+
+def draw(probs: Tensor, generator: torch.Generator) -> int:
+    """One token id from a distribution ``[V]``."""
+    return int(torch.multinomial(probs, 1, generator=generator))
+
+
+def accept_greedy(target_logits: Tensor, drafted: list[int]) -> Accepted:
+    """Keeps drafted tokens while they are the target's own argmax.
+
+    Args:
+        target_logits: ``[k + 1, V]``; row i predicts the token after i drafted ones.
+        drafted: k proposals.
+    """
+    wanted: list[int] = target_logits.argmax(dim=-1).tolist()
+    num_accepted = 0
+    while num_accepted < len(drafted) and drafted[num_accepted] == wanted[num_accepted]:
+        num_accepted += 1
+    return Accepted(num_accepted, wanted[num_accepted])
+
+
+def accept_sampled(
+    target_probs: Tensor, draft_probs: Tensor, drafted: list[int], generator: torch.Generator
+) -> Accepted:
+    """Keeps drafted tokens with probability min(1, p/q), else draws from the residual.
+
+    The emitted tokens are then distributed exactly as the target's (Leviathan et al. 2023, arXiv 2211.17192, theorem 1).
+
+    Args:
+        target_probs: p, ``[k + 1, V]``.
+        draft_probs: q, ``[k, V]``: the very distributions that the proposals were drawn from.
+        drafted: k proposals.
+        generator: On the probabilities' device.
+    """
+    uniforms = torch.rand(len(drafted), generator=generator, device=target_probs.device).tolist()
+    for index, token in enumerate(drafted):
+        p, q = float(target_probs[index, token]), float(draft_probs[index, token])
+        # u < p/q without the division: q > 0, because the token was drawn from q
+        if uniforms[index] * q < p:
+            continue
+        residual = (target_probs[index] - draft_probs[index]).clamp_(min=0)
+        mass = residual.sum()
+        # p == q up to rounding leaves nothing over: the target's own row is then the same distribution
+        row = residual / mass if mass > 0 else target_probs[index]
+        return Accepted(index, draw(row, generator))
+    return Accepted(len(drafted), draw(target_probs[len(drafted)], generator))

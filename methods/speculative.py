@@ -1,0 +1,122 @@
+"""Speculative decoding: a cheap draft proposes k tokens, the target verifies them in one forward.
+
+The paper's baseline drafts with an INT8 weight-only copy of the target itself. Greedy drafting keeps the target's own
+argmaxes; sampled drafting uses exact rejection sampling, so the output distribution is the target's either way
+(Leviathan et al. 2023, arXiv 2211.17192).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from hambench.decoding import KnobValue, KVUsage, MethodConfig, SamplingParams, Step
+
+if TYPE_CHECKING:
+    from hambench.llama import Llama
+    from hambench.methods.drafting import Drafter
+    from hambench.methods.sequence import TargetSequence
+    from hambench.models import TargetModel
+
+INT8 = "int8"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeculativeConfig(MethodConfig):
+    """How much is drafted, by what, and into which cache."""
+
+    method: ClassVar[str] = "speculative"
+    axis: ClassVar[str | None] = "num_draft_tokens"
+    axis_values: ClassVar[tuple[KnobValue, ...]] = (2, 4)
+    aliases: ClassVar[dict[str, str]] = {"k": "num_draft_tokens"}
+
+    num_draft_tokens: int = 4
+    """Tokens drafted a step."""
+    kv: str = "separate"
+    """``separate``: the draft has a cache and a prefill of its own. ``shared``: it reads the target's cache and
+    writes its proposals there, where the verify pass overwrites them with exact values."""
+    draft: str = INT8
+    """``int8`` for a copy of the target, or the name or folder of another model with the same vocabulary."""
+
+    def __post_init__(self) -> None:
+        if self.num_draft_tokens < 1:
+            raise ValueError(f"num_draft_tokens (k) must be >= 1, got {self.num_draft_tokens}")
+        if self.kv not in ("separate", "shared"):
+            raise ValueError(f"kv must be 'separate' or 'shared', got {self.kv!r}")
+        if self.kv == "shared" and self.draft != INT8:
+            raise ValueError(f"kv='shared' needs draft='int8' (the same model's cache), got draft={self.draft!r}")
+
+    def build(self, target: TargetModel) -> Speculative:
+        """Quantises or loads the draft, once for all cells that use it."""
+        from hambench.methods.drafting import load_draft
+
+        return Speculative(self.label, self, target, load_draft(self.draft, target))
+
+
+@dataclass(frozen=True)
+class Speculative:
+    """The target and its draft."""
+
+    name: str
+    config: SpeculativeConfig
+    target: TargetModel
+    draft: Llama
+    lossless: bool = True
+
+    @property
+    def extra_weight_bytes(self) -> int:
+        """The draft's weights."""
+        return self.draft.weight_bytes
+
+    def warmup(self) -> None:
+        """Decodes a few tokens with both models."""
+        from hambench.methods.sequence import decode_a_little
+
+        decode_a_little(self)
+
+    def start(self, prompt_ids: Sequence[int], params: SamplingParams) -> SpeculativeSession:
+        """Opens a session; see :class:`hambench.decoding.DecodingMethod`."""
+        from hambench.methods.drafting import SeparateDrafter, SharedDrafter
+        from hambench.methods.sequence import TargetSequence
+
+        sequence = TargetSequence(self.target, prompt_ids, params)
+        drafter = SharedDrafter if self.config.kv == "shared" else SeparateDrafter
+        return SpeculativeSession(self.config.num_draft_tokens, sequence, drafter(self.draft, sequence))
+
+
+@dataclass
+class SpeculativeSession:
+    """One sequence: draft, verify."""
+
+    num_draft_tokens: int
+    sequence: TargetSequence
+    drafter: Drafter
+
+    def prefill(self) -> Step:
+        """Processes the prompt with both models and emits the first token."""
+        draft_forwards = self.drafter.prefill()
+        return Step(tokens=(self.sequence.prefill(),), draft_forwards=draft_forwards)
+
+    def step(self) -> Step:
+        """Drafts, verifies, and emits the accepted tokens plus one of the target's own."""
+        from hambench.methods.verify import verify
+
+        sequence = self.sequence
+        # the last token that counts comes from the target itself: drafting it would be wasted work
+        num_drafted = max(0, min(self.num_draft_tokens, sequence.num_left - 1))
+        drafted, draft_probs = self.drafter.propose(num_drafted)
+        accepted = verify(sequence, drafted, draft_probs)
+        self.drafter.settle()
+        return Step(
+            tokens=tuple(sequence.tokens[-accepted.num_accepted - 1 :]),
+            draft_forwards=num_drafted,
+            drafted=num_drafted,
+            accepted=accepted.num_accepted,
+        )
+
+    @property
+    def kv(self) -> KVUsage:
+        """The target's slots; bytes of the target's and the draft's cache."""
+        cache = self.sequence.cache
+        return KVUsage(cache.slots, cache.bytes_used + self.drafter.kv_bytes)

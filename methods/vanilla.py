@@ -1,0 +1,66 @@
+"""Plain autoregressive decoding, one target forward a token: the baseline that others are divided by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from hambench.decoding import KVUsage, MethodConfig, SamplingParams, Step
+
+if TYPE_CHECKING:
+    from hambench.methods.sequence import TargetSequence
+    from hambench.models import TargetModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class VanillaConfig(MethodConfig):
+    """No knobs."""
+
+    method: ClassVar[str] = "vanilla"
+
+    def build(self, target: TargetModel) -> Vanilla:
+        """Wraps the target."""
+        return Vanilla(self.label, target)
+
+
+@dataclass(frozen=True)
+class Vanilla:
+    """The target, one token a step."""
+
+    name: str
+    target: TargetModel
+    lossless: bool = True
+    extra_weight_bytes: int = 0
+
+    def warmup(self) -> None:
+        """Decodes a few tokens, so that packing, page-in and allocation are paid."""
+        from hambench.methods.sequence import decode_a_little
+
+        decode_a_little(self)
+
+    def start(self, prompt_ids: Sequence[int], params: SamplingParams) -> VanillaSession:
+        """Opens a session; see :class:`hambench.decoding.DecodingMethod`."""
+        from hambench.methods.sequence import TargetSequence
+
+        return VanillaSession(TargetSequence(self.target, prompt_ids, params))
+
+
+@dataclass
+class VanillaSession:
+    """One sequence, one token a step."""
+
+    sequence: TargetSequence
+
+    def prefill(self) -> Step:
+        """Processes the prompt and emits the first token."""
+        return Step(tokens=(self.sequence.prefill(),))
+
+    def step(self) -> Step:
+        """Emits the next token."""
+        return Step(tokens=(self.sequence.advance(),))
+
+    @property
+    def kv(self) -> KVUsage:
+        """The target's cache."""
+        return KVUsage(self.sequence.cache.slots, self.sequence.cache.bytes_used)
