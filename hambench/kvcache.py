@@ -1,0 +1,103 @@
+"""The KV cache of one sequence: preallocated, and in slots rather than positions.
+
+A *slot* is one key/value entry in every layer; a *position* is the rotary index a key was turned by before it was
+stored. The two differ as soon as a method folds several tokens in one slot, so the cache counts slots only and
+whoever runs the layers says at which positions. Rolling back is setting a counter: nothing is copied or freed.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from hambench.errors import ContextOverflowError
+
+
+class KVCache:
+    """Keys and values of one sequence, ``[num_layers, KVH, capacity, Dh]`` each.
+
+    Args:
+        num_layers: Layers that write to the cache.
+        num_kv_heads: Key/value heads of a layer (KVH).
+        head_dim: Elements of one head (Dh).
+        capacity: Slots reserved.
+        dtype: Element type.
+        device: Where the storage lives.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_layers: int,
+        num_kv_heads: int,
+        head_dim: int,
+        capacity: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> None:
+        if capacity < 1:
+            raise ValueError(f"capacity must be >= 1, got {capacity}")
+        size = (num_layers, num_kv_heads, capacity, head_dim)
+        self.keys = torch.empty(size, dtype=dtype, device=device)
+        self.values = torch.empty(size, dtype=dtype, device=device)
+        self._slots = 0
+
+    @property
+    def slots(self) -> int:
+        """Slots in use."""
+        return self._slots
+
+    @property
+    def capacity(self) -> int:
+        """Slots reserved."""
+        return self.keys.shape[2]
+
+    @property
+    def bytes_per_slot(self) -> int:
+        """Bytes of one slot: keys and values of every layer."""
+        num_layers, num_kv_heads, _, head_dim = self.keys.shape
+        return 2 * num_layers * num_kv_heads * head_dim * self.keys.element_size()
+
+    @property
+    def bytes_used(self) -> int:
+        """Bytes of the slots in use."""
+        return self._slots * self.bytes_per_slot
+
+    @property
+    def storage_bytes(self) -> int:
+        """Bytes reserved, used or not."""
+        return self.keys.untyped_storage().nbytes() + self.values.untyped_storage().nbytes()
+
+    def truncate(self, slots: int) -> None:
+        """Forgets every slot from ``slots`` on.
+
+        Raises:
+            ValueError: If ``slots`` is negative or more than are in use.
+        """
+        if not 0 <= slots <= self._slots:
+            raise ValueError(f"slots must be in 0..{self._slots} (the slots in use), got {slots}")
+        self._slots = slots
+
+    def write(
+        self, layer: int, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Stores ``[KVH, T, Dh]`` behind the slots in use; gives all keys and values of the layer up to there.
+
+        The slots count only after :meth:`advance`, which is called once all layers have written.
+
+        Raises:
+            ContextOverflowError: If the cache has no room for T more slots.
+        """
+        end = self._slots + keys.shape[1]
+        if end > self.capacity:
+            raise ContextOverflowError(f"the KV cache holds {self.capacity} slots, {end} are needed")
+        self.keys[layer, :, self._slots : end] = keys
+        self.values[layer, :, self._slots : end] = values
+        return self.keys[layer, :, :end], self.values[layer, :, :end]
+
+    def advance(self, slots: int) -> None:
+        """Counts ``slots`` more as in use: every layer has written them."""
+        if self._slots + slots > self.capacity:
+            raise ContextOverflowError(
+                f"the KV cache holds {self.capacity} slots, {self._slots + slots} are needed"
+            )
+        self._slots += slots

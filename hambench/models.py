@@ -1,0 +1,219 @@
+"""Loading a target model: the embedded default, a local folder, or a Hugging Face hub id."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from hambench import embedded
+from hambench.errors import ModelError, UnknownNameError
+
+if TYPE_CHECKING:
+    import torch
+
+    from hambench.llama import Llama
+
+T = TypeVar("T")
+DEFAULT_MODEL = embedded.SMOLLM2_135M.name
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelIdentity:
+    """What a record must say for its figures to belong to a model."""
+
+    name: str
+    source: str
+    """``package index: ...``, ``hub: ...`` or ``folder: ...``."""
+    sha256: str
+    """Of the weights: of the one file, or of the list of the files' digests."""
+    architecture: str
+    dtype: str
+    note: str = ""
+    """What a reader must know, e.g. that the weights were de-quantised."""
+
+
+@dataclasses.dataclass
+class TargetModel:
+    """A loaded model with all that decoding needs to know about it."""
+
+    name: str
+    llama: Llama
+    tokenizer: Any | None
+    """A transformers tokenizer; ``None`` if the folder has none (only ids go in and out)."""
+    eos_ids: frozenset[int]
+    """Ids that end a generation."""
+    context_length: int
+    """Most positions the model was made for."""
+    identity: ModelIdentity
+    _shared: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of weights and activations."""
+        return self.llama.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights live."""
+        return self.llama.device
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights read by one decode step."""
+        return self.llama.weight_bytes
+
+    def shared(self, key: str, make: Callable[[], T]) -> T:
+        """What ``make`` gives, made once a model: weights that several cells of a run use (a draft, a graft)."""
+        if key not in self._shared:
+            self._shared[key] = make()
+        made: T = self._shared[key]
+        return made
+
+
+def load(name_or_path: str, *, dtype: str = "bfloat16", device: str | None = None) -> TargetModel:
+    """Loads a causal LM from safetensors.
+
+    Args:
+        name_or_path: ``smollm2-135m``, a folder in Hugging Face layout, or a hub id ``owner/name``.
+        dtype: ``bfloat16``, ``float16`` or ``float32``.
+        device: By default the GPU if there is one, else the CPU.
+
+    Raises:
+        ModelError: If the checkpoint can't be fetched or used; one line says why.
+        UnknownNameError: If there is no model of that name.
+    """
+    import torch
+
+    dtypes = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+    if dtype not in dtypes:
+        raise UnknownNameError("dtype", dtype, dtypes)
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    folder, source, note = locate(name_or_path)
+    return _load_folder(folder, name_or_path, source, note, dtypes[dtype], where)
+
+
+def locate(name_or_path: str) -> tuple[Path, str, str]:
+    """The folder of a model (fetched if need be), where it came from, and what a reader must know about it."""
+    if name_or_path in embedded.EMBEDDED:
+        model = embedded.EMBEDDED[name_or_path]
+        return embedded.ensure(model), f"package index: {model.requirement}", model.description
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        return path, f"folder: {path.name}", ""
+    if path.is_absolute() or name_or_path.startswith((".", "~")):
+        raise ModelError(f"there is no folder {name_or_path}")
+    if name_or_path.count("/") != 1:
+        raise UnknownNameError("model", name_or_path, embedded.EMBEDDED)
+    return _from_hub(name_or_path), f"hub: {name_or_path}", ""
+
+
+def _from_hub(repo: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        wanted = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
+        return Path(snapshot_download(repo, allow_patterns=wanted, ignore_patterns=["original/*", "onnx/*"]))
+    except Exception as error:  # the hub client raises a dozen unrelated types
+        line = str(error).strip().splitlines()[0]
+        raise ModelError(f"{repo}: neither a folder here nor loadable from the hub: {line}") from error
+
+
+def _load_folder(
+    folder: Path, name: str, source: str, note: str, dtype: torch.dtype, device: torch.device
+) -> TargetModel:
+    from transformers import AutoConfig
+
+    from hambench.llama import Llama, LlamaShape
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    files = weight_files(folder)
+    llama = Llama(LlamaShape.from_hf(config), _read_tensors(files), dtype, device)
+    tokenizer = _load_tokenizer(folder)
+    identity = ModelIdentity(
+        name=name,
+        source=source,
+        sha256=_digest(folder, files),
+        architecture=str(config.model_type),
+        dtype=str(dtype).removeprefix("torch."),
+        note=note,
+    )
+    return TargetModel(
+        name=name,
+        llama=llama,
+        tokenizer=tokenizer,
+        eos_ids=_eos_ids(folder, config, tokenizer),
+        context_length=config.max_position_embeddings,
+        identity=identity,
+    )
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder.
+
+    Raises:
+        ModelError: If there are none, or one that the index names is missing.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    else:
+        names = ["model.safetensors"]
+    missing = [name for name in names if not (folder / name).is_file()]
+    if not missing:
+        return [folder / name for name in names]
+    if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
+        raise ModelError(
+            f"{folder} holds pickled weights only: a pickle can run code, so it is not loaded; convert it to safetensors"
+        )
+    raise ModelError(f"{folder} has no {missing[0]}")
+
+
+def _read_tensors(files: list[Path]) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    tensors: dict[str, torch.Tensor] = {}
+    for path in files:
+        try:
+            tensors.update(load_file(path))
+        except SafetensorError as error:
+            raise ModelError(f"{path} is damaged: {error}") from error
+    return tensors
+
+
+def _load_tokenizer(folder: Path) -> Any | None:  # noqa: ANN401 - transformers has no common typed base
+    if not any(
+        (folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+    ):
+        return None
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def _eos_ids(folder: Path, config: Any, tokenizer: Any | None) -> frozenset[int]:  # noqa: ANN401
+    path = folder / "generation_config.json"
+    declared = [json.loads(path.read_text()).get("eos_token_id")] if path.is_file() else []
+    declared += [config.eos_token_id, None if tokenizer is None else tokenizer.eos_token_id]
+    ids = {
+        i for entry in declared if entry is not None for i in (entry if isinstance(entry, list) else [entry])
+    }
+    if tokenizer is not None:
+        # a chat model ends its turn with its template's own marker, which older configs don't name
+        vocabulary = tokenizer.get_vocab()
+        template = str(getattr(tokenizer, "chat_template", None) or "")
+        ids |= {vocabulary[m] for m in ("<|im_end|>", "<|eot_id|>") if m in template and m in vocabulary}
+    return frozenset(ids)
+
+
+def _digest(folder: Path, files: list[Path]) -> str:
+    if (folder / embedded.MANIFEST).is_file():
+        known = embedded.manifest_of(folder)["files"]
+        digests = [known[path.name]["sha256"] for path in files]
+    else:
+        digests = [embedded.sha256_of(path) for path in files]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
