@@ -1,0 +1,40 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from fakes import tiny_target
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    # tiny models gain nothing from threads, and several test processes share the machine
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def target():
+    """A tiny random Llama in float32 whose vocabulary is bytes."""
+    return tiny_target()
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real evaluation data beside the checkout, where there is any."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("needs ../shared/data beside the checkout (real evaluation rows, not part of the repository)")
+    return folder
+
+
+@pytest.fixture
+def private_cache(tmp_path, monkeypatch) -> Path:
+    """An empty cache folder of the test's own."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("HAMBENCH_CACHE", str(folder))
+    return folder

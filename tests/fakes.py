@@ -1,0 +1,108 @@
+"""Stand-ins that are real code at toy size: a byte tokenizer, a tiny random Llama, a clock that tests move."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+
+from hambench.llama import Llama, LlamaShape
+from hambench.models import ModelIdentity, TargetModel
+
+TINY_SHAPE = LlamaShape(
+    vocab_size=260,
+    hidden_size=64,
+    intermediate_size=128,
+    num_layers=4,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    rms_norm_eps=1e-5,
+    rope_theta=10000.0,
+    max_positions=512,
+    tie_embeddings=True,
+)
+EOS = 257
+
+
+class ByteTokenizer:
+    """Ids 0..255 are bytes; 256 begins, 257 ends a text."""
+
+    bos_token, eos_token = None, "<eos>"
+    bos_token_id, eos_token_id = 256, EOS
+    chat_template = None
+    vocab_size = 260
+
+    def __call__(self, text, add_special_tokens=True):
+        return {"input_ids": self.encode(text)}
+
+    def encode(self, text, add_special_tokens=True):
+        return list(text.encode("utf-8", "surrogatepass"))
+
+    def decode(self, ids, skip_special_tokens=False):
+        text = bytes(i for i in ids if i < 256).decode("utf-8", "replace")
+        return text if skip_special_tokens or EOS not in ids else text + self.eos_token
+
+    def get_vocab(self):
+        return {**{chr(i): i for i in range(256)}, "<bos>": 256, self.eos_token: EOS}
+
+
+class FakeClock:
+    """Advances by ``tick`` seconds at every reading."""
+
+    def __init__(self, tick: float = 1.0) -> None:
+        self.now, self.tick = 0.0, tick
+
+    def __call__(self) -> float:
+        self.now += self.tick
+        return self.now
+
+
+def random_weights(shape: LlamaShape, seed: int = 0, scale: float = 0.4) -> dict[str, torch.Tensor]:
+    """Weights by Hugging Face name, large enough that greedy decoding does not fall into one token at once."""
+    generator = torch.Generator().manual_seed(seed)
+    heads, kv, dim = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim, shape.hidden_size
+    sizes = {
+        "self_attn.q_proj": (heads, dim),
+        "self_attn.k_proj": (kv, dim),
+        "self_attn.v_proj": (kv, dim),
+        "self_attn.o_proj": (dim, heads),
+        "mlp.gate_proj": (shape.intermediate_size, dim),
+        "mlp.up_proj": (shape.intermediate_size, dim),
+        "mlp.down_proj": (dim, shape.intermediate_size),
+    }
+
+    def normal(*size: int) -> torch.Tensor:
+        return torch.randn(*size, generator=generator) * scale / size[-1] ** 0.5 * 2
+
+    weights = {
+        "model.embed_tokens.weight": torch.randn(shape.vocab_size, dim, generator=generator),
+        "model.norm.weight": torch.ones(dim),
+    }
+    for layer, (name, size) in itertools.product(range(shape.num_layers), sizes.items()):
+        weights[f"model.layers.{layer}.{name}.weight"] = normal(*size)
+    for layer in range(shape.num_layers):
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            weights[f"model.layers.{layer}.{norm}.weight"] = torch.ones(dim)
+    if not shape.tie_embeddings:
+        weights["lm_head.weight"] = normal(shape.vocab_size, dim)
+    return weights
+
+
+def tiny_target(seed: int = 0, dtype: torch.dtype = torch.float32, shape: LlamaShape = TINY_SHAPE) -> TargetModel:
+    """A tiny random Llama as a target model."""
+    return TargetModel(
+        name="tiny-random",
+        llama=Llama(shape, random_weights(shape, seed), dtype),
+        tokenizer=ByteTokenizer(),
+        eos_ids=frozenset({EOS}),
+        context_length=shape.max_positions,
+        identity=ModelIdentity(
+            name="tiny-random",
+            source="made by the tests",
+            sha256="0" * 64,
+            architecture="llama",
+            dtype=str(dtype).removeprefix("torch."),
+            note="random weights",
+        ),
+    )

@@ -1,0 +1,124 @@
+"""The laws every method keeps (docs/DESIGN, contract). A new method adds one row to METHODS."""
+
+import pytest
+
+from hambench.decoding import SamplingParams
+from hambench.engine import generate
+from hambench.errors import ContextOverflowError
+from hambench.methods.prompt_lookup import PromptLookupConfig
+from hambench.methods.speculative import SpeculativeConfig
+from hambench.methods.vanilla import VanillaConfig
+
+METHODS = [
+    VanillaConfig(),
+    *(SpeculativeConfig(num_draft_tokens=k, kv=kv) for k in (1, 2, 4) for kv in ("separate", "shared")),
+    PromptLookupConfig(),
+    PromptLookupConfig(num_draft_tokens=1, max_ngram=1),
+]
+PROMPTS = [[5], [1, 2, 3, 1, 2, 3, 1, 2], list(range(40, 90)), [7] * 30]
+
+methods = pytest.mark.parametrize("config", METHODS, ids=lambda config: config.label)
+prompts = pytest.mark.parametrize("prompt", PROMPTS, ids=["one", "repeating", "long", "constant"])
+
+
+def decode(config, target, prompt, **kwargs):
+    params = SamplingParams(max_new_tokens=kwargs.pop("max_new_tokens", 40), **kwargs)
+    return generate(config.build(target), prompt, params)
+
+
+@methods
+@prompts
+def test_greedy_decoding_is_deterministic(config, target, prompt):
+    assert decode(config, target, prompt).token_ids == decode(config, target, prompt).token_ids
+
+
+@methods
+@prompts
+def test_a_lossless_method_gives_exactly_vanillas_tokens(config, target, prompt):
+    method = config.build(target)
+    if not method.lossless:
+        pytest.skip(f"{method.name} declares itself lossy: equality with vanilla is not its law")
+    assert decode(config, target, prompt).token_ids == decode(VanillaConfig(), target, prompt).token_ids
+
+
+@methods
+@pytest.mark.parametrize("limit", [1, 2, 3, 17])
+def test_the_limit_is_respected_and_reached(config, target, limit):
+    trace = decode(config, target, PROMPTS[1], max_new_tokens=limit)
+    assert len(trace.token_ids) == limit
+    assert trace.finish == "length"
+
+
+@methods
+def test_nothing_after_eos_is_counted(config, target):
+    free = decode(config, target, PROMPTS[2]).token_ids
+    eos = free[11]
+    trace = generate(config.build(target), PROMPTS[2], SamplingParams(max_new_tokens=40), eos_ids={eos})
+    assert trace.finish == "eos"
+    assert trace.token_ids == free[: free.index(eos) + 1]
+
+
+@methods
+@prompts
+def test_slots_never_exceed_what_was_read_and_never_shrink_between_steps(config, target, prompt):
+    trace = decode(config, target, prompt)
+    emitted, slots = 0, 0
+    for step in trace.steps:
+        emitted += len(step.tokens) + step.discarded
+        assert slots <= step.kv_slots <= len(prompt) + emitted
+        slots = step.kv_slots
+    assert slots >= len(prompt)
+
+
+@methods
+def test_bytes_grow_with_slots(config, target):
+    trace = decode(config, target, PROMPTS[2])
+    assert all(step.kv_bytes > 0 for step in trace.steps)
+    assert trace.steps[-1].kv_bytes > trace.steps[0].kv_bytes
+
+
+@methods
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_interleaved_sessions_equal_the_same_sessions_one_after_the_other(config, target, temperature):
+    method = config.build(target)
+    params = SamplingParams(max_new_tokens=30, temperature=temperature, seed=3)
+    alone = [_steps(method.start(prompt, params), 6) for prompt in PROMPTS[1:3]]
+    sessions = [method.start(prompt, params) for prompt in PROMPTS[1:3]]
+    together = [[session.prefill().tokens] for session in sessions]
+    for _ in range(6):
+        for session, tokens in zip(sessions, together, strict=True):
+            tokens.append(session.step().tokens)
+    assert together == alone
+
+
+@methods
+def test_equal_seeds_give_equal_samples_and_other_seeds_differ(config, target):
+    first, again, other = (
+        decode(config, target, PROMPTS[2], temperature=1.0, seed=seed).token_ids for seed in (1, 1, 2)
+    )
+    assert first == again
+    assert first != other
+
+
+@methods
+def test_a_request_beyond_the_context_is_refused_before_any_work(config, target):
+    with pytest.raises(ContextOverflowError, match="exceed the context of tiny-random"):
+        config.build(target).start([1] * 500, SamplingParams(max_new_tokens=13))
+
+
+@methods
+def test_the_whole_context_can_be_used(config, target):
+    trace = generate(config.build(target), [9] * 480, SamplingParams(max_new_tokens=32))
+    assert len(trace.token_ids) == 32
+
+
+@methods
+def test_warmup_leaves_no_trace_in_the_answer(config, target):
+    method = config.build(target)
+    before = generate(method, PROMPTS[1], SamplingParams(max_new_tokens=20)).token_ids
+    method.warmup()
+    assert generate(method, PROMPTS[1], SamplingParams(max_new_tokens=20)).token_ids == before
+
+
+def _steps(session, count):
+    return [session.prefill().tokens] + [session.step().tokens for _ in range(count)]
