@@ -63,6 +63,12 @@ class Sample:
     references: tuple[str, ...] = ()
     """Gold answers, for reading only; scoring goes through the task."""
     edition: Edition = "official"
+    keep_start: int = 0
+    """Characters at the start of the prompt that the middle cut must not touch (a chat template's opening)."""
+    keep_end: int = 0
+    """The same at the end: LongBench cuts its own prompt first and wraps it in a chat turn afterwards."""
+    doc: dict[str, Any] = field(default_factory=dict)
+    """The task's row, long contexts left out: what the scorer needs, so that scores need no data set."""
 
     @property
     def prompt_hash(self) -> str:
