@@ -20,7 +20,7 @@ TINY_SHAPE = LlamaShape(
     rms_norm_eps=1e-5,
     rope_theta=10000.0,
     max_positions=512,
-    tie_embeddings=True,
+    tie_embeddings=False,
 )
 EOS = 257
 
@@ -85,7 +85,7 @@ def random_weights(shape: LlamaShape, seed: int = 0, scale: float = 0.4) -> dict
         for norm in ("input_layernorm", "post_attention_layernorm"):
             weights[f"model.layers.{layer}.{norm}.weight"] = torch.ones(dim)
     if not shape.tie_embeddings:
-        weights["lm_head.weight"] = normal(shape.vocab_size, dim)
+        weights["lm_head.weight"] = normal(shape.vocab_size, dim) * 3
     return weights
 
 

@@ -61,7 +61,7 @@ def small_vocabulary():
         rms_norm_eps=1e-5,
         rope_theta=10000.0,
         max_positions=64,
-        tie_embeddings=True,
+        tie_embeddings=False,
     )
     return tiny_target(seed=5, shape=shape)
 
