@@ -23,7 +23,7 @@ class Prompt(NamedTuple):
 
 
 def encode_prompt(
-    sample: Sample, tokenizer: PreTrainedTokenizerBase, *, context_length: int, max_new_tokens: int
+    sample: Sample, tokenizer: PreTrainedTokenizerBase, *, context_length: int
 ) -> Prompt:
     """Token ids of a sample's prompt, its middle cut where the suite's rule says so.
 
@@ -34,13 +34,13 @@ def encode_prompt(
         ContextOverflowError: If the prompt does not fit and the suite has no rule for it.
     """
     ids = _encode(sample.prompt, tokenizer, chat=sample.chat)
-    room = context_length - max_new_tokens
+    room = context_length - sample.max_new_tokens
     excess = len(ids) - room
     if excess <= 0:
         return Prompt(ids, 0)
     if sample.truncation != "middle" or room < 2:
         raise ContextOverflowError(
-            f"{sample.sample_id}: a prompt of {len(ids)} tokens and max_new_tokens = {max_new_tokens} exceed the "
+            f"{sample.sample_id}: a prompt of {len(ids)} tokens and max_new_tokens = {sample.max_new_tokens} exceed the "
             f"context of {context_length} tokens"
         )
     half = room // 2

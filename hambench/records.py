@@ -132,6 +132,9 @@ class SampleRecord:
     """Peak of the allocator (GPU) or of the process' resident set (CPU) so far."""
     other_load: float | None = None
     """Share of the machine's CPU time that other processes took meanwhile, 0..1."""
+    contaminated: bool = False
+    """Whether others took more of the machine meanwhile than a timing stands; superseded where it could be measured
+    again."""
     started_at: float | None = None
     """Unix time."""
 
@@ -259,6 +262,8 @@ class RunHeader:
     model: dict[str, str | int | float | bool | None]
     """Identity of the target: name, source, sha256 of the weights, note (e.g. de-quantised), context length, bytes."""
     environment: dict[str, str | int | float | bool | None]
+    decoding: dict[str, int | float | bool] = field(default_factory=dict)
+    """How every sample was decoded: the fields of ``hambench.generation.DecodingOptions``."""
     suite_spec: dict[str, Any] = field(default_factory=dict)
     """What the suites need to build the same requests again: scores can be rebuilt from the stored text."""
     notes: tuple[str, ...] = ()

@@ -1,0 +1,90 @@
+"""How long a run will take, and how many samples fit into a time: an estimate from a short calibration."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from hambench.decoding import DecodingMethod, SamplingParams
+from hambench.errors import HambenchError
+from hambench.generation import interleave_tasks
+from hambench.records import Cell, Sample
+
+CALIBRATION_PROMPT, CALIBRATION_STEPS = 256, 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """Rough speeds of one cell."""
+
+    prefill_s_per_token: float
+    decode_s_per_token: float
+
+    def seconds(self, num_prompt_tokens: int, num_new_tokens: int) -> float:
+        """Time of one sample."""
+        return self.prefill_s_per_token * num_prompt_tokens + self.decode_s_per_token * num_new_tokens
+
+
+def calibrate(method: DecodingMethod, context_length: int) -> Speed:
+    """Measures a method's speeds on one made-up prompt, after a warm-up of its own."""
+    method.warmup()
+    num_prompt = min(CALIBRATION_PROMPT, context_length // 2)
+    # a made-up prompt that does not repeat: lookups and drafts then look no better than they are
+    prompt = [1 + (index * index) % 211 for index in range(num_prompt)]
+    with torch.inference_mode():
+        began = time.perf_counter()
+        session = method.start(prompt, SamplingParams(max_new_tokens=8 * CALIBRATION_STEPS))
+        num_tokens = len(session.prefill().tokens)
+        prefilled = time.perf_counter()
+        num_tokens = sum(len(session.step().tokens) for _ in range(CALIBRATION_STEPS))
+        done = time.perf_counter()
+    return Speed(
+        prefill_s_per_token=(prefilled - began) / num_prompt, decode_s_per_token=(done - prefilled) / num_tokens
+    )
+
+
+def sample_seconds(sample: Sample, num_prompt_tokens: int, speeds: Mapping[str, Speed]) -> float:
+    """Longest time that one sample takes over all cells: every answer as long as its task allows."""
+    return sum(speed.seconds(num_prompt_tokens, sample.max_new_tokens) for speed in speeds.values())
+
+
+def fit_budget(
+    samples: Sequence[Sample],
+    cells: Sequence[Cell],
+    speeds: Mapping[str, Speed],
+    budget_s: float,
+    *,
+    repeats: int,
+    count_tokens: Callable[[str], int],
+) -> tuple[Sample, ...]:
+    """The samples that surely fit into a time, tasks taking turns, in the order given.
+
+    A task whose next sample no longer fits is closed, and the others go on; every task gets the same chance.
+
+    Raises:
+        HambenchError: If not even one sample fits.
+    """
+    left = budget_s / repeats
+    chosen: set[str] = set()
+    closed: set[tuple[str, str]] = set()
+    cheapest = float("inf")
+    for sample in interleave_tasks(samples):
+        task = (sample.suite, sample.task)
+        if task in closed:
+            continue
+        seconds = sample_seconds(sample, count_tokens(sample.prompt), speeds)
+        cheapest = min(cheapest, seconds)
+        if seconds > left:
+            closed.add(task)
+            continue
+        left -= seconds
+        chosen.add(sample.sample_id)
+    if not chosen:
+        raise HambenchError(
+            f"a budget of {budget_s:.0f} s fits no sample: the cheapest takes up to {cheapest * repeats:.0f} s over "
+            f"{len(cells)} cells; raise --budget, name fewer methods, or lower --max-new-tokens"
+        )
+    return tuple(sample for sample in samples if sample.sample_id in chosen)
