@@ -25,7 +25,7 @@ def in_group(sample: Sample, group: str) -> bool:
 
 
 def group_names(samples: Iterable[Sample]) -> list[str]:
-    """Every group of these samples: ``all``, then suites, categories and tasks, each in the order first met."""
+    """Every group of these samples: ``all``, then suites, categories, tasks, each in the order met."""
     levels: tuple[dict[str, None], ...] = ({ALL: None}, {}, {}, {})
     for sample in samples:
         for level, group in zip(levels, groups_of(sample), strict=True):
