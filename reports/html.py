@@ -1,0 +1,153 @@
+"""One self-contained page: inline SVG, hashed style and script, nothing fetched, everything escaped."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, Literal
+
+import jinja2
+from markupsafe import Markup
+
+from hambench.reports import pages
+from hambench.reports.theme import DARK, LIGHT, css_variables
+from hambench.reports.values import Figure, slug
+from hambench.reports.view import View, merge
+from hambench.store import Run
+
+SampleLimit = int | Literal["all", "none"]
+
+_INVISIBLE = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]"
+)
+_BIDI = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportOptions:
+    """What to leave in or out."""
+
+    samples: SampleLimit = 200
+    """How many samples the drill-down may hold; the worst and the most telling come first."""
+    sample_bytes: int = 2_500_000
+    """Rough size the drill-down may take in the page, whatever ``samples`` says (``all`` lifts it)."""
+    include_host: bool = False
+    """Whether absolute paths in commands and model names stay."""
+    script: bool = True
+    """Whether the page has its script; without it nothing but sorting and filtering is lost."""
+    refresh_s: int | None = None
+    """Reload the page every so many seconds, for a run that goes on."""
+
+
+def render_html(runs: Sequence[Run], *, options: ReportOptions | None = None) -> str:
+    """The report of one or several runs as one HTML page; the same input gives the same bytes.
+
+    Runs that may share a plot (same model, data, sampling and machine) are merged, others follow one another.
+
+    Raises:
+        ValueError: If there is no run.
+    """
+    if not runs:
+        raise ValueError("runs must hold at least one run, got none")
+    options = options or ReportOptions()
+    merged = merge(runs)
+    views = [View(run, prefix=f"r{index}-" if len(merged) > 1 else "") for index, run in enumerate(merged)]
+    style = _style()
+    script = _read("report.js") if options.script else ""
+    page = (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            title=page_title(views),
+            views=[pages.build(view, options) for view in views],
+            policy=content_policy(style, script),
+            style=Markup(style),  # noqa: S704 - our own file
+            script=Markup(script),  # noqa: S704 - our own file
+            refresh_s=options.refresh_s,
+        )
+    )
+    return page.rstrip() + "\n"
+
+
+def page_title(views: Sequence[View]) -> str:
+    """Title of the page: the run, and whatever kind of run must not be mistaken."""
+    from hambench.reports.cautions import watermark
+
+    return f"hambench report – {watermark(views[0])}" + (
+        f" and {len(views) - 1} more" if len(views) > 1 else ""
+    )
+
+
+def content_policy(style: str, script: str) -> str:
+    """A Content-Security-Policy under which only our own style and script run and nothing is fetched or sent."""
+    parts = [
+        "default-src 'none'",
+        "img-src data:",
+        f"style-src '{_hash(style)}'",
+        "base-uri 'none'",
+        "form-action 'none'",
+    ]
+    if script:
+        parts.append(f"script-src '{_hash(script)}'")
+    return "; ".join(parts)
+
+
+def environment() -> jinja2.Environment:
+    """Templates with escaping always on; every string is also made fit for HTML."""
+    env = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_read),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_finalize,
+    )
+    env.globals["inline_svg"] = inline_svg
+    env.filters["slug"] = slug
+    return env
+
+
+def inline_svg(figure: Figure) -> Markup:
+    """A figure as markup."""
+    return Markup(figure.plate.page_svg(title=figure.title, description=figure.finding))  # noqa: S704
+
+
+def printable(text: str) -> str:
+    """Text in which nothing is invisible or reorders its surroundings: controls are shown as symbols or code points."""
+    text = _INVISIBLE.sub(_symbol, text)
+    return _BIDI.sub(_symbol, text)
+
+
+def _symbol(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return chr(0x2400 + code) if code < 0x20 else f"⟨U+{code:04X}⟩"
+
+
+def _finalize(value: Any) -> Any:  # noqa: ANN401 - jinja gives whatever an expression made
+    if isinstance(value, str) and not isinstance(value, Markup):
+        return printable(value)
+    return value
+
+
+def _style() -> str:
+    light, dark = css_variables(LIGHT), css_variables(DARK)
+    # print comes last: paper is always light
+    themes = (
+        f":root{{color-scheme:light;{light}}}"
+        f"@media (prefers-color-scheme:dark){{:root:not([data-theme=light]){{color-scheme:dark;{dark}}}}}"
+        f":root[data-theme=dark]{{color-scheme:dark;{dark}}}"
+        f"@media print{{:root:root:root{{color-scheme:light;{light}}}}}\n"
+    )
+    return themes + _read("report.css")
+
+
+def _read(name: str) -> str:
+    return resources.files("hambench.reports").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def _hash(content: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()

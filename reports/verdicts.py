@@ -1,0 +1,268 @@
+"""The verdict strip: one answer, then one sentence per method, from comparisons alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hambench.groups import ALL
+from hambench.records import Comparison, Estimate
+from hambench.reports.values import listing, signed
+from hambench.reports.view import CellView, View
+
+SYMBOLS = {"better": "▲", "worse": "▼", "equivalent": "≈", "inconclusive": "?", "not comparable": "✕"}
+TONES = {
+    "better": "good",
+    "worse": "bad",
+    "equivalent": "good",
+    "inconclusive": "warn",
+    "not comparable": "warn",
+}
+
+SPEED_WORDS = {
+    "better": "faster",
+    "worse": "slower",
+    "equivalent": "as fast",
+    "inconclusive": "speed inconclusive",
+    "not comparable": "speed not comparable",
+}
+ACCURACY_WORDS = {
+    "better": "more accurate",
+    "worse": "less accurate",
+    "equivalent": "accuracy held",
+    "inconclusive": "accuracy inconclusive",
+    "not comparable": "accuracy not comparable",
+}
+KV_WORDS = {
+    "better": "less KV memory",
+    "worse": "more KV memory",
+    "equivalent": "same KV memory",
+    "inconclusive": "KV memory inconclusive",
+    "not comparable": "KV memory not comparable",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """One big number of a card."""
+
+    title: str
+    value: str
+    interval: str
+    word: str
+    symbol: str
+    tone: str
+
+
+@dataclass(frozen=True, slots=True)
+class MethodVerdict:
+    """A card: the method's best setting, and a sentence for each other one."""
+
+    cell: CellView
+    sentence: str
+    stats: tuple[Stat, ...]
+    chosen_of: int
+    others: tuple[tuple[str, str], ...]
+    """(label, sentence) of the method's other settings."""
+
+
+def method_verdicts(view: View) -> list[MethodVerdict]:
+    """A verdict per method, in report order."""
+    verdicts = []
+    for method in view.methods:
+        cells = [cell for cell in view.cells if cell.method == method]
+        best = min(cells, key=lambda cell: _rank(view, cell))
+        verdicts.append(
+            MethodVerdict(
+                cell=best,
+                sentence=sentence(view, best),
+                stats=stats(view, best),
+                chosen_of=len(cells),
+                others=tuple((cell.label, sentence(view, cell)) for cell in cells if cell is not best),
+            )
+        )
+    return verdicts
+
+
+def answer(view: View) -> str:
+    """Which method to ship, in a sentence or two, with what it rests on."""
+    base = view.baseline
+    where = f"on this machine and {view.run.header.model.get('name', 'this model')}"
+    if base is None:
+        return "Without a vanilla cell in the run there is nothing to compare with; the numbers below are absolute."
+    faster = [cell for cell in view.cells if _verdict(view, cell, "tps") == "better" and not cell.control]
+    held = [cell for cell in faster if _verdict(view, cell, "accuracy") in ("better", "equivalent")]
+    unknown = [cell for cell in faster if _verdict(view, cell, "accuracy") in (None, "inconclusive")]
+    if held:
+        best = max(held, key=lambda cell: _effect(view, cell, "tps"))
+        others = [c for c in unknown if _effect(view, c, "tps") > _effect(view, best, "tps")]
+        more = ""
+        if others:
+            top = max(others, key=lambda cell: _effect(view, cell, "tps"))
+            more = (
+                f" {top.label} is faster still ({_ratio(view.compared(top, 'tps'))}), "
+                f"but whether it holds accuracy needs more samples."
+            )
+        return (
+            f"Ship {best.label}: {_ratio(view.compared(best, 'tps'))} the speed of {base.label} {where}, "
+            f"with accuracy shown to hold.{more}"
+        )
+    if unknown:
+        best = max(unknown, key=lambda cell: _effect(view, cell, "tps"))
+        return (
+            f"{best.label} is the fastest setting without a measured loss of accuracy: "
+            f"{_ratio(view.compared(best, 'tps'))} the speed of {base.label} {where}. "
+            f"The run is too small to show that accuracy holds{_mde(view.compared(best, 'accuracy'))}."
+        )
+    if faster:
+        names = listing([cell.label for cell in faster[:3]])
+        return f"Keep {base.label} where accuracy counts: what is faster {where} ({names}) is less accurate."
+    undecided = [
+        cell for cell in view.cells if cell is not base and _verdict(view, cell, "tps") == "inconclusive"
+    ]
+    if undecided:
+        return (
+            f"Keep {base.label} for now: nothing was shown to be faster {where}, "
+            f"and {len(undecided)} of {len(view.cells) - 1} settings are undecided."
+        )
+    if len(view.cells) == 1:
+        return f"Only {base.label} was run, so there is nothing to choose."
+    return f"Keep {base.label}: nothing in this run was faster {where}."
+
+
+def sentence(view: View, cell: CellView) -> str:
+    """``1.71× [1.64, 1.78] TPS, KV −31 %, accuracy −0.4 pt [−1.9, +1.1]: faster, accuracy inconclusive``."""
+    measured = view.measured(cell)
+    if measured.num_samples == 0:
+        return "no answer: every sample failed" if measured.num_errors else "no sample was run"
+    if cell is view.baseline:
+        speed = "no decode speed" if measured.tps is None else f"{measured.tps:.1f} tokens/s"
+        accuracy = "no score" if measured.accuracy is None else f"accuracy {points_text(measured.accuracy)}"
+        return f"The baseline: {speed}, {accuracy}, over {measured.num_samples} samples."
+    tps, kv, accuracy = (view.compared(cell, metric) for metric in ("tps", "kv_bytes", "accuracy"))
+    if tps is None and kv is None and accuracy is None:
+        speed = "no decode speed" if measured.tps is None else f"{measured.tps:.1f} tokens/s"
+        return f"{speed} over {measured.num_samples} samples; nothing to compare with."
+    parts = [
+        f"{_ratio(tps)} TPS" if tps else "",
+        f"KV {percent_change(kv.effect.value)}" if kv and kv.effect else "",
+        f"accuracy {_points(accuracy)}" if accuracy and accuracy.effect else "",
+    ]
+    words = [
+        SPEED_WORDS[tps.verdict] if tps else "",
+        KV_WORDS[kv.verdict] if kv and kv.verdict in ("better", "worse") else "",
+        f"{ACCURACY_WORDS[accuracy.verdict]}{_mde(accuracy)}" if accuracy else "not scored",
+    ]
+    control = " The one-token control: same weights, one token a step." if cell.control else ""
+    return f"{', '.join(filter(None, parts))}: {listing([w for w in words if w])}.{control}"
+
+
+def stats(view: View, cell: CellView) -> tuple[Stat, ...]:
+    """The three numbers of a card: speed, accuracy, KV memory."""
+    measured = view.measured(cell)
+    if cell is view.baseline or view.baseline is None:
+        acc = measured.accuracy
+        return (
+            Stat(
+                "decode speed", "–" if measured.tps is None else f"{measured.tps:.1f}", "tokens/s", "", "", ""
+            ),
+            Stat("accuracy", "–" if acc is None else f"{acc.value:.1f}", _interval(acc, 1, "pt"), "", "", ""),
+            Stat("KV per answer", _mib(measured.kv_bytes), "MiB, mean of peaks", "", "", ""),
+        )
+    tps, accuracy, kv = (view.compared(cell, metric) for metric in ("tps", "accuracy", "kv_bytes"))
+    return (
+        _stat(
+            "decode speed",
+            tps,
+            SPEED_WORDS,
+            "" if not tps or not tps.effect else f"{tps.effect.value:.2f}×",
+            2,
+        ),
+        _stat(
+            "accuracy",
+            accuracy,
+            ACCURACY_WORDS,
+            "" if not accuracy or not accuracy.effect else f"{signed(accuracy.effect.value)} pt",
+            1,
+        ),
+        _stat(
+            "KV memory", kv, KV_WORDS, "" if not kv or not kv.effect else percent_change(kv.effect.value), 3
+        ),
+    )
+
+
+def percent_change(ratio: float) -> str:
+    """A ratio as a change: ``−31 %``."""
+    return f"{signed(100 * (ratio - 1), 0 if abs(ratio - 1) >= 0.1 else 1)} %"
+
+
+def points_text(estimate: Estimate) -> str:
+    """An accuracy with its interval."""
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:.1f}"
+    return f"{estimate.value:.1f} [{estimate.low:.1f}, {estimate.high:.1f}]"
+
+
+def _rank(view: View, cell: CellView) -> tuple[bool, int, float]:
+    verdict = _verdict(view, cell, "accuracy")
+    tier = {"better": 0, "equivalent": 0, "inconclusive": 1, None: 1}.get(verdict, 2)
+    # the control exists to be compared with, not to be shipped
+    return (cell.control, tier, -_effect(view, cell, "tps"))
+
+
+def _verdict(view: View, cell: CellView, metric: str) -> str | None:
+    comparison = view.compared(cell, metric, ALL)
+    return comparison.verdict if comparison else None
+
+
+def _effect(view: View, cell: CellView, metric: str) -> float:
+    comparison = view.compared(cell, metric)
+    if comparison is None or comparison.effect is None:
+        return float("-inf")
+    return comparison.effect.value
+
+
+def _stat(title: str, comparison: Comparison | None, words: dict[str, str], value: str, digits: int) -> Stat:
+    if comparison is None or comparison.effect is None:
+        return Stat(title, "–", "", comparison.reason if comparison else "nothing to compare", "✕", "warn")
+    return Stat(
+        title,
+        value,
+        _interval(comparison.effect, digits, "", as_signed=comparison.metric == "accuracy"),
+        words[comparison.verdict],
+        SYMBOLS[comparison.verdict],
+        TONES[comparison.verdict],
+    )
+
+
+def _interval(estimate: Estimate | None, digits: int, unit: str, *, as_signed: bool = False) -> str:
+    if estimate is None or estimate.low is None or estimate.high is None or estimate.low == estimate.high:
+        return unit
+    show = (lambda v: signed(v, digits)) if as_signed else (lambda v: f"{v:.{digits}f}")
+    return f"[{show(estimate.low)}, {show(estimate.high)}] {unit}".strip()
+
+
+def _ratio(comparison: Comparison | None) -> str:
+    if comparison is None or comparison.effect is None:
+        return "–"
+    return f"{comparison.effect.value:.2f}× {_interval(comparison.effect, 2, '')}".strip()
+
+
+def _points(comparison: Comparison) -> str:
+    assert comparison.effect is not None
+    return (
+        f"{signed(comparison.effect.value)} pt {_interval(comparison.effect, 1, '', as_signed=True)}".strip()
+    )
+
+
+def _mde(comparison: Comparison | None) -> str:
+    if (
+        comparison is None
+        or comparison.minimum_detectable_effect is None
+        or comparison.verdict != "inconclusive"
+    ):
+        return ""
+    return f" (smallest difference it could show: {comparison.minimum_detectable_effect:.1f} pt)"
+
+
+def _mib(value: float | None) -> str:
+    return "–" if value is None else f"{value / 2**20:.1f}"

@@ -1,0 +1,240 @@
+"""The run as the pages need it: cells with a look and a short name, measurements and comparisons by group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from hambench import metrics
+from hambench.environment import SPEED_KEYS, differences
+from hambench.groups import ALL, group_kind, group_names, in_group
+from hambench.records import Cell, Comparison, Estimate, GenerationTrace, Measurement, SampleRecord, Score
+from hambench.reports.theme import MethodStyle, method_styles
+from hambench.reports.values import slug
+from hambench.store import Run
+
+
+@dataclass(frozen=True, slots=True)
+class CellView:
+    """A cell of the sweep with what a figure needs of it."""
+
+    cell: Cell
+    style: MethodStyle
+    slug: str
+    """Unique and safe in ids."""
+    series: str
+    """Slug of its method: cells of a method are one series."""
+    short: str
+    """What tells it from the other cells of its method, e.g. ``k=4`` or ``0.8``; empty for the only one."""
+    order: float | None
+    """Its value on the method's axis, where that is a number."""
+    control: bool = False
+    """Whether it is the one-token control of a HAMburger sweep (confidence above 1)."""
+
+    @property
+    def label(self) -> str:
+        """Display name, unique within the run."""
+        return self.cell.label
+
+    @property
+    def method(self) -> str:
+        """Registry name of the method."""
+        return self.cell.method
+
+
+@dataclass(frozen=True)
+class View:
+    """A run and everything derived from it that more than one page shows."""
+
+    run: Run
+    prefix: str = ""
+    """Prefix of ids, when one page shows several runs."""
+
+    @cached_property
+    def cells(self) -> tuple[CellView, ...]:
+        """Cells in report order."""
+        return view_cells(self.run.header.cells)
+
+    @cached_property
+    def by_label(self) -> dict[str, CellView]:
+        """Cells by label."""
+        return {view.label: view for view in self.cells}
+
+    @cached_property
+    def methods(self) -> tuple[str, ...]:
+        """Method names in report order."""
+        return tuple(dict.fromkeys(view.method for view in self.cells))
+
+    @cached_property
+    def groups(self) -> list[str]:
+        """Groups of samples, widest first."""
+        return group_names(self.run.samples.values())
+
+    @cached_property
+    def tasks(self) -> list[str]:
+        """Groups that are one task."""
+        return [group for group in self.groups if group_kind(group) == "task"]
+
+    @cached_property
+    def categories(self) -> list[str]:
+        """Groups that are one category."""
+        return [group for group in self.groups if group_kind(group) == "category"]
+
+    @cached_property
+    def baseline(self) -> CellView | None:
+        """The vanilla cell that the others are divided by."""
+        return next((view for view in self.cells if view.method == "vanilla"), None)
+
+    @cached_property
+    def measurements(self) -> dict[tuple[str, str], Measurement]:
+        """Measurements by (cell label, group)."""
+        return {(m.cell, m.group): m for m in metrics.measure_run(self.run)}
+
+    def measured(self, view: CellView, group: str = ALL) -> Measurement:
+        """What a cell measured over a group."""
+        return self.measurements[view.label, group]
+
+    @cached_property
+    def comparisons(self) -> dict[tuple[str, str, str], Comparison]:
+        """Comparisons with the baseline by (cell label, group, metric); empty without a baseline."""
+        from hambench.reports.compared import compare_with_baseline
+
+        return compare_with_baseline(self)
+
+    def compared(self, view: CellView, metric: str, group: str = ALL) -> Comparison | None:
+        """One metric of a cell against the baseline."""
+        return self.comparisons.get((view.label, group, metric))
+
+    def estimate(self, view: CellView, metric: str, group: str = ALL) -> Estimate | None:
+        """One metric of a cell with its interval where there is one; ``None`` for no number."""
+        value = getattr(self.measured(view, group), metric)
+        if value is None or isinstance(value, Estimate):
+            return value
+        return Estimate(value=float(value))
+
+    @cached_property
+    def records(self) -> dict[str, list[SampleRecord]]:
+        """Answered, measured records by cell label."""
+        found: dict[str, list[SampleRecord]] = {view.label: [] for view in self.cells}
+        for record in self.run.measured:
+            if record.trace is not None and record.cell in found:
+                found[record.cell].append(record)
+        return found
+
+    def traces(self, view: CellView, group: str = ALL) -> list[GenerationTrace]:
+        """Answered traces of a cell over a group."""
+        samples = self.run.samples
+        return [
+            record.trace
+            for record in self.records[view.label]
+            if record.trace is not None
+            and record.sample_id in samples
+            and in_group(samples[record.sample_id], group)
+        ]
+
+    @cached_property
+    def primary_scores(self) -> dict[tuple[str, str, int], Score]:
+        """Headline score by (cell label, sample id, repeat)."""
+        return {(s.cell, s.sample_id, s.repeat): s for s in self.run.scores if s.primary}
+
+
+def view_cells(cells: Sequence[Cell]) -> tuple[CellView, ...]:
+    """Gives each cell its look and its short name."""
+    styles = method_styles([cell.method for cell in cells])
+    axes = {method: _axis([c for c in cells if c.method == method]) for method in styles}
+    views = []
+    slugs: dict[str, int] = {}
+    for cell in cells:
+        axis = axes[cell.method]
+        value = cell.knobs.get(axis) if axis else None
+        order = float(value) if isinstance(value, int | float) else None
+        name = slug(cell.label)
+        slugs[name] = slugs.get(name, 0) + 1
+        views.append(
+            CellView(
+                cell=cell,
+                style=styles[cell.method],
+                slug=name if slugs[name] == 1 else f"{name}-{slugs[name]}",
+                series=f"m{list(styles).index(cell.method)}",
+                short=_short(cell, cells),
+                order=order,
+                control=cell.method == "hamburger" and order is not None and order > 1,
+            )
+        )
+    return tuple(views)
+
+
+def merge(runs: Sequence[Run]) -> list[Run]:
+    """Runs that may share a plot become one; the others stay apart.
+
+    They share one when model, data, sampling and every environment key that decides speed agree. A label that occurs
+    twice gets its run's id.
+    """
+    merged: list[list[Run]] = []
+    for run in runs:
+        for members in merged:
+            if _comparable(members[0], run):
+                members.append(run)
+                break
+        else:
+            merged.append([run])
+    return [members[0] if len(members) == 1 else _join(members) for members in merged]
+
+
+def _comparable(a: Run, b: Run) -> bool:
+    one, two = a.header, b.header
+    return (
+        one.model.get("sha256") == two.model.get("sha256")
+        and one.model.get("name") == two.model.get("name")
+        and one.data_hashes == two.data_hashes
+        and (one.temperature, one.top_p, one.seed) == (two.temperature, two.top_p, two.seed)
+        and one.max_new_tokens == two.max_new_tokens
+        and not differences(one.environment, two.environment, SPEED_KEYS)
+    )
+
+
+def _join(runs: Sequence[Run]) -> Run:
+    labels = [cell.label for run in runs for cell in run.header.cells]
+    cells: list[Cell] = []
+    records: list[SampleRecord] = []
+    scores: list[Score] = []
+    for run in runs:
+        names = {
+            cell.label: f"{cell.label} @{run.header.run_id}" if labels.count(cell.label) > 1 else cell.label
+            for cell in run.header.cells
+        }
+        cells += [replace(cell, label=names[cell.label]) for cell in run.header.cells]
+        records += [replace(record, cell=names.get(record.cell, record.cell)) for record in run.records]
+        scores += [replace(score, cell=names.get(score.cell, score.cell)) for score in run.scores]
+    first = runs[0].header
+    notes = dict.fromkeys(note for run in runs for note in run.header.notes)
+    header = replace(
+        first,
+        run_id=" + ".join(run.header.run_id for run in runs),
+        cells=tuple(cells),
+        notes=tuple(notes),
+        num_samples=len({sample for run in runs for sample in run.samples}),
+    )
+    samples = {key: sample for run in runs for key, sample in run.samples.items()}
+    telemetry = tuple(reading for run in runs for reading in run.telemetry)
+    return Run(runs[0].path, header, samples, tuple(records), tuple(scores), telemetry)
+
+
+def _axis(cells: Sequence[Cell]) -> str | None:
+    """The numeric knob that differs between the cells of a method, if exactly one does."""
+    varying = [
+        name
+        for name in cells[0].knobs
+        if len({repr(cell.knobs.get(name)) for cell in cells}) > 1
+        and all(isinstance(cell.knobs.get(name), int | float) for cell in cells)
+    ]
+    return varying[0] if len(varying) == 1 else None
+
+
+def _short(cell: Cell, cells: Sequence[Cell]) -> str:
+    if sum(other.method == cell.method for other in cells) == 1:
+        return ""
+    inside = cell.label.partition("[")[2]
+    text = inside.replace("]", "", 1) if inside else cell.label.removeprefix(cell.method)
+    return text.replace("confidence=", "") or cell.label
