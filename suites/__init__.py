@@ -1,1 +1,23 @@
-"""What is asked: the tasks, their data, and their official scorers."""
+"""What is asked: the suites, their prompts and their official scorers. See :mod:`hambench.suites.api`."""
+
+from hambench.suites.api import (
+    Capture,
+    CaptureRequest,
+    ChatTemplate,
+    capture,
+    chat_template_of,
+    check,
+    prompt_hashes,
+    score,
+)
+
+__all__ = [
+    "Capture",
+    "CaptureRequest",
+    "ChatTemplate",
+    "capture",
+    "chat_template_of",
+    "check",
+    "prompt_hashes",
+    "score",
+]

@@ -1,0 +1,334 @@
+"""What the runner calls: capture the requests of a suite, check that they can be scored, score stored answers.
+
+Importing this module imports neither torch nor lm-eval.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from hambench.errors import DataError, HambenchError
+from hambench.records import Edition, Sample, SampleRecord, Score
+from hambench.suites.catalogue import TaskEntry
+from hambench.suites.planning import (
+    OFFLINE_EDITION,
+    Asked,
+    asked_tasks,
+    choose_edition,
+    offline_counterparts,
+    rows_of,
+    task_plan,
+)
+
+DEFAULT_MAX_NEW_TOKENS = 256
+"""lm-eval's own limit for tasks that name none."""
+
+_LONG_COLUMNS = ("context",)
+
+
+class ChatTemplate(Protocol):
+    """Renders chat messages as text, as lm-eval asks for it."""
+
+    def __call__(self, messages: list[dict[str, str]], *, add_generation_prompt: bool = True) -> str:
+        """The prompt; ``add_generation_prompt=False`` means that the last message, the assistant's, is continued."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureRequest:
+    """What to ask."""
+
+    suite: str | None
+    """Name of a suite, or a YAML file that lists tasks; ``None`` for ``tasks`` alone."""
+    tasks: tuple[str, ...] = ()
+    """A subset of the suite; without a suite, any tasks that generate text."""
+    limit: int | None = None
+    """Samples per task."""
+    data: Path | None = None
+    """Folder of plain files in the public schemas."""
+    edition: Literal["auto", "official", "offline"] = "auto"
+    preset: str | None = None
+    seed: int = 0
+    """Seed of the offline edition's rows."""
+    apply_chat_template: ChatTemplate | None = None
+    """``None`` for a model without a chat template."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capture:
+    """The requests of a suite, in task order and then row order."""
+
+    suite: str
+    """Name to show: the offline edition has names of its own."""
+    samples: tuple[Sample, ...]
+    edition: Edition
+    data_source: str
+    """``folder``, ``hub`` or ``offline edition``."""
+    data_hashes: dict[str, str]
+    """sha256 per task of its prompts, in order."""
+    missing: dict[str, str]
+    """Tasks that were asked for and can't be run, and why."""
+    spec: dict[str, Any]
+    """What :func:`score` needs besides the samples; plain JSON."""
+    notes: tuple[str, ...] = field(default=())
+    """What every report of these samples must say."""
+
+
+def chat_template_of(tokenizer: Any) -> ChatTemplate | None:  # noqa: ANN401 - a Hugging Face tokenizer
+    """The chat template of a tokenizer, called as lm-eval calls it; ``None`` if it has none."""
+    if getattr(tokenizer, "chat_template", None) is None:
+        return None
+
+    def render(messages: list[dict[str, str]], *, add_generation_prompt: bool = True) -> str:
+        text: str = tokenizer.apply_chat_template(
+            messages,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )
+        return text
+
+    return render
+
+
+def capture(request: CaptureRequest) -> Capture:
+    """Builds every request of the suite with lm-eval's own tasks; no model is needed.
+
+    Raises:
+        UnknownNameError: If a suite, task or preset does not exist.
+        DataError: If a data file is broken, or no task has any data.
+        HambenchError: If a request makes no sense (a limit below 1).
+    """
+    if request.limit is not None and request.limit < 1:
+        raise HambenchError(f"limit must be >= 1, got {request.limit}")
+    suite, asked = asked_tasks(request.suite, request.tasks, request.preset)
+    edition, source = choose_edition(asked, data=request.data, edition=request.edition)
+    missing: dict[str, str] = {}
+    notes: list[str] = []
+    if source == OFFLINE_EDITION:
+        official = suite
+        suite, asked, missing = offline_counterparts(suite, asked)
+        notes.append(_offline_note(official))
+    samples: list[Sample] = []
+    plans: dict[str, Any] = {}
+    for each in asked:
+        try:
+            made, plan = _capture_task(each, suite, edition, source, request)
+        except DataError:
+            raise
+        except HambenchError as error:
+            missing[each.entry.name] = str(error)
+            continue
+        if isinstance(made, str):
+            missing[each.entry.name] = made
+            continue
+        samples += made
+        plans[each.entry.name] = plan
+    if not samples:
+        reasons = "; ".join(f"{task}: {reason}" for task, reason in missing.items())
+        raise DataError(f"no task of {suite!r} can be run: {reasons}")
+    return Capture(
+        suite=suite,
+        samples=tuple(samples),
+        edition=edition,
+        data_source=source,
+        data_hashes=prompt_hashes(samples),
+        missing=missing,
+        spec={"version": 1, "suite": suite, "preset": request.preset, "tasks": plans},
+        notes=tuple(notes),
+    )
+
+
+def score(
+    spec: Mapping[str, Any],
+    samples: Mapping[str, Sample],
+    records: Iterable[SampleRecord],
+    *,
+    allow_code_execution: bool = False,
+) -> list[Score]:
+    """Scores stored answers with the tasks' official filters and metrics; needs neither model nor data set.
+
+    A failed scorer or a failed generation gives a score whose value is ``None`` and that says why.
+    """
+    from hambench.suites.lm_tasks import lm_eval_version
+    from hambench.suites.replay import scores_of
+
+    records = list(records)
+    by_task: dict[str, list[Sample]] = {}
+    for sample_id in dict.fromkeys(record.sample_id for record in records):
+        by_task.setdefault(samples[sample_id].task, []).append(samples[sample_id])
+    tasks, failed, primary = {}, {}, {}
+    for name, asked in by_task.items():
+        plan = spec.get("tasks", {}).get(name)
+        if plan is None:
+            continue  # nothing is scored: a speed-only suite
+        if plan["metric"]:
+            primary[name] = plan["metric"]
+        try:
+            tasks[name] = _scoring_task(name, plan, asked)
+        except (
+            Exception
+        ) as error:  # the modules of tasks are others' code: one that fails must not lose the rest
+            failed[name] = f"the scorer can't be made: {type(error).__name__}: {error}"
+    scored = {*tasks, *failed}
+    full = {sample.sample_id: _with_long_columns(sample) for each in by_task.values() for sample in each}
+    return scores_of(
+        [record for record in records if samples[record.sample_id].task in scored],
+        samples=full,
+        tasks=tasks,
+        primary=primary,
+        failed=failed,
+        allow_code_execution=allow_code_execution,
+        scorer=f"lm-eval {lm_eval_version()}",
+    )
+
+
+def check(captured: Capture, *, allow_code_execution: bool = False) -> dict[str, str]:
+    """Task → why its answers can't be scored as things are, found out by scoring one made-up answer of each.
+
+    To be called before generating: an empty dict means that every scorer works.
+    """
+    first: dict[str, Sample] = {}
+    for sample in captured.samples:
+        first.setdefault(sample.task, sample)
+    records = [
+        SampleRecord(
+            cell="check", sample_id=sample.sample_id, prompt_hash=sample.prompt_hash, text="no answer"
+        )
+        for sample in first.values()
+    ]
+    given = {sample.sample_id: sample for sample in first.values()}
+    scores = score(captured.spec, given, records, allow_code_execution=allow_code_execution)
+    return {given[each.sample_id].task: each.error for each in scores if each.primary and each.error}
+
+
+def prompt_hashes(samples: Iterable[Sample]) -> dict[str, str]:
+    """sha256 per task of its prompts, in order."""
+    digests: dict[str, Any] = {}
+    for sample in samples:
+        digest = digests.setdefault(sample.task, hashlib.sha256())
+        digest.update(sample.prompt.encode("utf-8", "surrogatepass") + b"\0")
+    return {task: digest.hexdigest() for task, digest in digests.items()}
+
+
+def _capture_task(
+    asked: Asked, suite: str, edition: Edition, source: str, request: CaptureRequest
+) -> tuple[list[Sample] | str, dict[str, Any]]:
+    from hambench.suites.lm_tasks import requests_of
+
+    entry = asked.entry
+    found = rows_of(entry, source=source, data=request.data, seed=request.seed, limit=request.limit)
+    if found.missing is not None:
+        return found.missing, {}
+    plan = task_plan(asked) | {"origin": found.origin, "sha256": found.sha256}
+    if found.rows is not None:
+        plan["num_rows"] = len(found.rows)
+    task = _make_task(entry.name, plan, found.rows)
+    template = request.apply_chat_template if entry.chat else None
+    requests = requests_of(task, limit=request.limit, chat_template=template, multiturn=entry.multiturn)
+    samples = [
+        _sample(task, each, entry, suite=suite, edition=edition, chat=template is not None)
+        for each in requests
+    ]
+    return samples, plan
+
+
+def _make_task(name: str, plan: Mapping[str, Any], rows: Any, **more: Any) -> Any:  # noqa: ANN401 - lm-eval is untyped
+    from hambench.suites.lm_tasks import build_task, load_config
+    from hambench.suites.longbench import repaired
+
+    settings: dict[str, Any] = {}
+    if plan["config"].startswith("longbench/"):
+        settings |= repaired(Path(plan["config"]).stem, load_config(plan["config"]))
+    return build_task(plan["config"], name=name, settings={**settings, **plan["settings"], **more}, rows=rows)
+
+
+def _scoring_task(name: str, plan: Mapping[str, Any], samples: list[Sample]) -> Any:  # noqa: ANN401
+    # the stored rows went through the task's own preparation when they were captured
+    docs = [_with_long_columns(sample).doc for sample in samples]
+    return _make_task(name, plan, docs, process_docs=None)
+
+
+def _sample(
+    task: Any,
+    request: Any,
+    entry: TaskEntry,
+    *,
+    suite: str,
+    edition: Edition,
+    chat: bool,  # noqa: ANN401
+) -> Sample:
+    prompt, generation = request.args[0], request.args[1]
+    doc = dict(request.doc)
+    until = generation.get("until") or ()
+    target = task.doc_to_target(request.doc)
+    keep_start = keep_end = 0
+    if entry.truncation == "middle":
+        keep_start, keep_end = _around(prompt, str(task.doc_to_text(request.doc)))
+    return Sample(
+        sample_id=f"{suite}/{entry.name}/{request.doc_id}",
+        suite=suite,
+        task=entry.name,
+        category=entry.category,
+        doc_id=request.doc_id,
+        prompt=prompt,
+        stop=(until,) if isinstance(until, str) else tuple(until),
+        max_new_tokens=_max_new_tokens(generation),
+        chat=chat,
+        truncation=entry.truncation,
+        references=tuple(str(each) for each in target) if isinstance(target, list) else (str(target),),
+        edition=edition,
+        keep_start=keep_start,
+        keep_end=keep_end,
+        doc=_storable(entry.name, doc if entry.truncation == "error" else _without_long_columns(doc)),
+    )
+
+
+def _max_new_tokens(generation: Mapping[str, Any]) -> int:
+    for key in ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens"):
+        if generation.get(key) is not None:
+            return int(generation[key])
+    return DEFAULT_MAX_NEW_TOKENS
+
+
+def _around(prompt: str, body: str) -> tuple[int, int]:
+    """Characters of ``prompt`` before and after ``body``: the chat template around it (which may strip it)."""
+    for part in (body, body.strip()):
+        start = prompt.find(part)
+        if start >= 0:
+            return start, len(prompt) - start - len(part)
+    return 0, 0
+
+
+def _without_long_columns(doc: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in doc.items() if key not in _LONG_COLUMNS}
+
+
+def _with_long_columns(sample: Sample) -> Sample:
+    if sample.truncation == "error":
+        return sample
+    from dataclasses import replace
+
+    return replace(sample, doc={**dict.fromkeys(_LONG_COLUMNS, ""), **sample.doc})
+
+
+def _storable(task: str, doc: dict[str, Any]) -> dict[str, Any]:
+    try:
+        stored: dict[str, Any] = json.loads(json.dumps(doc, ensure_ascii=False))
+    except (TypeError, ValueError) as error:
+        raise HambenchError(
+            f"rows of task {task!r} can't be stored as JSON ({error}): hambench runs text tasks"
+        ) from error
+    return stored
+
+
+def _offline_note(suite: str) -> str:
+    return (
+        f"offline edition: rows built by hambench stand in for {suite!r}, whose data could not be had here; "
+        "scores are not comparable with published ones (give --data DIR or a reachable hub for the official data)"
+    )

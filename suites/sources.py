@@ -1,0 +1,78 @@
+"""Where rows come from: a folder of plain files, the hub (or its local cache), or the offline edition."""
+
+from __future__ import annotations
+
+import os
+import threading
+import urllib.error
+import urllib.request
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hambench.errors import DataError
+from hambench.suites.catalogue import TaskEntry
+from hambench.suites.rows import adapt
+
+Row = dict[str, Any]
+
+
+def hub_endpoint() -> str:
+    """Address of the hub in use."""
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+
+
+def hub_switched_off() -> bool:
+    """Whether the environment forbids the hub (``HF_HUB_OFFLINE`` or ``HF_DATASETS_OFFLINE``)."""
+    names = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+    return any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in names)
+
+
+@cache
+def hub_reachable(timeout_s: float = 3.0) -> bool:
+    """Whether the hub answers within ``timeout_s``; asked once a process, never longer than that."""
+    if hub_switched_off():
+        return False
+    answered: list[bool] = []
+
+    def ask() -> None:
+        try:
+            request = urllib.request.Request(hub_endpoint(), method="HEAD")
+            with urllib.request.urlopen(request, timeout=timeout_s):
+                answered.append(True)
+        except urllib.error.HTTPError:
+            answered.append(True)  # it answered, whatever it said
+        except (OSError, ValueError):
+            pass
+
+    # in a thread: looking a name up has no time-out of its own
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    return bool(answered)
+
+
+def cached_data_set(name: str) -> bool:
+    """Whether the hub's data set ``name`` is in the local cache of ``datasets``."""
+    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    folder = Path(os.environ.get("HF_DATASETS_CACHE", home / "datasets"))
+    return (folder / name.replace("/", "___")).is_dir()
+
+
+def hub_rows(entry: TaskEntry) -> list[Row]:
+    """The official rows of ``entry`` through ``datasets``, its cache included.
+
+    Raises:
+        DataError: If they can't be had.
+    """
+    import datasets
+
+    path, configuration, split = entry.hub
+    try:
+        rows = datasets.load_dataset(path, name=configuration, split=split)
+    except Exception as error:  # datasets raises dozens of kinds; each means that the rows can't be had
+        where = f"{path}/{configuration}" if configuration else path
+        raise DataError(
+            f"can't load {where} (split {split}) for task {entry.name!r}: {type(error).__name__}: {error}"
+        ) from error
+    return adapt(entry, [dict(row) for row in rows])
