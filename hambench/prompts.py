@@ -22,29 +22,43 @@ class Prompt(NamedTuple):
     """Tokens cut by the suite's own rule."""
 
 
-def encode_prompt(
-    sample: Sample, tokenizer: PreTrainedTokenizerBase, *, context_length: int
-) -> Prompt:
+def encode_prompt(sample: Sample, tokenizer: PreTrainedTokenizerBase, *, context_length: int) -> Prompt:
     """Token ids of a sample's prompt, its middle cut where the suite's rule says so.
 
     A chat-templated prompt carries its special tokens in the text; others get what the tokenizer adds by itself.
-    The middle cut is LongBench's: the first and the last half of what fits are kept.
 
     Raises:
         ContextOverflowError: If the prompt does not fit and the suite has no rule for it.
     """
     ids = _encode(sample.prompt, tokenizer, chat=sample.chat)
     room = context_length - sample.max_new_tokens
-    excess = len(ids) - room
-    if excess <= 0:
+    if len(ids) <= room:
         return Prompt(ids, 0)
-    if sample.truncation != "middle" or room < 2:
-        raise ContextOverflowError(
-            f"{sample.sample_id}: a prompt of {len(ids)} tokens and max_new_tokens = {sample.max_new_tokens} exceed the "
-            f"context of {context_length} tokens"
-        )
-    half = room // 2
-    return Prompt(ids[:half] + ids[-(room - half) :], excess)
+    if sample.truncation == "middle" and room > 0:
+        cut = _cut_middle(sample, tokenizer, room)
+        if cut is not None:
+            return Prompt(cut, len(ids) - len(cut))
+    raise ContextOverflowError(
+        f"{sample.sample_id}: a prompt of {len(ids)} tokens and max_new_tokens = {sample.max_new_tokens} exceed the "
+        f"context of {context_length} tokens"
+    )
+
+
+def _cut_middle(sample: Sample, tokenizer: PreTrainedTokenizerBase, room: int) -> list[int] | None:
+    """LongBench's rule: the first and last half of what fits are asked; a chat turn's wrapping stays whole."""
+    start, end = sample.keep_start, len(sample.prompt) - sample.keep_end
+    opening, body, closing = sample.prompt[:start], sample.prompt[start:end], sample.prompt[end:]
+    wrapping = len(_encode(opening, tokenizer, chat=True)) + len(_encode(closing, tokenizer, chat=True))
+    body_ids = _encode(body, tokenizer, chat=True)
+    half = (room - wrapping) // 2
+    while half > 0:
+        head, tail = tokenizer.decode(body_ids[:half]), tokenizer.decode(body_ids[-half:])
+        ids = _encode(f"{opening}{head}{tail}{closing}", tokenizer, chat=sample.chat)
+        if len(ids) <= room:
+            return ids
+        # joined text can take a token or two more than its halves did
+        half -= max(1, (len(ids) - room + 1) // 2)
+    return None
 
 
 def _encode(text: str, tokenizer: PreTrainedTokenizerBase, *, chat: bool) -> list[int]:
@@ -62,19 +76,41 @@ def answer_text(trace: GenerationTrace, tokenizer: PreTrainedTokenizerBase, stop
 
 
 def step_texts(trace: GenerationTrace, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    """The piece of text each step added; joined they are the whole answer, special tokens included.
-
-    A character whose bytes are spread over several steps appears with the step that completes it.
-    """
-    pieces = []
-    ids: list[int] = []
-    shown = ""
-    for step in trace.steps:
-        ids += step.tokens
-        text: str = tokenizer.decode(ids)
-        if text.endswith(_REPLACEMENT) and step is not trace.steps[-1]:
-            pieces.append("")
-            continue
-        pieces.append(text[len(shown) :])
-        shown = text
+    """The piece of text each step added; joined they are the whole answer, special tokens included."""
+    stream = TextStream(tokenizer)
+    pieces = [stream.add(step.tokens) for step in trace.steps]
+    if pieces:
+        pieces[-1] += stream.rest()
     return tuple(pieces)
+
+
+class TextStream:
+    """Text of a growing sequence, piece by piece; a character spread over several pieces comes with its last one.
+
+    Args:
+        tokenizer: Its ``decode`` is given only the tokens not yet shown for good, so a long answer costs no more per
+            piece than a short one.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._decode = tokenizer.decode
+        self._ids: list[int] = []
+        # text of ids[start:settled] has been given out; it stays as left context, which decides about leading spaces
+        self._start = self._settled = 0
+
+    def add(self, tokens: Sequence[int]) -> str:
+        """The text that these tokens complete; empty while a character's bytes are still coming."""
+        self._ids += tokens
+        text = self._decode(self._ids[self._start :])
+        if text.endswith(_REPLACEMENT):
+            return ""
+        return self._give(text)
+
+    def rest(self) -> str:
+        """What is left at the end: bytes that never became a character show as U+FFFD."""
+        return self._give(self._decode(self._ids[self._start :]))
+
+    def _give(self, text: str) -> str:
+        given = self._decode(self._ids[self._start : self._settled])
+        self._start, self._settled = self._settled, len(self._ids)
+        return text[len(given) :]

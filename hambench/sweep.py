@@ -74,6 +74,26 @@ class Sweep:
             raise HambenchError("nothing to run: " + ("; ".join(left_out) or "no method was named"))
         return Expansion(_with_unique_labels(cells), tuple(left_out))
 
+    def single(self) -> Cell:
+        """The one cell of a sweep that must not expand further; an axis left open takes the config's own default.
+
+        Raises:
+            HambenchError: If the words give more than one cell.
+        """
+        cells = self.expand().cells
+        if len(cells) > 1 and len(self.methods) == 1 and self.methods[0] != ALL:
+            config_class = method_config(cells[0].method)
+            axis = config_class.axis
+            default = {field.name: field.default for field in dataclasses.fields(config_class)}.get(
+                axis or ""
+            )
+            cells = tuple(cell for cell in cells if axis and cell.knobs.get(axis) == default) or cells
+        if len(cells) != 1:
+            raise HambenchError(
+                f"one configuration is wanted here, got {', '.join(cell.label for cell in cells)}"
+            )
+        return cells[0]
+
     def _configs(self, name: str, fixed: Mapping[str, str], used: set[str]) -> list[MethodConfig]:
         config_class = method_config(name)
         axes: dict[str, list[KnobValue]] = {
@@ -88,7 +108,11 @@ class Sweep:
             if knob not in fixed:
                 axes[knob] = [parse_knob(config_class, knob, text) for text in texts]
         products = itertools.product(*axes.values())
-        return [config for values in products for config in config_class.sweep(dict(zip(axes, values, strict=True)))]
+        return [
+            config
+            for values in products
+            for config in config_class.sweep(dict(zip(axes, values, strict=True)))
+        ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +169,9 @@ def parse_knob(config_class: type[MethodConfig], name: str, text: str) -> KnobVa
         return None
     try:
         if bool in kinds:
-            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[
+                text.lower()
+            ]
         if int in kinds:
             return int(text)
         if float in kinds:
@@ -194,7 +220,7 @@ def _field_name(config_class: type[MethodConfig], knob: str) -> str | None:
     return field if field in {item.name for item in dataclasses.fields(config_class)} else None
 
 
-def _scalar_types(hint: Any) -> set[type]:  # noqa: ANN401 - a type annotation
+def _scalar_types(hint: Any) -> set[type]:
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         return set(typing.get_args(hint))
     if typing.get_origin(hint) is typing.Literal:

@@ -1,0 +1,187 @@
+"""``hambench generate``: one prompt, one method, every step visible. The quickest way to try and to check a method."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hambench.cli._options import make_sweep, model_options
+from hambench.errors import HambenchError
+
+if TYPE_CHECKING:
+    from hambench.decoding import DecodingMethod, SamplingParams
+    from hambench.models import TargetModel
+    from hambench.records import GenerationTrace
+
+
+@click.command(
+    epilog="""
+\b
+Examples:
+  hambench generate "Why is the sky blue?"
+  hambench generate --method speculative -k 4 --json "def fib(n):" --raw
+  hambench generate --model FOLDER --prompt-ids 5,6,7 --ignore-eos --max-steps 14 --json
+"""
+)
+@click.argument("prompt", required=False)
+@click.option("--prompt-ids", metavar="IDS", help="Token ids instead of a text: 5,6,7.")
+@click.option("--method", default="vanilla", show_default=True, metavar="NAME")
+@click.option("--confidence", type=float, help="HAMburger: stop a macro-step below this P(continue).")
+@click.option("-k", "--draft-tokens", "k", type=int, help="Tokens drafted a step.")
+@click.option("--checkpoint", metavar="FOLDER", help="HAMburger weights.")
+@click.option("--position-convention", type=click.Choice(["train", "hf"]), help="HAMburger: see its docs.")
+@click.option("--method-arg", "method_args", multiple=True, metavar="KNOB=VALUE")
+@model_options
+@click.option("--max-new-tokens", type=int, default=256, show_default=True)
+@click.option("--max-steps", type=int, help="Stop after so many steps, the prefill included.")
+@click.option("--ignore-eos", is_flag=True)
+@click.option("--raw", is_flag=True, help="Do not wrap the prompt in the model's chat template.")
+@click.option("--temperature", type=float, default=0.0, show_default=True)
+@click.option("--top-p", type=float, default=1.0, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object with every step.")
+def command(prompt: str | None, prompt_ids: str | None, as_json: bool, **options: Any) -> None:
+    """Decode one PROMPT and stream its text."""
+    if (prompt is None) == (prompt_ids is None):
+        raise HambenchError("give either a PROMPT or --prompt-ids, not both and not neither")
+    if options["max_steps"] is not None and options["max_steps"] < 1:
+        raise HambenchError(f"max-steps must be >= 1, got {options['max_steps']}")
+    ids = _parse_ids(prompt_ids) if prompt_ids is not None else None
+    sweep = make_sweep(
+        model=options["model"],
+        dtype=options["dtype"],
+        methods=options["method"],
+        confidence=_text(options["confidence"]),
+        k=_text(options["k"]),
+        checkpoint=options["checkpoint"],
+        method_args=_knobs(options),
+        threads=None,
+    )
+    cell = sweep.single()
+    from hambench.decoding import SamplingParams
+    from hambench.models import load
+    from hambench.sweep import config_of
+
+    try:
+        params = SamplingParams(
+            max_new_tokens=options["max_new_tokens"],
+            temperature=options["temperature"],
+            top_p=options["top_p"],
+            seed=options["seed"],
+        )
+    except ValueError as error:
+        raise HambenchError(str(error)) from error
+    target = load(options["model"], dtype=options["dtype"], device=options["device"])
+    ids = ids if ids is not None else _encode(prompt or "", target, raw=options["raw"])
+    _check_ids(ids, target)
+    method = config_of(cell).build(target)
+    trace = _decode(method, ids, params, target, options, show=not as_json)
+    if as_json:
+        click.echo(json.dumps(_as_object(trace, method, target, ids)))
+    else:
+        click.echo()
+        click.echo(_summary(trace, method), err=True)
+
+
+def _knobs(options: dict[str, Any]) -> tuple[str, ...]:
+    convention = options["position_convention"]
+    extra = (f"position_convention={convention}",) if convention else ()
+    return (*options["method_args"], *extra)
+
+
+def _text(value: float | int | None) -> str | None:
+    return None if value is None else f"{value:g}"
+
+
+def _parse_ids(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise HambenchError(f"--prompt-ids are whole numbers with commas between, got {text!r}") from error
+
+
+def _encode(prompt: str, target: TargetModel, *, raw: bool) -> list[int]:
+    tokenizer = target.tokenizer
+    if tokenizer is None:
+        raise HambenchError(f"{target.name} has no tokenizer: give --prompt-ids")
+    if raw or not getattr(tokenizer, "chat_template", None):
+        ids: list[int] = tokenizer(prompt)["input_ids"]
+        return ids
+    messages = [{"role": "user", "content": prompt}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    chat_ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return chat_ids
+
+
+def _check_ids(ids: list[int], target: TargetModel) -> None:
+    size = target.llama.shape.vocab_size
+    wrong = [token for token in ids if not 0 <= token < size]
+    if wrong:
+        raise HambenchError(f"prompt ids must be in 0..{size - 1} for {target.name}, got {wrong[0]}")
+    if not ids:
+        raise HambenchError("the prompt is empty: give at least one token")
+
+
+def _decode(
+    method: DecodingMethod,
+    ids: list[int],
+    params: SamplingParams,
+    target: TargetModel,
+    options: dict[str, Any],
+    *,
+    show: bool,
+) -> GenerationTrace:
+    from hambench.engine import stream
+    from hambench.prompts import TextStream
+    from hambench.records import GenerationTrace
+
+    eos_ids = () if options["ignore_eos"] else target.eos_ids
+    text = TextStream(target.tokenizer) if show and target.tokenizer is not None else None
+    run = stream(method, ids, params, eos_ids=eos_ids, max_steps=options["max_steps"])
+    steps = []
+    while True:
+        try:
+            step = next(run)
+        except StopIteration as end:
+            return GenerationTrace(prompt_tokens=len(ids), steps=tuple(steps), finish=end.value)
+        steps.append(step)
+        if show:
+            piece = text.add(step.tokens) if text is not None else " ".join(map(str, step.tokens)) + " "
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+
+
+def _as_object(
+    trace: GenerationTrace, method: DecodingMethod, target: TargetModel, ids: list[int]
+) -> dict[str, Any]:
+    import dataclasses
+
+    text = None
+    if target.tokenizer is not None:
+        text = target.tokenizer.decode(list(trace.token_ids), skip_special_tokens=True)
+    return {
+        "method": method.name,
+        "model": dataclasses.asdict(target.identity),
+        "prompt_ids": ids,
+        "token_ids": list(trace.token_ids),
+        "text": text,
+        "finish": trace.finish,
+        "steps": [dataclasses.asdict(step) for step in trace.steps],
+    }
+
+
+def _summary(trace: GenerationTrace, method: DecodingMethod) -> str:
+    from hambench.metrics import acceptance_rate, tokens_per_target_forward, tps, ttft_s
+
+    traces = [trace]
+    parts = [f"{method.name}: {len(trace.token_ids)} tokens in {len(trace.steps)} steps ({trace.finish})"]
+    first, speed, m = ttft_s(traces), tps(traces), tokens_per_target_forward(traces)
+    accepted = acceptance_rate(traces)
+    parts += [f"first token {first * 1e3:.0f} ms"] if first is not None else []
+    parts += [f"{speed:.1f} tok/s"] if speed is not None else []
+    parts += [f"m = {m:.2f}"] if m is not None else []
+    parts += [f"acceptance {accepted:.2f}"] if accepted is not None else []
+    return " · ".join(parts)
