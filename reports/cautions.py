@@ -29,9 +29,10 @@ def cautions(view: View) -> list[Caution]:
     notes = list(header.notes)
     for note in notes:
         word = _kind(note)
-        found.append(
-            Caution("bad" if word in ("Simulated", "Random weights", "Forced") else "warn", word, note)
-        )
+        title, colon, rest = note.partition(": ")
+        # a note that brings its own title keeps it
+        title, text = (title, rest) if colon and len(title) < 30 else (word, note)
+        found.append(Caution("bad" if word in _BAD else "warn", title, text))
     if not run.complete:
         found.append(
             Caution(
@@ -49,7 +50,8 @@ def cautions(view: View) -> list[Caution]:
                 "bad" if len(errors) > 0.1 * len(run.measured) else "warn",
                 "Failed samples",
                 f"{len(errors)} of {len(run.measured)} answers failed (in {listing(cells[:4])}"
-                f"{' and others' if len(cells) > 4 else ''}); a comparison uses only the samples that both sides answered.",
+                f"{' and others' if len(cells) > 4 else ''}); "
+                "a comparison uses only the samples that both sides answered.",
             )
         )
     if view.baseline is None:
@@ -87,7 +89,7 @@ def cautions(view: View) -> list[Caution]:
                 "warn", "Offline edition", "Tasks were built by hambench in the schemas of their namesakes."
             )
         )
-    if header.environment.get("gpu") is None and not any("cpu" in note.lower() for note in notes):
+    if _on_cpu(view) and not any("cpu" in note.lower() for note in notes):
         found.append(Caution("warn", "CPU", "Measured on a CPU: the ratios of a GPU differ."))
     return sorted(found, key=lambda caution: caution.severity != "bad")
 
@@ -98,13 +100,21 @@ def watermark(view: View) -> str:
     words = [word for word in dict.fromkeys(_kind(note) for note in header.notes) if word != "Note"]
     if header.edition == "offline" and "Offline edition" not in words:
         words.append("Offline edition")
-    if header.environment.get("gpu") is None and "CPU" not in words:
+    if _on_cpu(view) and "CPU" not in words:
         words.append("CPU")
     if not view.run.complete:
         words.append("Partial run")
     return " · ".join(
         [*(word.lower() if word != "CPU" else word for word in words), f"hambench {header.run_id}"]
     )
+
+
+def _on_cpu(view: View) -> bool:
+    header = view.run.header
+    return str(header.model.get("device") or "cpu").startswith("cpu")
+
+
+_BAD = ("Simulated", "Random weights", "Forced")
 
 
 def _kind(note: str) -> str:

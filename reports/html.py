@@ -11,12 +11,12 @@ from importlib import resources
 from typing import Any, Literal
 
 import jinja2
-from markupsafe import Markup
-
 from hambench.reports import pages
 from hambench.reports.theme import DARK, LIGHT, css_variables
 from hambench.reports.values import Figure, slug
 from hambench.reports.view import View, merge
+from markupsafe import Markup
+
 from hambench.store import Run
 
 SampleLimit = int | Literal["all", "none"]
@@ -65,8 +65,8 @@ def render_html(runs: Sequence[Run], *, options: ReportOptions | None = None) ->
             title=page_title(views),
             views=[pages.build(view, options) for view in views],
             policy=content_policy(style, script),
-            style=Markup(style),  # noqa: S704 - our own file
-            script=Markup(script),  # noqa: S704 - our own file
+            style=Markup(style),
+            script=Markup(script),
             refresh_s=options.refresh_s,
         )
     )
@@ -113,7 +113,7 @@ def environment() -> jinja2.Environment:
 
 def inline_svg(figure: Figure) -> Markup:
     """A figure as markup."""
-    return Markup(figure.plate.page_svg(title=figure.title, description=figure.finding))  # noqa: S704
+    return Markup(figure.plate.page_svg(title=figure.title, description=figure.finding))
 
 
 def printable(text: str) -> str:
@@ -127,7 +127,7 @@ def _symbol(match: re.Match[str]) -> str:
     return chr(0x2400 + code) if code < 0x20 else f"⟨U+{code:04X}⟩"
 
 
-def _finalize(value: Any) -> Any:  # noqa: ANN401 - jinja gives whatever an expression made
+def _finalize(value: Any) -> Any:
     if isinstance(value, str) and not isinstance(value, Markup):
         return printable(value)
     return value

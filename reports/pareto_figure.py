@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from matplotlib.axes import Axes
-
-from hambench.groups import ALL, group_title
-from hambench.records import Estimate
 from hambench.reports.fronts import Standing, standings
 from hambench.reports.labels import Label, place_labels
-from hambench.reports.plate import BAND, INK, LINE, MUTED, PAGE, Plate, padded, titles
+from hambench.reports.plate import BAND, LINE, MUTED, PAGE, Plate, padded, titles
 from hambench.reports.values import (
     Column,
     Figure,
@@ -20,10 +16,13 @@ from hambench.reports.values import (
     bytes_text,
     listing,
     number_cell,
-    signed,
     text_cell,
 )
 from hambench.reports.view import CellView, View
+from matplotlib.axes import Axes
+
+from hambench.groups import ALL, group_title
+from hambench.records import Estimate
 
 PAPER_MARGIN = 1.5
 """Points below the baseline that the paper's green band tolerates."""
@@ -72,8 +71,8 @@ def pareto_section(view: View) -> Section:
     return Section(
         name="pareto",
         title="Pareto",
-        lead="Each point is one setting, measured once on the same answers: its speed, memory and accuracy belong together. "
-        "Bars are 95 % intervals.",
+        lead="Each point is one setting, measured once on the same answers: its speed, memory and accuracy belong "
+        "together. Bars are 95 % intervals.",
         figures=tuple(figures),
         missing=tuple(missing),
     )
@@ -304,7 +303,7 @@ def _label(point: Point, px: float, py: float) -> Label:
         py,
         _clip(text, 26),
         cell.series,
-        cell.style.colour if not bold else cell.style.colour,
+        cell.style.colour,
         "bold" if bold else "normal",
     )
 
@@ -314,7 +313,8 @@ def _finding(points: Sequence[Point], x: Axis, y: Axis) -> str:
     tied = [p for p in points if p.standing is Standing.TIED]
     if len(points) == 1:
         only = points[0]
-        return f"One setting only: {only.cell.label} with {x.short} {_text(only.x, x)} and {y.short} {_text(only.y, y)}."
+        numbers = f"{x.short} {_text(only.x, x)} and {y.short} {_text(only.y, y)}"
+        return f"One setting only: {only.cell.label} with {numbers}."
     names = listing([p.cell.label for p in front[:4]]) + (
         f" and {len(front) - 4} more" if len(front) > 4 else ""
     )
@@ -357,6 +357,3 @@ def _text(estimate: Estimate, axis: Axis) -> str:
 
 def _clip(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
-
-
-__all__ = ["PAPER_MARGIN", "pareto_figure", "pareto_section", "small_multiples", "signed", "INK"]

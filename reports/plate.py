@@ -8,16 +8,15 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import matplotlib as mpl
+from hambench.reports import svg
+from hambench.reports.theme import LIGHT, SENTINEL, MethodStyle
+from hambench.reports.values import significant
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as MplFigure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import Bbox
-
-from hambench.reports import svg
-from hambench.reports.theme import LIGHT, SENTINEL, MethodStyle
-from hambench.reports.values import significant
 
 INK, MUTED, GRID, PAGE, BAND, LINE = (
     SENTINEL[name] for name in ("ink", "muted", "grid", "page", "band", "line")
@@ -260,7 +259,7 @@ def _recolour(figure: MplFigure) -> None:
                 setter(replacement)
 
 
-def _real_colours(value: Any, real: dict[str, str]) -> Any:  # noqa: ANN401 - whatever matplotlib keeps as a colour
+def _real_colours(value: Any, real: dict[str, str]) -> Any:
     from matplotlib.colors import is_color_like, to_hex, to_rgba
 
     if isinstance(value, str) and value == "none":

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hambench.groups import ALL
-from hambench.records import Comparison, Estimate
 from hambench.reports.values import listing, signed
 from hambench.reports.view import CellView, View
+
+from hambench.groups import ALL
+from hambench.records import Comparison, Estimate
 
 SYMBOLS = {"better": "▲", "worse": "▼", "equivalent": "≈", "inconclusive": "?", "not comparable": "✕"}
 TONES = {

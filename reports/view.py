@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from hambench.reports.theme import MethodStyle, method_styles
+from hambench.reports.values import slug
+
 from hambench import metrics
 from hambench.environment import SPEED_KEYS, differences
 from hambench.groups import ALL, group_kind, group_names, in_group
 from hambench.records import Cell, Comparison, Estimate, GenerationTrace, Measurement, SampleRecord, Score
-from hambench.reports.theme import MethodStyle, method_styles
-from hambench.reports.values import slug
 from hambench.store import Run
 
 

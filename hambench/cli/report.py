@@ -1,0 +1,126 @@
+"""``hambench report``: one HTML file that a person reads and believes."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from hambench.errors import HambenchError
+
+if TYPE_CHECKING:
+    from hambench.reports import ReportOptions
+    from hambench.store import Run
+
+WATCH_SECONDS = 5
+
+
+@click.command(
+    epilog="""
+\b
+Examples:
+  hambench report runs/2026-01-31-longbench
+  hambench report RUN_A RUN_B -o both.html --open
+  hambench report RUN --export figures-for-the-paper
+  hambench report RUN --markdown - >> "$GITHUB_STEP_SUMMARY"
+"""
+)
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The page to write; by default report.html in the first run's folder.",
+)
+@click.option(
+    "--export",
+    "export_folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Also write figures (SVG, PNG, PDF), tables (CSV) and report.json there.",
+)
+@click.option("--markdown", metavar="FILE", help="Also write a summary for a pull request; - is stdout.")
+@click.option(
+    "--samples", default="200", show_default=True, metavar="N|all|none", help="Samples in the drill-down."
+)
+@click.option("--no-js", is_flag=True, help="A page without any script.")
+@click.option("--include-host", is_flag=True, help="Keep absolute paths in commands and model names.")
+@click.option("--open", "open_page", is_flag=True, help="Open the page in the browser.")
+@click.option("--watch", is_flag=True, help="Write the page again while the run goes on; ends with it.")
+def command(
+    runs: tuple[Path, ...],
+    output: Path | None,
+    export_folder: Path | None,
+    markdown: str | None,
+    samples: str,
+    no_js: bool,
+    include_host: bool,
+    open_page: bool,
+    watch: bool,
+) -> None:
+    """Make one self-contained HTML page of RUN, or of several side by side."""
+    from hambench.reports import ReportOptions, export, markdown_summary, write_html
+
+    options = ReportOptions(
+        samples=_samples(samples),
+        script=not no_js,
+        include_host=include_host,
+        refresh_s=WATCH_SECONDS if watch else None,
+    )
+    path = output if output is not None else runs[0] / "report.html"
+    loaded = _load(runs)
+    write_html(loaded, path, options=options)
+    if open_page:
+        click.launch(path.resolve().as_uri())
+    if watch:
+        loaded = _watch(runs, path, options)
+    if export_folder is not None:
+        written = export(loaded, export_folder)
+        click.echo(f"exported {len(written)} files to {export_folder}", err=True)
+    if markdown is not None:
+        text = "\n".join(markdown_summary(run) for run in loaded)
+        if markdown == "-":
+            click.echo(text)
+            return
+        try:
+            Path(markdown).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise HambenchError(f"can't write {markdown}: {error.strerror}") from error
+    click.echo(path)
+
+
+def _load(folders: tuple[Path, ...]) -> list[Run]:
+    from hambench.store import load_run
+
+    return [load_run(folder) for folder in dict.fromkeys(folders)]
+
+
+def _watch(folders: tuple[Path, ...], path: Path, options: ReportOptions) -> list[Run]:
+    """Writes the page whenever there are new records, until the runs are complete and scored."""
+    import dataclasses
+
+    from hambench.reports import write_html
+
+    loaded, seen = _load(folders), -1
+    while True:
+        size = sum(len(run.records) + len(run.scores) for run in loaded)
+        finished = all(run.complete for run in loaded) and size == seen
+        if finished:
+            # the last page stands still
+            write_html(loaded, path, options=dataclasses.replace(options, refresh_s=None))
+            return loaded
+        if size != seen:
+            write_html(loaded, path, options=options)
+            click.echo(f"{path}: {sum(len(run.measured) for run in loaded)} answers", err=True)
+        seen = size
+        time.sleep(WATCH_SECONDS)
+        loaded = _load(folders)
+
+
+def _samples(text: str) -> int | str:
+    if text in ("all", "none"):
+        return text
+    if not text.isdecimal():
+        raise HambenchError(f"--samples must be a number, all or none, got {text!r}")
+    return int(text)

@@ -1,0 +1,111 @@
+"""Files: the page itself, and figures, tables and numbers for papers and other programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from hambench.reports import pages
+from hambench.reports.html import ReportOptions, render_html
+from hambench.reports.values import Figure, Table
+from hambench.reports.view import View, merge
+
+from hambench.errors import HambenchError
+from hambench.store import Run
+
+FIGURE_KINDS = ("svg", "png", "pdf")
+
+
+def write_html(runs: Sequence[Run], path: Path, *, options: ReportOptions | None = None) -> None:
+    """Writes the report page; a reader of an older one never sees half a file.
+
+    Raises:
+        HambenchError: If the file can't be written.
+    """
+    _write(path, render_html(runs, options=options).encode())
+
+
+def export(runs: Sequence[Run], folder: Path) -> list[Path]:
+    """Writes ``figures/*.svg|png|pdf``, ``tables/*.csv`` and ``report.json``; returns what was written.
+
+    Raises:
+        HambenchError: If a file can't be written.
+        ValueError: If there is no run.
+    """
+    if not runs:
+        raise ValueError("runs must hold at least one run, got none")
+    merged = merge(runs)
+    views = [View(run, prefix=f"r{index}-" if len(merged) > 1 else "") for index, run in enumerate(merged)]
+    written: list[Path] = []
+    for view in views:
+        page = pages.build(view, ReportOptions(samples="none"))
+        for figure in _figures(page):
+            for kind in FIGURE_KINDS:
+                content = figure.plate.file_svg().encode() if kind == "svg" else figure.plate.raster(kind)
+                written.append(_write(folder / "figures" / f"{figure.name}.{kind}", content))
+        for table in _tables(page):
+            written.append(_write(folder / "tables" / f"{table.name}.csv", table.csv().encode()))
+    numbers = msgspec.json.format(msgspec.json.encode([report_object(view) for view in views]), indent=2)
+    written.append(_write(folder / "report.json", numbers + b"\n"))
+    return written
+
+
+def report_object(view: View) -> dict[str, Any]:
+    """Everything the report says as JSON-able values: cautions, answer, measurements, comparisons."""
+    page = pages.build(view, ReportOptions(samples="none"))
+    return _plain(
+        {
+            "run_id": view.run.header.run_id,
+            "created_at": view.run.header.created_at,
+            "edition": view.run.header.edition,
+            "model": view.run.header.model,
+            "environment": view.run.header.environment,
+            "complete": view.run.complete,
+            "cautions": page.cautions,
+            "answer": page.answer,
+            "verdicts": [{"cell": v.cell.label, "sentence": v.sentence} for v in page.verdicts],
+            "findings": {figure.name: figure.finding for figure in _figures(page)},
+            "measurements": list(view.measurements.values()),
+            "comparisons": list(view.comparisons.values()),
+        }
+    )
+
+
+def _figures(page: pages.Page) -> Iterable[Figure]:
+    yield from page.overview
+    for section in page.sections:
+        yield from section.figures
+
+
+def _tables(page: pages.Page) -> Iterable[Table]:
+    for section in page.sections:
+        yield from section.tables
+        yield from (figure.table for figure in section.figures if figure.table is not None)
+
+
+def _plain(value: Any) -> Any:
+    """The value with dataclasses as dicts and without NaN and infinities, which are no JSON."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _plain(dataclasses.asdict(value))
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _write(path: Path, content: bytes) -> Path:
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except OSError as error:
+        raise HambenchError(f"can't write {path}: {error.strerror or error}") from error
+    return path

@@ -1,0 +1,74 @@
+"""A summary of a run for a pull request or a job's log."""
+
+from __future__ import annotations
+
+import re
+
+from hambench.reports.cautions import cautions
+from hambench.reports.html import printable
+from hambench.reports.tables import summary_table
+from hambench.reports.verdicts import answer, method_verdicts
+from hambench.reports.view import View
+
+from hambench.groups import ALL
+from hambench.store import Run
+
+MAX_CHARACTERS = 60_000
+"""GitHub refuses a comment of more than 65,536."""
+COLUMNS = (
+    "Cell",
+    "n",
+    "Accuracy",
+    "Δ accuracy",
+    "TPS",
+    "Speed",
+    "m",
+    "Acceptance",
+    "KV",
+    "KV out",
+    "KV total",
+)
+
+
+def markdown_summary(run: Run) -> str:
+    """Cautions, the answer, a sentence per method and one table, in GitHub's Markdown; at most 60,000 characters.
+
+    It begins with a comment that lets a bot find and replace an earlier one.
+    """
+    view = View(run)
+    lines = [
+        f"<!-- hambench:{'+'.join(escape(suite) for suite in run.header.suites)} -->",
+        f"### hambench: {escape(str(run.header.model.get('name', 'model')))}, {escape(run.header.run_id)}",
+        "",
+    ]
+    for caution in cautions(view):
+        lines.append(
+            f"> **{'✕' if caution.severity == 'bad' else '!'} {caution.title}:** {escape(caution.text)}  "
+        )
+    lines += ["", f"**{escape(answer(view))}**", ""]
+    lines += [f"- **{escape(v.cell.label)}**: {escape(v.sentence)}" for v in method_verdicts(view)]
+    table = summary_table(view)
+    keep = [index for index, column in enumerate(table.columns) if column.title in COLUMNS]
+    lines += [
+        "",
+        "| " + " | ".join(escape(table.columns[index].title) for index in keep) + " |",
+        "|" + "|".join("---:" if table.columns[index].numeric else "---" for index in keep) + "|",
+    ]
+    length = sum(len(line) + 1 for line in lines)
+    for number, row in enumerate(table.rows):
+        line = "| " + " | ".join(escape(row[index].text) for index in keep) + " |"
+        length += len(line) + 1
+        if length > MAX_CHARACTERS:
+            lines.append(f"\n{len(table.rows) - number} rows cut.")
+            break
+        lines.append(line)
+    n = max((view.measured(cell, ALL).num_samples for cell in view.cells), default=0)
+    lines += ["", f"_{n} samples a cell; brackets are 95 % intervals; speed is decode only._", ""]
+    return "\n".join(lines)
+
+
+def escape(text: str) -> str:
+    """Text that Markdown and HTML show as it is, on one line."""
+    text = printable(text).replace("\n", " ").replace("\r", " ")
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_{}\[\]()#|~@])", r"\\\1", text)
