@@ -158,7 +158,8 @@ def score_run(writer: RunWriter, *, allow_code_execution: bool) -> None:
 
 def decoding_options(header: RunHeader) -> DecodingOptions:
     """The options a run was begun with."""
-    return DecodingOptions(**header.decoding)
+    names = [field.name for field in dataclasses.fields(DecodingOptions)]
+    return DecodingOptions(**{name: getattr(header, name) for name in names})
 
 
 def _capture(request: RunRequest, target: TargetModel) -> Capture:
@@ -170,12 +171,6 @@ def _capture(request: RunRequest, target: TargetModel) -> Capture:
             f"{target.name} has no tokenizer, which a suite needs to ask in words: use a folder with tokenizer.json, "
             "or `hambench generate --prompt-ids`"
         )
-
-    def apply_chat_template(messages: list[dict[str, str]]) -> str:
-        text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return text
-
-    has_template = bool(getattr(tokenizer, "chat_template", None))
     captured = suites.capture(
         suites.CaptureRequest(
             suite=request.suite,
@@ -185,12 +180,9 @@ def _capture(request: RunRequest, target: TargetModel) -> Capture:
             edition=request.edition,
             preset=request.preset,
             seed=request.decoding.seed,
-            apply_chat_template=apply_chat_template if has_template else None,
+            apply_chat_template=suites.chat_template_of(tokenizer),
         )
     )
-    if not captured.samples:
-        missing = "; ".join(f"{task}: {reason}" for task, reason in captured.missing.items())
-        raise HambenchError(f"suite {request.suite!r} has nothing to run: {missing or 'no rows'}")
     if request.max_new_tokens is None:
         return captured
     limit = request.max_new_tokens

@@ -1,0 +1,127 @@
+"""The Python API: the same run as the command line, its results as pandas frames."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hambench.decoding import KnobValue
+from hambench.metrics import measure_run
+from hambench.store import Run, load_run
+from hambench.sweep import Sweep
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """A run as frames; ``run`` has everything, ``path`` is its folder."""
+
+    run: Run
+
+    @property
+    def path(self) -> Path:
+        """The run folder: `hambench report` and `hambench show` read it."""
+        return self.run.path
+
+    @property
+    def cells(self) -> pd.DataFrame:
+        """One row per cell: everything measured over all samples."""
+        return self._measurements().query("group == 'all'").reset_index(drop=True)
+
+    @property
+    def tasks(self) -> pd.DataFrame:
+        """One row per cell and group (all, suite, category, task)."""
+        return self._measurements()
+
+    @property
+    def samples(self) -> pd.DataFrame:
+        """One row per measured answer, with its primary score."""
+        import pandas as pd
+
+        primary = {
+            (score.cell, score.sample_id, score.repeat): score.value
+            for score in self.run.scores
+            if score.primary
+        }
+        rows = []
+        for record in self.run.measured:
+            sample = self.run.samples[record.sample_id]
+            trace = record.trace
+            rows.append(
+                {
+                    "cell": record.cell,
+                    "sample_id": record.sample_id,
+                    "suite": sample.suite,
+                    "task": sample.task,
+                    "repeat": record.repeat,
+                    "prompt_tokens": trace.prompt_tokens if trace else None,
+                    "new_tokens": len(trace.token_ids) if trace else None,
+                    "steps": len(trace.steps) if trace else None,
+                    "seconds": sum(step.seconds for step in trace.steps) if trace else None,
+                    "finish": trace.finish if trace else None,
+                    "score": primary.get((record.cell, record.sample_id, record.repeat)),
+                    "text": record.text,
+                    "error": record.error,
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def _measurements(self) -> pd.DataFrame:
+        import pandas as pd
+
+        rows = []
+        for measured in measure_run(self.run):
+            row: dict[str, Any] = dataclasses.asdict(measured)
+            accuracy = row.pop("accuracy") or {}
+            row["accuracy"] = accuracy.get("value")
+            row["accuracy_low"], row["accuracy_high"] = accuracy.get("low"), accuracy.get("high")
+            row["accuracy_n"] = accuracy.get("n", 0)
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+
+def run(
+    *,
+    methods: Sequence[str] = ("all",),
+    suite: str | None = "longbench",
+    model: str = "smollm2-135m",
+    knobs: Mapping[str, Sequence[KnobValue]] | None = None,
+    dtype: str = "bfloat16",
+    out: str | Path | None = None,
+    **request: Any,
+) -> Results:
+    """Runs a sweep and returns its results as frames.
+
+    Args:
+        methods: Registry names, with knobs if you like: ``"speculative[k=8]"``.
+        suite: A name of ``hambench ls suites`` or a YAML file.
+        model: A registered name, a folder or a hub id.
+        knobs: Axis values by knob, e.g. ``{"k": [2, 4], "confidence": [0.5, 0.8]}``.
+        dtype: ``float32``, ``bfloat16`` or ``float16``.
+        out: The run folder; a temporary one by default (its path is in the results).
+        request: Further fields of :class:`hambench.runner.RunRequest`, e.g. ``limit=5``.
+
+    Example:
+        >>> results = hambench.run(methods=["vanilla", "speculative"], limit=2)  # doctest: +SKIP
+        >>> results.cells[["cell", "tps", "accuracy"]]  # doctest: +SKIP
+    """
+    from hambench.runner import RunRequest, start_run
+
+    axes = {name: tuple(_as_text(value) for value in values) for name, values in (knobs or {}).items()}
+    sweep = Sweep(model=model, methods=tuple(methods), knobs=axes, dtype=dtype)
+    folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="hambench-")) / "run"
+    return Results(start_run(RunRequest(sweep=sweep, suite=suite, **request), folder))
+
+
+def load(path: str | Path) -> Results:
+    """The results of a stored run."""
+    return Results(load_run(path))
+
+
+def _as_text(value: KnobValue) -> str:
+    return f"{value:.10g}" if isinstance(value, float) else str(value)

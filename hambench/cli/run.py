@@ -1,0 +1,156 @@
+"""``hambench run``: the main command."""
+
+from __future__ import annotations
+
+import datetime
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hambench.cli._options import make_sweep, model_options, runs_root, seconds, sweep_options
+from hambench.errors import HambenchError
+
+if TYPE_CHECKING:
+    from hambench.runner import RunRequest
+    from hambench.store import Run
+
+
+@click.command(
+    epilog="""
+\b
+Examples:
+  hambench run --methods all --suite longbench
+  hambench run --methods vanilla,speculative -k 1,2,4,8 --suite standard --limit 20
+  hambench run --suite longbench --data DIR --tasks lcc,gov_report --budget 10m
+  hambench run --resume runs/2026-01-31-longbench
+"""
+)
+@sweep_options
+@model_options
+@click.option("--suite", metavar="NAME", help="A name of `hambench ls suites`, or a YAML file.")
+@click.option("--tasks", metavar="LIST", help="Tasks of the suite, or any generative lm-eval tasks.")
+@click.option("--preset", metavar="NAME", help="A suite's published settings, e.g. paper.")
+@click.option(
+    "--data", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Rows as plain files."
+)
+@click.option(
+    "--edition",
+    type=click.Choice(["auto", "official", "offline"]),
+    default="auto",
+    show_default=True,
+    help="Official rows (--data or hub), or tasks built on this machine; auto tries in that order.",
+)
+@click.option("--limit", type=int, help="Most rows of each task.")
+@click.option("--budget", metavar="TIME", help="As many rows of each task as surely fit: 4m, 2h.")
+@click.option("--repeats", type=int, default=1, show_default=True)
+@click.option("--max-new-tokens", type=int, help="Replace the tasks' own limits.")
+@click.option("--temperature", type=float, default=0.0, show_default=True)
+@click.option("--top-p", type=float, default=1.0, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--ignore-eos", is_flag=True, help="Fixed lengths: speed only, no scores.")
+@click.option("--allow-code-execution", is_flag=True, help="Let HumanEval and MBPP run the model's programs.")
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder; by default runs/DATE-SUITE.")
+@click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Finish an interrupted run.")
+@click.option("--report/--no-report", default=True, show_default=True, help="Write report.html into the run.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per cell on stdout, nothing else.")
+def command(
+    suite: str | None,
+    out: Path | None,
+    resume: Path | None,
+    report: bool,
+    as_json: bool,
+    allow_code_execution: bool,
+    **options: Any,
+) -> None:
+    """Measure speed, KV memory and accuracy of the same tokens, for every method."""
+    from hambench.runner import resume_run, start_run
+
+    if resume is None:
+        request = request_from(suite=suite, allow_code_execution=allow_code_execution, **options)
+        folder = out if out is not None else _new_folder(suite or "tasks")
+    else:
+        folder = resume
+    from hambench.cli._progress import progress_bar
+
+    try:
+        with progress_bar() as progress:
+            if resume is None:
+                run = start_run(request, folder, progress=progress)
+            else:
+                run = resume_run(folder, allow_code_execution=allow_code_execution, progress=progress)
+    except KeyboardInterrupt:
+        if (folder / "run.json").is_file():
+            message = f"interrupted; finish it with: hambench run --resume {shlex.quote(str(folder))}"
+            click.echo(f"\nhambench: {message}", err=True)
+        raise
+    report_path = _write_report(run) if report else None
+    if as_json:
+        from hambench.summary import cell_objects, to_json_line
+
+        for item in cell_objects(run):
+            click.echo(to_json_line(item))
+        return
+    from hambench.summary import render_table
+
+    click.echo(render_table(run))
+    click.echo(f"run: {run.path}")
+    if report_path is not None:
+        click.echo(f"report: {report_path}")
+
+
+def request_from(suite: str | None, allow_code_execution: bool, **options: Any) -> RunRequest:
+    """The request that the options of ``hambench run`` (or ``plan``) describe."""
+    from hambench.generation import DecodingOptions
+    from hambench.runner import RunRequest
+
+    tasks = tuple(name.strip() for name in (options["tasks"] or "").split(",") if name.strip())
+    if suite is None and not tasks:
+        raise HambenchError("name a --suite (see `hambench ls suites`) or --tasks")
+    sweep_names = (
+        "model",
+        "dtype",
+        "methods",
+        "confidence",
+        "k",
+        "checkpoint",
+        "method_args",
+        "threads",
+        "regime",
+    )
+    return RunRequest(
+        sweep=make_sweep(**{name: options[name] for name in sweep_names}),
+        suite=suite,
+        tasks=tasks,
+        limit=options["limit"],
+        data=options["data"],
+        edition=options["edition"],
+        preset=options["preset"],
+        repeats=options["repeats"],
+        max_new_tokens=options["max_new_tokens"],
+        budget_s=seconds(options["budget"]),
+        device=options["device"],
+        allow_code_execution=allow_code_execution,
+        decoding=DecodingOptions(
+            temperature=options["temperature"],
+            top_p=options["top_p"],
+            seed=options["seed"],
+            ignore_eos=options["ignore_eos"],
+        ),
+    )
+
+
+def _new_folder(suite: str) -> Path:
+    """A folder that does not exist yet: date and suite, numbered if need be."""
+    stem = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}-{Path(suite).stem}"
+    candidates = (runs_root() / (stem if number == 1 else f"{stem}-{number}") for number in range(1, 10_000))
+    return next(folder for folder in candidates if not folder.exists())
+
+
+def _write_report(run: Run) -> Path:
+    from hambench.reports import write_html
+
+    path: Path = run.path / "report.html"
+    write_html([run], path)
+    return path
