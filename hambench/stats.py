@@ -1,0 +1,307 @@
+"""Comparisons of two cells of a run, paired by sample; the words are defined in :mod:`hambench.verdicts`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hambench.groups import ALL, group_kind, group_names, in_group
+from hambench.metrics import METRICS, decode_seconds, num_decode_tokens
+from hambench.paired import log_ratio_of_sums, mean_difference
+from hambench.records import Comparison, Estimate, GenerationTrace, Sample, SampleRecord, Score
+from hambench.store import Run
+from hambench.verdicts import (
+    MIN_BLOCKS,
+    Margins,
+    control_false_discoveries,
+    exact_verdict,
+    join_reasons,
+    verdict_of,
+)
+
+COMPARED = ("tps", "kv_bytes", "accuracy")
+"""Metrics that every comparison gives."""
+
+BUSY = 0.1
+"""Share of the machine that others may take before a speed verdict says so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One side of a comparison: what a cell answered."""
+
+    cell: str
+    records: dict[tuple[str, int], SampleRecord]
+    """By sample id and repeat."""
+    points: dict[str, float]
+    """Primary score of each sample, 0 to 100, mean over repeats."""
+
+    @classmethod
+    def of(cls, run: Run, cell: str) -> Arm:
+        """What a cell of a run answered, warm-ups left out."""
+        records = {(r.sample_id, r.repeat): r for r in run.measured if r.cell == cell}
+        return cls(cell, records, _points(score for score in run.scores if score.cell == cell))
+
+
+def compare_run(run: Run, *, baseline: str | None = None, margins: Margins | None = None) -> list[Comparison]:
+    """Compares every cell with the baseline: by default the first vanilla cell, or the first cell without one."""
+    labels = [cell.label for cell in run.header.cells]
+    if baseline is None:
+        baseline = next((cell.label for cell in run.header.cells if cell.method == "vanilla"), labels[0])
+    return [
+        comparison
+        for label in labels
+        if label != baseline
+        for comparison in compare_cells(run, label, baseline, margins=margins)
+    ]
+
+
+def compare_cells(
+    run: Run,
+    candidate: str,
+    baseline: str,
+    *,
+    metrics: Sequence[str] = COMPARED,
+    groups: Sequence[str] | None = None,
+    margins: Margins | None = None,
+) -> list[Comparison]:
+    """Compares two cells of one run, over all samples first, then over each suite and task.
+
+    Rows of single tasks are many: a difference there is called only if it stands Benjamini and Hochberg's
+    correction over the tasks.
+
+    Args:
+        run: The run.
+        candidate: Label of the cell that is judged.
+        baseline: Label of the cell that it is judged against.
+        metrics: Which of :data:`COMPARED` to give.
+        groups: Groups to give; by default all, suites (if there are several) and tasks.
+        margins: Smallest effects worth a word; by default those of the run's machine.
+
+    Raises:
+        ValueError: If the run has no such cell.
+    """
+    for label in (candidate, baseline):
+        if label not in {cell.label for cell in run.header.cells}:
+            raise ValueError(f"run {run.header.run_id} has no cell {label!r}")
+    return compare_arms(
+        Arm.of(run, candidate),
+        Arm.of(run, baseline),
+        run.samples,
+        metrics=metrics,
+        groups=groups,
+        margins=margins or Margins.of(run),
+    )
+
+
+def compare_arms(
+    candidate: Arm,
+    baseline: Arm,
+    samples: Mapping[str, Sample],
+    *,
+    metrics: Sequence[str] = COMPARED,
+    groups: Sequence[str] | None = None,
+    margins: Margins,
+) -> list[Comparison]:
+    """Compares two arms, which may come from two runs of the same prompts."""
+    names = group_names(samples.values()) if groups is None else list(groups)
+    if groups is None:
+        several = sum(group_kind(name) == "suite" for name in names) > 1
+        names = [n for n in names if group_kind(n) in ({ALL, "suite", "task"} if several else {ALL, "task"})]
+    rows = []
+    for metric in metrics:
+        compare = _COMPARE[metric]
+        of_metric = []
+        for group in names:
+            asked = {sid: sample for sid, sample in samples.items() if in_group(sample, group)}
+            of_metric.append(compare(candidate, baseline, asked, group, margins))
+        rows += control_false_discoveries(of_metric)
+    return rows
+
+
+def _compare_tps(a: Arm, b: Arm, asked: Mapping[str, Sample], group: str, margins: Margins) -> Comparison:
+    pairs = [
+        (key, ours, theirs)
+        for key, ours, theirs in _paired_traces(a, b, asked)
+        if num_decode_tokens([ours]) and num_decode_tokens([theirs])
+    ]
+    blocks, note = _blocks([key for key, _, _ in pairs])
+    sums = np.zeros((4, max(blocks, default=-1) + 1))
+    for block, (_, ours, theirs) in zip(blocks, pairs, strict=True):
+        sums[:, block] += [
+            num_decode_tokens([ours]),
+            decode_seconds([ours]),
+            num_decode_tokens([theirs]),
+            decode_seconds([theirs]),
+        ]
+    loads = [
+        load
+        for arm in (a, b)
+        for key, record in arm.records.items()
+        if key[0] in asked and (load := record.other_load) is not None
+    ]
+    if loads and np.mean(loads) > BUSY:
+        note = join_reasons(note, f"others took {np.mean(loads):.0%} of the machine meanwhile")
+    return _ratio_comparison(a, b, asked, group, "tps", sums, margins.tps, note)
+
+
+def _compare_kv_bytes(
+    a: Arm, b: Arm, asked: Mapping[str, Sample], group: str, margins: Margins
+) -> Comparison:
+    sums: dict[str, list[float]] = {}
+    for (sample_id, _), ours, theirs in _paired_traces(a, b, asked):
+        peaks = [max((step.kv_bytes for step in trace.steps), default=0) for trace in (ours, theirs)]
+        if not all(peaks):
+            continue
+        block = sums.setdefault(sample_id, [0.0, 0.0, 0.0, 0.0])
+        for i, value in enumerate((peaks[0], 1.0, peaks[1], 1.0)):
+            block[i] += value
+    columns = np.array(list(sums.values())).T if sums else np.zeros((4, 0))
+    return _ratio_comparison(a, b, asked, group, "kv_bytes", columns, margins.kv_bytes, "")
+
+
+def _ratio_comparison(
+    a: Arm,
+    b: Arm,
+    asked: Mapping[str, Sample],
+    group: str,
+    metric: str,
+    sums: np.ndarray,
+    margin: float,
+    note: str,
+) -> Comparison:
+    refused = _not_comparable(a, b, asked)
+    if not sums.size or not np.all(sums.sum(axis=1) > 0):
+        return _nothing(a, b, group, metric, refused)
+    result = log_ratio_of_sums((sums[0], sums[1]), (sums[2], sums[3]))
+    log_margin = math.log1p(margin)
+    verdict, reason = verdict_of(result, margin=log_margin, better=METRICS[metric].better)
+    if METRICS[metric].metric_class == "exact" and result.num_blocks < MIN_BLOCKS:
+        verdict, reason = exact_verdict(sums, log_margin, METRICS[metric].better)
+    detectable = result.minimum_detectable_effect(log_margin)
+    return Comparison(
+        candidate=a.cell,
+        baseline=b.cell,
+        group=group,
+        metric=metric,
+        effect=Estimate(
+            value=math.exp(result.effect),
+            low=None if result.low is None else math.exp(result.low),
+            high=None if result.high is None else math.exp(result.high),
+            n=result.num_blocks,
+        ),
+        verdict="not comparable" if refused else verdict,
+        p_value=result.p_value,
+        minimum_detectable_effect=None if detectable is None else math.expm1(detectable),
+        reason=join_reasons(refused or reason, note),
+    )
+
+
+def _compare_accuracy(
+    a: Arm, b: Arm, asked: Mapping[str, Sample], group: str, margins: Margins
+) -> Comparison:
+    refused = _not_comparable(a, b, asked)
+    both = [sid for sid in asked if sid in a.points and sid in b.points]
+    one_sided = [sid for sid in asked if (sid in a.points) != (sid in b.points)]
+    if one_sided and not refused:
+        refused = f"{_count(one_sided, 'sample')} scored for one of the two only"
+    if not both:
+        return _nothing(a, b, group, "accuracy", refused)
+    result = mean_difference(
+        [a.points[sid] for sid in both],
+        [b.points[sid] for sid in both],
+        strata=[(asked[sid].suite, asked[sid].task) for sid in both],
+        clusters=[cluster_of(asked[sid]) for sid in both],
+    )
+    verdict, reason = verdict_of(result, margin=margins.accuracy, better="higher")
+    pairs = _paired_traces(a, b, {sid: asked[sid] for sid in both})
+    if pairs and all(ours.token_ids == theirs.token_ids for _, ours, theirs in pairs):
+        verdict, reason = "equivalent", f"{_count(both, 'answer')} equal token by token"
+    return Comparison(
+        candidate=a.cell,
+        baseline=b.cell,
+        group=group,
+        metric="accuracy",
+        effect=Estimate(value=result.effect, low=result.low, high=result.high, n=len(both)),
+        verdict="not comparable" if refused else verdict,
+        p_value=result.p_value,
+        minimum_detectable_effect=result.minimum_detectable_effect(margins.accuracy),
+        reason=refused or reason,
+    )
+
+
+_COMPARE: dict[str, Callable[[Arm, Arm, Mapping[str, Sample], str, Margins], Comparison]] = {
+    "tps": _compare_tps,
+    "kv_bytes": _compare_kv_bytes,
+    "accuracy": _compare_accuracy,
+}
+
+
+def cluster_of(sample: Sample) -> tuple[str, ...]:
+    """What a sample belongs together with: a question of MGSM is one question in every language."""
+    if sample.task.startswith("mgsm"):
+        return (sample.suite, "mgsm", str(sample.doc_id))
+    return (sample.sample_id,)
+
+
+def _paired_traces(
+    a: Arm, b: Arm, asked: Mapping[str, Sample]
+) -> list[tuple[tuple[str, int], GenerationTrace, GenerationTrace]]:
+    pairs = []
+    for key, ours in a.records.items():
+        theirs = b.records.get(key)
+        if key[0] in asked and theirs is not None and ours.trace is not None and theirs.trace is not None:
+            pairs.append((key, ours.trace, theirs.trace))
+    return pairs
+
+
+def _blocks(keys: Sequence[tuple[str, int]]) -> tuple[list[int], str]:
+    """Number of each pair's block: its sample, or its repeat where samples are too few to be blocks."""
+    samples = {sample_id: i for i, sample_id in enumerate(dict.fromkeys(key[0] for key in keys))}
+    repeats = {repeat: i for i, repeat in enumerate(dict.fromkeys(key[1] for key in keys))}
+    if len(samples) >= MIN_BLOCKS or len(repeats) <= len(samples):
+        return [samples[key[0]] for key in keys], ""
+    return [
+        repeats[key[1]] for key in keys
+    ], f"over {len(repeats)} repeats of {_count(samples, 'fixed prompt')}"
+
+
+def _not_comparable(a: Arm, b: Arm, asked: Mapping[str, Sample]) -> str:
+    """Why two arms can't be compared over these samples; empty if they can."""
+    ours = {key: record for key, record in a.records.items() if key[0] in asked}
+    theirs = {key: record for key, record in b.records.items() if key[0] in asked}
+    shared = ours.keys() & theirs.keys()
+    if any(ours[key].prompt_hash != theirs[key].prompt_hash for key in shared):
+        return "the prompts differ"
+    failed = [key for key in shared if (ours[key].trace is None) != (theirs[key].trace is None)]
+    if failed:
+        return f"{_count(failed, 'sample')} answered by one of the two only"
+    return ""
+
+
+def _nothing(a: Arm, b: Arm, group: str, metric: str, refused: str) -> Comparison:
+    reason = refused or "no sample was measured in both"
+    return Comparison(
+        candidate=a.cell,
+        baseline=b.cell,
+        group=group,
+        metric=metric,
+        effect=None,
+        verdict="not comparable",
+        reason=reason,
+    )
+
+
+def _points(scores: Iterable[Score]) -> dict[str, float]:
+    points: dict[str, list[float]] = {}
+    for score in scores:
+        if score.primary and score.error is None and score.value is not None and math.isfinite(score.value):
+            points.setdefault(score.sample_id, []).append(100 * score.value / score.scale)
+    return {sample_id: float(np.mean(values)) for sample_id, values in points.items()}
+
+
+def _count(things: Sequence[object] | Mapping[str, int], noun: str) -> str:
+    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
