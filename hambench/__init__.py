@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "run"]
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - a module attribute can be anything
+def __getattr__(name: str) -> Any:
     # imported on first use: `hambench --help` must not wait for pandas
     if name == "run":
         from hambench.api import run

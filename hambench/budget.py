@@ -42,7 +42,8 @@ def calibrate(method: DecodingMethod, context_length: int) -> Speed:
         num_tokens = sum(len(session.step().tokens) for _ in range(CALIBRATION_STEPS))
         done = time.perf_counter()
     return Speed(
-        prefill_s_per_token=(prefilled - began) / num_prompt, decode_s_per_token=(done - prefilled) / num_tokens
+        prefill_s_per_token=(prefilled - began) / num_prompt,
+        decode_s_per_token=(done - prefilled) / num_tokens,
     )
 
 

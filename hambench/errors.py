@@ -22,7 +22,9 @@ class UnknownNameError(HambenchError):
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         choices = sorted(known)
         close = difflib.get_close_matches(name, choices, n=3, cutoff=0.5)
-        hint = f"; did you mean {' or '.join(close)}?" if close else f"; known: {', '.join(choices) or 'none'}"
+        hint = (
+            f"; did you mean {' or '.join(close)}?" if close else f"; known: {', '.join(choices) or 'none'}"
+        )
         super().__init__(f"unknown {kind} {name!r}{hint}")
         self.kind, self.name, self.known = kind, name, tuple(choices)
 

@@ -262,8 +262,10 @@ class RunHeader:
     model: dict[str, str | int | float | bool | None]
     """Identity of the target: name, source, sha256 of the weights, note (e.g. de-quantised), context length, bytes."""
     environment: dict[str, str | int | float | bool | None]
-    decoding: dict[str, int | float | bool] = field(default_factory=dict)
-    """How every sample was decoded: the fields of ``hambench.generation.DecodingOptions``."""
+    ignore_eos: bool = False
+    """Answers of full length whatever was emitted: speed only, no scores."""
+    max_remeasured: int = 2
+    """How often a contaminated timing was taken again."""
     suite_spec: dict[str, Any] = field(default_factory=dict)
     """What the suites need to build the same requests again: scores can be rebuilt from the stored text."""
     notes: tuple[str, ...] = ()

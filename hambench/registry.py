@@ -57,5 +57,7 @@ def method_config(name: str) -> type[MethodConfig]:
     except (ImportError, AttributeError) as error:
         raise HambenchError(f"method {name!r} can't be loaded from {location}: {error}") from error
     if not (isinstance(loaded, type) and issubclass(loaded, MethodConfig)):
-        raise HambenchError(f"method {name!r}: {location} is not a subclass of hambench.decoding.MethodConfig")
+        raise HambenchError(
+            f"method {name!r}: {location} is not a subclass of hambench.decoding.MethodConfig"
+        )
     return loaded

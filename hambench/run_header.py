@@ -42,7 +42,8 @@ def make_header(prepared: Prepared, folder: Path) -> RunHeader:
         temperature=request.decoding.temperature,
         top_p=request.decoding.top_p,
         max_new_tokens=request.max_new_tokens,
-        decoding=dataclasses.asdict(request.decoding),
+        ignore_eos=request.decoding.ignore_eos,
+        max_remeasured=request.decoding.max_remeasured,
         model={
             **dataclasses.asdict(target.identity),
             "context_length": target.context_length,
@@ -63,22 +64,18 @@ def command_line() -> tuple[str, ...]:
 def warnings_of(prepared: Prepared) -> tuple[str, ...]:
     """What every report must say first, worst first."""
     request, target, captured = prepared.request, prepared.target, prepared.captured
-    notes = []
-    if captured.edition == "offline":
-        notes.append(
-            "Offline edition: tasks that hambench builds from what is on any machine; the scores are not those of "
-            "any public benchmark."
-        )
+    notes = list(captured.notes)
     if target.identity.note:
         notes.append(f"Model: {target.identity.note}.")
     if target.device.type == "cpu":
-        notes.append(f"Measured on a CPU ({os.cpu_count()} logical cores): the speeds say nothing about a GPU.")
+        notes.append(
+            f"Measured on a CPU ({os.cpu_count()} logical cores): the speeds say nothing about a GPU."
+        )
     if request.limit is not None or request.budget_s is not None:
         notes.append("Partial run: some rows of each task only; the intervals show what they allow to say.")
     if request.max_new_tokens is not None:
         notes.append(f"Answers end at {request.max_new_tokens} tokens instead of the tasks' own limits.")
     if request.decoding.ignore_eos:
         notes.append("EOS ignored: every answer has its full length, and nothing is scored.")
-    notes += [note for note in captured.notes if note not in notes]
     notes += [f"{task} is missing: {reason}" for task, reason in captured.missing.items()]
     return (*notes, *prepared.expansion.left_out)

@@ -10,7 +10,7 @@ from hambench.decoding import SamplingParams
 from hambench.errors import HambenchError
 from hambench.generation import DecodingOptions, Generator, Progress
 from hambench.records import RunHeader, Sample
-from hambench.store import Run, RunWriter, load_run, record_key
+from hambench.store import Run, RunWriter, load_run, record_key, refuse_existing
 from hambench.sweep import Expansion, Sweep
 
 if TYPE_CHECKING:
@@ -107,6 +107,8 @@ def start_run(request: RunRequest, folder: Path, *, progress: Progress | None = 
     """
     from hambench.run_header import make_header
 
+    # asked before the model is loaded: a refusal should not take a minute
+    refuse_existing(folder)
     prepared = prepare(request)
     with RunWriter.create(folder, make_header(prepared, folder), prepared.samples) as writer:
         prepared.generator.run(

@@ -106,6 +106,16 @@ def list_runs(root: str | Path) -> list[Path]:
     return sorted(found, key=lambda path: (path / HEADER).stat().st_mtime)
 
 
+def refuse_existing(folder: Path) -> None:
+    """Keeps a run from being overwritten.
+
+    Raises:
+        StoreError: If the folder already holds one.
+    """
+    if (folder / HEADER).exists():
+        raise StoreError(f"{folder} already holds a run; resume it with `hambench run --resume {folder}`")
+
+
 class RunWriter:
     """The one writer of a run folder; a context manager that holds the folder's lock.
 
@@ -125,14 +135,15 @@ class RunWriter:
             StoreError: If the folder already holds a run, or can't be written.
         """
         folder = Path(folder)
-        if (folder / HEADER).exists():
-            raise StoreError(f"{folder} already holds a run; resume it with `hambench run --resume {folder}`")
+        refuse_existing(folder)
         with _disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             lines = b"".join(msgspec.json.encode(sample) + b"\n" for sample in samples)
             _write_atomically(folder / PROMPTS, lines)
             # the header comes last: a folder with a header is a complete, resumable run
-            _write_atomically(folder / HEADER, msgspec.json.format(msgspec.json.encode(header), indent=2) + b"\n")
+            _write_atomically(
+                folder / HEADER, msgspec.json.format(msgspec.json.encode(header), indent=2) + b"\n"
+            )
         return cls(folder)
 
     @classmethod
@@ -148,7 +159,9 @@ class RunWriter:
         try:
             self._lock.acquire(timeout=0)
         except Timeout as error:
-            raise StoreError(f"another hambench process is writing to {self.folder}; wait for it to end") from error
+            raise StoreError(
+                f"another hambench process is writing to {self.folder}; wait for it to end"
+            ) from error
         return self
 
     def __exit__(
@@ -235,7 +248,7 @@ def _write_atomically(path: Path, content: bytes) -> None:
     temporary.replace(path)
 
 
-class _disk_errors:  # noqa: N801 - reads as a statement
+class _disk_errors:
     """Turns an ``OSError`` of a run folder into one clear line."""
 
     def __init__(self, folder: Path) -> None:
@@ -249,8 +262,7 @@ class _disk_errors:  # noqa: N801 - reads as a statement
     ) -> None:
         if not isinstance(error, OSError):
             return
-        if error.errno == errno.ENOSPC:
-            reason = "the disk is full"
-        else:
-            reason = error.strerror or str(error)
-        raise StoreError(f"can't write to {self.folder}: {reason}; what was stored before is intact") from error
+        reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
+        raise StoreError(
+            f"can't write to {self.folder}: {reason}; what was stored before is intact"
+        ) from error

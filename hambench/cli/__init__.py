@@ -28,10 +28,14 @@ class LazyGroup(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names of the commands, from the file names."""
-        modules = [module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")]
+        modules = [
+            module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")
+        ]
         if self.prefix:
             return sorted(
-                _command_name(name.removeprefix(self.prefix)) for name in modules if name.startswith(self.prefix)
+                _command_name(name.removeprefix(self.prefix))
+                for name in modules
+                if name.startswith(self.prefix)
             )
         return sorted(_command_name(name) for name in modules if not name.startswith(_BENCH))
 
@@ -52,7 +56,9 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
 @click.version_option(hambench.__version__, prog_name="hambench")
 def cli() -> None:
     """Which decoding strategy should I ship? Speed, KV memory and accuracy of the same generated tokens."""

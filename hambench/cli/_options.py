@@ -1,0 +1,128 @@
+"""Options that several commands share, and how their texts become values."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from hambench.errors import HambenchError
+from hambench.sweep import DTYPES, Sweep, expand_values, split_methods
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+DEFAULT_MODEL = "smollm2-135m"
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def model_options(function: F) -> F:
+    """``--model``, ``--dtype``, ``--device``."""
+    function = click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1; the GPU if there is one.")(
+        function
+    )
+    function = click.option("--dtype", type=click.Choice(DTYPES), default="bfloat16", show_default=True)(
+        function
+    )
+    return click.option(
+        "--model",
+        default=DEFAULT_MODEL,
+        show_default=True,
+        metavar="NAME",
+        help="A name of `hambench ls models`, a folder, or a hub id.",
+    )(function)
+
+
+def sweep_options(function: F) -> F:
+    """``--methods`` and the axes."""
+    options = [
+        click.option(
+            "--methods",
+            default="all",
+            show_default=True,
+            metavar="LIST",
+            help="Names of `hambench ls methods`, each with knobs if you like: speculative[k=8,kv=shared].",
+        ),
+        click.option("--confidence", metavar="AXIS", help="HAMburger's axis: 0.5:0.9:0.1, or 0.5,0.8."),
+        click.option("-k", "--draft-tokens", "k", metavar="AXIS", help="Drafted tokens a step: 1,2,4,8."),
+        click.option("--checkpoint", metavar="FOLDER", help="HAMburger weights for the model."),
+        click.option(
+            "--method-arg",
+            "method_args",
+            multiple=True,
+            metavar="[METHOD.]KNOB=AXIS",
+            help="Any other knob; may be repeated.",
+        ),
+        click.option("--threads", metavar="AXIS", help="Threads of torch as an axis: 1,2."),
+        click.option(
+            "--regime", default="eager", show_default=True, metavar="AXIS", help="eager, graph (GPU)."
+        ),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def make_sweep(
+    *,
+    model: str,
+    dtype: str,
+    methods: str,
+    confidence: str | None,
+    k: str | None,
+    checkpoint: str | None,
+    method_args: tuple[str, ...],
+    threads: str | None,
+    regime: str = "eager",
+) -> Sweep:
+    """A sweep from option texts."""
+    knobs: dict[str, tuple[str, ...]] = {}
+    for name, text in (("confidence", confidence), ("k", k)):
+        if text is not None:
+            knobs[name] = expand_values(text)
+    if checkpoint is not None:
+        knobs["checkpoint"] = (checkpoint,)
+    for argument in method_args:
+        name, equals, text = argument.partition("=")
+        if not equals:
+            raise HambenchError(f"--method-arg is KNOB=VALUES or METHOD.KNOB=VALUES, got {argument!r}")
+        knobs[name] = expand_values(text)
+    return Sweep(
+        model=model,
+        methods=split_methods(methods),
+        knobs=knobs,
+        dtype=dtype,
+        regimes=expand_values(regime),
+        threads=(None,)
+        if threads is None
+        else tuple(_whole(text, "--threads") for text in expand_values(threads)),
+    )
+
+
+def _whole(text: str, option: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise HambenchError(f"{option} must be whole numbers >= 1, got {text!r}")
+    return int(text)
+
+
+def seconds(text: str | None) -> float | None:
+    """Seconds from ``90``, ``90s``, ``10m`` or ``2h``.
+
+    Raises:
+        HambenchError: For anything else.
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
+    if not match:
+        raise HambenchError(f"a time is a number with s, m or h, like 90s or 10m, got {text!r}")
+    return float(match[1]) * _UNITS[match[2] or "s"]
+
+
+def runs_root() -> Path:
+    """Where runs go by default: ``$HAMBENCH_RUNS`` or ``runs`` in the current folder."""
+    import os
+
+    return Path(os.environ.get("HAMBENCH_RUNS", "runs"))

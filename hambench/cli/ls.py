@@ -1,0 +1,120 @@
+"""``hambench ls``: what there is to choose from."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hambench.cli._options import runs_root
+
+
+@click.command()
+@click.argument("kind", type=click.Choice(["methods", "suites", "models", "runs", "metrics"]))
+@click.option("--root", type=click.Path(path_type=Path), help="Where to look for runs.")
+@click.option("--data", type=click.Path(path_type=Path), help="Where to look for suites' rows.")
+@click.option("--json", "as_json", is_flag=True)
+def command(kind: str, root: Path | None, data: Path | None, as_json: bool) -> None:
+    """List methods, suites, models, runs or metrics."""
+    rows = {
+        "methods": _methods,
+        "suites": lambda: _suites(data),
+        "models": _models,
+        "runs": lambda: _runs(root or runs_root()),
+        "metrics": _metrics,
+    }[kind]()
+    if as_json:
+        for row in rows:
+            click.echo(json.dumps(row, ensure_ascii=False))
+        return
+    if not rows:
+        click.echo(f"no {kind}")
+    _print_rows(rows)
+
+
+def _methods() -> list[dict[str, Any]]:
+    from hambench.registry import method_config, method_names
+
+    rows = []
+    for name in method_names():
+        config = method_config(name)
+        axis = f"{config.axis}: {', '.join(map(str, config.axis_values))}" if config.axis else "–"
+        field_names = [field.name for field in dataclasses.fields(config)]
+        aliases = {field: f"{field} ({alias})" for alias, field in config.aliases.items()}
+        knobs = ", ".join(aliases.get(field, field) for field in field_names)
+        doc = (sys.modules[config.__module__].__doc__ or "").split("\n")[0]
+        rows.append({"method": name, "what": doc, "axis": axis, "knobs": knobs or "–"})
+    return rows
+
+
+def _suites(data: Path | None) -> list[dict[str, Any]]:
+    from hambench.suites import list_suites
+
+    return [dict(row) for row in list_suites(data)]
+
+
+def _models() -> list[dict[str, Any]]:
+    from hambench.embedded import list_models
+
+    return [dict(row) for row in list_models()]
+
+
+def _runs(root: Path) -> list[dict[str, Any]]:
+    from hambench.errors import StoreError
+    from hambench.store import list_runs, load_run
+
+    rows = []
+    for path in list_runs(root):
+        try:
+            run = load_run(path)
+        except StoreError as error:
+            rows.append({"run": str(path), "state": f"unreadable: {error}", "cells": "", "suites": ""})
+            continue
+        state = "complete" if run.complete else f"{len(run.measured)} of {run.num_expected} records"
+        rows.append(
+            {
+                "run": str(path),
+                "state": state,
+                "cells": str(len(run.header.cells)),
+                "suites": ", ".join(run.header.suites),
+                "model": str(run.header.model.get("name")),
+            }
+        )
+    return rows
+
+
+def _metrics() -> list[dict[str, Any]]:
+    from hambench.metrics import METRICS
+
+    return [
+        {
+            "metric": info.name,
+            "unit": info.unit,
+            "better": info.better,
+            "class": info.metric_class,
+            "definition": info.definition,
+        }
+        for info in METRICS.values()
+    ]
+
+
+def _print_rows(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    if not rows:
+        return
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(
+            *(Text(str(row.get(name, "") if row.get(name) is not None else "–")) for name in columns)
+        )
+    Console(highlight=False).print(table)

@@ -1,0 +1,54 @@
+"""``hambench show``: a run as a table in the terminal, or one sample's tokens with their steps visible."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from hambench.errors import UnknownNameError
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--by", type=click.Choice(["all", "suite", "category", "task"]), default="all", show_default=True
+)
+@click.option("--tokens", metavar="SAMPLE", help="Print this sample's answers, a bar between steps.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per cell.")
+def command(run: Path, by: str, tokens: str | None, as_json: bool) -> None:
+    """Show RUN as a table; works while it is going on."""
+    from hambench.groups import ALL, group_kind, group_names, group_title
+    from hambench.store import load_run
+    from hambench.summary import cell_objects, render_table, to_json_line
+
+    loaded = load_run(run)
+    if tokens is not None:
+        _show_tokens(loaded, tokens)
+        return
+    if as_json:
+        for item in cell_objects(loaded):
+            click.echo(to_json_line(item))
+        return
+    if by == ALL:
+        click.echo(render_table(loaded))
+        return
+    for group in group_names(loaded.samples.values()):
+        if group_kind(group) == by:
+            click.echo(f"\n{group_title(group)}")
+            click.echo(render_table(loaded, group=group))
+
+
+def _show_tokens(run: object, sample_id: str) -> None:
+    from hambench.steps_text import render_steps
+    from hambench.store import Run
+
+    assert isinstance(run, Run)
+    if sample_id not in run.samples:
+        raise UnknownNameError("sample", sample_id, run.samples)
+    for record in run.measured:
+        if record.sample_id != sample_id:
+            continue
+        click.echo(click.style(record.cell, bold=True))
+        click.echo(render_steps(record) if record.error is None else f"  error: {record.error}")
+        click.echo()
