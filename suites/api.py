@@ -6,6 +6,7 @@ Importing this module imports neither torch nor lm-eval.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -79,7 +80,7 @@ class Capture:
     """What every report of these samples must say."""
 
 
-def chat_template_of(tokenizer: Any) -> ChatTemplate | None:  # noqa: ANN401 - a Hugging Face tokenizer
+def chat_template_of(tokenizer: Any) -> ChatTemplate | None:
     """The chat template of a tokenizer, called as lm-eval calls it; ``None`` if it has none."""
     if getattr(tokenizer, "chat_template", None) is None:
         return None
@@ -229,7 +230,7 @@ def _capture_task(
     if found.rows is not None:
         plan["num_rows"] = len(found.rows)
     task = _make_task(entry.name, plan, found.rows)
-    template = request.apply_chat_template if entry.chat else None
+    template = _as_lm_eval_calls(request.apply_chat_template) if entry.chat else None
     requests = requests_of(task, limit=request.limit, chat_template=template, multiturn=entry.multiturn)
     samples = [
         _sample(task, each, entry, suite=suite, edition=edition, chat=template is not None)
@@ -238,7 +239,7 @@ def _capture_task(
     return samples, plan
 
 
-def _make_task(name: str, plan: Mapping[str, Any], rows: Any, **more: Any) -> Any:  # noqa: ANN401 - lm-eval is untyped
+def _make_task(name: str, plan: Mapping[str, Any], rows: Any, **more: Any) -> Any:
     from hambench.suites.lm_tasks import build_task, load_config
     from hambench.suites.longbench import repaired
 
@@ -248,7 +249,7 @@ def _make_task(name: str, plan: Mapping[str, Any], rows: Any, **more: Any) -> An
     return build_task(plan["config"], name=name, settings={**settings, **plan["settings"], **more}, rows=rows)
 
 
-def _scoring_task(name: str, plan: Mapping[str, Any], samples: list[Sample]) -> Any:  # noqa: ANN401
+def _scoring_task(name: str, plan: Mapping[str, Any], samples: list[Sample]) -> Any:
     # the stored rows went through the task's own preparation when they were captured
     docs = [_with_long_columns(sample).doc for sample in samples]
     return _make_task(name, plan, docs, process_docs=None)
@@ -261,7 +262,7 @@ def _sample(
     *,
     suite: str,
     edition: Edition,
-    chat: bool,  # noqa: ANN401
+    chat: bool,
 ) -> Sample:
     prompt, generation = request.args[0], request.args[1]
     doc = dict(request.doc)
@@ -287,6 +288,19 @@ def _sample(
         keep_end=keep_end,
         doc=_storable(entry.name, doc if entry.truncation == "error" else _without_long_columns(doc)),
     )
+
+
+def _as_lm_eval_calls(template: Any) -> ChatTemplate | None:
+    """``template`` with the keyword that lm-eval passes, where it lacks it: an answer begun is then appended as it is."""
+    if template is None or "add_generation_prompt" in inspect.signature(template).parameters:
+        return template  # type: ignore[no-any-return]
+
+    def render(messages: list[dict[str, str]], *, add_generation_prompt: bool = True) -> str:
+        if add_generation_prompt:
+            return str(template(messages))
+        return str(template(messages[:-1])) + messages[-1]["content"]
+
+    return render
 
 
 def _max_new_tokens(generation: Mapping[str, Any]) -> int:

@@ -49,7 +49,7 @@ class CodeEval:
         predictions: Sequence[Sequence[str]],
         k: Sequence[int] = (1, 10, 100),
         timeout: float = 3.0,
-        **_: Any,  # noqa: ANN401 - code_eval's other options (worker count) have no meaning here
+        **_: Any,
     ) -> tuple[dict[str, float], dict[int, list[tuple[int, dict[str, Any]]]]]:
         """Estimates pass@k (Chen et al. 2021, equation 1) of candidate programs followed by their tests.
 

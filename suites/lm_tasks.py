@@ -91,7 +91,7 @@ def build_task(
     settings: Mapping[str, Any],
     rows: Sequence[Row] | None,
     extra_splits: Mapping[str, Any] = {},
-) -> Any:  # noqa: ANN401 - lm-eval is untyped
+) -> Any:
     """The lm-eval task over ``rows``.
 
     Args:
@@ -136,10 +136,10 @@ def build_task(
 
 
 def requests_of(
-    task: Any,  # noqa: ANN401 - lm-eval is untyped
+    task: Any,
     *,
     limit: int | None,
-    chat_template: Any = None,  # noqa: ANN401 - called as lm-eval calls it
+    chat_template: Any = None,
     multiturn: bool = True,
 ) -> list[Any]:
     """The task's requests, built by lm-eval itself, in the order of its rows."""
@@ -162,7 +162,7 @@ def _asked_split(config: Mapping[str, Any]) -> str:
     return str(split)
 
 
-def _dataset(name: str, rows: Sequence[Row]) -> Any:  # noqa: ANN401 - datasets is untyped
+def _dataset(name: str, rows: Sequence[Row]) -> Any:
     from datasets import Dataset
     from pyarrow import ArrowException
 

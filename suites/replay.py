@@ -25,7 +25,7 @@ def metric_key(metric: str, filter_name: str) -> str:
     return metric if filter_name == "none" else f"{metric},{filter_name}"
 
 
-def replay(task: Any, sample: Sample, text: str) -> Replayed:  # noqa: ANN401 - lm-eval is untyped
+def replay(task: Any, sample: Sample, text: str) -> Replayed:
     """Filters and scores one stored answer with ``task``; a scorer that raises is an error of this answer alone."""
     try:
         request = task.construct_requests(
@@ -111,7 +111,7 @@ def _as_scores(record: SampleRecord, outcome: Replayed, primary: str | None, sco
     ]
 
 
-def _number(value: Any) -> float:  # noqa: ANN401 - whatever a metric gave
+def _number(value: Any) -> float:
     """A metric's value of one answer as a number; a list (one entry an instruction) gives its mean."""
     if isinstance(value, list | tuple):
         return sum(float(each) for each in value) / len(value)

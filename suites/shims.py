@@ -82,17 +82,17 @@ def _evaluate() -> Iterator[None]:
 class _LazyEvaluate(types.ModuleType):
     """``evaluate`` with our ``code_eval``; anything else comes from the package itself, once it is asked for."""
 
-    def load(self, path: str, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - mirrors evaluate.load
+    def load(self, path: str, *args: Any, **kwargs: Any) -> Any:
         from hambench.suites.code_eval import CODE_EVAL
 
         return CODE_EVAL if path == "code_eval" else self._real().load(path, *args, **kwargs)
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the package has
+    def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
         return getattr(self._real(), name)
 
-    def _real(self) -> Any:  # noqa: ANN401 - the package is untyped
+    def _real(self) -> Any:
         if sys.modules.get("evaluate") is self:
             del sys.modules["evaluate"]
         return importlib.import_module("evaluate")

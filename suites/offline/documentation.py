@@ -24,15 +24,57 @@ KINDS = {
     "specialnames specialattrs id-classes",
 }
 
-_PLACES = (
-    "Lisbon Oslo Cairo Lima Kyoto Turin Quito Dakar Perth Zagreb Tunis Bergen Havana Riga Cusco Lagos".split()
-)
-_THINGS = "archive museum library station harbour bakery theatre garden bridge market tower school".split()
-_NAMES = (
-    "Marta Olsen,Ravi Patel,Ines Costa,Tom Baker,Yuki Mori,Lea Novak,Omar Haddad,Eva Lind,Sam Ortiz,Nina Rossi,"
-    "Jan Visser,Ana Duarte,Paul Weber,Mei Chen,Igor Petrov,Clara Ruiz"
-).split(",")
-_COLOURS = "red blue green yellow purple orange white black silver brown".split()
+_PLACES = [
+    "Lisbon",
+    "Oslo",
+    "Cairo",
+    "Lima",
+    "Kyoto",
+    "Turin",
+    "Quito",
+    "Dakar",
+    "Perth",
+    "Zagreb",
+    "Tunis",
+    "Bergen",
+    "Havana",
+    "Riga",
+    "Cusco",
+    "Lagos",
+]
+_THINGS = [
+    "archive",
+    "museum",
+    "library",
+    "station",
+    "harbour",
+    "bakery",
+    "theatre",
+    "garden",
+    "bridge",
+    "market",
+    "tower",
+    "school",
+]
+_NAMES = [
+    "Marta Olsen",
+    "Ravi Patel",
+    "Ines Costa",
+    "Tom Baker",
+    "Yuki Mori",
+    "Lea Novak",
+    "Omar Haddad",
+    "Eva Lind",
+    "Sam Ortiz",
+    "Nina Rossi",
+    "Jan Visser",
+    "Ana Duarte",
+    "Paul Weber",
+    "Mei Chen",
+    "Igor Petrov",
+    "Clara Ruiz",
+]
+_COLOURS = ["red", "blue", "green", "yellow", "purple", "orange", "white", "black", "silver", "brown"]
 
 
 def section_retrieval(num_rows: int, *, seed: int = 0) -> list[Row]:

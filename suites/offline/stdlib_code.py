@@ -14,22 +14,130 @@ from typing import Any
 Row = dict[str, Any]
 
 # long-standing modules of ordinary code: what is missing in another Python is left out
-MODULES = (
-    "argparse ast base64 bdb bisect calendar cmd code codecs colorsys configparser contextlib copy csv "
-    "dataclasses difflib dis doctest enum filecmp fileinput fnmatch fractions ftplib functools getopt gettext glob "
-    "graphlib gzip heapq hmac imaplib inspect io ipaddress keyword linecache locale lzma mailbox mimetypes netrc "
-    "ntpath numbers optparse os pathlib pdb pickle pickletools pkgutil platform plistlib poplib posixpath pprint "
-    "profile pstats pyclbr pydoc queue quopri random reprlib sched selectors shelve shlex shutil smtplib "
-    "socketserver ssl stat statistics string stringprep subprocess symtable tabnanny tarfile tempfile textwrap "
-    "threading timeit token tokenize trace traceback types typing uuid warnings wave weakref webbrowser xmlrpc/client "
-    "xmlrpc/server zipapp zipfile"
-).split()
+MODULES = [
+    "argparse",
+    "ast",
+    "base64",
+    "bdb",
+    "bisect",
+    "calendar",
+    "cmd",
+    "code",
+    "codecs",
+    "colorsys",
+    "configparser",
+    "contextlib",
+    "copy",
+    "csv",
+    "dataclasses",
+    "difflib",
+    "dis",
+    "doctest",
+    "enum",
+    "filecmp",
+    "fileinput",
+    "fnmatch",
+    "fractions",
+    "ftplib",
+    "functools",
+    "getopt",
+    "gettext",
+    "glob",
+    "graphlib",
+    "gzip",
+    "heapq",
+    "hmac",
+    "imaplib",
+    "inspect",
+    "io",
+    "ipaddress",
+    "keyword",
+    "linecache",
+    "locale",
+    "lzma",
+    "mailbox",
+    "mimetypes",
+    "netrc",
+    "ntpath",
+    "numbers",
+    "optparse",
+    "os",
+    "pathlib",
+    "pdb",
+    "pickle",
+    "pickletools",
+    "pkgutil",
+    "platform",
+    "plistlib",
+    "poplib",
+    "posixpath",
+    "pprint",
+    "profile",
+    "pstats",
+    "pyclbr",
+    "pydoc",
+    "queue",
+    "quopri",
+    "random",
+    "reprlib",
+    "sched",
+    "selectors",
+    "shelve",
+    "shlex",
+    "shutil",
+    "smtplib",
+    "socketserver",
+    "ssl",
+    "stat",
+    "statistics",
+    "string",
+    "stringprep",
+    "subprocess",
+    "symtable",
+    "tabnanny",
+    "tarfile",
+    "tempfile",
+    "textwrap",
+    "threading",
+    "timeit",
+    "token",
+    "tokenize",
+    "trace",
+    "traceback",
+    "types",
+    "typing",
+    "uuid",
+    "warnings",
+    "wave",
+    "weakref",
+    "webbrowser",
+    "xmlrpc/client",
+    "xmlrpc/server",
+    "zipapp",
+    "zipfile",
+]
 
 # package: files read beside each other
-PACKAGES = (
-    "asyncio collections concurrent/futures ctypes email html http importlib json logging multiprocessing sqlite3 "
-    "unittest urllib wsgiref xml/dom xml/etree xml/sax"
-).split()
+PACKAGES = [
+    "asyncio",
+    "collections",
+    "concurrent/futures",
+    "ctypes",
+    "email",
+    "html",
+    "http",
+    "importlib",
+    "json",
+    "logging",
+    "multiprocessing",
+    "sqlite3",
+    "unittest",
+    "urllib",
+    "wsgiref",
+    "xml/dom",
+    "xml/etree",
+    "xml/sax",
+]
 
 _WORD = re.compile(r"[A-Za-z_]\w+")
 
@@ -185,7 +293,7 @@ def _row(context: str, question: str, answer: str, origin: str) -> Row:
     }
 
 
-def _shuffled(items: Any, seed: int, what: str) -> list[Any]:  # noqa: ANN401 - strings or pairs
+def _shuffled(items: Any, seed: int, what: str) -> list[Any]:
     shuffled = list(items)
     random.Random(f"{what} {seed}").shuffle(shuffled)
     return shuffled
