@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fakes import tiny_target
+from fakes import save_tiny_model, tiny_target
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -24,11 +24,19 @@ def target():
 
 
 @pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    """A tiny random Llama as a folder with a byte-level tokenizer."""
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real evaluation data beside the checkout, where there is any."""
     folder = ROOT.parent / "shared" / "data"
     if not folder.is_dir():
-        pytest.skip("needs ../shared/data beside the checkout (real evaluation rows, not part of the repository)")
+        pytest.skip(
+            "needs ../shared/data beside the checkout (real evaluation rows, not part of the repository)"
+        )
     return folder
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import torch
@@ -89,7 +90,9 @@ def random_weights(shape: LlamaShape, seed: int = 0, scale: float = 0.4) -> dict
     return weights
 
 
-def tiny_target(seed: int = 0, dtype: torch.dtype = torch.float32, shape: LlamaShape = TINY_SHAPE) -> TargetModel:
+def tiny_target(
+    seed: int = 0, dtype: torch.dtype = torch.float32, shape: LlamaShape = TINY_SHAPE
+) -> TargetModel:
     """A tiny random Llama as a target model."""
     return TargetModel(
         name="tiny-random",
@@ -106,3 +109,43 @@ def tiny_target(seed: int = 0, dtype: torch.dtype = torch.float32, shape: LlamaS
             note="random weights",
         ),
     )
+
+
+def save_tiny_model(folder, shape: LlamaShape | None = None, seed: int = 0):
+    """Writes a tiny random Llama as a Hugging Face folder with a byte-level tokenizer of its own."""
+    from safetensors.torch import save_file
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+    shape = shape or dataclasses.replace(TINY_SHAPE, max_positions=8192)
+    folder.mkdir(parents=True, exist_ok=True)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {character: index for index, character in enumerate(alphabet)}
+    vocabulary |= {"<bos>": 256, "<eos>": EOS, "<pad>": 258, "<unused>": 259}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>"
+    ).save_pretrained(folder)
+    LlamaConfig(
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_heads,
+        num_key_value_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim,
+        rms_norm_eps=shape.rms_norm_eps,
+        max_position_embeddings=shape.max_positions,
+        tie_word_embeddings=shape.tie_embeddings,
+        rope_theta=shape.rope_theta,
+        bos_token_id=256,
+        eos_token_id=EOS,
+        architectures=["LlamaForCausalLM"],
+    ).save_pretrained(folder)
+    save_file(
+        {name: tensor.contiguous() for name, tensor in random_weights(shape, seed).items()},
+        folder / "model.safetensors",
+    )
+    return folder
