@@ -1,0 +1,155 @@
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from hambench.cli import cli, main
+
+
+def invoke(capsys, *arguments):
+    """Exit code, stdout and stderr of a command, errors handled as for a user."""
+    code = 0
+    try:
+        main(list(arguments))
+    except SystemExit as stop:
+        code = stop.code
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_every_command_has_help():
+    runner = CliRunner()
+    listed = runner.invoke(cli, ["--help"])
+    assert listed.exit_code == 0
+    names = cli.list_commands(None)
+    assert {"run", "generate", "plan", "ls", "show", "report", "doctor", "models", "bench"} <= set(names)
+    for name in names:
+        result = runner.invoke(cli, [name, "--help"])
+        assert result.exit_code == 0, (name, result.output)
+        assert result.output.count("\n") > 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rum"], "unknown command 'rum'; did you mean run"),
+        (["run"], "name a --suite"),
+        (
+            ["run", "--suite", "longbench", "--methods", "vanila"],
+            "unknown method 'vanila'; did you mean vanilla",
+        ),
+        (["run", "--suite", "longbench", "--methods", "speculative", "-k", "0"], "must be >= 1, got 0"),
+        (
+            ["run", "--suite", "longbench", "--methods", "vanilla", "--limit", "0"],
+            "limit must be >= 1, got 0",
+        ),
+        (["run", "--suite", "longbench", "--methods", "vanilla", "--budget", "soon"], "a time is a number"),
+        (
+            ["run", "--suite", "longbench", "--methods", "vanilla", "--threads", "0"],
+            "--threads must be whole",
+        ),
+        (
+            ["run", "--suite", "longbench", "--methods", "vanilla", "--model", "smolm2"],
+            "did you mean smollm2-135m",
+        ),
+        (["run", "--resume", "no-such-run"], "no-such-run is not a run folder"),
+        (["generate"], "give either a PROMPT or --prompt-ids"),
+        (["generate", "x", "--prompt-ids", "1"], "give either a PROMPT or --prompt-ids"),
+        (["generate", "--prompt-ids", "1,b"], "--prompt-ids are whole numbers"),
+        (["generate", "x", "--max-steps", "0"], "max-steps must be >= 1"),
+        (["generate", "x", "--method", "all"], "one configuration is wanted"),
+        (["show", "no-such-run"], "is not a run folder"),
+    ],
+)
+def test_bad_input_gets_one_clear_line_and_exit_code_2(capsys, arguments, message):
+    code, out, err = invoke(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("suite", "tasks", "message"),
+    [("longbnch", None, "did you mean longbench"), ("longbench", "lc", "did you mean lcc")],
+)
+def test_unknown_suites_and_tasks_are_named(capsys, tiny_model, suite, tasks, message):
+    arguments = ["run", "--model", str(tiny_model), "--methods", "vanilla", "--suite", suite]
+    code, _, err = invoke(capsys, *arguments, *(["--tasks", tasks] if tasks else []))
+    assert code == 2
+    assert message in err
+
+
+def test_generate_prints_every_step_as_json(capsys, tiny_model):
+    arguments = [
+        "generate",
+        "--model",
+        str(tiny_model),
+        "--dtype",
+        "float32",
+        "--prompt-ids",
+        "5,6,7",
+        "--json",
+    ]
+    knobs = ["--method", "speculative", "-k", "2", "--max-steps", "4", "--ignore-eos"]
+    code, out, _ = invoke(capsys, *arguments, *knobs)
+    answer = json.loads(out)
+    assert code == 0
+    assert answer["method"] == "speculative[k=2]"
+    assert (answer["finish"], len(answer["steps"])) == ("steps", 4)
+    assert answer["token_ids"] == [token for step in answer["steps"] for token in step["tokens"]]
+    assert all(step["kv_slots"] >= 3 and step["seconds"] > 0 for step in answer["steps"])
+
+
+def test_generate_streams_text(capsys, tiny_model):
+    code, out, err = invoke(
+        capsys, "generate", "--model", str(tiny_model), "--raw", "hello", "--max-new-tokens", "5"
+    )
+    assert code == 0
+    assert out
+    assert "5 tokens in 5 steps" in err
+
+
+def test_prompt_ids_outside_the_vocabulary_are_refused(capsys, tiny_model):
+    code, _, err = invoke(capsys, "generate", "--model", str(tiny_model), "--prompt-ids", "5,260")
+    assert code == 2
+    assert "prompt ids must be in 0..259" in err
+
+
+def test_a_prompt_beyond_the_context_is_one_clear_line(capsys, tiny_model):
+    code, _, err = invoke(
+        capsys, "generate", "--model", str(tiny_model), "--prompt-ids", "5,6", "--max-new-tokens", "9000"
+    )
+    assert code == 2
+    assert "exceed the context" in err
+
+
+def test_a_folder_without_tokenizer_takes_ids_and_refuses_text(capsys, tiny_model, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((tiny_model / name).read_bytes())
+    ids = ["--prompt-ids", "5,6", "--max-new-tokens", "3", "--json"]
+    code, out, _ = invoke(capsys, "generate", "--model", str(tmp_path), *ids)
+    assert (code, len(json.loads(out)["token_ids"])) == (0, 3)
+    code, _, err = invoke(capsys, "generate", "--model", str(tmp_path), "hello")
+    assert code == 2
+    assert "has no tokenizer: give --prompt-ids" in err
+
+
+def test_ls_methods_and_metrics_are_machine_readable(capsys):
+    _, out, _ = invoke(capsys, "ls", "methods", "--json")
+    assert {"vanilla", "speculative", "prompt_lookup"} <= {
+        json.loads(line)["method"] for line in out.splitlines()
+    }
+    _, out, _ = invoke(capsys, "ls", "metrics", "--json")
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert all(row["definition"] for row in rows)
+    assert "tps" in {row["metric"] for row in rows}
+
+
+def test_ls_runs_survives_an_unreadable_one(capsys, tmp_path):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "run.json").write_text("{")
+    code, out, _ = invoke(capsys, "ls", "runs", "--root", str(tmp_path), "--json")
+    assert code == 0
+    assert "unreadable" in json.loads(out)["state"]
