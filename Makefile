@@ -4,9 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := hambench methods kernels suites reports tests
-RUN ?= runs/demo
+WORKERS ?= 2
 
-.PHONY: setup demo test test-fast check format types clean
+.PHONY: help setup demo test test-fast check format types gate clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,13 +21,14 @@ $(STAMP): pyproject.toml
 setup: $(STAMP)
 
 demo: setup
-	$(BIN)/hambench run --methods all --suite longbench --budget 4m --out $(RUN) --force --report
+	$(BIN)/hambench run --methods all --suite longbench --budget 4m
 
+# one process a core; a file's tests stay together, because they share what is slow to make
 test: setup
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile
 
 test-fast: setup
-	$(BIN)/pytest -m "not slow and not browser"
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not slow and not browser"
 
 check: setup types
 	$(BIN)/ruff check $(SOURCES)
