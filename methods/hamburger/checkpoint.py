@@ -1,0 +1,171 @@
+"""HAMburger weights on disk: ``hamburger.json`` beside safetensors shards, checked before anything long starts.
+
+Three kinds: grafts on an unchanged base, grafts with low-rank changes to the base (``lora.*``), and grafts with a
+whole fine-tuned base (``base.*``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from hambench.methods.hamburger.architecture import Architecture, BaseReference, BaseWeights
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from hambench.errors import ModelError
+from hambench.llama import LlamaShape
+
+FORMAT = 1
+CONFIG_NAME = "hamburger.json"
+SHARD_BYTES = 16 * 2**20 - 2**16
+"""Most tensor bytes of one shard, its header left aside; a larger tensor gets a shard of its own."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Grafts and what comes with them."""
+
+    architecture: Architecture
+    base: BaseReference
+    base_weights: BaseWeights
+    tensors: Mapping[str, torch.Tensor]
+    """Of :class:`~hambench.methods.hamburger.grafts.Grafts` by its own names, with ``base.NAME`` or
+    ``lora.NAME.A`` / ``lora.NAME.B`` (the change to NAME.weight is ``lora_scale * B @ A``)."""
+    lora_scale: float = 1.0
+    provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """How the weights came about."""
+
+    def group(self, prefix: str) -> dict[str, torch.Tensor]:
+        """Tensors under ``prefix.``, the prefix taken off."""
+        start = f"{prefix}."
+        return {name.removeprefix(start): t for name, t in self.tensors.items() if name.startswith(start)}
+
+
+def sizes_of(shape: LlamaShape) -> dict[str, Any]:
+    """The fields of a base's shape that its grafts depend on, as JSON gives them back."""
+    fields = dataclasses.asdict(shape)
+    fields.pop("max_positions")
+    sizes: dict[str, Any] = json.loads(json.dumps(fields))
+    return sizes
+
+
+def fingerprint(files: Sequence[Path]) -> str | None:
+    """SHA-256 over a sample of a base's tensors in bfloat16: the same for a float32 and a bfloat16 copy.
+
+    ``None`` if there are no files.
+    """
+    sample: dict[str, torch.Tensor] = {}
+    for path in files:
+        with safe_open(path, framework="pt") as tensors:
+            names = [name for name in tensors.keys() if _is_sampled(name)]  # noqa: SIM118 - not a mapping
+            sample |= {name: tensors.get_slice(name)[:64] for name in names}
+    if not sample:
+        return None
+    digest = hashlib.sha256()
+    for name in sorted(sample):
+        digest.update(name.encode())
+        digest.update(sample[name].to(torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _is_sampled(name: str) -> bool:
+    return name.endswith(("embed_tokens.weight", "model.norm.weight", "q_proj.weight", "down_proj.weight"))
+
+
+def save(checkpoint: Checkpoint, folder: Path) -> None:
+    """Writes a checkpoint; ``hamburger.json`` goes last, so that a folder with it is complete."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = _shards(checkpoint.tensors)
+    files = {}
+    for number, names in enumerate(shards, 1):
+        path = folder / f"hamburger-{number:05d}-of-{len(shards):05d}.safetensors"
+        # by way of a temporary name: an interrupted save must not leave a half-written shard under the real one
+        partial = path.with_suffix(".partial")
+        save_file({name: checkpoint.tensors[name].contiguous().cpu() for name in names}, partial)
+        partial.replace(path)
+        files[path.name] = _sha256(path)
+    config = {
+        "format": FORMAT,
+        "architecture": dataclasses.asdict(checkpoint.architecture),
+        "base": dataclasses.asdict(checkpoint.base),
+        "base_weights": checkpoint.base_weights,
+        "lora_scale": checkpoint.lora_scale,
+        "files": files,
+        "provenance": dict(checkpoint.provenance),
+    }
+    partial = folder / f"{CONFIG_NAME}.partial"
+    partial.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    partial.replace(folder / CONFIG_NAME)
+
+
+def _shards(tensors: Mapping[str, torch.Tensor]) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    room = SHARD_BYTES
+    for name, tensor in tensors.items():
+        if shards[-1] and tensor.nbytes > room:
+            shards.append([])
+            room = SHARD_BYTES
+        shards[-1].append(name)
+        room -= tensor.nbytes
+    return shards
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The raw ``hamburger.json``.
+
+    Raises:
+        ModelError: If it is absent, not JSON, or of another format.
+    """
+    path = folder / CONFIG_NAME
+    if not path.is_file():
+        raise ModelError(f"{folder} holds no HAMburger weights: there is no {CONFIG_NAME}")
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise ModelError(f"{path} is not of format {FORMAT}, which this version reads")
+    missing = {"architecture", "base", "base_weights", "lora_scale", "files"} - set(config)
+    if missing or config["base_weights"] not in get_args(BaseWeights):
+        raise ModelError(f"{path}: missing or unknown fields ({', '.join(sorted(missing)) or 'base_weights'})")
+    return config
+
+
+def load(folder: Path) -> Checkpoint:
+    """Reads a checkpoint, shard digests checked.
+
+    Raises:
+        ModelError: If a file is absent, truncated or not the one that was saved.
+    """
+    config = read_config(folder)
+    architecture = Architecture.from_json(config["architecture"])
+    tensors: dict[str, torch.Tensor] = {}
+    for name, digest in config["files"].items():
+        path = folder / Path(name).name
+        if not path.is_file():
+            raise ModelError(f"{folder} lacks the shard {name}")
+        if _sha256(path) != digest:
+            raise ModelError(f"{path} is truncated or damaged: its SHA-256 is not the one in {CONFIG_NAME}")
+        try:
+            tensors.update(load_file(path))
+        except SafetensorError as error:
+            raise ModelError(f"{path} is damaged: {error}") from error
+    return Checkpoint(
+        architecture=architecture,
+        base=BaseReference(**config["base"]),
+        base_weights=config["base_weights"],
+        tensors=tensors,
+        lora_scale=float(config["lora_scale"]),
+        provenance=config.get("provenance", {}),
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

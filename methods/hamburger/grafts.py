@@ -1,0 +1,179 @@
+"""What HAMburger grafts on a base model, as differentiable modules over a batch of macro-steps.
+
+Letters in shapes: N macro-steps, S tokens of one macro-step at most, F feature vectors, D hidden size. Training runs
+these modules; decoding runs the same weights through :mod:`.model`, one sequence at a time.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from hambench.methods.hamburger.architecture import Architecture
+from torch import nn
+
+from hambench.llama import LlamaShape, rope_frequencies, rotate
+
+
+class CompositionalEmbedder(nn.Module):
+    """Turns the tokens of a macro-step into one input vector; a single token passes through unchanged.
+
+    Their mean is the query of a cross-attention over [embedding ‖ learned position]; its projected result is added to
+    the residual (the mean, or the last token).
+    """
+
+    def __init__(self, hidden_size: int, architecture: Architecture) -> None:
+        super().__init__()
+        if hidden_size % architecture.merge_heads:
+            raise ValueError(f"merge_heads must divide hidden_size ({hidden_size}), got {architecture.merge_heads}")
+        self.heads, self.residual = architecture.merge_heads, architecture.merge_residual
+        keyed = hidden_size + hidden_size // 2
+        self.pos = nn.Parameter(torch.empty(architecture.max_micro_steps, hidden_size // 2))
+        self.q_proj = nn.Linear(hidden_size, hidden_size)
+        self.k_proj = nn.Linear(keyed, hidden_size)
+        self.v_proj = nn.Linear(keyed, hidden_size)
+        self.out_proj = nn.Linear(hidden_size, hidden_size)
+        nn.init.xavier_normal_(self.pos)
+
+    def forward(self, embeddings: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """Merges ``[N, S, D]``, of which the first ``lengths`` ``[N]`` rows count, to ``[N, D]``."""
+        num, steps, hidden = embeddings.shape
+        real = torch.arange(steps, device=embeddings.device) < lengths[:, None]
+        embeddings = embeddings * real[..., None]
+        mean = embeddings.sum(1) / lengths[:, None].to(embeddings.dtype)
+        last = embeddings[torch.arange(num, device=embeddings.device), lengths - 1]
+        keyed = torch.cat([embeddings, self.pos[:steps].to(embeddings.dtype).expand(num, -1, -1)], dim=-1)
+        split = (num, -1, self.heads, hidden // self.heads)
+        q, k, v = (p(x).view(split).transpose(1, 2) for p, x in self._projections(mean, keyed))
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=real[:, None, None, :])
+        merged = self.out_proj(attended.transpose(1, 2).reshape(num, hidden))
+        merged = merged + (mean if self.residual == "mean" else last)
+        return torch.where((lengths == 1)[:, None], last.to(merged.dtype), merged)
+
+    def _projections(
+        self, mean: torch.Tensor, keyed: torch.Tensor
+    ) -> tuple[tuple[nn.Linear, torch.Tensor], tuple[nn.Linear, torch.Tensor], tuple[nn.Linear, torch.Tensor]]:
+        return (self.q_proj, mean[:, None]), (self.k_proj, keyed), (self.v_proj, keyed)
+
+
+class _RMSNorm(nn.Module):
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(rows, self.weight.shape, self.weight.to(rows.dtype), self.eps)
+
+
+class _Attention(nn.Module):
+    def __init__(self, shape: LlamaShape) -> None:
+        super().__init__()
+        self.shape = shape
+        queries, keys = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+        self.q_proj = nn.Linear(shape.hidden_size, queries, bias=shape.qkv_bias)
+        self.k_proj = nn.Linear(shape.hidden_size, keys, bias=shape.qkv_bias)
+        self.v_proj = nn.Linear(shape.hidden_size, keys, bias=shape.qkv_bias)
+        self.o_proj = nn.Linear(queries, shape.hidden_size, bias=False)
+        self.q_norm = _RMSNorm(shape.head_dim, shape.rms_norm_eps) if shape.qk_norm else nn.Identity()
+        self.k_norm = _RMSNorm(shape.head_dim, shape.rms_norm_eps) if shape.qk_norm else nn.Identity()
+
+    def forward(self, rows: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        split = (*rows.shape[:-1], -1, self.shape.head_dim)
+        q = self.q_norm(self.q_proj(rows).view(split)).transpose(1, 2)
+        k = self.k_norm(self.k_proj(rows).view(split)).transpose(1, 2)
+        v = self.v_proj(rows).view(split).transpose(1, 2)
+        cos, sin = cos.to(q.dtype), sin.to(q.dtype)
+        mixed = F.scaled_dot_product_attention(
+            rotate(q, cos, sin),
+            rotate(k, cos, sin),
+            v,
+            is_causal=True,
+            enable_gqa=self.shape.num_heads != self.shape.num_kv_heads,
+        )
+        projected: torch.Tensor = self.o_proj(mixed.transpose(1, 2).flatten(-2))
+        return projected
+
+
+class _MLP(nn.Module):
+    def __init__(self, shape: LlamaShape) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(shape.hidden_size, shape.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(shape.hidden_size, shape.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(shape.intermediate_size, shape.hidden_size, bias=False)
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        projected: torch.Tensor = self.down_proj(F.silu(self.gate_proj(rows)) * self.up_proj(rows))
+        return projected
+
+
+class _Layer(nn.Module):
+    """A Llama decoder layer with Hugging Face's parameter names, so that weights move both ways."""
+
+    def __init__(self, shape: LlamaShape) -> None:
+        super().__init__()
+        self.self_attn = _Attention(shape)
+        self.mlp = _MLP(shape)
+        self.input_layernorm = _RMSNorm(shape.hidden_size, shape.rms_norm_eps)
+        self.post_attention_layernorm = _RMSNorm(shape.hidden_size, shape.rms_norm_eps)
+
+    def forward(self, stream: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        stream = stream + self.self_attn(self.input_layernorm(stream), cos, sin)
+        out: torch.Tensor = stream + self.mlp(self.post_attention_layernorm(stream))
+        return out
+
+
+class MicroStepDecoder(nn.Module):
+    """Llama layers over F feature vectors and then the tokens already emitted in this macro-step; causal."""
+
+    inverse_frequencies: torch.Tensor
+
+    def __init__(self, shape: LlamaShape, architecture: Architecture) -> None:
+        super().__init__()
+        self.num_features = architecture.num_features
+        self.layers = nn.ModuleList(_Layer(shape) for _ in range(architecture.num_micro_layers))
+        self.norm = _RMSNorm(shape.hidden_size, shape.rms_norm_eps) if architecture.micro_norm else None
+        self.register_buffer("inverse_frequencies", rope_frequencies(shape), persistent=False)
+
+    def forward(self, features: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
+        """From features ``[N, F, D]`` and emitted tokens ``[N, S - 1, D]`` to hidden states for the heads ``[N, S, D]``.
+
+        State 0 is the last feature: the base's own, which gives token 1.
+        """
+        stream = torch.cat([features, embeddings.to(features.dtype)], dim=1)
+        positions = torch.arange(stream.shape[1], device=stream.device, dtype=torch.float32)
+        angles = positions[:, None] * self.inverse_frequencies
+        angles = torch.cat([angles, angles], dim=-1)
+        cos, sin = angles.cos(), angles.sin()
+        for layer in self.layers:
+            stream = layer(stream, cos, sin)
+        written = stream[:, self.num_features :]
+        if self.norm is not None:
+            written = self.norm(written)
+        return torch.cat([features[:, -1:].to(written.dtype), written], dim=1)
+
+
+class StopHead(nn.Module):
+    """Logit that the token just emitted is the macro-step's last, from the hidden state the LM head sees."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            [nn.Linear(hidden_size, hidden_size), nn.Linear(hidden_size, hidden_size), nn.Linear(hidden_size, 1)]
+        )
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Stop logits ``[...]`` of ``[..., D]``."""
+        for layer in self.layers[:-1]:
+            hidden = F.silu(layer(hidden))
+        logits: torch.Tensor = self.layers[-1](hidden)
+        return logits.squeeze(-1)
+
+
+class Grafts(nn.Module):
+    """All that HAMburger adds to a base of ``shape``."""
+
+    def __init__(self, shape: LlamaShape, architecture: Architecture) -> None:
+        super().__init__()
+        self.shape, self.architecture = shape, architecture
+        self.embedder = CompositionalEmbedder(shape.hidden_size, architecture)
+        self.micro = MicroStepDecoder(shape, architecture)
+        self.stop_head = StopHead(shape.hidden_size)

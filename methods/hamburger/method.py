@@ -1,0 +1,139 @@
+"""HAMburger as a decoding method: finds the weights, checks that they belong to the target, puts them together."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import get_args
+
+from torch import Tensor
+
+from hambench.decoding import SamplingParams
+from hambench.errors import ModelError
+from hambench.llama import Llama
+from hambench.methods.hamburger import checkpoint as checkpoints
+from hambench.methods.hamburger.architecture import Architecture, BaseReference, PositionConvention
+from hambench.methods.hamburger.config import HamburgerConfig
+from hambench.methods.hamburger.model import HamburgerModel
+from hambench.methods.hamburger.session import HamburgerSession
+from hambench.methods.sequence import check_context, decode_a_little
+from hambench.models import TargetModel, locate, weight_files
+
+SHIPPED = Path(__file__).parent / "checkpoints"
+"""Weights that come with the package, a folder a model name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Hamburger:
+    """A target with HAMburger weights, at one confidence."""
+
+    name: str
+    target: TargetModel
+    model: HamburgerModel
+    confidence: float
+    position_convention: PositionConvention
+    extra_weight_bytes: int
+    lossless: bool = False
+
+    def warmup(self) -> None:
+        """Decodes a few macro-steps, so that packing, page-in and allocation are paid."""
+        decode_a_little(self)
+
+    def start(self, prompt_ids: Sequence[int], params: SamplingParams) -> HamburgerSession:
+        """Opens a session; see :class:`hambench.decoding.DecodingMethod`."""
+        check_context(self.target, len(prompt_ids), params.max_new_tokens)
+        return HamburgerSession(
+            self.model,
+            prompt_ids,
+            params,
+            confidence=self.confidence,
+            position_convention=self.position_convention,
+        )
+
+
+def build(config: HamburgerConfig, target: TargetModel) -> Hamburger:
+    """The method of one cell; several confidences on one target share the weights.
+
+    Raises:
+        ModelError: If there are no weights for this model, or they are damaged or another base's.
+    """
+    folder = find(config.checkpoint, target.name)
+    model, own_base_bytes = target.shared(f"hamburger:{folder}", lambda: _assemble(folder, target))
+    convention = config.position_convention or model.architecture.position_convention
+    assert convention in get_args(PositionConvention)
+    return Hamburger(
+        name=config.label,
+        target=target,
+        model=model,
+        confidence=config.confidence,
+        position_convention=convention,
+        extra_weight_bytes=model.graft_bytes + own_base_bytes,
+    )
+
+
+def find(checkpoint: str | None, model_name: str) -> Path:
+    """The folder of weights: the one given, or the one shipped for the model.
+
+    Raises:
+        ModelError: If there is none.
+    """
+    folder = Path(checkpoint).expanduser() if checkpoint else SHIPPED / model_name.replace("/", "--")
+    if checkpoint and not folder.is_dir():
+        raise ModelError(f"there is no folder {checkpoint}, given as HAMburger checkpoint")
+    if not (folder / checkpoints.CONFIG_NAME).is_file():
+        where = f"{checkpoint} has no {checkpoints.CONFIG_NAME}" if checkpoint else f"none are shipped for {model_name}"
+        raise ModelError(
+            f"no HAMburger weights: {where}; give checkpoint=FOLDER (hambench hamburger train or import writes one)"
+        )
+    return folder.resolve()
+
+
+def _assemble(folder: Path, target: TargetModel) -> tuple[HamburgerModel, int]:
+    """The model, and the bytes of base weights that it does not share with the target."""
+    # the configuration is compared first: reading gigabytes to refuse them would be a long wait for one line
+    config = checkpoints.read_config(folder)
+    Architecture.from_json(config["architecture"])
+    if not isinstance(target.llama, Llama):
+        raise ModelError(f"HAMburger needs a Llama-family model on the engine's own layers; {target.name} is not")
+    reference = BaseReference(**config["base"])
+    reference.check(checkpoints.sizes_of(target.llama.shape), None)
+    if reference.fingerprint and config["base_weights"] != "full":
+        reference.check({**reference.sizes}, checkpoints.fingerprint(weight_files(locate(target.name)[0])))
+    checkpoint = checkpoints.load(folder)
+    if checkpoint.base_weights == "unchanged":
+        return HamburgerModel(target.llama, checkpoint), 0
+    if checkpoint.base_weights == "full":
+        weights: Mapping[str, Tensor] = checkpoint.group("base")
+    else:
+        weights = with_low_rank(_original(target), checkpoint.group("lora"), scale=checkpoint.lora_scale)
+    base = Llama(target.llama.shape, weights, target.dtype, target.device)
+    return HamburgerModel(base, checkpoint), base.weight_bytes
+
+
+def _original(target: TargetModel) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    weights: dict[str, Tensor] = {}
+    for path in weight_files(locate(target.name)[0]):
+        weights.update(load_file(path))
+    return weights
+
+
+def with_low_rank(
+    weights: Mapping[str, Tensor], changes: Mapping[str, Tensor], *, scale: float
+) -> dict[str, Tensor]:
+    """Weights plus ``scale * B @ A`` for each pair ``NAME.A``, ``NAME.B`` (of ``NAME.weight``), added in float32.
+
+    Raises:
+        ModelError: If a change belongs to no weight or is of another size.
+    """
+    changed = dict(weights)
+    for name in sorted({full.rsplit(".", 1)[0] for full in changes}):
+        try:
+            delta = changes[f"{name}.B"].float() @ changes[f"{name}.A"].float()
+            whole = weights[f"{name}.weight"]
+            changed[f"{name}.weight"] = (whole.float() + scale * delta).to(whole.dtype)
+        except (KeyError, RuntimeError) as error:
+            raise ModelError(f"the low-rank change of {name} does not fit the base: {error}") from error
+    return changed

@@ -1,0 +1,123 @@
+"""HamburgerModel: the weights as decoding runs them, one sequence at a time, on the engine's own layers.
+
+Letters in shapes: n tokens of a macro-step, F feature vectors, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hambench.errors import ModelError
+from hambench.kvcache import KVCache
+from hambench.linear import Linear, make_linear
+from hambench.llama import DecoderStack, Llama
+from hambench.methods.hamburger.checkpoint import Checkpoint
+
+
+class HamburgerModel:
+    """A base model with its grafts.
+
+    Args:
+        base: The base that HAMburger uses: the target's own, or one with the checkpoint's changes.
+        checkpoint: The grafts.
+
+    Raises:
+        ModelError: If a tensor is missing or of another size.
+    """
+
+    def __init__(self, base: Llama, checkpoint: Checkpoint) -> None:
+        self.base, self.architecture = base, checkpoint.architecture
+        if self.architecture.feature_layers[-1] >= base.shape.num_layers:
+            raise ModelError(
+                f"feature_layers {self.architecture.feature_layers} reach past the base's {base.shape.num_layers} layers"
+            )
+        try:
+            self._merger = _Merger(checkpoint, base)
+            self._stop = _linears(checkpoint.group("stop_head.layers"), base)
+            self.micro = DecoderStack(
+                base.shape,
+                [checkpoint.group(f"micro.layers.{i}") for i in range(self.architecture.num_micro_layers)],
+                dtype=base.dtype,
+                device=base.device,
+            )
+            norm = checkpoint.tensors["micro.norm.weight"] if self.architecture.micro_norm else None
+        except (KeyError, RuntimeError) as error:
+            raise ModelError(f"the HAMburger checkpoint lacks a tensor or has one of another size: {error}") from error
+        self._micro_norm = None if norm is None else norm.to(base.device, base.dtype)
+        # token 1 comes from the last feature, which is what the base's own head reads if that is the last layer
+        self.first_from_base = self.architecture.feature_layers[-1] == base.shape.num_layers - 1
+
+    @property
+    def graft_bytes(self) -> int:
+        """Bytes of the grafted weights."""
+        norm = 0 if self._micro_norm is None else self._micro_norm.nbytes
+        stop = sum(linear.weight_bytes for linear in self._stop)
+        return self.micro.weight_bytes + self._merger.weight_bytes + stop + norm
+
+    def merge(self, tokens: Sequence[int]) -> Tensor:
+        """The input vector ``[1, D]`` of a macro-step's tokens."""
+        embeddings = self.base.embed(torch.tensor(tokens, device=self.base.device))
+        return embeddings if len(tokens) == 1 else self._merger(embeddings)
+
+    def new_micro_cache(self) -> KVCache:
+        """A throw-away cache for the micro-steps of one macro-step."""
+        return self.micro.new_cache(self.architecture.num_features + self.architecture.max_micro_steps - 1)
+
+    def micro_step(self, rows: Tensor, cache: KVCache) -> Tensor:
+        """Hidden state ``[1, D]`` for the heads after ``rows`` ``[T, D]`` (features and tokens, or one token more)."""
+        stream, _ = self.micro.forward(rows, cache)
+        hidden = stream[-1:]
+        if self._micro_norm is not None:
+            hidden = F.rms_norm(hidden, self._micro_norm.shape, self._micro_norm, self.base.shape.rms_norm_eps)
+        return hidden
+
+    def continue_probability(self, hidden: Tensor) -> float:
+        """P(continue) after the token that came from ``hidden`` ``[1, D]``."""
+        for linear in self._stop[:-1]:
+            hidden = F.silu(linear(hidden))
+        logit = float(self._stop[-1](hidden))
+        return 1.0 / (1.0 + math.exp(logit)) if logit < 700 else 0.0
+
+
+class _Merger:
+    """The compositional embedder for one macro-step; the position's share of keys and values is worked out once."""
+
+    def __init__(self, checkpoint: Checkpoint, base: Llama) -> None:
+        weights = {n: t.to(base.device, base.dtype) for n, t in checkpoint.group("embedder").items()}
+        hidden = base.shape.hidden_size
+        self.heads, self.residual = checkpoint.architecture.merge_heads, checkpoint.architecture.merge_residual
+        keyed = torch.cat([weights["k_proj.weight"], weights["v_proj.weight"]])
+        bias = torch.cat([weights["k_proj.bias"], weights["v_proj.bias"]])
+        self._query = make_linear(weights["q_proj.weight"], weights["q_proj.bias"])
+        self._keyed = make_linear(keyed[:, :hidden])
+        self._out = make_linear(weights["out_proj.weight"], weights["out_proj.bias"])
+        self._of_position = F.linear(weights["pos"], keyed[:, hidden:], bias)
+
+    @property
+    def weight_bytes(self) -> int:
+        linears = (self._query, self._keyed, self._out)
+        return sum(linear.weight_bytes for linear in linears) + self._of_position.nbytes
+
+    def __call__(self, embeddings: Tensor) -> Tensor:
+        """``[n, D] -> [1, D]``."""
+        num, hidden = embeddings.shape
+        mean = embeddings.mean(dim=0, keepdim=True)
+        query = self._query(mean).view(self.heads, 1, -1)
+        keyed = (self._keyed(embeddings) + self._of_position[:num]).view(num, 2, self.heads, -1)
+        keys, values = keyed[:, 0].permute(1, 2, 0), keyed[:, 1].transpose(0, 1)
+        scores = torch.softmax(query @ keys / math.sqrt(hidden // self.heads), dim=-1)
+        residual = mean if self.residual == "mean" else embeddings[-1:]
+        return self._out.add_to(residual, (scores @ values).reshape(1, hidden))
+
+
+def _linears(weights: Mapping[str, Tensor], base: Llama) -> list[Linear]:
+    count = sum(name.endswith(".weight") for name in weights)
+    return [
+        make_linear(*(weights[f"{i}.{part}"].to(base.device, base.dtype) for part in ("weight", "bias")))
+        for i in range(count)
+    ]

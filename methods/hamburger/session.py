@@ -1,0 +1,96 @@
+"""Decoding one sequence by macro-steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hambench.decoding import KVUsage, SamplingParams, Step
+from hambench.llama import ForwardOutput
+from hambench.methods.hamburger.architecture import PositionConvention
+from hambench.methods.hamburger.model import HamburgerModel
+from hambench.methods.sampling import choose, generator_for
+
+
+class HamburgerSession:
+    """One sequence; a step is a macro-step: one forward of the base, then micro-steps until the stop head says so.
+
+    Its ``continue_probs`` hold P(continue) after each token that the stop head was asked about: it is not asked after
+    the last possible one, nor by the one-token control.
+
+    Args:
+        model: Base and grafts.
+        prompt_ids: The prompt; never merged.
+        params: Limit and sampling.
+        confidence: Go on while P(continue) reaches this.
+        position_convention: Where a generated slot sits.
+    """
+
+    def __init__(
+        self,
+        model: HamburgerModel,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        confidence: float,
+        position_convention: PositionConvention,
+    ) -> None:
+        self._model, self._params, self._confidence = model, params, confidence
+        self._prompt_ids = prompt_ids
+        self._offset = 0 if position_convention == "hf" else -1
+        self._generator = generator_for(params, model.base.device)
+        self._cache = model.base.new_cache(len(prompt_ids) + params.max_new_tokens)
+        self._micro_cache = model.new_micro_cache()
+        self._last: tuple[int, ...] = ()
+        self._length = len(prompt_ids)
+
+    def prefill(self) -> Step:
+        """Processes the prompt and emits the first macro-step."""
+        ids = torch.tensor(list(self._prompt_ids), device=self._model.base.device)
+        layers = self._model.architecture.feature_layers
+        return self._emit(self._model.base.prefill(ids, self._cache, feature_layers=layers))
+
+    def step(self) -> Step:
+        """Gives the last macro-step's tokens their one slot and emits the next macro-step."""
+        position = torch.tensor([self._length + self._offset], device=self._model.base.device)
+        out = self._model.base.forward(
+            self._model.merge(self._last),
+            self._cache,
+            positions=position,
+            num_logits=1 if self._model.first_from_base else 0,
+            feature_layers=self._model.architecture.feature_layers,
+        )
+        return self._emit(out)
+
+    @property
+    def kv(self) -> KVUsage:
+        """The base's cache; the micro-steps' cache is thrown away with each macro-step."""
+        return KVUsage(self._cache.slots, self._cache.bytes_used)
+
+    def _emit(self, out: ForwardOutput) -> Step:
+        model = self._model
+        features = out.features[:, -1]
+        hidden = features[-1:]
+        logits = out.logits if model.first_from_base else model.base.lm_head(hidden)
+        tokens = [self._choose(logits)]
+        continue_probs: list[float] = []
+        self._micro_cache.truncate(0)
+        while len(tokens) < model.architecture.max_micro_steps and self._goes_on(hidden, continue_probs):
+            newest = model.merge(tokens[-1:])
+            rows = torch.cat([features, newest]) if len(tokens) == 1 else newest
+            hidden = model.micro_step(rows, self._micro_cache)
+            tokens.append(self._choose(model.base.lm_head(hidden)))
+        self._last = tuple(tokens)
+        self._length += len(tokens)
+        return Step(tokens=self._last, micro_forwards=len(tokens) - 1, continue_probs=tuple(continue_probs))
+
+    def _goes_on(self, hidden: Tensor, continue_probs: list[float]) -> bool:
+        if self._confidence > 1:
+            return False
+        continue_probs.append(self._model.continue_probability(hidden))
+        return continue_probs[-1] >= self._confidence
+
+    def _choose(self, logits: Tensor) -> int:
+        return choose(logits[-1], self._params, self._generator)

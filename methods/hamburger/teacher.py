@@ -1,0 +1,182 @@
+"""One pass of the un-fused base over its own answers: what the grafts are taught from, and what segments are cut by.
+
+Letters in shapes: R response tokens, F feature layers, D hidden size, K most probable tokens kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+TOP_TOKENS = 16
+"""Entries of the teacher's distribution that are kept; on greedy answers they hold nearly all of its mass."""
+
+
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """What the un-fused base says of one response; row r belongs to the distribution that predicts response token r."""
+
+    features: torch.Tensor
+    """``[R, F, D]``: the residual streams that row r's distribution came from."""
+    top_ids: torch.Tensor
+    """``[R, K]`` int32."""
+    top_probs: torch.Tensor
+    """``[R, K]``, their probabilities, renormalised to sum to one."""
+    entropies: torch.Tensor
+    """``[R]``, nats."""
+    probabilities: torch.Tensor
+    """``[R]``, of the response token itself."""
+
+
+def hidden_layers(model: Any, layers: Sequence[int], **inputs: Any) -> list[torch.Tensor]:  # noqa: ANN401
+    """Residual streams ``[B, T, D]`` after ``layers`` of a Hugging Face causal LM (the last: after the final norm)."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.model
+    hidden = decoder(**inputs, output_hidden_states=True, use_cache=False, return_dict=True).hidden_states
+    return [hidden[layer + 1] for layer in layers]
+
+
+@torch.inference_mode()
+def study(
+    model: Any,  # noqa: ANN401
+    sequences: Sequence[tuple[Sequence[int], int]],
+    *,
+    feature_layers: Sequence[int],
+    batch_tokens: int = 4096,
+) -> Iterator[tuple[int, Lesson]]:
+    """Yields ``(index, lesson)`` for each ``(ids, prompt length)``; sequences of like length share a batch."""
+    head = model.get_output_embeddings().weight
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i][0]))
+    for chosen in _batches(order, [len(ids) for ids, _ in sequences], batch_tokens):
+        width = max(len(sequences[i][0]) for i in chosen)
+        rows = [list(sequences[i][0]) + [0] * (width - len(sequences[i][0])) for i in chosen]
+        ids = torch.tensor(rows, device=head.device)
+        # an explicit mask, always: without one transformers reads positions that skip as packed sequences
+        mask = torch.tensor(
+            [[1] * len(sequences[i][0]) + [0] * (width - len(sequences[i][0])) for i in chosen], device=head.device
+        )
+        streams = hidden_layers(model, feature_layers, input_ids=ids, attention_mask=mask)
+        for place, index in enumerate(chosen):
+            tokens, prompt = sequences[index]
+            features = torch.stack([s[place, prompt - 1 : len(tokens) - 1] for s in streams], dim=1)
+            response = torch.tensor(tokens[prompt:], device=head.device)
+            yield index, _lesson(features, response, head)
+
+
+def _lesson(features: torch.Tensor, response: torch.Tensor, head: torch.Tensor) -> Lesson:
+    parts = []
+    for rows, wanted in zip(features[:, -1].split(256), response.split(256), strict=True):
+        logs = torch.log_softmax((rows @ head.T).float(), dim=-1)
+        top = logs.topk(min(TOP_TOKENS, logs.shape[-1]), dim=-1)
+        entropies = -(logs.exp() * logs).sum(-1)
+        parts.append((top.indices, torch.softmax(top.values, -1), entropies, logs.gather(1, wanted[:, None])[:, 0]))
+    ids, probs, entropies, chosen = (torch.cat(column) for column in zip(*parts, strict=True))
+    return Lesson(
+        features=features.to(torch.bfloat16).cpu(),
+        top_ids=ids.int().cpu(),
+        top_probs=probs.half().cpu(),
+        entropies=entropies.cpu(),
+        probabilities=chosen.exp().cpu(),
+    )
+
+
+def _batches(order: Sequence[int], lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    batch: list[int] = []
+    for index in order:
+        if batch and (len(batch) + 1) * lengths[index] > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """Many lessons laid end to end: row g is response token g of the whole; training indexes nothing else.
+
+    ``ids`` holds every sequence whole (prompts too), sequence i at ``offsets[i] : offsets[i + 1]``; its response rows
+    are ``row_offsets[i] : row_offsets[i + 1]``.
+    """
+
+    ids: torch.Tensor
+    offsets: torch.Tensor
+    row_offsets: torch.Tensor
+    features: torch.Tensor
+    top_ids: torch.Tensor
+    top_probs: torch.Tensor
+    entropies: torch.Tensor
+    probabilities: torch.Tensor
+
+    @classmethod
+    def of(cls, sequences: Sequence[tuple[Sequence[int], int]], lessons: Sequence[Lesson]) -> Corpus:
+        """Lays lessons end to end."""
+        columns = {
+            field.name: torch.cat([getattr(lesson, field.name) for lesson in lessons])
+            for field in dataclasses.fields(Lesson)
+        }
+        return cls(
+            ids=torch.tensor([token for ids, _ in sequences for token in ids]),
+            offsets=_offsets([len(ids) for ids, _ in sequences]),
+            row_offsets=_offsets([len(lesson.entropies) for lesson in lessons]),
+            **columns,
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Corpus]) -> Corpus:
+        """Several corpora as one."""
+        columns = {}
+        for field in dataclasses.fields(cls):
+            tensors = [getattr(part, field.name) for part in parts]
+            if field.name.endswith("offsets"):
+                ends = _offsets([int(t[-1]) for t in tensors])
+                tensors = [t[(1 if i else 0) :] + ends[i] for i, t in enumerate(tensors)]
+            columns[field.name] = torch.cat(tensors)
+        return cls(**columns)
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences held."""
+        return len(self.offsets) - 1
+
+    @property
+    def num_rows(self) -> int:
+        """Response tokens held."""
+        return len(self.entropies)
+
+    def sequence(self, index: int) -> tuple[torch.Tensor, int]:
+        """Ids and prompt length of one sequence."""
+        ids = self.ids[self.offsets[index] : self.offsets[index + 1]]
+        return ids, len(ids) - int(self.row_offsets[index + 1] - self.row_offsets[index])
+
+    def response_ids(self) -> torch.Tensor:
+        """``[rows]``: every response token."""
+        prompts = [self.sequence(i)[1] for i in range(self.num_sequences)]
+        return torch.cat([self.sequence(i)[0][p:] for i, p in enumerate(prompts)])
+
+    def remaining(self) -> torch.Tensor:
+        """``[rows]``: tokens left in the response, the row's own included."""
+        lengths = self.row_offsets.diff()
+        return torch.cat([torch.arange(int(n), 0, -1) for n in lengths])
+
+    def save(self, path: Path) -> None:
+        """Writes one safetensors file."""
+        columns = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        partial = path.with_suffix(".partial")
+        save_file({name: tensor.contiguous() for name, tensor in columns.items()}, partial)
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Corpus:
+        """Reads what :meth:`save` wrote."""
+        return cls(**load_file(path))
+
+
+def _offsets(lengths: Sequence[int]) -> torch.Tensor:
+    return torch.tensor([0, *lengths]).cumsum(0)
