@@ -1,8 +1,8 @@
 """The KV cache of one sequence: preallocated, and in slots rather than positions.
 
-A *slot* is one key/value entry in every layer; a *position* is the rotary index a key was turned by before it was
-stored. The two differ as soon as a method folds several tokens in one slot, so the cache counts slots only and
-whoever runs the layers says at which positions. Rolling back is setting a counter: nothing is copied or freed.
+A *slot* is one key/value entry in every layer; a *position* is the rotary index a key was turned by before it
+was stored. The two differ as soon as a method folds several tokens in one slot, so the cache counts slots only,
+and whoever runs the layers says at which positions. Rolling back sets a counter: nothing is copied or freed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from hambench.errors import ContextOverflowError
 
 class KVCache:
     """Keys and values of one sequence, ``[num_layers, KVH, capacity, Dh]`` each.
+
+    Rows in a layer lie slot after slot for each head, as attention kernels read them.
 
     Args:
         num_layers: Layers that write to the cache.
@@ -39,6 +41,7 @@ class KVCache:
         size = (num_layers, num_kv_heads, capacity, head_dim)
         self.keys = torch.empty(size, dtype=dtype, device=device)
         self.values = torch.empty(size, dtype=dtype, device=device)
+        self._layers = list(zip(self.keys.unbind(0), self.values.unbind(0), strict=True))
         self._slots = 0
 
     @property
@@ -77,27 +80,34 @@ class KVCache:
             raise ValueError(f"slots must be in 0..{self._slots} (the slots in use), got {slots}")
         self._slots = slots
 
+    def require(self, slots: int) -> None:
+        """Checks that ``slots`` more fit.
+
+        Raises:
+            ContextOverflowError: If they don't.
+        """
+        needed = self._slots + slots
+        if needed > self.capacity:
+            raise ContextOverflowError(f"the KV cache holds {self.capacity} slots, {needed} are needed")
+
     def write(
         self, layer: int, keys: torch.Tensor, values: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Stores ``[KVH, T, Dh]`` behind the slots in use; gives all keys and values of the layer up to there.
+        """Stores ``[KVH, T, Dh]`` behind the slots in use; all keys and values of the layer up to there.
 
-        The slots count only after :meth:`advance`, which is called once all layers have written.
-
-        Raises:
-            ContextOverflowError: If the cache has no room for T more slots.
+        Every layer writes to the same slots, then :meth:`advance` counts them, once.
         """
-        end = self._slots + keys.shape[1]
-        if end > self.capacity:
-            raise ContextOverflowError(f"the KV cache holds {self.capacity} slots, {end} are needed")
-        self.keys[layer, :, self._slots : end] = keys
-        self.values[layer, :, self._slots : end] = values
-        return self.keys[layer, :, :end], self.values[layer, :, :end]
+        past, new = self._slots, keys.shape[1]
+        layer_keys, layer_values = self._layers[layer]
+        layer_keys.narrow(1, past, new).copy_(keys)
+        layer_values.narrow(1, past, new).copy_(values)
+        return layer_keys.narrow(1, 0, past + new), layer_values.narrow(1, 0, past + new)
 
     def advance(self, slots: int) -> None:
-        """Counts ``slots`` more as in use: every layer has written them."""
-        if self._slots + slots > self.capacity:
-            raise ContextOverflowError(
-                f"the KV cache holds {self.capacity} slots, {self._slots + slots} are needed"
-            )
+        """Counts ``slots`` more as in use.
+
+        Raises:
+            ContextOverflowError: If they don't fit.
+        """
+        self.require(slots)
         self._slots += slots

@@ -11,84 +11,20 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 
 from hambench.errors import ModelError
 from hambench.kvcache import KVCache
-from hambench.linear import Linear, make_linear
+from hambench.linear import GatedLinear, Linear, make_gated, make_linear
+from hambench.llama_shape import LlamaShape, rope_frequencies
 
-PREFILL_CHUNK = 512
-"""Rows of one prefill forward: activations of this many rows stay in a CPU's cache."""
+__all__ = ["DecoderStack", "ForwardOutput", "Llama", "LlamaShape", "rms_norm", "rope_frequencies", "rotate"]
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LlamaShape:
-    """What of a Llama-family architecture decides the computation."""
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    rms_norm_eps: float
-    rope_theta: float
-    rope_scaling: Mapping[str, Any] | None = None
-    """Parameters of ``linear`` or ``llama3`` RoPE scaling as the checkpoint's config has them."""
-    max_positions: int
-    tie_embeddings: bool
-    qkv_bias: bool = False
-    """Biases on q, k and v (Qwen2)."""
-    qk_norm: bool = False
-    """RMS norms on each query and key head (Qwen3)."""
-
-    @classmethod
-    def from_hf(cls, config: Any) -> Self:  # noqa: ANN401 - any transformers config
-        """Reads a transformers config.
-
-        Raises:
-            ModelError: If the architecture needs something this forward pass does not do.
-        """
-        model_type = config.model_type
-        if model_type not in ("llama", "mistral", "qwen2", "qwen3"):
-            raise ModelError(f"architecture {model_type!r} is not a Llama-family model")
-        layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
-        sliding = getattr(config, "sliding_window", None) if model_type == "mistral" else None
-        unsupported = {
-            f"activation {config.hidden_act!r}": config.hidden_act != "silu",
-            "sliding-window attention": bool(sliding) or layer_types != {"full_attention"},
-            "an attention bias": model_type in ("llama", "qwen3")
-            and bool(getattr(config, "attention_bias", False)),
-            "an MLP bias": bool(getattr(config, "mlp_bias", False)),
-        }
-        for what, is_used in unsupported.items():
-            if is_used:
-                raise ModelError(f"the Llama-family forward pass has no {what}")
-        rope = dict(getattr(config, "rope_parameters", None) or {})
-        theta = float(rope.pop("rope_theta", None) or getattr(config, "rope_theta", 10000.0))
-        kind = rope.get("rope_type", "default")
-        if kind not in ("default", "linear", "llama3"):
-            raise ModelError(f"the Llama-family forward pass has no RoPE scaling of type {kind!r}")
-        return cls(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_layers=config.num_hidden_layers,
-            num_heads=config.num_attention_heads,
-            num_kv_heads=config.num_key_value_heads,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-            rms_norm_eps=config.rms_norm_eps,
-            rope_theta=theta,
-            rope_scaling=rope if kind != "default" else None,
-            max_positions=config.max_position_embeddings,
-            tie_embeddings=bool(config.tie_word_embeddings),
-            qkv_bias=model_type == "qwen2",
-            qk_norm=model_type == "qwen3",
-        )
+PREFILL_CHUNK = 256
+"""Rows of one prefill forward: few enough for their activations to stay in a CPU's cache, many enough to be
+bound by arithmetic; less of the square below the diagonal is computed in vain, too."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -100,20 +36,24 @@ class ForwardOutput:
     hidden: torch.Tensor
     """``[T, D]`` after the final norm (of :meth:`Llama.prefill`: the last row only)."""
     features: torch.Tensor
-    """``[len(feature_layers), T, D]``: the residual stream after each layer asked for; after the final norm for the last."""
+    """``[len(feature_layers), T, D]``: the residual stream after each layer asked for (0-based); of the last layer,
+    its value after the final norm."""
 
 
-class _Layer:
-    """One decoder layer, weights fused: q, k and v in one projection, gate and up in another."""
+class DecoderLayer:
+    """The weights of one layer: q, k and v fused in one projection, gate and up in another.
+
+    Args:
+        shape: Sizes of the model.
+        weights: The layer's tensors by Hugging Face name without the ``model.layers.N.`` prefix.
+    """
 
     def __init__(self, shape: LlamaShape, weights: Mapping[str, torch.Tensor]) -> None:
-        attn = [f"self_attn.{name}_proj" for name in "qkv"]
-        bias = torch.cat([weights[f"{name}.bias"] for name in attn]) if shape.qkv_bias else None
-        self.qkv: Linear = make_linear(torch.cat([weights[f"{name}.weight"] for name in attn]), bias)
+        q, k, v = (f"self_attn.{name}_proj" for name in "qkv")
+        bias = torch.cat([weights[f"{name}.bias"] for name in (q, k, v)]) if shape.qkv_bias else None
+        self.qkv: Linear = make_linear(torch.cat([weights[f"{name}.weight"] for name in (q, k, v)]), bias)
         self.out: Linear = make_linear(weights["self_attn.o_proj.weight"])
-        self.gate_up: Linear = make_linear(
-            torch.cat([weights["mlp.gate_proj.weight"], weights["mlp.up_proj.weight"]])
-        )
+        self.gate_up: GatedLinear = make_gated(weights["mlp.gate_proj.weight"], weights["mlp.up_proj.weight"])
         self.down: Linear = make_linear(weights["mlp.down_proj.weight"])
         self.input_norm = weights["input_layernorm.weight"]
         self.mlp_norm = weights["post_attention_layernorm.weight"]
@@ -122,16 +62,17 @@ class _Layer:
 
     @property
     def weight_bytes(self) -> int:
-        norms = (self.input_norm, self.mlp_norm, self.q_norm, self.k_norm)
+        """Bytes read by one forward of the layer."""
         linears = (self.qkv, self.out, self.gate_up, self.down)
-        return sum(linear.weight_bytes for linear in linears) + sum(n.nbytes for n in norms if n is not None)
+        norms = (self.input_norm, self.mlp_norm, self.q_norm, self.k_norm)
+        return sum(part.weight_bytes for part in linears) + sum(n.nbytes for n in norms if n is not None)
 
 
 class DecoderStack:
-    """Decoder layers without embedding, final norm or head: of a whole model, or of a small decoder grafted on one.
+    """Decoder layers without embedding, final norm or head: a whole model's, or a small decoder's grafted on one.
 
     Args:
-        shape: Sizes; its ``num_layers`` is ignored in favour of ``len(layer_weights)``.
+        shape: Sizes; ``num_layers`` is taken from ``layer_weights`` instead.
         layer_weights: For each layer, its tensors by Hugging Face name without the ``model.layers.N.`` prefix.
         dtype: Type of weights and activations.
         device: Where they live.
@@ -148,11 +89,10 @@ class DecoderStack:
         self.shape = dataclasses.replace(shape, num_layers=len(layer_weights))
         self.dtype, self.device = dtype, torch.device(device)
         self.layers = [
-            _Layer(shape, {name: tensor.to(device, dtype) for name, tensor in weights.items()})
+            DecoderLayer(shape, {name: tensor.to(device, dtype) for name, tensor in weights.items()})
             for weights in layer_weights
         ]
-        self._inverse_frequencies, self._rope_gain = rope_frequencies(shape), 1.0
-        self._inverse_frequencies = self._inverse_frequencies.to(device)
+        self._frequencies = rope_frequencies(shape).to(device)
 
     @property
     def weight_bytes(self) -> int:
@@ -160,9 +100,9 @@ class DecoderStack:
         return sum(layer.weight_bytes for layer in self.layers)
 
     def new_cache(self, capacity: int) -> KVCache:
-        """An empty cache for this stack."""
+        """An empty cache of ``capacity`` slots for these layers."""
         return KVCache(
-            num_layers=len(self.layers),
+            num_layers=self.shape.num_layers,
             num_kv_heads=self.shape.num_kv_heads,
             head_dim=self.shape.head_dim,
             capacity=capacity,
@@ -179,61 +119,76 @@ class DecoderStack:
         positions: torch.Tensor | None = None,
         feature_layers: tuple[int, ...] = (),
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Runs the layers over ``[T, D]``; gives the residual stream after the last one and after ``feature_layers``."""
+        """Runs the layers over ``[T, D]``; the residual stream after the last one, and after ``feature_layers``.
+
+        Raises:
+            ContextOverflowError: If the cache has no room for T more slots.
+        """
         num_rows = stream.shape[0]
-        if positions is None:
-            positions = torch.arange(cache.slots, cache.slots + num_rows, device=self.device)
-        rotation = self._rotation(positions)
+        cache.require(num_rows)
+        rotation = self._rotation(num_rows, cache.slots, positions)
         mask = self._mask(num_rows, cache.slots)
-        features: dict[int, torch.Tensor] = {}
+        taken: dict[int, torch.Tensor] = {}
         for index, layer in enumerate(self.layers):
-            stream = stream + self._attention(layer, index, stream, cache, rotation, mask)
-            stream = stream + self._mlp(layer, stream)
+            heads = self._attention(layer, index, stream, cache, rotation, mask)
+            stream = layer.out.add_to(stream, heads)
+            stream = layer.down.add_to(stream, layer.gate_up(self._norm(stream, layer.mlp_norm)))
             if index in feature_layers:
-                features[index] = stream
+                taken[index] = stream
         cache.advance(num_rows)
-        return stream, [features[index] for index in feature_layers]
+        return stream, [taken[index] for index in feature_layers]
 
     def _attention(
         self,
-        layer: _Layer,
+        layer: DecoderLayer,
         index: int,
         stream: torch.Tensor,
         cache: KVCache,
         rotation: tuple[torch.Tensor, torch.Tensor],
         mask: torch.Tensor | None,
     ) -> torch.Tensor:
+        """The attention heads' outputs, side by side: ``[T, D] -> [T, H * Dh]``."""
         shape, num_rows = self.shape, stream.shape[0]
-        heads, kv_heads = shape.num_heads, shape.num_kv_heads
-        rows = rms_norm(stream, layer.input_norm, shape.rms_norm_eps)
-        qkv = layer.qkv(rows).view(num_rows, heads + 2 * kv_heads, shape.head_dim).transpose(0, 1)
-        q, k, v = qkv[:heads], qkv[heads : heads + kv_heads], qkv[heads + kv_heads :]
+        num_heads, num_kv_heads = shape.num_heads, shape.num_kv_heads
+        qkv = layer.qkv(self._norm(stream, layer.input_norm))
+        qkv = qkv.view(num_rows, num_heads + 2 * num_kv_heads, shape.head_dim)
+        qk, v = qkv[:, : num_heads + num_kv_heads], qkv[:, num_heads + num_kv_heads :]
         if layer.q_norm is not None and layer.k_norm is not None:
-            q, k = (
-                rms_norm(q, layer.q_norm, shape.rms_norm_eps),
-                rms_norm(k, layer.k_norm, shape.rms_norm_eps),
+            qk = torch.cat(
+                [self._norm(qk[:, :num_heads], layer.q_norm), self._norm(qk[:, num_heads:], layer.k_norm)],
+                dim=1,
             )
-        q, k = rotate(q, *rotation), rotate(k, *rotation)
-        keys, values = cache.write(index, k, v)
+        qk = rotate(qk, *rotation)
+        keys, values = cache.write(index, qk[:, num_heads:].transpose(0, 1), v.transpose(0, 1))
         mixed = F.scaled_dot_product_attention(
-            q[None], keys[None], values[None], attn_mask=mask, enable_gqa=heads != kv_heads
+            qk[None, :, :num_heads].transpose(1, 2),
+            keys[None],
+            values[None],
+            attn_mask=mask,
+            is_causal=mask is None and num_rows > 1,
+            enable_gqa=num_heads != num_kv_heads,
         )
-        return layer.out(mixed[0].transpose(0, 1).reshape(num_rows, heads * shape.head_dim))
+        return mixed[0].transpose(0, 1).reshape(num_rows, num_heads * shape.head_dim)
 
-    def _mlp(self, layer: _Layer, stream: torch.Tensor) -> torch.Tensor:
-        rows = rms_norm(stream, layer.mlp_norm, self.shape.rms_norm_eps)
-        gate, up = layer.gate_up(rows).chunk(2, dim=-1)
-        return layer.down(F.silu(gate) * up)
+    def _norm(self, rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(rows, weight.shape, weight, self.shape.rms_norm_eps)
 
-    def _rotation(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        angles = positions.to(torch.float32)[:, None] * self._inverse_frequencies
+    def _rotation(
+        self, num_rows: int, past: int, positions: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines ``[T, 1, Dh]``; the angles are float32 whatever the model's type."""
+        if positions is None:
+            positions = torch.arange(past, past + num_rows, device=self.device)
+        angles = positions.to(self._frequencies.dtype)[:, None, None] * self._frequencies
         angles = torch.cat([angles, angles], dim=-1)
         return angles.cos().to(self.dtype), angles.sin().to(self.dtype)
 
     def _mask(self, num_rows: int, past: int) -> torch.Tensor | None:
-        if num_rows == 1:
+        """What to add to the scores ``[T, past + T]``; none where all slots are seen or plain causality says it."""
+        if num_rows == 1 or past == 0:
             return None
-        return torch.ones(num_rows, past + num_rows, dtype=torch.bool, device=self.device).tril(past)
+        hidden = torch.full((num_rows, past + num_rows), -math.inf, dtype=self.dtype, device=self.device)
+        return hidden.triu_(past + 1)
 
 
 class Llama:
@@ -284,6 +239,8 @@ class Llama:
     @torch.inference_mode()
     def lm_head(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits ``[R, V]`` in float32 of normed hidden states ``[R, D]``."""
+        if hidden.shape[0] == 0:
+            return hidden.new_empty(0, self.shape.vocab_size, dtype=torch.float32)
         return self.head(hidden).float()
 
     @torch.inference_mode()
@@ -345,28 +302,6 @@ def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.T
     """Turns ``[..., T, Dh]`` by the angles of ``[T, Dh]`` (RoPE in the split-halves convention)."""
     first, second = heads.chunk(2, dim=-1)
     return heads * cos + torch.cat([-second, first], dim=-1) * sin
-
-
-def rope_frequencies(shape: LlamaShape) -> torch.Tensor:
-    """Radians per position of each pair of elements, ``[Dh / 2]`` float32.
-
-    Raises:
-        ModelError: For a type of scaling that is neither ``linear`` nor ``llama3``.
-    """
-    exponents = torch.arange(0, shape.head_dim, 2, dtype=torch.int64).float() / shape.head_dim
-    frequencies = 1.0 / shape.rope_theta**exponents
-    scaling = shape.rope_scaling
-    if scaling is None:
-        return frequencies
-    if scaling["rope_type"] == "linear":
-        return frequencies / scaling["factor"]
-    if scaling["rope_type"] != "llama3":
-        raise ModelError(f"unknown RoPE scaling {scaling['rope_type']!r}; known: linear, llama3")
-    # Llama 3.1: long waves are stretched by the factor, short ones kept, those between interpolated
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
-    keep = ((turns - low) / (high - low)).clamp(0, 1)
-    return frequencies * keep + frequencies / scaling["factor"] * (1 - keep)
 
 
 def _split_layers(weights: Mapping[str, torch.Tensor], num_layers: int) -> list[dict[str, torch.Tensor]]:
