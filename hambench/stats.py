@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hambench.groups import ALL, group_kind, group_names, in_group
-from hambench.metrics import METRICS, decode_seconds, num_decode_tokens
+from hambench.metrics import METRICS, decode_seconds, num_decode_tokens, peak_kv_bytes
 from hambench.paired import log_ratio_of_sums, mean_difference
 from hambench.records import Comparison, Estimate, GenerationTrace, Sample, SampleRecord, Score
 from hambench.store import Run
@@ -153,11 +153,11 @@ def _compare_kv_bytes(
 ) -> Comparison:
     sums: dict[str, list[float]] = {}
     for (sample_id, _), ours, theirs in _paired_traces(a, b, asked):
-        peaks = [max((step.kv_bytes for step in trace.steps), default=0) for trace in (ours, theirs)]
-        if not all(peaks):
+        mine, other = peak_kv_bytes(ours), peak_kv_bytes(theirs)
+        if not mine or not other:
             continue
         block = sums.setdefault(sample_id, [0.0, 0.0, 0.0, 0.0])
-        for i, value in enumerate((peaks[0], 1.0, peaks[1], 1.0)):
+        for i, value in enumerate((mine, 1.0, other, 1.0)):
             block[i] += value
     columns = np.array(list(sums.values())).T if sums else np.zeros((4, 0))
     return _ratio_comparison(a, b, asked, group, "kv_bytes", columns, margins.kv_bytes, "")
@@ -240,6 +240,9 @@ _COMPARE: dict[str, Callable[[Arm, Arm, Mapping[str, Sample], str, Margins], Com
 }
 
 
+_NEEDED = {"tps": "tokens after its first step", "kv_bytes": "a KV cache", "accuracy": "a score"}
+
+
 def cluster_of(sample: Sample) -> tuple[str, ...]:
     """What a sample belongs together with: a question of MGSM is one question in every language."""
     if sample.task.startswith("mgsm"):
@@ -283,7 +286,7 @@ def _not_comparable(a: Arm, b: Arm, asked: Mapping[str, Sample]) -> str:
 
 
 def _nothing(a: Arm, b: Arm, group: str, metric: str, refused: str) -> Comparison:
-    reason = refused or "no sample was measured in both"
+    reason = refused or f"no sample has {_NEEDED[metric]} in both"
     return Comparison(
         candidate=a.cell,
         baseline=b.cell,
