@@ -1,0 +1,121 @@
+"""HAMburger's stop head and the bookkeeping of a micro-step, all on the device."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+
+from hambench.kernels._args import FLOATS, check_tensor
+from hambench.kernels._dispatch import Impl, use_fused
+
+
+class StopWeights(NamedTuple):
+    """A three-layer MLP from a hidden state [D] to one logit: the macro-step stops where its sigmoid is high."""
+
+    w1: Tensor
+    """[H, D]."""
+    b1: Tensor
+    """[H]."""
+    w2: Tensor
+    """[H, H]."""
+    b2: Tensor
+    """[H]."""
+    w3: Tensor
+    """[1, H]."""
+    b3: Tensor
+    """[1]."""
+
+
+class MicroState(NamedTuple):
+    """What a macro-step has emitted, on the device."""
+
+    tokens: Tensor
+    """Emitted ids [S], int64; the first `count` are valid."""
+    continue_probs: Tensor
+    """P(continue) after each emitted token [S], float32."""
+    count: Tensor
+    """Tokens emitted [1], int32."""
+    done: Tensor
+    """1 once the macro-step has ended [1], int32: every op that is given it then returns at once."""
+
+    @classmethod
+    def empty(cls, max_tokens: int, device: torch.device | str) -> MicroState:
+        """Allocates the state of a macro-step that emits at most `max_tokens`, reset."""
+        return cls(
+            tokens=torch.zeros(max_tokens, dtype=torch.int64, device=device),
+            continue_probs=torch.zeros(max_tokens, dtype=torch.float32, device=device),
+            count=torch.zeros(1, dtype=torch.int32, device=device),
+            done=torch.zeros(1, dtype=torch.int32, device=device),
+        )
+
+    def reset(self) -> None:
+        """Makes it ready for the next macro-step, without waiting for the device."""
+        self.count.zero_()
+        self.done.zero_()
+
+
+def stop_head(
+    hidden: Tensor,
+    token: Tensor,
+    weights: StopWeights,
+    state: MicroState,
+    *,
+    confidence: Tensor,
+    impl: Impl = "auto",
+) -> None:
+    """Emits `token` and decides whether the macro-step goes on, in place in `state`.
+
+    Unless `state.done`: `tokens[count] = token`, `continue_probs[count] = 1 - sigmoid(mlp(hidden))`, `count += 1`,
+    and `done = 1` where that probability is below `confidence` or `tokens` is full. The token that trips the stop is
+    emitted all the same.
+
+    Args:
+        hidden: [1, D], the state that the LM head saw.
+        token: Id to emit [1], int64.
+        weights: In the dtype of `hidden`.
+        state: Changed in place.
+        confidence: Least P(continue) to go on [1], float32, on the device so that a captured graph serves any value.
+        impl: See :mod:`hambench.kernels`.
+
+    Raises:
+        ValueError: If a shape, dtype, device or stride doesn't fit, or `impl="fused"` can't run here.
+    """
+    check_tensor("hidden", hidden, [1, None], dtypes=FLOATS)
+    device, dtypes = hidden.device, (hidden.dtype,)
+    width = weights.w1.shape[0]
+    check_tensor("weights.w1", weights.w1, [None, hidden.shape[1]], dtypes=dtypes, device=device)
+    check_tensor("weights.b1", weights.b1, [width], dtypes=dtypes, device=device)
+    check_tensor("weights.w2", weights.w2, [width, width], dtypes=dtypes, device=device)
+    check_tensor("weights.b2", weights.b2, [width], dtypes=dtypes, device=device)
+    check_tensor("weights.w3", weights.w3, [1, width], dtypes=dtypes, device=device)
+    check_tensor("weights.b3", weights.b3, [1], dtypes=dtypes, device=device)
+    check_tensor("token", token, [1], dtypes=(torch.int64,), device=device)
+    check_tensor("confidence", confidence, [1], dtypes=(torch.float32,), device=device)
+    check_tensor("state.tokens", state.tokens, [None], dtypes=(torch.int64,), device=device)
+    limit = state.tokens.shape[0]
+    check_tensor(
+        "state.continue_probs", state.continue_probs, [limit], dtypes=(torch.float32,), device=device
+    )
+    check_tensor("state.count", state.count, [1], dtypes=(torch.int32,), device=device)
+    check_tensor("state.done", state.done, [1], dtypes=(torch.int32,), device=device)
+    if use_fused("stop_head", impl, hidden):
+        from hambench.kernels.fused.stop_head import launch
+
+        launch(hidden, token, weights, state, confidence)
+    elif not state.done.item():
+        probability = 1 - torch.sigmoid(reference(hidden, weights))
+        index = int(state.count.item())
+        state.tokens[index] = token[0]
+        state.continue_probs[index] = probability
+        state.count.add_(1)
+        state.done.fill_(int(index + 1 == limit or bool(probability < confidence)))
+
+
+def reference(hidden: Tensor, weights: StopWeights) -> Tensor:
+    """The stop logit, a float32 scalar tensor."""
+    w1, b1, w2, b2, w3, b3 = (weight.float() for weight in weights)
+    inner = silu(hidden.float() @ w1.T + b1)
+    return (silu(inner @ w2.T + b2) @ w3.T + b3).reshape(())
