@@ -94,23 +94,23 @@ class TextStream:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._decode = tokenizer.decode
-        self._ids: list[int] = []
-        # text of ids[start:settled] has been given out; it stays as left context, which decides about leading spaces
-        self._start = self._settled = 0
+        # ids whose text is not given out yet, after those kept as left context, which decides about leading spaces
+        self._context: list[int] = []
+        self._context_text = ""
+        self._new: list[int] = []
 
     def add(self, tokens: Sequence[int]) -> str:
         """The text that these tokens complete; empty while a character's bytes are still coming."""
-        self._ids += tokens
-        text = self._decode(self._ids[self._start :])
-        if text.endswith(_REPLACEMENT):
-            return ""
-        return self._give(text)
+        self._new += tokens
+        text = self._decode(self._context + self._new)
+        return "" if text.endswith(_REPLACEMENT) else self._give(text)
 
     def rest(self) -> str:
         """What is left at the end: bytes that never became a character show as U+FFFD."""
-        return self._give(self._decode(self._ids[self._start :]))
+        return self._give(self._decode(self._context + self._new)) if self._new else ""
 
     def _give(self, text: str) -> str:
-        given = self._decode(self._ids[self._start : self._settled])
-        self._start, self._settled = self._settled, len(self._ids)
-        return text[len(given) :]
+        piece = text[len(self._context_text) :]
+        self._context, self._new = self._new, []
+        self._context_text = self._decode(self._context)
+        return piece

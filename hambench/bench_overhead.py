@@ -1,0 +1,115 @@
+"""What the harness itself costs: the part of a run's wall time that is not inside a method's steps."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from hambench.generation import DecodingOptions, Generator, Job
+from hambench.models import load
+from hambench.records import SCHEMA_VERSION, Cell, RunHeader, Sample
+from hambench.store import RunWriter
+from hambench.sweep import Sweep
+from hambench.telemetry import CpuLoadMeter
+
+PROMPT = "Tell a long story about a lighthouse keeper who learns to read the weather. Then tell it again. "
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overhead:
+    """Seconds of one method's records."""
+
+    cell: str
+    num_records: int
+    num_tokens: int
+    wall_s: float
+    """Making and storing the records."""
+    steps_s: float
+    """Inside the method's steps: what a record calls decoding."""
+
+    @property
+    def share(self) -> float:
+        """Part of the wall time that is the harness: encoding, stop strings, text, records, the disk."""
+        return (self.wall_s - self.steps_s) / self.wall_s
+
+    @property
+    def microseconds_per_token(self) -> float:
+        """Harness time per token."""
+        return 1e6 * (self.wall_s - self.steps_s) / self.num_tokens
+
+
+def measure_overhead(
+    *,
+    model: str,
+    dtype: str,
+    device: str | None,
+    methods: tuple[str, ...],
+    num_records: int,
+    max_new_tokens: int,
+) -> list[Overhead]:
+    """Makes and stores records as a run does, and compares wall time with the time of the steps."""
+    target = load(model, dtype=dtype, device=device)
+    cells = Sweep(model=model, methods=methods, dtype=dtype).expand().cells
+    sample = Sample(
+        sample_id="bench/overhead/0",
+        suite="bench",
+        task="overhead",
+        category="bench",
+        doc_id=0,
+        prompt=PROMPT * 4,
+        # a stop string that never comes: looking for it is part of the cost
+        stop=("\x00never\x00",),
+        max_new_tokens=max_new_tokens,
+    )
+    options = DecodingOptions(max_remeasured=0)
+    generator = Generator(target, cells, options)
+    with tempfile.TemporaryDirectory() as folder:
+        writer = RunWriter.create(Path(folder) / "run", _header(cells), [sample])
+        with writer:
+            return [_measure(generator, cell, sample, writer, num_records) for cell in cells]
+
+
+def _measure(
+    generator: Generator, cell: Cell, sample: Sample, writer: RunWriter, num_records: int
+) -> Overhead:
+    load_meter = CpuLoadMeter()
+    generator.record(Job(cell, sample, 0), load_meter)
+    steps_s, num_tokens = 0.0, 0
+    began = time.perf_counter()
+    for repeat in range(num_records):
+        record = generator.record(Job(cell, sample, repeat), load_meter)
+        writer.append_record(record)
+        if record.trace is not None:
+            steps_s += sum(step.seconds for step in record.trace.steps)
+            num_tokens += len(record.trace.token_ids)
+    wall_s = time.perf_counter() - began
+    return Overhead(
+        cell=cell.label, num_records=num_records, num_tokens=num_tokens, wall_s=wall_s, steps_s=steps_s
+    )
+
+
+def _header(cells: tuple[Cell, ...]) -> RunHeader:
+    return RunHeader(
+        schema_version=SCHEMA_VERSION,
+        run_id="bench-overhead",
+        created_at="",
+        hambench_version="",
+        commit=None,
+        command=(),
+        suites=("bench",),
+        edition="offline",
+        data_source="a made-up prompt",
+        data_hashes={},
+        cells=cells,
+        num_samples=1,
+        limit=None,
+        repeats=1,
+        seed=0,
+        temperature=0.0,
+        top_p=1.0,
+        max_new_tokens=None,
+        model={},
+        environment={},
+    )

@@ -1,0 +1,47 @@
+"""``hambench bench overhead``: what the harness costs beside the decoding it measures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import click
+
+from hambench.cli._options import model_options
+
+
+@click.command()
+@model_options
+@click.option("--methods", default="vanilla", show_default=True, metavar="LIST")
+@click.option("--records", "num_records", default=3, show_default=True, type=click.IntRange(min=1))
+@click.option("--max-new-tokens", default=128, show_default=True, type=click.IntRange(min=2))
+@click.option("--json", "as_json", is_flag=True)
+def command(
+    model: str,
+    dtype: str,
+    device: str | None,
+    methods: str,
+    num_records: int,
+    max_new_tokens: int,
+    as_json: bool,
+) -> None:
+    """Compare the wall time of making records with the time inside the methods' steps."""
+    from hambench.bench_overhead import measure_overhead
+    from hambench.sweep import split_methods
+
+    results = measure_overhead(
+        model=model,
+        dtype=dtype,
+        device=device,
+        methods=split_methods(methods),
+        num_records=num_records,
+        max_new_tokens=max_new_tokens,
+    )
+    for result in results:
+        if as_json:
+            click.echo(json.dumps({**dataclasses.asdict(result), "share": result.share}))
+        else:
+            click.echo(
+                f"{result.cell}: {result.share:.2%} of {result.wall_s:.2f} s is the harness "
+                f"({result.num_tokens} tokens, {result.microseconds_per_token:.0f} µs each)"
+            )
