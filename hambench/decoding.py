@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
 from hambench.errors import HambenchError
 
@@ -52,20 +52,21 @@ class SamplingParams:
 class Step:
     """One indivisible advance of a method: what it emitted and what that cost, as host integers.
 
-    When ``step()`` returns, the tokens are on the host, so a wall clock around the call is complete.
+    When ``step()`` returns, the tokens are on the host, so a wall clock around the call is complete. A count that
+    can't be known (of a server, say) is ``None``, never 0.
     """
 
     tokens: tuple[int, ...]
     """Ids emitted, in order; at least one."""
-    target_forwards: int = 1
+    target_forwards: int | None = 1
     """Forwards of the target (for HAMburger: of the base model), whatever their width."""
-    draft_forwards: int = 0
+    draft_forwards: int | None = 0
     """Forwards of a draft model."""
-    micro_forwards: int = 0
+    micro_forwards: int | None = 0
     """Forwards of HAMburger's micro-step decoder."""
-    drafted: int = 0
+    drafted: int | None = 0
     """Tokens proposed by a drafter."""
-    accepted: int = 0
+    accepted: int | None = 0
     """Proposed tokens that were kept; the bonus token is in neither count."""
     continue_probs: tuple[float, ...] = ()
     """P(continue) of the stop head after each emitted token, where a method has one."""
@@ -73,18 +74,36 @@ class Step:
     def __post_init__(self) -> None:
         if not self.tokens:
             raise ValueError("tokens must hold at least one id: a step always emits")
-        if self.accepted > self.drafted:
+        if self.accepted is not None and self.drafted is not None and self.accepted > self.drafted:
             raise ValueError(f"accepted must be <= drafted ({self.drafted}), got {self.accepted}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class KVUsage:
-    """KV-cache memory in use now: host counters, never a device sync, never bytes merely reserved."""
+    """KV-cache memory in use now: host counters, never a device sync, never bytes merely reserved.
 
-    slots: int
+    What can't be known of a peer is ``None``, never 0.
+    """
+
+    slots: int | None
     """Target slots in use (one slot = one key/value entry in every layer)."""
-    bytes: int
+    bytes: int | None
     """Bytes of all caches in use, a draft's included."""
+
+
+class SessionEndedError(Exception):
+    """Raised by ``step()`` of a session that has nothing more to emit: the engine ends the answer there.
+
+    Only a peer that ends by itself needs it (a server whose count of tokens differs from ours); a method of this
+    engine always has a next token.
+
+    Args:
+        finish: Why it ended, as the peer said: ``stop``, ``eos`` or ``length``.
+    """
+
+    def __init__(self, finish: Literal["eos", "stop", "length"]) -> None:
+        super().__init__(finish)
+        self.finish = finish
 
 
 class DecodeSession(Protocol):
@@ -141,6 +160,8 @@ class MethodConfig(ABC):
     """Field that ``--methods all`` sweeps, if any."""
     axis_values: ClassVar[tuple[KnobValue, ...]] = ()
     """Values the sweep takes by default."""
+    in_all: ClassVar[bool] = True
+    """Whether ``--methods all`` includes it; a peer with an engine of its own is asked for by name."""
     aliases: ClassVar[Mapping[str, str]] = {}
     """Short command-line names of knobs, e.g. ``{"k": "num_draft_tokens"}``; also used in labels."""
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Generator, Sequence
 
 import torch
 
-from hambench.decoding import DecodingMethod, SamplingParams, Step
+from hambench.decoding import DecodingMethod, KVUsage, SamplingParams, SessionEndedError, Step
 from hambench.records import FinishReason, GenerationTrace, StepRecord
 
 Clock = Callable[[], float]
@@ -82,12 +82,15 @@ def stream(
     while True:
         with torch.inference_mode():
             began = clock()
-            step = session.prefill() if num_steps == 0 else session.step()
+            try:
+                step = session.prefill() if num_steps == 0 else session.step()
+            except SessionEndedError as end:
+                return end.finish
             seconds = clock() - began
         num_steps += 1
         kept, finish = _trim(step.tokens, params.max_new_tokens - num_emitted, eos_ids, ends_text)
         num_emitted += len(kept)
-        yield _measured(step, kept, seconds, session.kv.slots, session.kv.bytes)
+        yield _measured(step, kept, seconds, session.kv)
         if finish is not None:
             return finish
         if max_steps is not None and num_steps >= max_steps:
@@ -106,7 +109,7 @@ def _trim(
     return tuple(tokens[:room]), "length" if len(tokens) >= room else None
 
 
-def _measured(step: Step, kept: tuple[int, ...], seconds: float, kv_slots: int, kv_bytes: int) -> StepRecord:
+def _measured(step: Step, kept: tuple[int, ...], seconds: float, kv: KVUsage) -> StepRecord:
     return StepRecord(
         tokens=kept,
         seconds=seconds,
@@ -115,8 +118,8 @@ def _measured(step: Step, kept: tuple[int, ...], seconds: float, kv_slots: int, 
         micro_forwards=step.micro_forwards,
         drafted=step.drafted,
         accepted=step.accepted,
-        kv_slots=kv_slots,
-        kv_bytes=kv_bytes,
+        kv_slots=kv.slots,
+        kv_bytes=kv.bytes,
         discarded=len(step.tokens) - len(kept),
         continue_probs=step.continue_probs,
     )

@@ -2,9 +2,9 @@
 
 The docstring of a metric is its definition, the one that ``hambench ls metrics`` and every report print. All
 of them read answered records only (a failed sample has no numbers; it is counted in ``num_errors``), leave
-warm-ups out, and return ``None`` where there is nothing to derive the number from. Sums run over samples and
-repeats before any division: a rate is never an average of rates. *Decode* means every step after the first;
-the first step is the prefill.
+warm-ups out, and return ``None`` where there is nothing to derive the number from, or where a count it needs
+can't be known (of a peer). Sums run over samples and repeats before any division: a rate is never an average
+of rates. *Decode* means every step after the first; the first step is the prefill.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def acceptance_rate(traces: Traces) -> float | None:
 
 def mean_acceptance_length(traces: Traces) -> float | None:
     """1 + Σ accepted / Σ rounds of drafting: tokens that one round of drafting and verifying yields."""
-    rounds = sum(step.drafted > 0 for step in decode_steps(traces))
+    rounds = _total(None if step.drafted is None else int(step.drafted > 0) for step in decode_steps(traces))
     per_round = _ratio(num_accepted(traces), rounds)
     return None if per_round is None else 1 + per_round
 
@@ -116,29 +116,29 @@ def num_decode_steps(traces: Traces) -> int:
     return sum(1 for _ in decode_steps(traces))
 
 
-def num_target_forwards(traces: Traces) -> int:
+def num_target_forwards(traces: Traces) -> int | None:
     """Forwards of the target in the decode phase, whatever their width."""
-    return sum(step.target_forwards for step in decode_steps(traces))
+    return _total(step.target_forwards for step in decode_steps(traces))
 
 
-def num_draft_forwards(traces: Traces) -> int:
+def num_draft_forwards(traces: Traces) -> int | None:
     """Forwards of the draft model in the decode phase."""
-    return sum(step.draft_forwards for step in decode_steps(traces))
+    return _total(step.draft_forwards for step in decode_steps(traces))
 
 
-def num_micro_forwards(traces: Traces) -> int:
+def num_micro_forwards(traces: Traces) -> int | None:
     """Forwards of the micro-step decoder in the decode phase."""
-    return sum(step.micro_forwards for step in decode_steps(traces))
+    return _total(step.micro_forwards for step in decode_steps(traces))
 
 
-def num_drafted(traces: Traces) -> int:
+def num_drafted(traces: Traces) -> int | None:
     """Tokens proposed by a drafter in the decode phase."""
-    return sum(step.drafted for step in decode_steps(traces))
+    return _total(step.drafted for step in decode_steps(traces))
 
 
-def num_accepted(traces: Traces) -> int:
+def num_accepted(traces: Traces) -> int | None:
     """Proposed tokens that were kept, in the decode phase."""
-    return sum(step.accepted for step in decode_steps(traces))
+    return _total(step.accepted for step in decode_steps(traces))
 
 
 # memory
@@ -146,13 +146,21 @@ def num_accepted(traces: Traces) -> int:
 
 def kv_bytes(traces: Traces) -> float | None:
     """Bytes of all KV caches in use, a draft's included: the peak of each answer, mean over answers."""
-    peaks = [max(step.kv_bytes for step in trace.steps) for trace in traces if trace.steps]
-    return float(np.mean(peaks)) if peaks else None
+    peaks = [peak_kv_bytes(trace) for trace in traces if trace.steps]
+    known = [peak for peak in peaks if peak is not None]
+    return float(np.mean(known)) if known and len(known) == len(peaks) else None
 
 
-def num_kv_slots(traces: Traces) -> int:
+def peak_kv_bytes(trace: GenerationTrace) -> int | None:
+    """Most bytes of KV cache in use during one answer; ``None`` where a step's can't be known."""
+    sizes = [step.kv_bytes for step in trace.steps]
+    known = [size for size in sizes if size is not None]
+    return max(known) if known and len(known) == len(sizes) else None
+
+
+def num_kv_slots(traces: Traces) -> int | None:
     """Σ over answers of the target's KV slots in use at the end, the prompt's included."""
-    return sum(trace.steps[-1].kv_slots for trace in traces if trace.steps)
+    return _total(trace.steps[-1].kv_slots for trace in traces if trace.steps)
 
 
 def kv_compression_output(traces: Traces) -> float | None:
@@ -355,8 +363,19 @@ def _ttfts(traces: Traces) -> list[float]:
     return [trace.steps[0].seconds for trace in traces if trace.steps]
 
 
-def _decode_slots(traces: Traces) -> int:
-    return sum(trace.steps[-1].kv_slots - trace.steps[0].kv_slots for trace in traces if trace.steps)
+def _decode_slots(traces: Traces) -> int | None:
+    at_end, at_start = num_kv_slots(traces), _total(trace.steps[0].kv_slots for trace in traces if trace.steps)
+    return None if at_end is None or at_start is None else at_end - at_start
+
+
+def _total(counts: Iterable[int | None]) -> int | None:
+    """The sum; ``None`` as soon as one count is unknown, since the rest would pass for all of them."""
+    total = 0
+    for count in counts:
+        if count is None:
+            return None
+        total += count
+    return total
 
 
 def _usable(score: Score) -> bool:
@@ -364,5 +383,7 @@ def _usable(score: Score) -> bool:
     return score.value is not None and score.error is None and bool(np.isfinite(score.value))
 
 
-def _ratio(numerator: float, denominator: float) -> float | None:
-    return numerator / denominator if denominator > 0 else None
+def _ratio(numerator: float | None, denominator: float | None) -> float | None:
+    if numerator is None or denominator is None or denominator <= 0:
+        return None
+    return numerator / denominator

@@ -78,18 +78,21 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepRecord:
-    """A step as measured: the method's counts, the wall time around it, and the cache after it."""
+    """A step as measured: the method's counts, the wall time around it, and the cache after it.
+
+    ``None`` is what can't be known of a peer.
+    """
 
     tokens: tuple[int, ...]
     """Ids kept: nothing past the end of the answer."""
     seconds: float
-    target_forwards: int = 1
-    draft_forwards: int = 0
-    micro_forwards: int = 0
-    drafted: int = 0
-    accepted: int = 0
-    kv_slots: int = 0
-    kv_bytes: int = 0
+    target_forwards: int | None = 1
+    draft_forwards: int | None = 0
+    micro_forwards: int | None = 0
+    drafted: int | None = 0
+    accepted: int | None = 0
+    kv_slots: int | None = 0
+    kv_bytes: int | None = 0
     discarded: int = 0
     """Ids the step emitted past EOS, a stop string or the limit: never counted as output."""
     continue_probs: tuple[float, ...] = ()
@@ -202,12 +205,12 @@ class Measurement:
     num_score_errors: int = 0
     """Samples that were answered but whose primary scorer failed."""
     num_decode_steps: int = 0
-    num_target_forwards: int = 0
-    num_draft_forwards: int = 0
-    num_micro_forwards: int = 0
-    num_drafted: int = 0
-    num_accepted: int = 0
-    num_kv_slots: int = 0
+    num_target_forwards: int | None = 0
+    num_draft_forwards: int | None = 0
+    num_micro_forwards: int | None = 0
+    num_drafted: int | None = 0
+    num_accepted: int | None = 0
+    num_kv_slots: int | None = 0
     other_load: float | None = None
     """Mean share of the machine's CPU time that other processes took, 0..1."""
     tokens_per_step_histogram: dict[int, int] = field(default_factory=dict)

@@ -19,6 +19,7 @@ BUILTIN = {
     "speculative": "hambench.methods.speculative:SpeculativeConfig",
     "prompt_lookup": "hambench.methods.prompt_lookup:PromptLookupConfig",
     "hamburger": "hambench.methods.hamburger:HamburgerConfig",
+    "transformers": "hambench.methods.transformers_generate:TransformersConfig",
 }
 """Methods in the order reports show them; vanilla is the baseline."""
 

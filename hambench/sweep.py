@@ -187,7 +187,7 @@ def _requested(names: Sequence[str]) -> list[tuple[str, dict[str, str], bool]]:
     requested: list[tuple[str, dict[str, str], bool]] = []
     for word in names:
         if word == ALL:
-            requested += [(name, {}, False) for name in method_names()]
+            requested += [(name, {}, False) for name in method_names() if method_config(name).in_all]
             continue
         name, bracket, rest = word.partition("[")
         if bracket and not rest.endswith("]"):
