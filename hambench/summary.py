@@ -104,7 +104,10 @@ def to_json_line(item: dict[str, Any]) -> str:
 
 
 def render_table(run: Run, *, group: str = ALL, width: int = 132) -> str:
-    """The run as a table for a terminal, warnings first."""
+    """The run as a table for a terminal, warnings first.
+
+    ``same`` counts the answers that equal vanilla's token by token, over the whole run.
+    """
     measured = [m for m in measure_run(run) if m.group == group]
     baseline = baseline_cell(run.header.cells)
     base = next((m for m in measured if baseline and m.cell == baseline.label), None)
@@ -113,9 +116,11 @@ def render_table(run: Run, *, group: str = ALL, width: int = 132) -> str:
     for title in ("tok/s", "× vanilla", "TTFT ms", "TPOT ms", "m", "accept", "KV MiB", "KV out×", "KV all×"):
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("accuracy [95 %]", justify="right", no_wrap=True)
+    table.add_column("same", justify="right", no_wrap=True)
     table.add_column("n", justify="right")
     for measurement in measured:
-        table.add_row(*_row(measurement, base))
+        identity = token_identity(run, measurement.cell, baseline.label) if baseline else None
+        table.add_row(*_row(measurement, base, identity))
     out = io.StringIO()
     console = Console(file=out, width=width, no_color=True, highlight=False)
     for note in run.header.notes:
@@ -126,7 +131,7 @@ def render_table(run: Run, *, group: str = ALL, width: int = 132) -> str:
     return out.getvalue().rstrip("\n")
 
 
-def _row(m: Measurement, base: Measurement | None) -> list[Text]:
+def _row(m: Measurement, base: Measurement | None, identity: Identity | None) -> list[Text]:
     ratio = m.tps / base.tps if base and base.tps and m.tps else None
     accuracy = "–"
     if m.accuracy is not None:
@@ -146,6 +151,7 @@ def _row(m: Measurement, base: Measurement | None) -> list[Text]:
         _number(m.kv_compression_output, 2),
         _number(m.kv_compression_total, 2),
         accuracy,
+        f"{identity.num_identical}/{identity.num_samples}" if identity else "–",
         count,
     ]
     # Text, not str: names may hold brackets, which rich would read as markup
