@@ -51,7 +51,7 @@ def cautions(view: View) -> list[Caution]:
                 "Failed samples",
                 f"{len(errors)} of {len(run.measured)} answers failed (in {listing(cells[:4])}"
                 f"{' and others' if len(cells) > 4 else ''}); "
-                "a comparison uses only the samples that both sides answered.",
+                "where one side failed and the other answered, the two are not compared.",
             )
         )
     if view.baseline is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hambench.metrics import metric_value
+from hambench import stats
 from hambench.records import Comparison, Estimate
 
 if TYPE_CHECKING:
@@ -15,23 +15,30 @@ def compare_with_baseline(view: View) -> dict[tuple[str, str, str], Comparison]:
     """Comparisons by (cell label, group, metric); empty without a baseline."""
     if view.baseline is None:
         return {}
-    found = {}
-    for cell in view.cells:
-        if cell is view.baseline:
-            continue
-        for group in view.groups:
-            for metric in ("tps", "kv_bytes", "accuracy"):
-                a = metric_value(view.measured(cell, group), metric)
-                b = metric_value(view.measured(view.baseline, group), metric)
-                if a is None or b is None:
-                    continue
-                value = a - b if metric == "accuracy" else a / b
-                found[cell.label, group, metric] = Comparison(
-                    candidate=cell.label,
-                    baseline=view.baseline.label,
-                    group=group,
-                    metric=metric,
-                    effect=Estimate(value=value),
-                    verdict="inconclusive",
-                )
-    return found
+    return {
+        (cell.label, comparison.group, comparison.metric): comparison
+        for cell in view.cells
+        if cell is not view.baseline
+        for comparison in stats.compare_cells(view.run, cell.label, view.baseline.label, groups=view.groups)
+    }
+
+
+def around(value: float, comparison: Comparison) -> Estimate:
+    """A cell's own value with the interval of its paired comparison, on the value's scale.
+
+    What two settings share (hard questions, slow prompts) is in neither's way here, so these bars answer "does it
+    differ from the baseline?", which the interval of a value on its own does not.
+    """
+    effect = comparison.effect
+    if effect is None or effect.low is None or effect.high is None:
+        return Estimate(value=value)
+    if comparison.verdict == "equivalent" and effect.value == 0:
+        # the same tokens: there is no difference to be uncertain about
+        return Estimate(value=value, n=effect.n)
+    if comparison.metric == "accuracy":
+        low, high = value + effect.low - effect.value, value + effect.high - effect.value
+        return Estimate(value=value, low=max(0.0, low), high=min(100.0, high), n=effect.n)
+    if effect.value <= 0:
+        return Estimate(value=value)
+    scale = value / effect.value
+    return Estimate(value=value, low=scale * effect.low, high=scale * effect.high, n=effect.n)

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+
+from hambench.errors import HambenchError
 from hambench.reports import pages
 from hambench.reports.html import ReportOptions, render_html
 from hambench.reports.values import Figure, Table
 from hambench.reports.view import View, merge
-
-from hambench.errors import HambenchError
 from hambench.store import Run
 
 FIGURE_KINDS = ("svg", "png", "pdf")

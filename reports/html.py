@@ -11,12 +11,12 @@ from importlib import resources
 from typing import Any, Literal
 
 import jinja2
+from markupsafe import Markup
+
 from hambench.reports import pages
 from hambench.reports.theme import DARK, LIGHT, css_variables
 from hambench.reports.values import Figure, slug
 from hambench.reports.view import View, merge
-from markupsafe import Markup
-
 from hambench.store import Run
 
 SampleLimit = int | Literal["all", "none"]

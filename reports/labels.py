@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hambench.reports.plate import INK, Plate
 from matplotlib.axes import Axes
 from matplotlib.transforms import Bbox
+
+from hambench.reports.plate import INK, Plate
 
 
 @dataclass(frozen=True, slots=True)

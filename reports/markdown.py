@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 
+from hambench.groups import ALL
 from hambench.reports.cautions import cautions
 from hambench.reports.html import printable
 from hambench.reports.tables import summary_table
 from hambench.reports.verdicts import answer, method_verdicts
 from hambench.reports.view import View
-
-from hambench.groups import ALL
 from hambench.store import Run
 
 MAX_CHARACTERS = 60_000

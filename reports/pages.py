@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hambench.reports import cautions, notes, pareto_figure, tables, verdicts
+from hambench.reports import cautions, notes, overview, pareto_figure, steps_figures, tables, verdicts
 from hambench.reports.identity import Facts, identity
 from hambench.reports.notes import Term
 from hambench.reports.values import Figure, Section
@@ -40,12 +40,14 @@ def build(view: View, options: ReportOptions) -> Page:
         Section("identity", "Run", "Everything needed to judge these numbers, or to measure them again."),
         pareto_figure.pareto_section(view),
         Section("tables", "Tables", tables=(tables.summary_table(view), tables.task_table(view))),
+        steps_figures.steps_section(view),
         Section("notes", "Notes", "What every number means, in the words of the code that computes it."),
     ]
     mark = cautions.watermark(view)
-    for section in sections:
-        for figure in section.figures:
-            figure.plate.watermark = mark
+    glance = overview.overview_figure(view)
+    first = () if glance is None else (glance,)
+    for figure in (*first, *(figure for section in sections for figure in section.figures)):
+        figure.plate.watermark = mark
     return Page(
         prefix=view.prefix,
         heading=f"Which decoding strategy should I ship for {header.model.get('name', 'this model')}?",
@@ -54,7 +56,7 @@ def build(view: View, options: ReportOptions) -> Page:
         cautions=cautions.cautions(view),
         answer=verdicts.answer(view),
         verdicts=verdicts.method_verdicts(view),
-        overview=(),
+        overview=first,
         identity=identity(view, include_host=options.include_host),
         sections=sections,
         terms=notes.terms(),

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from matplotlib.axes import Axes
+
+from hambench.groups import ALL, group_title
+from hambench.records import Estimate
 from hambench.reports.fronts import Standing, standings
 from hambench.reports.labels import Label, place_labels
 from hambench.reports.plate import BAND, LINE, MUTED, PAGE, Plate, padded, titles
@@ -19,10 +23,6 @@ from hambench.reports.values import (
     text_cell,
 )
 from hambench.reports.view import CellView, View
-from matplotlib.axes import Axes
-
-from hambench.groups import ALL, group_title
-from hambench.records import Estimate
 
 PAPER_MARGIN = 1.5
 """Points below the baseline that the paper's green band tolerates."""
@@ -72,7 +72,7 @@ def pareto_section(view: View) -> Section:
         name="pareto",
         title="Pareto",
         lead="Each point is one setting, measured once on the same answers: its speed, memory and accuracy belong "
-        "together. Bars are 95 % intervals.",
+        "together. Bars are 95 % intervals of the paired difference from the baseline, which therefore has none.",
         figures=tuple(figures),
         missing=tuple(missing),
     )

@@ -8,15 +8,16 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import matplotlib as mpl
-from hambench.reports import svg
-from hambench.reports.theme import LIGHT, SENTINEL, MethodStyle
-from hambench.reports.values import significant
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as MplFigure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import Bbox
+
+from hambench.reports import svg
+from hambench.reports.theme import LIGHT, SENTINEL, MethodStyle
+from hambench.reports.values import significant
 
 INK, MUTED, GRID, PAGE, BAND, LINE = (
     SENTINEL[name] for name in ("ink", "muted", "grid", "page", "band", "line")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from hambench.groups import ALL, group_title
+from hambench.records import Estimate
 from hambench.reports.values import (
     ABSENT,
     Column,
@@ -15,9 +17,6 @@ from hambench.reports.values import (
 )
 from hambench.reports.verdicts import ACCURACY_WORDS, SPEED_WORDS, SYMBOLS, TONES
 from hambench.reports.view import CellView, View
-
-from hambench.groups import ALL, group_title
-from hambench.records import Estimate
 
 COLUMNS = (
     Column("n", "samples answered"),

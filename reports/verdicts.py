@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hambench.reports.values import listing, signed
-from hambench.reports.view import CellView, View
-
 from hambench.groups import ALL
 from hambench.records import Comparison, Estimate
+from hambench.reports.values import listing, signed
+from hambench.reports.view import CellView, View
 
 SYMBOLS = {"better": "▲", "worse": "▼", "equivalent": "≈", "inconclusive": "?", "not comparable": "✕"}
 TONES = {
@@ -149,9 +148,9 @@ def sentence(view: View, cell: CellView) -> str:
         f"accuracy {_points(accuracy)}" if accuracy and accuracy.effect else "",
     ]
     words = [
-        SPEED_WORDS[tps.verdict] if tps else "",
+        f"{SPEED_WORDS[tps.verdict]}{_why(tps)}" if tps else "",
         KV_WORDS[kv.verdict] if kv and kv.verdict in ("better", "worse") else "",
-        f"{ACCURACY_WORDS[accuracy.verdict]}{_mde(accuracy)}" if accuracy else "not scored",
+        f"{ACCURACY_WORDS[accuracy.verdict]}{_mde(accuracy)}{_why(accuracy)}" if accuracy else "not scored",
     ]
     control = " The one-token control: same weights, one token a step." if cell.control else ""
     return f"{', '.join(filter(None, parts))}: {listing([w for w in words if w])}.{control}"
@@ -263,6 +262,10 @@ def _mde(comparison: Comparison | None) -> str:
     ):
         return ""
     return f" (smallest difference it could show: {comparison.minimum_detectable_effect:.1f} pt)"
+
+
+def _why(comparison: Comparison) -> str:
+    return f" ({comparison.reason})" if comparison.reason and comparison.verdict != "inconclusive" else ""
 
 
 def _mib(value: float | None) -> str:

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from hambench.reports.theme import MethodStyle, method_styles
-from hambench.reports.values import slug
-
 from hambench import metrics
 from hambench.environment import SPEED_KEYS, differences
 from hambench.groups import ALL, group_kind, group_names, in_group
 from hambench.records import Cell, Comparison, Estimate, GenerationTrace, Measurement, SampleRecord, Score
+from hambench.reports.compared import around, compare_with_baseline
+from hambench.reports.theme import MethodStyle, method_styles
+from hambench.reports.values import slug
 from hambench.store import Run
 
 
@@ -99,8 +99,6 @@ class View:
     @cached_property
     def comparisons(self) -> dict[tuple[str, str, str], Comparison]:
         """Comparisons with the baseline by (cell label, group, metric); empty without a baseline."""
-        from hambench.reports.compared import compare_with_baseline
-
         return compare_with_baseline(self)
 
     def compared(self, view: CellView, metric: str, group: str = ALL) -> Comparison | None:
@@ -108,11 +106,15 @@ class View:
         return self.comparisons.get((view.label, group, metric))
 
     def estimate(self, view: CellView, metric: str, group: str = ALL) -> Estimate | None:
-        """One metric of a cell with its interval where there is one; ``None`` for no number."""
-        value = getattr(self.measured(view, group), metric)
-        if value is None or isinstance(value, Estimate):
-            return value
-        return Estimate(value=float(value))
+        """One metric of a cell with the interval of its paired comparison; ``None`` for no number.
+
+        The baseline has no interval here: the others' say how they differ from it.
+        """
+        value = metrics.metric_value(self.measured(view, group), metric)
+        if value is None:
+            return None
+        comparison = self.compared(view, metric, group)
+        return Estimate(value=float(value)) if comparison is None else around(float(value), comparison)
 
     @cached_property
     def records(self) -> dict[str, list[SampleRecord]]:
@@ -160,10 +162,16 @@ def view_cells(cells: Sequence[Cell]) -> tuple[CellView, ...]:
                 series=f"m{list(styles).index(cell.method)}",
                 short=_short(cell, cells),
                 order=order,
-                control=cell.method == "hamburger" and order is not None and order > 1,
+                control=is_control(cell),
             )
         )
     return tuple(views)
+
+
+def is_control(cell: Cell) -> bool:
+    """Whether no stop probability can reach the cell's confidence, so that each step yields one token."""
+    confidence = cell.knobs.get("confidence")
+    return isinstance(confidence, int | float) and confidence > 1
 
 
 def merge(runs: Sequence[Run]) -> list[Run]:

@@ -112,8 +112,12 @@ def simulate(
     seed: int = 7,
     hostile: bool = False,
     error_rate: float = 0.01,
+    lone_error_rate: float = 0.0,
 ) -> tuple[list[Sample], list[SampleRecord], list[Score]]:
-    """Samples with, for each cell, a record and its score."""
+    """Samples with, for each cell, a record and its score.
+
+    A share ``error_rate`` of the samples fails in every cell, ``lone_error_rate`` of the answers in one cell only.
+    """
     samples: list[Sample] = []
     records: list[SampleRecord] = []
     scores: list[Score] = []
@@ -122,10 +126,12 @@ def simulate(
             rng = random.Random(f"{seed}/{task.name}/{doc_id}")
             sample = _sample(task, doc_id, rng, hostile=hostile)
             samples.append(sample)
-            difficulty = rng.random()
+            difficulty, length = rng.random(), rng.random()
+            fails = rng.random() < error_rate
             for cell in run_cells:
                 cell_rng = random.Random(f"{seed}/{task.name}/{doc_id}/{cell.label}")
-                record = _record(task, sample, cell, cell_rng, base=rng.random(), error_rate=error_rate)
+                lone = cell_rng.random() < lone_error_rate
+                record = _record(task, sample, cell, cell_rng, base=length, fails=fails or lone)
                 records.append(record)
                 if record.error is None:
                     scores.append(_score(task, record, cell, difficulty, cell_rng))
@@ -155,8 +161,55 @@ def write(
 
 
 def _words(rng: random.Random, count: int, *, code: bool) -> list[str]:
-    prose = ["the", "of", "model", "answer", "so", "that", "it", "can", "be", "read", "in", "one", "step", "and", "then", "more", "after", "a", "while", "number", "is", "are"]
-    source = ["def", "return", "self", ".", "(", ")", ":", "=", "+", "value", "key", "for", "in", "range", "if", "None", "not", "import", "x", "y", "[", "]", "total"]
+    prose = [
+        "the",
+        "of",
+        "model",
+        "answer",
+        "so",
+        "that",
+        "it",
+        "can",
+        "be",
+        "read",
+        "in",
+        "one",
+        "step",
+        "and",
+        "then",
+        "more",
+        "after",
+        "a",
+        "while",
+        "number",
+        "is",
+        "are",
+    ]
+    source = [
+        "def",
+        "return",
+        "self",
+        ".",
+        "(",
+        ")",
+        ":",
+        "=",
+        "+",
+        "value",
+        "key",
+        "for",
+        "in",
+        "range",
+        "if",
+        "None",
+        "not",
+        "import",
+        "x",
+        "y",
+        "[",
+        "]",
+        "total",
+    ]
     words = [" " + rng.choice(source if code else prose) for _ in range(count)]
     for index in range(9, count, 11):
         words[index] = "\n    " if code else ".\n"
@@ -182,9 +235,9 @@ def _sample(task: Task, doc_id: int, rng: random.Random, *, hostile: bool) -> Sa
 
 
 def _record(
-    task: Task, sample: Sample, cell: Cell, rng: random.Random, *, base: float, error_rate: float
+    task: Task, sample: Sample, cell: Cell, rng: random.Random, *, base: float, fails: bool
 ) -> SampleRecord:
-    if rng.random() < error_rate:
+    if fails:
         return SampleRecord(
             cell=cell.label,
             sample_id=sample.sample_id,
@@ -192,9 +245,14 @@ def _record(
             error="ContextOverflowError: the prompt has 9000 tokens, the context 8192",
         )
     num_tokens = max(2, int(task.answer_tokens * (0.6 + 0.8 * base)))
-    # a lossless method gives vanilla's text; HAMburger its own
-    text_seed = sample.sample_id if cell.method != "hamburger" else f"{sample.sample_id}/{cell.label}"
-    words = _words(random.Random(text_seed), num_tokens, code=task.category == "code")
+    # a lossless method gives vanilla's text; HAMburger leaves it sooner or later
+    own = f"{sample.sample_id}/{cell.label}"
+    shared = num_tokens if cell.method != "hamburger" else min(num_tokens, int(rng.expovariate(1 / 60)))
+    code = task.category == "code"
+    words = _words(random.Random(sample.sample_id), num_tokens, code=code)[:shared]
+    words += _words(random.Random(own), num_tokens - shared, code=code)
+    ids = [random.Random(f"{sample.sample_id}/{index}").randrange(49152) for index in range(shared)]
+    ids += [random.Random(f"{own}/{index}").randrange(49152) for index in range(shared, num_tokens)]
     if HOSTILE[0] in sample.prompt:
         words = [
             word + HOSTILE[index % len(HOSTILE)] if index % 3 == 0 else word
@@ -202,14 +260,14 @@ def _record(
         ]
     drift = 1 + 0.05 * rng.random()
     prefill = StepRecord(
-        tokens=(1,),
+        tokens=(ids[0],),
         seconds=task.prompt_tokens / 2500 * drift,
         kv_slots=task.prompt_tokens,
         kv_bytes=task.prompt_tokens * SLOT_BYTES,
     )
     steps, pieces, position, slots = [prefill], [words[0]], 1, task.prompt_tokens
     while position < num_tokens:
-        step = _step(task, cell, rng, position, num_tokens, slots, drift)
+        step = _step(task, cell, rng, ids[position:], slots, drift)
         slots = step.kv_slots
         pieces.append("".join(words[position : position + len(step.tokens)]))
         position += len(step.tokens)
@@ -229,12 +287,12 @@ def _record(
 
 
 def _step(
-    task: Task, cell: Cell, rng: random.Random, position: int, num_tokens: int, slots: int, drift: float
+    task: Task, cell: Cell, rng: random.Random, ids: Sequence[int], slots: int, drift: float
 ) -> StepRecord:
     noise = drift * rng.lognormvariate(0, 0.08)
     vanilla = 0.0082 + task.prompt_tokens * 6e-7
     easy = {"code": 0.8, "synthetic": 0.75}.get(task.category, 0.6)
-    left = num_tokens - position
+    left = len(ids)
     if cell.method in ("speculative", "prompt_lookup"):
         k = int(cell.knobs["num_draft_tokens"])  # type: ignore[arg-type]
         rate = easy * (1.1 if cell.method == "speculative" else 0.55)
@@ -245,7 +303,7 @@ def _step(
         draft_time = 0.6 * k * vanilla if cell.method == "speculative" else 0.0003
         copies = 2 if cell.method == "speculative" else 1
         return StepRecord(
-            tokens=tuple(range(position, position + kept)),
+            tokens=tuple(ids[:kept]),
             seconds=(vanilla * (1 + 0.04 * k) + draft_time) * noise,
             draft_forwards=k if cell.method == "speculative" else 0,
             drafted=k,
@@ -262,7 +320,7 @@ def _step(
             if probs[-1] < confidence:
                 break
         return StepRecord(
-            tokens=tuple(range(position, position + len(probs))),
+            tokens=tuple(ids[: len(probs)]),
             seconds=vanilla * (1 + 0.22 * (len(probs) - 1)) * noise,
             micro_forwards=len(probs) - 1,
             kv_slots=slots + 1,
@@ -270,7 +328,7 @@ def _step(
             continue_probs=tuple(probs),
         )
     return StepRecord(
-        tokens=(position,), seconds=vanilla * noise, kv_slots=slots + 1, kv_bytes=(slots + 1) * SLOT_BYTES
+        tokens=(ids[0],), seconds=vanilla * noise, kv_slots=slots + 1, kv_bytes=(slots + 1) * SLOT_BYTES
     )
 
 
