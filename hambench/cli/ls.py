@@ -58,9 +58,15 @@ def _suites(data: Path | None) -> list[dict[str, Any]]:
 
 
 def _models() -> list[dict[str, Any]]:
-    from hambench.embedded import list_models
+    from hambench.embedded import EMBEDDED, find_damage, folder_of
 
-    return [dict(row) for row in list_models()]
+    rows = []
+    for model in EMBEDDED.values():
+        damage = find_damage(folder_of(model))
+        state = "cached" if damage is None else f"fetched when first used ({damage})"
+        rows.append({"model": model.name, "what": model.description, "state": state})
+    rows.append({"model": "FOLDER or OWNER/NAME", "what": "any causal LM in safetensors", "state": "–"})
+    return rows
 
 
 def _runs(root: Path) -> list[dict[str, Any]]:
@@ -117,4 +123,5 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
         table.add_row(
             *(Text(str(row.get(name, "") if row.get(name) is not None else "–")) for name in columns)
         )
-    Console(highlight=False).print(table)
+    # a pipe has no width of its own: rows stay on one line there
+    Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(table)
