@@ -10,6 +10,7 @@ from hambench.suites.api import (
     prompt_hashes,
     score,
 )
+from hambench.suites.listing import describe, list_suites
 
 __all__ = [
     "Capture",
@@ -18,6 +19,8 @@ __all__ = [
     "capture",
     "chat_template_of",
     "check",
+    "describe",
+    "list_suites",
     "prompt_hashes",
     "score",
 ]

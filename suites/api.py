@@ -8,12 +8,12 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from hambench.errors import DataError, HambenchError
+from hambench.errors import DataError, HambenchError, UnknownNameError
 from hambench.records import Edition, Sample, SampleRecord, Score
 from hambench.suites.catalogue import TaskEntry
 from hambench.suites.planning import (
@@ -58,6 +58,10 @@ class CaptureRequest:
     """Seed of the offline edition's rows."""
     apply_chat_template: ChatTemplate | None = None
     """``None`` for a model without a chat template."""
+    count_tokens: Callable[[str], int] | None = None
+    """Tokens of a text as the runner counts them; the suite ``efficiency`` makes prompts of exact length with it."""
+    context_length: int | None = None
+    """Positions of the model, for the same suite."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +82,8 @@ class Capture:
     """What :func:`score` needs besides the samples; plain JSON."""
     notes: tuple[str, ...] = field(default=())
     """What every report of these samples must say."""
+    speed_only: bool = False
+    """Outputs have a fixed length, end-of-sequence tokens are ignored, and nothing is scored."""
 
 
 def chat_template_of(tokenizer: Any) -> ChatTemplate | None:
@@ -107,6 +113,8 @@ def capture(request: CaptureRequest) -> Capture:
     """
     if request.limit is not None and request.limit < 1:
         raise HambenchError(f"limit must be >= 1, got {request.limit}")
+    if request.suite == "efficiency":
+        return _capture_efficiency(request)
     suite, asked = asked_tasks(request.suite, request.tasks, request.preset)
     edition, source = choose_edition(asked, data=request.data, edition=request.edition)
     missing: dict[str, str] = {}
@@ -115,6 +123,7 @@ def capture(request: CaptureRequest) -> Capture:
         official = suite
         suite, asked, missing = offline_counterparts(suite, asked)
         notes.append(_offline_note(official))
+    notes += _prepare_scorers(asked)
     samples: list[Sample] = []
     plans: dict[str, Any] = {}
     for each in asked:
@@ -215,6 +224,52 @@ def prompt_hashes(samples: Iterable[Sample]) -> dict[str, str]:
         digest = digests.setdefault(sample.task, hashlib.sha256())
         digest.update(sample.prompt.encode("utf-8", "surrogatepass") + b"\0")
     return {task: digest.hexdigest() for task, digest in digests.items()}
+
+
+def _prepare_scorers(asked: Iterable[Asked]) -> list[str]:
+    """Fetches what scorers need beyond Python packages; gives a note for what can't be had."""
+    if not any("ifeval" in each.entry.config for each in asked):
+        return []
+    from hambench.suites.sentences import fetch_punkt
+
+    try:
+        fetch_punkt()
+    except HambenchError as error:
+        return [
+            f"answers whose IFEval instruction counts sentences or words in capitals can't be scored: {error}"
+        ]
+    return []
+
+
+def _capture_efficiency(request: CaptureRequest) -> Capture:
+    from hambench.suites.efficiency import EFFICIENCY, efficiency_samples
+
+    for task in request.tasks:
+        if task not in EFFICIENCY:
+            raise UnknownNameError("task of this suite", task, EFFICIENCY)
+    edition, source = choose_edition((), data=request.data, edition=request.edition)
+    samples, missing = efficiency_samples(
+        source=source,
+        edition=edition,
+        data=request.data,
+        seed=request.seed,
+        tasks=request.tasks,
+        template=request.apply_chat_template,
+        count_tokens=request.count_tokens,
+        context_length=request.context_length,
+    )
+    if not samples:
+        raise DataError(f"no prompt of the suite can be made: {'; '.join(missing.values())}")
+    return Capture(
+        suite="efficiency",
+        samples=tuple(samples),
+        edition=edition,
+        data_source=source,
+        data_hashes=prompt_hashes(samples),
+        missing=missing,
+        spec={"version": 1, "suite": "efficiency", "preset": request.preset, "tasks": {}},
+        speed_only=True,
+    )
 
 
 def _capture_task(

@@ -25,6 +25,20 @@ _ENDS = {
 }
 _BLANK_LINE_BEFORE_QUESTION = frozenset({"triviaqa", "samsum"})
 
+METRIC_NAMES = {
+    **dict.fromkeys(
+        ("narrativeqa", "qasper", "multifieldqa_en", "hotpotqa", "2wikimqa", "musique", "triviaqa"), "F1"
+    ),
+    "multifieldqa_zh": "F1 (zh)",
+    **dict.fromkeys(("gov_report", "qmsum", "multi_news", "samsum"), "ROUGE-L"),
+    **dict.fromkeys(("dureader", "vcsum"), "ROUGE-L (zh)"),
+    **dict.fromkeys(("trec", "lsht"), "classification"),
+    **dict.fromkeys(("passage_retrieval_en", "passage_retrieval_zh"), "retrieval"),
+    "passage_count": "count",
+    **dict.fromkeys(("lcc", "repobench-p"), "edit similarity"),
+}
+"""What ``score`` is, by task."""
+
 # sha256[:16] of the official templates, with {context} and {input} as placeholders
 PROMPT_DIGESTS = {
     "narrativeqa": "aada7ed24b06abac",

@@ -33,9 +33,7 @@ def task_imports(config: Path) -> Iterator[None]:
         if "evaluate" in wanted:
             stack.enter_context(_evaluate())
         if "nltk" in wanted:
-            import nltk
-
-            stack.enter_context(mock.patch.object(nltk, "download", lambda *args, **kwargs: False))
+            stack.enter_context(_nltk())
         if "pkg_resources" in wanted:
             stack.enter_context(_pkg_resources())
         yield
@@ -102,6 +100,21 @@ def _imported_beside(config: Path) -> set[str]:
     """Which of the packages with a stand-in the modules in the folder of ``config`` import."""
     text = "\n".join(path.read_text(encoding="utf-8") for path in sorted(config.parent.glob("*.py")))
     return {name for name in ("evaluate", "nltk", "pkg_resources", "jieba") if f"import {name}" in text}
+
+
+@contextlib.contextmanager
+def _nltk() -> Iterator[None]:
+    """NLTK finds the sentence data that hambench fetched, and downloads nothing; languages are guessed repeatably."""
+    import langdetect
+    import nltk
+
+    from hambench.suites.sentences import find_punkt
+
+    find_punkt()
+    # without a seed the same text can be scored differently the next time
+    langdetect.DetectorFactory.seed = 0
+    with mock.patch.object(nltk, "download", return_value=False):
+        yield
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Code completion from the installed standard library: the next line (LCC's recipe), also across files (RepoBench's)."""
+"""Code completion from the installed standard library: the next line (as LCC), and across files (as RepoBench)."""
 
 from __future__ import annotations
 

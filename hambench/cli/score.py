@@ -1,0 +1,47 @@
+"""``hambench score RUN``: every score again, from the stored text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--allow-code-execution", is_flag=True, help="Run programs the model wrote, in a sandbox.")
+@click.option("--dry-run", is_flag=True, help="Compare with the stored scores; write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def command(run: Path, allow_code_execution: bool, dry_run: bool, as_json: bool) -> None:
+    """Score a run again from its stored text; no model is needed.
+
+    New scores are added to the run and take the place of older ones wherever scores are read; the older ones stay in
+    the file, with the version of the scorer that gave them.
+    """
+    from hambench.errors import HambenchError
+    from hambench.store import RunWriter, load_run
+    from hambench.suites import score
+    from hambench.suites.rescore import changes
+
+    loaded = load_run(run)
+    if not loaded.header.suite_spec.get("tasks"):
+        raise HambenchError(f"{run} has nothing to score: its suite measures speed only")
+    scores = score(
+        loaded.header.suite_spec, loaded.samples, loaded.measured, allow_code_execution=allow_code_execution
+    )
+    found = changes(loaded.scores, scores)
+    # a score that can't be given now (code execution off) must not take the place of one that could
+    valid = {(s.cell, s.sample_id, s.repeat, s.metric) for s in loaded.scores if s.value is not None}
+    kept = [
+        s for s in scores if s.value is not None or (s.cell, s.sample_id, s.repeat, s.metric) not in valid
+    ]
+    if not dry_run and kept:
+        with RunWriter.resume(run) as writer:
+            writer.append_scores(kept)
+    if as_json:
+        click.echo(json.dumps(found.as_dict(), ensure_ascii=False))
+        return
+    click.echo(found.summary())
+    for line in found.details():
+        click.echo(line)

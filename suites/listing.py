@@ -1,0 +1,211 @@
+"""What there is to ask: every task of every suite, where its rows would come from here, and what is missing."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hambench.errors import DataError, UnknownNameError
+from hambench.suites.catalogue import ENTRIES, SUITES, TaskEntry, tasks_of
+from hambench.suites.efficiency import EFFICIENCY
+from hambench.suites.offline import OFFLINE, OFFLINE_SUITE, offline_tasks
+from hambench.suites.rows import find_file, read_task
+from hambench.suites.sources import cached_data_set, hub_reachable, hub_rows
+
+_NEEDS = {"longbench": ("jieba", "fuzzywuzzy", "rouge"), "ifeval": ("langdetect", "immutabledict", "nltk")}
+"""Packages that the scorers of a folder of lm-eval's tasks import."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskListing:
+    """One task as it stands on this machine."""
+
+    suite: str
+    task: str
+    category: str
+    rows: int
+    """Rows of the complete official data, or rows that are built."""
+    metric: str
+    source: str
+    """Where rows would come from here."""
+    missing: str
+    """What keeps it from running or from being scored; empty if nothing does."""
+    offline: str
+    """Tasks of the offline edition that stand in for it."""
+
+
+def list_suites(data: Path | None = None) -> list[dict[str, Any]]:
+    """Rows of ``hambench ls suites``: every task of every suite, the offline edition included."""
+    listed = [
+        asdict(each)
+        for suite in (*SUITES, *dict.fromkeys(OFFLINE_SUITE.values()))
+        for each in describe(suite, data)
+    ]
+    return listed
+
+
+def describe(suite: str, data: Path | None = None) -> list[TaskListing]:
+    """The tasks of one suite, where their rows would come from, and what is missing.
+
+    Raises:
+        UnknownNameError: If there is no such suite.
+    """
+    if suite == "efficiency":
+        return [_efficiency(name, about) for name, about in EFFICIENCY.items()]
+    if suite in OFFLINE_SUITE.values():
+        return [_offline(each.entry, each.about) for each in offline_tasks(suite)]
+    if suite not in SUITES:
+        raise UnknownNameError("suite", suite, (*SUITES, *OFFLINE_SUITE.values()))
+    return [_official(entry, data) for entry in tasks_of(suite)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verified:
+    """One task's rows, read and counted."""
+
+    suite: str
+    task: str
+    rows: int | None
+    expected: int
+    sha256: str | None
+    """Of the file; ``None`` for rows from elsewhere."""
+    source: str
+    problem: str
+    """Empty if the complete official data is there."""
+
+
+def verify(task: str, *, source: str, data: Path | None, seed: int = 0) -> Verified:
+    """Reads the rows of ``task`` from ``folder``, ``hub`` or ``offline edition`` and counts them."""
+    from hambench.suites.planning import rows_of
+
+    entry = OFFLINE[task].entry if source == "offline edition" else ENTRIES[task]
+    try:
+        found = rows_of(entry, source=source, data=data, seed=seed)
+    except DataError as error:
+        return Verified(
+            suite=entry.suite,
+            task=task,
+            rows=None,
+            expected=entry.num_rows,
+            sha256=None,
+            source=source,
+            problem=str(error),
+        )
+    count = None if found.rows is None else len(found.rows)
+    problem = found.missing or (
+        "" if count == entry.num_rows else f"{count} of {entry.num_rows} rows: a part of it"
+    )
+    return Verified(
+        suite=entry.suite,
+        task=task,
+        rows=count,
+        expected=entry.num_rows,
+        sha256=found.sha256,
+        source=found.origin or source,
+        problem=problem,
+    )
+
+
+def fetch(task: str) -> int:
+    """Loads a task's rows from the hub into the cache of ``datasets``; gives their number.
+
+    Raises:
+        DataError: If they can't be had.
+    """
+    return len(hub_rows(ENTRIES[task]))
+
+
+def _official(entry: TaskEntry, data: Path | None) -> TaskListing:
+    stand_ins = [
+        each.entry.name for each in OFFLINE.values() if each.counterpart == entry.name.removesuffix("_e")
+    ]
+    source, missing = _source(entry, data)
+    lacking = _lacking(entry)
+    if lacking:
+        missing = "; ".join(each for each in (missing, f"pip install {' '.join(lacking)}") if each)
+    return TaskListing(
+        suite=entry.suite,
+        task=entry.name,
+        category=entry.category,
+        rows=entry.num_rows,
+        metric=_shown_metric(entry),
+        source=source,
+        missing=missing,
+        offline=", ".join(stand_ins),
+    )
+
+
+def _source(entry: TaskEntry, data: Path | None) -> tuple[str, str]:
+    if data is not None:
+        path = find_file(data, entry.files)
+        if path is None:
+            return "–", f"no {Path(entry.files[0]).name} in {data}"
+        return f"{path} ({_count(path, entry, data)} rows)", ""
+    hub = entry.hub[0] if entry.hub else ""
+    if cached_data_set(hub):
+        return f"hub: {hub} (cached)", ""
+    if hub_reachable():
+        return f"hub: {hub}", ""
+    return "–", "the hub can't be reached: give --data DIR"
+
+
+def _count(path: Path, entry: TaskEntry, data: Path) -> int:
+    if path.suffix == ".jsonl":
+        with path.open("rb") as file:
+            return (
+                sum(1 for line in file if line.strip())
+                if entry.name != "mbpp_instruct"
+                else _read(entry, data)
+            )
+    if path.name.endswith(".jsonl.gz"):
+        with gzip.open(path, "rb") as file:
+            return sum(1 for line in file if line.strip())
+    return _read(entry, data)
+
+
+def _read(entry: TaskEntry, data: Path) -> int:
+    found = read_task(data, entry)
+    return 0 if found is None else len(found.rows)
+
+
+def _offline(entry: TaskEntry, about: str) -> TaskListing:
+    return TaskListing(
+        suite=entry.suite,
+        task=entry.name,
+        category=entry.category,
+        rows=entry.num_rows,
+        metric=_shown_metric(entry),
+        source=f"built here: {about}",
+        missing=" ".join(f"pip install {each}" for each in _lacking(entry)),
+        offline="",
+    )
+
+
+def _efficiency(name: str, about: str) -> TaskListing:
+    return TaskListing(
+        suite="efficiency",
+        task=name,
+        category="speed",
+        rows=1,
+        metric="none: speed only",
+        source=about,
+        missing="",
+        offline="",
+    )
+
+
+def _shown_metric(entry: TaskEntry) -> str:
+    from hambench.suites.longbench import METRIC_NAMES, base_name
+
+    stem = Path(entry.config).stem
+    if entry.metric == "score":
+        return METRIC_NAMES[base_name(stem)]
+    return entry.metric + (" (runs code: --allow-code-execution)" if entry.runs_code else "")
+
+
+def _lacking(entry: TaskEntry) -> list[str]:
+    wanted = _NEEDS.get(entry.config.split("/")[0], ())
+    return [name for name in wanted if importlib.util.find_spec(name) is None]

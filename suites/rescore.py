@@ -1,0 +1,73 @@
+"""What scoring again changed: new against stored scores of the same answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from hambench.records import Score
+
+_CLOSE = 1e-9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """New scores against the ones stored."""
+
+    num_scores: int
+    num_new: int
+    """Of answers and metrics that had none."""
+    num_errors: int
+    changed: tuple[tuple[Score, Score], ...]
+    """(stored, new) where the value differs."""
+    scorers: tuple[str, ...]
+    """Scorers, with versions, that gave the stored scores."""
+    scorer: str
+    """The one that gave the new ones."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For machines."""
+        return {
+            "scores": self.num_scores,
+            "new": self.num_new,
+            "errors": self.num_errors,
+            "changed": len(self.changed),
+            "scorer": self.scorer,
+            "stored_by": list(self.scorers),
+        }
+
+    def summary(self) -> str:
+        """One line."""
+        line = (
+            f"{self.num_scores} scores by {self.scorer or 'no scorer'}: {self.num_new} new, {len(self.changed)} changed, "
+            f"{self.num_errors} that could not be given"
+        )
+        others = [each for each in self.scorers if each != self.scorer]
+        return f"{line}; stored ones were given by {', '.join(others)}" if others else line
+
+    def details(self) -> Iterator[str]:
+        """A line for each change."""
+        for before, after in self.changed:
+            yield f"  {after.cell} {after.sample_id} {after.metric}: {before.value} → {after.value}"
+
+
+def changes(stored: Iterable[Score], new: Iterable[Score]) -> Changes:
+    """Compares scores by (cell, sample, repeat, metric)."""
+    before = {(each.cell, each.sample_id, each.repeat, each.metric): each for each in stored}
+    after = {(each.cell, each.sample_id, each.repeat, each.metric): each for each in new}
+    pairs = [(before[key], score) for key, score in after.items() if key in before]
+    return Changes(
+        num_scores=len(after),
+        num_new=len(after) - len(pairs),
+        num_errors=sum(each.value is None for each in after.values()),
+        changed=tuple(pair for pair in pairs if not _same(pair[0].value, pair[1].value)),
+        scorers=tuple(sorted({each.scorer for each in before.values() if each.scorer})),
+        scorer=next((each.scorer for each in after.values()), ""),
+    )
+
+
+def _same(first: float | None, second: float | None) -> bool:
+    if first is None or second is None:
+        return first is second
+    return abs(first - second) <= _CLOSE
