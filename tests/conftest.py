@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,26 @@ def target():
 def tiny_model(tmp_path_factory) -> Path:
     """A tiny random Llama as a folder with a byte-level tokenizer."""
     return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def rows(tmp_path_factory):
+    """A data folder in LongBench's schema with prompts of a few hundred bytes."""
+    folder = tmp_path_factory.mktemp("rows")
+    row = {"length": 1, "dataset": "d", "language": "en", "all_classes": None}
+    code = [f"def f{i}(x):\n    y = x + {i}\n" for i in range(3)]
+    lines = [
+        {**row, "_id": f"c{i}", "input": "", "context": t, "answers": ["    return y"]}
+        for i, t in enumerate(code)
+    ]
+    (folder / "lcc.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    text = [f"The colour of box {i} is red{i}." for i in range(3)]
+    lines = [
+        {**row, "_id": f"q{i}", "input": f"Which colour has box {i}?", "context": t, "answers": [f"red{i}"]}
+        for i, t in enumerate(text)
+    ]
+    (folder / "multifieldqa_en.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder
 
 
 @pytest.fixture(scope="session")

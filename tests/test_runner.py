@@ -33,26 +33,6 @@ def sample(task, doc_id, prompt="p", **kwargs):
     )
 
 
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory):
-    """A data folder in LongBench's schema with prompts of a few hundred bytes."""
-    folder = tmp_path_factory.mktemp("rows")
-    row = {"length": 1, "dataset": "d", "language": "en", "all_classes": None}
-    code = [f"def f{i}(x):\n    y = x + {i}\n" for i in range(3)]
-    lines = [
-        {**row, "_id": f"c{i}", "input": "", "context": t, "answers": ["    return y"]}
-        for i, t in enumerate(code)
-    ]
-    (folder / "lcc.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    text = [f"The colour of box {i} is red{i}." for i in range(3)]
-    lines = [
-        {**row, "_id": f"q{i}", "input": f"Which colour has box {i}?", "context": t, "answers": [f"red{i}"]}
-        for i, t in enumerate(text)
-    ]
-    (folder / "multifieldqa_en.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    return folder
-
-
 def request(tiny_model, rows, **kwargs):
     sweep = Sweep(
         model=str(tiny_model), methods=kwargs.pop("methods", ("vanilla", "prompt_lookup")), dtype="float32"
