@@ -30,6 +30,8 @@ class Sweep:
     dtype: str = "bfloat16"
     regimes: tuple[str, ...] = ("eager",)
     threads: tuple[int | None, ...] = (None,)
+    controls: bool = False
+    """Whether each fine-tuned method's control cell is added where the axis does not hold it already."""
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -107,12 +109,14 @@ class Sweep:
             used.add(key)
             if knob not in fixed:
                 axes[knob] = [parse_knob(config_class, knob, text) for text in texts]
-        products = itertools.product(*axes.values())
-        return [
-            config
-            for values in products
-            for config in config_class.sweep(dict(zip(axes, values, strict=True)))
-        ]
+        fixed_axes = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+        configs = [config for knob_values in fixed_axes for config in config_class.sweep(knob_values)]
+        if self.controls and config_class.control:
+            with_control = [
+                config_class.from_knobs({**knobs, **config_class.control}) for knobs in fixed_axes
+            ]
+            configs += [config for config in dict.fromkeys(with_control) if config not in configs]
+        return configs
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,9 @@ def test_an_axis_flag_replaces_the_defaults_and_reaches_every_method_that_has_th
 
 
 def test_a_knob_can_be_given_to_one_method_only():
-    found = labels(methods=("speculative", "prompt_lookup"), knobs={"speculative.k": ["1"], "prompt_lookup.n": ["2"]})
+    found = labels(
+        methods=("speculative", "prompt_lookup"), knobs={"speculative.k": ["1"], "prompt_lookup.n": ["2"]}
+    )
     assert found == ["speculative[k=1]", "prompt_lookup[n=2]"]
 
 
@@ -76,3 +78,10 @@ def test_unknown_method_lists_what_exists():
     with pytest.raises(UnknownNameError) as error:
         Sweep(model="m", methods=("xyz",)).expand()
     assert "vanilla" in error.value.known
+
+
+def test_a_fine_tuned_methods_control_is_added_once():
+    one = labels(methods=("hamburger",), knobs={"confidence": ["0.5"], "checkpoint": ["x"]}, controls=True)
+    assert one == ["hamburger[c=0.5,checkpoint=x]", "hamburger[c=1.1,checkpoint=x]"]
+    swept = labels(methods=("hamburger",), knobs={"checkpoint": ["x"]}, controls=True)
+    assert len(swept) == len(set(swept)) == 6

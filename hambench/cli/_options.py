@@ -55,6 +55,13 @@ def sweep_options(function: F) -> F:
             metavar="[METHOD.]KNOB=AXIS",
             help="Any other knob; may be repeated.",
         ),
+        click.option(
+            "--control",
+            type=click.Choice(["none", "sft"]),
+            default="none",
+            show_default=True,
+            help="sft: add each fine-tuned method's control cell (HAMburger one token at a time).",
+        ),
         click.option("--threads", metavar="AXIS", help="Threads of torch as an axis: 1,2."),
         click.option(
             "--regime", default="eager", show_default=True, metavar="AXIS", help="eager, graph (GPU)."
@@ -76,6 +83,7 @@ def make_sweep(
     method_args: tuple[str, ...],
     threads: str | None,
     regime: str = "eager",
+    control: str = "none",
 ) -> Sweep:
     """A sweep from option texts."""
     knobs: dict[str, tuple[str, ...]] = {}
@@ -95,6 +103,7 @@ def make_sweep(
         knobs=knobs,
         dtype=dtype,
         regimes=expand_values(regime),
+        controls=control == "sft",
         threads=(None,)
         if threads is None
         else tuple(_whole(text, "--threads") for text in expand_values(threads)),

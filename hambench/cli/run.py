@@ -118,6 +118,7 @@ def request_from(suite: str | None, allow_code_execution: bool, **options: Any) 
         "method_args",
         "threads",
         "regime",
+        "control",
     )
     return RunRequest(
         sweep=make_sweep(**{name: options[name] for name in sweep_names}),

@@ -22,6 +22,7 @@ class HamburgerConfig(MethodConfig):
     method: ClassVar[str] = "hamburger"
     axis: ClassVar[str | None] = "confidence"
     axis_values: ClassVar[tuple[KnobValue, ...]] = (0.5, 0.6, 0.7, 0.8, 0.9, ONE_TOKEN_CONTROL)
+    control: ClassVar[dict[str, KnobValue]] = {"confidence": ONE_TOKEN_CONTROL}
     aliases: ClassVar[dict[str, str]] = {"c": "confidence"}
 
     confidence: float = 0.5
