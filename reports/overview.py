@@ -11,7 +11,7 @@ from hambench.groups import ALL
 from hambench.records import Comparison
 from hambench.reports.pareto_figure import PAPER_MARGIN
 from hambench.reports.plate import BAND, INK, LINE, MUTED, PAGE, Plate, padded
-from hambench.reports.values import Column, Figure, Table, listing, number_cell, text_cell
+from hambench.reports.values import Column, Figure, Table, clip, listing, number_cell, text_cell
 from hambench.reports.verdicts import SYMBOLS
 from hambench.reports.view import CellView, View
 
@@ -45,7 +45,7 @@ def overview_figure(view: View) -> Figure | None:
         _panel(plate, ax, view, cells, metric)
         ax.set_title(title, loc="left", fontsize=8, color=MUTED, pad=6)
     first = plate.axes[0]
-    first.set_yticks(range(len(cells)), [_clip(cell.label, 44) for cell in cells], fontsize=8.5, color=INK)
+    first.set_yticks(range(len(cells)), [clip(cell.label, 44) for cell in cells], fontsize=8.5, color=INK)
     faster = [cell.label for cell in cells if _verdict(view, cell, "tps") == "better"]
     held = [
         cell.label for cell in cells if cell.label in faster and _verdict(view, cell, "accuracy") in _HELD
@@ -163,7 +163,3 @@ def _table(view: View, cells: Sequence[CellView], name: str) -> Table:
 def _verdict(view: View, cell: CellView, metric: str) -> str | None:
     comparison = view.compared(cell, metric)
     return comparison.verdict if comparison else None
-
-
-def _clip(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"

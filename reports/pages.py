@@ -5,7 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hambench.reports import cautions, notes, overview, pareto_figure, steps_figures, tables, verdicts
+from hambench.reports import (
+    cautions,
+    latency,
+    memory,
+    notes,
+    overview,
+    paper_figures,
+    pareto_figure,
+    steps_figures,
+    tables,
+    verdicts,
+)
 from hambench.reports.identity import Facts, identity
 from hambench.reports.notes import Term
 from hambench.reports.values import Figure, Section
@@ -39,8 +50,11 @@ def build(view: View, options: ReportOptions) -> Page:
     sections = [
         Section("identity", "Run", "Everything needed to judge these numbers, or to measure them again."),
         pareto_figure.pareto_section(view),
+        paper_figures.paper_section(view),
         Section("tables", "Tables", tables=(tables.summary_table(view), tables.task_table(view))),
+        latency.latency_section(view),
         steps_figures.steps_section(view),
+        memory.memory_section(view),
         Section("notes", "Notes", "What every number means, in the words of the code that computes it."),
     ]
     mark = cautions.watermark(view)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 
+from hambench import pareto
 from hambench.groups import ALL, group_title
+from hambench.metrics import METRICS
 from hambench.records import Estimate
-from hambench.reports.fronts import Standing, standings
 from hambench.reports.labels import Label, place_labels
 from hambench.reports.plate import BAND, LINE, MUTED, PAGE, Plate, padded, titles
 from hambench.reports.values import (
@@ -18,12 +19,14 @@ from hambench.reports.values import (
     Section,
     Table,
     bytes_text,
+    clip,
     listing,
     number_cell,
     text_cell,
 )
 from hambench.reports.view import CellView, View
 
+STANDING_WORDS = {"front": "on the front", "tied": "tied with the front", "dominated": "dominated"}
 PAPER_MARGIN = 1.5
 """Points below the baseline that the paper's green band tolerates."""
 
@@ -35,14 +38,18 @@ class Axis:
     metric: str
     title: str
     short: str
-    higher_is_better: bool
     scale: float = 1.0
     """What a value is divided by to be drawn."""
 
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether more of it is better."""
+        return METRICS[self.metric].better == "higher"
 
-TPS = Axis("tps", "decode tokens/s", "TPS", True)
-ACCURACY = Axis("accuracy", "accuracy, points", "accuracy", True)
-KV = Axis("kv_bytes", "KV per answer, MiB", "KV", False, 2**20)
+
+TPS = Axis("tps", "decode tokens/s", "TPS")
+ACCURACY = Axis("accuracy", "accuracy, points", "accuracy")
+KV = Axis("kv_bytes", "KV per answer, MiB", "KV", 2**20)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +59,7 @@ class Point:
     cell: CellView
     x: Estimate
     y: Estimate
-    standing: Standing
+    standing: pareto.Standing
 
 
 def pareto_section(view: View) -> Section:
@@ -129,9 +136,9 @@ def small_multiples(view: View, groups: Sequence[str]) -> Figure | None:
         height=2.6 * rows + 0.4,
         rows=rows,
         columns=columns,
-        margins=(0.5, 0.2, 0.5, 0.5),
+        margins=(0.5, 0.2, 0.5, 0.8),
         wspace=0.22,
-        hspace=0.75,
+        hspace=0.62,
     )
     for ax in plate.axes[len(panels) :]:
         ax.set_visible(False)
@@ -143,13 +150,13 @@ def small_multiples(view: View, groups: Sequence[str]) -> Figure | None:
         n = max(point.y.n for point in points)
         titles(
             ax,
-            title=f"{_clip(group_title(group).rpartition('/')[2], 28)}  (n={n})",
+            title=f"{clip(group_title(group).rpartition('/')[2], 28)}  (n={n})",
             y="accuracy, points",
             x="TPS",
         )
         fastest.append(max(points, key=lambda p: p.x.value).cell.label)
     methods = {point.cell.method: point.cell.style for _, points in panels for point in points}
-    plate.legend(plate.axes[0], list(methods.items()), where="best")
+    plate.key(list(methods.items()))
     common = max(set(fastest), key=lambda label: (fastest.count(label), label))
     return Figure(
         name=name,
@@ -172,8 +179,12 @@ def _points(view: View, x: Axis, y: Axis, group: str) -> tuple[list[Point], list
             excluded.append(cell)
         else:
             found.append((cell, a, b))
-    kinds = standings([(a, b) for _, a, b in found], higher_x=x.higher_is_better, higher_y=y.higher_is_better)
-    return [Point(c, a, b, kind) for (c, a, b), kind in zip(found, kinds, strict=True)], excluded
+    front = pareto.pareto_front(
+        [pareto.Point(label=cell.label, x=a, y=b) for cell, a, b in found],
+        x_better=METRICS[x.metric].better,
+        y_better=METRICS[y.metric].better,
+    )
+    return [Point(c, a, b, front.standings[c.label]) for c, a, b in found], excluded
 
 
 def _limits(ax: Axes, x: Axis, y: Axis, points: Sequence[Point]) -> None:
@@ -201,9 +212,7 @@ def _ground(plate: Plate, ax: Axes, x: Axis, y: Axis, points: Sequence[Point], v
             plate.tag(band, tip=f"no more than {PAPER_MARGIN} points below {base.cell.label}")
         ax.axvline(bx, color=LINE, linewidth=0.9, zorder=1)
         ax.axhline(by, color=LINE, linewidth=0.9, zorder=1)
-    front = sorted(
-        {(p.x.value / x.scale, p.y.value / y.scale) for p in points if p.standing is Standing.FRONT}
-    )
+    front = sorted({(p.x.value / x.scale, p.y.value / y.scale) for p in points if p.standing == "front"})
     if len(front) > 1:
         xs, ys = zip(*front, strict=True)
         # a step, not a slope: nothing between two settings was measured
@@ -258,7 +267,7 @@ def _draw_marker(
     plate: Plate, ax: Axes, point: Point, px: float, py: float, x: Axis, y: Axis, size: float
 ) -> None:
     style = point.cell.style
-    on_front = point.standing is Standing.FRONT
+    on_front = point.standing == "front"
     (marker,) = ax.plot(
         [px],
         [py],
@@ -272,14 +281,15 @@ def _draw_marker(
     )
     plate.tag(
         marker,
-        tip=f"{point.cell.label}: {x.short} {_text(point.x, x)}, {y.short} {_text(point.y, y)}; {point.standing.words}",
+        tip=f"{point.cell.label}: {x.short} {_text(point.x, x)}, {y.short} {_text(point.y, y)}; "
+        f"{STANDING_WORDS[point.standing]}",
         series=point.cell.series,
         point=point.cell.label,
         x=repr(px),
         y=repr(py),
-        standing=point.standing.value,
+        standing=point.standing,
     )
-    if point.standing is Standing.TIED:
+    if point.standing == "tied":
         (dot,) = ax.plot(
             [px],
             [py],
@@ -297,11 +307,11 @@ def _label(point: Point, px: float, py: float) -> Label:
     text = cell.short or cell.method
     if cell.control:
         text = "one-token control"
-    bold = point.standing is Standing.FRONT
+    bold = point.standing == "front"
     return Label(
         px,
         py,
-        _clip(text, 26),
+        clip(text, 26),
         cell.series,
         cell.style.colour,
         "bold" if bold else "normal",
@@ -309,8 +319,8 @@ def _label(point: Point, px: float, py: float) -> Label:
 
 
 def _finding(points: Sequence[Point], x: Axis, y: Axis) -> str:
-    front = [p for p in points if p.standing is Standing.FRONT]
-    tied = [p for p in points if p.standing is Standing.TIED]
+    front = [p for p in points if p.standing == "front"]
+    tied = [p for p in points if p.standing == "tied"]
     if len(points) == 1:
         only = points[0]
         numbers = f"{x.short} {_text(only.x, x)} and {y.short} {_text(only.y, y)}"
@@ -339,7 +349,7 @@ def _table(name: str, points: Sequence[Point], x: Axis, y: Axis) -> Table:
         caption="Points as drawn.",
         columns=(Column("Cell", numeric=False), *columns(x), *columns(y), Column("Standing", numeric=False)),
         rows=tuple(
-            (text_cell(p.cell.label), *cells(p.x, x), *cells(p.y, y), text_cell(p.standing.words))  # type: ignore[misc]
+            (text_cell(p.cell.label), *cells(p.x, x), *cells(p.y, y), text_cell(STANDING_WORDS[p.standing]))  # type: ignore[misc]
             for p in points
         ),
         wide=False,
@@ -353,7 +363,3 @@ def _text(estimate: Estimate, axis: Axis) -> str:
     if estimate.low is None or estimate.high is None:
         return text
     return f"{text} [{estimate.low:.1f}, {estimate.high:.1f}]"
-
-
-def _clip(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"

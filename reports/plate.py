@@ -12,6 +12,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as MplFigure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import Bbox
 
@@ -179,22 +180,22 @@ class Plate:
             box: Bbox = text.get_window_extent(self.figure.canvas.get_renderer())  # type: ignore[attr-defined]
         return box
 
-    def legend(
-        self,
-        ax: Axes,
-        entries: Sequence[tuple[str, MethodStyle]],
-        *,
-        where: str = "upper left",
-        columns: int = 1,
-    ) -> None:
-        """A key of line, marker and name, for figures where direct labels don't fit."""
+    def key(self, entries: Sequence[tuple[str, MethodStyle]]) -> None:
+        """Names of the looks along the top, for figures where direct labels don't fit."""
         with mpl.rc_context(_RC):
             handles = [
-                ax.plot([], [], color=s.colour, marker=s.marker, linestyle=s.linestyle, markersize=5)[0]
-                for _, s in entries
+                Line2D([], [], color=s.colour, marker=s.marker, linestyle=s.linestyle, markersize=5, label=n)
+                for n, s in entries
             ]
-            key = ax.legend(
-                handles, [n for n, _ in entries], loc=where, ncols=columns, fontsize=7.5, handlelength=2.6
+            key = self.figure.legend(
+                handles=handles,
+                loc="upper left",
+                bbox_to_anchor=(0.3 / self.width, 1 - 0.04 / self.height),
+                ncols=max(1, int(self.width // 1.9)),
+                fontsize=8,
+                handlelength=2.8,
+                borderaxespad=0,
+                frameon=False,
             )
             for text in key.get_texts():
                 text.set_color(INK)

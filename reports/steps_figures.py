@@ -12,13 +12,16 @@ from hambench.records import GenerationTrace
 from hambench.reports.calibration import calibration_figure
 from hambench.reports.labels import Label, place_labels
 from hambench.reports.plate import INK, LINE, MUTED, PAGE, Plate, padded, titles
-from hambench.reports.values import Column, Figure, Section, Table, number_cell, significant, text_cell
+from hambench.reports.values import Column, Figure, Section, Table, clip, number_cell, significant, text_cell
 from hambench.reports.view import CellView, View
 
 MOST_SHOWN = 5
 """Step sizes past this one share a bar."""
 POSITION_BIN = 8
 """Tokens of an answer per bin of the position plot."""
+
+FEWEST_STEPS = 20
+"""Steps a bin needs to be drawn."""
 
 
 def steps_section(view: View) -> Section:
@@ -58,7 +61,7 @@ def histogram_figure(view: View) -> Figure | None:
     ax.grid(False)
     for spine in ax.spines.values():
         spine.set_visible(False)
-    ax.set_yticks(range(len(rows)), [_clip(cell.label, 42) for cell, _ in rows], fontsize=8.5, color=INK)
+    ax.set_yticks(range(len(rows)), [clip(cell.label, 42) for cell, _ in rows], fontsize=8.5, color=INK)
     ax.set_xticks([])
     ax.set_title(
         f"share of steps by tokens yielded, 1 (pale) to {MOST_SHOWN} or more (dark); mean at the right",
@@ -123,7 +126,7 @@ def position_figure(view: View) -> Figure | None:
     lines = []
     for cell in view.cells:
         binned = _by_position(view.traces(cell))
-        if len(binned) > 1 and cell is not view.baseline:
+        if len(binned) > 1 and cell is not view.baseline and not cell.control:
             lines.append((cell, binned))
     if not lines:
         return None
@@ -154,7 +157,9 @@ def position_figure(view: View) -> Figure | None:
         finding=f"{first[0].label} begins with {first[1][0][1]:.2f} tokens a step and ends with {first[1][-1][1]:.2f}.",
         plate=plate,
         series=tuple(dict.fromkeys((cell.series, cell.method) for cell, _ in lines)),
-        notes=(f"Bins of {POSITION_BIN} tokens with at least 10 steps; long answers alone reach far.",),
+        notes=(
+            f"Bins of {POSITION_BIN} tokens with at least {FEWEST_STEPS} steps; long answers alone reach far.",
+        ),
     )
 
 
@@ -201,7 +206,16 @@ def worth_figure(view: View) -> Figure | None:
     labels = [
         Label(m, e.value, cell.short or cell.method, cell.series, cell.style.colour) for cell, m, e in points
     ]
-    labels.append(Label(limit * 0.9, limit * 0.9, "if a step cost no more", colour=MUTED, size=7.5))
+    ax.annotate(
+        "if a step cost no more",
+        (limit * 0.93, limit * 0.93),
+        xytext=(-8, 0),
+        textcoords="offset points",
+        fontsize=7.5,
+        color=MUTED,
+        ha="right",
+        va="center",
+    )
     place_labels(plate, ax, labels)
     titles(ax, x="tokens per target forward (m)", y="decode speed, × baseline")
     wasted = max(points, key=lambda item: item[1] / max(item[2].value, 1e-9))
@@ -265,7 +279,7 @@ def _by_position(traces: Sequence[GenerationTrace]) -> list[tuple[float, float, 
     return [
         ((bin_ + 0.5) * POSITION_BIN, sum(found) / len(found), len(found))
         for bin_, found in sorted(sizes.items())
-        if len(found) >= 10
+        if len(found) >= FEWEST_STEPS
     ]
 
 
@@ -292,7 +306,3 @@ def _histogram_table(rows: Sequence[tuple[CellView, dict[int, int]]], name: str)
 
 def _mean(counts: dict[int, int]) -> float:
     return sum(size * number for size, number in counts.items()) / sum(counts.values())
-
-
-def _clip(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"

@@ -155,3 +155,8 @@ def listing(words: Sequence[str], conjunction: str = "and") -> str:
     if len(words) <= 1:
         return "".join(words)
     return f"{', '.join(words[:-1])} {conjunction} {words[-1]}"
+
+
+def clip(text: str, length: int) -> str:
+    """Text of at most so many characters, for places that can't grow."""
+    return text if len(text) <= length else text[: length - 1] + "…"
