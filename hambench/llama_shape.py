@@ -38,7 +38,7 @@ class LlamaShape:
     """RMS norms on each query and key head (Qwen3)."""
 
     @classmethod
-    def from_hf(cls, config: Any) -> Self:  # noqa: ANN401 - transformers configs share no typed base
+    def from_hf(cls, config: Any) -> Self:
         """Reads a transformers config.
 
         Raises:

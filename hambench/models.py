@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from hambench import embedded
+from hambench import checkpoint, embedded
 from hambench.errors import ModelError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -42,6 +41,7 @@ class TargetModel:
 
     name: str
     llama: Llama
+    """The lean forward pass, or an adapter with the same calls."""
     tokenizer: Any | None
     """A transformers tokenizer; ``None`` if the folder has none (only ids go in and out)."""
     eos_ids: frozenset[int]
@@ -114,29 +114,37 @@ def locate(name_or_path: str) -> tuple[Path, str, str]:
 def _from_hub(repo: str) -> Path:
     from huggingface_hub import snapshot_download
 
+    wanted = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
     try:
-        wanted = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
         return Path(snapshot_download(repo, allow_patterns=wanted, ignore_patterns=["original/*", "onnx/*"]))
-    except Exception as error:  # the hub client raises a dozen unrelated types
-        line = str(error).strip().splitlines()[0]
-        raise ModelError(f"{repo}: neither a folder here nor loadable from the hub: {line}") from error
+    except Exception as error:  # the hub client raises a dozen unrelated types: no network, no such id, gated
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{repo} is no folder here and could not be had from the hub: {reason}") from error
 
 
 def _load_folder(
     folder: Path, name: str, source: str, note: str, dtype: torch.dtype, device: torch.device
 ) -> TargetModel:
-    from transformers import AutoConfig
+    from hambench.llama import Llama
+    from hambench.llama_shape import LlamaShape
 
-    from hambench.llama import Llama, LlamaShape
+    config = _read_config(folder)
+    files = checkpoint.weight_files(folder)
+    llama: Llama
+    try:
+        shape = LlamaShape.from_hf(config)
+    except ModelError as unsupported:
+        from hambench.hf_adapter import load_adapter
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    files = weight_files(folder)
-    llama = Llama(LlamaShape.from_hf(config), _read_tensors(files), dtype, device)
+        llama = cast("Llama", load_adapter(folder, dtype, device))
+        note = "; ".join(filter(None, (note, f"transformers adapter (slower): {unsupported}")))
+    else:
+        llama = Llama(shape, checkpoint.read_tensors(files), dtype, device)
     tokenizer = _load_tokenizer(folder)
     identity = ModelIdentity(
         name=name,
         source=source,
-        sha256=_digest(folder, files),
+        sha256=checkpoint.digest(files, embedded.cache_dir() / "sha256.json"),
         architecture=str(config.model_type),
         dtype=str(dtype).removeprefix("torch."),
         note=note,
@@ -146,46 +154,22 @@ def _load_folder(
         llama=llama,
         tokenizer=tokenizer,
         eos_ids=_eos_ids(folder, config, tokenizer),
-        context_length=config.max_position_embeddings,
+        context_length=llama.shape.max_positions,
         identity=identity,
     )
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder.
+def _read_config(folder: Path) -> Any:
+    from transformers import AutoConfig
 
-    Raises:
-        ModelError: If there are none, or one that the index names is missing.
-    """
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    else:
-        names = ["model.safetensors"]
-    missing = [name for name in names if not (folder / name).is_file()]
-    if not missing:
-        return [folder / name for name in names]
-    if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
-        raise ModelError(
-            f"{folder} holds pickled weights only: a pickle can run code, so it is not loaded; convert it to safetensors"
-        )
-    raise ModelError(f"{folder} has no {missing[0]}")
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{folder} has no usable config.json: {reason}") from error
 
 
-def _read_tensors(files: list[Path]) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    tensors: dict[str, torch.Tensor] = {}
-    for path in files:
-        try:
-            tensors.update(load_file(path))
-        except SafetensorError as error:
-            raise ModelError(f"{path} is damaged: {error}") from error
-    return tensors
-
-
-def _load_tokenizer(folder: Path) -> Any | None:  # noqa: ANN401 - transformers has no common typed base
+def _load_tokenizer(folder: Path) -> Any | None:
     if not any(
         (folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
     ):
@@ -195,7 +179,7 @@ def _load_tokenizer(folder: Path) -> Any | None:  # noqa: ANN401 - transformers 
     return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
-def _eos_ids(folder: Path, config: Any, tokenizer: Any | None) -> frozenset[int]:  # noqa: ANN401
+def _eos_ids(folder: Path, config: Any, tokenizer: Any | None) -> frozenset[int]:
     path = folder / "generation_config.json"
     declared = [json.loads(path.read_text()).get("eos_token_id")] if path.is_file() else []
     declared += [config.eos_token_id, None if tokenizer is None else tokenizer.eos_token_id]
@@ -208,12 +192,3 @@ def _eos_ids(folder: Path, config: Any, tokenizer: Any | None) -> frozenset[int]
         template = str(getattr(tokenizer, "chat_template", None) or "")
         ids |= {vocabulary[m] for m in ("<|im_end|>", "<|eot_id|>") if m in template and m in vocabulary}
     return frozenset(ids)
-
-
-def _digest(folder: Path, files: list[Path]) -> str:
-    if (folder / embedded.MANIFEST).is_file():
-        known = embedded.manifest_of(folder)["files"]
-        digests = [known[path.name]["sha256"] for path in files]
-    else:
-        digests = [embedded.sha256_of(path) for path in files]
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()

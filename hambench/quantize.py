@@ -12,11 +12,12 @@ import copy
 import torch
 import torch.nn.functional as F
 
+from hambench.errors import ModelError
 from hambench.linear import GatedLinear, Linear
 from hambench.llama import DecoderLayer, DecoderStack, Llama
 
 MOST_ROWS_UNPACKED = 16
-"""Up to here int8 weights are multiplied as they are; above, the cost of widening them once is shared by enough rows."""
+"""Up to here int8 weights are multiplied as they are; above, enough rows share the cost of widening them."""
 
 
 class Int8Linear:
@@ -83,7 +84,15 @@ class Int8Gated:
 
 
 def quantize_int8(llama: Llama) -> Llama:
-    """An INT8 weight-only copy with the same forward; norms and embeddings are shared with the original."""
+    """An INT8 weight-only copy with the same forward; norms and embeddings are shared with the original.
+
+    Raises:
+        ModelError: For a model that runs through the transformers adapter.
+    """
+    if not isinstance(llama, Llama):
+        raise ModelError(
+            "an INT8 copy needs the lean forward pass; this model runs through the transformers adapter"
+        )
     quantized = copy.copy(llama)
     quantized.stack = _quantize_stack(llama.stack)
     quantized.head = _quantize(llama.head)
