@@ -1,0 +1,92 @@
+"""Data files: every public form is read, and what is wrong with one is said with file and line."""
+
+import gzip
+import json
+
+import pytest
+from hambench.errors import DataError
+from hambench.suites.catalogue import ENTRIES
+from hambench.suites.rows import find_file, read_rows, read_task
+
+ROW = {"question": "1+1?", "answer": "#### 2"}
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_json_lines_arrays_and_gzip_give_the_same_rows(tmp_path):
+    lines = json.dumps(ROW) + "\n\n" + json.dumps(ROW) + "\n"
+    plain = write(tmp_path / "a.jsonl", lines)
+    array = write(tmp_path / "b.json", json.dumps([ROW, ROW]))
+    zipped = tmp_path / "c.jsonl.gz"
+    zipped.write_bytes(gzip.compress(lines.encode()))
+    assert read_rows(plain).rows == read_rows(array).rows == read_rows(zipped).rows == (ROW, ROW)
+
+
+def test_a_row_may_hold_line_separators_that_are_not_newlines(tmp_path):
+    row = {"question": "a\u2028b\x85c", "answer": ""}
+    path = write(tmp_path / "a.jsonl", json.dumps(row, ensure_ascii=False) + "\n")
+    assert read_rows(path).rows == (row,)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"question": "a", "answer": "b"}\n{"question": \n', r"a\.jsonl, line 2: broken JSON"),
+        (
+            '{"question": "a", "answer": "b"}\n\n{"question": "c"}\n',
+            r"a\.jsonl, line 3: missing column 'answer'",
+        ),
+        ("[1]\n", r"a\.jsonl, line 1: expected a JSON object, got list"),
+        ("\n", r"a\.jsonl holds no rows"),
+    ],
+)
+def test_what_is_wrong_is_said_with_file_and_line(tmp_path, text, message):
+    with pytest.raises(DataError, match=message):
+        read_rows(write(tmp_path / "a.jsonl", text), ("question", "answer"))
+
+
+def test_a_damaged_archive_or_encoding_is_a_data_error(tmp_path):
+    (tmp_path / "a.jsonl.gz").write_bytes(b"not gzip")
+    (tmp_path / "b.jsonl").write_bytes(b'{"question": "\xff"}\n')
+    for name, message in (("a.jsonl.gz", "can't read"), ("b.jsonl", "not UTF-8")):
+        with pytest.raises(DataError, match=message):
+            read_rows(tmp_path / name)
+
+
+def test_tsv_questions_may_hold_quotes_and_answers_thousands_separators(tmp_path):
+    write(tmp_path / "mgsm_en.tsv", 'She said "2\t1,234\nTwo?\t2\n')
+    rows = read_task(tmp_path, ENTRIES["mgsm_en_cot_en"]).rows
+    assert [(row["question"], row["answer_number"]) for row in rows] == [('She said "2', 1234), ("Two?", 2)]
+
+
+def test_a_tsv_answer_that_is_no_number_names_its_line(tmp_path):
+    write(tmp_path / "mgsm_en.tsv", "One?\t1\nTwo?\ttwo\n")
+    with pytest.raises(DataError, match=r"mgsm_en\.tsv, line 2: the answer must be an integer, got 'two'"):
+        read_task(tmp_path, ENTRIES["mgsm_en_cot_en"])
+
+
+def test_files_are_found_in_the_folder_and_one_folder_down(tmp_path):
+    deep = write(tmp_path / "any-name" / "lcc.jsonl", "{}\n")
+    assert find_file(tmp_path, ENTRIES["lcc"].files) == deep
+    top = write(tmp_path / "lcc.jsonl", "{}\n")
+    assert find_file(tmp_path, ENTRIES["lcc"].files) == top
+    assert find_file(tmp_path, ENTRIES["trec"].files) is None
+
+
+def test_mbpp_asks_its_test_split_only(tmp_path):
+    rows = [
+        {"task_id": i, "text": "t", "code": "c", "test_list": ["a", "b", "c"]} for i in (1, 10, 11, 510, 511)
+    ]
+    write(tmp_path / "mbpp.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    found = read_task(tmp_path, ENTRIES["mbpp_instruct"]).rows
+    assert [row["task_id"] for row in found] == [11, 510]
+
+
+def test_longbench_rows_of_the_re_hosted_schema_get_their_question(tmp_path):
+    row = {"question": "who?", "context": "c", "answers": ["a"]}
+    write(tmp_path / "hotpotqa.jsonl", json.dumps(row) + "\n")
+    assert read_task(tmp_path, ENTRIES["hotpotqa"]).rows[0]["input"] == "who?"
