@@ -55,10 +55,10 @@ def token_identity(run: Run, cell: str, baseline: str) -> Identity | None:
         assert mine.trace is not None
         assert other.trace is not None
         a, b = mine.trace.token_ids, other.trace.token_ids
-        first = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-        num_before += first
+        first = first_difference(a, b)
+        num_before += len(b) if first is None else first
         num_tokens += len(b)
-        if a != b:
+        if first is not None:
             firsts.append(first)
     return Identity(
         num_samples=len(pairs),
@@ -66,6 +66,14 @@ def token_identity(run: Run, cell: str, baseline: str) -> Identity | None:
         first_difference=min(firsts, default=None),
         share_before=num_before / num_tokens if num_tokens else None,
     )
+
+
+def first_difference(tokens: Sequence[int], others: Sequence[int]) -> int | None:
+    """Index of the first token that differs (the shorter length when one is the other's beginning), or ``None``."""
+    for index, (mine, other) in enumerate(zip(tokens, others, strict=False)):
+        if mine != other:
+            return index
+    return None if len(tokens) == len(others) else min(len(tokens), len(others))
 
 
 def cell_objects(run: Run) -> list[dict[str, Any]]:

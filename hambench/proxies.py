@@ -1,0 +1,86 @@
+"""Quality without labels: how probable the target finds each method's output, and where it leaves vanilla's.
+
+Stored as scores that are not pooled with accuracy. A lossless method should be as probable as vanilla's greedy output
+and identical to it; where reduced precision makes them part, the gap between the target's two best logits at that
+point shows whether it was a near-tie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from hambench.prompts import encode_prompt
+from hambench.proxies_table import GAP, LOGPROB
+from hambench.records import GenerationTrace, SampleRecord, Score
+from hambench.store import Run
+from hambench.summary import baseline_cell, first_difference
+
+if TYPE_CHECKING:
+    from hambench.models import TargetModel
+
+SCORER = "hambench proxies 1"
+
+
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    logprobs: Tensor
+    """``[N]`` of each output token."""
+    gaps: Tensor
+    """``[N]`` between the two best logits at each output position."""
+
+
+def score_proxies(run: Run, target: TargetModel) -> Iterator[Score]:
+    """Proxies of every answered record: one forward of the target over its prompt and output."""
+    baseline = baseline_cell(run.header.cells)
+    theirs: dict[tuple[str, int], tuple[GenerationTrace, _Scored]] = {}
+    # the baseline first: the others' divergence is judged by its distributions
+    for record in sorted(run.measured, key=lambda r: baseline is None or r.cell != baseline.label):
+        if record.trace is None:
+            continue
+        scored = _score(record, record.trace, run, target)
+        yield _as_score(record, LOGPROB, float(scored.logprobs.mean()))
+        key = (record.sample_id, record.repeat)
+        if baseline is not None and record.cell == baseline.label:
+            theirs[key] = (record.trace, scored)
+        elif key in theirs:
+            base_trace, base_scored = theirs[key]
+            first = first_difference(record.trace.token_ids, base_trace.token_ids)
+            if first is not None and first < len(base_trace.token_ids):
+                yield _as_score(record, GAP, float(base_scored.gaps[first]))
+
+
+@torch.inference_mode()
+def _score(record: SampleRecord, trace: GenerationTrace, run: Run, target: TargetModel) -> _Scored:
+    assert target.tokenizer is not None
+    sample = run.samples[record.sample_id]
+    prompt = encode_prompt(sample, target.tokenizer, context_length=target.context_length).ids
+    tokens = list(trace.token_ids)
+    model = target.llama
+    cache = model.new_cache(len(prompt) + len(tokens))
+    if len(prompt) > 1:
+        model.prefill(torch.tensor(prompt[:-1], device=target.device), cache)
+    # row i predicts output token i: the last prompt token first, the last output token never
+    inputs = torch.tensor([prompt[-1], *tokens[:-1]], device=target.device)
+    logits = model.forward(inputs, cache, num_logits=None).logits.float()
+    wanted = torch.tensor(tokens, device=target.device)[:, None]
+    best = logits.topk(2, dim=-1).values
+    return _Scored(
+        logprobs=torch.log_softmax(logits, dim=-1).gather(1, wanted)[:, 0], gaps=best[:, 0] - best[:, 1]
+    )
+
+
+def _as_score(record: SampleRecord, metric: str, value: float) -> Score:
+    return Score(
+        cell=record.cell,
+        sample_id=record.sample_id,
+        repeat=record.repeat,
+        metric=metric,
+        value=value,
+        primary=False,
+        scorer=SCORER,
+    )
