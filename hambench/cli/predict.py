@@ -1,0 +1,84 @@
+"""``hambench predict``: what the hardware allows, from a model's config alone."""
+
+from __future__ import annotations
+
+import click
+
+from hambench.cli._options import DEFAULT_MODEL
+
+_DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+
+@click.command()
+@click.option(
+    "--model",
+    default=DEFAULT_MODEL,
+    show_default=True,
+    metavar="NAME",
+    help="A known name, a config.json, or a model folder; weights are not needed.",
+)
+@click.option(
+    "--gpu", metavar="NAME", help="A GPU by name, with its data sheet's bandwidth: h200, rtx4090, …"
+)
+@click.option("--bandwidth", metavar="SPEED", help="A bandwidth instead: 4.3TB/s, 46GB/s.")
+@click.option("--context", type=click.IntRange(min=0), default=0, show_default=True, help="Cached positions.")
+@click.option("--dtype", type=click.Choice(list(_DTYPE_BYTES)), default="bfloat16", show_default=True)
+@click.option("--int8-head", is_flag=True, help="Keep the LM head as int8, for every method.")
+@click.option(
+    "--gap-us", type=click.FloatRange(min=0), default=0.0, help="Microseconds lost per kernel launched."
+)
+@click.option("--json", "as_json", is_flag=True)
+def command(
+    model: str,
+    gpu: str | None,
+    bandwidth: str | None,
+    context: int,
+    dtype: str,
+    int8_head: bool,
+    gap_us: float,
+    as_json: bool,
+) -> None:
+    """Print bytes per token, speed ceilings and break-even points of each method.
+
+    Without --gpu and --bandwidth this machine's memory is measured.
+    """
+    import json
+
+    from hambench.errors import HambenchError
+    from hambench.gpus import find_gpu, parse_bandwidth
+    from hambench.model_shape import find_shape
+    from hambench.predictions import forecast, render_forecast
+    from hambench.roofline import ByteModel
+
+    if gpu is not None and bandwidth is not None:
+        raise HambenchError("give --gpu or --bandwidth, not both")
+    name, shape = find_shape(model)
+    if gpu is not None:
+        spec = find_gpu(gpu)
+        machine, speed, source = spec.title, spec.bandwidth, "data sheet"
+    elif bandwidth is not None:
+        machine, speed, source = "a machine", parse_bandwidth(bandwidth), "as given"
+    else:
+        machine, speed, source = _measure_here()
+    result = forecast(
+        ByteModel(shape=shape, dtype_bytes=_DTYPE_BYTES[dtype], int8_head=int8_head),
+        speed,
+        model=name,
+        machine=machine,
+        bandwidth_source=source,
+        dtype=dtype,
+        context=context,
+        gap_s=gap_us * 1e-6,
+    )
+    click.echo(json.dumps(result.as_dict()) if as_json else render_forecast(result))
+
+
+def _measure_here() -> tuple[str, float, str]:
+    import torch
+
+    from hambench.environment import cpu_model
+    from hambench.telemetry import measure_bandwidth
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    machine = torch.cuda.get_device_name() if device == "cuda" else cpu_model() or "this CPU"
+    return machine, measure_bandwidth(device).read, "measured now, reading"

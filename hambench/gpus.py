@@ -1,0 +1,66 @@
+"""Memory bandwidth of named GPUs, for predictions about machines that are not at hand."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from hambench.errors import HambenchError, UnknownNameError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuSpec:
+    """What a data sheet promises; a measured bandwidth is 80 to 95 % of it."""
+
+    title: str
+    bandwidth: float
+    """Bytes per second."""
+
+
+# "memory bandwidth" of NVIDIA's product data sheets (H200, H100, GH200, B200, A100, L4, L40S, A10, T4, V100)
+# and of the GeForce RTX specification pages
+GPUS: dict[str, GpuSpec] = {
+    "b200": GpuSpec(title="B200", bandwidth=8.0e12),
+    "gh200": GpuSpec(title="GH200 144 GB HBM3e", bandwidth=4.9e12),
+    "h200": GpuSpec(title="H200 SXM", bandwidth=4.8e12),
+    "h100": GpuSpec(title="H100 SXM", bandwidth=3.35e12),
+    "h100-pcie": GpuSpec(title="H100 PCIe", bandwidth=2.0e12),
+    "a100-80gb": GpuSpec(title="A100 80 GB SXM", bandwidth=2.039e12),
+    "a100-40gb": GpuSpec(title="A100 40 GB", bandwidth=1.555e12),
+    "v100": GpuSpec(title="V100 SXM2", bandwidth=0.9e12),
+    "l40s": GpuSpec(title="L40S", bandwidth=0.864e12),
+    "a10": GpuSpec(title="A10", bandwidth=0.6e12),
+    "l4": GpuSpec(title="L4", bandwidth=0.3e12),
+    "t4": GpuSpec(title="T4", bandwidth=0.32e12),
+    "rtx5090": GpuSpec(title="GeForce RTX 5090", bandwidth=1.792e12),
+    "rtx4090": GpuSpec(title="GeForce RTX 4090", bandwidth=1.008e12),
+    "rtx3090": GpuSpec(title="GeForce RTX 3090", bandwidth=0.936e12),
+}
+"""By the name that ``--gpu`` takes."""
+
+_UNITS = {"gb": 1e9, "tb": 1e12}
+
+
+def find_gpu(name: str) -> GpuSpec:
+    """A GPU by name; spaces, dashes and case don't matter.
+
+    Raises:
+        UnknownNameError: If it is not in the list.
+    """
+    plain = {re.sub(r"[\s_-]", "", key): gpu for key, gpu in GPUS.items()}
+    found = plain.get(re.sub(r"[\s_-]", "", name.lower()))
+    if found is None:
+        raise UnknownNameError("GPU", name, GPUS)
+    return found
+
+
+def parse_bandwidth(text: str) -> float:
+    """Bytes per second from ``4.3TB/s`` or ``46 GB/s``.
+
+    Raises:
+        HambenchError: For anything else.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([GT]B)(?:/s)?\s*", text, flags=re.IGNORECASE)
+    if match is None or float(match[1]) <= 0:
+        raise HambenchError(f"a bandwidth is a number with GB/s or TB/s, like 4.3TB/s, got {text!r}")
+    return float(match[1]) * _UNITS[match[2].lower()]

@@ -1,0 +1,163 @@
+"""Sizes of a model from its config alone: no weights, no torch, no network."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from hambench.errors import ModelError, UnknownNameError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelShape:
+    """What of a Llama-family model decides its bytes and operations."""
+
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    tie_embeddings: bool
+    qkv_bias: bool = False
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Reads the dictionary of a Hugging Face ``config.json``.
+
+        Raises:
+            ModelError: If a size is missing, or the model has experts (whose bytes per token this does not
+            know).
+        """
+        if any(config.get(name) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
+            raise ModelError("the byte model knows dense models only, and this config has experts")
+        try:
+            heads = int(config["num_attention_heads"])
+            hidden = int(config["hidden_size"])
+            return cls(
+                num_layers=int(config["num_hidden_layers"]),
+                hidden_size=hidden,
+                intermediate_size=int(config["intermediate_size"]),
+                num_heads=heads,
+                num_kv_heads=int(config.get("num_key_value_heads") or heads),
+                head_dim=int(config.get("head_dim") or hidden // heads),
+                vocab_size=int(config["vocab_size"]),
+                tie_embeddings=bool(config.get("tie_word_embeddings", False)),
+                qkv_bias=config.get("model_type") == "qwen2",
+            )
+        except KeyError as error:
+            raise ModelError(
+                f"the config has no {error.args[0]!r}: is it of a decoder-only model?"
+            ) from error
+        except (TypeError, ValueError) as error:
+            raise ModelError(f"the config holds a size that is no number: {error}") from error
+
+    @classmethod
+    def from_scalars(cls, scalars: Mapping[str, Any]) -> Self | None:
+        """Reads what :meth:`as_scalars` gave; ``None`` if a field is missing."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: scalars[name] for name in names}) if all(n in scalars for n in names) else None
+
+    def as_scalars(self) -> dict[str, int | bool]:
+        """The fields, to be stored with a run."""
+        return dataclasses.asdict(self)
+
+    @property
+    def layer_params(self) -> int:
+        """Parameters of one decoder layer, its two norms included."""
+        query, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        attention = self.hidden_size * (2 * query + 2 * kv) + (query + 2 * kv) * self.qkv_bias
+        return attention + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
+
+    @property
+    def layer_rows(self) -> int:
+        """Output channels of one layer's weights: as many scales as its int8 copy has."""
+        query, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        return query + 2 * kv + self.hidden_size + 2 * self.intermediate_size + self.hidden_size
+
+    @property
+    def body_params(self) -> int:
+        """All layers and the final norm: what every forward reads beside the head."""
+        return self.num_layers * self.layer_params + self.hidden_size
+
+    @property
+    def head_params(self) -> int:
+        """The LM head."""
+        return self.vocab_size * self.hidden_size
+
+    @property
+    def total_params(self) -> int:
+        """All parameters in memory, embeddings included."""
+        return self.body_params + self.head_params * (1 if self.tie_embeddings else 2)
+
+
+def _known(
+    layers: int, hidden: int, ffn: int, heads: tuple[int, int, int], vocab: int, tied: bool = True
+) -> ModelShape:
+    return ModelShape(
+        num_layers=layers,
+        hidden_size=hidden,
+        intermediate_size=ffn,
+        num_heads=heads[0],
+        num_kv_heads=heads[1],
+        head_dim=heads[2],
+        vocab_size=vocab,
+        tie_embeddings=tied,
+    )
+
+
+# facts from each model's public config.json
+SHAPES: dict[str, ModelShape] = {
+    "llama-3.2-1b": _known(16, 2048, 8192, (32, 8, 64), 128_256),
+    "llama-3.2-3b": _known(28, 3072, 8192, (24, 8, 128), 128_256),
+    "llama-3.1-8b": _known(32, 4096, 14_336, (32, 8, 128), 128_256, tied=False),
+    "smollm2-135m": _known(30, 576, 1536, (9, 3, 64), 49_152),
+    "smollm2-360m": _known(32, 960, 2560, (15, 5, 64), 49_152),
+    "smollm2-1.7b": _known(24, 2048, 8192, (32, 32, 64), 49_152),
+    "qwen3-0.6b": _known(28, 1024, 3072, (16, 8, 128), 151_936),
+}
+"""Shapes known by name."""
+
+
+def find_shape(name: str) -> tuple[str, ModelShape]:
+    """Display name and shape of a config file, a model folder, a known model, or one in the local hub cache.
+
+    Raises:
+        ModelError: If the file is no config.
+        UnknownNameError: If there is no such thing here; nothing is downloaded.
+    """
+    path = Path(name)
+    if path.is_dir():
+        path = path / "config.json"
+    if path.is_file():
+        return (path.parent.name if path.name == "config.json" else path.stem), _read(path)
+    short = name.rsplit("/", 1)[-1].lower().removesuffix("-instruct")
+    if short in SHAPES:
+        return name, SHAPES[short]
+    if (cached := _cached_config(name)) is not None:
+        return name, _read(cached)
+    raise UnknownNameError("model (give its config.json, or one of these names)", name, SHAPES)
+
+
+def _read(path: Path) -> ModelShape:
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} is not a model config: {error}") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} is not a model config: it holds no object")
+    # models with several parts keep the language model's sizes one level down
+    return ModelShape.from_config(config.get("text_config") or config)
+
+
+def _cached_config(repo: str) -> Path | None:
+    if repo.count("/") != 1:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repo, "config.json")
+    return Path(found) if isinstance(found, str) else None
