@@ -138,10 +138,10 @@ def _new_root(settings: dict[str, Any]) -> None:
             _show(root, path)
     for name in ("null", "zero", "urandom"):
         _show(root, f"/dev/{name}", read_only=False)
-    (root / "proc").mkdir()
+    (root / "proc").mkdir(exist_ok=True)
     # a container may forbid a new /proc; without one the program only lacks it
     _libc.mount(b"proc", bytes(root / "proc"), b"proc", _NOSUID | _NODEV | _RDONLY, None)
-    (root / "tmp").mkdir()
+    (root / "tmp").mkdir(exist_ok=True)
     (root / "tmp").chmod(0o1777)
     os.chdir(root)
     number = _SYS_PIVOT_ROOT.get(os.uname().machine)

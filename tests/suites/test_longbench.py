@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from hambench.suites import CaptureRequest, capture
 from hambench.suites.catalogue import ENTRIES, NO_CHAT, PRESETS, tasks_of
 from hambench.suites.lm_tasks import load_config

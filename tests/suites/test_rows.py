@@ -4,6 +4,7 @@ import gzip
 import json
 
 import pytest
+
 from hambench.errors import DataError
 from hambench.suites.catalogue import ENTRIES
 from hambench.suites.rows import find_file, read_rows, read_task

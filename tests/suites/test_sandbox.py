@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from hambench.suites.code_eval import CodeEval, CodeExecutionOffError, pass_at_k
 from hambench.suites.sandbox import LEVELS, Sandbox, default_sandbox, isolation
 
