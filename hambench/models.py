@@ -144,7 +144,7 @@ def _load_folder(
     identity = ModelIdentity(
         name=name,
         source=source,
-        sha256=checkpoint.digest(files, embedded.cache_dir() / "sha256.json"),
+        sha256=checkpoint.digest(files, embedded.hash_cache()),
         architecture=str(config.model_type),
         dtype=str(dtype).removeprefix("torch."),
         note=note,
