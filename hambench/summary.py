@@ -15,10 +15,12 @@ from rich.text import Text
 
 from hambench.groups import ALL
 from hambench.metrics import measure_run
-from hambench.records import Cell, Measurement, SampleRecord
+from hambench.records import Cell, Comparison, Estimate, Measurement, SampleRecord
+from hambench.stats import compare_cells
 from hambench.store import Run
 
 BASELINE = "vanilla"
+_SPOKEN = {"tps": "speed", "kv_bytes": "KV memory"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -111,24 +113,35 @@ def to_json_line(item: dict[str, Any]) -> str:
     return msgspec.json.encode(item).decode()
 
 
-def render_table(run: Run, *, group: str = ALL, width: int = 132) -> str:
+def render_table(run: Run, *, group: str = ALL, width: int = 140) -> str:
     """The run as a table for a terminal, warnings first.
 
     ``same`` counts the answers that equal vanilla's token by token, over the whole run.
     """
     measured = [m for m in measure_run(run) if m.group == group]
     baseline = baseline_cell(run.header.cells)
-    base = next((m for m in measured if baseline and m.cell == baseline.label), None)
+    comparisons = _comparisons(run, baseline, group)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("method", no_wrap=True)
-    for title in ("tok/s", "× vanilla", "TTFT ms", "TPOT ms", "m", "accept", "KV MiB", "KV out×", "KV all×"):
+    for title in (
+        "tok/s",
+        "× vanilla [95 %]",
+        "TTFT ms",
+        "TPOT ms",
+        "m",
+        "accept",
+        "KV MiB",
+        "KV out×",
+        "KV all×",
+    ):
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("accuracy [95 %]", justify="right", no_wrap=True)
     table.add_column("same", justify="right", no_wrap=True)
     table.add_column("n", justify="right")
     for measurement in measured:
         identity = token_identity(run, measurement.cell, baseline.label) if baseline else None
-        table.add_row(*_row(measurement, base, identity))
+        against = comparisons.get(measurement.cell, [])
+        table.add_row(*_row(measurement, against, identity))
     out = io.StringIO()
     console = Console(file=out, width=width, no_color=True, highlight=False)
     for note in run.header.notes:
@@ -136,21 +149,37 @@ def render_table(run: Run, *, group: str = ALL, width: int = 132) -> str:
     if not run.complete:
         console.print(Text(f"! Unfinished: {len(run.measured)} of {run.num_expected} records."))
     console.print(table)
+    if comparisons:
+        console.print()
+    for cell, against in comparisons.items():
+        console.print(Text(f"{cell}: {verdict_words(against)}"), soft_wrap=True)
     return out.getvalue().rstrip("\n")
 
 
-def _row(m: Measurement, base: Measurement | None, identity: Identity | None) -> list[Text]:
-    ratio = m.tps / base.tps if base and base.tps and m.tps else None
-    accuracy = "–"
-    if m.accuracy is not None:
-        accuracy = f"{m.accuracy.value:.1f}"
-        if m.accuracy.low is not None and m.accuracy.high is not None:
-            accuracy += f" [{m.accuracy.low:.1f}, {m.accuracy.high:.1f}]"
+def verdict_words(against: Sequence[Comparison]) -> str:
+    """The verdicts on one cell, in words: ``speed better, KV memory worse, accuracy inconclusive (…)``."""
+    parts = []
+    for comparison in against:
+        reason = f" ({comparison.reason})" if comparison.reason else ""
+        parts.append(f"{_SPOKEN.get(comparison.metric, comparison.metric)} {comparison.verdict}{reason}")
+    return "; ".join(parts)
+
+
+def _comparisons(run: Run, baseline: Cell | None, group: str) -> dict[str, list[Comparison]]:
+    if baseline is None or not run.measured:
+        return {}
+    others = [cell.label for cell in run.header.cells if cell.label != baseline.label]
+    return {label: compare_cells(run, label, baseline.label, groups=[group]) for label in others}
+
+
+def _row(m: Measurement, against: Sequence[Comparison], identity: Identity | None) -> list[Text]:
+    speed = next((c.effect for c in against if c.metric == "tps"), None)
+    accuracy = _interval(m.accuracy, 1) if m.accuracy else "–"
     count = str(m.num_samples) + (f" (+{m.num_errors} failed)" if m.num_errors else "")
     cells = [
         m.cell,
         _number(m.tps, 1),
-        _number(ratio, 2),
+        _interval(speed, 2) if speed else ("1" if m.tps and not against else "–"),
         _number(m.ttft_s, 0, 1e3),
         _number(m.tpot_p50_s, 1, 1e3),
         _number(m.tokens_per_target_forward, 2),
@@ -168,3 +197,10 @@ def _row(m: Measurement, base: Measurement | None, identity: Identity | None) ->
 
 def _number(value: float | None, digits: int, scale: float = 1.0) -> str:
     return "–" if value is None or math.isnan(value) else f"{value * scale:.{digits}f}"
+
+
+def _interval(estimate: Estimate, digits: int) -> str:
+    value = _number(estimate.value, digits)
+    if estimate.low is None or estimate.high is None:
+        return value
+    return f"{value} [{_number(estimate.low, digits)}, {_number(estimate.high, digits)}]"
