@@ -45,6 +45,12 @@ class TaskEntry:
     """Few-shot examples as turns of their own where a chat template applies (lm-eval's default)."""
 
 
+    @property
+    def file_names(self) -> tuple[str, ...]:
+        """All names under which a folder may hold the rows: the public ones, then the task's own."""
+        return (*self.files, f"{self.name}.jsonl", f"{self.name}.tsv", f"{self.name}/test.jsonl")
+
+
 SINGLE, MULTI, SUMMARY, FEW_SHOT, SYNTHETIC, CODE = (
     "single-doc",
     "multi-doc",

@@ -140,7 +140,7 @@ def _official(entry: TaskEntry, data: Path | None) -> TaskListing:
 
 def _source(entry: TaskEntry, data: Path | None) -> tuple[str, str]:
     if data is not None:
-        path = find_file(data, entry.files)
+        path = find_file(data, entry.file_names)
         if path is None:
             return "–", f"no {Path(entry.files[0]).name} in {data}"
         return f"{path} ({_count(path, entry, data)} rows)", ""

@@ -94,7 +94,7 @@ def named_task(task: str, settings: Mapping[str, Any] | None = None) -> Asked:
         suite="tasks",
         category="other",
         config=config,
-        files=(f"{task}.jsonl", f"{task}.tsv", f"{task}/test.jsonl"),
+        files=(),
         columns=(),
         hub=None,
         num_rows=0,
@@ -161,7 +161,7 @@ def rows_of(entry: TaskEntry, *, source: str, data: Path | None, seed: int, limi
         assert data is not None
         found = read_task(data, entry) if entry.columns else _plain_rows(data, entry)
         if found is None:
-            return Rows(None, missing=f"{data} holds no {' or '.join(entry.files[:2])}")
+            return Rows(None, missing=f"{data} holds no {' or '.join(entry.file_names[:2])}")
         return (
             found
             if isinstance(found, Rows)
@@ -189,7 +189,7 @@ def task_plan(asked: Asked) -> dict[str, Any]:
 
 
 def _plain_rows(data: Path, entry: TaskEntry) -> Rows | None:
-    path = find_file(data, entry.files)
+    path = find_file(data, entry.file_names)
     if path is None:
         return None
     found = read_rows(path)

@@ -77,7 +77,7 @@ def read_rows(path: Path, columns: Sequence[str] = ()) -> RowFile:
 
 def read_task(folder: Path, entry: TaskEntry) -> RowFile | None:
     """The rows of ``entry`` from ``folder``, in the schema its task file reads; ``None`` if there are none."""
-    path = find_file(folder, entry.files)
+    path = find_file(folder, entry.file_names)
     if path is None:
         return None
     # a TSV has no header: its columns are made by adapt()
