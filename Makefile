@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := hambench methods kernels suites reports tests
 WORKERS ?= 2
+BUDGET ?= 4m
 
 .PHONY: help setup demo test test-fast check format types gate clean
 .DEFAULT_GOAL := help
@@ -21,7 +22,7 @@ $(STAMP): pyproject.toml
 setup: $(STAMP)
 
 demo: setup
-	$(BIN)/hambench run --methods all --suite longbench --budget 4m
+	$(BIN)/hambench run --methods all --suite longbench --budget $(BUDGET)
 
 # one process a core; a file's tests stay together, because they share what is slow to make
 test: setup

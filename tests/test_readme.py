@@ -1,0 +1,91 @@
+"""The README is the product's face: its commands run, its links lead somewhere."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "docs").glob("*.md"))),
+]
+
+
+def console_commands(page: str) -> list[str]:
+    blocks = re.findall(r"```console\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+    return [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+
+
+def make(*arguments: str) -> str:
+    result = subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_relative_links_lead_to_files(page):
+    folder = (ROOT / page).parent
+    targets = re.findall(r"\]\(([^)#\s]+)", (ROOT / page).read_text())
+    missing = [t for t in targets if not t.startswith(("http:", "https:")) and not (folder / t).exists()]
+    assert missing == []
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+def test_make_targets_of_the_readme_exist_and_demo_runs_the_commands_shown():
+    commands = console_commands("README.md")
+    targets = [command.split()[1] for command in commands if command.startswith("make ")]
+    assert targets == ["demo", "test"]
+    for target in targets:
+        make("--dry-run", target)
+    shown = [command for command in commands if command.startswith("hambench run --methods all")]
+    assert len(shown) == 1
+    assert shown[0] in make("--dry-run", "demo")
+
+
+@pytest.mark.slow
+@pytest.mark.model
+@pytest.mark.parametrize(
+    "command",
+    [c for c in console_commands("README.md") if not c.startswith(("make", "hambench run --methods all"))],
+)
+def test_commands_of_the_readme_run(command, tmp_path):
+    program = "from hambench.cli import main; main()"
+    words = shlex.split(command)
+    assert words[0] == "hambench"
+    result = subprocess.run(
+        [sys.executable, "-c", program, *words[1:]], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip()
+
+
+def test_the_readme_names_every_command_and_method():
+    from hambench.cli import cli
+    from hambench.registry import BUILTIN
+
+    text = (ROOT / "README.md").read_text()
+    assert [
+        name for name in cli.list_commands(None) if f"`{name}`" not in text and f"hambench {name}" not in text
+    ] == []
+    assert [name for name in BUILTIN if f"`{name}`" not in text] == []
+
+
+def test_nothing_in_the_repository_names_a_machines_path():
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if tracked.returncode != 0:
+        pytest.skip("not a git checkout: nothing lists the files")
+    found = []
+    for name in filter(None, tracked.stdout.split("\0")):
+        path = ROOT / name
+        if path.suffix in {".png", ".safetensors", ".gz"} or not path.is_file():
+            continue
+        # written in halves, so that this line does not find itself
+        if re.search(r"(?<![\w.])/(?:wo" r"rk|ro" r"ot)/", path.read_text(errors="replace")):
+            found.append(name)
+    assert found == []
