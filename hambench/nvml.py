@@ -70,7 +70,7 @@ class Gpu:
         handle: NVML's handle of the device.
     """
 
-    def __init__(self, nvml: Any, handle: Any) -> None:  # noqa: ANN401 - an opaque C handle
+    def __init__(self, nvml: Any, handle: Any) -> None:
         self._nvml = nvml
         self._handle = handle
         self.name = _text(self._ask(lambda: nvml.nvmlDeviceGetName(handle)))
@@ -79,7 +79,7 @@ class Gpu:
         self.memory_bytes: int | None = None if memory is None else int(memory.total)
 
     @classmethod
-    def open(cls, index: int = 0, *, nvml: Any = None) -> Gpu | None:  # noqa: ANN401 - pynvml or a stand-in
+    def open(cls, index: int = 0, *, nvml: Any = None) -> Gpu | None:
         """The GPU of that number in NVML's order; ``None`` without a driver or such a GPU."""
         if nvml is None:
             import pynvml
@@ -123,7 +123,7 @@ class Gpu:
         }
         return tuple(reason for reason, bit in bits.items() if mask & bit)
 
-    def _ask(self, question: Callable[[], Any]) -> Any:  # noqa: ANN401 - NVML's answers have many types
+    def _ask(self, question: Callable[[], Any]) -> Any:
         try:
             return question()
         except self._nvml.NVMLError:
