@@ -95,6 +95,12 @@ class ModelShape:
         return self.body_params + self.head_params * (1 if self.tie_embeddings else 2)
 
 
+def shape_scalars(shape: object) -> dict[str, int | bool]:
+    """The sizes of any object that has them as attributes, such as a loaded model's shape; empty if one is missing."""
+    found = {field.name: getattr(shape, field.name, None) for field in dataclasses.fields(ModelShape)}
+    return {} if None in found.values() else ModelShape(**found).as_scalars()  # type: ignore[arg-type]
+
+
 def _known(
     layers: int, hidden: int, ffn: int, heads: tuple[int, int, int], vocab: int, tied: bool = True
 ) -> ModelShape:

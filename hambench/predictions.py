@@ -56,7 +56,7 @@ class Forecast:
     speculative_break_even: dict[int, float | None]
     """Acceptance from which k drafted tokens pay."""
     equivalence: dict[float, tuple[float, int] | None]
-    """HAMburger's tokens per macro-step → acceptance at which int8 speculation with its best k is as fast, and that k."""
+    """Tokens per macro-step → acceptance at which int8 speculation with its best k is as fast, and that k."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from hambench import __version__
 from hambench.environment import fingerprint
+from hambench.model_shape import shape_scalars
 from hambench.records import SCHEMA_VERSION, RunHeader
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ def make_header(prepared: Prepared, folder: Path) -> RunHeader:
             "context_length": target.context_length,
             "weight_bytes": target.weight_bytes,
             "device": str(target.device),
+            # sizes: reports judge speeds against the bytes that a step reads
+            **shape_scalars(target.llama.shape),
         },
         environment=environment,
         suite_spec=captured.spec,

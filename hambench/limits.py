@@ -1,0 +1,140 @@
+"""Measured speed beside what the memory allowed: each cell's bytes, its ceiling, and a word where the two don't fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hambench.metrics import (
+    Traces,
+    decode_seconds,
+    decode_steps,
+    num_decode_tokens,
+    num_draft_forwards,
+    num_micro_forwards,
+    num_target_forwards,
+)
+from hambench.model_shape import ModelShape
+from hambench.records import Cell, GenerationTrace
+from hambench.roofline import ByteModel
+from hambench.store import Run
+
+PLAUSIBLE = (0.5, 1.02)
+"""Measured over predicted speed that needs no explanation."""
+
+_DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_BUSY = 0.1
+_DRIFT = 1.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """One cell against the machine's memory bandwidth, over all its decode steps."""
+
+    cell: str
+    bandwidth: float
+    """Best read bandwidth that the run's probes measured, bytes per second."""
+    bytes_per_token: float
+    """Weights and cache that the counted forwards had to read, per token kept."""
+    predicted_tps: float
+    """Tokens per second if those bytes were all that takes time."""
+    measured_tps: float
+    flag: str = ""
+    """Likely reason when measured / predicted is outside :data:`PLAUSIBLE`."""
+
+    @property
+    def mbu(self) -> float:
+        """Model bandwidth utilisation: bytes that had to be read / seconds / bandwidth = measured / predicted speed."""
+        return self.measured_tps / self.predicted_tps
+
+
+def limits_of(run: Run) -> dict[str, Limit]:
+    """The limit of each cell that the byte model covers; empty if the run has no bandwidth or no model sizes."""
+    shape = ModelShape.from_scalars(run.header.model)
+    probes = [float(r["read"]) for r in run.telemetry if r.get("kind") == "bandwidth" and r.get("read")]
+    if shape is None or not probes:
+        return {}
+    limits = {}
+    for cell in run.header.cells:
+        records = [record for record in run.measured if record.cell == cell.label and record.trace]
+        traces = [record.trace for record in records if record.trace is not None]
+        needed = decode_bytes(traces, shape, cell)
+        seconds, tokens = decode_seconds(traces), num_decode_tokens(traces)
+        if needed is None or not seconds or not tokens:
+            continue
+        loads = [record.other_load for record in records if record.other_load is not None]
+        mbu = needed / seconds / max(probes)
+        limits[cell.label] = Limit(
+            cell=cell.label,
+            bandwidth=max(probes),
+            bytes_per_token=needed / tokens,
+            predicted_tps=tokens * max(probes) / needed,
+            measured_tps=tokens / seconds,
+            flag=_reason(
+                mbu, probes, float(np.mean(loads)) if loads else 0.0, _idle_share(mbu, seconds, traces)
+            ),
+        )
+    return limits
+
+
+def decode_bytes(traces: Traces, shape: ModelShape, cell: Cell) -> float | None:
+    """Bytes that the decode steps of a cell had to read: its counted forwards times what each reads.
+
+    ``None`` where the byte model doesn't know what a forward reads: a draft that is another model, a method
+    of another distribution with forwards of its own kinds.
+    """
+    width = _DTYPE_BYTES[cell.dtype]
+    each = ByteModel(shape=shape, dtype_bytes=width, scale_bytes=width)
+    forwards = num_target_forwards(traces)
+    drafts, micros = num_draft_forwards(traces), num_micro_forwards(traces)
+    cache_reads = _cache_reads(traces)
+    if forwards is None or drafts is None or micros is None or cache_reads is None:
+        return None
+    weights: float
+    if cell.method == "hamburger":
+        num_heads = sum(len(step.tokens) + step.discarded for step in decode_steps(traces))
+        weights = forwards * each.body + _num_merges(traces) * each.merge
+        weights += num_heads * (each.head + each.stop) + micros * each.micro
+    elif micros or (drafts and cell.knobs.get("draft") != "int8"):
+        return None
+    else:
+        weights = forwards * each.step + drafts * each.int8_draft
+    return weights + cache_reads * each.kv_per_slot
+
+
+def _cache_reads(traces: Traces) -> int | None:
+    """Σ over decode steps of the slots in use times the forwards that read them."""
+    total = 0
+    for step in decode_steps(traces):
+        if step.kv_slots is None or step.target_forwards is None or step.draft_forwards is None:
+            return None
+        total += step.kv_slots * (step.target_forwards + step.draft_forwards)
+    return total
+
+
+def _num_merges(traces: Sequence[GenerationTrace]) -> int:
+    # a group of one token enters the base model as its own embedding
+    return sum(len(before.tokens) > 1 for trace in traces for before in trace.steps[:-1])
+
+
+def _idle_share(mbu: float, seconds: float, traces: Traces) -> float:
+    """Seconds per decode step that memory traffic doesn't account for."""
+    return (1 - mbu) * seconds / max(1, sum(1 for _ in decode_steps(traces)))
+
+
+def _reason(mbu: float, probes: Sequence[float], load: float, idle_s: float) -> str:
+    low, high = PLAUSIBLE
+    if low <= mbu <= high:
+        return ""
+    drift = max(probes) / min(probes)
+    if mbu > high:
+        if drift > _DRIFT or load > _BUSY:
+            return "faster than the ceiling: the bandwidth probe was disturbed, so the ceiling is too low"
+        return "faster than the ceiling: part of the weights stays in a cache, or the ceiling is wrong"
+    if load > _BUSY:
+        return f"below half of the ceiling: others took {load:.0%} of the machine"
+    return (
+        f"below half of the ceiling: overhead-bound, {idle_s * 1e3:.2g} ms of each step are no memory traffic"
+    )
