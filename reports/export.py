@@ -13,7 +13,7 @@ import msgspec
 from hambench.errors import HambenchError
 from hambench.reports import pages
 from hambench.reports.html import ReportOptions, render_html
-from hambench.reports.values import Figure, Table
+from hambench.reports.values import Table
 from hambench.reports.view import View, merge
 from hambench.store import Run
 
@@ -43,7 +43,7 @@ def export(runs: Sequence[Run], folder: Path) -> list[Path]:
     written: list[Path] = []
     for view in views:
         page = pages.build(view, ReportOptions(samples="none"))
-        for figure in _figures(page):
+        for figure in page.figures():
             for kind in FIGURE_KINDS:
                 content = figure.plate.file_svg().encode() if kind == "svg" else figure.plate.raster(kind)
                 written.append(_write(folder / "figures" / f"{figure.name}.{kind}", content))
@@ -68,17 +68,11 @@ def report_object(view: View) -> dict[str, Any]:
             "cautions": page.cautions,
             "answer": page.answer,
             "verdicts": [{"cell": v.cell.label, "sentence": v.sentence} for v in page.verdicts],
-            "findings": {figure.name: figure.finding for figure in _figures(page)},
+            "findings": {figure.name: figure.finding for figure in page.figures()},
             "measurements": list(view.measurements.values()),
             "comparisons": list(view.comparisons.values()),
         }
     )
-
-
-def _figures(page: pages.Page) -> Iterable[Figure]:
-    yield from page.overview
-    for section in page.sections:
-        yield from section.figures
 
 
 def _tables(page: pages.Page) -> Iterable[Table]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -14,17 +13,14 @@ import jinja2
 from markupsafe import Markup
 
 from hambench.reports import pages
+from hambench.reports.drilldown import words_of
+from hambench.reports.html_text import printable
 from hambench.reports.theme import DARK, LIGHT, css_variables
-from hambench.reports.values import Figure, slug
+from hambench.reports.values import Figure
 from hambench.reports.view import View, merge
 from hambench.store import Run
 
 SampleLimit = int | Literal["all", "none"]
-
-_INVISIBLE = re.compile(
-    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]"
-)
-_BIDI = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,24 +103,13 @@ def environment() -> jinja2.Environment:
         finalize=_finalize,
     )
     env.globals["inline_svg"] = inline_svg
-    env.filters["slug"] = slug
+    env.globals["flag_words"] = words_of
     return env
 
 
 def inline_svg(figure: Figure) -> Markup:
     """A figure as markup."""
     return Markup(figure.plate.page_svg(title=figure.title, description=figure.finding))
-
-
-def printable(text: str) -> str:
-    """Text in which nothing is invisible or reorders its surroundings: controls are shown as symbols or code points."""
-    text = _INVISIBLE.sub(_symbol, text)
-    return _BIDI.sub(_symbol, text)
-
-
-def _symbol(match: re.Match[str]) -> str:
-    code = ord(match[0])
-    return chr(0x2400 + code) if code < 0x20 else f"⟨U+{code:04X}⟩"
 
 
 def _finalize(value: Any) -> Any:

@@ -119,7 +119,7 @@ def log_ticks(ax: Axes) -> None:
     ax.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: seconds_text(value)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
 
 
 def _names(plate: Plate, ax: Axes, curves: Sequence[tuple[CellView, np.ndarray]]) -> None:
@@ -189,3 +189,8 @@ def _ttfts(traces: Sequence[GenerationTrace]) -> list[float]:
 
 def _bursts(traces: Sequence[GenerationTrace]) -> list[float]:
     return [step.seconds for step in metrics.decode_steps(traces)]
+
+
+def _tick(value: float) -> str:
+    number, _, unit = seconds_text(value).partition(" ")
+    return f"{float(number):g} {unit}" if number.replace(".", "").isdecimal() else seconds_text(value)

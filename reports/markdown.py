@@ -6,7 +6,7 @@ import re
 
 from hambench.groups import ALL
 from hambench.reports.cautions import cautions
-from hambench.reports.html import printable
+from hambench.reports.html_text import printable
 from hambench.reports.tables import summary_table
 from hambench.reports.verdicts import answer, method_verdicts
 from hambench.reports.view import View

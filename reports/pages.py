@@ -13,12 +13,16 @@ from hambench.reports import (
     overview,
     paper_figures,
     pareto_figure,
-    steps_figures,
     tables,
     verdicts,
 )
+from hambench.reports.drilldown import Drilldown, drilldown
+from hambench.reports.example import Example, example
+from hambench.reports.extras import history_section, kernels_section
 from hambench.reports.identity import Facts, identity
 from hambench.reports.notes import Term
+from hambench.reports.roofline_figure import roofline_section
+from hambench.reports.steps_figures import steps_section
 from hambench.reports.values import Figure, Section
 from hambench.reports.verdicts import MethodVerdict
 from hambench.reports.view import View
@@ -42,27 +46,26 @@ class Page:
     identity: list[Facts]
     sections: list[Section]
     terms: list[Term]
+    drilldown: Drilldown
+    example: Example | None
+
+    def figures(self) -> list[Figure]:
+        """All figures in reading order."""
+        return [*self.overview, *(figure for section in self.sections for figure in section.figures)]
 
 
 def build(view: View, options: ReportOptions) -> Page:
     """Computes every page of a run."""
     header = view.run.header
-    sections = [
-        Section("identity", "Run", "Everything needed to judge these numbers, or to measure them again."),
-        pareto_figure.pareto_section(view),
-        paper_figures.paper_section(view),
-        Section("tables", "Tables", tables=(tables.summary_table(view), tables.task_table(view))),
-        latency.latency_section(view),
-        steps_figures.steps_section(view),
-        memory.memory_section(view),
-        Section("notes", "Notes", "What every number means, in the words of the code that computes it."),
-    ]
+    limit = (
+        {"all": None, "none": 0}.get(options.samples, 0)
+        if isinstance(options.samples, str)
+        else options.samples
+    )
+    found = drilldown(view, limit=limit, max_bytes=None if options.samples == "all" else options.sample_bytes)
     mark = cautions.watermark(view)
     glance = overview.overview_figure(view)
-    first = () if glance is None else (glance,)
-    for figure in (*first, *(figure for section in sections for figure in section.figures)):
-        figure.plate.watermark = mark
-    return Page(
+    page = Page(
         prefix=view.prefix,
         heading=f"Which decoding strategy should I ship for {header.model.get('name', 'this model')}?",
         subheading=f"{mark} · {header.created_at}",
@@ -70,8 +73,41 @@ def build(view: View, options: ReportOptions) -> Page:
         cautions=cautions.cautions(view),
         answer=verdicts.answer(view),
         verdicts=verdicts.method_verdicts(view),
-        overview=first,
+        overview=() if glance is None else (glance,),
         identity=identity(view, include_host=options.include_host),
-        sections=sections,
+        sections=[
+            Section("identity", "Run", "Everything needed to judge these numbers, or to measure them again."),
+            pareto_figure.pareto_section(view),
+            paper_figures.paper_section(view),
+            Section("tables", "Tables", tables=(tables.summary_table(view), tables.task_table(view))),
+            Section(
+                "samples",
+                "Samples",
+                "The same sample answered by every cell.",
+                missing=() if found.samples else (_no_samples(view, options),),
+            ),
+            latency.latency_section(view),
+            steps_section(view),
+            memory.memory_section(view),
+            roofline_section(view),
+            kernels_section(view),
+            history_section(view),
+            Section("notes", "Notes", "What every number means, in the words of the code that computes it."),
+        ],
         terms=notes.terms(),
+        drilldown=found,
+        example=example(view),
+    )
+    for figure in page.figures():
+        figure.plate.watermark = mark
+    return page
+
+
+def _no_samples(view: View, options: ReportOptions) -> str:
+    if options.samples in ("none", 0):
+        return "Left out by `--samples none`; the answers are in records.jsonl of the run."
+    return (
+        "The run has no answers yet."
+        if not view.run.measured
+        else "No answer belongs to a sample of this run."
     )

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from hambench.model_shape import SHAPES
 from hambench.records import (
     SCHEMA_VERSION,
     Cell,
@@ -97,7 +98,13 @@ def header(run_cells: Sequence[Cell], *, num_samples: int, **changes: object) ->
         temperature=0.0,
         top_p=1.0,
         max_new_tokens=None,
-        model={"name": "toy", "sha256": "ab" * 32, "weight_bytes": 269_000_000, "context_length": 8192},
+        model={
+            "name": "toy",
+            "sha256": "ab" * 32,
+            "weight_bytes": 269_000_000,
+            "context_length": 8192,
+            **SHAPES["smollm2-135m"].as_scalars(),
+        },
         environment={"cpu_model": "Simulated CPU", "cpu_count": 2, "torch": "2.13.0", "device": "cpu"},
         notes=("simulated: times and answers were invented by a test, nothing was measured",),
     )
@@ -157,6 +164,10 @@ def write(
         # one append each: an fsync a record would make a large fixture slow
         writer._append("records.jsonl", records)
         writer.append_scores(scores)
+        for when, read in (("before", 62e9), ("after", 64e9)):
+            writer.append_telemetry(
+                {"kind": "bandwidth", "when": when, "device": "cpu", "read": read, "copy": read}
+            )
     return folder
 
 
