@@ -44,7 +44,6 @@ class TaskEntry:
     multiturn: bool = True
     """Few-shot examples as turns of their own where a chat template applies (lm-eval's default)."""
 
-
     @property
     def file_names(self) -> tuple[str, ...]:
         """All names under which a folder may hold the rows: the public ones, then the task's own."""

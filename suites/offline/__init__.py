@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from hambench.suites.catalogue import CODE, FEW_SHOT, MULTI, SINGLE, SUMMARY, SYNTHETIC, TaskEntry
-from hambench.suites.offline import documentation, problems, stdlib_code
+from hambench.suites.offline import documentation, instructions, problems, stdlib_code
 
 Row = dict[str, Any]
 
@@ -67,7 +67,7 @@ _LONG = (
         "stdlib-next-line",
         CODE,
         "lcc",
-        "Complete the code with its next line.\n{{context}}Next line of code:\n",
+        "Complete the code.\n\n{{context}}",
         stdlib_code.next_line,
         "the next line of a standard-library module",
         num_rows=60,
@@ -77,7 +77,7 @@ _LONG = (
         "stdlib-cross-file",
         CODE,
         "repobench-p",
-        "Complete the code with its next line.\n{{context}}{{input}}Next line of code:\n",
+        "Complete the code.\n\n{{context}}{{input}}",
         stdlib_code.cross_file,
         "the next line of a file that uses a definition of another file",
         chat=False,
@@ -86,12 +86,13 @@ _LONG = (
         "doc-section-retrieval",
         SYNTHETIC,
         "passage_retrieval_en",
-        "Here are some numbered paragraphs of documentation, and a sentence from one of them.\n\n{{context}}\n\n"
-        'The sentence is: {{input}}\n\nWhich paragraph is it from? Answer like "Paragraph 1" or "Paragraph 2".\n\n'
-        "The answer is: ",
+        "Each paragraph of this documentation ends with its number.\n\n{{context}}\n\n"
+        "A sentence from one of them, with the number of its paragraph:\n\n{{input}} [Paragraph",
         documentation.section_retrieval,
         "which numbered paragraph of the Python reference a sentence is from",
-        max_gen_toks=16,
+        max_gen_toks=8,
+        until=["]", "\n"],
+        chat=False,
     ),
     _long(
         "doc-section-count",
@@ -117,7 +118,7 @@ _LONG = (
         "doc-two-facts",
         MULTI,
         "hotpotqa",
-        "Answer the question from the passages with a few words.\n\n{{context}}\n\nQuestion: {{input}}\nAnswer:",
+        "Answer the question from the passages with one word.\n\n{{context}}\n\nQuestion: {{input}} Answer with one word.\nAnswer:",
         documentation.two_facts,
         "a question that needs two made-up facts from different passages",
     ),
@@ -170,6 +171,26 @@ def _standard(
 
 
 _STANDARD = (
+    _standard(
+        "built-instructions",
+        "instructions",
+        "ifeval",
+        "ifeval/ifeval.yaml",
+        "prompt_level_strict_acc",
+        instructions.built_instructions,
+        "writing tasks with instructions that lm-eval's IFEval checkers word and check",
+        max_gen_toks=160,
+    ),
+    _standard(
+        "module-purpose",
+        "knowledge",
+        "arc_challenge_chat",
+        "arc/arc_challenge_chat.yaml",
+        "exact_match,remove_whitespace",
+        documentation.module_purpose,
+        "which of four synopsis lines is that of a standard-library module",
+        max_gen_toks=16,
+    ),
     _standard(
         "word-problems",
         "mathematics",

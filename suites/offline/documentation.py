@@ -78,14 +78,21 @@ _COLOURS = ["red", "blue", "green", "yellow", "purple", "orange", "white", "blac
 
 
 def section_retrieval(num_rows: int, *, seed: int = 0) -> list[Row]:
-    """Rows that ask which of 4 to 10 numbered sections a sentence comes from."""
+    """Rows that ask which of 4 to 8 numbered paragraphs a sentence comes from.
+
+    Every paragraph ends with its number. The last sentence, which its number follows, and any other take turns: easy,
+    hard.
+    """
     rows = []
     for number in range(num_rows):
         rng = random.Random(f"retrieval {seed} {number}")
-        chosen = rng.sample(paragraphs(), rng.choice((4, 5, 6, 8, 10)))
+        chosen = rng.sample(
+            [each for each in paragraphs() if len(_sentences(each[1])) > 1], rng.choice((4, 5, 6, 8))
+        )
         target = rng.randrange(len(chosen))
-        sentence = rng.choice(_sentences(chosen[target][1]))
-        context = "\n\n".join(f"Paragraph {i}: {text}" for i, (_, text) in enumerate(chosen, start=1))
+        *others, last = _sentences(chosen[target][1])
+        sentence = last if number % 2 == 0 else rng.choice(others)
+        context = "\n\n".join(f"{text} [Paragraph {i}]" for i, (_, text) in enumerate(chosen, start=1))
         rows.append(_row(context, sentence, [f"Paragraph {target + 1}"], f"retrieval-{number}"))
     return rows
 
@@ -153,6 +160,27 @@ def module_synopsis(num_rows: int, *, seed: int = 0) -> list[Row]:
     return rows
 
 
+def module_purpose(num_rows: int, *, seed: int = 0) -> list[Row]:
+    """Rows in ARC's columns: which of four synopsis lines is that of a module."""
+    synopses = {name: text for name in MODULES if (text := _synopsis(name)) is not None}
+    names = sorted(synopses)
+    rows = []
+    for number in range(num_rows):
+        rng = random.Random(f"purpose {seed} {number}")
+        name, *others = rng.sample(names, 4)
+        texts = [synopses[each] for each in (name, *others)]
+        rng.shuffle(texts)
+        rows.append(
+            {
+                "id": f"purpose-{number}",
+                "question": f"What is the Python module {name.replace('/', '.')} for?",
+                "choices": {"text": texts, "label": list("ABCD")},
+                "answerKey": "ABCD"[texts.index(synopses[name])],
+            }
+        )
+    return rows
+
+
 def section_kind(num_rows: int, *, seed: int = 0) -> list[Row]:
     """Rows that ask what kind of thing a section is about, after labelled examples of every kind."""
     kind_of = {topic: kind for kind, topics in KINDS.items() for topic in topics.split()}
@@ -171,6 +199,16 @@ def section_kind(num_rows: int, *, seed: int = 0) -> list[Row]:
         row = _row(context, f"Section: {asked}\nType:", [kind], f"kind-{number}")
         rows.append({**row, "all_classes": list(KINDS)})
     return rows
+
+
+@cache
+def _synopsis(name: str) -> str | None:
+    """First line of a module's documentation, without the module's own name in front."""
+    lines = source_lines(name)
+    doc = ast.get_docstring(ast.parse("\n".join(lines))) if lines else None
+    first = (doc or "").strip().split("\n")[0].strip()
+    first = re.sub(r"^[\w./]+(\.py)?\s*(--|-|:)\s*", "", first).rstrip(".")
+    return first[:1].upper() + first[1:] if 12 <= len(first) <= 110 else None
 
 
 @cache

@@ -25,22 +25,32 @@ def word_problems(num_rows: int, *, seed: int = 0) -> list[Row]:
 
 
 def sums(num_rows: int, *, seed: int = 0) -> list[Row]:
-    """Sums of two or three small numbers, put as questions, in the columns of MGSM."""
+    """Sums as questions in the columns of MGSM; one digit, two digits and three terms take turns."""
     import reasoning_gym
 
-    generated = reasoning_gym.create_dataset(
-        "chain_sum", size=num_rows, seed=seed, min_terms=2, max_terms=3, min_digits=1, max_digits=2
-    )
-    lead = "State the final answer to the following arithmetic problem:"
-    return [
-        {
-            "question": f"What is {str(each['question']).replace(lead, '').strip(' =')}?",
-            "answer": None,
-            "answer_number": int(each["answer"]),
-            "equation_solution": None,
-        }
-        for each in generated
-    ]
+    rows: list[Row] = []
+    shapes = ((2, 1), (2, 2), (3, 2))
+    per_shape = -(-num_rows // len(shapes))
+    made = []
+    for terms, digits in shapes:
+        # more than are needed: those with a minus are left out
+        generated = reasoning_gym.create_dataset(
+            "chain_sum", size=8 * per_shape + 8, seed=seed, min_terms=terms, max_terms=terms, min_digits=digits,
+            max_digits=digits,
+        )  # fmt: skip
+        made.append([each for each in generated if "-" not in each["question"].rpartition(":")[2]])
+    for number in range(num_rows):
+        each = made[number % len(shapes)][number // len(shapes)]
+        text = str(each["question"]).rpartition(":")[2].strip(" =")
+        rows.append(
+            {
+                "question": f"What is {text}?",
+                "answer": None,
+                "answer_number": int(each["answer"]),
+                "equation_solution": None,
+            }
+        )
+    return rows
 
 
 def human_eval(num_rows: int, *, seed: int = 0) -> list[Row]:

@@ -139,11 +139,15 @@ PACKAGES = [
     "xml/sax",
 ]
 
-_WORD = re.compile(r"[A-Za-z_]\w+")
+_SIGN = re.compile(r"\w+|[^\w\s]")
+_LIKENESS = ((0.7, 1.0), (0.7, 1.0), (0.4, 0.7), (0.0, 0.4))
 
 
 def next_line(num_rows: int, *, seed: int = 0) -> list[Row]:
-    """Rows that ask for the next line of a module, given 25 to 90 lines before it."""
+    """Rows that ask for the next line of a module, given 25 to 70 lines before it.
+
+    Lines much like an earlier one, somewhat like one, and unlike any take turns: easy, middling, hard.
+    """
     rows: list[Row] = []
     for name in _shuffled(MODULES, seed, "modules"):
         lines = source_lines(name)
@@ -152,12 +156,11 @@ def next_line(num_rows: int, *, seed: int = 0) -> list[Row]:
         rng = random.Random(f"next-line {seed} {name}")
         # one row a module: as many hands, habits and subjects as there are rows
         for index in _targets(lines, rng):
-            start = max(0, index - rng.randint(25, 90))
-            context = "\n".join(lines[start:index]) + "\n"
-            if len(context) < 900 or not _hinted(lines[index], context):
-                continue
-            rows.append(_row(context, "", lines[index], f"{name}:{index + 1}"))
-            break
+            before = lines[max(0, index - rng.randint(25, 70)) : index]
+            low, high = _LIKENESS[len(rows) % len(_LIKENESS)]
+            if sum(map(len, before)) >= 800 and low <= _likeness(lines[index], before) < high:
+                rows.append(_row("\n".join(before) + "\n", "", lines[index], f"{name}:{index + 1}"))
+                break
         if len(rows) == num_rows:
             break
     return rows
@@ -206,11 +209,11 @@ def _targets(lines: list[str], rng: random.Random) -> Iterator[int]:
     return iter(fair)
 
 
-def _hinted(line: str, context: str) -> bool:
-    """Whether most words of ``line`` were seen in its context: what can be inferred rather than guessed."""
-    words = _WORD.findall(line)
-    seen = set(_WORD.findall(context))
-    return len(words) >= 2 and sum(word in seen for word in words) >= 0.75 * len(words)
+def _likeness(line: str, before: list[str]) -> float:
+    """Largest share of words and signs that ``line`` has in common with one of the lines before it."""
+    own = set(_SIGN.findall(line))
+    others = (set(_SIGN.findall(each)) for each in before)
+    return max((len(own & each) / len(own | each) for each in others if each), default=0.0)
 
 
 def _cross_targets(package: str, user: str, lines: list[str], rng: random.Random) -> list[Row]:
