@@ -1,0 +1,89 @@
+"""``hambench profile``: where a token's time goes, by phase, and a trace to look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hambench.cli._options import model_options
+from hambench.errors import HambenchError
+
+if TYPE_CHECKING:
+    from hambench.models import TargetModel
+    from hambench.profiling import Profile
+
+PROMPT = "Write a Python function that returns the n-th Fibonacci number, and explain it step by step."
+
+
+@click.command()
+@click.option(
+    "--method", default="vanilla", show_default=True, metavar="NAME", help="With knobs: speculative[k=4]."
+)
+@click.option("--against", metavar="NAME", help="A second method, side by side.")
+@click.option("-n", "--max-new-tokens", "num_tokens", type=int, default=32, show_default=True)
+@click.option("--prompt", default=PROMPT, help="What to answer.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for a trace of each method (Perfetto opens it).",
+)
+@click.option("--json", "as_json", is_flag=True)
+@model_options
+def command(
+    method: str,
+    against: str | None,
+    num_tokens: int,
+    prompt: str,
+    out: Path | None,
+    as_json: bool,
+    **where: Any,
+) -> None:
+    """Decode one answer and show what each phase of a step costs."""
+    import dataclasses
+    import json
+
+    if num_tokens < 2:
+        raise HambenchError(f"-n must be >= 2 (the first token comes with the prefill), got {num_tokens}")
+    from hambench.models import load
+    from hambench.profile_text import render_profiles
+
+    target = load(where["model"], dtype=where["dtype"], device=where["device"])
+    names = [method] if against is None else [method, against]
+    profiles = [_profile(name, target, prompt, num_tokens, where, out) for name in names]
+    if as_json:
+        click.echo(json.dumps([dataclasses.asdict(profile) for profile in profiles]))
+    else:
+        click.echo(render_profiles(profiles))
+
+
+def _profile(
+    name: str, target: TargetModel, prompt: str, num_tokens: int, where: dict[str, Any], out: Path | None
+) -> Profile:
+    import re
+
+    from hambench.decoding import SamplingParams
+    from hambench.profiling import profile_method
+    from hambench.sweep import Sweep, config_of, split_methods
+
+    sweep = Sweep(model=where["model"], methods=split_methods(name), knobs={}, dtype=where["dtype"])
+    cell = sweep.single()
+    ids = target.tokenizer(prompt)["input_ids"] if target.tokenizer else [1] * 16
+    method = config_of(cell).build(target)
+    trace = (
+        None
+        if out is None
+        else out / f"{re.sub(r'[^A-Za-z0-9.=]+', '-', cell.label).strip('-')}.trace.json.gz"
+    )
+    profile = profile_method(
+        method,
+        ids,
+        SamplingParams(max_new_tokens=num_tokens),
+        device=str(target.device),
+        weight_bytes=target.weight_bytes,
+        trace_to=trace,
+    )
+    if trace is not None:
+        click.echo(f"trace: {trace}", err=True)
+    return profile

@@ -1,0 +1,63 @@
+"""Profiles as text: one table of phases, for one method or two side by side."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from hambench.profiling import Profile
+
+
+def render_profiles(profiles: Sequence[Profile], *, width: int = 110) -> str:
+    """Milliseconds and share per phase of each profile, phases of all profiles in one column."""
+    paths = {path: 0.0 for profile in profiles for path in sorted(row.path for row in profile.rows)}
+    for profile in profiles:
+        for row in profile.rows:
+            paths[row.path] = max(paths[row.path], row.seconds / profile.wall_s)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("phase of decoding")
+    for profile in profiles:
+        table.add_column(f"{profile.method}\nms a token", justify="right")
+        table.add_column("share", justify="right")
+        table.add_column("calls", justify="right")
+    for path in sorted(paths, key=lambda path: -paths[path]):
+        table.add_row(" › ".join(path), *(text for profile in profiles for text in _cells(profile, path)))
+    totals = [
+        text
+        for profile in profiles
+        for text in (
+            f"{1e3 * profile.accounted_s / profile.num_tokens:.3f}",
+            f"{profile.accounted_s / profile.wall_s:.1%}",
+            "",
+        )
+    ]
+    table.add_row("total, of the wall time", *totals)
+    out = io.StringIO()
+    console = Console(file=out, width=width, no_color=True, highlight=False, markup=False, emoji=False)
+    console.print(table)
+    console.print()
+    for profile in profiles:
+        console.print(_summary(profile), soft_wrap=True)
+    return out.getvalue().rstrip("\n")
+
+
+def _cells(profile: Profile, path: tuple[str, ...]) -> tuple[str, str, str]:
+    row = next((row for row in profile.rows if row.path == path), None)
+    if row is None:
+        return "–", "–", "–"
+    milliseconds = 1e3 * row.seconds / profile.num_tokens
+    return f"{milliseconds:.3f}", f"{row.seconds / profile.wall_s:.1%}", str(row.calls)
+
+
+def _summary(profile: Profile) -> str:
+    recorded = profile.wall_s / profile.plain_wall_s - 1
+    peak = profile.peak_memory_bytes
+    return (
+        f"{profile.method}: {profile.num_tokens} tokens in {profile.plain_wall_s * 1e3:.1f} ms plain "
+        f"({recorded:+.1%} while recorded), prefill {profile.prefill_s * 1e3:.1f} ms; weights "
+        f"{profile.weight_bytes / 1e6:.0f} MB + {profile.extra_weight_bytes / 1e6:.0f} MB of its own, cache "
+        f"{profile.kv_bytes / 1e6:.2f} MB, peak {'not available' if peak is None else f'{peak / 1e6:.0f} MB'}"
+    )

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import gzip
+import importlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hambench.decoding import SamplingParams
+from hambench.profile_text import render_profiles
+from hambench.profiling import ELSE, POINTS, Profile, Recorder, phase, profile_method, recording
+from hambench.registry import method_config
+
+PARAMS = SamplingParams(max_new_tokens=12)
+
+
+def resolve(module: str, attribute: str) -> object:
+    found: Any = importlib.import_module(module)
+    for part in attribute.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def profiled(target: Any, name: str, **options: Any) -> Profile:
+    method = method_config(name)().build(target)
+    return profile_method(method, [3, 1, 4, 1, 5], PARAMS, **options)
+
+
+def test_a_phase_outside_a_recording_does_nothing_and_inside_it_counts() -> None:
+    with phase("alone"):
+        pass
+    with recording(Recorder()) as recorder:
+        for _ in range(3):
+            with phase("outer"), phase("inner"):
+                pass
+    assert recorder.calls == {("outer",): 3, ("outer", "inner"): 3}
+
+
+def test_time_inside_a_phase_belongs_to_the_innermost() -> None:
+    with recording(Recorder()) as recorder, phase("outer"):
+        with phase("inner"):
+            time.sleep(0.05)
+        time.sleep(0.01)
+    inner, outer = recorder.seconds["outer", "inner"], recorder.seconds["outer",]
+    assert inner >= 0.05
+    assert 0.01 <= outer < inner
+
+
+def test_a_phase_decorates_functions_and_survives_errors() -> None:
+    @phase("failing")
+    def fail() -> None:
+        raise KeyError("x")
+
+    with recording(Recorder()) as recorder:
+        for _ in range(2):
+            with pytest.raises(KeyError):
+                fail()
+        with phase("after"):
+            pass
+    assert recorder.calls == {("failing",): 2, ("after",): 1}
+
+
+def test_a_device_is_waited_for_at_both_ends_of_a_phase() -> None:
+    waits: list[int] = []
+    with recording(Recorder(synchronize=lambda: waits.append(1))), phase("a"), phase("b"):
+        pass
+    assert len(waits) == 4
+
+
+def test_every_point_exists_and_is_itself_again_after_a_recording() -> None:
+    before = [resolve(module, attribute) for module, attribute, _ in POINTS]
+    with recording(Recorder()):
+        assert resolve(*POINTS[0][:2]) is not before[0]
+    assert [resolve(module, attribute) for module, attribute, _ in POINTS] == before
+
+
+def test_recordings_do_not_nest() -> None:
+    with recording(Recorder()), pytest.raises(RuntimeError, match="already"), recording(Recorder()):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("vanilla", {("forward", "layers"), ("forward", "lm head"), ("sample",)}),
+        (
+            "speculative",
+            {("draft", "forward", "layers"), ("verify", "forward", "layers"), ("verify", "accept")},
+        ),
+        ("prompt_lookup", {("draft",), ("verify", "forward", "layers")}),
+    ],
+)
+def test_phases_of_each_method_add_up_to_the_wall_time(
+    target: Any, name: str, expected: set[tuple[str, ...]]
+) -> None:
+    profile = profiled(target, name)
+    assert expected | {(ELSE,)} <= {row.path for row in profile.rows}
+    assert profile.accounted_s == pytest.approx(profile.wall_s, rel=0.03)
+    assert all(row.seconds >= 0 for row in profile.rows)
+    assert profile.num_tokens == PARAMS.max_new_tokens - 1
+    assert profile.prefill_s > 0
+
+
+def test_vanilla_runs_each_part_once_a_token(target: Any) -> None:
+    calls = {row.path: row.calls for row in profiled(target, "vanilla").rows}
+    assert calls["forward",] == calls["forward", "lm head"] == calls["sample",] == PARAMS.max_new_tokens - 1
+
+
+def test_the_trace_is_chromes_format_and_holds_the_phases(target: Any, tmp_path: Path) -> None:
+    path = tmp_path / "new" / "vanilla.trace.json.gz"
+    profiled(target, "vanilla", trace_to=path)
+    with gzip.open(path, "rt") as file:
+        events = json.load(file)["traceEvents"]
+    names = {event.get("name") for event in events}
+    assert {"prefill", "decode", "forward", "lm head"} <= names
+
+
+def test_a_phase_that_is_not_recorded_costs_less_than_a_two_thousandth_of_a_tiny_models_step(
+    target: Any,
+) -> None:
+    def best(run: Any, repeats: int) -> float:
+        times = []
+        for _ in range(repeats):
+            began = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - began)
+        return min(times)
+
+    def thousand() -> None:
+        for _ in range(1000):
+            with phase("off"):
+                pass
+
+    session = method_config("vanilla")().build(target).start([1, 2, 3], SamplingParams(max_new_tokens=100))
+    session.prefill()
+    # ten phases a step then cost less than 0.5 %, on a model thousands of times smaller than any that is measured
+    assert best(thousand, 20) / 1000 < best(session.step, 50) / 2000
+
+
+def test_the_table_shows_two_methods_side_by_side(target: Any) -> None:
+    text = render_profiles([profiled(target, "vanilla"), profiled(target, "speculative")])
+    assert "vanilla" in text
+    assert "draft › forward › layers" in text
+    assert "–" in text
+    total = next(line for line in text.splitlines() if line.startswith("total"))
+    assert total.count("100.0%") + total.count("99.") == 2
