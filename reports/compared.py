@@ -23,18 +23,25 @@ def compare_with_baseline(view: View) -> dict[tuple[str, str, str], Comparison]:
     }
 
 
+def effect_of(comparison: Comparison | None) -> Estimate | None:
+    """The effect as it is shown: without an interval where both gave the same tokens and nothing is uncertain."""
+    if comparison is None or comparison.effect is None:
+        return None
+    effect = comparison.effect
+    if comparison.metric == "accuracy" and comparison.verdict == "equivalent" and effect.value == 0:
+        return Estimate(value=effect.value, n=effect.n)
+    return effect
+
+
 def around(value: float, comparison: Comparison) -> Estimate:
     """A cell's own value with the interval of its paired comparison, on the value's scale.
 
     What two settings share (hard questions, slow prompts) is in neither's way here, so these bars answer "does it
     differ from the baseline?", which the interval of a value on its own does not.
     """
-    effect = comparison.effect
+    effect = effect_of(comparison)
     if effect is None or effect.low is None or effect.high is None:
-        return Estimate(value=value)
-    if comparison.verdict == "equivalent" and effect.value == 0:
-        # the same tokens: there is no difference to be uncertain about
-        return Estimate(value=value, n=effect.n)
+        return Estimate(value=value, n=effect.n if effect else 0)
     if comparison.metric == "accuracy":
         low, high = value + effect.low - effect.value, value + effect.high - effect.value
         return Estimate(value=value, low=max(0.0, low), high=min(100.0, high), n=effect.n)

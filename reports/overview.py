@@ -9,6 +9,7 @@ from matplotlib.ticker import FuncFormatter
 
 from hambench.groups import ALL
 from hambench.records import Comparison
+from hambench.reports.compared import effect_of
 from hambench.reports.pareto_figure import PAPER_MARGIN
 from hambench.reports.plate import BAND, INK, LINE, MUTED, PAGE, Plate, padded
 from hambench.reports.values import Column, Figure, Table, clip, listing, number_cell, text_cell
@@ -75,8 +76,7 @@ def _panel(plate: Plate, ax: Axes, view: View, cells: Sequence[CellView], metric
     values = [neutral]
     for cell in cells:
         comparison = view.compared(cell, metric)
-        if comparison is not None and comparison.effect is not None:
-            e = comparison.effect
+        if (e := effect_of(comparison)) is not None:
             values += [v for v in (e.value, e.low, e.high) if v is not None]
     ax.set_xlim(*padded(values, share=0.07, floor=None if metric == "accuracy" else 0.0))
     ax.set_ylim(len(cells) - 0.5, -0.5)
@@ -95,7 +95,7 @@ def _panel(plate: Plate, ax: Axes, view: View, cells: Sequence[CellView], metric
 
 
 def _row(plate: Plate, ax: Axes, row: int, cell: CellView, comparison: Comparison) -> None:
-    effect = comparison.effect
+    effect = effect_of(comparison)
     assert effect is not None
     colour = cell.style.colour
     if effect.low is not None and effect.high is not None:
@@ -137,7 +137,7 @@ def _table(view: View, cells: Sequence[CellView], name: str) -> Table:
         row = [text_cell(cell.label)]
         for metric, _ in PANELS:
             comparison = view.compared(cell, metric)
-            effect = comparison.effect if comparison else None
+            effect = effect_of(comparison)
             row += [
                 number_cell(effect.value if effect else None, metric=f"{metric}_effect"),
                 number_cell(effect.low if effect else None),

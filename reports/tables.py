@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hambench.groups import ALL, group_title
 from hambench.records import Estimate
+from hambench.reports.compared import effect_of
 from hambench.reports.values import (
     ABSENT,
     Column,
@@ -69,19 +70,20 @@ def task_table(view: View) -> Table:
 def _row(view: View, cell: CellView, group: str) -> tuple[TableCell, ...]:
     m = view.measured(cell, group)
     speed, accuracy = view.compared(cell, "tps", group), view.compared(cell, "accuracy", group)
+    ratio, delta = effect_of(speed), effect_of(accuracy)
     return (
         number_cell(m.num_samples, str(m.num_samples), metric="num_samples"),
         _accuracy(m.accuracy),
         number_cell(
-            accuracy.effect.value if accuracy and accuracy.effect else None,
-            _with_interval(accuracy.effect, 1, as_signed=True) if accuracy and accuracy.effect else None,
+            delta.value if delta else None,
+            _with_interval(delta, 1, as_signed=True) if delta else None,
             metric="accuracy_delta",
         ),
         _verdict(accuracy.verdict if accuracy else None, ACCURACY_WORDS),
         number_cell(m.tps, None if m.tps is None else f"{m.tps:.1f}", metric="tps"),
         number_cell(
-            speed.effect.value if speed and speed.effect else None,
-            _with_interval(speed.effect, 2) + "" if speed and speed.effect else None,
+            ratio.value if ratio else None,
+            _with_interval(ratio, 2) if ratio else None,
             metric="tps_ratio",
         ),
         _verdict(speed.verdict if speed else None, SPEED_WORDS),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from hambench.groups import ALL
 from hambench.records import Comparison, Estimate
-from hambench.reports.values import listing, signed
+from hambench.reports.compared import effect_of
+from hambench.reports.values import ABSENT, listing, signed
 from hambench.reports.view import CellView, View
 
 SYMBOLS = {"better": "▲", "worse": "▼", "equivalent": "≈", "inconclusive": "?", "not comparable": "✕"}
@@ -163,36 +165,36 @@ def stats(view: View, cell: CellView) -> tuple[Stat, ...]:
         acc = measured.accuracy
         return (
             Stat(
-                "decode speed", "–" if measured.tps is None else f"{measured.tps:.1f}", "tokens/s", "", "", ""
+                "decode speed",
+                ABSENT if measured.tps is None else f"{measured.tps:.1f}",
+                "tokens/s",
+                "",
+                "",
+                "",
             ),
-            Stat("accuracy", "–" if acc is None else f"{acc.value:.1f}", _interval(acc, 1, "pt"), "", "", ""),
+            Stat(
+                "accuracy", ABSENT if acc is None else f"{acc.value:.1f}", _interval(acc, 1, "pt"), "", "", ""
+            ),
             Stat("KV per answer", _mib(measured.kv_bytes), "MiB, mean of peaks", "", "", ""),
         )
     tps, accuracy, kv = (view.compared(cell, metric) for metric in ("tps", "accuracy", "kv_bytes"))
     return (
-        _stat(
-            "decode speed",
-            tps,
-            SPEED_WORDS,
-            "" if not tps or not tps.effect else f"{tps.effect.value:.2f}×",
-            2,
-        ),
-        _stat(
-            "accuracy",
-            accuracy,
-            ACCURACY_WORDS,
-            "" if not accuracy or not accuracy.effect else f"{signed(accuracy.effect.value)} pt",
-            1,
-        ),
-        _stat(
-            "KV memory", kv, KV_WORDS, "" if not kv or not kv.effect else percent_change(kv.effect.value), 3
-        ),
+        _stat("decode speed", tps, SPEED_WORDS),
+        _stat("accuracy", accuracy, ACCURACY_WORDS),
+        _stat("KV memory", kv, KV_WORDS),
     )
 
 
 def percent_change(ratio: float) -> str:
     """A ratio as a change: ``−31 %``."""
     return f"{signed(100 * (ratio - 1), 0 if abs(ratio - 1) >= 0.1 else 1)} %"
+
+
+_SHOW: dict[str, Callable[[float], str]] = {
+    "tps": lambda value: f"{value:.2f}",
+    "accuracy": signed,
+    "kv_bytes": percent_change,
+}
 
 
 def points_text(estimate: Estimate) -> str:
@@ -221,36 +223,40 @@ def _effect(view: View, cell: CellView, metric: str) -> float:
     return comparison.effect.value
 
 
-def _stat(title: str, comparison: Comparison | None, words: dict[str, str], value: str, digits: int) -> Stat:
-    if comparison is None or comparison.effect is None:
-        return Stat(title, "–", "", comparison.reason if comparison else "nothing to compare", "✕", "warn")
-    return Stat(
-        title,
-        value,
-        _interval(comparison.effect, digits, "", as_signed=comparison.metric == "accuracy"),
-        words[comparison.verdict],
-        SYMBOLS[comparison.verdict],
-        TONES[comparison.verdict],
+def _stat(title: str, comparison: Comparison | None, words: dict[str, str]) -> Stat:
+    effect = effect_of(comparison)
+    if comparison is None or effect is None:
+        return Stat(title, ABSENT, "", comparison.reason if comparison else "nothing to compare", "✕", "warn")
+    show = _SHOW[comparison.metric]
+    interval = ""
+    if effect.low is not None and effect.high is not None and show(effect.low) != show(effect.high):
+        interval = f"[{show(effect.low)}, {show(effect.high)}]"
+    word = (
+        words[comparison.verdict].removeprefix("speed ").removeprefix("accuracy ").removesuffix(" KV memory")
     )
+    unit = {"tps": "×", "accuracy": " pt", "kv_bytes": ""}[comparison.metric]
+    value = f"{show(effect.value)}{unit}"
+    return Stat(title, value, interval, word, SYMBOLS[comparison.verdict], TONES[comparison.verdict])
 
 
 def _interval(estimate: Estimate | None, digits: int, unit: str, *, as_signed: bool = False) -> str:
-    if estimate is None or estimate.low is None or estimate.high is None or estimate.low == estimate.high:
+    if estimate is None or estimate.low is None or estimate.high is None:
         return unit
     show = (lambda v: signed(v, digits)) if as_signed else (lambda v: f"{v:.{digits}f}")
     return f"[{show(estimate.low)}, {show(estimate.high)}] {unit}".strip()
 
 
 def _ratio(comparison: Comparison | None) -> str:
-    if comparison is None or comparison.effect is None:
-        return "–"
-    return f"{comparison.effect.value:.2f}× {_interval(comparison.effect, 2, '')}".strip()
+    effect = effect_of(comparison)
+    return ABSENT if effect is None else f"{effect.value:.2f}× {_interval(effect, 2, '')}".strip()
 
 
 def _points(comparison: Comparison) -> str:
-    assert comparison.effect is not None
+    effect = effect_of(comparison)
     return (
-        f"{signed(comparison.effect.value)} pt {_interval(comparison.effect, 1, '', as_signed=True)}".strip()
+        ABSENT
+        if effect is None
+        else f"{signed(effect.value)} pt {_interval(effect, 1, '', as_signed=True)}".strip()
     )
 
 
@@ -269,4 +275,4 @@ def _why(comparison: Comparison) -> str:
 
 
 def _mib(value: float | None) -> str:
-    return "–" if value is None else f"{value / 2**20:.1f}"
+    return ABSENT if value is None else f"{value / 2**20:.1f}"
