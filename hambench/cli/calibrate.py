@@ -1,0 +1,57 @@
+"""``hambench calibrate``: how much this machine differs from itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command(
+    epilog="""
+\b
+Examples:
+  hambench calibrate
+  hambench calibrate --method prompt_lookup --blocks 16
+"""
+)
+@click.option(
+    "--config", type=click.Path(path_type=Path), help="By default ./hambench.toml, if there is one."
+)
+@click.option("--method", default="vanilla", show_default=True, help="The method on both sides.")
+@click.option("--model", help="By default that of [gate.speed].")
+@click.option("--blocks", type=int, help="By default those of [gate.speed].")
+@click.option("--noise", type=click.Path(path_type=Path), help="Where to keep the result; a cache folder.")
+def command(
+    config: Path | None, method: str, model: str | None, blocks: int | None, noise: Path | None
+) -> None:
+    """Gate a method against itself, and keep what that shows as this machine's noise floor.
+
+    `hambench gate` refuses a threshold below the floor of its machine.
+    """
+    import msgspec
+
+    from hambench.cli.gate import default_noise
+    from hambench.gate import calibrate
+    from hambench.gating.checks import CrashedError, ExitCode, IncompleteError
+    from hambench.gating.config import FILE, SpeedGate, read_config
+    from hambench.gating.noise import save_calibration
+
+    path = config or (Path(FILE) if Path(FILE).is_file() else None)
+    gate = (read_config(path).speed if path is not None else None) or SpeedGate()
+    given = {name: value for name, value in (("model", model), ("blocks", blocks)) if value is not None}
+    gate = msgspec.structs.replace(gate, **given)
+    try:
+        found = calibrate(gate, method, say=lambda line: click.echo(line, err=True))
+    except CrashedError as error:
+        click.echo(f"hambench: crashed: {error}", err=True)
+        raise click.exceptions.Exit(int(ExitCode.CRASHED)) from error
+    except IncompleteError as error:
+        click.echo(f"hambench: {error}", err=True)
+        raise click.exceptions.Exit(int(ExitCode.INCOMPLETE)) from error
+    kept = save_calibration(noise if noise is not None else default_noise(), found)
+    click.echo(f"{found.method} on {found.model}, {found.machine}: {found.num_blocks} blocks of itself")
+    click.echo(f"seen where nothing differs: {100 * found.effect:+.2f} %, spread of a block {found.sd:.2%}")
+    for number in (6, 10, 16, 24):
+        click.echo(f"noise floor with {number:2d} blocks: {found.floor(number):.1%}")
+    click.echo(f"kept in {kept}")

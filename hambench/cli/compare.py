@@ -1,0 +1,54 @@
+"""``hambench compare``: two stored runs, base against head."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hambench.cli._outcome import EXIT_CODES, finish, outcome_options
+
+if TYPE_CHECKING:
+    from hambench.gating.checks import Outcome
+
+
+@click.command(
+    epilog=EXIT_CODES
+    + """
+\b
+Examples:
+  hambench compare runs/main runs/branch
+  hambench compare runs/main runs/branch --markdown comment.md --junit compare.xml
+"""
+)
+@click.argument("base", type=click.Path(path_type=Path))
+@click.argument("head", type=click.Path(path_type=Path))
+@click.option(
+    "--config", type=click.Path(path_type=Path), help="A hambench.toml; by default the one here, if any."
+)
+@outcome_options
+def command(base: Path, head: Path, config: Path | None, **options: Any) -> None:
+    """Compare run HEAD with run BASE: counts exactly, accuracy by sample, speed as advice.
+
+    Two runs are two moments of a machine, so a speed decides only where hambench.toml declares it; measure both in
+    turns with `hambench gate`.
+    """
+
+    def make() -> Outcome:
+        from dataclasses import replace
+
+        from hambench.compare import compare_runs, load_side
+        from hambench.gating.config import FILE, GateConfig, decide, read_config
+        from hambench.verdicts import Margins
+
+        path = config or (Path(FILE) if Path(FILE).is_file() else None)
+        gate = read_config(path) if path is not None else GateConfig()
+        runs = load_side(base, "base"), load_side(head, "head")
+        margins = replace(Margins.of(runs[0]), accuracy=gate.margin)
+        outcome = compare_runs(*runs, margins=margins)
+        scored = bool(runs[0].scores or runs[1].scores)
+        classes = ("exact", "accuracy") if scored else ("exact",)
+        return decide(outcome, gate.primary, kind="compare", classes=classes)  # type: ignore[arg-type]
+
+    finish(make, **options)

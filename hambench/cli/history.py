@@ -1,0 +1,229 @@
+"""``hambench history``: what methods were worth over time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hambench.errors import HambenchError
+
+if TYPE_CHECKING:
+    from hambench.history import Entry, History
+
+root_option = click.option(
+    "--root",
+    type=click.Path(path_type=Path),
+    default=Path("history"),
+    show_default=True,
+    help="Folder of the history: in a branch, an artifact, a mounted disk.",
+)
+
+
+@click.group(
+    epilog="""
+\b
+Examples:
+  hambench history add runs/nightly
+  hambench history show --cell 'speculative*'
+  hambench history pin release-1.2 RUN_ID
+  hambench history annotate "new cooling" --at 2026-01-31 --break
+"""
+)
+def command() -> None:
+    """Keep runs as files that are written once, and watch the ratio to vanilla move."""
+
+
+@command.command()
+@root_option
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+def add(root: Path, runs: tuple[Path, ...]) -> None:
+    """Add finished RUNS; adding one twice changes nothing."""
+    from hambench.gating.checks import IncompleteError
+    from hambench.history import add as add_entry
+    from hambench.history import entry_of
+    from hambench.store import load_run
+
+    for folder in runs:
+        try:
+            path, new = add_entry(root, entry_of(load_run(folder)))
+        except IncompleteError as error:
+            click.echo(f"hambench: {error}", err=True)
+            raise click.exceptions.Exit(3) from error
+        click.echo(f"{path}{'' if new else ': was there already'}")
+
+
+@command.command(name="list")
+@root_option
+@click.option("--json", "as_json", is_flag=True)
+def list_(root: Path, as_json: bool) -> None:
+    """List the runs, oldest first, with pins and annotations."""
+    import json
+
+    history = _load(root)
+    pins: dict[str, list[str]] = {}
+    for name, pin in history.pins.items():
+        pins.setdefault(pin.run_id, []).append(name)
+    for entry in history.entries:
+        names = pins.get(entry.run_id, [])
+        if as_json:
+            fields = {
+                "run_id": entry.run_id,
+                "created_at": entry.created_at,
+                "commit": entry.commit,
+                "machine": entry.machine,
+                "suite": entry.suite,
+                "model": entry.model,
+                "pins": names,
+            }
+            click.echo(json.dumps(fields))
+            continue
+        pinned = f"  [{', '.join(names)}]" if names else ""
+        commit = (entry.commit or "no commit")[:8]
+        click.echo(
+            f"{entry.created_at[:16]}  {commit}  {entry.machine}  {entry.suite}  {entry.run_id}{pinned}"
+        )
+    if as_json:
+        return
+    for made in history.annotations:
+        click.echo(f"{made.at[:16]}  {'break: ' if made.breaks else ''}{made.text}")
+    if not history.entries:
+        click.echo("no runs")
+
+
+@command.command()
+@root_option
+@click.option("--machine", help="By default every machine, each by itself.")
+@click.option("--suite", help="By default every suite, each by itself.")
+@click.option("--metric", default="tps_ratio", show_default=True, help="A tracked metric, or *.")
+@click.option("--cell", default="*", show_default=True, help="A cell; * stands for anything.")
+@click.option(
+    "--threshold", type=float, default=0.02, show_default=True, help="Smallest change worth a word."
+)
+@click.option(
+    "--gate-history", is_flag=True, help="Exit with 1 if the newest run of a series confirms a loss."
+)
+@click.option("--json", "as_json", is_flag=True)
+def show(root: Path, machine: str | None, suite: str | None, as_json: bool, **options: Any) -> None:
+    """Show series, their shifts and how far each is from its pins."""
+    history = _load(root)
+    groups: dict[tuple[str, str], list[Entry]] = {}
+    for entry in history.entries:
+        if machine in (None, entry.machine) and suite in (None, entry.suite):
+            groups.setdefault((entry.machine, entry.suite), []).append(entry)
+    if not groups:
+        click.echo("no runs of that machine and suite")
+        raise click.exceptions.Exit(3)
+    lost = [_show(history, key, entries, as_json=as_json, **options) for key, entries in groups.items()]
+    if options["gate_history"]:
+        if history.problems:
+            raise click.exceptions.Exit(3)
+        if any(lost):
+            raise click.exceptions.Exit(1)
+
+
+@command.command()
+@root_option
+@click.argument("name")
+@click.argument("run_id")
+@click.option("--note", default="")
+def pin(root: Path, name: str, run_id: str, note: str) -> None:
+    """Give run RUN_ID the NAME that later runs are compared with."""
+    from hambench.history import pin as make_pin
+
+    made = make_pin(_load(root), name, run_id, note=note)
+    click.echo(f"{made.name}: {made.run_id}")
+
+
+@command.command()
+@root_option
+@click.argument("text")
+@click.option("--at", help="UTC time it speaks of; by default now.")
+@click.option("--break", "breaks", is_flag=True, help="Every series starts anew there.")
+@click.option("--machine", help="Only this machine.")
+def annotate(root: Path, text: str, at: str | None, breaks: bool, machine: str | None) -> None:
+    """Remark TEXT at a point in time."""
+    from hambench.history import annotate as make_annotation
+
+    made = make_annotation(root, text, at=at, breaks=breaks, machine=machine)
+    click.echo(f"{made.at[:16]}  {made.text}")
+
+
+@command.command()
+@root_option
+@click.option("--keep", type=int, required=True, help="Newest runs of each machine and suite to keep.")
+@click.option("--yes", is_flag=True, help="Delete; without it the files are only listed.")
+def prune(root: Path, keep: int, yes: bool) -> None:
+    """Delete old runs; pinned ones stay."""
+    from hambench.history import prune as old_files
+
+    files = old_files(_load(root), keep=keep)
+    for path in files:
+        click.echo(path)
+        if yes:
+            path.unlink()
+    click.echo(
+        f"{len(files)} {'deleted' if yes else 'would go: repeat with --yes'}"
+        if files
+        else "nothing to delete"
+    )
+
+
+@command.command()
+@root_option
+def verify(root: Path) -> None:
+    """Read every file and check its digest; exit code 3 if one can't be used."""
+    from hambench.history import load_history
+
+    history = load_history(root)
+    for problem in history.problems:
+        click.echo(problem)
+    click.echo(f"{len(history.entries)} runs, {len(history.problems)} problems")
+    if history.problems:
+        raise click.exceptions.Exit(3)
+
+
+def _load(root: Path) -> History:
+    from hambench.history import load_history
+
+    history = load_history(root)
+    for problem in history.problems:
+        click.echo(f"hambench: left out: {problem}", err=True)
+    return history
+
+
+def _show(
+    history: History,
+    key: tuple[str, str],
+    entries: Sequence[Entry],
+    *,
+    metric: str,
+    cell: str,
+    threshold: float,
+    gate_history: bool,
+    as_json: bool,
+) -> bool:
+    """Prints the series of one machine and suite; whether one was just lost."""
+    import json
+
+    from hambench.gating.config import like
+    from hambench.history import series_names
+    from hambench.shifts import describe_series
+
+    if not 0 < threshold < 1:
+        raise HambenchError(f"threshold must be between 0 and 1, got {threshold:g}")
+    if not as_json:
+        click.echo(f"{key[0]}  {key[1]}")
+    lost = False
+    for name, label in series_names(entries):
+        if not (like(metric, name) and like(cell, label)):
+            continue
+        series = describe_series(history, entries, name, label, threshold=threshold)
+        lost = lost or series.lost
+        if as_json:
+            click.echo(json.dumps({"machine": key[0], "suite": key[1], **series.as_dict()}))
+        else:
+            click.echo("\n".join(f"  {line}" for line in series.lines()))
+    return lost

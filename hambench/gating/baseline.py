@@ -1,0 +1,141 @@
+"""The exact gate: counts of the toy model, measured now, against a baseline file that is committed and reviewed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from hambench.errors import HambenchError
+from hambench.gating.checks import Check, CrashedError, IncompleteError, Outcome
+from hambench.gating.exact import Answer, answer_of, compare_answers
+
+SCHEMA_VERSION = 1
+DEFAULT_METHODS = (
+    "vanilla",
+    "speculative[k=2]",
+    "speculative[k=4]",
+    "speculative[k=4,kv=shared]",
+    "prompt_lookup",
+)
+REGENERATE = "commit the output of `hambench gate --only exact --update-baseline`"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExactBaseline:
+    """Answers of every cell, and what they were answers to."""
+
+    schema_version: int
+    workload: str
+    """Hash of model, prompts and limit: other work has other counts."""
+    smallest_margin: float
+    """Smallest gap between the two largest logits of any row: well above rounding, or ids could differ by machine."""
+    cells: dict[str, tuple[Answer, ...]]
+
+
+def measure_exact(methods: Sequence[str]) -> ExactBaseline:
+    """Decodes the toy's prompts with every method, in this process and on one thread.
+
+    Raises:
+        HambenchError: For an unknown method or knob.
+        CrashedError: If a method fails.
+    """
+    import torch
+
+    from hambench.decoding import SamplingParams
+    from hambench.engine import generate
+    from hambench.gating import toy
+    from hambench.generation import torch_threads
+    from hambench.sweep import Sweep, config_of
+
+    cells = Sweep(model=toy.NAME, methods=tuple(methods), dtype="float32").expand().cells
+    target = toy.load_toy()
+    answers: dict[str, tuple[Answer, ...]] = {}
+    with torch_threads(1), torch.inference_mode(), toy.watched_margins(target) as smallest_margin:
+        for cell in cells:
+            try:
+                method = config_of(cell).build(target)
+                answers[cell.label] = tuple(
+                    answer_of(
+                        generate(method, ids, SamplingParams(max_new_tokens=toy.MAX_NEW_TOKENS)),
+                        sample_id=name,
+                        prompt_hash=toy.workload_hash(),
+                    )
+                    for name, ids in toy.prompts().items()
+                )
+            except (RuntimeError, ValueError, ArithmeticError, LookupError, TypeError) as error:
+                raise CrashedError(f"{cell.label}: {type(error).__name__}: {error}") from error
+        margin = smallest_margin()
+    return ExactBaseline(
+        schema_version=SCHEMA_VERSION,
+        workload=toy.workload_hash(),
+        smallest_margin=round(margin, 6),
+        cells=answers,
+    )
+
+
+def compare_exact(base: ExactBaseline, head: ExactBaseline, *, name: str) -> Outcome:
+    """Every count of every cell, against the baseline file."""
+    checks: list[Check] = []
+    if base.workload != head.workload:
+        raise IncompleteError(f"{name} was made with other prompts or another toy model: {REGENERATE}")
+    for cell, answers in base.cells.items():
+        checks += compare_answers(cell, answers, head.cells.get(cell, ()), regenerate=REGENERATE)
+    added = [cell for cell in head.cells if cell not in base.cells]
+    for cell in added:
+        checks += compare_answers(cell, (), head.cells[cell])
+    notes = [f"{cell} is not in {name} yet: {REGENERATE}" for cell in added]
+    if not base.cells:
+        raise IncompleteError(f"{name} holds no cell: {REGENERATE}")
+    return Outcome(
+        title="Exact counts",
+        base=name,
+        head="this code",
+        checks=tuple(checks),
+        notes=tuple(notes),
+        suite="exact",
+    )
+
+
+def read_baseline(path: Path) -> ExactBaseline:
+    """A baseline file.
+
+    Raises:
+        IncompleteError: If there is none.
+        HambenchError: If it can't be read.
+    """
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise IncompleteError(f"there is no baseline {path}: {REGENERATE}") from None
+    except OSError as error:
+        raise HambenchError(f"can't read {path}: {error.strerror}") from error
+    try:
+        version = msgspec.json.decode(raw, type=dict[str, Any]).get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise IncompleteError(
+                f"{path} has schema {version}, this hambench reads {SCHEMA_VERSION}: {REGENERATE}"
+            )
+        return msgspec.json.decode(raw, type=ExactBaseline)
+    except msgspec.DecodeError as error:
+        raise HambenchError(f"{path} is not a baseline: {error}") from error
+
+
+def format_baseline(baseline: ExactBaseline) -> str:
+    """The file's text: an answer a line, so that a reviewer sees in the diff which answer changed."""
+    head: Mapping[str, Any] = {
+        "schema_version": baseline.schema_version,
+        "workload": baseline.workload,
+        "smallest_margin": baseline.smallest_margin,
+    }
+    cells = []
+    for label, answers in sorted(baseline.cells.items()):
+        lines = ",\n".join(f"      {msgspec.json.encode(answer).decode()}" for answer in answers)
+        cells.append(f"    {json.dumps(label)}: [\n{lines}\n    ]")
+    fields = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
+    body = ",\n".join(cells)
+    return "{\n" + ",\n".join(fields) + ',\n  "cells": {\n' + body + "\n  }\n}\n"

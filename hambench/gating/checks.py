@@ -1,0 +1,197 @@
+"""A check is one metric of one cell, base against head; an outcome is all of them and the exit code they give."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from hambench.errors import HambenchError
+from hambench.groups import ALL
+from hambench.metrics import Better, MetricClass
+from hambench.records import Estimate
+from hambench.records import Verdict as PairVerdict
+
+Verdict = Literal["regressed", "improved", "equivalent", "inconclusive", "not comparable"]
+
+WORST_FIRST: tuple[Verdict, ...] = (
+    "regressed",
+    "not comparable",
+    "inconclusive",
+    "improved",
+    "equivalent",
+)
+
+FROM_PAIR: dict[PairVerdict, Verdict] = {
+    "better": "improved",
+    "worse": "regressed",
+    "equivalent": "equivalent",
+    "inconclusive": "inconclusive",
+    "not comparable": "not comparable",
+}
+"""The words of one run's comparisons, as words about a change."""
+
+
+class ExitCode(enum.IntEnum):
+    """What a job learns from ``compare`` and ``gate``; 2 is a usage error."""
+
+    FINE = 0
+    REGRESSED = 1
+    USAGE = 2
+    INCOMPLETE = 3
+    UNDECIDED = 4
+    CRASHED = 5
+
+
+class IncompleteError(HambenchError):
+    """Nothing was measured, or there is nothing to compare it with: exit code 3, never a pass."""
+
+
+class CrashedError(HambenchError):
+    """A benchmark process died: exit code 5."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One metric of one cell, base against head."""
+
+    cell: str
+    metric: str
+    metric_class: MetricClass
+    verdict: Verdict
+    better: Better = "higher"
+    unit: str = ""
+    group: str = ALL
+    base: float | None = None
+    head: float | None = None
+    effect: Estimate | None = None
+    """Head / base for speeds, bytes and counts; head - base in points for accuracy."""
+    threshold: float | None = None
+    """Smallest effect worth a word: relative, or points for accuracy; 0 for counts."""
+    p_value: float | None = None
+    minimum_detectable_effect: float | None = None
+    primary: bool = False
+    """Whether the exit code depends on it; the others are advisory."""
+    reason: str = ""
+
+    @property
+    def loss(self) -> float:
+        """How much worse the head is, for sorting: relative to the base, or in points / 100."""
+        if self.effect is None:
+            return 0.0
+        change = self.effect.value / 100 if self.metric_class == "accuracy" else self.effect.value - 1
+        return -change if self.better == "higher" else change
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """Everything a comparison or a gate found."""
+
+    title: str
+    base: str
+    """What the base was: a run, a commit, a baseline file, a method."""
+    head: str
+    checks: tuple[Check, ...]
+    notes: tuple[str, ...] = ()
+    crashes: tuple[str, ...] = ()
+    """One line for each benchmark that died."""
+    suite: str = ""
+    """Tells this outcome's comment on a pull request from another gate's."""
+    measurements: dict[str, Any] = field(default_factory=dict)
+    """The raw readings behind the checks, for the JSON file."""
+
+    @property
+    def ranked(self) -> list[Check]:
+        """Checks, worst first; of equal verdicts those that decide come first."""
+        return sorted(
+            self.checks,
+            key=lambda check: (WORST_FIRST.index(check.verdict), not check.primary, -check.loss),
+        )
+
+    def exit_code(self, *, strict: bool = False) -> ExitCode:
+        """The code of the primary checks: a regression outranks a crash, a crash what could not be compared.
+
+        Args:
+            strict: Whether an undecided check, or a count that improved on its baseline file, is code 4.
+        """
+        verdicts = {check.verdict for check in self.checks if check.primary}
+        if "regressed" in verdicts:
+            return ExitCode.REGRESSED
+        if self.crashes:
+            return ExitCode.CRASHED
+        if not verdicts or "not comparable" in verdicts:
+            return ExitCode.INCOMPLETE
+        if strict and ("inconclusive" in verdicts or self.stale):
+            return ExitCode.UNDECIDED
+        return ExitCode.FINE
+
+    @property
+    def stale(self) -> bool:
+        """Whether a count improved: the baseline to beat is no longer the best seen."""
+        return any(
+            check.primary and check.metric_class == "exact" and check.verdict == "improved"
+            for check in self.checks
+        )
+
+    def headline(self, *, strict: bool = False) -> str:
+        """The verdict in one line."""
+        code = self.exit_code(strict=strict)
+        primary = [check for check in self.checks if check.primary]
+        worst = [check for check in primary if check.verdict == "regressed"]
+        undecided = [check for check in primary if check.verdict == "inconclusive"]
+        unclear = [check for check in primary if check.verdict == "not comparable"]
+        better = [check for check in primary if check.verdict == "improved"]
+        lines: dict[ExitCode, Callable[[], str]] = {
+            ExitCode.REGRESSED: lambda: f"Regressed: {_names(worst)}",
+            ExitCode.CRASHED: lambda: f"Crashed: {self.crashes[0]}",
+            ExitCode.INCOMPLETE: lambda: (
+                f"Not comparable: {_names(unclear)}" if unclear else "Nothing was measured that decides"
+            ),
+            ExitCode.UNDECIDED: lambda: (
+                f"Undecided: {_names(undecided)}"
+                if undecided
+                else f"Improved on the baseline: {_names(better)}"
+            ),
+            ExitCode.FINE: lambda: _fine(primary, undecided, better),
+        }
+        return lines[code]()
+
+
+def mark_primary(checks: Iterable[Check], is_primary: Callable[[Check], bool]) -> tuple[Check, ...]:
+    """The checks, with those that decide the exit code marked."""
+    return tuple(replace(check, primary=is_primary(check)) for check in checks)
+
+
+def merge(outcomes: Sequence[Outcome], *, title: str) -> Outcome:
+    """Several outcomes of one command as one."""
+    return Outcome(
+        title=title,
+        base="; ".join(dict.fromkeys(outcome.base for outcome in outcomes)),
+        head="; ".join(dict.fromkeys(outcome.head for outcome in outcomes)),
+        checks=tuple(check for outcome in outcomes for check in outcome.checks),
+        notes=tuple(dict.fromkeys(note for outcome in outcomes for note in outcome.notes)),
+        crashes=tuple(line for outcome in outcomes for line in outcome.crashes),
+        suite="+".join(dict.fromkeys(outcome.suite for outcome in outcomes if outcome.suite)),
+        measurements={key: value for outcome in outcomes for key, value in outcome.measurements.items()},
+    )
+
+
+def count(number: int, noun: str) -> str:
+    """``1 check``, ``2 checks``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _fine(primary: Sequence[Check], undecided: Sequence[Check], better: Sequence[Check]) -> str:
+    text = f"No regression in {count(len(primary), 'check')}"
+    if better:
+        text += f"; improved: {_names(better)}"
+    if undecided:
+        text += f"; undecided: {_names(undecided)}"
+    return text
+
+
+def _names(checks: Sequence[Check], shown: int = 4) -> str:
+    names = list(dict.fromkeys(f"{check.metric} of {check.cell}" for check in checks))
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more

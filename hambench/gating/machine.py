@@ -1,0 +1,110 @@
+"""An outcome for programs: JSON, JUnit XML, and the JSON that github-action-benchmark reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from typing import Any
+from xml.etree import ElementTree
+
+import msgspec
+
+from hambench.gating.checks import Check, Outcome
+from hambench.gating.markdown import change_of, detectable_of
+
+SCHEMA_VERSION = 1
+# what XML 1.0 can't hold, even escaped
+_FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def render_json(outcome: Outcome, *, strict: bool = False) -> str:
+    """Everything, unrounded; what is not known is null."""
+    fields: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "exit_code": int(outcome.exit_code(strict=strict)),
+        "headline": outcome.headline(strict=strict),
+        "strict": strict,
+        **dataclasses.asdict(dataclasses.replace(outcome, checks=tuple(outcome.ranked))),
+    }
+    return msgspec.json.format(msgspec.json.encode(fields), indent=2).decode() + "\n"
+
+
+def read_outcome(text: str | bytes) -> Outcome:
+    """The outcome that :func:`render_json` wrote."""
+    return msgspec.json.decode(text, type=Outcome)
+
+
+def render_junit(outcome: Outcome, *, strict: bool = False) -> str:
+    """JUnit XML: a regression is a failure, what can't be compared an error, what is undecided a skip."""
+    checks = outcome.ranked
+    failures = [c for c in checks if c.primary and c.verdict == "regressed"]
+    errors = [c for c in checks if c.primary and c.verdict == "not comparable"]
+    skipped = [c for c in checks if _skip_reason(c) is not None]
+    nothing = not any(check.primary for check in checks) and not outcome.crashes
+    suite = ElementTree.Element(
+        "testsuite",
+        name=_clean(f"hambench {outcome.suite}".strip()),
+        tests=str(len(checks) + len(outcome.crashes) + nothing),
+        failures=str(len(failures)),
+        errors=str(len(errors) + len(outcome.crashes) + nothing),
+        skipped=str(len(skipped)),
+    )
+    for check in checks:
+        case = _case(suite, f"{check.metric} ({check.group})", f"hambench.{check.metric_class}.{check.cell}")
+        text = f"{check.verdict}: {change_of(check)}, smallest seen {detectable_of(check)}; {check.reason}"
+        if check in failures:
+            ElementTree.SubElement(case, "failure", message=_clean(text), type="regressed")
+        elif check in errors:
+            ElementTree.SubElement(case, "error", message=_clean(text), type="not comparable")
+        elif (reason := _skip_reason(check)) is not None:
+            ElementTree.SubElement(case, "skipped", message=_clean(f"{reason}; {text}"))
+        ElementTree.SubElement(case, "system-out").text = _clean(text)
+    for line in outcome.crashes:
+        case = _case(suite, line.partition(":")[0], "hambench.crashed")
+        ElementTree.SubElement(case, "error", message=_clean(line), type="crashed")
+    if nothing:
+        # an empty suite reads as green; this one must not
+        case = _case(suite, "anything measured", "hambench")
+        ElementTree.SubElement(case, "error", message="nothing was measured that decides", type="empty")
+    root = ElementTree.Element("testsuites")
+    root.append(suite)
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def render_action_benchmark(outcome: Outcome) -> str:
+    """github-action-benchmark's JSON for its tool ``customBiggerIsBetter``: each value as head / base, or base / head
+    where smaller is better, so that 1 is no change and less is worse.
+    """  # noqa: D205
+    entries = []
+    for check in outcome.checks:
+        effect = check.effect
+        if effect is None or check.metric_class == "accuracy" or not effect.value > 0:
+            continue
+        gain = effect.value if check.better == "higher" else 1 / effect.value
+        entry: dict[str, Any] = {
+            "name": f"{check.metric} · {check.cell} · {check.group}",
+            "unit": "× base" if check.better == "higher" else "base ÷ head",
+            "value": gain,
+            "extra": f"{check.verdict}{'' if check.primary else ' (advisory)'} {check.reason}".strip(),
+        }
+        if effect.low is not None and effect.high is not None:
+            entry["range"] = f"± {(math.log(effect.high) - math.log(effect.low)) / 2:.4f}"
+        entries.append(entry)
+    return json.dumps(entries, ensure_ascii=False, indent=2) + "\n"
+
+
+def _skip_reason(check: Check) -> str | None:
+    if not check.primary:
+        return "advisory"
+    return "undecided" if check.verdict == "inconclusive" else None
+
+
+def _case(suite: ElementTree.Element, name: str, class_name: str) -> ElementTree.Element:
+    return ElementTree.SubElement(suite, "testcase", name=_clean(name), classname=_clean(class_name))
+
+
+def _clean(text: str) -> str:
+    return _FORBIDDEN.sub("\ufffd", text)

@@ -1,0 +1,80 @@
+"""The noise floor: what an A/A gate on this machine shows when nothing changed, kept by machine."""
+
+from __future__ import annotations
+
+import datetime
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from hambench.errors import HambenchError
+from hambench.files import write_new
+from hambench.gating.speed import noise_floor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """Spread of the blocks of one A/A gate."""
+
+    schema_version: int
+    created_at: str
+    machine: str
+    """Id of the machine's fingerprint."""
+    model: str
+    dtype: str
+    method: str
+    num_blocks: int
+    effect: float
+    """Mean ln(second / first): what was seen where nothing differs."""
+    sd: float
+    """Standard deviation of the blocks' log ratios."""
+
+    def floor(self, num_blocks: int) -> float:
+        """Smallest change that so many blocks can tell from none, relative."""
+        return noise_floor(self.sd, num_blocks)
+
+
+def save_calibration(root: Path, calibration: Calibration) -> Path:
+    """Writes a file of its own; the newest of a machine counts."""
+    stamp = calibration.created_at.replace(":", "").replace("-", "")[:15]
+    path = root / calibration.machine / f"{stamp}-{uuid.uuid4().hex[:8]}.json"
+    write_new(path, msgspec.json.format(msgspec.json.encode(calibration), indent=2) + b"\n")
+    return path
+
+
+def load_calibration(root: Path, *, machine: str, model: str, dtype: str) -> Calibration | None:
+    """The newest calibration of a machine with a model; ``None`` if there is none."""
+    found = []
+    for path in sorted((root / machine).glob("*.json")):
+        try:
+            found.append(msgspec.json.decode(path.read_bytes(), type=Calibration))
+        except (OSError, msgspec.DecodeError) as error:
+            raise HambenchError(
+                f"{path} is not a calibration: {error}; delete it or calibrate again"
+            ) from error
+    mine = [each for each in found if (each.model, each.dtype) == (model, dtype)]
+    return max(mine, key=lambda each: each.created_at, default=None)
+
+
+def refuse_below_floor(threshold: float, num_blocks: int, calibration: Calibration | None) -> str:
+    """Refuses a threshold that the machine's own noise crosses; gives a note where nothing is known.
+
+    Raises:
+        HambenchError: Naming threshold, floor and the two mends.
+    """
+    if calibration is None:
+        return "noise of this machine unknown: run `hambench calibrate`"
+    floor, when = calibration.floor(num_blocks), calibration.created_at[:10]
+    if threshold < floor:
+        raise HambenchError(
+            f"threshold {threshold:.1%} lies below this machine's noise floor of {floor:.1%} with {num_blocks} blocks "
+            f"(calibrated {when}): raise the threshold, or measure more blocks"
+        )
+    return f"noise floor of this machine with {num_blocks} blocks: {floor:.1%}, calibrated {when}"
+
+
+def now() -> str:
+    """UTC, ISO 8601, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

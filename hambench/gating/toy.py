@@ -1,0 +1,148 @@
+"""A tiny seeded Llama and four prompts: the same counts on every machine, in seconds, without a download.
+
+Weights come from a bit generator and powers of two, not from a library's normal distribution, so that they are the
+same bits everywhere. Greedy decoding in float32 then gives the same ids wherever no two logits are nearly equal:
+:func:`smallest_margin` measures how near they came.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hambench.decoding import KnobValue
+
+if TYPE_CHECKING:
+    import torch
+
+    from hambench.llama import Llama, LlamaShape
+    from hambench.models import TargetModel
+
+NAME = "toy"
+SEED = 31
+"""Of 51 tried, the one with wide margins where drafts are rejected as well as accepted."""
+MAX_NEW_TOKENS = 48
+SAFE_MARGIN = 1e-3
+"""Smallest gap between the two largest logits that rounding, about 1e-5 here, can't close."""
+
+_SIZES: dict[str, Any] = {
+    "vocab_size": 256,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_layers": 4,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "head_dim": 16,
+    "max_positions": 256,
+}
+
+
+def prompts() -> dict[str, tuple[int, ...]]:
+    """Prompt ids by name: one repeats itself, one never does, one is short, one long."""
+    draws = [int(value % 250) for value in np.random.PCG64(SEED).random_raw(160)]
+    return {
+        "toy/repeating": tuple(draws[:12] * 4),
+        "toy/varied": tuple(draws[12:60]),
+        "toy/short": tuple(draws[60:63]),
+        "toy/long": tuple(draws[64:160]),
+    }
+
+
+def workload_hash() -> str:
+    """What the counts depend on besides the code."""
+    spec: dict[str, KnobValue | list[int]] = {**_SIZES, "seed": SEED, "max_new_tokens": MAX_NEW_TOKENS}
+    asked = {name: list(ids) for name, ids in prompts().items()}
+    return hashlib.sha256(json.dumps([spec, asked], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def load_toy() -> TargetModel:
+    """The toy as a target model, in float32 on the CPU."""
+    import torch
+
+    from hambench.llama import Llama, LlamaShape
+    from hambench.models import ModelIdentity, TargetModel
+
+    shape = LlamaShape(rms_norm_eps=1e-5, rope_theta=10_000.0, tie_embeddings=False, **_SIZES)
+    return TargetModel(
+        name=NAME,
+        llama=Llama(shape, _weights(shape), torch.float32, "cpu"),
+        tokenizer=None,
+        eos_ids=frozenset(),
+        context_length=shape.max_positions,
+        identity=ModelIdentity(
+            name=NAME,
+            source="built in",
+            sha256=workload_hash(),
+            architecture="llama",
+            dtype="float32",
+            note="seeded random weights: counts only",
+        ),
+    )
+
+
+def _weights(shape: LlamaShape) -> dict[str, torch.Tensor]:
+    import torch
+
+    heads, kv = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+    dim, wide = shape.hidden_size, shape.intermediate_size
+    sizes = {
+        "self_attn.q_proj": (heads, dim),
+        "self_attn.k_proj": (kv, dim),
+        "self_attn.v_proj": (kv, dim),
+        "self_attn.o_proj": (dim, heads),
+        "mlp.gate_proj": (wide, dim),
+        "mlp.up_proj": (wide, dim),
+        "mlp.down_proj": (dim, wide),
+    }
+    bits = np.random.PCG64(SEED + 1)
+
+    def uniform(*size: int, scale: float) -> torch.Tensor:
+        # 24 random bits are a float32 exactly, and a power of two as a factor keeps them exact
+        values = (bits.random_raw(int(np.prod(size))) >> 40).astype(np.float64) / 2**23 - 1
+        return torch.tensor(values * scale, dtype=torch.float32).reshape(size)
+
+    weights = {
+        "model.embed_tokens.weight": uniform(shape.vocab_size, dim, scale=2.0),
+        "model.norm.weight": torch.ones(dim),
+        "lm_head.weight": uniform(shape.vocab_size, dim, scale=0.5),
+    }
+    for layer in range(shape.num_layers):
+        for name, size in sizes.items():
+            weights[f"model.layers.{layer}.{name}.weight"] = uniform(*size, scale=0.25)
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            weights[f"model.layers.{layer}.{norm}.weight"] = torch.ones(dim)
+    return weights
+
+
+@contextlib.contextmanager
+def watched_margins(target: TargetModel) -> Iterator[Callable[[], float]]:
+    """Notes the gap between the two largest logits of every row that target and draft compute meanwhile."""
+    from hambench.methods.drafting import load_draft
+
+    smallest = [float("inf")]
+
+    def watch(llama: Llama) -> None:
+        inner = llama.lm_head
+
+        def lm_head(hidden):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+            logits = inner(hidden)
+            if logits.shape[0]:
+                top = logits.topk(2, dim=-1).values
+                smallest[0] = min(smallest[0], float((top[:, 0] - top[:, 1]).min()))
+            return logits
+
+        llama.lm_head = lm_head  # type: ignore[method-assign]
+
+    models = [target.llama, load_draft("int8", target)]
+    for llama in models:
+        watch(llama)
+    try:
+        yield lambda: smallest[0]
+    finally:
+        for llama in models:
+            del llama.lm_head  # the instance's attribute; the class' method shows again
