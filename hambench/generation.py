@@ -103,6 +103,12 @@ class Generator:
     def method(self, cell: Cell) -> DecodingMethod:
         """The cell's method, built on first use."""
         if cell.label not in self._methods:
+            if cell.regime != "eager":
+                # a result must never claim a regime it did not run in
+                raise HambenchError(
+                    f"{cell.label}: regime {cell.regime!r} needs CUDA graphs, which this engine does not capture yet "
+                    f"(device {self.target.device}): use --regime eager"
+                )
             try:
                 self._methods[cell.label] = config_of(cell).build(self.target)
             except ValueError as error:

@@ -83,9 +83,10 @@ def prepare(request: RunRequest, *, calibrated: bool = False) -> Prepared:
     captured = _capture(request, target)
     samples = captured.samples
     generator = Generator(target, expansion.cells, request.decoding)
+    # built before anything is written: a bad checkpoint or knob must not leave half a run behind
+    methods = {cell.label: generator.method(cell) for cell in expansion.cells}
     speeds: dict[str, Speed] = {}
     if calibrated or request.budget_s is not None:
-        methods = {cell.label: generator.method(cell) for cell in expansion.cells}
         speeds = {label: calibrate(method, target.context_length) for label, method in methods.items()}
     if request.budget_s is not None:
         samples = fit_budget(

@@ -16,6 +16,7 @@ from hambench.registry import method_config, method_names
 
 ALL = "all"
 DTYPES = ("float32", "bfloat16", "float16")
+REGIMES = ("eager", "graph")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,9 @@ class Sweep:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise HambenchError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        for regime in self.regimes:
+            if regime not in REGIMES:
+                raise HambenchError(f"regime must be one of {', '.join(REGIMES)}, got {regime!r}")
 
     def expand(self) -> Expansion:
         """All cells in report order, and what was left out of ``all`` with the reason.

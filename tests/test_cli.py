@@ -153,3 +153,65 @@ def test_ls_runs_survives_an_unreadable_one(capsys, tmp_path):
     code, out, _ = invoke(capsys, "ls", "runs", "--root", str(tmp_path), "--json")
     assert code == 0
     assert "unreadable" in json.loads(out)["state"]
+
+
+def test_a_sweep_file_gives_the_options_and_the_command_line_goes_before_it(
+    capsys, tiny_model, rows, tmp_path
+):
+    config = {
+        "methods": ["vanilla", "speculative"],
+        "k": [1, 2],
+        "model": str(tiny_model),
+        "dtype": "float32",
+        "suite": "longbench",
+        "tasks": "lcc",
+        "data": str(rows),
+        "limit": 2,
+        "max-new-tokens": 4,
+    }
+    file = tmp_path / "sweep.yaml"
+    file.write_text(json.dumps(config))
+    out = str(tmp_path / "run")
+    code, text, err = invoke(
+        capsys, "run", "--config", str(file), "--limit", "1", "--out", out, "--json", "--no-report"
+    )
+    assert code == 0, err
+    objects = [json.loads(line) for line in text.splitlines()]
+    assert [item["cell"] for item in objects] == ["vanilla", "speculative[k=1]", "speculative[k=2]"]
+    assert {item["num_samples"] for item in objects} == {1}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("methdos: all", "did you mean methods"),
+        ("- a", "must map options to values"),
+        ("a: [", "is not YAML"),
+    ],
+)
+def test_a_broken_sweep_file_is_one_clear_line(capsys, tmp_path, content, message):
+    file = tmp_path / "sweep.yaml"
+    file.write_text(content)
+    code, _, err = invoke(capsys, "run", "--config", str(file), "--suite", "longbench")
+    assert code == 2
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_a_regime_the_engine_cannot_run_in_is_refused(capsys, tiny_model, rows, tmp_path):
+    arguments = [
+        "run",
+        "--model",
+        str(tiny_model),
+        "--methods",
+        "vanilla",
+        "--suite",
+        "longbench",
+        "--tasks",
+        "lcc",
+    ]
+    arguments += ["--data", str(rows), "--limit", "1", "--regime", "graph", "--out", str(tmp_path / "run")]
+    code, _, err = invoke(capsys, *arguments)
+    assert code == 2
+    assert "regime 'graph' needs CUDA graphs" in err
+    assert not (tmp_path / "run").exists()

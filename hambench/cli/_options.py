@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from hambench.errors import HambenchError
+from hambench.errors import HambenchError, UnknownNameError
 from hambench.sweep import DTYPES, Sweep, expand_values, split_methods
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -70,6 +70,41 @@ def sweep_options(function: F) -> F:
     for option in reversed(options):
         function = option(function)
     return function
+
+
+def config_option(function: F) -> F:
+    """``--config FILE``: options from a YAML file; what the command line says itself goes before it."""
+    return click.option(
+        "--config",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        is_eager=True,
+        expose_value=False,
+        callback=_read_config,
+        metavar="FILE",
+        help="A YAML file of these options (sweep.yaml); the command line goes before it.",
+    )(function)
+
+
+def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
+    if path is None:
+        return
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise HambenchError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise HambenchError(f"{path} must map options to values, got {type(content).__name__}")
+    options = {item.name: item for item in ctx.command.params if item.name and item.name != "config"}
+    defaults: dict[str, Any] = {}
+    for key, value in content.items():
+        name = str(key).replace("-", "_")
+        if name not in options:
+            raise UnknownNameError(f"option in {path}", str(key), options)
+        is_list = isinstance(value, list) and not getattr(options[name], "multiple", False)
+        defaults[name] = ",".join(map(str, value)) if is_list else value
+    ctx.default_map = {**(ctx.default_map or {}), **defaults}
 
 
 def make_sweep(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hambench.cli._options import make_sweep, model_options, runs_root, seconds, sweep_options
+from hambench.cli._options import config_option, make_sweep, model_options, runs_root, seconds, sweep_options
 from hambench.errors import HambenchError
 
 if TYPE_CHECKING:
@@ -24,9 +24,11 @@ Examples:
   hambench run --methods all --suite longbench
   hambench run --methods vanilla,speculative -k 1,2,4,8 --suite standard --limit 20
   hambench run --suite longbench --data DIR --tasks lcc,gov_report --budget 10m
+  hambench run --config sweep.yaml --limit 5
   hambench run --resume runs/2026-01-31-longbench
 """
 )
+@config_option
 @sweep_options
 @model_options
 @click.option("--suite", metavar="NAME", help="A name of `hambench ls suites`, or a YAML file.")
