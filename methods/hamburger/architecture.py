@@ -1,4 +1,4 @@
-"""What a HAMburger checkpoint must say about itself: everything that decides the computation, saved with the weights."""
+"""What a HAMburger checkpoint says about itself: everything that decides the computation, saved with the weights."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Architecture:
         return len(self.feature_layers)
 
     @classmethod
-    def for_base(cls, num_layers: int, **changes: Any) -> Self:  # noqa: ANN401 - fields of this class
+    def for_base(cls, num_layers: int, **changes: Any) -> Self:
         """The published architecture with its four feature layers spread over a base of ``num_layers``."""
         quarters = sorted({max(1, num_layers * i // 4) - 1 for i in (1, 2, 3, 4)})
         return cls(**{"feature_layers": tuple(quarters), **changes})

@@ -17,7 +17,7 @@ from hambench.llama import rotate
 
 @torch.inference_mode()
 def decode_batch(
-    model: Any,  # noqa: ANN401 - a transformers causal LM of the Llama family
+    model: Any,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
@@ -63,7 +63,7 @@ def decode_batch(
 class _State:
     """The cache of a batch and the forward pass over it."""
 
-    def __init__(self, model: Any, num: int, capacity: int, padding: Tensor) -> None:  # noqa: ANN401
+    def __init__(self, model: Any, num: int, capacity: int, padding: Tensor) -> None:
         config = model.config
         self.decoder, self.padding, self.slots = model.model, padding, 0
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -79,10 +79,14 @@ class _State:
         positions = (slots[None] - self.padding[:, None]).clamp(min=0)
         cos, sin = self.decoder.rotary_emb(stream, positions)
         every = torch.arange(past + num_rows, device=ids.device)
-        seen = (every[None, None] <= slots[None, :, None]) & (every[None, None] >= self.padding[:, None, None])
+        seen = (every[None, None] <= slots[None, :, None]) & (
+            every[None, None] >= self.padding[:, None, None]
+        )
         # a padding row sees itself, else its softmax would be over nothing
         seen |= every[None, None] == slots[None, :, None]
-        mask = torch.zeros(seen.shape, dtype=stream.dtype, device=ids.device).masked_fill_(~seen, float("-inf"))
+        mask = torch.zeros(seen.shape, dtype=stream.dtype, device=ids.device).masked_fill_(
+            ~seen, float("-inf")
+        )
         for index, layer in enumerate(self.decoder.layers):
             stream = stream + self._attend(index, layer, stream, cos[:, None], sin[:, None], mask[:, None])
             stream = stream + layer.mlp(layer.post_attention_layernorm(stream))
@@ -90,11 +94,16 @@ class _State:
         hidden: Tensor = self.decoder.norm(stream[:, -1])
         return hidden
 
-    def _attend(self, index: int, layer: Any, stream: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:  # noqa: ANN401
+    def _attend(
+        self, index: int, layer: Any, stream: Tensor, cos: Tensor, sin: Tensor, mask: Tensor
+    ) -> Tensor:
         attention = layer.self_attn
         rows = layer.input_layernorm(stream)
         split = (*rows.shape[:2], -1, self.head_dim)
-        q, k, v = (p(rows).view(split).transpose(1, 2) for p in (attention.q_proj, attention.k_proj, attention.v_proj))
+        q, k, v = (
+            p(rows).view(split).transpose(1, 2)
+            for p in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
         end = self.slots + rows.shape[1]
         self.keys[index, :, :, self.slots : end] = rotate(k, cos, sin)
         self.values[index, :, :, self.slots : end] = v

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from hambench.methods.hamburger.architecture import Architecture, BaseReference, BaseWeights
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from hambench.errors import ModelError
 from hambench.llama import LlamaShape
+from hambench.methods.hamburger.architecture import Architecture, BaseReference, BaseWeights
 
 FORMAT = 1
 CONFIG_NAME = "hamburger.json"
@@ -133,7 +133,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{path} is not of format {FORMAT}, which this version reads")
     missing = {"architecture", "base", "base_weights", "lora_scale", "files"} - set(config)
     if missing or config["base_weights"] not in get_args(BaseWeights):
-        raise ModelError(f"{path}: missing or unknown fields ({', '.join(sorted(missing)) or 'base_weights'})")
+        raise ModelError(
+            f"{path}: missing or unknown fields ({', '.join(sorted(missing)) or 'base_weights'})"
+        )
     return config
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from hambench.methods.hamburger.architecture import Architecture
 from torch import nn
 
 from hambench.llama import LlamaShape, rope_frequencies, rotate
+from hambench.methods.hamburger.architecture import Architecture
 
 
 class CompositionalEmbedder(nn.Module):
@@ -24,7 +24,9 @@ class CompositionalEmbedder(nn.Module):
     def __init__(self, hidden_size: int, architecture: Architecture) -> None:
         super().__init__()
         if hidden_size % architecture.merge_heads:
-            raise ValueError(f"merge_heads must divide hidden_size ({hidden_size}), got {architecture.merge_heads}")
+            raise ValueError(
+                f"merge_heads must divide hidden_size ({hidden_size}), got {architecture.merge_heads}"
+            )
         self.heads, self.residual = architecture.merge_heads, architecture.merge_residual
         keyed = hidden_size + hidden_size // 2
         self.pos = nn.Parameter(torch.empty(architecture.max_micro_steps, hidden_size // 2))
@@ -51,7 +53,9 @@ class CompositionalEmbedder(nn.Module):
 
     def _projections(
         self, mean: torch.Tensor, keyed: torch.Tensor
-    ) -> tuple[tuple[nn.Linear, torch.Tensor], tuple[nn.Linear, torch.Tensor], tuple[nn.Linear, torch.Tensor]]:
+    ) -> tuple[
+        tuple[nn.Linear, torch.Tensor], tuple[nn.Linear, torch.Tensor], tuple[nn.Linear, torch.Tensor]
+    ]:
         return (self.q_proj, mean[:, None]), (self.k_proj, keyed), (self.v_proj, keyed)
 
 
@@ -134,7 +138,7 @@ class MicroStepDecoder(nn.Module):
         self.register_buffer("inverse_frequencies", rope_frequencies(shape), persistent=False)
 
     def forward(self, features: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
-        """From features ``[N, F, D]`` and emitted tokens ``[N, S - 1, D]`` to hidden states for the heads ``[N, S, D]``.
+        """Hidden states for the heads ``[N, S, D]``, from features ``[N, F, D]`` and emitted tokens ``[N, S - 1, D]``.
 
         State 0 is the last feature: the base's own, which gives token 1.
         """
@@ -157,7 +161,11 @@ class StopHead(nn.Module):
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            [nn.Linear(hidden_size, hidden_size), nn.Linear(hidden_size, hidden_size), nn.Linear(hidden_size, 1)]
+            [
+                nn.Linear(hidden_size, hidden_size),
+                nn.Linear(hidden_size, hidden_size),
+                nn.Linear(hidden_size, 1),
+            ]
         )
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:

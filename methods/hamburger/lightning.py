@@ -96,11 +96,14 @@ def convert(
         tensors.pop("base.lm_head.weight", None)
     layers = {int(m.group(1)) for name in tensors if (m := re.match(r"micro\.layers\.(\d+)\.", name))}
     if not layers or "embedder.pos" not in tensors:
-        raise ModelError("the checkpoint has no micro_step_decoder or comp_embedder tensors: it is not HAMburger's")
+        raise ModelError(
+            "the checkpoint has no micro_step_decoder or comp_embedder tensors: it is not HAMburger's"
+        )
     max_steps = tensors["embedder.pos"].shape[0]
     if int(hyper.get("max_steps", max_steps)) != max_steps:
         raise ModelError(
-            f"the checkpoint contradicts itself: max_steps is {hyper['max_steps']}, its position table has {max_steps} rows"
+            f"the checkpoint contradicts itself: max_steps is {hyper['max_steps']}, "
+            f"its position table has {max_steps} rows"
         )
     heads = merge_heads or PUBLIC_MERGE_HEADS
     if shape.hidden_size % heads:
@@ -171,10 +174,16 @@ def _base_sizes(shape: LlamaShape) -> dict[str, tuple[int, ...]]:
         "post_attention_layernorm.weight": (hidden,),
     }
     if shape.qkv_bias:
-        layer |= {"self_attn.q_proj.bias": (queries,), "self_attn.k_proj.bias": (keys,), "self_attn.v_proj.bias": (keys,)}
+        layer |= {
+            "self_attn.q_proj.bias": (queries,),
+            "self_attn.k_proj.bias": (keys,),
+            "self_attn.v_proj.bias": (keys,),
+        }
     if shape.qk_norm:
         layer |= {"self_attn.q_norm.weight": (shape.head_dim,), "self_attn.k_norm.weight": (shape.head_dim,)}
-    sizes = {f"model.layers.{i}.{name}": size for i in range(shape.num_layers) for name, size in layer.items()}
+    sizes = {
+        f"model.layers.{i}.{name}": size for i in range(shape.num_layers) for name, size in layer.items()
+    }
     sizes |= {"model.embed_tokens.weight": (shape.vocab_size, hidden), "model.norm.weight": (hidden,)}
     return sizes if shape.tie_embeddings else {**sizes, "lm_head.weight": (shape.vocab_size, hidden)}
 
@@ -196,8 +205,12 @@ def import_checkpoint(
     from hambench.methods.hamburger.checkpoint import fingerprint
 
     if not (base / "config.json").is_file():
-        raise ModelError(f"--base {base} has no config.json: it must be a model folder in Hugging Face layout")
-    shape = LlamaShape.from_hf(AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False))
+        raise ModelError(
+            f"--base {base} has no config.json: it must be a model folder in Hugging Face layout"
+        )
+    shape = LlamaShape.from_hf(
+        AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
+    )
     state, hyper = read_lightning(path)
     return convert(
         state,

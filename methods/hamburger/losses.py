@@ -33,8 +33,8 @@ class _FrozenHead(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # noqa: D102
-        ctx: Any,  # noqa: ANN401
+    def forward(
+        ctx: Any,
         hidden: Tensor,
         head: Tensor,
         ids: Tensor,
@@ -62,12 +62,14 @@ class _FrozenHead(torch.autograd.Function):
         return total, argmax
 
     @staticmethod
-    def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401, D102
+    def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return gradient * grad_total.to(gradient.dtype), None, None, None, None
 
 
-def frozen_head_loss(hidden: Tensor, head: Tensor, *, ids: Tensor, probs: Tensor, weights: Tensor) -> HeadLoss:
+def frozen_head_loss(
+    hidden: Tensor, head: Tensor, *, ids: Tensor, probs: Tensor, weights: Tensor
+) -> HeadLoss:
     """Weighted sum over rows of the cross-entropy between sparse targets and ``softmax(hidden @ head.T)``.
 
     Args:
@@ -115,13 +117,13 @@ def micro_loss(
     embedding: Tensor,
     head: Tensor,
     hard_share: float = 0.5,
-    unreached_weight: float = 0.15,
+    unreached_weight: float = 0.0,
 ) -> MicroLoss:
     """The micro-step decoder's loss over M macro-steps, wherever their segments end.
 
-    Every macro-step is followed for S tokens. A token that decoding would not have reached (an earlier one was wrong)
-    counts only ``unreached_weight``. The stop head learns whether the *next* token would come out wrong: then its
-    P(continue) is the chance that going on is right.
+    Every macro-step is followed for S tokens. A token that decoding would not have reached, as an earlier one was
+    wrong, counts only ``unreached_weight``; at zero, the default, it is spared its pass through the head. The stop head
+    learns whether the *next* token would come out wrong: then its P(continue) is the chance that going on is right.
 
     Args:
         grafts: The modules trained.
@@ -140,7 +142,8 @@ def micro_loss(
     tokens_loss = features.new_zeros((), dtype=torch.float32)
     num_tokens = features.new_zeros((), dtype=torch.float32)
     for j in range(1, steps):
-        rows = targets.valid[:, j].nonzero()[:, 0]
+        wanted = targets.valid[:, j] & (reached if unreached_weight == 0 else True)
+        rows = wanted.nonzero()[:, 0]
         token = targets.tokens[rows, j]
         weights = torch.where(reached[rows], 1.0, unreached_weight)
         out = frozen_head_loss(
@@ -148,7 +151,10 @@ def micro_loss(
             head,
             ids=torch.cat([targets.top_ids[rows, j].long(), token[:, None]], dim=1),
             probs=torch.cat(
-                [targets.top_probs[rows, j].float() * (1 - hard_share), torch.full_like(token, 1, dtype=torch.float32)[:, None] * hard_share],
+                [
+                    targets.top_probs[rows, j].float() * (1 - hard_share),
+                    torch.full_like(token, 1, dtype=torch.float32)[:, None] * hard_share,
+                ],
                 dim=1,
             ),
             weights=weights,

@@ -9,6 +9,7 @@ from typing import get_args
 
 from torch import Tensor
 
+from hambench.checkpoint import weight_files
 from hambench.decoding import SamplingParams
 from hambench.errors import ModelError
 from hambench.llama import Llama
@@ -18,7 +19,7 @@ from hambench.methods.hamburger.config import HamburgerConfig
 from hambench.methods.hamburger.model import HamburgerModel
 from hambench.methods.hamburger.session import HamburgerSession
 from hambench.methods.sequence import check_context, decode_a_little
-from hambench.models import TargetModel, locate, weight_files
+from hambench.models import TargetModel, locate
 
 SHIPPED = Path(__file__).parent / "checkpoints"
 """Weights that come with the package, a folder a model name."""
@@ -82,7 +83,11 @@ def find(checkpoint: str | None, model_name: str) -> Path:
     if checkpoint and not folder.is_dir():
         raise ModelError(f"there is no folder {checkpoint}, given as HAMburger checkpoint")
     if not (folder / checkpoints.CONFIG_NAME).is_file():
-        where = f"{checkpoint} has no {checkpoints.CONFIG_NAME}" if checkpoint else f"none are shipped for {model_name}"
+        where = (
+            f"{checkpoint} has no {checkpoints.CONFIG_NAME}"
+            if checkpoint
+            else f"none are shipped for {model_name}"
+        )
         raise ModelError(
             f"no HAMburger weights: {where}; give checkpoint=FOLDER (hambench hamburger train or import writes one)"
         )
@@ -95,7 +100,9 @@ def _assemble(folder: Path, target: TargetModel) -> tuple[HamburgerModel, int]:
     config = checkpoints.read_config(folder)
     Architecture.from_json(config["architecture"])
     if not isinstance(target.llama, Llama):
-        raise ModelError(f"HAMburger needs a Llama-family model on the engine's own layers; {target.name} is not")
+        raise ModelError(
+            f"HAMburger needs a Llama-family model on the engine's own layers; {target.name} is not"
+        )
     reference = BaseReference(**config["base"])
     reference.check(checkpoints.sizes_of(target.llama.shape), None)
     if reference.fingerprint and config["base_weights"] != "full":

@@ -34,7 +34,7 @@ class HamburgerModel:
         self.base, self.architecture = base, checkpoint.architecture
         if self.architecture.feature_layers[-1] >= base.shape.num_layers:
             raise ModelError(
-                f"feature_layers {self.architecture.feature_layers} reach past the base's {base.shape.num_layers} layers"
+                f"feature_layers {self.architecture.feature_layers} reach past the {base.shape.num_layers} layers of the base"
             )
         try:
             self._merger = _Merger(checkpoint, base)
@@ -47,7 +47,9 @@ class HamburgerModel:
             )
             norm = checkpoint.tensors["micro.norm.weight"] if self.architecture.micro_norm else None
         except (KeyError, RuntimeError) as error:
-            raise ModelError(f"the HAMburger checkpoint lacks a tensor or has one of another size: {error}") from error
+            raise ModelError(
+                f"the HAMburger checkpoint lacks a tensor or has one of another size: {error}"
+            ) from error
         self._micro_norm = None if norm is None else norm.to(base.device, base.dtype)
         # token 1 comes from the last feature, which is what the base's own head reads if that is the last layer
         self.first_from_base = self.architecture.feature_layers[-1] == base.shape.num_layers - 1
@@ -73,7 +75,9 @@ class HamburgerModel:
         stream, _ = self.micro.forward(rows, cache)
         hidden = stream[-1:]
         if self._micro_norm is not None:
-            hidden = F.rms_norm(hidden, self._micro_norm.shape, self._micro_norm, self.base.shape.rms_norm_eps)
+            hidden = F.rms_norm(
+                hidden, self._micro_norm.shape, self._micro_norm, self.base.shape.rms_norm_eps
+            )
         return hidden
 
     def continue_probability(self, hidden: Tensor) -> float:
@@ -90,7 +94,10 @@ class _Merger:
     def __init__(self, checkpoint: Checkpoint, base: Llama) -> None:
         weights = {n: t.to(base.device, base.dtype) for n, t in checkpoint.group("embedder").items()}
         hidden = base.shape.hidden_size
-        self.heads, self.residual = checkpoint.architecture.merge_heads, checkpoint.architecture.merge_residual
+        self.heads, self.residual = (
+            checkpoint.architecture.merge_heads,
+            checkpoint.architecture.merge_residual,
+        )
         keyed = torch.cat([weights["k_proj.weight"], weights["v_proj.weight"]])
         bias = torch.cat([weights["k_proj.bias"], weights["v_proj.bias"]])
         self._query = make_linear(weights["q_proj.weight"], weights["q_proj.bias"])

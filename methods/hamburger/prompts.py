@@ -65,9 +65,24 @@ def build_prompts(count: int, *, seed: int = 0) -> list[Prompt]:
     """``count`` prompts of all kinds in equal shares, shuffled; equal seeds give equal prompts."""
     rng = random.Random(seed)
     documented = _documented(rng)
-    makers: dict[str, Callable[[random.Random], Prompt | None]] = {"puzzle": _puzzle_maker(), "writing": _writing}
+    puzzle = _puzzle_maker()
+    makers: dict[str, Callable[[random.Random], Prompt | None]] = {
+        "puzzle": lambda rng: puzzle(rng, None),
+        "reasoned": lambda rng: _reasoned(rng, puzzle),
+        "sum": lambda rng: _reasoned(rng, puzzle, "chain_sum"),
+        "writing": _writing,
+    }
     if documented:
-        for maker in (_explain, _complete_code, _finish_function, _summarise, _find, _classify, _question):
+        for maker in (
+            _explain,
+            _complete_code,
+            _finish_function,
+            _summarise,
+            _find,
+            _numbered,
+            _classify,
+            _question,
+        ):
             makers[maker.__name__.strip("_")] = _over(documented, maker)
     kinds = list(makers.values())
     prompts: dict[str, Prompt] = {}
@@ -82,13 +97,13 @@ def build_prompts(count: int, *, seed: int = 0) -> list[Prompt]:
     return shuffled
 
 
-def _puzzle_maker() -> Callable[[random.Random], Prompt | None]:
+def _puzzle_maker() -> Callable[[random.Random, str | None], Prompt | None]:
     import reasoning_gym
 
     loaded: dict[str, Any] = {}
 
-    def make(rng: random.Random) -> Prompt | None:
-        name = rng.choice(PUZZLES[:1] * 6 + PUZZLES)
+    def make(rng: random.Random, wanted: str | None) -> Prompt | None:
+        name = wanted or rng.choice(PUZZLES)
         seed = SEED_OFFSET + rng.randrange(1000)
         key = f"{name}-{seed % 7}"
         if key not in loaded:
@@ -97,6 +112,28 @@ def _puzzle_maker() -> Callable[[random.Random], Prompt | None]:
         return Prompt(question, "puzzle", chat=True) if len(question) < 1500 else None
 
     return make
+
+
+def _reasoned(
+    rng: random.Random,
+    puzzle: Callable[[random.Random, str | None], Prompt | None],
+    name: str = "gsm_symbolic",
+) -> Prompt | None:
+    asked = puzzle(rng, name)
+    if asked is None:
+        return None
+    text = asked.text.partition(" Give the result as")[0]
+    if name == "chain_sum":
+        text = f"What is {text.rpartition(':')[2].strip(' =')}?"
+    ask = rng.choice(
+        (
+            f"Given the following problem, reason and give a final answer to the problem.\nProblem: {text}\nYour "
+            'response should end with "The final answer is [answer]" where [answer] is the response to the problem.',
+            f"Question: {text}\nStep-by-Step Answer:",
+            f"{text} Think step by step.",
+        )
+    )
+    return Prompt(ask, "reasoned", chat=rng.random() < 0.8)
 
 
 def _writing(rng: random.Random) -> Prompt:
@@ -171,7 +208,9 @@ def _complete_code(rng: random.Random, documented: list[_Documented]) -> Prompt 
     end = rng.randrange(10, min(len(lines), 90))
     code = "\n".join(lines[max(0, end - 60) : end]) + "\n"
     if rng.random() < 0.5:
-        return Prompt(f"Please complete the code given below. \n{code}Next line of code:\n", "complete", chat=False)
+        return Prompt(
+            f"Please complete the code given below. \n{code}Next line of code:\n", "complete", chat=False
+        )
     return Prompt(code, "complete", chat=False)
 
 
@@ -181,8 +220,12 @@ def _finish_function(rng: random.Random, documented: list[_Documented]) -> Promp
     if not quote or "def " not in head or len(head) > 500:
         return None
     stub = f'{head}"""{_cut(rest.partition(chr(34) * 3)[0], 500)}\n    """\n'
-    if rng.random() < 0.5:
+    form = rng.randrange(3)
+    if form == 0:
         return Prompt(stub, "function", chat=False)
+    if form == 1:
+        ask = "Write a solution to the following problem and make sure that it passes the tests:"
+        return Prompt(f"{ask}\n```python\n{stub}\n```", "function", chat=True)
     return Prompt(f"Complete the following Python function.\n\n```python\n{stub}```", "function", chat=True)
 
 
@@ -205,10 +248,25 @@ def _find(rng: random.Random, documented: list[_Documented]) -> Prompt:
     return Prompt(f"{ask}\nAnswer:", "find", chat=True)
 
 
+def _numbered(rng: random.Random, documented: list[_Documented]) -> Prompt:
+    chosen = [" ".join(_cut(one.doc, 350).split()) for one in rng.sample(documented, rng.choice((2, 3, 4)))]
+    wanted = rng.randrange(len(chosen))
+    paragraphs = "\n\n".join(f"Paragraph {i}: {text}" for i, text in enumerate(chosen, 1))
+    sentence = chosen[wanted].split(". ")[0]
+    return Prompt(
+        f"Here are some numbered paragraphs.\n\n{paragraphs}\n\nThe sentence is: {sentence}\n\nWhich paragraph is "
+        'it from? Answer like "Paragraph 1" or "Paragraph 2".\n\nThe answer is: ',
+        "numbered",
+        chat=True,
+    )
+
+
 def _classify(rng: random.Random, documented: list[_Documented]) -> Prompt:
     shots = rng.sample(documented, 5)
     lines = [f"Text: {_cut(one.doc, 160).splitlines()[0]}\nName: {one.name}" for one in shots[:-1]]
-    return Prompt("\n\n".join([*lines, f"Text: {shots[-1].doc.splitlines()[0]}\nName:"]), "classify", chat=False)
+    return Prompt(
+        "\n\n".join([*lines, f"Text: {shots[-1].doc.splitlines()[0]}\nName:"]), "classify", chat=False
+    )
 
 
 def _question(rng: random.Random, documented: list[_Documented]) -> Prompt:

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from hambench.methods.hamburger.prompts import Prompt
 
 
-def prompt_ids(tokenizer: Any, prompt: Prompt) -> list[int]:  # noqa: ANN401 - any HF tokenizer
+def prompt_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
     """Ids of a prompt, inside the model's chat template where it has one and the prompt wants it."""
     if not (prompt.chat and tokenizer.chat_template):
         return list(tokenizer(prompt.text).input_ids)
     return render_chat(tokenizer, [{"role": "user", "content": prompt.text}])
 
 
-def render_chat(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]:  # noqa: ANN401
+def render_chat(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]:
     """Ids of a conversation up to and including the opening of the assistant's turn."""
     text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
     return list(tokenizer(text, add_special_tokens=False).input_ids)
@@ -32,7 +32,7 @@ def render_chat(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]
 
 @torch.inference_mode()
 def generate(
-    model: Any,  # noqa: ANN401 - any HF causal LM
+    model: Any,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
@@ -45,7 +45,6 @@ def generate(
     Prompts of like length share a batch; within a window of eight batches only, so that what is there when somebody
     interrupts is a fair sample of all prompts.
     """
-    pad = min(eos_ids)
     window = 8 * batch_size
     for start in range(0, len(prompts), window):
         order = sorted(range(start, min(start + window, len(prompts))), key=lambda i: len(prompts[i]))
@@ -62,8 +61,8 @@ def generate(
 
 
 def sample_user_turns(
-    model: Any,  # noqa: ANN401
-    tokenizer: Any,  # noqa: ANN401
+    model: Any,
+    tokenizer: Any,
     count: int,
     *,
     eos_ids: frozenset[int],
@@ -75,9 +74,7 @@ def sample_user_turns(
     opening = tokenizer(text.partition(marker)[0], add_special_tokens=False).input_ids
     torch.manual_seed(seed)
     turns = []
-    for _, ids in generate(
-        model, [opening] * count, max_new_tokens=80, eos_ids=eos_ids, temperature=0.9
-    ):
+    for _, ids in generate(model, [opening] * count, max_new_tokens=80, eos_ids=eos_ids, temperature=0.9):
         if ids and ids[-1] in eos_ids:
             turns.append(tokenizer.decode(ids[:-1], skip_special_tokens=True).strip())
     return [turn for turn in dict.fromkeys(turns) if len(turn) > 10]

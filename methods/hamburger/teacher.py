@@ -17,8 +17,6 @@ TOP_TOKENS = 16
 """Entries of the teacher's distribution that are kept; on greedy answers they hold nearly all of its mass."""
 
 
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Lesson:
     """What the un-fused base says of one response; row r belongs to the distribution that predicts response token r."""
@@ -35,7 +33,7 @@ class Lesson:
     """``[R]``, of the response token itself."""
 
 
-def hidden_layers(model: Any, layers: Sequence[int], **inputs: Any) -> list[torch.Tensor]:  # noqa: ANN401
+def hidden_layers(model: Any, layers: Sequence[int], **inputs: Any) -> list[torch.Tensor]:
     """Residual streams ``[B, T, D]`` after ``layers`` of a Hugging Face causal LM (the last: after the final norm)."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.model
     hidden = decoder(**inputs, output_hidden_states=True, use_cache=False, return_dict=True).hidden_states
@@ -44,7 +42,7 @@ def hidden_layers(model: Any, layers: Sequence[int], **inputs: Any) -> list[torc
 
 @torch.inference_mode()
 def study(
-    model: Any,  # noqa: ANN401
+    model: Any,
     sequences: Sequence[tuple[Sequence[int], int]],
     *,
     feature_layers: Sequence[int],
@@ -59,7 +57,8 @@ def study(
         ids = torch.tensor(rows, device=head.device)
         # an explicit mask, always: without one transformers reads positions that skip as packed sequences
         mask = torch.tensor(
-            [[1] * len(sequences[i][0]) + [0] * (width - len(sequences[i][0])) for i in chosen], device=head.device
+            [[1] * len(sequences[i][0]) + [0] * (width - len(sequences[i][0])) for i in chosen],
+            device=head.device,
         )
         streams = hidden_layers(model, feature_layers, input_ids=ids, attention_mask=mask)
         for place, index in enumerate(chosen):
@@ -75,7 +74,9 @@ def _lesson(features: torch.Tensor, response: torch.Tensor, head: torch.Tensor) 
         logs = torch.log_softmax((rows @ head.T).float(), dim=-1)
         top = logs.topk(min(TOP_TOKENS, logs.shape[-1]), dim=-1)
         entropies = -(logs.exp() * logs).sum(-1)
-        parts.append((top.indices, torch.softmax(top.values, -1), entropies, logs.gather(1, wanted[:, None])[:, 0]))
+        parts.append(
+            (top.indices, torch.softmax(top.values, -1), entropies, logs.gather(1, wanted[:, None])[:, 0])
+        )
     ids, probs, entropies, chosen = (torch.cat(column) for column in zip(*parts, strict=True))
     return Lesson(
         features=features.to(torch.bfloat16).cpu(),

@@ -1,0 +1,105 @@
+"""The two objectives of training, over a batch of fused sequences.
+
+Letters in shapes: M macro-steps, S tokens of one at most, F feature layers, D hidden size.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hambench.methods.hamburger.fused import FusedBatch, base_features, teacher_forced
+from hambench.methods.hamburger.grafts import Grafts
+from hambench.methods.hamburger.losses import MicroTargets, frozen_head_loss, micro_loss
+from hambench.methods.hamburger.recipes import Recipe
+
+Losses = dict[str, Tensor]
+
+
+class BatchLesson:
+    """What the un-fused base says at the start of each macro-step of a batch.
+
+    Args:
+        features: ``[M, F, D]``.
+        spread: ``[F, D]``: standard deviation of each feature over the corpus.
+        targets: The tokens that follow, whatever the segments.
+    """
+
+    def __init__(self, features: Tensor, spread: Tensor, targets: MicroTargets) -> None:
+        self.features, self.spread, self.targets = features, spread, targets
+
+    def to(self, device: torch.device | str) -> BatchLesson:
+        """The same on another device."""
+        moved = MicroTargets(**{name: getattr(self.targets, name).to(device) for name in vars(self.targets)})
+        return BatchLesson(self.features.to(device), self.spread.to(device), moved)
+
+
+class Student(nn.Module):
+    """Base and grafts as one module, so that one optimiser, one wrapper and one device placement serve both.
+
+    Args:
+        model: A transformers causal LM, low-rank adapters inside it or not.
+        grafts: What is grafted on it.
+        recipe: Which objective, with which weights.
+    """
+
+    def __init__(self, model: nn.Module, grafts: Grafts, recipe: Recipe) -> None:
+        super().__init__()
+        self.model, self.grafts, self.recipe = model, grafts, recipe
+
+    def forward(self, batch: FusedBatch, lesson: BatchLesson | None = None) -> Losses:
+        """Losses by name, ``loss`` being what is minimised; the others are for the curve."""
+        if lesson is not None:
+            return self._distil(batch, lesson)
+        return self._published(batch)
+
+    def _published(self, batch: FusedBatch) -> Losses:
+        hidden, stop_logits = teacher_forced(self.model, self.grafts, batch)
+        real = batch.target_mask
+        head = self.model.get_output_embeddings()  # type: ignore[operator]
+        logits = head(hidden[real].to(head.weight.dtype)).float()
+        tokens = F.cross_entropy(logits, batch.targets[real])
+        is_last = F.one_hot(batch.target_lengths - 1, batch.targets.shape[1])
+        stop = F.binary_cross_entropy_with_logits(stop_logits[real].float(), is_last[real].float())
+        accuracy = (logits.argmax(-1) == batch.targets[real]).float().mean()
+        return {
+            "loss": tokens + self.recipe.stop_weight * stop,
+            "tokens": tokens,
+            "stop": stop,
+            "accuracy": accuracy,
+        }
+
+    def _distil(self, batch: FusedBatch, lesson: BatchLesson) -> Losses:
+        recipe, targets = self.recipe, lesson.targets
+        features = base_features(self.model, self.grafts, batch)
+        head = self.model.get_output_embeddings().weight.detach()  # type: ignore[operator]
+        num = features.shape[0]
+        first = frozen_head_loss(
+            features[:, -1].float(),
+            head,
+            ids=targets.top_ids[:, 0],
+            probs=targets.top_probs[:, 0],
+            weights=torch.ones(num, device=features.device),
+        )
+        distance = (features.float() - lesson.features.float()) / lesson.spread
+        feature = distance.clamp(-20, 20).square().mean()
+        micro = micro_loss(
+            self.grafts,
+            features,
+            targets,
+            embedding=self.model.get_input_embeddings().weight.detach(),  # type: ignore[operator]
+            head=head,
+        )
+        tokens = micro.tokens / micro.num_tokens.clamp(min=1)
+        stop = micro.stop / micro.num_stops.clamp(min=1)
+        loss = first.loss / num + recipe.feature_weight * feature + recipe.micro_weight * tokens
+        accuracy = (first.argmax == targets.top_ids[:, 0]).float().mean()
+        return {
+            "loss": loss + recipe.micro_weight * recipe.stop_weight * stop,
+            "tokens": first.loss.detach() / num,
+            "features": feature.detach(),
+            "micro": tokens.detach(),
+            "stop": stop.detach(),
+            "accuracy": accuracy,
+        }

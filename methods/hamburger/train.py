@@ -1,0 +1,197 @@
+"""``hambench hamburger train``: from data, or from no data at all, to weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hambench.errors import DataError, ModelError
+from hambench.methods.hamburger.recipes import Recipe
+from hambench.methods.hamburger.segment import Segmented, read_conversations, read_segments, segment
+from hambench.methods.hamburger.training import RunOptions, Trainer
+
+CORPUS_NAME, ANSWERS_NAME = "corpus.safetensors", "answers.jsonl"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataSource:
+    """A JSONL file, and how often its rows are repeated in training."""
+
+    path: Path
+    times: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> DataSource:
+        """Reads ``FILE`` or ``FILE:TIMES``.
+
+        Raises:
+            DataError: If there is no such file or the number is none.
+        """
+        path, _, times = text.rpartition(":")
+        source = cls(path=Path(path), times=int(times)) if path and times.isdigit() else cls(path=Path(text))
+        if source.times < 1:
+            raise DataError(f"{text}: rows must be repeated at least once")
+        if not source.path.is_file():
+            raise DataError(f"there is no file {source.path}")
+        return source
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SelfDistillation:
+    """How many prompts the base answers itself, when no data is given."""
+
+    num_prompts: int = 2000
+    num_user_turns: int = 400
+    """Of them, user turns that the instruct model is made to say first."""
+    max_new_tokens: int = 160
+    max_prompt_tokens: int = 512
+
+
+def train(
+    model_name: str,
+    recipe: Recipe,
+    options: RunOptions,
+    *,
+    sources: Sequence[DataSource] = (),
+    segments: Path | None = None,
+    self_distillation: SelfDistillation | None = None,
+    report: Callable[[str], None] = lambda _: None,
+) -> Trainer:
+    """Trains and writes the checkpoint to ``options.out``.
+
+    Args:
+        model_name: The base.
+        recipe: How.
+        options: Where, how long, whether to resume.
+        sources: Conversations; or
+        segments: a file of ``hambench hamburger segment`` (published objective only); or
+        self_distillation: the base's own answers.
+        report: Is told what goes on.
+
+    Raises:
+        DataError: For data that can't be used, before the model is loaded where that is possible.
+        ModelError: For an output folder in use, or a base that can't be trained.
+    """
+    given = [bool(sources), segments is not None, self_distillation is not None]
+    if sum(given) != 1:
+        raise DataError("give exactly one of --data, --segments and --self-distil")
+    if segments is not None and recipe.objective != "published":
+        raise DataError(
+            f"recipe {recipe.name!r} cuts segments itself, anew for each epoch; give --data instead"
+        )
+    max_steps = 4
+    rows = read_segments(segments, max_length=max_steps) if segments is not None else []
+    options.out.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(model_name, recipe, options)
+    if rows:
+        trainer.train_segmented(rows)
+        return trainer
+    trainer.model.to(trainer.accelerator.device)
+    sequences, replication = _sequences(trainer, model_name, sources, self_distillation, report)
+    if recipe.objective == "published":
+        report(f"cutting {len(sequences)} responses in segments")
+        rows = list(segment(_plain(trainer), sequences, recipe.strategy))
+        trainer.train_segmented(_in_order(rows, sequences), replication=replication)
+    else:
+        trainer.train_corpus(_corpus(trainer, sequences, report), replication=replication)
+    return trainer
+
+
+def _sequences(
+    trainer: Trainer,
+    model_name: str,
+    sources: Sequence[DataSource],
+    self_distillation: SelfDistillation | None,
+    report: Callable[[str], None],
+) -> tuple[list[tuple[list[int], int]], list[int]]:
+    tokenizer, eos_ids = _tokenizer(trainer.folder)
+    if self_distillation is not None:
+        answers = trainer.options.out / ANSWERS_NAME
+        if not answers.is_file():
+            _answer(trainer, tokenizer, eos_ids, self_distillation, answers, report)
+        sources = [DataSource(path=answers)]
+    sequences: list[tuple[list[int], int]] = []
+    replication: list[int] = []
+    for source in sources:
+        eos_id = tokenizer.eos_token_id if tokenizer is not None else None
+        rows = list(read_conversations(source.path, tokenizer, eos_id=eos_id))
+        fitting = [row for row in rows if len(row[0]) <= trainer.shape.max_positions]
+        if len(fitting) < len(rows):
+            report(f"{source.path.name}: {len(rows) - len(fitting)} rows exceed the context and are left out")
+        sequences += fitting
+        replication += [source.times] * len(fitting)
+    if len(sequences) < 2:
+        raise DataError(f"training needs at least 2 responses (one is held out), got {len(sequences)}")
+    return sequences, replication
+
+
+def _answer(
+    trainer: Trainer,
+    tokenizer: Any,
+    eos_ids: frozenset[int],
+    wanted: SelfDistillation,
+    path: Path,
+    report: Callable[[str], None],
+) -> None:
+    from hambench.methods.hamburger.prompts import Prompt, build_prompts
+    from hambench.methods.hamburger.selfdistill import generate, prompt_ids, sample_user_turns
+
+    if tokenizer is None:
+        raise ModelError(f"{trainer.model_name} has no tokenizer, so it can't be asked anything; give --data")
+    model, seed = _plain(trainer), trainer.options.seed
+    turns: list[str] = []
+    if tokenizer.chat_template and wanted.num_user_turns:
+        report(f"sampling {wanted.num_user_turns} user turns")
+        turns = sample_user_turns(model, tokenizer, wanted.num_user_turns, eos_ids=eos_ids, seed=seed)
+    made = build_prompts(max(0, wanted.num_prompts - len(turns)), seed=seed)
+    prompts = [*made, *(Prompt(turn, "self", chat=True) for turn in turns)]
+    asked = [ids for p in prompts if 0 < len(ids := prompt_ids(tokenizer, p)) <= wanted.max_prompt_tokens]
+    report(f"answering {len(asked)} prompts")
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        answered = generate(model, asked, max_new_tokens=wanted.max_new_tokens, eos_ids=eos_ids)
+        for number, (index, response) in enumerate(answered, 1):
+            file.write(json.dumps({"prompt_ids": asked[index], "response_ids": response}) + "\n")
+            if number % 512 == 0:
+                report(f"{number} answers")
+    partial.replace(path)
+
+
+def _corpus(
+    trainer: Trainer, sequences: Sequence[tuple[list[int], int]], report: Callable[[str], None]
+) -> Any:
+    from hambench.methods.hamburger.teacher import Corpus, study
+
+    path = trainer.options.out / CORPUS_NAME
+    if trainer.options.resume and path.is_file():
+        return Corpus.load(path)
+    report(f"the base reads {len(sequences)} responses")
+    lessons = dict(study(_plain(trainer), sequences, feature_layers=trainer.architecture.feature_layers))
+    corpus = Corpus.of(sequences, [lessons[i] for i in range(len(sequences))])
+    corpus.save(path)
+    return corpus
+
+
+def _plain(trainer: Trainer) -> Any:
+    """The base as it is before training: adapters start at zero, so nothing needs taking off."""
+    return trainer.model.eval()
+
+
+def _in_order(rows: Sequence[Segmented], sequences: Sequence[tuple[list[int], int]]) -> list[Segmented]:
+    """Segmented rows in the order of their sequences (batches of like length shuffle them)."""
+    by_ids = {(row.ids, row.prompt_tokens): row for row in rows}
+    return [by_ids[tuple(ids), prompt] for ids, prompt in sequences]
+
+
+def _tokenizer(folder: Path) -> tuple[Any | None, frozenset[int]]:
+    from transformers import AutoConfig, AutoTokenizer
+
+    from hambench.models import _eos_ids
+
+    has_one = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True) if has_one else None
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    return tokenizer, _eos_ids(folder, config, tokenizer)
