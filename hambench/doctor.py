@@ -1,0 +1,254 @@
+"""What works on this machine: checks that always answer, each with a way to mend what is missing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+State = Literal["ok", "absent", "bad"]
+
+_GB = 1e9
+_MIN_FREE_BYTES = 2e9
+_HUB_TIMEOUT_S = 3.0
+_LOAD_WINDOW_S = 1.0
+_BUSY = 0.10
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found."""
+
+    state: State
+    """``absent`` is something optional that is not there, ``bad`` something that spoils results or will fail."""
+    detail: str
+    mend: str = ""
+    """What to do about it; empty where nothing needs doing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A named question to the machine."""
+
+    name: str
+    ask: Callable[[], Finding]
+
+    def run(self) -> Finding:
+        """The finding; a check that fails is a finding too."""
+        try:
+            return self.ask()
+        except Exception as error:
+            # a doctor that dies of what it examines helps nobody: whatever the check met is its finding
+            return Finding("bad", f"the check failed: {type(error).__name__}: {error}")
+
+
+def check_python() -> Finding:
+    """The interpreter."""
+    return Finding("ok", platform.python_version())
+
+
+def check_cpu() -> Finding:
+    """The CPU's name and the instruction sets that matter."""
+    from hambench.environment import cpu_flags, cpu_model
+
+    flags = cpu_flags()
+    known = ", ".join(flags) or "no vector extensions known"
+    what = f"{cpu_model() or 'unknown'}, {os.cpu_count()} logical cores, {known}"
+    if platform.machine() in ("x86_64", "AMD64") and "avx2" not in flags:
+        return Finding("bad", what, "expect very slow decoding: this CPU has no AVX2")
+    if platform.machine() in ("x86_64", "AMD64") and not {"avx512_bf16", "amx_bf16"} & set(flags):
+        return Finding(
+            "absent", f"{what}; no native bfloat16", "--dtype float32 may be faster than bfloat16 here"
+        )
+    return Finding("ok", what)
+
+
+def check_torch() -> Finding:
+    """Torch and how many threads it uses."""
+    import torch
+
+    threads = torch.get_num_threads()
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    what = f"{torch.__version__}, {threads} threads on {allowed} usable cores"
+    if threads > allowed:
+        return Finding("bad", what, f"set OMP_NUM_THREADS={allowed}: threads that wait for each other spin")
+    one_dnn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if not one_dnn and platform.machine() in ("x86_64", "AMD64"):
+        return Finding("bad", f"{what}, without oneDNN", "install a build of torch with oneDNN (mkldnn)")
+    return Finding("ok", what)
+
+
+def check_gpu() -> Finding:
+    """An NVIDIA GPU, its driver, and a torch that can use it."""
+    import torch
+
+    from hambench.nvml import Gpu
+
+    gpu = Gpu.open()
+    if gpu is None:
+        return Finding("absent", "no NVIDIA driver; everything runs on the CPU")
+    what = f"{gpu.name}, driver {gpu.driver}, {(gpu.memory_bytes or 0) / _GB:.0f} GB"
+    if not torch.cuda.is_available():
+        return Finding("bad", f"{what}, but torch can't use it", "install a CUDA build of torch")
+    reading = gpu.read()
+    if reading.throttles:
+        return Finding(
+            "bad", f"{what}, clocks held down: {', '.join(reading.throttles)}", "mend cooling or power first"
+        )
+    energy = "energy counter" if reading.energy_j is not None else "no energy counter"
+    return Finding("ok", f"{what}, {energy}")
+
+
+def check_triton() -> Finding:
+    """Triton, for the fused kernels."""
+    from hambench.environment import package_version
+
+    version = package_version("triton")
+    if version is None:
+        return Finding("absent", "not installed; plain torch is used", "pip install triton (Linux, x86-64)")
+    return Finding("ok", f"{version}; without a GPU its kernels run in the interpreter, for tests only")
+
+
+def check_compiler() -> Finding:
+    """A C compiler, which Triton and torch.compile call."""
+    found = next((path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))), None)
+    if found is None:
+        return Finding("absent", "no C compiler: Triton and torch.compile can't run", "install gcc or clang")
+    return Finding("ok", Path(found).name)
+
+
+def check_memory() -> Finding:
+    """Memory that is free."""
+    import psutil
+
+    memory = psutil.virtual_memory()
+    what = f"{memory.available / _GB:.1f} of {memory.total / _GB:.1f} GB free"
+    if memory.available < _MIN_FREE_BYTES:
+        return Finding("bad", what, "free some memory: swapping spoils every timing")
+    return Finding("ok", what)
+
+
+def check_disk() -> Finding:
+    """Room for models and runs."""
+    from hambench.cli._options import runs_root
+    from hambench.embedded import cache_dir
+
+    rooms = {name: _free_bytes(folder) for name, folder in (("models", cache_dir()), ("runs", runs_root()))}
+    what = ", ".join(f"{room / _GB:.1f} GB free for {name}" for name, room in rooms.items())
+    if min(rooms.values()) < _MIN_FREE_BYTES:
+        return Finding("bad", what, "free some room, or set HAMBENCH_CACHE and HAMBENCH_RUNS to other disks")
+    return Finding("ok", what)
+
+
+def check_load() -> Finding:
+    """What others take of the machine right now."""
+    import time
+
+    from hambench.telemetry import CpuLoadMeter
+
+    meter = CpuLoadMeter()
+    time.sleep(_LOAD_WINDOW_S)
+    load = meter.read()
+    if load is None:
+        return Finding("absent", "this machine doesn't tell how busy it is")
+    what = f"others take {load.other:.0%} of the machine ({load.stolen:.0%} stolen by the hypervisor)"
+    if load.other > _BUSY:
+        return Finding(
+            "bad", what, "measure when the machine is quiet: threads that share a core wait for each other"
+        )
+    return Finding("ok", what)
+
+
+def check_bandwidth() -> Finding:
+    """What the memory gives at this moment."""
+    from hambench.telemetry import measure_bandwidth
+
+    measured = measure_bandwidth(seconds=0.15)
+    return Finding("ok", f"{measured.read / _GB:.1f} GB/s reading, {measured.copy / _GB:.1f} GB/s copying")
+
+
+def check_default_model() -> Finding:
+    """The embedded default model."""
+    from hambench.embedded import SMOLLM2_135M, find_damage, folder_of
+
+    folder = folder_of(SMOLLM2_135M)
+    damage = find_damage(folder)
+    if damage is None:
+        return Finding("ok", f"{SMOLLM2_135M.name} is ready")
+    once = "it is made on first use, from the package index (about 100 MB, once)"
+    return Finding("bad" if folder.exists() else "absent", f"{SMOLLM2_135M.name}: {damage}", once)
+
+
+def check_hub() -> Finding:
+    """Whether the Hugging Face hub answers."""
+    import urllib.error
+    import urllib.request
+
+    offline = "suites fall back to their offline editions; --data FOLDER and local models work"
+    if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "TRUE", "YES", "ON"):
+        return Finding("absent", "switched off by HF_HUB_OFFLINE", offline)
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    request = urllib.request.Request(endpoint, method="HEAD")
+    try:
+        with urllib.request.urlopen(request, timeout=_HUB_TIMEOUT_S):
+            return Finding("ok", "reachable")
+    except urllib.error.HTTPError:
+        return Finding("ok", "reachable")  # an answer is an answer
+    except (OSError, ValueError):
+        return Finding("absent", "not reachable", offline)
+
+
+def check_scorers() -> Finding:
+    """lm-eval, whose scorers give every accuracy."""
+    from hambench.environment import package_version
+
+    version = package_version("lm_eval")
+    if version is None:
+        return Finding(
+            "bad",
+            "lm-eval is missing: nothing can be scored",
+            'pip install "lm-eval[longbench,ifeval]"',
+        )
+    return Finding("ok", f"lm-eval {version}")
+
+
+def check_isolation() -> Finding:
+    """How well programs that a model wrote can be kept apart."""
+    from hambench.suites.sandbox import default_sandbox
+
+    level = default_sandbox().level
+    if level == "limits":
+        return Finding(
+            "absent",
+            "generated code would run with resource limits only",
+            "install bubblewrap, or use a container, before --allow-code-execution",
+        )
+    return Finding("ok", f"generated code, if allowed, runs without network and without your files ({level})")
+
+
+CHECKS = (
+    Check("python", check_python),
+    Check("cpu", check_cpu),
+    Check("torch", check_torch),
+    Check("gpu", check_gpu),
+    Check("triton", check_triton),
+    Check("compiler", check_compiler),
+    Check("memory", check_memory),
+    Check("disk", check_disk),
+    Check("other load", check_load),
+    Check("bandwidth", check_bandwidth),
+    Check("default model", check_default_model),
+    Check("hub", check_hub),
+    Check("scorers", check_scorers),
+    Check("isolation", check_isolation),
+)
+"""In the order shown."""
+
+
+def _free_bytes(folder: Path) -> int:
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(existing).free
