@@ -77,7 +77,7 @@ def finish(
     if summary:
         append_job_summary(text)
     print_outcome(outcome, strict=strict)
-    raise click.exceptions.Exit(int(outcome.exit_code(strict=strict)))
+    raise SystemExit(int(outcome.exit_code(strict=strict)))
 
 
 def print_outcome(outcome: Outcome, *, strict: bool) -> None:

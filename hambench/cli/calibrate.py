@@ -45,10 +45,10 @@ def command(
         found = calibrate(gate, method, say=lambda line: click.echo(line, err=True))
     except CrashedError as error:
         click.echo(f"hambench: crashed: {error}", err=True)
-        raise click.exceptions.Exit(int(ExitCode.CRASHED)) from error
+        raise SystemExit(int(ExitCode.CRASHED)) from error
     except IncompleteError as error:
         click.echo(f"hambench: {error}", err=True)
-        raise click.exceptions.Exit(int(ExitCode.INCOMPLETE)) from error
+        raise SystemExit(int(ExitCode.INCOMPLETE)) from error
     kept = save_calibration(noise if noise is not None else default_noise(), found)
     click.echo(f"{found.method} on {found.model}, {found.machine}: {found.num_blocks} blocks of itself")
     click.echo(f"seen where nothing differs: {100 * found.effect:+.2f} %, spread of a block {found.sd:.2%}")

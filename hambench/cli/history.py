@@ -51,7 +51,7 @@ def add(root: Path, runs: tuple[Path, ...]) -> None:
             path, new = add_entry(root, entry_of(load_run(folder)))
         except IncompleteError as error:
             click.echo(f"hambench: {error}", err=True)
-            raise click.exceptions.Exit(3) from error
+            raise SystemExit(3) from error
         click.echo(f"{path}{'' if new else ': was there already'}")
 
 
@@ -115,13 +115,13 @@ def show(root: Path, machine: str | None, suite: str | None, as_json: bool, **op
             groups.setdefault((entry.machine, entry.suite), []).append(entry)
     if not groups:
         click.echo("no runs of that machine and suite")
-        raise click.exceptions.Exit(3)
+        raise SystemExit(3)
     lost = [_show(history, key, entries, as_json=as_json, **options) for key, entries in groups.items()]
     if options["gate_history"]:
         if history.problems:
-            raise click.exceptions.Exit(3)
+            raise SystemExit(3)
         if any(lost):
-            raise click.exceptions.Exit(1)
+            raise SystemExit(1)
 
 
 @command.command()
@@ -182,7 +182,7 @@ def verify(root: Path) -> None:
         click.echo(problem)
     click.echo(f"{len(history.entries)} runs, {len(history.problems)} problems")
     if history.problems:
-        raise click.exceptions.Exit(3)
+        raise SystemExit(3)
 
 
 def _load(root: Path) -> History:

@@ -55,8 +55,13 @@ def answer_of(trace: GenerationTrace, *, sample_id: str, prompt_hash: str, repea
     counts: dict[str, int] = {}
     for name in _FROM_REGISTRY:
         metric: Callable[[Sequence[GenerationTrace]], float | None] = getattr(metrics, name)
-        counts[name] = int(metric([trace]) or 0)
-    counts[KV_BYTE_STEPS] = sum(step.kv_bytes for step in trace.steps)
+        value = metric([trace])
+        # a method that can't tell its KV usage has no count of it, which is not zero
+        if value is not None:
+            counts[name] = int(value)
+    kv_bytes = [step.kv_bytes for step in trace.steps if step.kv_bytes is not None]
+    if len(kv_bytes) == len(trace.steps):
+        counts[KV_BYTE_STEPS] = sum(kv_bytes)
     return Answer(
         sample_id=sample_id,
         prompt_hash=prompt_hash,
@@ -96,10 +101,15 @@ def compare_answers(
         reason = "no answer is equal token by token, and the ids need not agree between these two"
         return checks + [_refused(cell, metric, reason) for metric in COUNTS]
     for metric in COUNTS:
-        if metric not in theirs[compared[0]].counts:
-            checks.append(_refused(cell, metric, "the base was written before this count was kept"))
+        known = [{key for key in compared if metric in side[key].counts} for side in (theirs, ours)]
+        if not known[0] and not known[1]:
             continue
-        pairs = [(key, theirs[key].counts[metric], ours[key].counts[metric]) for key in compared]
+        if known[0] != known[1]:
+            lacks = "base" if len(known[0]) < len(known[1]) else "head"
+            checks.append(_refused(cell, metric, f"the {lacks} has no such count"))
+            continue
+        compared_here = [key for key in compared if key in known[0]]
+        pairs = [(key, theirs[key].counts[metric], ours[key].counts[metric]) for key in compared_here]
         checks.append(_compare_counts(cell, metric, pairs))
     return checks
 

@@ -49,17 +49,22 @@ def render_markdown(outcome: Outcome, *, strict: bool = False, max_characters: i
         *(f"- {escape(line)}" for line in outcome.crashes),
     ]
     ranked = outcome.ranked
-    primary = [check for check in ranked if check.primary]
-    advisory = [check for check in ranked if not check.primary]
+    same = [c for c in ranked if c.primary and c.verdict == "equivalent" and c.metric_class == "exact"]
+    advisory = [c for c in ranked if not c.primary]
+    decides = [c for c in ranked if c.primary and c not in same]
     notes = ["", *(f"> {escape(note)}" for note in outcome.notes)] if outcome.notes else []
     room = max_characters - sum(len(line) + 1 for line in head + notes) - 600
     body: list[str] = []
-    for title, checks in (("Decides", primary), ("Advisory", advisory)):
+    for title, checks in (
+        ("Decides", decides),
+        (f"{count(len(same), 'exact count')} unchanged", same),
+        ("Advisory", advisory),
+    ):
         rows, cut = _fitting([_row(check) for check in checks], room)
         room -= sum(len(row) + 1 for row in rows)
         if rows or cut:
             table = [*_HEADER, *rows, *([f"\n{count(cut, 'row')} cut."] if cut else [])]
-            body += ["", *_folded(title, table, fold=title == "Advisory")]
+            body += ["", *_folded(title, table, fold=checks is not decides)]
     return "\n".join([*head, *body, *notes])[:max_characters] + "\n"
 
 
