@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from hambench.decoding import DecodingMethod, SamplingParams
+from hambench.decoding import DecodingMethod, SamplingParams, SessionEndedError
 from hambench.errors import HambenchError
 from hambench.generation import interleave_tasks
 from hambench.records import Cell, Sample
@@ -37,13 +38,17 @@ def calibrate(method: DecodingMethod, context_length: int) -> Speed:
     with torch.inference_mode():
         began = time.perf_counter()
         session = method.start(prompt, SamplingParams(max_new_tokens=8 * CALIBRATION_STEPS))
-        num_tokens = len(session.prefill().tokens)
+        session.prefill()
         prefilled = time.perf_counter()
-        num_tokens = sum(len(session.step().tokens) for _ in range(CALIBRATION_STEPS))
+        num_tokens = 0
+        # a peer may end its answer to a made-up prompt at once
+        with contextlib.suppress(SessionEndedError):
+            for _ in range(CALIBRATION_STEPS):
+                num_tokens += len(session.step().tokens)
         done = time.perf_counter()
     return Speed(
         prefill_s_per_token=(prefilled - began) / num_prompt,
-        decode_s_per_token=(done - prefilled) / num_tokens,
+        decode_s_per_token=(done - prefilled) / max(1, num_tokens),
     )
 
 

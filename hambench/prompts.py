@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from hambench.errors import ContextOverflowError
@@ -61,6 +61,11 @@ def _cut_middle(sample: Sample, tokenizer: PreTrainedTokenizerBase, room: int) -
     return None
 
 
+def encode_text(text: str, tokenizer: PreTrainedTokenizerBase, *, add_special_tokens: bool = True) -> list[int]:
+    """Ids of a plain text; a beginning-of-text token that is in it already is not added again."""
+    return _encode(text, tokenizer, chat=not add_special_tokens)
+
+
 def _encode(text: str, tokenizer: PreTrainedTokenizerBase, *, chat: bool) -> list[int]:
     bos = tokenizer.bos_token
     has_bos = isinstance(bos, str) and text.startswith(bos)
@@ -93,7 +98,7 @@ class TextStream:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._decode = tokenizer.decode
+        self._decode: Callable[[list[int]], str] = tokenizer.decode
         # ids whose text is not given out yet, after those kept as left context, which decides about leading spaces
         self._context: list[int] = []
         self._context_text = ""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 
 import torch
 
-from hambench.decoding import DecodingMethod, SamplingParams
+from hambench.decoding import DecodingMethod, SamplingParams, SessionEndedError
 
 SETTLED_WITHIN = 0.02
 """Spread of three consecutive passes, relative to the fastest, that counts as settled."""
@@ -44,11 +45,11 @@ def _one_pass(method: DecodingMethod, num_prompt: int) -> float:
     with torch.inference_mode():
         began = time.perf_counter()
         session = method.start(prompt, SamplingParams(max_new_tokens=8 * NUM_STEPS))
-        num_emitted = len(session.prefill().tokens)
-        for _ in range(NUM_STEPS):
-            # a peer's session may not be asked for more than its limit
-            if num_emitted < 8 * NUM_STEPS:
-                num_emitted += len(session.step().tokens)
+        session.prefill()
+        # a peer's session ends at its limit, or where the peer says so
+        with contextlib.suppress(SessionEndedError):
+            for _ in range(NUM_STEPS):
+                session.step()
         return time.perf_counter() - began
 
 

@@ -25,8 +25,8 @@ def load_model(name: str, dtype: torch.dtype, device: torch.device) -> Any:
     from hambench.models import locate
 
     folder, _, _ = locate(name)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True).to(device)
-    return quiet(model)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    return quiet(model.to(device))
 
 
 def quiet(model: Any) -> Any:
@@ -34,7 +34,7 @@ def quiet(model: Any) -> Any:
     from transformers import GenerationConfig
 
     # a pad id keeps generate from choosing (and announcing) one; nothing is ever padded here
-    model.generation_config = GenerationConfig(pad_token_id=0)
+    model.generation_config = GenerationConfig(pad_token_id=0)  # type: ignore[no-untyped-call]
     return model.eval()
 
 
@@ -91,4 +91,5 @@ class _Int8Module(torch.nn.Module):
         self.register_buffer("scales", self._linear.scales)
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        return self._linear(rows.flatten(0, -2)).unflatten(0, rows.shape[:-1])
+        projected = self._linear(rows.flatten(0, -2))
+        return projected.view(*rows.shape[:-1], projected.shape[-1])

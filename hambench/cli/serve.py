@@ -1,0 +1,89 @@
+"""``hambench serve``: any method behind an OpenAI-compatible server."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import click
+
+from hambench.cli._options import make_sweep, model_options
+from hambench.errors import HambenchError
+
+_LOCAL = ("127.0.0.1", "localhost", "::1")
+
+
+@click.command(
+    epilog="""
+\b
+Examples:
+  hambench serve --method hamburger --confidence 0.8
+  hambench serve --method speculative -k 4 --port 8001
+  curl -s localhost:8000/v1/models
+"""
+)
+@click.option("--method", default="vanilla", show_default=True, metavar="NAME")
+@click.option("--confidence", metavar="VALUE", help="HAMburger: stop a macro-step below this P(continue).")
+@click.option("-k", "--draft-tokens", "k", metavar="COUNT", help="Tokens drafted a step.")
+@click.option("--checkpoint", metavar="FOLDER", help="HAMburger weights.")
+@click.option("--method-arg", "method_args", multiple=True, metavar="KNOB=VALUE")
+@model_options
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
+@click.option("--max-waiting", type=click.IntRange(0), default=8, show_default=True, help="More get a 429.")
+@click.option("--max-body", type=click.IntRange(1024), default=4 * 2**20, show_default=True, metavar="BYTES")
+@click.option("--api-key-env", metavar="NAME", help="Ask for the key that this environment variable holds.")
+def command(
+    host: str, port: int, max_waiting: int, max_body: int, api_key_env: str | None, **options: Any
+) -> None:
+    """Serve chat and text completions, one request at a time, streaming by burst."""
+    cell = make_sweep(
+        model=options["model"],
+        dtype=options["dtype"],
+        methods=options["method"],
+        confidence=options["confidence"],
+        k=options["k"],
+        checkpoint=options["checkpoint"],
+        method_args=options["method_args"],
+        threads=None,
+    ).single()
+    api_key = _key(api_key_env)
+    try:
+        import uvicorn
+
+        from hambench.serving.app import LOOPBACK, create_app
+    except ImportError as error:
+        missing = f"serving needs {error.name}, which is not installed"
+        raise HambenchError(f"{missing}: pip install 'hambench[serve]'") from error
+    from hambench.models import load
+    from hambench.sweep import config_of
+
+    target = load(options["model"], dtype=options["dtype"], device=options["device"])
+    if target.tokenizer is None:
+        raise HambenchError(f"{target.name} has no tokenizer, so it can't be served")
+    method = config_of(cell).build(target)
+    click.echo(f"warming up {method.name} on {target.name}", err=True)
+    method.warmup()
+    if host not in _LOCAL and api_key is None:
+        click.echo(
+            f"warning: {host} is reachable by others and no key is asked for (--api-key-env)", err=True
+        )
+    app = create_app(
+        target,
+        method,
+        max_waiting=max_waiting,
+        max_body_bytes=max_body,
+        allowed_hosts=LOOPBACK if host in _LOCAL else ("*",),
+        api_key=api_key,
+    )
+    click.echo(f"serving {method.name} at http://{host}:{port}/v1", err=True)
+    uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False)
+
+
+def _key(name: str | None) -> str | None:
+    if name is None:
+        return None
+    key = os.environ.get(name)
+    if not key:
+        raise HambenchError(f"the environment variable {name} is empty: it must hold the key to ask for")
+    return key

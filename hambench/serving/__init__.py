@@ -1,0 +1,1 @@
+"""Any decoding method behind an OpenAI-compatible server, and the client that measures such servers."""

@@ -1,0 +1,22 @@
+"""Addresses of servers, checked before anything is sent or stored."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+
+def check_url(url: str) -> str:
+    """An address without a trailing slash, its ``/v1`` included.
+
+    Raises:
+        ValueError: If it is no http(s) address, or holds a name, a key or a query: those would be stored.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"url must be an http(s) address like http://localhost:8000/v1, got {url!r}")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError(
+            "url must hold no user, key or query, since it is stored: put the key in an environment variable"
+        )
+    base = url.rstrip("/")
+    return base if base.endswith("/v1") else f"{base}/v1"

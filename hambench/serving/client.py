@@ -1,0 +1,252 @@
+"""A client that measures: streams of an OpenAI-compatible server, with retries before the first byte and none after.
+
+What a server says wrongly, half or not at all becomes an :class:`EndpointError` of one line. The key is sent and
+nothing else: it is cut out of every message.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+
+from hambench.errors import HambenchError, UnknownNameError
+from hambench.serving.address import check_url
+
+RETRIED = (408, 429, 502, 503, 504)
+FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 30.0
+DONE = "[DONE]"
+
+
+class EndpointError(HambenchError):
+    """A server that can't be reached, refuses, or breaks off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """One event of a stream."""
+
+    text: str = ""
+    token_ids: tuple[int, ...] | None = None
+    """Where the server gives them (vLLM, hambench)."""
+    prompt_token_ids: tuple[int, ...] | None = None
+    finish: str | None = None
+    usage: Mapping[str, Any] | None = None
+    step: Mapping[str, int | None] | None = None
+    """A step's counts, where the server is hambench."""
+
+
+class EndpointClient:
+    """One server.
+
+    Args:
+        url: Its address, with or without ``/v1``.
+        key: Sent as a bearer token.
+        timeout_s: Longest wait for a connection, and for each next event.
+        retries: How often a refused connection or a busy server is asked again, waiting longer each time.
+        sleep: Waits.
+        transport: Replaces the network, for tests.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        key: str | None = None,
+        timeout_s: float = 60.0,
+        retries: int = 3,
+        sleep: Callable[[float], None] = time.sleep,
+        transport: httpx2.BaseTransport | None = None,
+    ) -> None:
+        base = check_url(url)
+        self.root = base.removesuffix("/v1")
+        self.timeout_s, self._retries, self._sleep, self._key = timeout_s, retries, sleep, key
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx2.Client(headers=headers, timeout=timeout_s, transport=transport)
+        self.num_retried = 0
+
+    def models(self) -> list[str]:
+        """Names of the models it has.
+
+        Raises:
+            EndpointError: If it does not answer, or is no such server.
+        """
+        response = self._send("GET", "/v1/models")
+        try:
+            response.read()
+            return [str(entry["id"]) for entry in response.json()["data"]]
+        except (ValueError, KeyError, TypeError) as error:
+            message = f"{self.root} is no OpenAI-compatible server: /v1/models holds no list of models"
+            raise EndpointError(message) from error
+        finally:
+            response.close()
+
+    def choose_model(self, asked: str | None, preferred: str) -> str:
+        """The model to ask: the one named, else one called like ours, else the only one.
+
+        Raises:
+            UnknownNameError: If the server doesn't have it.
+        """
+        names = self.models()
+        if asked is not None:
+            if asked not in names:
+                raise UnknownNameError(f"model on {self.root}", asked, names)
+            return asked
+        if preferred in names:
+            return preferred
+        if len(names) == 1:
+            return names[0]
+        raise UnknownNameError(f"model on {self.root}", preferred, names)
+
+    def stream(self, path: str, body: Mapping[str, Any]) -> Iterator[Chunk]:
+        """The events of one answer, from the moment this is first asked for one.
+
+        Raises:
+            EndpointError: If the server refuses, sends what is no event, or breaks off.
+        """
+        response = self._send("POST", path, {**body, "stream": True})
+        num_events, finished = 0, False
+        try:
+            for event in httpx2.EventSource(response):
+                if event.data == DONE:
+                    return
+                chunk = parse_event(event.data)
+                num_events, finished = num_events + 1, finished or chunk.finish is not None
+                yield chunk
+        except httpx2.ReadTimeout as error:
+            raise EndpointError(
+                f"{self.root} sent nothing for {self.timeout_s:g} s after {num_events} events"
+            ) from error
+        except httpx2.SSEError as error:
+            raise EndpointError(self._clean(f"{self.root} does not stream: {error}")) from error
+        except httpx2.TransportError as error:
+            raise EndpointError(
+                f"{self.root} broke off after {num_events} events ({_name(error)})"
+            ) from error
+        finally:
+            response.close()
+        if not finished:
+            raise EndpointError(
+                f"{self.root} ended its answer after {num_events} events without finishing it"
+            )
+
+    def metrics_text(self) -> str | None:
+        """What ``/metrics`` says; ``None`` if the server has none."""
+        try:
+            response = self._http.get(f"{self.root}/metrics")
+        except httpx2.TransportError:
+            return None
+        return response.text if response.status_code == 200 else None
+
+    def close(self) -> None:
+        """Closes all connections."""
+        self._http.close()
+
+    def _send(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> httpx2.Response:
+        """A response whose status is 200 and whose body is still unread."""
+        url = f"{self.root}{path}"
+        for attempt in range(self._retries + 1):
+            request = self._http.build_request(method, url, json=body)
+            try:
+                response = self._http.send(request, stream=True)
+            except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+                if attempt == self._retries:
+                    raise EndpointError(
+                        self._clean(f"{self.root} does not answer: {_name(error)}")
+                    ) from error
+                self._wait(attempt, None)
+                continue
+            except httpx2.ReadTimeout as error:
+                raise EndpointError(f"{url} did not answer within {self.timeout_s:g} s") from error
+            except httpx2.TransportError as error:
+                raise EndpointError(self._clean(f"{url} broke off: {_name(error)}")) from error
+            if response.status_code == 200:
+                return response
+            if response.status_code not in RETRIED or attempt == self._retries:
+                raise self._refusal(response, path)
+            response.close()
+            self._wait(attempt, response.headers.get("retry-after"))
+        raise AssertionError("the last attempt returns or raises")
+
+    def _wait(self, attempt: int, asked: str | None) -> None:
+        self.num_retried += 1
+        seconds = float(asked) if asked and asked.isdigit() else FIRST_BACKOFF_S * 2**attempt
+        self._sleep(min(seconds, LONGEST_BACKOFF_S))
+
+    def _refusal(self, response: httpx2.Response, path: str) -> EndpointError:
+        status = response.status_code
+        try:
+            response.read()
+            message = _error_message(response.json())
+        except (ValueError, httpx2.TransportError):
+            message = None
+        finally:
+            response.close()
+        if status in (401, 403):
+            return EndpointError(
+                f"{self.root} refuses the key ({status}): set it in the variable that key_env names"
+            )
+        if message is None:
+            return EndpointError(f"{self.root} is no OpenAI-compatible server: {path} answered {status}")
+        return EndpointError(self._clean(f"{self.root} answered {status}: {message}"))
+
+    def _clean(self, message: str) -> str:
+        line = " ".join(message.split())[:400]
+        return line.replace(self._key, "***") if self._key else line
+
+
+def parse_event(text: str) -> Chunk:
+    """One event of a completion or chat stream.
+
+    Raises:
+        EndpointError: If it is no such event, or reports an error.
+    """
+    try:
+        event = json.loads(text)
+        if not isinstance(event, dict):
+            raise TypeError
+        if event.get("error"):
+            raise EndpointError(f"the server failed: {_error_message(event)}")
+        choices = event.get("choices") or [{}]
+        choice: dict[str, Any] = choices[0]
+        delta = choice.get("delta") or {}
+        piece = choice.get("text") or delta.get("content") or ""
+        if not isinstance(piece, str):
+            raise TypeError
+        return Chunk(
+            text=piece,
+            token_ids=_ids(choice.get("token_ids")),
+            prompt_token_ids=_ids(choice.get("prompt_token_ids") or event.get("prompt_token_ids")),
+            finish=choice.get("finish_reason"),
+            usage=event.get("usage"),
+            step=choice.get("hambench"),
+        )
+    except (ValueError, TypeError, AttributeError, IndexError) as error:
+        raise EndpointError(f"the server sent what is no event: {text[:80]!r}") from error
+
+
+def _ids(value: object) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(type(item) is int for item in value):
+        raise TypeError
+    return tuple(value)
+
+
+def _error_message(body: Any) -> str | None:
+    """The message of an error object in one of the forms that servers use."""
+    if not isinstance(body, dict):
+        return None
+    error = body.get("error", body.get("detail", body.get("message")))
+    if isinstance(error, dict):
+        error = error.get("message")
+    return None if error is None else str(error)
+
+
+def _name(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

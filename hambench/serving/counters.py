@@ -1,0 +1,58 @@
+"""Acceptance as a server counts it, read from its ``/metrics`` under vLLM's names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prometheus_client.parser import text_string_to_metric_families
+
+NAMES = {
+    "drafts": "spec_decode_num_drafts_total",
+    "drafted": "spec_decode_num_draft_tokens_total",
+    "accepted": "spec_decode_num_accepted_tokens_total",
+}
+
+
+@dataclass(frozen=True)
+class SpeculationCounters:
+    """Totals since the server began, over everyone it served."""
+
+    drafts: float
+    drafted: float
+    accepted: float
+
+    def since(self, before: SpeculationCounters) -> SpeculationCounters:
+        """What was added after an earlier reading."""
+        return SpeculationCounters(
+            self.drafts - before.drafts, self.drafted - before.drafted, self.accepted - before.accepted
+        )
+
+    @property
+    def acceptance_rate(self) -> float | None:
+        """Accepted / drafted; ``None`` where nothing was drafted."""
+        return self.accepted / self.drafted if self.drafted > 0 else None
+
+    @property
+    def mean_acceptance_length(self) -> float | None:
+        """1 + accepted / rounds of drafting."""
+        return 1 + self.accepted / self.drafts if self.drafts > 0 else None
+
+
+def read_counters(text: str | None) -> SpeculationCounters | None:
+    """The counters in a Prometheus text, summed over engines.
+
+    ``None`` if a server has none, or if what it says is no such text.
+    """
+    if text is None:
+        return None
+    totals: dict[str, float] = {}
+    try:
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                for field, ending in NAMES.items():
+                    # vLLM writes vllm:..., others have a prefix of their own
+                    if sample.name.endswith(ending):
+                        totals[field] = totals.get(field, 0.0) + sample.value
+    except ValueError:
+        return None
+    return SpeculationCounters(**totals) if len(totals) == len(NAMES) else None

@@ -1,0 +1,148 @@
+"""One request at a time, a bounded line behind it: the thread that owns the model."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import uuid
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+
+from hambench.decoding import DecodingMethod, SamplingParams
+from hambench.engine import DecodeText, stream
+from hambench.errors import HambenchError
+from hambench.records import FinishReason, StepRecord
+
+log = logging.getLogger(__name__)
+
+
+class QueueFullError(HambenchError):
+    """As many requests wait already as may."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One step of one prompt of a job."""
+
+    index: int
+    step: StepRecord
+
+
+@dataclass(frozen=True)
+class Finished:
+    """One prompt of a job is answered."""
+
+    index: int
+    finish: FinishReason
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The job can't go on."""
+
+    message: str
+    by_request: bool
+    """Whether the request is to blame, rather than the server."""
+
+
+Event = Piece | Finished | Failed
+
+
+@dataclass(frozen=True)
+class Job:
+    """One request: its prompts are answered one after the other."""
+
+    prompts: Sequence[Sequence[int]]
+    params: SamplingParams
+    eos_ids: Collection[int]
+    stop: Sequence[str]
+    emit: Callable[[Event], None]
+    """Called in the worker's thread."""
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+
+class Worker:
+    """Answers jobs in the order they came, in a thread of its own.
+
+    Args:
+        method: What decodes.
+        decode_text: Turns ids into text, for stop strings.
+        max_waiting: Jobs that may wait behind the running one.
+    """
+
+    def __init__(self, method: DecodingMethod, decode_text: DecodeText, *, max_waiting: int) -> None:
+        if max_waiting < 0:
+            raise ValueError(f"max_waiting must be >= 0, got {max_waiting}")
+        self._method, self._decode_text, self._max_waiting = method, decode_text, max_waiting
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._num_open = 0
+        self._thread = threading.Thread(target=self._work, name="hambench-serve", daemon=True)
+        self._thread.start()
+
+    @property
+    def num_waiting(self) -> int:
+        """Jobs behind the running one."""
+        return max(0, self._num_open - 1)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job is running."""
+        return self._num_open > 0
+
+    def submit(self, job: Job) -> None:
+        """Puts a job in the line.
+
+        Raises:
+            QueueFullError: If the line is full.
+        """
+        with self._lock:
+            if self._num_open > self._max_waiting:
+                raise QueueFullError(
+                    f"the server answers one request at a time and {self.num_waiting} are waiting: try again later"
+                )
+            self._num_open += 1
+        self._jobs.put(job)
+
+    def close(self) -> None:
+        """Ends the thread after the jobs in the line."""
+        self._jobs.put(None)
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            try:
+                self._answer(job)
+            finally:
+                with self._lock:
+                    self._num_open -= 1
+
+    def _answer(self, job: Job) -> None:
+        try:
+            for index, prompt in enumerate(job.prompts):
+                self._decode(job, index, prompt)
+        except (HambenchError, ValueError) as error:
+            job.emit(Failed(str(error), by_request=True))
+        except Exception:
+            # the client learns a number, the log has the rest: a message of ours could hold a path
+            number = uuid.uuid4().hex[:8]
+            log.exception("request failed (%s)", number)
+            job.emit(Failed(f"internal error {number}", by_request=False))
+
+    def _decode(self, job: Job, index: int, prompt: Sequence[int]) -> None:
+        run = stream(
+            self._method,
+            prompt,
+            job.params,
+            eos_ids=job.eos_ids,
+            stop=job.stop,
+            decode_text=self._decode_text,
+        )
+        while not job.cancelled.is_set():
+            try:
+                step = next(run)
+            except StopIteration as end:
+                job.emit(Finished(index, end.value))
+                return
+            job.emit(Piece(index, step))
+        run.close()

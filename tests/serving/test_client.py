@@ -1,0 +1,197 @@
+"""The measuring client against servers that misbehave."""
+
+import json
+
+import httpx2
+import pytest
+
+from hambench.errors import HambenchError
+from hambench.serving.address import check_url
+from hambench.serving.client import EndpointClient, EndpointError, parse_event
+from hambench.serving.counters import read_counters
+
+KEY = "sk-very-secret"
+MODELS = {"object": "list", "data": [{"id": "one"}, {"id": "two"}]}
+
+
+def event(text, finish=None):
+    return f"data: {json.dumps({'choices': [{'index': 0, 'text': text, 'finish_reason': finish}]})}\n\n"
+
+
+def client(handler, **options):
+    waits = []
+    made = EndpointClient(
+        "http://server", key=KEY, sleep=waits.append, transport=httpx2.MockTransport(handler), **options
+    )
+    return made, waits
+
+
+def streaming(*parts):
+    def handler(request):
+        def body():
+            for part in parts:
+                if isinstance(part, Exception):
+                    raise part
+                yield part.encode()
+
+        return httpx2.Response(200, headers={"content-type": "text/event-stream"}, content=body())
+
+    return handler
+
+
+def read(made):
+    return [chunk.text for chunk in made.stream("/v1/completions", {"model": "one"})]
+
+
+def test_a_stream_gives_its_pieces_up_to_done():
+    made, _ = client(streaming(event("a"), event("b", "stop"), "data: [DONE]\n\n", event("never")))
+    assert read(made) == ["a", "b"]
+
+
+def test_line_separators_inside_a_piece_do_not_break_it():
+    made, _ = client(
+        streaming(
+            "data: " + json.dumps({"choices": [{"text": "a\u2028b\x85c"}]}, ensure_ascii=False) + "\n\n",
+            "data: [DONE]\n\n",
+        )
+    )
+    assert read(made) == ["a\u2028b\x85c"]
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ((event("a"), httpx2.RemoteProtocolError("peer closed")), "broke off after 1 events"),
+        ((event("a"), httpx2.ReadTimeout("slow")), "sent nothing for 60 s after 1 events"),
+        ((event("a"),), "ended its answer after 1 events without finishing"),
+        ((event("a"), "data: {nonsense\n\n"), "sent what is no event: '{nonsense'"),
+        (("data: [1, 2]\n\n",), "sent what is no event"),
+        (('data: {"choices": [{"token_ids": ["x"]}]}\n\n',), "sent what is no event"),
+        (('data: {"error": {"message": "out of memory"}}\n\n',), "the server failed: out of memory"),
+    ],
+)
+def test_a_stream_that_goes_wrong_is_told_in_one_line(parts, said):
+    made, _ = client(streaming(*parts))
+    with pytest.raises(EndpointError) as raised:
+        read(made)
+    assert said in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_busy_server_is_asked_again_after_a_growing_wait_or_the_one_it_names():
+    answers = iter([(429, {}), (503, {"retry-after": "7"}), (502, {})])
+
+    def handler(request):
+        status, headers = next(answers, (200, {}))
+        return httpx2.Response(status, headers=headers, json=MODELS)
+
+    made, waits = client(handler)
+    assert made.models() == ["one", "two"]
+    assert waits == [0.5, 7.0, 2.0]
+    assert made.num_retried == 3
+
+
+def test_retries_end():
+    def handler(request):
+        raise httpx2.ConnectError("refused")
+
+    made, waits = client(handler, retries=2)
+    with pytest.raises(EndpointError, match="http://server does not answer: refused"):
+        made.models()
+    assert len(waits) == 2
+
+
+def test_a_refused_request_is_not_repeated():
+    made, waits = client(lambda request: httpx2.Response(400, json={"error": {"message": "too long"}}))
+    with pytest.raises(EndpointError, match="answered 400: too long"):
+        read(made)
+    assert waits == []
+
+
+def test_the_key_is_sent_and_never_told():
+    seen = []
+
+    def handler(request):
+        seen.append(request.headers["authorization"])
+        return httpx2.Response(400, json={"error": f"bad header: Bearer {KEY}"})
+
+    made, _ = client(handler)
+    with pytest.raises(EndpointError) as raised:
+        read(made)
+    assert seen == [f"Bearer {KEY}"]
+    assert KEY not in str(raised.value)
+    assert "***" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("response", "said"),
+    [
+        (
+            httpx2.Response(404, html="<h1>Not found</h1>"),
+            "no OpenAI-compatible server: /v1/models answered 404",
+        ),
+        (
+            httpx2.Response(200, html="<h1>Welcome</h1>"),
+            "no OpenAI-compatible server: /v1/models holds no list",
+        ),
+        (httpx2.Response(200, json={"data": [1]}), "holds no list of models"),
+        (httpx2.Response(401, json={}), "refuses the key"),
+    ],
+)
+def test_an_address_that_is_no_such_server_is_told(response, said):
+    made, _ = client(lambda request: response)
+    with pytest.raises(EndpointError, match=said):
+        made.models()
+
+
+def test_a_model_the_server_does_not_have_is_named_with_those_it_has():
+    made, _ = client(lambda request: httpx2.Response(200, json=MODELS))
+    assert made.choose_model(None, "two") == "two"
+    with pytest.raises(HambenchError, match="'onn'; did you mean one"):
+        made.choose_model("onn", "two")
+    with pytest.raises(HambenchError, match="'ours'; known: one, two"):
+        made.choose_model(None, "ours")
+
+
+@pytest.mark.parametrize(
+    "url", ["server:80", "ftp://x", "http://me:pw@host", "http://host/v1?key=1", "http://"]
+)
+def test_an_address_that_can_not_be_stored_is_refused(url):
+    with pytest.raises(ValueError, match="url must"):
+        check_url(url)
+
+
+def test_addresses_may_end_in_v1_or_not():
+    assert {check_url(url) for url in ("http://h:1", "http://h:1/", "http://h:1/v1", "http://h:1/v1/")} == {
+        "http://h:1/v1"
+    }
+
+
+def test_chat_and_completion_events_read_alike():
+    assert parse_event('{"choices": [{"delta": {"content": "x"}}]}').text == "x"
+    assert parse_event('{"choices": [{"delta": {"role": "assistant", "content": null}}]}').text == ""
+    assert parse_event('{"choices": [], "usage": {"completion_tokens": 3}}').usage == {"completion_tokens": 3}
+
+
+def test_vllms_counters_are_summed_over_engines_and_subtracted():
+    def text(scale):
+        return (
+            "".join(
+                f"# TYPE vllm:spec_decode_num_{name} counter\n"
+                f'vllm:spec_decode_num_{name}_total{{engine="0"}} {scale * value}\n'
+                f'vllm:spec_decode_num_{name}_total{{engine="1"}} {value}\n'
+                for name, value in (("drafts", 10), ("draft_tokens", 40), ("accepted_tokens", 20))
+            )
+            + 'vllm:spec_decode_num_accepted_tokens_per_pos_total{position="0"} 9\n'
+        )
+
+    before, after = read_counters(text(1)), read_counters(text(3))
+    assert before.drafted == 80
+    assert after.since(before).acceptance_rate == 0.5
+    assert after.since(before).mean_acceptance_length == 3
+    assert before.since(before).acceptance_rate is None
+
+
+@pytest.mark.parametrize("text", [None, "", "<html>", "other_metric 1\n"])
+def test_a_server_without_counters_has_no_acceptance(text):
+    assert read_counters(text) is None
