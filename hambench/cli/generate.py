@@ -14,7 +14,7 @@ from hambench.errors import HambenchError
 if TYPE_CHECKING:
     from hambench.decoding import DecodingMethod, SamplingParams
     from hambench.models import TargetModel
-    from hambench.records import GenerationTrace
+    from hambench.records import GenerationTrace, StepRecord
 
 
 @click.command(
@@ -136,12 +136,12 @@ def _decode(
 ) -> GenerationTrace:
     from hambench.engine import stream
     from hambench.prompts import TextStream
-    from hambench.records import GenerationTrace
+    from hambench.records import GenerationTrace, StepRecord
 
     eos_ids = () if options["ignore_eos"] else target.eos_ids
     text = TextStream(target.tokenizer) if show and target.tokenizer is not None else None
     run = stream(method, ids, params, eos_ids=eos_ids, max_steps=options["max_steps"])
-    steps = []
+    steps: list[StepRecord] = []
     while True:
         try:
             step = next(run)
