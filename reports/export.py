@@ -29,7 +29,7 @@ def write_html(runs: Sequence[Run], path: Path, *, options: ReportOptions | None
     _write(path, render_html(runs, options=options).encode())
 
 
-def export(runs: Sequence[Run], folder: Path) -> list[Path]:
+def export(runs: Sequence[Run], folder: Path, *, options: ReportOptions | None = None) -> list[Path]:
     """Writes ``figures/*.svg|png|pdf``, ``tables/*.csv`` and ``report.json``; returns what was written.
 
     Raises:
@@ -40,24 +40,26 @@ def export(runs: Sequence[Run], folder: Path) -> list[Path]:
         raise ValueError("runs must hold at least one run, got none")
     merged = merge(runs)
     views = [View(run, prefix=f"r{index}-" if len(merged) > 1 else "") for index, run in enumerate(merged)]
+    options = dataclasses.replace(options or ReportOptions(), samples="none")
     written: list[Path] = []
+    objects = []
     for view in views:
-        page = pages.build(view, ReportOptions(samples="none"))
+        page = pages.build(view, options)
+        objects.append(report_object(view, page))
         for figure in page.figures():
             for kind in FIGURE_KINDS:
                 content = figure.plate.file_svg().encode() if kind == "svg" else figure.plate.raster(kind)
                 written.append(_write(folder / "figures" / f"{figure.name}.{kind}", content))
         for table in _tables(page):
             written.append(_write(folder / "tables" / f"{table.name}.csv", table.csv().encode()))
-    numbers = msgspec.json.format(msgspec.json.encode([report_object(view) for view in views]), indent=2)
+    numbers = msgspec.json.format(msgspec.json.encode(objects), indent=2)
     written.append(_write(folder / "report.json", numbers + b"\n"))
     return written
 
 
-def report_object(view: View) -> dict[str, Any]:
+def report_object(view: View, page: pages.Page) -> dict[str, Any]:
     """Everything the report says as JSON-able values: cautions, answer, measurements, comparisons."""
-    page = pages.build(view, ReportOptions(samples="none"))
-    return _plain(
+    plain: dict[str, Any] = _plain(
         {
             "run_id": view.run.header.run_id,
             "created_at": view.run.header.created_at,
@@ -73,6 +75,7 @@ def report_object(view: View) -> dict[str, Any]:
             "comparisons": list(view.comparisons.values()),
         }
     )
+    return plain
 
 
 def _tables(page: pages.Page) -> Iterable[Table]:

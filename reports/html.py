@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 from typing import Any, Literal
 
 import jinja2
@@ -35,6 +36,12 @@ class ReportOptions:
     """Whether absolute paths in commands and model names stay."""
     script: bool = True
     """Whether the page has its script; without it nothing but sorting and filtering is lost."""
+    history: Path | None = None
+    """Folder of ``hambench history``, for the page of regressions."""
+    kernels: Path | None = None
+    """JSON of ``hambench bench kernels``."""
+    profile: Path | None = None
+    """JSON of ``hambench profile``."""
     refresh_s: int | None = None
     """Reload the page every so many seconds, for a run that goes on."""
 

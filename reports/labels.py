@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.transforms import Bbox
 
 from hambench.reports.plate import INK, Plate
+from hambench.reports.values import clip
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ def place_labels(
         placed = False
         for dx, dy, ha, va in _OFFSETS:
             text = ax.annotate(
-                label.text,
+                clip(label.text, 30),
                 (label.x, label.y),
                 xytext=(dx, dy),
                 textcoords="offset points",

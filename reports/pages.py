@@ -18,8 +18,9 @@ from hambench.reports import (
 )
 from hambench.reports.drilldown import Drilldown, drilldown
 from hambench.reports.example import Example, example
-from hambench.reports.extras import history_section, kernels_section
+from hambench.reports.history_page import history_section
 from hambench.reports.identity import Facts, identity
+from hambench.reports.kernels_page import kernels_section
 from hambench.reports.notes import Term
 from hambench.reports.roofline_figure import roofline_section
 from hambench.reports.steps_figures import steps_section
@@ -90,8 +91,8 @@ def build(view: View, options: ReportOptions) -> Page:
             steps_section(view),
             memory.memory_section(view),
             roofline_section(view),
-            kernels_section(view),
-            history_section(view),
+            kernels_section(options.kernels, options.profile, prefix=view.prefix),
+            history_section(view, options.history),
             Section("notes", "Notes", "What every number means, in the words of the code that computes it."),
         ],
         terms=notes.terms(),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -17,8 +19,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import Bbox
 
 from hambench.reports import svg
+from hambench.reports.html_text import printable
 from hambench.reports.theme import LIGHT, SENTINEL, MethodStyle
-from hambench.reports.values import significant
+from hambench.reports.values import clip, significant
 
 INK, MUTED, GRID, PAGE, BAND, LINE = (
     SENTINEL[name] for name in ("ink", "muted", "grid", "page", "band", "line")
@@ -110,9 +113,9 @@ class Plate:
         """Gives an artist a tooltip and ``data-*`` attributes in the page."""
         gid = f"tag{len(self._tags)}"
         artist.set_gid(gid)
-        attributes = {f"data-{key.replace('_', '-')}": str(value) for key, value in data.items()}
+        attributes = {f"data-{key.replace('_', '-')}": printable(str(value)) for key, value in data.items()}
         if tip:
-            attributes["title"] = tip
+            attributes["title"] = printable(tip)
         self._tags[gid] = attributes
 
     def page_svg(self, *, title: str, description: str) -> str:
@@ -121,8 +124,8 @@ class Plate:
         return svg.page_svg(
             raw,
             name=self.name,
-            title=title,
-            description=description,
+            title=printable(title),
+            description=printable(description),
             tags=self._tags,
             width=round(self.width * PIXELS_PER_INCH),
         )
@@ -133,7 +136,7 @@ class Plate:
 
     def raster(self, kind: str) -> bytes:
         """The figure as ``png`` or ``pdf`` in light colours."""
-        with mpl.rc_context(_RC):
+        with _drawing():
             _recolour(self.figure)
             out = io.BytesIO()
             metadata = {"CreationDate": None, "Producer": None} if kind == "pdf" else {"Software": None}
@@ -159,14 +162,14 @@ class Plate:
                 self.figure.text(
                     0.995,
                     0.004,
-                    self.watermark,
+                    clip(self.watermark, 120),
                     ha="right",
                     va="bottom",
                     fontsize=6.5,
                     color=MUTED,
                     style="italic",
                 )
-            with mpl.rc_context({**_RC, "svg.hashsalt": self.name}):
+            with _drawing(), mpl.rc_context({"svg.hashsalt": self.name}):
                 out = io.StringIO()
                 self.figure.savefig(
                     out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
@@ -176,7 +179,7 @@ class Plate:
 
     def text_box(self, text: Artist) -> Bbox:
         """Where a text is, in display coordinates."""
-        with mpl.rc_context(_RC):
+        with _drawing():
             box: Bbox = text.get_window_extent(self.figure.canvas.get_renderer())  # type: ignore[attr-defined]
         return box
 
@@ -199,6 +202,14 @@ class Plate:
             )
             for text in key.get_texts():
                 text.set_color(INK)
+
+
+@contextlib.contextmanager
+def _drawing() -> Iterator[None]:
+    """Our defaults, without warnings of glyphs that only the measuring font lacks: the page's own fonts draw them."""
+    with mpl.rc_context(_RC), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
+        yield
 
 
 def dress(ax: Axes) -> None:

@@ -256,7 +256,7 @@ def end_labels(plate: Plate, ax: Axes, ends: Sequence[tuple[float, float, CellVi
         at = max(y, placed[-1] + step) if placed else y
         placed.append(at)
         text = ax.annotate(
-            cell.short or cell.method,
+            clip(cell.short or cell.method, 22),
             (1, at),
             xycoords=("axes fraction", "data"),
             xytext=(6, 0),

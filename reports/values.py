@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from hambench.reports.html_text import printable
+
 if TYPE_CHECKING:
     from hambench.reports.plate import Plate
 
@@ -55,8 +57,14 @@ class Table:
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow([column.title for column in self.columns])
         for row in self.rows:
-            writer.writerow([cell.text if cell.value is None else cell.value for cell in row])
+            writer.writerow([_csv_value(cell) for cell in row])
         return out.getvalue()
+
+
+def _csv_value(cell: TableCell) -> float | str:
+    if cell.value is not None:
+        return cell.value
+    return "" if cell.text == ABSENT else cell.text
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,5 +166,6 @@ def listing(words: Sequence[str], conjunction: str = "and") -> str:
 
 
 def clip(text: str, length: int) -> str:
-    """Text of at most so many characters, for places that can't grow."""
+    """Text of at most so many characters on one line, nothing in it invisible: for figures and narrow places."""
+    text = printable(text).replace("\n", " ")
     return text if len(text) <= length else text[: length - 1] + "…"

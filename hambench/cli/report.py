@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from hambench.store import Run
 
 WATCH_SECONDS = 5
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
 @click.command(
@@ -44,6 +46,9 @@ Examples:
 @click.option(
     "--samples", default="200", show_default=True, metavar="N|all|none", help="Samples in the drill-down."
 )
+@click.option("--history", type=_FOLDER, help="History whose regressions to show.")
+@click.option("--kernels", type=_FILE, metavar="JSON", help="Output of `hambench bench kernels --json`.")
+@click.option("--profile", type=_FILE, metavar="JSON", help="Output of `hambench profile --json`.")
 @click.option("--no-js", is_flag=True, help="A page without any script.")
 @click.option("--include-host", is_flag=True, help="Keep absolute paths in commands and model names.")
 @click.option("--open", "open_page", is_flag=True, help="Open the page in the browser.")
@@ -54,6 +59,9 @@ def command(
     export_folder: Path | None,
     markdown: str | None,
     samples: str,
+    history: Path | None,
+    kernels: Path | None,
+    profile: Path | None,
     no_js: bool,
     include_host: bool,
     open_page: bool,
@@ -66,6 +74,9 @@ def command(
         samples=_samples(samples),
         script=not no_js,
         include_host=include_host,
+        history=history,
+        kernels=kernels,
+        profile=profile,
         refresh_s=WATCH_SECONDS if watch else None,
     )
     path = output if output is not None else runs[0] / "report.html"
@@ -76,7 +87,7 @@ def command(
     if watch:
         loaded = _watch(runs, path, options)
     if export_folder is not None:
-        written = export(loaded, export_folder)
+        written = export(loaded, export_folder, options=options)
         click.echo(f"exported {len(written)} files to {export_folder}", err=True)
     if markdown is not None:
         text = "\n".join(markdown_summary(run) for run in loaded)

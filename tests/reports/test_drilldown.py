@@ -1,0 +1,148 @@
+"""The drill-down shows each step once, in order, and picks samples that tell something."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from hambench.records import GenerationTrace, SampleRecord, StepRecord
+from hambench.reports.answers import first_difference, steps_markup
+from hambench.reports.calibration import calibration_figure
+from hambench.reports.drilldown import drilldown
+from hambench.reports.example import example
+from hambench.reports.view import View
+from hambench.store import Run
+
+
+def record(*steps: tuple[str, StepRecord], **more: object) -> SampleRecord:
+    return SampleRecord(
+        cell="c",
+        sample_id="s",
+        prompt_hash="h",
+        trace=GenerationTrace(prompt_tokens=3, steps=tuple(step for _, step in steps), finish="eos"),
+        text="".join(text for text, _ in steps),
+        step_texts=tuple(text for text, _ in steps),
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def test_every_step_of_several_tokens_is_a_span_with_its_size() -> None:
+    markup = steps_markup(
+        record(
+            ("a", StepRecord(tokens=(1,), seconds=1.0)),
+            ("b<c", StepRecord(tokens=(2, 3), seconds=0.01, continue_probs=(0.9, 0.25))),
+            ("d", StepRecord(tokens=(4,), seconds=0.01)),
+        )
+    )
+    assert re.sub(r"<[^>]+>", "", markup) == "ab&lt;cd"
+    (span,) = re.findall(r"<i [^>]*>", markup)
+    assert 'data-n="2"' in span
+    assert "step 1: 2 tokens, 10.0 ms, ids 2 3; P(continue) 0.90 0.25" in span
+
+
+def test_rejected_drafts_are_counted_even_where_one_token_came_out() -> None:
+    markup = steps_markup(record(("x", StepRecord(tokens=(1,), seconds=0.1, drafted=4, accepted=0))))
+    assert 'data-r="4"' in markup
+    assert "data-n" not in markup
+    assert "drafted 4, accepted 0, rejected 4" in markup
+
+
+def test_the_step_that_leaves_the_baseline_is_marked() -> None:
+    steps = [("a", StepRecord(tokens=(1,), seconds=0.1)), ("bc", StepRecord(tokens=(2, 3), seconds=0.1))]
+    assert 'class="split"' in steps_markup(record(*steps), 2)
+    assert "split" not in steps_markup(record(*steps), None)
+
+
+def test_text_is_shown_whole_when_the_run_stored_none_per_step() -> None:
+    plain = replace(record(("a<b\n", StepRecord(tokens=(1,), seconds=0.1))), step_texts=())
+    assert steps_markup(plain) == "a&lt;b↵\n"
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "first"),
+    [((1, 2), (1, 2), None), ((1, 2), (1, 3), 1), ((1,), (1, 2), 1), ((), (), None)],
+)
+def test_first_difference_is_an_index(
+    mine: tuple[int, ...], theirs: tuple[int, ...], first: int | None
+) -> None:
+    assert first_difference(mine, theirs) == first
+
+
+def test_joined_spans_are_the_answer(view: View) -> None:
+    shown = drilldown(view, limit=None, max_bytes=None)
+    assert len(shown.samples) == shown.total == len(view.run.samples)
+    compared = 0
+    for sample in shown.samples:
+        for item in sample.answers:
+            stored = next(
+                r for r in view.run.measured if r.cell == item.cell.label and r.sample_id == sample.sample_id
+            )
+            if item.error is None:
+                text = re.sub(r"<[^>]+>", "", item.markup).replace("↵", "")
+                assert text == stored.text
+                compared += 1
+            else:
+                assert item.error == stored.error
+    assert compared > 100
+
+
+def test_what_tells_most_comes_first_and_the_rest_is_a_seeded_draw(view: View) -> None:
+    few = drilldown(view, limit=10, max_bytes=None)
+    assert [s.sample_id for s in few.samples] == [
+        s.sample_id for s in drilldown(view, limit=10, max_bytes=None).samples
+    ]
+    assert len(few.samples) == 10
+    weights = [("regressed" in s.flags, "failed" in s.flags) for s in few.samples[:6]]
+    assert weights == sorted(weights, reverse=True)
+    assert "10 of 24" in few.left_out
+    assert drilldown(view, limit=None, max_bytes=None).left_out == ""
+
+
+def test_the_byte_bound_stops_the_list_but_keeps_one(view: View) -> None:
+    assert len(drilldown(view, limit=None, max_bytes=1).samples) == 1
+
+
+def test_flags_follow_scores_and_tokens(view: View) -> None:
+    base = view.baseline
+    assert base is not None
+    shown = drilldown(view, limit=None, max_bytes=None)
+    for sample in shown.samples:
+        values = {
+            label: score.value
+            for (label, sample_id, _), score in view.primary_scores.items()
+            if sample_id == sample.sample_id
+        }
+        assert ("disagree" in sample.flags) == (
+            len({round(100 * v, 6) for v in values.values() if v is not None}) > 1
+        )
+        reference = values.get(base.label)
+        worse = reference is not None and any(v is not None and v <= reference - 0.1 for v in values.values())
+        assert ("regressed" in sample.flags) == worse
+    assert shown.counts["disagree"] > 0
+
+
+def test_long_prompts_are_cut_in_the_middle_and_say_so(run: Run) -> None:
+    samples = {key: replace(sample, prompt="A" * 5000 + "END") for key, sample in run.samples.items()}
+    shown = drilldown(View(replace(run, samples=samples)), limit=1, max_bytes=None).samples[0]
+    assert len(shown.prompt) < 2200
+    assert "3003 characters left out" in shown.prompt
+    assert shown.prompt.endswith("END")
+
+
+def test_the_example_is_a_hamburger_answer_and_admits_being_chosen(view: View) -> None:
+    picked = example(view)
+    assert picked is not None
+    assert picked.cell.method == "hamburger"
+    assert not picked.cell.control
+    assert "Chosen for its many tokens" in picked.caption
+
+
+def test_calibration_needs_the_one_token_control(run: Run) -> None:
+    figure, _ = calibration_figure(View(run))
+    assert figure is not None
+    cells = tuple(cell for cell in run.header.cells if cell.label != "hamburger[confidence=1.01]")
+    figure, reason = calibration_figure(View(replace(run, header=replace(run.header, cells=cells))))
+    assert figure is None
+    assert "one-token control" in reason

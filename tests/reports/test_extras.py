@@ -1,0 +1,137 @@
+"""Pages of what other commands measured: tables when given, a sentence when not, one clear line when broken."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hambench.errors import HambenchError
+from hambench.history import add, entry_of, load_history, pin
+from hambench.reports.history_page import history_section
+from hambench.reports.kernels_page import kernels_section
+from hambench.reports.roofline_figure import (
+    bytes_per_token,
+    measured_bandwidth,
+    model_shape,
+    roofline_section,
+)
+from hambench.reports.view import View
+from hambench.roofline import ByteModel
+from hambench.store import Run
+
+KERNELS = {
+    "shape": "llama-3.2-1b",
+    "device": "CPU",
+    "fused_timed": False,
+    "dtype": "bfloat16",
+    "versions": {},
+    "ceiling": {"copy": 2e10, "read": 3e10},
+    "tiles": "default",
+    "results": [
+        {
+            "op": "norm_gemv",
+            "rows": 1,
+            "weights": "bf16",
+            "num_bytes": 1_000_000,
+            "error": None,
+            "tolerance": 0.01,
+            "seconds": {"torch": [2e-4, 1e-4, 3e-4]},
+        }
+    ],
+}
+PROFILES = [
+    {
+        "method": "vanilla",
+        "num_tokens": 10,
+        "wall_s": 0.1,
+        "rows": [{"path": ["forward", "layers"], "seconds": 0.06, "calls": 10}],
+    }
+]
+
+
+def test_kernel_and_phase_files_become_tables(tmp_path: Path) -> None:
+    kernels, profile = tmp_path / "k.json", tmp_path / "p.json"
+    kernels.write_text(json.dumps(KERNELS))
+    profile.write_text(json.dumps(PROFILES))
+    section = kernels_section(kernels, profile)
+    assert section.missing == ()
+    timed, phases = section.tables
+    row = dict(zip([column.title for column in timed.columns], timed.rows[0], strict=True))
+    assert row["torch"].value == 2e-4
+    assert row["MBU"].value == pytest.approx(1_000_000 / 2e-4 / 2e10)
+    assert row["Fused"].text == "–"
+    assert "not timed" in timed.caption
+    assert phases.rows[0][1].text == "forward › layers"
+    assert phases.rows[0][3].text == "60.0%"
+
+
+def test_what_is_not_given_is_explained_and_what_is_broken_is_refused(tmp_path: Path) -> None:
+    assert len(kernels_section(None, None).missing) == 2
+    for content in ("{", '{"results": [{}]}', "[]"):
+        broken = tmp_path / "k.json"
+        broken.write_text(content)
+        with pytest.raises(HambenchError, match="is not what"):
+            kernels_section(broken, None)
+
+
+def test_history_draws_the_runs_of_this_machine_only(run: Run, tmp_path: Path) -> None:
+    root = tmp_path / "history"
+    for day in (1, 2, 3):
+        header = replace(run.header, run_id=f"day-{day}", created_at=f"2026-01-0{day}T00:00:00+00:00")
+        add(root, entry_of(replace(run, header=header)))
+    elsewhere = replace(run.header, run_id="elsewhere", environment={"cpu": "another"})
+    add(root, entry_of(replace(run, header=elsewhere)))
+    pin(load_history(root), "release", "day-2")
+    section = history_section(View(run), root)
+    (table,) = section.tables
+    assert {row[1].value for row in table.rows} == {3}
+    assert "release: +0.0%" in table.rows[0][4].text
+    assert "<svg" in section.figures[0].plate.page_svg(title="t", description="d")
+    other = history_section(View(replace(run, header=replace(run.header, suites=("other",)))), root)
+    assert "has no runs of other" in other.missing[0]
+    assert "hambench history add" in history_section(View(run), None).missing[0]
+
+
+def test_vanilla_reads_its_weights_once_a_token_and_its_cache(view: View) -> None:
+    shape = model_shape(view)
+    assert shape is not None
+    sizes = ByteModel(shape=shape)
+    base = view.baseline
+    assert base is not None
+    traces = view.traces(base)
+    contexts = [before.kv_slots for trace in traces for before in trace.steps[:-1]]
+    mean = sum(contexts) / len(contexts)
+    assert bytes_per_token(traces, sizes, base) == pytest.approx(sizes.vanilla_bytes(context=mean))  # type: ignore[arg-type]
+
+
+def test_hamburger_bytes_equal_the_models_formula_at_the_measured_m(view: View) -> None:
+    shape = model_shape(view)
+    assert shape is not None
+    sizes = ByteModel(shape=shape)
+    cell = view.by_label["hamburger[confidence=0.5]"]
+    traces = view.traces(cell)
+    m = view.measured(cell).tokens_per_target_forward
+    assert m is not None
+    contexts = [before.kv_slots for trace in traces for before in trace.steps[:-1]]
+    expected = sizes.hamburger_bytes(m, context=sum(contexts) / len(contexts))  # type: ignore[arg-type]
+    assert bytes_per_token(traces, sizes, cell) == pytest.approx(expected, rel=1e-6)
+
+
+def test_no_ceiling_without_a_reading_or_a_shape(run: Run) -> None:
+    bare = View(replace(run, telemetry=()))
+    assert measured_bandwidth(bare)[0] is None
+    section = roofline_section(bare)
+    assert not section.figures
+    assert "no reading" in section.missing[0]
+    unknown = View(replace(run, header=replace(run.header, model={"name": "unheard-of"})))
+    assert "not in the run" in roofline_section(unknown).missing[0]
+
+
+def test_passing_the_ceiling_is_flagged_not_celebrated(run: Run) -> None:
+    slow = ({"kind": "bandwidth", "when": "before", "read": 1e9},)
+    section = roofline_section(View(replace(run, telemetry=slow)))
+    assert section.figures
+    assert "It is no win" in section.missing[0]
