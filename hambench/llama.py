@@ -9,22 +9,22 @@ the same call. Slots order the cache; ``positions`` turn queries and keys, and d
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 
+from hambench.attention import attend, causal_mask
 from hambench.errors import ModelError
 from hambench.kvcache import KVCache
 from hambench.linear import GatedLinear, Linear, make_gated, make_linear
 from hambench.llama_shape import LlamaShape, rope_frequencies
+from hambench.norm import RMSNorm
 
-__all__ = ["DecoderStack", "ForwardOutput", "Llama", "LlamaShape", "rms_norm", "rope_frequencies", "rotate"]
+__all__ = ["DecoderStack", "ForwardOutput", "Llama", "LlamaShape", "rope_frequencies", "rotate"]
 
-PREFILL_CHUNK = 256
-"""Rows of one prefill forward: few enough for their activations to stay in a CPU's cache, many enough to be
-bound by arithmetic; less of the square below the diagonal is computed in vain, too."""
+PREFILL_CHUNK = 1024
+"""Rows of one prefill forward: enough to be bound by arithmetic, few enough for bounded activations."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -55,17 +55,18 @@ class DecoderLayer:
         self.out: Linear = make_linear(weights["self_attn.o_proj.weight"])
         self.gate_up: GatedLinear = make_gated(weights["mlp.gate_proj.weight"], weights["mlp.up_proj.weight"])
         self.down: Linear = make_linear(weights["mlp.down_proj.weight"])
-        self.input_norm = weights["input_layernorm.weight"]
-        self.mlp_norm = weights["post_attention_layernorm.weight"]
-        self.q_norm = weights["self_attn.q_norm.weight"] if shape.qk_norm else None
-        self.k_norm = weights["self_attn.k_norm.weight"] if shape.qk_norm else None
+        eps = shape.rms_norm_eps
+        self.input_norm = RMSNorm(weights["input_layernorm.weight"], eps)
+        self.mlp_norm = RMSNorm(weights["post_attention_layernorm.weight"], eps)
+        self.q_norm = RMSNorm(weights["self_attn.q_norm.weight"], eps) if shape.qk_norm else None
+        self.k_norm = RMSNorm(weights["self_attn.k_norm.weight"], eps) if shape.qk_norm else None
 
     @property
     def weight_bytes(self) -> int:
         """Bytes read by one forward of the layer."""
-        linears = (self.qkv, self.out, self.gate_up, self.down)
+        parts = (self.qkv, self.out, self.gate_up, self.down)
         norms = (self.input_norm, self.mlp_norm, self.q_norm, self.k_norm)
-        return sum(part.weight_bytes for part in linears) + sum(n.nbytes for n in norms if n is not None)
+        return sum(part.weight_bytes for part in (*parts, *norms) if part is not None)
 
 
 class DecoderStack:
@@ -132,12 +133,12 @@ class DecoderStack:
         num_rows = stream.shape[0]
         cache.require(num_rows)
         rotation = self._rotation(num_rows, cache.slots, positions)
-        mask = self._mask(num_rows, cache.slots)
+        mask = causal_mask(num_rows, cache.slots, self.dtype, self.device)
         taken: dict[int, torch.Tensor] = {}
         for index, layer in enumerate(self.layers):
             heads = self._attention(layer, index, stream, cache, rotation, mask)
             stream = layer.out.add_to(stream, heads)
-            stream = layer.down.add_to(stream, layer.gate_up(self._norm(stream, layer.mlp_norm)))
+            stream = layer.down.add_to(stream, layer.gate_up(layer.mlp_norm(stream)))
             if index in feature_layers:
                 taken[index] = stream
         cache.advance(num_rows)
@@ -155,45 +156,29 @@ class DecoderStack:
         """The attention heads' outputs, side by side: ``[T, D] -> [T, H * Dh]``."""
         shape, num_rows = self.shape, stream.shape[0]
         num_heads, num_kv_heads = shape.num_heads, shape.num_kv_heads
-        qkv = layer.qkv(self._norm(stream, layer.input_norm))
+        qkv = layer.qkv(layer.input_norm(stream))
         qkv = qkv.view(num_rows, num_heads + 2 * num_kv_heads, shape.head_dim)
         qk, v = qkv[:, : num_heads + num_kv_heads], qkv[:, num_heads + num_kv_heads :]
         if layer.q_norm is not None and layer.k_norm is not None:
-            qk = torch.cat(
-                [self._norm(qk[:, :num_heads], layer.q_norm), self._norm(qk[:, num_heads:], layer.k_norm)],
-                dim=1,
-            )
-        qk = rotate(qk, *rotation)
+            qk = torch.cat([layer.q_norm(qk[:, :num_heads]), layer.k_norm(qk[:, num_heads:])], dim=1)
+        cos, signed_sin = rotation
+        qk = torch.addcmul(qk * cos, qk.roll(shape.head_dim // 2, -1), signed_sin)
         keys, values = cache.write(index, qk[:, num_heads:].transpose(0, 1), v.transpose(0, 1))
-        mixed = F.scaled_dot_product_attention(
-            qk[None, :, :num_heads].transpose(1, 2),
-            keys[None],
-            values[None],
-            attn_mask=mask,
-            is_causal=mask is None and num_rows > 1,
-            enable_gqa=num_heads != num_kv_heads,
-        )
-        return mixed[0].transpose(0, 1).reshape(num_rows, num_heads * shape.head_dim)
-
-    def _norm(self, rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(rows, weight.shape, weight, self.shape.rms_norm_eps)
+        mixed = attend(qk[:, :num_heads].transpose(0, 1), keys, values, mask)
+        return mixed.transpose(0, 1).reshape(num_rows, num_heads * shape.head_dim)
 
     def _rotation(
         self, num_rows: int, past: int, positions: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines ``[T, 1, Dh]``; the angles are float32 whatever the model's type."""
+        """Cosines and signed sines ``[T, 1, Dh]``; the angles are float32 whatever the model's type.
+
+        With the halves of a head swapped, RoPE is ``head * cos + swapped * sin`` if the first half's sine is negative.
+        """
         if positions is None:
             positions = torch.arange(past, past + num_rows, device=self.device)
         angles = positions.to(self._frequencies.dtype)[:, None, None] * self._frequencies
-        angles = torch.cat([angles, angles], dim=-1)
-        return angles.cos().to(self.dtype), angles.sin().to(self.dtype)
-
-    def _mask(self, num_rows: int, past: int) -> torch.Tensor | None:
-        """What to add to the scores ``[T, past + T]``; none where all slots are seen or plain causality says it."""
-        if num_rows == 1 or past == 0:
-            return None
-        hidden = torch.full((num_rows, past + num_rows), -math.inf, dtype=self.dtype, device=self.device)
-        return hidden.triu_(past + 1)
+        cos, sin = angles.cos().to(self.dtype), angles.sin().to(self.dtype)
+        return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 class Llama:
@@ -219,7 +204,7 @@ class Llama:
         self.shape, self.dtype, self.device = shape, dtype, torch.device(device)
         try:
             self.embedding = weights["model.embed_tokens.weight"].to(device, dtype)
-            self.norm = weights["model.norm.weight"].to(device, dtype)
+            self.norm = RMSNorm(weights["model.norm.weight"].to(device, dtype), shape.rms_norm_eps)
             head = self.embedding if shape.tie_embeddings else weights["lm_head.weight"].to(device, dtype)
             self.stack = DecoderStack(
                 shape, _split_layers(weights, shape.num_layers), dtype=dtype, device=device
@@ -231,7 +216,7 @@ class Llama:
     @property
     def weight_bytes(self) -> int:
         """Bytes read by one decode step: layers, final norm and head (of the embedding only a row is read)."""
-        return self.stack.weight_bytes + self.norm.nbytes + self.head.weight_bytes
+        return self.stack.weight_bytes + self.norm.weight_bytes + self.head.weight_bytes
 
     def new_cache(self, capacity: int) -> KVCache:
         """An empty cache of ``capacity`` slots."""
@@ -274,7 +259,7 @@ class Llama:
         stream, features = self.stack.forward(
             stream, cache, positions=positions, feature_layers=feature_layers
         )
-        hidden = rms_norm(stream, self.norm, self.shape.rms_norm_eps)
+        hidden = self.norm(stream)
         num_rows = hidden.shape[0]
         wanted = num_rows if num_logits is None else min(num_logits, num_rows)
         last = self.shape.num_layers - 1
@@ -298,13 +283,8 @@ class Llama:
         return ForwardOutput(logits=out.logits, hidden=out.hidden[-1:], features=out.features[:, -1:])
 
 
-def rms_norm(rows: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """``rows / rms(rows) * weight`` over the last dimension, the mean square taken in float32."""
-    return F.rms_norm(rows, weight.shape, weight, eps)
-
-
 def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turns ``[..., T, Dh]`` by the angles of ``[T, Dh]`` (RoPE in the split-halves convention)."""
+    """Turns ``[..., T, Dh]`` by the angles of ``[T, Dh]``: RoPE in the split-halves convention, as it is written."""
     first, second = heads.chunk(2, dim=-1)
     return heads * cos + torch.cat([-second, first], dim=-1) * sin
 
