@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hambench.decoding import DecodingMethod, SamplingParams
 from hambench.errors import HambenchError
+from hambench.nvml import Gpu
 from hambench.records import Cell, Sample, SampleRecord
 from hambench.store import RecordKey, RunWriter
 from hambench.sweep import config_of
@@ -196,6 +197,10 @@ class Generator:
     def _probe(self, writer: RunWriter, when: str) -> None:
         measured = measure_bandwidth(str(self.target.device))
         writer.append_telemetry({"kind": "bandwidth", "when": when, **dataclasses.asdict(measured)})
+        # after the probe: a GPU that was idle has had time to raise its clocks
+        gpu = Gpu.open() if self.target.device.type == "cuda" else None
+        if gpu is not None:
+            writer.append_telemetry({"kind": "gpu", "when": when, **dataclasses.asdict(gpu.read())})
 
 
 @contextlib.contextmanager

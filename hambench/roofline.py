@@ -9,9 +9,8 @@ ceilings, not forecasts.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import cached_property
-
-from scipy.optimize import brentq
 
 from hambench.model_shape import ModelShape
 
@@ -255,8 +254,10 @@ def expected_tokens(k: int, acceptance: float) -> float:
     return float(sum(acceptance**i for i in range(k + 1)))
 
 
-def _solve(function: object, *, upper: float = 1.0) -> float | None:
-    assert callable(function)
+def _solve(function: Callable[[float], float], *, upper: float = 1.0) -> float | None:
+    # imported when asked: readers of a run need the byte counts only
+    from scipy.optimize import brentq
+
     if function(upper) < 0:
         return None
     if function(0.0) > 0:

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hambench.groups import ALL
+from hambench.limits import limits_of
 from hambench.metrics import measure_run
 from hambench.records import Cell, Comparison, Estimate, Measurement, SampleRecord
 from hambench.stats import compare_cells
@@ -81,6 +82,7 @@ def first_difference(tokens: Sequence[int], others: Sequence[int]) -> int | None
 def cell_objects(run: Run) -> list[dict[str, Any]]:
     """One JSON-able object per cell: everything measured over all samples. What is not known is ``None``."""
     overall = {m.cell: m for m in measure_run(run) if m.group == ALL}
+    limits = limits_of(run)
     baseline = baseline_cell(run.header.cells)
     base_tps = overall[baseline.label].tps if baseline else None
     objects = []
@@ -88,6 +90,7 @@ def cell_objects(run: Run) -> list[dict[str, Any]]:
         measured = overall[cell.label]
         numbers = dataclasses.asdict(measured)
         numbers["m"] = numbers.pop("tokens_per_target_forward")
+        limit = limits.get(cell.label)
         identity = token_identity(run, cell.label, baseline.label) if baseline else None
         objects.append(
             {
@@ -99,6 +102,9 @@ def cell_objects(run: Run) -> list[dict[str, Any]]:
                 "regime": cell.regime,
                 **{name: value for name, value in numbers.items() if name not in ("cell", "group")},
                 "tps_ratio": measured.tps / base_tps if measured.tps and base_tps else None,
+                "predicted_tps": limit.predicted_tps if limit else None,
+                "mbu": limit.mbu if limit else None,
+                "mbu_flag": limit.flag or None if limit else None,
                 "identity": dataclasses.asdict(identity) if identity else None,
                 "edition": run.header.edition,
                 "complete": run.complete,

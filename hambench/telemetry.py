@@ -20,6 +20,8 @@ import psutil
 if TYPE_CHECKING:
     import torch
 
+    from hambench.llama import Llama
+
 _TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 
 
@@ -186,10 +188,35 @@ def kv_formula_bytes(
     return 2 * num_layers * num_kv_heads * head_dim * dtype_bytes * slots
 
 
+def measure_kv_memory(model: Llama, *, capacity: int, slots: int) -> KVMemory:
+    """Makes a cache of ``capacity`` slots and tells what it takes when ``slots`` of them are in use."""
+    on_gpu = model.device.type == "cuda"
+    before = _allocated(model.device) if on_gpu else 0
+    cache = model.new_cache(capacity)
+    shape = model.shape
+    return KVMemory(
+        formula_bytes=kv_formula_bytes(
+            num_layers=shape.num_layers,
+            num_kv_heads=shape.num_kv_heads,
+            head_dim=shape.head_dim,
+            dtype_bytes=model.dtype.itemsize,
+            slots=slots,
+        ),
+        storage_bytes=storage_bytes([cache.keys, cache.values]),
+        allocator_bytes=_allocated(model.device) - before if on_gpu else None,
+    )
+
+
 def storage_bytes(tensors: list[torch.Tensor]) -> int:
     """Bytes of the distinct storages behind some tensors; views of one storage are counted once."""
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(storages.values())
+
+
+def _allocated(device: torch.device) -> int:
+    import torch
+
+    return int(torch.cuda.memory_allocated(device))
 
 
 def _best_pass(run: Callable[[], object], device: str, seconds: float) -> float:
