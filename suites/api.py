@@ -276,6 +276,7 @@ def _capture_task(
     asked: Asked, suite: str, edition: Edition, source: str, request: CaptureRequest
 ) -> tuple[list[Sample] | str, dict[str, Any]]:
     from hambench.suites.lm_tasks import requests_of
+    from hambench.suites.shims import fast_lm_eval
 
     entry = asked.entry
     found = rows_of(entry, source=source, data=request.data, seed=request.seed, limit=request.limit)
@@ -287,10 +288,11 @@ def _capture_task(
     task = _make_task(entry.name, plan, found.rows)
     template = _as_lm_eval_calls(request.apply_chat_template) if entry.chat else None
     requests = requests_of(task, limit=request.limit, chat_template=template, multiturn=entry.multiturn)
-    samples = [
-        _sample(task, each, entry, suite=suite, edition=edition, chat=template is not None)
-        for each in requests
-    ]
+    with fast_lm_eval():
+        samples = [
+            _sample(task, each, entry, suite=suite, edition=edition, chat=template is not None)
+            for each in requests
+        ]
     return samples, plan
 
 
@@ -346,7 +348,7 @@ def _sample(
 
 
 def _as_lm_eval_calls(template: Any) -> ChatTemplate | None:
-    """``template`` with the keyword that lm-eval passes, where it lacks it: an answer begun is then appended as it is."""
+    """``template`` with the keyword that lm-eval passes; where it lacks it, an answer begun is appended as it is."""
     if template is None or "add_generation_prompt" in inspect.signature(template).parameters:
         return template  # type: ignore[no-any-return]
 

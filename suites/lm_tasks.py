@@ -65,7 +65,8 @@ def find_config(task: str) -> str:
     """
     known = packaged_tasks()
     if task not in known:
-        raise UnknownNameError("task", task, known)
+        alike = [name for name in known if name[:3] == task[:3]]
+        raise UnknownNameError("task", task, alike)
     return known[task]
 
 
@@ -143,9 +144,9 @@ def requests_of(
     multiturn: bool = True,
 ) -> list[Any]:
     """The task's requests, built by lm-eval itself, in the order of its rows."""
-    from hambench.suites.shims import quiet_lm_eval
+    from hambench.suites.shims import fast_lm_eval, quiet_lm_eval
 
-    with quiet_lm_eval():
+    with quiet_lm_eval(), fast_lm_eval():
         task.build_all_requests(
             limit=limit,
             apply_chat_template=chat_template is not None,

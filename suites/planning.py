@@ -88,7 +88,10 @@ def named_task(task: str, settings: Mapping[str, Any] | None = None) -> Asked:
     try:
         config = find_config(task)
     except UnknownNameError as error:
-        raise UnknownNameError("task", task, {*error.known, *ENTRIES, *OFFLINE}) from error
+        known = {*error.known, *ENTRIES, *OFFLINE}
+        # among ten thousand names, only those that begin alike are worth a comparison
+        alike = {name for name in known if name[:3] == task[:3]}
+        raise UnknownNameError("task", task, alike or {*ENTRIES, *OFFLINE}) from error
     entry = TaskEntry(
         name=task,
         suite="tasks",

@@ -9,6 +9,7 @@ from typing import Any
 
 from hambench.records import Sample, SampleRecord, Score
 from hambench.suites.code_eval import CODE_EVAL
+from hambench.suites.shims import fast_lm_eval
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ def scores_of(
     """
     memory: dict[tuple[str, str], Replayed] = {}
     scores: list[Score] = []
-    with CODE_EVAL.allow(allow_code_execution):
+    with CODE_EVAL.allow(allow_code_execution), fast_lm_eval():
         for record in records:
             if record.warmup:
                 continue

@@ -40,8 +40,8 @@ class Changes:
     def summary(self) -> str:
         """One line."""
         line = (
-            f"{self.num_scores} scores by {self.scorer or 'no scorer'}: {self.num_new} new, {len(self.changed)} changed, "
-            f"{self.num_errors} that could not be given"
+            f"{self.num_scores} scores by {self.scorer or 'no scorer'}: {self.num_new} new, "
+            f"{len(self.changed)} changed, {self.num_errors} that could not be given"
         )
         others = [each for each in self.scorers if each != self.scorer]
         return f"{line}; stored ones were given by {', '.join(others)}" if others else line

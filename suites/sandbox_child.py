@@ -30,10 +30,11 @@ _RDONLY, _NOSUID, _NODEV, _REMOUNT, _BIND, _REC, _PRIVATE, _DETACH = 1, 2, 4, 32
 _PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 24, 36, 38
 _SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 
-_FILE_EVENTS = frozenset(
+_FILE_EVENTS_TEXT = (
     "open os.listdir os.scandir os.remove os.rename os.mkdir os.rmdir os.chmod os.chown os.link os.symlink "
-    "os.truncate os.utime shutil.rmtree".split()
+    "os.truncate os.utime shutil.rmtree"
 )
+_FILE_EVENTS = frozenset(_FILE_EVENTS_TEXT.split())
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -130,7 +131,7 @@ def _new_root(settings: dict[str, Any]) -> None:
     _mount("tmpfs", root, "tmpfs", _NOSUID | _NODEV, f"size={settings['disk_bytes']},mode=755")
     for path in ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/etc/ld.so.conf"):
         if Path(path).is_symlink():
-            (root / path[1:]).symlink_to(os.readlink(path))
+            (root / path[1:]).symlink_to(Path(path).readlink())
         elif Path(path).exists():
             _show(root, path)
     for path in settings["visible"]:

@@ -40,8 +40,10 @@ def hub_reachable(timeout_s: float = 3.0) -> bool:
             request = urllib.request.Request(hub_endpoint(), method="HEAD")
             with urllib.request.urlopen(request, timeout=timeout_s):
                 answered.append(True)
-        except urllib.error.HTTPError:
-            answered.append(True)  # it answered, whatever it said
+        except urllib.error.HTTPError as error:
+            # a proxy that refuses answers, too: only what the hub itself would say counts
+            if error.code in (401, 404, 405, 429):
+                answered.append(True)
         except (OSError, ValueError):
             pass
 

@@ -118,9 +118,12 @@ _LONG = (
         "doc-two-facts",
         MULTI,
         "hotpotqa",
-        "Answer the question from the passages with one word.\n\n{{context}}\n\nQuestion: {{input}} Answer with one word.\nAnswer:",
+        "Read the passages and answer the question with one word.\n\n{{context}}\n\n"
+        "Question: {{input}}\nAnswer (one word):",
         documentation.two_facts,
         "a question that needs two made-up facts from different passages",
+        until=["\n"],
+        chat=False,
     ),
     _long(
         "module-synopsis",

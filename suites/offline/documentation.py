@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import inspect
 import random
 import re
+import tokenize
 from functools import cache
 from typing import Any
 
@@ -24,57 +27,19 @@ KINDS = {
     "specialnames specialattrs id-classes",
 }
 
-_PLACES = [
-    "Lisbon",
-    "Oslo",
-    "Cairo",
-    "Lima",
-    "Kyoto",
-    "Turin",
-    "Quito",
-    "Dakar",
-    "Perth",
-    "Zagreb",
-    "Tunis",
-    "Bergen",
-    "Havana",
-    "Riga",
-    "Cusco",
-    "Lagos",
-]
-_THINGS = [
-    "archive",
-    "museum",
-    "library",
-    "station",
-    "harbour",
-    "bakery",
-    "theatre",
-    "garden",
-    "bridge",
-    "market",
-    "tower",
-    "school",
-]
-_NAMES = [
-    "Marta Olsen",
-    "Ravi Patel",
-    "Ines Costa",
-    "Tom Baker",
-    "Yuki Mori",
-    "Lea Novak",
-    "Omar Haddad",
-    "Eva Lind",
-    "Sam Ortiz",
-    "Nina Rossi",
-    "Jan Visser",
-    "Ana Duarte",
-    "Paul Weber",
-    "Mei Chen",
-    "Igor Petrov",
-    "Clara Ruiz",
-]
-_COLOURS = ["red", "blue", "green", "yellow", "purple", "orange", "white", "black", "silver", "brown"]
+_PLACES_TEXT = (
+    "Lisbon Oslo Cairo Lima Kyoto Turin Quito Dakar Perth Zagreb Tunis Bergen Havana Riga Cusco Lagos"
+)
+_PLACES = tuple(_PLACES_TEXT.split())
+_THINGS_TEXT = "archive museum library station harbour bakery theatre garden bridge market tower school"
+_THINGS = tuple(_THINGS_TEXT.split())
+_NAMES_TEXT = (
+    "Marta Olsen,Ravi Patel,Ines Costa,Tom Baker,Yuki Mori,Lea Novak,Omar Haddad,Eva Lind,Sam Ortiz,"
+    "Nina Rossi,Jan Visser,Ana Duarte,Paul Weber,Mei Chen,Igor Petrov,Clara Ruiz"
+)
+_NAMES = tuple(_NAMES_TEXT.split(","))
+_COLOURS_TEXT = "red blue green yellow purple orange white black silver brown"
+_COLOURS = tuple(_COLOURS_TEXT.split())
 
 
 def section_retrieval(num_rows: int, *, seed: int = 0) -> list[Row]:
@@ -90,10 +55,14 @@ def section_retrieval(num_rows: int, *, seed: int = 0) -> list[Row]:
             [each for each in paragraphs() if len(_sentences(each[1])) > 1], rng.choice((4, 5, 6, 8))
         )
         target = rng.randrange(len(chosen))
+        # numbers in no order: what follows the last one can't be guessed by counting
+        labels = rng.sample(range(10, 100), len(chosen))
         *others, last = _sentences(chosen[target][1])
         sentence = last if number % 2 == 0 else rng.choice(others)
-        context = "\n\n".join(f"{text} [Paragraph {i}]" for i, (_, text) in enumerate(chosen, start=1))
-        rows.append(_row(context, sentence, [f"Paragraph {target + 1}"], f"retrieval-{number}"))
+        context = "\n\n".join(
+            f"{text} [Paragraph {label}]" for label, (_, text) in zip(labels, chosen, strict=True)
+        )
+        rows.append(_row(context, sentence, [f"Paragraph {labels[target]}"], f"retrieval-{number}"))
     return rows
 
 
@@ -148,7 +117,7 @@ def module_synopsis(num_rows: int, *, seed: int = 0) -> list[Row]:
     random.Random(f"synopsis {seed}").shuffle(names)
     for name in names:
         lines = source_lines(name)
-        doc = ast.get_docstring(ast.parse("\n".join(lines))) if lines else None
+        doc = _docstring(name)
         if not lines or not doc or "\n" not in doc.strip():
             continue
         synopsis, _, rest = doc.strip().partition("\n")
@@ -204,8 +173,7 @@ def section_kind(num_rows: int, *, seed: int = 0) -> list[Row]:
 @cache
 def _synopsis(name: str) -> str | None:
     """First line of a module's documentation, without the module's own name in front."""
-    lines = source_lines(name)
-    doc = ast.get_docstring(ast.parse("\n".join(lines))) if lines else None
+    doc = _docstring(name)
     first = (doc or "").strip().split("\n")[0].strip()
     first = re.sub(r"^[\w./]+(\.py)?\s*(--|-|:)\s*", "", first).rstrip(".")
     return first[:1].upper() + first[1:] if 12 <= len(first) <= 110 else None
@@ -257,13 +225,31 @@ def _fact(rng: random.Random) -> tuple[str, str, str]:
     )
 
 
+@cache
+def _docstring(name: str) -> str | None:
+    """Documentation of a module, from its source; the module is not imported, and only its head is read."""
+    lines = source_lines(name)
+    if lines is None:
+        return None
+    with contextlib.suppress(tokenize.TokenError, IndentationError):
+        for token in tokenize.generate_tokens(iter([f"{line}\n" for line in lines]).__next__):
+            if token.type == tokenize.STRING:
+                return inspect.cleandoc(str(ast.literal_eval(token.string)))
+            if token.type not in (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.ENCODING):
+                break
+    return None
+
+
 def _outline(lines: list[str]) -> str:
-    """Public functions and classes of a module with the first line of their documentation."""
+    """Public functions and classes of a module, with the first line of their documentation where it follows at once."""
     found = []
-    for node in ast.parse("\n".join(lines)).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
-            doc = (ast.get_docstring(node) or "").split("\n")[0]
-            found.append(f"{node.name}: {doc}" if doc else node.name)
+    for index, line in enumerate(lines):
+        match = re.match(r"(?:def|class) ([a-zA-Z]\w*)", line)
+        if match is None:
+            continue
+        below = lines[index + 1].strip() if index + 1 < len(lines) else ""
+        doc = below.lstrip("ru").strip("\"'\\ ") if below.startswith(('"""', 'r"""', "'''")) else ""
+        found.append(f"{match[1]}: {doc}" if doc else match[1])
     return "\n".join(found)
 
 

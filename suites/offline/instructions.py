@@ -7,13 +7,16 @@ from typing import Any
 
 Row = dict[str, Any]
 
-_SUBJECTS = (
-    "a harbour at sunrise,a walk in the mountains,the first day at a new school,how to bake bread,a lost umbrella,"
-    "a train journey at night,the garden in spring,why bridges need repair,a visit to the museum,an old bicycle,"
-    "how to care for a cat,the sound of rain,a market in summer,learning to swim,a letter from a friend,planting trees"
-).split(",")
+_SUBJECTS_TEXT = (
+    "a harbour at sunrise,a walk in the mountains,the first day at a new school,how to bake bread,"
+    "a lost umbrella,a train journey at night,the garden in spring,why bridges need repair,"
+    "a visit to the museum,an old bicycle,how to care for a cat,the sound of rain,a market in summer,"
+    "learning to swim,a letter from a friend,planting trees"
+)
+_SUBJECTS = tuple(_SUBJECTS_TEXT.split(","))
 _FORMS = ("a short note about", "two or three sentences about", "a short paragraph about")
-_WORDS = "river stone window paper yellow morning kitchen winter music garden letter silver".split()
+_WORDS_TEXT = "river stone window paper yellow morning kitchen winter music garden letter silver"
+_WORDS = tuple(_WORDS_TEXT.split())
 _ENDINGS = ("That is all.", "Is there anything else I can help with?", "Thank you for reading.")
 
 # checker: (how hard it is for a small model, its arguments); "easy" ones are met by nearly any answer

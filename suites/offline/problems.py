@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import hashlib
 import json
+import os
+import random
 from pathlib import Path
 from typing import Any
 
@@ -13,35 +17,37 @@ Row = dict[str, Any]
 
 
 def word_problems(num_rows: int, *, seed: int = 0) -> list[Row]:
-    """Word problems of reasoning-gym in the columns ``question`` and ``answer`` (``#### n``)."""
-    import reasoning_gym
+    """Word problems in the columns ``question`` and ``answer`` (``#### n``).
 
-    generated = reasoning_gym.create_dataset("gsm_symbolic", size=num_rows, seed=seed)
+    One step with small numbers (hambench's own) and several steps (reasoning-gym's) take turns: easy, hard.
+    """
+    generated = _generated("gsm_symbolic", -(-num_rows // 2), seed)
     tail = " Give the result as your final answer. Do not include units."
-    return [
-        {"question": str(each["question"]).replace(tail, "").strip(), "answer": f"#### {each['answer']}"}
-        for each in generated
-    ]
+    rows = []
+    for number in range(num_rows):
+        if number % 2 == 0:
+            question, answer = _one_step(random.Random(f"one step {seed} {number}"))
+        else:
+            each = generated[number // 2]
+            question, answer = each["question"].replace(tail, "").strip(), each["answer"]
+        rows.append({"question": question, "answer": f"#### {answer}"})
+    return rows
 
 
 def sums(num_rows: int, *, seed: int = 0) -> list[Row]:
     """Sums as questions in the columns of MGSM; one digit, two digits and three terms take turns."""
-    import reasoning_gym
-
-    rows: list[Row] = []
     shapes = ((2, 1), (2, 2), (3, 2))
     per_shape = -(-num_rows // len(shapes))
     made = []
     for terms, digits in shapes:
+        options = {"min_terms": terms, "max_terms": terms, "min_digits": digits, "max_digits": digits}
         # more than are needed: those with a minus are left out
-        generated = reasoning_gym.create_dataset(
-            "chain_sum", size=8 * per_shape + 8, seed=seed, min_terms=terms, max_terms=terms, min_digits=digits,
-            max_digits=digits,
-        )  # fmt: skip
+        generated = _generated("chain_sum", 8 * per_shape + 8, seed, **options)
         made.append([each for each in generated if "-" not in each["question"].rpartition(":")[2]])
+    rows: list[Row] = []
     for number in range(num_rows):
         each = made[number % len(shapes)][number // len(shapes)]
-        text = str(each["question"]).rpartition(":")[2].strip(" =")
+        text = each["question"].rpartition(":")[2].strip(" =")
         rows.append(
             {
                 "question": f"What is {text}?",
@@ -51,6 +57,57 @@ def sums(num_rows: int, *, seed: int = 0) -> list[Row]:
             }
         )
     return rows
+
+
+def _one_step(rng: random.Random) -> tuple[str, str]:
+    """A problem of one addition, subtraction or multiplication."""
+    name, thing = (
+        rng.choice(("Ana", "Ben", "Carla", "Dan", "Ella", "Finn")),
+        rng.choice(("stamps", "coins", "pens", "shells")),
+    )
+    first, second, each = rng.randint(3, 30), rng.randint(2, 12), rng.randint(2, 6)
+    return rng.choice(
+        (
+            (
+                f"{name} has {first} {thing} and finds {second} more. How many {thing} does {name} have now?",
+                str(first + second),
+            ),
+            (
+                f"{name} has {first + second} {thing} and gives {second} of them away. How many {thing} are left?",
+                str(first),
+            ),
+            (
+                f"{name} has {second} boxes with {each} {thing} in each. How many {thing} does {name} have?",
+                str(second * each),
+            ),
+        )
+    )
+
+
+def _generated(name: str, size: int, seed: int, **options: int) -> list[dict[str, str]]:
+    """Questions and answers of a reasoning-gym data set; kept on disk, for the package takes seconds to import."""
+    from importlib.metadata import version
+
+    from hambench.embedded import cache_dir
+
+    key = json.dumps([name, size, seed, options, version("reasoning-gym")], sort_keys=True)
+    path = cache_dir() / "offline" / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    with contextlib.suppress(OSError, ValueError):
+        kept: list[dict[str, str]] = json.loads(path.read_text(encoding="utf-8"))
+        return kept
+    import reasoning_gym
+
+    made = [
+        {"question": str(each["question"]), "answer": str(each["answer"])}
+        for each in reasoning_gym.create_dataset(name, size=size, seed=seed, **options)
+    ]
+    # a cache folder that can't be written costs time, nothing else
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_suffix(f".{os.getpid()}.tmp")
+        scratch.write_text(json.dumps(made), encoding="utf-8")
+        scratch.replace(path)
+    return made
 
 
 def human_eval(num_rows: int, *, seed: int = 0) -> list[Row]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,131 +13,26 @@ from typing import Any
 Row = dict[str, Any]
 
 # long-standing modules of ordinary code: what is missing in another Python is left out
-MODULES = [
-    "argparse",
-    "ast",
-    "base64",
-    "bdb",
-    "bisect",
-    "calendar",
-    "cmd",
-    "code",
-    "codecs",
-    "colorsys",
-    "configparser",
-    "contextlib",
-    "copy",
-    "csv",
-    "dataclasses",
-    "difflib",
-    "dis",
-    "doctest",
-    "enum",
-    "filecmp",
-    "fileinput",
-    "fnmatch",
-    "fractions",
-    "ftplib",
-    "functools",
-    "getopt",
-    "gettext",
-    "glob",
-    "graphlib",
-    "gzip",
-    "heapq",
-    "hmac",
-    "imaplib",
-    "inspect",
-    "io",
-    "ipaddress",
-    "keyword",
-    "linecache",
-    "locale",
-    "lzma",
-    "mailbox",
-    "mimetypes",
-    "netrc",
-    "ntpath",
-    "numbers",
-    "optparse",
-    "os",
-    "pathlib",
-    "pdb",
-    "pickle",
-    "pickletools",
-    "pkgutil",
-    "platform",
-    "plistlib",
-    "poplib",
-    "posixpath",
-    "pprint",
-    "profile",
-    "pstats",
-    "pyclbr",
-    "pydoc",
-    "queue",
-    "quopri",
-    "random",
-    "reprlib",
-    "sched",
-    "selectors",
-    "shelve",
-    "shlex",
-    "shutil",
-    "smtplib",
-    "socketserver",
-    "ssl",
-    "stat",
-    "statistics",
-    "string",
-    "stringprep",
-    "subprocess",
-    "symtable",
-    "tabnanny",
-    "tarfile",
-    "tempfile",
-    "textwrap",
-    "threading",
-    "timeit",
-    "token",
-    "tokenize",
-    "trace",
-    "traceback",
-    "types",
-    "typing",
-    "uuid",
-    "warnings",
-    "wave",
-    "weakref",
-    "webbrowser",
-    "xmlrpc/client",
-    "xmlrpc/server",
-    "zipapp",
-    "zipfile",
-]
+_MODULES_TEXT = (
+    "argparse ast base64 bdb bisect calendar cmd code codecs colorsys configparser contextlib copy csv "
+    "dataclasses difflib dis doctest enum filecmp fileinput fnmatch fractions ftplib functools getopt "
+    "gettext glob graphlib gzip heapq hmac imaplib inspect io ipaddress keyword linecache locale lzma "
+    "mailbox mimetypes netrc ntpath numbers optparse os pathlib pdb pickle pickletools pkgutil platform "
+    "plistlib poplib posixpath pprint profile pstats pyclbr pydoc queue quopri random reprlib sched "
+    "selectors shelve shlex shutil smtplib socketserver ssl stat statistics string stringprep subprocess "
+    "symtable tabnanny tarfile tempfile textwrap threading timeit token tokenize trace traceback types "
+    "typing uuid warnings wave weakref webbrowser xmlrpc/client xmlrpc/server zipapp zipfile"
+)
+MODULES = tuple(_MODULES_TEXT.split())
 
 # package: files read beside each other
-PACKAGES = [
-    "asyncio",
-    "collections",
-    "concurrent/futures",
-    "ctypes",
-    "email",
-    "html",
-    "http",
-    "importlib",
-    "json",
-    "logging",
-    "multiprocessing",
-    "sqlite3",
-    "unittest",
-    "urllib",
-    "wsgiref",
-    "xml/dom",
-    "xml/etree",
-    "xml/sax",
-]
+_PACKAGES_TEXT = (
+    "asyncio collections concurrent/futures ctypes email html http importlib json logging multiprocessing "
+    "sqlite3 unittest urllib wsgiref xml/dom xml/etree xml/sax"
+)
+PACKAGES = tuple(_PACKAGES_TEXT.split())
 
+_TRIPLE = re.compile(r"\"\"\"|\'\'\'")
 _SIGN = re.compile(r"\w+|[^\w\s]")
 _LIKENESS = ((0.7, 1.0), (0.7, 1.0), (0.4, 0.7), (0.0, 0.4))
 
@@ -154,11 +48,13 @@ def next_line(num_rows: int, *, seed: int = 0) -> list[Row]:
         if lines is None:
             continue
         rng = random.Random(f"next-line {seed} {name}")
+        signs = [frozenset(_SIGN.findall(line)) for line in lines]
         # one row a module: as many hands, habits and subjects as there are rows
         for index in _targets(lines, rng):
-            before = lines[max(0, index - rng.randint(25, 70)) : index]
+            start = max(0, index - rng.randint(25, 70))
+            before = lines[start:index]
             low, high = _LIKENESS[len(rows) % len(_LIKENESS)]
-            if sum(map(len, before)) >= 800 and low <= _likeness(lines[index], before) < high:
+            if sum(map(len, before)) >= 800 and low <= _likeness(signs[index], signs[start:index]) < high:
                 rows.append(_row("\n".join(before) + "\n", "", lines[index], f"{name}:{index + 1}"))
                 break
         if len(rows) == num_rows:
@@ -193,7 +89,7 @@ def source_lines(name: str) -> list[str] | None:
 
 def _targets(lines: list[str], rng: random.Random) -> Iterator[int]:
     """Line numbers (from 0) worth asking for, in random order: code, neither too short nor too long, no comment."""
-    text_lines = _docstring_lines("\n".join(lines))
+    text_lines = _text_lines(lines)
     fair = [
         index
         for index, line in enumerate(lines)
@@ -209,11 +105,9 @@ def _targets(lines: list[str], rng: random.Random) -> Iterator[int]:
     return iter(fair)
 
 
-def _likeness(line: str, before: list[str]) -> float:
-    """Largest share of words and signs that ``line`` has in common with one of the lines before it."""
-    own = set(_SIGN.findall(line))
-    others = (set(_SIGN.findall(each)) for each in before)
-    return max((len(own & each) / len(own | each) for each in others if each), default=0.0)
+def _likeness(own: frozenset[str], before: Sequence[frozenset[str]]) -> float:
+    """Largest share of words and signs that a line has in common with one of the lines before it."""
+    return max((len(own & each) / len(own | each) for each in before if each), default=0.0)
 
 
 def _cross_targets(package: str, user: str, lines: list[str], rng: random.Random) -> list[Row]:
@@ -227,7 +121,8 @@ def _cross_targets(package: str, user: str, lines: list[str], rng: random.Random
     rows: list[Row] = []
     for sibling, name in imported:
         word = re.compile(rf"\b{re.escape(name)}\b")
-        index = next((each for each in fair if word.search(lines[each])), None)
+        uses = [each for each in fair if word.search(lines[each]) and _is_use(lines[each])]
+        index = rng.choice(uses) if uses else None
         definition = _definition(package, sibling, name) if index is not None else None
         if index is None or definition is None:
             continue
@@ -239,21 +134,21 @@ def _cross_targets(package: str, user: str, lines: list[str], rng: random.Random
     return rows
 
 
+def _is_use(line: str) -> bool:
+    """Whether a line does something with a name rather than import it."""
+    return any(mark in line for mark in "(=.[") and not line.strip().startswith(("from ", "import "))
+
+
 def _imported_names(package: str, user: str, text: str) -> list[tuple[str, str]]:
     """(sibling module, name) of every ``from .sibling import name`` in ``text``, aliases left out."""
-    dotted = package.replace("/", ".")
-    found = []
-    for node in ast.walk(ast.parse(text)):
-        if not isinstance(node, ast.ImportFrom) or node.module is None:
-            continue
-        if node.level == 1 and "." not in node.module:
-            sibling = node.module
-        elif node.level == 0 and node.module.startswith(f"{dotted}."):
-            sibling = node.module.removeprefix(f"{dotted}.")
-        else:
-            continue
+    dotted = re.escape(package.replace("/", "."))
+    found = set()
+    for sibling, bracketed, plain in re.findall(
+        rf"^ *from (?:{dotted})?\.(\w+) import (?:\(([^)]*)\)|([^\n(]*))", text, re.MULTILINE
+    ):
+        names = re.sub(r"#[^\n]*", "", bracketed or plain).replace("\\", " ").split(",")
         if sibling != user:
-            found += [(sibling, each.name) for each in node.names if each.name != "*" and each.asname is None]
+            found |= {(sibling, name.strip()) for name in names if name.strip().isidentifier()}
     return sorted(found)
 
 
@@ -262,19 +157,29 @@ def _definition(package: str, sibling: str, name: str) -> str | None:
     lines = source_lines(f"{package}/{sibling}")
     if lines is None:
         return None
-    for node in ast.parse("\n".join(lines)).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
-            text = "\n".join(lines[node.lineno - 1 : node.end_lineno])[:2400]
-            return text if len(text) >= 200 else None
-    return None
+    head = re.compile(rf"(?:def|class) {re.escape(name)}\b")
+    start = next((index for index, line in enumerate(lines) if head.match(line)), None)
+    if start is None:
+        return None
+    rest = lines[start + 1 :]
+    # it ends before the next line that begins at the margin (a closing bracket of its own head apart)
+    length = next((i for i, line in enumerate(rest) if line and line[0] not in " \t)#"), len(rest))
+    text = "\n".join([lines[start], *rest[:length]]).rstrip()[:2400]
+    return text if len(text) >= 200 else None
 
 
-def _docstring_lines(text: str) -> set[int]:
-    """Line numbers (from 0) inside strings of several lines."""
+def _text_lines(lines: Sequence[str]) -> set[int]:
+    """Line numbers (from 0) that hold a triple quote or lie between two: documentation, nearly always."""
     inside: set[int] = set()
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.end_lineno != node.lineno:
-            inside.update(range(node.lineno - 1, node.end_lineno or node.lineno))
+    quote: str | None = None
+    for index, line in enumerate(lines):
+        if quote is not None or _TRIPLE.search(line):
+            inside.add(index)
+        for found in _TRIPLE.findall(line):
+            if quote is None:
+                quote = found
+            elif quote == found:
+                quote = None
     return inside
 
 

@@ -1,0 +1,168 @@
+"""Averages of a suite as its benchmark reports them: pure functions of scores and samples.
+
+LongBench: the points of a task are 100 times the mean score of its rows; a category's are the mean of its tasks';
+the overall figure is the macro-average, the mean of the categories'. LongBench-E also splits tasks by length.
+A task without a valid score stays visible as missing, and what it belongs to says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hambench.records import Sample, Score
+
+LENGTH_BUCKETS = (("0-4k", 0, 4000), ("4-8k", 4000, 8000), ("8k+", 8000, None))
+"""LongBench-E's buckets of a row's ``length`` (words, or characters in Chinese)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskAverage:
+    """One metric of one task."""
+
+    task: str
+    category: str
+    points: float | None
+    """0..100 (100 x value / scale); ``None`` without a valid score."""
+    num_scored: int
+    num_failed: int
+    """Answers without a value: failed generations and failed scorers. They are in no average."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CategoryAverage:
+    """The mean of a category's tasks."""
+
+    category: str
+    points: float | None
+    tasks: tuple[str, ...]
+    """Tasks in the mean."""
+    missing: tuple[str, ...]
+    """Tasks of the category without a valid score."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SuiteAverage:
+    """One cell's averages over one suite."""
+
+    cell: str
+    suite: str
+    tasks: tuple[TaskAverage, ...]
+    categories: tuple[CategoryAverage, ...]
+    overall: float | None
+    """The macro-average: the mean over categories."""
+    missing: tuple[str, ...]
+    """Tasks in no average; where there are any, ``overall`` is that of a part of the suite."""
+
+
+def suite_average(
+    scores: Iterable[Score],
+    samples: Mapping[str, Sample],
+    *,
+    cell: str,
+    suite: str,
+    tasks: Iterable[str] = (),
+) -> SuiteAverage:
+    """Averages of a cell's headline metrics over a suite.
+
+    Args:
+        scores: Of any cells and suites; repeats of an answer count as answers.
+        samples: By sample id.
+        cell: Whose scores to average.
+        suite: Which suite's.
+        tasks: Tasks that should be there: those without any sample are reported as missing.
+    """
+    own = [
+        each
+        for each in scores
+        if each.cell == cell and each.primary and samples[each.sample_id].suite == suite
+    ]
+    category_of = {sample.task: sample.category for sample in samples.values() if sample.suite == suite}
+    found = tuple(_task_average(own, samples, task, category) for task, category in category_of.items())
+    categories = tuple(
+        _category_average(category, [each for each in found if each.category == category])
+        for category in dict.fromkeys(category_of.values())
+    )
+    points = [each.points for each in categories if each.points is not None]
+    missing = [each.task for each in found if each.points is None]
+    missing += [task for task in tasks if task not in category_of]
+    return SuiteAverage(
+        cell=cell,
+        suite=suite,
+        tasks=found,
+        categories=categories,
+        overall=sum(points) / len(points) if points else None,
+        missing=tuple(missing),
+    )
+
+
+def metric_points(
+    scores: Iterable[Score], samples: Mapping[str, Sample], *, cell: str, task: str, metric: str
+) -> float | None:
+    """Any metric of a task in points, headline or not; ``None`` without a valid score.
+
+    IFEval's instruction-level metrics count instructions, so that a prompt weighs as many as it has.
+    """
+    own = [
+        each
+        for each in scores
+        if each.cell == cell and each.metric == metric and samples[each.sample_id].task == task
+    ]
+    return _mean_points(own, samples)
+
+
+def points_by_length(
+    scores: Iterable[Score], samples: Mapping[str, Sample], *, cell: str, task: str
+) -> dict[str, float | None]:
+    """A task's points in each of LongBench-E's length buckets; ``None`` for an empty one."""
+    own = [
+        each for each in scores if each.cell == cell and each.primary and samples[each.sample_id].task == task
+    ]
+    found: dict[str, float | None] = {}
+    for name, low, high in LENGTH_BUCKETS:
+        inside = [each for each in own if _within(samples[each.sample_id].doc, low, high)]
+        found[name] = _mean_points(inside, samples)
+    return found
+
+
+def _task_average(
+    scores: list[Score], samples: Mapping[str, Sample], task: str, category: str
+) -> TaskAverage:
+    own = [each for each in scores if samples[each.sample_id].task == task]
+    return TaskAverage(
+        task=task,
+        category=category,
+        points=_mean_points(own, samples),
+        num_scored=sum(each.value is not None for each in own),
+        num_failed=sum(each.value is None for each in own),
+    )
+
+
+def _category_average(category: str, tasks: list[TaskAverage]) -> CategoryAverage:
+    points = {each.task: each.points for each in tasks if each.points is not None}
+    return CategoryAverage(
+        category=category,
+        points=sum(points.values()) / len(points) if points else None,
+        tasks=tuple(points),
+        missing=tuple(each.task for each in tasks if each.points is None),
+    )
+
+
+def _mean_points(scores: list[Score], samples: Mapping[str, Sample]) -> float | None:
+    weighed = [
+        (100 * each.value / each.scale, _weight(each, samples)) for each in scores if each.value is not None
+    ]
+    total = sum(weight for _, weight in weighed)
+    return sum(points * weight for points, weight in weighed) / total if total else None
+
+
+def _weight(score: Score, samples: Mapping[str, Sample]) -> int:
+    if score.metric.startswith("inst_level"):
+        return len(samples[score.sample_id].doc.get("instruction_id_list", ())) or 1
+    return 1
+
+
+def _within(doc: Mapping[str, Any], low: int, high: int | None) -> bool:
+    length = doc.get("length")
+    return isinstance(length, int) and low <= length and (high is None or length < high)
