@@ -206,3 +206,19 @@ def test_not_a_number_is_stored_as_absent(folder):
     with RunWriter.resume(folder) as writer:
         writer.append_scores([score(float("nan"))])
     assert load_run(folder).scores[0].value is None
+
+
+def test_a_stored_run_of_schema_version_1_still_loads_and_measures_the_same():
+    """Made by hambench 0.1.0 with a tiny random model; later versions must go on reading it."""
+    from pathlib import Path
+
+    from hambench.metrics import measure_run
+
+    run = load_run(Path(__file__).parent / "data" / "run-v1")
+    assert (run.header.schema_version, run.complete, len(run.records), len(run.samples)) == (1, True, 4, 2)
+    overall = {m.cell: m for m in measure_run(run) if m.group == "all"}
+    assert overall["vanilla"].tokens_per_target_forward == 1
+    assert overall["speculative[k=2]"].tokens_per_target_forward == 2.5
+    assert overall["speculative[k=2]"].acceptance_rate == 1
+    assert overall["vanilla"].accuracy is not None
+    assert overall["vanilla"].accuracy.value == 0
