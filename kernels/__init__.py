@@ -13,7 +13,7 @@ One file per op, named like its public function; `impl="auto" | "reference" | "f
 | :func:`~hambench.kernels.norm_gateup_silu.norm_gateup_silu` | RMSNorm → `silu(Wg x) * (Wu x)` |
 | :func:`~hambench.kernels.gemv_residual.gemv_residual` | `residual + W x` |
 | :func:`~hambench.kernels.micro_attention.micro_attention` | RoPE, append, attention over at most 8 keys |
-| :func:`~hambench.kernels.decode_attention.decode_attention` | RoPE, append, attention over the context; slot ≠ position |
+| :func:`~hambench.kernels.decode_attention.decode_attention` | RoPE, append, attention over it all; slot ≠ position |
 | :func:`~hambench.kernels.lm_head_argmax.lm_head_argmax` | greedy token of each row, no logits written |
 | :func:`~hambench.kernels.stop_head.stop_head` | stop MLP, threshold, emitted token, count and `done` on the device |
 | :func:`~hambench.kernels.merge_tokens.merge_tokens` | HAMburger's compositional embedder |

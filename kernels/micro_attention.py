@@ -48,7 +48,7 @@ def micro_attention(
     check_attention(
         qkv, k_cache, v_cache, cos, sin, num_heads=num_heads, used=length, used_name="length", done=done
     )
-    rows, (num_kv_heads, capacity, head_dim) = qkv.shape[0], k_cache.shape
+    rows, (_, capacity, head_dim) = qkv.shape[0], k_cache.shape
     if capacity > MAX_KEYS:
         raise ValueError(f"k_cache must have at most {MAX_KEYS} slots, got {capacity}; use decode_attention")
     if rows > capacity:

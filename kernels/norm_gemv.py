@@ -41,7 +41,7 @@ def norm_gemv(
     Raises:
         ValueError: If a shape, dtype, device or stride doesn't fit, or `impl="fused"` can't run here.
     """
-    rows, num_inputs, num_outputs = _check(x, weight, norm_weight, scale, bias, ids, gathered, done)
+    rows, num_outputs = _check(x, weight, norm_weight, scale, bias, ids, gathered, done)
     out = output(out, [rows, num_outputs], like=x, done=done)
     too_many = f"at most {MAX_ROWS} rows, got {rows}" if rows > MAX_ROWS else None
     if use_fused("norm_gemv", impl, x, unsupported=too_many):
@@ -84,7 +84,7 @@ def _check(
     ids: Tensor | None,
     gathered: Tensor | None,
     done: Tensor | None,
-) -> tuple[int, int, int]:
+) -> tuple[int, int]:
     check_tensor("x", x, [None, None], dtypes=FLOATS)
     rows, num_inputs = x.shape
     if ids is not None:
@@ -102,4 +102,4 @@ def _check(
             raise ValueError("gathered must be None without ids: nothing is gathered")
         check_tensor("gathered", gathered, [rows, num_inputs], dtypes=(x.dtype,), device=x.device)
     check_flag("done", done, x.device)
-    return rows, num_inputs, num_outputs
+    return rows, num_outputs

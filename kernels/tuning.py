@@ -1,8 +1,9 @@
 """Tiles of the GEMV kernels: a safe default, and measured winners per (device, Triton version) kept as JSON.
 
 Nothing is searched during a call, let alone inside a graph capture: a table is measured by `hambench bench kernels
---tune` and read here. The block of K is no knob: 32 lanes of 16 bytes put one output row's whole reduction into one
-warp, in an order that depends neither on the number of rows M nor on the tile, and M-invariance rests on that.
+--tune` and read here. One program is one warp, whose 32 lanes read 16 bytes each of one weight row at a time: x is
+then already in the lanes that need it (no shared memory, no barrier), and a row's reduction has one order whatever the
+tile and the number of rows. M-invariance rests on that, so neither the warps nor the block of K is a knob.
 """
 
 from __future__ import annotations
@@ -11,45 +12,86 @@ import dataclasses
 import functools
 import importlib.metadata
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 TABLE_PATH = Path(__file__).with_name("tuned.json")
 
+NUM_WARPS = 1
+ACCUMULATORS = 128
+"""Float32 accumulators of one thread at most: half its registers."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Tile:
-    """How a GEMV is cut up."""
+    """How a GEMV of one row is cut up."""
 
-    block_n: int = 8
-    """Output rows of one program, a power of two and at least `num_warps`."""
-    num_warps: int = 4
-    unroll: int = 2
-    """K blocks whose loads are issued together."""
+    block_n: int
+    """Weight rows of one program, a power of two."""
+    unroll: int
+    """Blocks of K whose loads are issued together: `block_n * unroll` loads of 16 bytes in flight in each lane."""
 
     def __post_init__(self) -> None:
-        for name in ("block_n", "num_warps", "unroll"):
+        for name in ("block_n", "unroll"):
             value = getattr(self, name)
             if value < 1 or value & (value - 1):
                 raise ValueError(f"{name} must be a power of two, got {value}")
-        if self.block_n < self.num_warps:
-            # with fewer rows than warps a row's reduction would cross warps, in another order
-            raise ValueError(f"block_n must be >= num_warps ({self.num_warps}), got {self.block_n}")
+
+    def for_rows(self, rows: int, num_inputs: int, *, itemsize: int, weights: int = 1) -> Tile:
+        """The tile for a call of several rows: fewer weight rows, so that the accumulators stay in registers.
+
+        Args:
+            rows: Rows of the call.
+            num_inputs: Length of a row.
+            itemsize: Bytes of a weight element.
+            weights: Weight matrices read side by side.
+        """
+        lane_accumulators = rows * weights * 16 // itemsize
+        # int8 weights and 16-bit rows come in different lanes: moving the rows takes registers too
+        most = ACCUMULATORS if itemsize > 1 else ACCUMULATORS * 3 // 4
+        block_n = min(self.block_n, _power_of_two(most // lane_accumulators))
+        unroll = self.unroll * (self.block_n // block_n)
+        if block_n * lane_accumulators > ACCUMULATORS // 4:
+            unroll = unroll // 2
+        if block_n * lane_accumulators > ACCUMULATORS * 5 // 8:
+            unroll = 1
+        num_blocks = -(-num_inputs * itemsize // (32 * 16))
+        return Tile(block_n, min(max(1, unroll), _power_of_two(num_blocks)))
 
 
-DEFAULT = Tile()
-SAFE = {"norm_gateup_silu": Tile(block_n=4, num_warps=4, unroll=2)}
-"""Where the default would need too many registers at 8 rows: two weight tiles are live at once."""
+def _power_of_two(most: int) -> int:
+    """The largest power of two up to `most`, and at least 1."""
+    return 1 << (max(1, most).bit_length() - 1)
+
+
+DEFAULTS = {
+    # programs enough for every multiprocessor even at 2048 outputs
+    "norm_gemv": Tile(2, 4),
+    "gemv_residual": Tile(2, 4),
+    "norm_gateup_silu": Tile(2, 2),
+    # many rows, and each block leaves a key to be reduced
+    "lm_head_argmax": Tile(4, 1),
+    "stop_head": Tile(2, 4),
+    "merge_tokens": Tile(2, 4),
+}
 
 SPACE = tuple(
-    Tile(block_n=block_n, num_warps=num_warps, unroll=unroll)
-    for block_n in (4, 8, 16)
-    for num_warps in (2, 4, 8)
-    for unroll in (1, 2, 4)
-    if block_n >= num_warps
+    Tile(block_n, unroll) for block_n in (1, 2, 4, 8) for unroll in (1, 2, 4, 8) if block_n * unroll <= 16
 )
 """What `--tune` tries."""
+
+
+def row_groups(rows: int, weight_dtype: torch.dtype, *, weights: int = 1) -> list[slice]:
+    """Rows of each launch of one call.
+
+    A lane reads 16 INT8 weights at a time and needs as many accumulators for each row, so more than a few rows take a
+    second pass over the weights rather than spill registers.
+    """
+    at_once = 4 // weights if weight_dtype == torch.int8 else rows
+    return [slice(first, min(first + at_once, rows)) for first in range(0, rows, at_once)]
 
 
 def block_k(weight_dtype: torch.dtype) -> int:
@@ -58,20 +100,20 @@ def block_k(weight_dtype: torch.dtype) -> int:
 
 
 def key(op: str, num_outputs: int, num_inputs: int, weight_dtype: torch.dtype) -> str:
-    """Name of a table entry. M is absent on purpose: all row counts must share one tile."""
+    """Name of a table entry."""
     return f"{op}/{num_outputs}x{num_inputs}/{str(weight_dtype).removeprefix('torch.')}"
 
 
-def tile_for(
-    op: str, num_outputs: int, num_inputs: int, weight_dtype: torch.dtype, device: torch.device
-) -> Tile:
-    """The measured tile for this device and Triton version, else the safe default."""
-    default = SAFE.get(op, DEFAULT)
-    if device.type != "cuda":
-        return default
-    return _table(_device_name(device.index or 0)).get(
-        key(op, num_outputs, num_inputs, weight_dtype), default
-    )
+def tile_for(op: str, weight: torch.Tensor, *, rows: int, weights: int = 1) -> Tile:
+    """The measured tile for this weight's device and Triton version, else the safe default; cut for `rows`."""
+    tile = DEFAULTS[op]
+    name = key(op, weight.shape[0], weight.shape[1], weight.dtype)
+    if _trial is not None:
+        tile = _trial.tile
+        _trial.asked.append(name)
+    elif weight.device.type == "cuda":
+        tile = _table(_device_name(weight.device.index or 0)).get(name, tile)
+    return tile.for_rows(rows, weight.shape[1], itemsize=weight.dtype.itemsize, weights=weights)
 
 
 def read(path: Path) -> dict[str, dict[str, dict[str, Tile]]]:
@@ -99,6 +141,31 @@ def write(path: Path, device: str, version: str, tiles: dict[str, Tile]) -> None
     entries = {entry: dataclasses.asdict(tile) for entry, tile in sorted(tiles.items())}
     table.setdefault(device, {})[version] = entries
     path.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Trial:
+    tile: Tile
+    asked: list[str]
+
+
+_trial: _Trial | None = None
+
+
+@contextmanager
+def trial(tile: Tile, asked: list[str]) -> Iterator[None]:
+    """Gives every GEMV this tile, and notes in `asked` which entries were looked up."""
+    global _trial
+    _trial = _Trial(tile, asked)
+    try:
+        yield
+    finally:
+        _trial = None
+
+
+def is_tuned(device: torch.device) -> bool:
+    """Whether there are measured tiles for this CUDA device and Triton version."""
+    return bool(_table(_device_name(device.index or 0)))
 
 
 def use_table(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the attention kernels share: rotary embedding on load, appending to a cache, one query against a tile of keys."""
+"""What the attention kernels share: rotary embedding on load, appending to a cache, a query against a tile of keys."""
 
 from __future__ import annotations
 

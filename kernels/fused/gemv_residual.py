@@ -58,7 +58,12 @@ def launch(
 ) -> None:
     """Runs the kernel; arguments were checked by the public op."""
     num_outputs, num_inputs = weight.shape
-    tile = tuning.tile_for("gemv_residual", num_outputs, num_inputs, weight.dtype, x.device)
+    groups = tuning.row_groups(x.shape[0], weight.dtype)
+    if len(groups) > 1:
+        for group in groups:
+            launch(x[group], weight, residual[group], scale, out[group], done)
+        return
+    tile = tuning.tile_for("gemv_residual", weight, rows=x.shape[0])
     gemv_residual_kernel[(triton.cdiv(num_outputs, tile.block_n),)](
         x,
         weight,
@@ -72,6 +77,6 @@ def launch(
         BN=tile.block_n,
         BK=tuning.block_k(weight.dtype),
         UNROLL=tile.unroll,
-        num_warps=tile.num_warps,
+        num_warps=tuning.NUM_WARPS,
         enable_fp_fusion=False,
     )

@@ -11,7 +11,7 @@ from hambench.kernels import tuning
 from hambench.kernels.fused._rows import cast, gemv_rows, row_pointers
 from hambench.kernels.lm_head_argmax import HeadOutput
 
-REDUCE_BLOCK = 4096
+REDUCE_BLOCK = 8192
 
 
 @triton.jit
@@ -133,7 +133,13 @@ def launch(
     """Runs both kernels; arguments were checked by the public op."""
     rows = hidden.shape[0]
     num_outputs, num_inputs = weight.shape
-    tile = tuning.tile_for("lm_head_argmax", num_outputs, num_inputs, weight.dtype, hidden.device)
+    groups = tuning.row_groups(rows, weight.dtype)
+    if len(groups) > 1:
+        for group in groups:
+            part = HeadOutput(*(None if buffer is None else buffer[group] for buffer in out))
+            launch(hidden[group], weight, norm_weight, eps, scale, round_logits, part, done)
+        return
+    tile = tuning.tile_for("lm_head_argmax", weight, rows=rows)
     num_blocks = triton.cdiv(num_outputs, tile.block_n)
     keys = torch.empty((rows, num_blocks), dtype=torch.int64, device=hidden.device)
     with_lse = out.log_sum_exp is not None
@@ -157,7 +163,7 @@ def launch(
         BN=tile.block_n,
         BK=tuning.block_k(weight.dtype),
         UNROLL=tile.unroll,
-        num_warps=tile.num_warps,
+        num_warps=tuning.NUM_WARPS,
         enable_fp_fusion=False,
     )
     lm_head_reduce_kernel[(rows,)](
@@ -170,6 +176,6 @@ def launch(
         done,
         NUM_BLOCKS=num_blocks,
         B=REDUCE_BLOCK,
-        num_warps=16,
+        num_warps=32,
         enable_fp_fusion=False,
     )

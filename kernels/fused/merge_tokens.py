@@ -201,10 +201,12 @@ def launch(
     query = torch.empty(hidden, dtype=torch.float32, device=device)
     kv = torch.empty((steps, 2 * hidden), dtype=torch.float32, device=device)
     attended = torch.empty(hidden, dtype=torch.float32, device=device)
-    square = tuning.tile_for("merge_tokens", hidden, hidden, embedding.dtype, device)
-    wide = tuning.tile_for("merge_tokens", 2 * hidden, hidden + width, embedding.dtype, device)
+    query_tile = tuning.tile_for("merge_tokens", weights.wq, rows=steps)
+    # two products are live at once: embeddings and positions
+    wide_tile = tuning.tile_for("merge_tokens", weights.wkv, rows=steps, weights=2)
+    out_tile = tuning.tile_for("merge_tokens", weights.wo, rows=1)
     block_k = tuning.block_k(embedding.dtype)
-    query_kernel[(triton.cdiv(hidden, square.block_n),)](
+    query_kernel[(triton.cdiv(hidden, query_tile.block_n),)](
         ids,
         count,
         embedding,
@@ -214,13 +216,13 @@ def launch(
         done,
         D=hidden,
         S=steps,
-        BN=square.block_n,
+        BN=query_tile.block_n,
         BK=block_k,
-        UNROLL=square.unroll,
-        num_warps=square.num_warps,
+        UNROLL=query_tile.unroll,
+        num_warps=tuning.NUM_WARPS,
         enable_fp_fusion=False,
     )
-    key_value_kernel[(triton.cdiv(2 * hidden, wide.block_n),)](
+    key_value_kernel[(triton.cdiv(2 * hidden, wide_tile.block_n),)](
         ids,
         count,
         embedding,
@@ -232,10 +234,10 @@ def launch(
         D=hidden,
         P=width,
         S=steps,
-        BN=wide.block_n,
+        BN=wide_tile.block_n,
         BK=block_k,
-        UNROLL=wide.unroll,
-        num_warps=wide.num_warps,
+        UNROLL=wide_tile.unroll,
+        num_warps=tuning.NUM_WARPS,
         enable_fp_fusion=False,
     )
     attend_kernel[(num_heads,)](
@@ -253,7 +255,7 @@ def launch(
         num_warps=1,
         enable_fp_fusion=False,
     )
-    project_kernel[(triton.cdiv(hidden, square.block_n),)](
+    project_kernel[(triton.cdiv(hidden, out_tile.block_n),)](
         ids,
         count,
         embedding,
@@ -265,9 +267,9 @@ def launch(
         D=hidden,
         S=steps,
         LAST=residual == "last",
-        BN=square.block_n,
+        BN=out_tile.block_n,
         BK=block_k,
-        UNROLL=square.unroll,
-        num_warps=square.num_warps,
+        UNROLL=out_tile.unroll,
+        num_warps=tuning.NUM_WARPS,
         enable_fp_fusion=False,
     )

@@ -73,7 +73,12 @@ def launch(
 ) -> None:
     """Runs the kernel; arguments were checked by the public op."""
     num_outputs, num_inputs = gate.shape
-    tile = tuning.tile_for("norm_gateup_silu", num_outputs, num_inputs, gate.dtype, x.device)
+    groups = tuning.row_groups(x.shape[0], gate.dtype, weights=2)
+    if len(groups) > 1:
+        for group in groups:
+            launch(x[group], gate, up, norm_weight, eps, gate_scale, up_scale, out[group], done)
+        return
+    tile = tuning.tile_for("norm_gateup_silu", gate, rows=x.shape[0], weights=2)
     norm_gateup_silu_kernel[(triton.cdiv(num_outputs, tile.block_n),)](
         x,
         norm_weight,
@@ -90,6 +95,6 @@ def launch(
         BN=tile.block_n,
         BK=tuning.block_k(gate.dtype),
         UNROLL=tile.unroll,
-        num_warps=tile.num_warps,
+        num_warps=tuning.NUM_WARPS,
         enable_fp_fusion=False,
     )

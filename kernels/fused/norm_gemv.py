@@ -83,7 +83,24 @@ def launch(
 ) -> None:
     """Runs the kernel; arguments were checked by the public op."""
     num_outputs, num_inputs = weight.shape
-    tile = tuning.tile_for("norm_gemv", num_outputs, num_inputs, weight.dtype, x.device)
+    groups = tuning.row_groups(rows, weight.dtype)
+    if len(groups) > 1:
+        for group in groups:
+            launch(
+                x if ids is not None else x[group],
+                weight,
+                norm_weight,
+                eps,
+                scale,
+                bias,
+                None if ids is None else ids[group],
+                None if gathered is None else gathered[group],
+                out[group],
+                done,
+                rows=group.stop - group.start,
+            )
+        return
+    tile = tuning.tile_for("norm_gemv", weight, rows=rows)
     norm_gemv_kernel[(triton.cdiv(num_outputs, tile.block_n),)](
         x,
         ids,
@@ -101,6 +118,6 @@ def launch(
         BN=tile.block_n,
         BK=tuning.block_k(weight.dtype),
         UNROLL=tile.unroll,
-        num_warps=tile.num_warps,
+        num_warps=tuning.NUM_WARPS,
         enable_fp_fusion=False,
     )

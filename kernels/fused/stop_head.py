@@ -89,7 +89,7 @@ def launch(
     for weight, bias in layers:
         inner = torch.empty((1, width), dtype=torch.float32, device=hidden.device)
         num_outputs, num_inputs = weight.shape
-        tile = tuning.tile_for("stop_head", num_outputs, num_inputs, weight.dtype, weight.device)
+        tile = tuning.tile_for("stop_head", weight, rows=1)
         gemv_silu_kernel[(triton.cdiv(num_outputs, tile.block_n),)](
             hidden,
             weight,
@@ -101,7 +101,7 @@ def launch(
             BN=tile.block_n,
             BK=tuning.block_k(weight.dtype),
             UNROLL=tile.unroll,
-            num_warps=tile.num_warps,
+            num_warps=tuning.NUM_WARPS,
             enable_fp_fusion=False,
         )
         hidden = inner

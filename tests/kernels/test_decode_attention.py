@@ -133,8 +133,8 @@ def test_decode_attention_refuses_what_it_cannot_do(device):
             slots=flag(3, device),
             positions=torch.zeros(2, dtype=torch.int64, device=device),
         )
+    strided = cache["v_cache"].transpose(0, 1).contiguous().transpose(0, 1)
     with pytest.raises(ValueError, match=r"v_cache must have the strides of k_cache"):
-        strided = cache["v_cache"].transpose(0, 1).contiguous().transpose(0, 1)
         decode_attention(qkv, cache["k_cache"], strided, **arguments, **tables(8, device))
     nine = torch.ones(9, WIDTH, device=device)
     with pytest.raises(ValueError, match="at most 8 rows, got 9"):

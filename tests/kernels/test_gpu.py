@@ -1,0 +1,98 @@
+"""What only a GPU can show: graphs, real sizes, and the same bits every time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from kernel_checks import assert_close, draw, draw_weight, flag
+
+from hambench.kernels.decode_attention import decode_attention
+from hambench.kernels.gemv_residual import gemv_residual
+from hambench.kernels.lm_head_argmax import HeadOutput, lm_head_argmax
+from hambench.kernels.norm_gateup_silu import norm_gateup_silu
+from hambench.kernels.norm_gemv import norm_gemv, reference
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+# Llama-3.2-1B's and SmolLM2-135M's projections
+SIZES = [(3072, 2048), (8192, 2048), (2048, 8192), (960, 576), (576, 1536)]
+
+
+@pytest.mark.parametrize(("num_outputs", "num_inputs"), SIZES)
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.int8])
+def test_rows_are_independent_at_real_sizes(num_outputs, num_inputs, kind, device):
+    weight, scale = draw_weight(num_outputs, num_inputs, kind, device)
+    norm = draw(num_inputs, dtype=torch.bfloat16, device=device)
+    x = draw(8, num_inputs, dtype=torch.bfloat16, device=device)
+    want = reference(x, weight, norm, 1e-5, scale, None)
+    for rows in (1, 2, 4, 5, 8):
+        got = norm_gemv(x[:rows], weight, norm_weight=norm, eps=1e-5, scale=scale, impl="fused")
+        assert_close(got, want[:rows])
+        for i in range(rows):
+            one = norm_gemv(x[i : i + 1], weight, norm_weight=norm, eps=1e-5, scale=scale, impl="fused")
+            assert torch.equal(got[i : i + 1], one), f"row {i} of {rows}"
+
+
+def test_a_captured_step_replays_to_the_same_bits_and_skips_when_done(device):
+    hidden, vocabulary = 576, 49152
+    x, norm = (
+        draw(1, hidden, dtype=torch.bfloat16, device=device),
+        torch.ones(hidden, device=device).bfloat16(),
+    )
+    gate, _ = draw_weight(1536, hidden, torch.bfloat16, device)
+    up, _ = draw_weight(1536, hidden, torch.bfloat16, device)
+    down, _ = draw_weight(hidden, 1536, torch.bfloat16, device)
+    head, _ = draw_weight(vocabulary, hidden, torch.bfloat16, device)
+    done = flag(0, device)
+    inner = torch.empty(1, 1536, dtype=torch.bfloat16, device=device)
+    stream = torch.empty_like(x)
+    out = HeadOutput.empty(1, device, log_sum_exp=True)
+
+    def step() -> None:
+        norm_gateup_silu(x, gate, up, norm_weight=norm, eps=1e-5, out=inner, done=done)
+        gemv_residual(inner, down, x, out=stream, done=done)
+        lm_head_argmax(stream, head, norm_weight=norm, out=out, done=done)
+
+    step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    graph.replay()
+    first = [tensor.clone() for tensor in (stream, *out)]
+    for _ in range(1000):
+        graph.replay()
+    assert all(torch.equal(a, b) for a, b in zip(first, (stream, *out), strict=True))
+    x.copy_(draw(1, hidden, dtype=torch.bfloat16, device=device))
+    graph.replay()
+    assert not torch.equal(first[0], stream), "replays read the buffers as they are then"
+    done.fill_(1)
+    kept = stream.clone()
+    x.zero_()
+    graph.replay()
+    assert torch.equal(kept, stream)
+
+
+@pytest.mark.parametrize("context", [1, 64, 127, 128, 1000, 4090])
+def test_attention_at_a_real_size_is_independent_of_the_rows_beside(context, device):
+    heads, kv_heads, head_dim, capacity, rows = 32, 8, 64, 4096, 5
+    angles = torch.rand(capacity, head_dim // 2, device=device) * 6.28
+    shared = {"cos": angles.cos(), "sin": angles.sin(), "num_heads": heads, "impl": "fused"}
+    caches = [
+        torch.zeros(kv_heads, capacity, head_dim, dtype=torch.bfloat16, device=device) for _ in range(2)
+    ]
+    for cache in caches:
+        cache[:, :context] = torch.randn(kv_heads, context, head_dim, device=device)
+    qkv = draw(rows, (heads + 2 * kv_heads) * head_dim, dtype=torch.bfloat16, device=device)
+    positions = torch.arange(context, context + rows, device=device)
+    together = decode_attention(
+        qkv, *(c.clone() for c in caches), slots=flag(context, device), positions=positions, **shared
+    )
+    for i in range(rows):
+        one = decode_attention(
+            qkv[i : i + 1], *caches, slots=flag(context + i, device), positions=positions[i : i + 1], **shared
+        )
+        assert torch.equal(one, together[i : i + 1]), f"row {i}"
