@@ -98,10 +98,10 @@ class TransformersAdapter:
     @property
     def weight_bytes(self) -> int:
         """Bytes of parameters read by one decode step (of an untied embedding only a row is)."""
-        total = sum(parameter.nbytes for parameter in self.model.parameters())
+        total: int = sum(parameter.nbytes for parameter in self.model.parameters())
         table = self.model.get_input_embeddings().weight
         tied = table is self.model.get_output_embeddings().weight
-        return total - (0 if tied else table.nbytes)
+        return total if tied else total - int(table.nbytes)
 
     def new_cache(self, capacity: int) -> AdapterCache:
         """An empty cache."""
@@ -164,7 +164,7 @@ class TransformersAdapter:
         """Runs a prompt ``[T]`` in chunks; logits, hidden state and features of the last row only."""
         if ids.shape[0] == 0:
             raise ValueError("ids must hold at least one token, got none")
-        chunks = ids.split(PREFILL_CHUNK)
+        chunks = torch.split(ids, PREFILL_CHUNK)
         for chunk in chunks[:-1]:
             self.forward(chunk, cache, num_logits=0)
         out = self.forward(chunks[-1], cache, feature_layers=feature_layers)

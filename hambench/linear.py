@@ -165,7 +165,7 @@ def make_gated(gate: torch.Tensor, up: torch.Tensor) -> GatedLinear:
 
 def can_pack(weight: torch.Tensor) -> bool:
     """Whether oneDNN has pre-packed kernels for this weight on this machine."""
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     return weight.dtype == torch.float32 or (
         weight.dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

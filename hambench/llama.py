@@ -276,7 +276,7 @@ class Llama:
         """Runs a prompt ``[T]`` in chunks; logits, hidden state and features of the last row only."""
         if ids.shape[0] == 0:
             raise ValueError("ids must hold at least one token, got none")
-        chunks = ids.split(PREFILL_CHUNK)
+        chunks = torch.split(ids, PREFILL_CHUNK)
         for chunk in chunks[:-1]:
             self.forward(chunk, cache, num_logits=0)
         out = self.forward(chunks[-1], cache, feature_layers=feature_layers)

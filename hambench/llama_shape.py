@@ -88,12 +88,12 @@ def rope_frequencies(shape: LlamaShape) -> torch.Tensor:
         ModelError: For a kind of scaling that is neither ``linear`` nor ``llama3``.
     """
     exponents = torch.arange(0, shape.head_dim, 2, dtype=torch.int64).float() / shape.head_dim
-    frequencies = 1.0 / shape.rope_theta**exponents
+    frequencies: torch.Tensor = torch.pow(shape.rope_theta, exponents).reciprocal()
     scaling = shape.rope_scaling
     if scaling is None:
         return frequencies
     if scaling["rope_type"] == "linear":
-        return frequencies / scaling["factor"]
+        return frequencies / float(scaling["factor"])
     if scaling["rope_type"] != "llama3":
         raise ModelError(f"unknown RoPE scaling {scaling['rope_type']!r}; known: linear, llama3")
     # Llama 3.1: short waves stay, waves longer than the first training length are stretched by the factor, and
@@ -101,4 +101,4 @@ def rope_frequencies(shape: LlamaShape) -> torch.Tensor:
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
     kept = ((turns - low) / (high - low)).clamp(0, 1)
-    return frequencies * kept + frequencies / scaling["factor"] * (1 - kept)
+    return frequencies * kept + frequencies / float(scaling["factor"]) * (1 - kept)

@@ -47,8 +47,9 @@ def list_models(as_json: bool) -> None:
         click.echo(json.dumps(rows, indent=1))
         return
     for row in rows:
-        size = f"{row['bytes'] / 1e6:.0f} MB" if row["bytes"] else ""
-        click.echo(f"{row['name']}  {row['state']}  {size}\n    {row['description']}\n    {row['folder']}")
+        click.echo(
+            f"{row['name']}  {row['state']}  {row['bytes']} bytes\n    {row['description']}\n    {row['folder']}"
+        )
 
 
 @command.command()
