@@ -114,9 +114,8 @@ def choose_edition(asked: tuple[Asked, ...], *, data: Path | None, edition: str)
     """
     if data is not None and not data.is_dir():
         raise DataError(f"the data folder {data} does not exist")
-    if edition == "offline" or all(
-        each.entry.name in OFFLINE and each.entry.name not in ENTRIES for each in asked
-    ):
+    built = [each.entry.name in OFFLINE and each.entry.name not in ENTRIES for each in asked]
+    if edition == "offline" or (built and all(built)):
         return "offline", OFFLINE_EDITION
     if data is not None:
         return "official", FOLDER

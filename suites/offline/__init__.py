@@ -40,12 +40,13 @@ def _long(
     name: str, category: str, base: str, prompt: str, build: Builder, about: str, *, num_rows: int = 40, **changes: Any
 ) -> OfflineEntry:  # fmt: skip
     chat = bool(changes.pop("chat", True))
+    config = str(changes.pop("config", f"longbench/{base}.yaml"))
     return OfflineEntry(
         entry=TaskEntry(
             name=name,
             suite="offline-long",
             category=category,
-            config=f"longbench/{base}.yaml",
+            config=config,
             files=(),
             columns=("context", "answers"),
             hub=None,
@@ -87,7 +88,7 @@ _LONG = (
         SYNTHETIC,
         "passage_retrieval_en",
         "Each paragraph of this documentation ends with its number.\n\n{{context}}\n\n"
-        "A sentence from one of them, with the number of its paragraph:\n\n{{input}} [Paragraph",
+        "Text from one of them, with the number of its paragraph:\n\n{{input}} [Paragraph",
         documentation.section_retrieval,
         "which numbered paragraph of the Python reference a sentence is from",
         max_gen_toks=8,
@@ -122,8 +123,10 @@ _LONG = (
         "Question: {{input}}\nAnswer (one word):",
         documentation.two_facts,
         "a question that needs two made-up facts from different passages",
-        until=["\n"],
+        max_gen_toks=16,
         chat=False,
+        # the metric of multi-document questions, over the first line of the answer
+        config="longbench/triviaqa.yaml",
     ),
     _long(
         "module-synopsis",

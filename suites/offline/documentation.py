@@ -43,10 +43,10 @@ _COLOURS = tuple(_COLOURS_TEXT.split())
 
 
 def section_retrieval(num_rows: int, *, seed: int = 0) -> list[Row]:
-    """Rows that ask which of 4 to 8 numbered paragraphs a sentence comes from.
+    """Rows that ask which of 3 to 6 numbered paragraphs some text comes from.
 
-    Every paragraph ends with its number. The last sentence, which its number follows, and any other take turns: easy,
-    hard.
+    Every paragraph ends with its number. Asked for are, in turns, a whole paragraph, its last sentence, which the
+    number follows, and any other sentence: easy, middling, hard.
     """
     rows = []
     for number in range(num_rows):
@@ -58,7 +58,7 @@ def section_retrieval(num_rows: int, *, seed: int = 0) -> list[Row]:
         # numbers in no order: what follows the last one can't be guessed by counting
         labels = rng.sample(range(10, 100), len(chosen))
         *others, last = _sentences(chosen[target][1])
-        sentence = last if number % 2 == 0 else rng.choice(others)
+        sentence = (chosen[target][1], last, rng.choice(others))[number % 3]
         context = "\n\n".join(
             f"{text} [Paragraph {label}]" for label, (_, text) in zip(labels, chosen, strict=True)
         )

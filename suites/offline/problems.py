@@ -99,7 +99,8 @@ def _generated(name: str, size: int, seed: int, **options: int) -> list[dict[str
 
     made = [
         {"question": str(each["question"]), "answer": str(each["answer"])}
-        for each in reasoning_gym.create_dataset(name, size=size, seed=seed, **options)
+        # row i of reasoning-gym depends on seed + i: neighbouring seeds must not give the same rows, shifted
+        for each in reasoning_gym.create_dataset(name, size=size, seed=100_003 * seed, **options)
     ]
     # a cache folder that can't be written costs time, nothing else
     with contextlib.suppress(OSError):
