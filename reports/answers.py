@@ -66,7 +66,7 @@ def steps_markup(record: SampleRecord, first_differing: int | None = None) -> Ma
             break
         differs = first_differing is not None and position <= first_differing < position + len(step.tokens)
         position += len(step.tokens)
-        rejected = step.drafted - step.accepted
+        rejected = (step.drafted or 0) - (step.accepted or 0)
         if len(step.tokens) == 1 and not step.drafted and not differs:
             parts.append(text)
             continue
@@ -98,9 +98,11 @@ def _facts(trace: GenerationTrace, record: SampleRecord, base: SampleRecord | No
     later = sum(len(step.tokens) for step in trace.steps[1:])
     if decode > 0 and later:
         facts.append(f"{later / decode:.1f} tokens/s")
-    drafted = sum(step.drafted for step in trace.steps)
+    drafted = sum(step.drafted or 0 for step in trace.steps)
     if drafted:
-        facts.append(f"{sum(step.accepted for step in trace.steps)} of {drafted} drafted tokens accepted")
+        facts.append(
+            f"{sum(step.accepted or 0 for step in trace.steps)} of {drafted} drafted tokens accepted"
+        )
     facts.append(f"ended by {trace.finish}")
     if record.truncated_tokens:
         facts.append(f"{record.truncated_tokens} prompt tokens cut")
@@ -118,7 +120,7 @@ def _tip(number: int, step: StepRecord) -> str:
     tip = f"step {number}: {count} token{'s' * (count != 1)}, {seconds_text(step.seconds)}, ids "
     tip += " ".join(map(str, step.tokens))
     if step.drafted:
-        tip += f"; drafted {step.drafted}, accepted {step.accepted}, rejected {step.drafted - step.accepted}"
+        tip += f"; drafted {step.drafted}, accepted {step.accepted}, rejected {step.drafted - (step.accepted or 0)}"
     if step.continue_probs:
         tip += "; P(continue) " + " ".join(f"{p:.2f}" for p in step.continue_probs)
     return tip

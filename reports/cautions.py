@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -66,7 +67,11 @@ def cautions(view: View) -> list[Caution]:
         found.append(
             Caution("bad", "Not scored", "No answer was scored: this report says nothing about accuracy.")
         )
-    failed = [score for score in run.scores if score.primary and score.value is None]
+    failed = [
+        score
+        for score in run.scores
+        if score.primary and (score.value is None or not math.isfinite(score.value))
+    ]
     if failed:
         found.append(
             Caution(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -144,9 +145,9 @@ def _sample_view(
     traces = [record.trace for record in records.values() if record.trace is not None]
     rates = []
     for trace in traces:
-        drafted = sum(step.drafted for step in trace.steps)
+        drafted = sum(step.drafted or 0 for step in trace.steps)
         if drafted:
-            rates.append(sum(step.accepted for step in trace.steps) / drafted)
+            rates.append(sum(step.accepted or 0 for step in trace.steps) / drafted)
     prompt = _shortened(sample.prompt)
     return SampleView(
         number=number,
@@ -175,14 +176,14 @@ def _score(view: View, label: str, sample_id: str) -> Score | None:
 
 
 def _points(score: Score) -> float | None:
-    return None if score.value is None else 100 * score.value / score.scale
+    return 100 * score.value / score.scale if score.value is not None and math.isfinite(score.value) else None
 
 
 def _score_text(view: View, cell: CellView, sample_id: str) -> str:
     score = _score(view, cell.label, sample_id)
     if score is None:
         return "not scored"
-    if score.value is None:
+    if score.value is None or not math.isfinite(score.value):
         return f"{score.metric} failed: {clip(score.error or 'no reason given', 120)}"
     return f"{score.metric} {score.value:.3g}"
 

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hambench.groups import ALL
-from hambench.history import History, describe_series, load_history, machine_id
+from hambench.history import History, load_history, machine_id
 from hambench.reports.plate import LINE, MUTED, PAGE, Plate, padded, titles
 from hambench.reports.steps_figures import end_labels
 from hambench.reports.theme import SENTINEL
 from hambench.reports.values import Column, Figure, Section, Table, clip, number_cell, text_cell
 from hambench.reports.view import CellView, View
-from hambench.shifts import Series
+from hambench.shifts import Series, describe_series
 
 METRIC = "tps_ratio"
 

@@ -14,6 +14,7 @@ from hambench.store import Run
 
 MAX_CHARACTERS = 60_000
 """GitHub refuses a comment of more than 65,536."""
+MOST_METHODS = 20
 COLUMNS = (
     "Cell",
     "n",
@@ -45,7 +46,10 @@ def markdown_summary(run: Run) -> str:
             f"> **{'✕' if caution.severity == 'bad' else '!'} {caution.title}:** {escape(caution.text)}  "
         )
     lines += ["", f"**{escape(answer(view))}**", ""]
-    lines += [f"- **{escape(v.cell.label)}**: {escape(v.sentence)}" for v in method_verdicts(view)]
+    verdicts = method_verdicts(view)
+    lines += [f"- **{escape(v.cell.label)}**: {escape(v.sentence)}" for v in verdicts[:MOST_METHODS]]
+    if len(verdicts) > MOST_METHODS:
+        lines.append(f"- … and {len(verdicts) - MOST_METHODS} methods more")
     table = summary_table(view)
     keep = [index for index, column in enumerate(table.columns) if column.title in COLUMNS]
     lines += [

@@ -46,11 +46,14 @@ def growth_figure(view: View) -> Figure | None:
         record = next((r for r in view.records[cell.label] if r.sample_id == sample_id), None)
         if record is None or record.trace is None or cell.control:
             continue
+        in_use = [step.kv_bytes for step in record.trace.steps if step.kv_bytes is not None]
+        if len(in_use) < len(record.trace.steps):
+            continue
         tokens, total = [], 0
         for step in record.trace.steps:
             total += len(step.tokens)
             tokens.append(total)
-        lines.append((cell, tokens, [step.kv_bytes / MIB for step in record.trace.steps]))
+        lines.append((cell, tokens, [value / MIB for value in in_use]))
     if not lines:
         return None
     name = f"{view.prefix}memory-growth"
@@ -105,8 +108,7 @@ def growth_figure(view: View) -> Figure | None:
 def totals_figure(view: View) -> Figure | None:
     """Weights and KV side by side, per cell: what a smaller cache is worth of the whole."""
     weights = view.run.header.model.get("weight_bytes")
-    rows = [(cell, view.measured(cell).kv_bytes) for cell in view.cells]
-    rows = [(cell, kv) for cell, kv in rows if kv is not None]
+    rows = [(cell, kv) for cell in view.cells if (kv := view.measured(cell).kv_bytes) is not None]
     if not rows or not isinstance(weights, int | float) or isinstance(weights, bool):
         return None
     name = f"{view.prefix}memory-totals"

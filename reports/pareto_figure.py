@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from matplotlib.axes import Axes
 
@@ -18,6 +19,7 @@ from hambench.reports.values import (
     Figure,
     Section,
     Table,
+    TableCell,
     bytes_text,
     clip,
     listing,
@@ -216,7 +218,7 @@ def _ground(plate: Plate, ax: Axes, x: Axis, y: Axis, points: Sequence[Point], v
     if len(front) > 1:
         xs, ys = zip(*front, strict=True)
         # a step, not a slope: nothing between two settings was measured
-        where = "pre" if x.higher_is_better else "post"
+        where: Literal["pre", "post"] = "pre" if x.higher_is_better else "post"
         ax.step(xs, ys, where=where, color=MUTED, linewidth=1, linestyle=(0, (1, 2)), zorder=1.5)
 
 
@@ -338,7 +340,7 @@ def _table(name: str, points: Sequence[Point], x: Axis, y: Axis) -> Table:
     def columns(axis: Axis) -> tuple[Column, ...]:
         return (Column(axis.title), Column("low", "95 %"), Column("high", "95 %"))
 
-    def cells(estimate: Estimate, axis: Axis) -> tuple[object, ...]:
+    def cells(estimate: Estimate, axis: Axis) -> tuple[TableCell, ...]:
         return tuple(
             number_cell(None if v is None else v / axis.scale)
             for v in (estimate.value, estimate.low, estimate.high)
@@ -349,7 +351,7 @@ def _table(name: str, points: Sequence[Point], x: Axis, y: Axis) -> Table:
         caption="Points as drawn.",
         columns=(Column("Cell", numeric=False), *columns(x), *columns(y), Column("Standing", numeric=False)),
         rows=tuple(
-            (text_cell(p.cell.label), *cells(p.x, x), *cells(p.y, y), text_cell(STANDING_WORDS[p.standing]))  # type: ignore[misc]
+            (text_cell(p.cell.label), *cells(p.x, x), *cells(p.y, y), text_cell(STANDING_WORDS[p.standing]))
             for p in points
         ),
         wide=False,

@@ -114,25 +114,39 @@ def bound_of(view: View, cell: CellView, shape: ModelShape, bandwidth: float) ->
     tps = view.measured(cell).tps
     if tps is None or not traces:
         return None
+    if not _counted(traces):
+        return None
     spent = bytes_per_token(
         traces, ByteModel(shape=shape, dtype_bytes=DTYPE_BYTES.get(cell.cell.dtype, 2)), cell
     )
     return Bound(cell, tps, spent, bandwidth / spent)
 
 
+def _counted(traces: Sequence[GenerationTrace]) -> bool:
+    """Whether forwards and cache are known: a peer that isn't ours doesn't tell them."""
+    return all(
+        None not in (step.target_forwards, step.draft_forwards, step.micro_forwards, step.kv_slots)
+        for trace in traces
+        for step in trace.steps
+    )
+
+
 def bytes_per_token(traces: Sequence[GenerationTrace], sizes: ByteModel, cell: CellView) -> float:
-    """Weights and cache read per decode token, from the forwards counted in the traces."""
+    """Weights and cache read per decode token, from the forwards counted in the traces (all of them known)."""
     total = 0.0
     for trace in traces:
         for before, step in zip(trace.steps, trace.steps[1:], strict=False):
-            cache = before.kv_slots * sizes.kv_per_slot
+            cache = (before.kv_slots or 0) * sizes.kv_per_slot
+            target, draft, micro = (
+                step.target_forwards or 0,
+                step.draft_forwards or 0,
+                step.micro_forwards or 0,
+            )
             if cell.method == "hamburger":
-                tokens = step.micro_forwards + step.target_forwards
-                total += step.target_forwards * (sizes.body + sizes.merge + cache)
-                total += tokens * (sizes.head + sizes.stop) + step.micro_forwards * sizes.micro
+                total += target * (sizes.body + sizes.merge + cache)
+                total += (target + micro) * (sizes.head + sizes.stop) + micro * sizes.micro
             else:
-                total += step.target_forwards * (sizes.step + cache)
-                total += step.draft_forwards * (sizes.int8_draft + cache)
+                total += target * (sizes.step + cache) + draft * (sizes.int8_draft + cache)
     return total / max(1, metrics.num_decode_tokens(traces))
 
 

@@ -138,24 +138,26 @@ def sentence(view: View, cell: CellView) -> str:
         return "no answer: every sample failed" if measured.num_errors else "no sample was run"
     if cell is view.baseline:
         speed = "no decode speed" if measured.tps is None else f"{measured.tps:.1f} tokens/s"
-        accuracy = "no score" if measured.accuracy is None else f"accuracy {points_text(measured.accuracy)}"
-        return f"The baseline: {speed}, {accuracy}, over {measured.num_samples} samples."
+        score = "no score" if measured.accuracy is None else f"accuracy {points_text(measured.accuracy)}"
+        return f"The baseline: {speed}, {score}, over {measured.num_samples} samples."
     tps, kv, accuracy = (view.compared(cell, metric) for metric in ("tps", "kv_bytes", "accuracy"))
     if tps is None and kv is None and accuracy is None:
-        speed = "no decode speed" if measured.tps is None else f"{measured.tps:.1f} tokens/s"
-        return f"{speed} over {measured.num_samples} samples; nothing to compare with."
-    parts = [
-        f"{_ratio(tps)} TPS" if tps else "",
-        f"KV {percent_change(kv.effect.value)}" if kv and kv.effect else "",
-        f"accuracy {_points(accuracy)}" if accuracy and accuracy.effect else "",
-    ]
-    words = [
-        f"{SPEED_WORDS[tps.verdict]}{_why(tps)}" if tps else "",
-        KV_WORDS[kv.verdict] if kv and kv.verdict in ("better", "worse") else "",
-        f"{ACCURACY_WORDS[accuracy.verdict]}{_mde(accuracy)}{_why(accuracy)}" if accuracy else "not scored",
-    ]
+        absolute = "no decode speed" if measured.tps is None else f"{measured.tps:.1f} tokens/s"
+        return f"{absolute} over {measured.num_samples} samples; nothing to compare with."
+    parts, words = [], []
+    if tps is not None:
+        parts.append(f"{_ratio(tps)} TPS")
+        words.append(f"{SPEED_WORDS[tps.verdict]}{_why(tps)}")
+    if kv is not None and kv.effect is not None:
+        parts.append(f"KV {percent_change(kv.effect.value)}")
+        words += [KV_WORDS[kv.verdict]] if kv.verdict in ("better", "worse") else []
+    if accuracy is not None:
+        parts += [f"accuracy {_points(accuracy)}"] if accuracy.effect is not None else []
+        words.append(f"{ACCURACY_WORDS[accuracy.verdict]}{_mde(accuracy)}{_why(accuracy)}")
+    else:
+        words.append("not scored")
     control = " The one-token control: same weights, one token a step." if cell.control else ""
-    return f"{', '.join(filter(None, parts))}: {listing([w for w in words if w])}.{control}"
+    return f"{', '.join(parts)}: {listing(words)}.{control}"
 
 
 def stats(view: View, cell: CellView) -> tuple[Stat, ...]:
@@ -242,8 +244,10 @@ def _stat(title: str, comparison: Comparison | None, words: dict[str, str]) -> S
 def _interval(estimate: Estimate | None, digits: int, unit: str, *, as_signed: bool = False) -> str:
     if estimate is None or estimate.low is None or estimate.high is None:
         return unit
-    show = (lambda v: signed(v, digits)) if as_signed else (lambda v: f"{v:.{digits}f}")
-    return f"[{show(estimate.low)}, {show(estimate.high)}] {unit}".strip()
+    ends = (
+        signed(end, digits) if as_signed else f"{end:.{digits}f}" for end in (estimate.low, estimate.high)
+    )
+    return f"[{', '.join(ends)}] {unit}".strip()
 
 
 def _ratio(comparison: Comparison | None) -> str:

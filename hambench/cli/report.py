@@ -12,6 +12,7 @@ from hambench.errors import HambenchError
 
 if TYPE_CHECKING:
     from hambench.reports import ReportOptions
+    from hambench.reports.html import SampleLimit
     from hambench.store import Run
 
 WATCH_SECONDS = 5
@@ -129,9 +130,11 @@ def _watch(folders: tuple[Path, ...], path: Path, options: ReportOptions) -> lis
         loaded = _load(folders)
 
 
-def _samples(text: str) -> int | str:
-    if text in ("all", "none"):
-        return text
+def _samples(text: str) -> SampleLimit:
+    if text == "all":
+        return "all"
+    if text == "none":
+        return "none"
     if not text.isdecimal():
         raise HambenchError(f"--samples must be a number, all or none, got {text!r}")
     return int(text)

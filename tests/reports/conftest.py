@@ -43,6 +43,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """One task of four samples by two cells: for what does not depend on the numbers."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    return load_run(synthetic.write_run(folder, few_cells()[:2], tasks=synthetic.TASKS[1:2], per_task=4))
+
+
+@pytest.fixture(scope="session")
 def view(run: Run) -> View:
     return View(run)
 

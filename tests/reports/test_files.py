@@ -24,7 +24,7 @@ from hambench.store import Run, load_run
 
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    cells = synthetic.cells(confidences=(0.5,))
+    cells = synthetic.cells(confidences=(0.5,))[:5]
     folder = tmp_path_factory.mktemp("runs") / "small"
     return load_run(
         synthetic.write_run(folder, cells, tasks=synthetic.TASKS[1:3], per_task=2, error_rate=0.0)
@@ -131,7 +131,7 @@ def test_the_command_refuses_what_is_no_run_and_no_number(tmp_path: Path) -> Non
 
 
 def test_watching_a_finished_run_ends_with_a_page_that_stands_still(
-    small_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hambench.cli.report.WATCH_SECONDS", 0)
     page = tmp_path / "r.html"

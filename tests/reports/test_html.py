@@ -106,8 +106,8 @@ def test_the_script_stays_small(html: str) -> None:
     assert len(script[1].encode()) <= 25_000
 
 
-def test_a_page_without_script_has_none(run: Run) -> None:
-    page = render_html([run], options=ReportOptions(script=False, samples="none"))
+def test_a_page_without_script_has_none(tiny_run: Run) -> None:
+    page = render_html([tiny_run], options=ReportOptions(script=False, samples="none"))
     assert "<script" not in page
     assert "script-src" not in page
 
@@ -121,9 +121,11 @@ def test_hostile_text_is_escaped_and_nothing_invisible_stays(hostile_html: str) 
     hostile_html.encode("utf-8")
 
 
-def test_lone_surrogates_in_a_run_made_in_memory_do_not_break_the_page(run: Run) -> None:
-    header = replace(run.header, run_id="half \ud83d emoji", notes=("\udcff",))
-    assert "⟨U+D83D⟩" in render_html([replace(run, header=header)], options=ReportOptions(samples="none"))
+def test_lone_surrogates_in_a_run_made_in_memory_do_not_break_the_page(tiny_run: Run) -> None:
+    header = replace(tiny_run.header, run_id="half \ud83d emoji", notes=("\udcff",))
+    assert "⟨U+D83D⟩" in render_html(
+        [replace(tiny_run, header=header)], options=ReportOptions(samples="none")
+    )
 
 
 def test_the_kind_of_run_is_in_title_strip_and_every_figure(html: str) -> None:
@@ -158,10 +160,10 @@ def test_pages_come_in_the_promised_order(html: str) -> None:
     ]
 
 
-def test_no_absolute_path_is_told_unless_asked(run: Run) -> None:
+def test_no_absolute_path_is_told_unless_asked(tiny_run: Run) -> None:
     command = ("hambench", "run", "--data", "/home/somebody/rows", "--out=/srv/x/y")
-    model = {**run.header.model, "source": "folder: /home/somebody/models/m"}
-    told = replace(run, header=replace(run.header, command=command, model=model))
+    model = {**tiny_run.header.model, "source": "folder: /home/somebody/models/m"}
+    told = replace(tiny_run, header=replace(tiny_run.header, command=command, model=model))
     hidden = render_html([told], options=ReportOptions(samples="none"))
     assert "somebody" not in hidden
     assert "…/rows" in hidden
@@ -170,7 +172,7 @@ def test_no_absolute_path_is_told_unless_asked(run: Run) -> None:
 
 
 @pytest.mark.slow
-def test_the_same_run_gives_the_same_bytes_in_another_process(run: Run) -> None:
+def test_the_same_run_gives_the_same_bytes_in_another_process(tiny_run: Run) -> None:
     program = (
         "import sys; from hambench.store import load_run; from hambench.reports import render_html, ReportOptions;"
         "page = render_html([load_run(sys.argv[1])], options=ReportOptions(samples=5));"
@@ -180,7 +182,7 @@ def test_the_same_run_gives_the_same_bytes_in_another_process(run: Run) -> None:
     for seed, language in (("1", "C.UTF-8"), ("2", "POSIX")):
         environment = {**os.environ, "PYTHONHASHSEED": seed, "LC_ALL": language}
         done = subprocess.run(
-            [sys.executable, "-c", program, str(run.path)],
+            [sys.executable, "-c", program, str(tiny_run.path)],
             env=environment,
             capture_output=True,
             text=True,
@@ -216,13 +218,16 @@ def check(page: str) -> str:
     assert parsed.problems == []
     assert len(parsed.ids) == len(set(parsed.ids))
     text = plain(page)
-    for word in ("nan", "NaN", "None", "inf ", "Traceback", "Undefined"):
+    for word in ("nan", "NaN", "inf", "Traceback", "Undefined"):
         assert not re.search(rf"(?<![\w.]){word}(?![\w-])", text), word
+    # the word may stand in an answer, but not alone where a number should
+    assert not re.search(r'>\s*None\s*<|="None"', page)
     return text
 
 
 ONE = (synthetic.TASKS[0],)
 TWO = synthetic.TASKS[:2]
+CELLS = (*synthetic.cells()[:2], *synthetic.cells()[4:6])
 
 
 def test_one_method_has_nothing_to_choose(tmp_path: Path) -> None:
@@ -233,41 +238,41 @@ def test_one_method_has_nothing_to_choose(tmp_path: Path) -> None:
 
 
 def test_one_sample_gives_no_interval_and_no_verdict(tmp_path: Path) -> None:
-    run = simulated(tmp_path, tasks=ONE, per_task=1, error_rate=0.0)
+    run = simulated(tmp_path, CELLS, tasks=ONE, per_task=1, error_rate=0.0)
     text = check(render_html([run]))
     assert "inconclusive" in text
 
 
 def test_a_run_where_everything_failed_says_so(tmp_path: Path) -> None:
-    run = simulated(tmp_path, tasks=ONE, per_task=3, error_rate=1.0)
+    run = simulated(tmp_path, CELLS, tasks=ONE, per_task=3, error_rate=1.0)
     text = check(render_html([run]))
     assert "every sample failed" in text
-    assert "30 of 30 answers failed" in text
+    assert "12 of 12 answers failed" in text
     assert "no cell has both numbers" in text
 
 
 def test_a_run_without_scores_says_nothing_about_accuracy(tmp_path: Path) -> None:
-    run = replace(simulated(tmp_path, tasks=ONE, per_task=3), scores=())
+    run = replace(simulated(tmp_path, CELLS, tasks=ONE, per_task=3), scores=())
     text = check(render_html([run]))
     assert "Not scored" in text
 
 
 def test_a_run_without_baseline_calls_nothing_faster(tmp_path: Path) -> None:
-    run = simulated(tmp_path, synthetic.cells()[1:], tasks=ONE, per_task=3)
+    run = simulated(tmp_path, synthetic.cells()[1:5], tasks=ONE, per_task=3)
     text = check(render_html([run]))
     assert "No baseline" in text
     assert "▲" not in text.split("Notes")[0]
 
 
 def test_a_run_that_has_not_begun_renders(tmp_path: Path) -> None:
-    run = replace(simulated(tmp_path, tasks=ONE, per_task=2), records=(), scores=(), telemetry=())
+    run = replace(simulated(tmp_path, CELLS, tasks=ONE, per_task=2), records=(), scores=(), telemetry=())
     text = check(render_html([run]))
     assert "Partial run" in text
-    assert "0 of 20 answers" in text
+    assert "0 of 8 answers" in text
 
 
 def test_nan_and_infinite_scores_are_absent_not_zero(tmp_path: Path) -> None:
-    run = simulated(tmp_path, tasks=ONE, per_task=4, error_rate=0.0)
+    run = simulated(tmp_path, CELLS, tasks=ONE, per_task=4, error_rate=0.0)
     broken = tuple(
         replace(score, value=float("nan") if index % 2 else float("inf"))
         for index, score in enumerate(run.scores)
@@ -277,7 +282,7 @@ def test_nan_and_infinite_scores_are_absent_not_zero(tmp_path: Path) -> None:
 
 
 def test_a_step_that_took_no_time_does_not_break_a_figure(tmp_path: Path) -> None:
-    run = simulated(tmp_path, tasks=ONE, per_task=2, error_rate=0.0)
+    run = simulated(tmp_path, CELLS, tasks=ONE, per_task=2, error_rate=0.0)
     records = []
     for record in run.records:
         assert record.trace is not None
@@ -286,6 +291,7 @@ def test_a_step_that_took_no_time_does_not_break_a_figure(tmp_path: Path) -> Non
     check(render_html([replace(run, records=tuple(records))]))
 
 
+@pytest.mark.slow
 def test_thirty_methods_with_names_of_eighty_characters_render(tmp_path: Path) -> None:
     cells = (
         synthetic.cells()[0],
@@ -300,8 +306,8 @@ def test_thirty_methods_with_names_of_eighty_characters_render(tmp_path: Path) -
             for i in range(30)
         ),
     )
-    run = simulated(tmp_path, cells, tasks=TWO, per_task=2)
-    text = check(render_html([run]))
+    run = simulated(tmp_path, cells, tasks=ONE, per_task=2)
+    text = check(render_html([run], options=ReportOptions(samples=1)))
     assert f"method29-{'name' * 19}" in text
 
 
@@ -333,7 +339,7 @@ def test_runs_of_one_machine_share_a_plot_and_others_do_not(tmp_path: Path) -> N
 
 
 def test_runs_of_other_prompts_do_not_share_a_plot(tmp_path: Path) -> None:
-    one = simulated(tmp_path, synthetic.cells()[:2], tasks=ONE, per_task=2)
+    one = simulated(tmp_path, synthetic.cells()[:1], tasks=ONE, per_task=2)
     other = replace(one, header=replace(one.header, data_hashes={"other": "1" * 64}))
     assert 'id="r1-verdict"' in render_html([one, other], options=ReportOptions(samples="none"))
 
@@ -343,19 +349,20 @@ def test_no_run_is_refused() -> None:
         render_html([])
 
 
-def test_what_the_drilldown_leaves_out_is_said(run: Run) -> None:
-    page = render_html([run], options=ReportOptions(samples=3))
-    assert f"3 of {len(run.samples)} samples are shown" in page
+def test_what_the_drilldown_leaves_out_is_said(tiny_run: Run) -> None:
+    page = render_html([tiny_run], options=ReportOptions(samples=3))
+    assert f"3 of {len(tiny_run.samples)} samples are shown" in page
     assert page.count("data-sample=") == 3
-    assert "Left out by" in render_html([run], options=ReportOptions(samples="none"))
+    assert "Left out by" in render_html([tiny_run], options=ReportOptions(samples="none"))
 
 
 @pytest.mark.slow
 def test_a_large_run_stays_within_five_megabytes(tmp_path: Path) -> None:
-    tasks = tuple(replace(synthetic.TASKS[i % 6], name=f"task{i}", answer_tokens=40) for i in range(16))
+    # more samples than the cap: past it, only the cap decides the size
+    tasks = tuple(replace(synthetic.TASKS[i % 6], name=f"task{i}", answer_tokens=120) for i in range(16))
     cells = (synthetic.cells()[0], synthetic.cells()[2], synthetic.cells()[5])
-    run = simulated(tmp_path, cells, tasks=tasks, per_task=200)
+    run = simulated(tmp_path, cells, tasks=tasks, per_task=14)
     assert isinstance(next(iter(run.samples.values())), Sample)
     page = render_html([run])
     assert len(page.encode()) <= 5_000_000
-    assert f"of {16 * 200} samples are shown" in page
+    assert f"of {16 * 14} samples are shown" in page

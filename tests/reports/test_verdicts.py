@@ -30,6 +30,7 @@ def judged(run: Run, **verdicts: tuple[Verdict, float, Verdict]) -> View:
         "spec2": "speculative[k=2]",
         "ham5": "hamburger[confidence=0.5]",
         "ham9": "hamburger[confidence=0.9]",
+        "control": "hamburger[confidence=1.01]",
     }
     found = {}
     for short, (speed, ratio, accuracy) in verdicts.items():
@@ -83,7 +84,12 @@ def test_a_sentence_has_effect_interval_and_words(run: Run) -> None:
 
 
 def test_each_method_has_one_verdict_and_the_control_is_never_its_best(run: Run) -> None:
-    view = judged(run, ham5=("better", 1.9, "worse"), ham9=("better", 1.1, "equivalent"))
+    view = judged(
+        run,
+        ham5=("better", 1.9, "worse"),
+        ham9=("better", 1.1, "equivalent"),
+        control=("better", 3.0, "equivalent"),
+    )
     verdicts = {verdict.cell.method: verdict for verdict in method_verdicts(view)}
     assert list(verdicts) == ["vanilla", "speculative", "prompt_lookup", "hamburger"]
     assert verdicts["hamburger"].cell.label == "hamburger[confidence=0.9]"
