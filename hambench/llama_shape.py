@@ -100,5 +100,5 @@ def rope_frequencies(shape: LlamaShape) -> torch.Tensor:
     # those between are interpolated by how many turns they make in that length
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
-    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    kept: torch.Tensor = ((turns - low) / (high - low)).clamp(0, 1)
     return frequencies * kept + frequencies / float(scaling["factor"]) * (1 - kept)

@@ -48,7 +48,7 @@ def list_models(as_json: bool) -> None:
         return
     for row in rows:
         click.echo(
-            f"{row['name']}  {row['state']}  {row['bytes']} bytes\n    {row['description']}\n    {row['folder']}"
+            f"{row['name']}  {row['state']}  {_size(Path(str(row['folder']))) / 1e6:.0f} MB\n    {row['description']}\n    {row['folder']}"
         )
 
 
