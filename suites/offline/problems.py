@@ -90,7 +90,9 @@ def _generated(name: str, size: int, seed: int, **options: int) -> list[dict[str
 
     from hambench.embedded import cache_dir
 
-    key = json.dumps([name, size, seed, options, version("reasoning-gym")], sort_keys=True)
+    # row i of reasoning-gym depends on seed + i: neighbouring seeds must not give the same rows, shifted
+    spread = 100_003 * seed
+    key = json.dumps([name, size, spread, options, version("reasoning-gym")], sort_keys=True)
     path = cache_dir() / "offline" / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     with contextlib.suppress(OSError, ValueError):
         kept: list[dict[str, str]] = json.loads(path.read_text(encoding="utf-8"))
@@ -99,8 +101,7 @@ def _generated(name: str, size: int, seed: int, **options: int) -> list[dict[str
 
     made = [
         {"question": str(each["question"]), "answer": str(each["answer"])}
-        # row i of reasoning-gym depends on seed + i: neighbouring seeds must not give the same rows, shifted
-        for each in reasoning_gym.create_dataset(name, size=size, seed=100_003 * seed, **options)
+        for each in reasoning_gym.create_dataset(name, size=size, seed=spread, **options)
     ]
     # a cache folder that can't be written costs time, nothing else
     with contextlib.suppress(OSError):
