@@ -47,9 +47,9 @@ def list_models(as_json: bool) -> None:
         click.echo(json.dumps(rows, indent=1))
         return
     for row in rows:
-        click.echo(
-            f"{row['name']}  {row['state']}  {_size(Path(str(row['folder']))) / 1e6:.0f} MB\n    {row['description']}\n    {row['folder']}"
-        )
+        megabytes = _size(Path(str(row["folder"]))) / 1e6
+        click.echo(f"{row['name']}  {row['state']}  {megabytes:.0f} MB")
+        click.echo(f"    {row['description']}\n    {row['folder']}")
 
 
 @command.command()
