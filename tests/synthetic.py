@@ -171,57 +171,14 @@ def write(
     return folder
 
 
+_PROSE = tuple(
+    "the of model answer so that it can be read in one step and then more after a while number".split()
+)
+_SOURCE = tuple("def return self . ( ) : = + value key for in range if not import x y [ ] total".split())
+
+
 def _words(rng: random.Random, count: int, *, code: bool) -> list[str]:
-    prose = [
-        "the",
-        "of",
-        "model",
-        "answer",
-        "so",
-        "that",
-        "it",
-        "can",
-        "be",
-        "read",
-        "in",
-        "one",
-        "step",
-        "and",
-        "then",
-        "more",
-        "after",
-        "a",
-        "while",
-        "number",
-        "is",
-        "are",
-    ]
-    source = [
-        "def",
-        "return",
-        "self",
-        ".",
-        "(",
-        ")",
-        ":",
-        "=",
-        "+",
-        "value",
-        "key",
-        "for",
-        "in",
-        "range",
-        "if",
-        "None",
-        "not",
-        "import",
-        "x",
-        "y",
-        "[",
-        "]",
-        "total",
-    ]
-    words = [" " + rng.choice(source if code else prose) for _ in range(count)]
+    words = [" " + rng.choice(_SOURCE if code else _PROSE) for _ in range(count)]
     for index in range(9, count, 11):
         words[index] = "\n    " if code else ".\n"
     return words
