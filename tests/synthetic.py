@@ -171,14 +171,13 @@ def write(
     return folder
 
 
-_PROSE = tuple(
-    "the of model answer so that it can be read in one step and then more after a while number".split()
-)
-_SOURCE = tuple("def return self . ( ) : = + value key for in range if not import x y [ ] total".split())
+_PROSE = "the of model answer so that it can be read in one step and then more after a while number"
+_SOURCE = "def return self . ( ) : = + value key for in range if not import x y [ ] total"
 
 
 def _words(rng: random.Random, count: int, *, code: bool) -> list[str]:
-    words = [" " + rng.choice(_SOURCE if code else _PROSE) for _ in range(count)]
+    choices = (_SOURCE if code else _PROSE).split()
+    words = [" " + rng.choice(choices) for _ in range(count)]
     for index in range(9, count, 11):
         words[index] = "\n    " if code else ".\n"
     return words
