@@ -181,7 +181,7 @@ def check(case: Case) -> float:
 
 def time_on_gpu(calls: Sequence[Call], repeats: int = REPEATS) -> list[float]:
     """Seconds of one call, from replays of a graph that holds them all."""
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         # compiles what is to be captured
@@ -194,7 +194,7 @@ def time_on_gpu(calls: Sequence[Call], repeats: int = REPEATS) -> list[float]:
             call()
     for _ in range(3):
         graph.replay()
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]  # type: ignore[no-untyped-call]
     events[0].record()
     for event in events[1:]:
         graph.replay()
@@ -225,7 +225,7 @@ def _compiled(calls: Sequence[Call]) -> list[Call]:
     made: list[Call] = []
     for call in calls:
         _, args, kwargs = call.parts  # type: ignore[attr-defined]
-        made.append(lambda args=args, kwargs=kwargs: fast(*args, **kwargs))  # type: ignore[misc]
+        made.append(lambda args=args, kwargs=kwargs: fast(*args, **kwargs))  # type: ignore[misc, no-untyped-call]
     return made
 
 

@@ -8,7 +8,8 @@ bandwidth than the memory has.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -99,7 +100,7 @@ class CaseMaker:
         rows: int,
         kind: torch.dtype,
         num_bytes: int,
-        fused: list[Callable[[str], Tensor]],
+        fused: Sequence[Callable[[str], Tensor]],
         plain: list[Call] | None,
     ) -> Case:
         """A case from calls that take `impl`, the reference among them."""
@@ -237,15 +238,17 @@ class CaseMaker:
         confidence = torch.zeros(1, device=self.device)
         sizes = ((hidden, hidden), (hidden,), (hidden, hidden), (hidden,), (1, hidden), (1,))
         set_bytes = (2 * hidden * hidden + 3 * hidden) * self.dtype.itemsize
-        state = MicroState.empty(4, self.device)
+        # so long that it is never full: a call that finds it so would return at once
+        state = MicroState.empty(2**20, self.device)
+        calls = itertools.count()
         fused = []
         for _ in self._sets(set_bytes):
             weights = StopWeights(*(self._random(*size).mul_(size[-1] ** -0.5) for size in sizes))
 
             def decide(impl: str, weights: StopWeights = weights) -> Tensor:
-                state.reset()
+                index = next(calls)
                 stop_head(x, token, weights, state, confidence=confidence, impl=impl)  # type: ignore[arg-type]
-                return state.continue_probs[:1].clone()
+                return state.continue_probs[index : index + 1]
 
             fused.append(decide)
         return self._case("stop_head", 1, self.dtype, set_bytes, fused, None)
@@ -255,14 +258,21 @@ class CaseMaker:
         table = self._random(64, hidden)
         ids = torch.tensor([1, 2, 3, 4], device=self.device)
         count = torch.tensor([3], dtype=torch.int32, device=self.device)
-        sizes = ((4, width), (hidden, hidden), (hidden,), (2 * hidden, hidden + width), (2 * hidden,))
-        sizes += ((hidden, hidden), (hidden,))  # type: ignore[assignment]
+        matrices = ((4, width), (hidden, hidden), (2 * hidden, hidden + width), (hidden, hidden))
         set_bytes = (5 * hidden * hidden) * self.dtype.itemsize
         fused = []
         for _ in self._sets(set_bytes):
-            weights = MergeWeights(*(self._random(*size).mul_(size[-1] ** -0.5) for size in sizes))
+            weights = MergeWeights(*self._matrices_and_biases(*matrices))
             fused.append(_impl(merge_tokens, ids, count, table, weights, num_heads=shape.merge_heads))
         return self._case("merge_tokens", 1, self.dtype, set_bytes, fused, None)
+
+    def _matrices_and_biases(
+        self, positions: tuple[int, int], *matrices: tuple[int, int]
+    ) -> Iterator[Tensor]:
+        yield self._random(*positions)
+        for outputs, inputs in matrices:
+            yield self._random(outputs, inputs).mul_(inputs**-0.5)
+            yield self._random(outputs)
 
 
 def _impl(op: Callable[..., Tensor], *args: object, **kwargs: object) -> Callable[[str], Tensor]:

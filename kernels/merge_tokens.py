@@ -106,4 +106,5 @@ def reference(embeddings: Tensor, weights: MergeWeights, num_heads: int, residua
     scores = (query * keys).sum(-1) * query.shape[-1] ** -0.5
     attended = (scores.softmax(-1)[..., None] * values).sum(1).reshape(1, hidden)
     start = mean if residual == "mean" else embeddings[-1:]
-    return start + attended @ wo.T + bo
+    merged: Tensor = start + attended @ wo.T + bo
+    return merged

@@ -84,7 +84,7 @@ def append_and_attend(
     if end > capacity:
         raise ValueError(f"k_cache must have room for {end} slots, got {capacity}")
     heads = qkv.view(rows, -1, head_dim)
-    q, k, v = heads.split([num_heads, num_kv_heads, num_kv_heads], dim=1)
+    q, k, v = torch.split(heads, [num_heads, num_kv_heads, num_kv_heads], dim=1)
     k_cache[:, first:end] = rotate(k, positions, cos, sin).transpose(0, 1).to(k_cache.dtype)
     v_cache[:, first:end] = v.transpose(0, 1)
     slots = torch.arange(end, device=qkv.device)

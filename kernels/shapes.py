@@ -225,7 +225,7 @@ def _macro_step_calls(
         ),
     )
     width = hidden // 2
-    sizes = ((4, width), (hidden, hidden), (hidden,), (2 * hidden, hidden + width), (2 * hidden,))
+    merge_sizes = ((4, width), (hidden, hidden), (hidden,), (2 * hidden, hidden + width), (2 * hidden,))
     yield (
         "merge_tokens",
         _bind(
@@ -233,7 +233,7 @@ def _macro_step_calls(
             new(4, of=torch.int64),
             done,
             table,
-            MergeWeights(*(new(*size) for size in (*sizes, (hidden, hidden), (hidden,)))),
+            MergeWeights(*(new(*size) for size in (*merge_sizes, (hidden, hidden), (hidden,)))),
             num_heads=shape.merge_heads,
             impl="fused",
         ),

@@ -33,10 +33,10 @@ class MicroState(NamedTuple):
     """What a macro-step has emitted, on the device."""
 
     tokens: Tensor
-    """Emitted ids [S], int64; the first `count` are valid."""
+    """Emitted ids [S], int64; the first `num_tokens` are valid."""
     continue_probs: Tensor
     """P(continue) after each emitted token [S], float32."""
-    count: Tensor
+    num_tokens: Tensor
     """Tokens emitted [1], int32."""
     done: Tensor
     """1 once the macro-step has ended [1], int32: every op that is given it then returns at once."""
@@ -47,13 +47,13 @@ class MicroState(NamedTuple):
         return cls(
             tokens=torch.zeros(max_tokens, dtype=torch.int64, device=device),
             continue_probs=torch.zeros(max_tokens, dtype=torch.float32, device=device),
-            count=torch.zeros(1, dtype=torch.int32, device=device),
+            num_tokens=torch.zeros(1, dtype=torch.int32, device=device),
             done=torch.zeros(1, dtype=torch.int32, device=device),
         )
 
     def reset(self) -> None:
         """Makes it ready for the next macro-step, without waiting for the device."""
-        self.count.zero_()
+        self.num_tokens.zero_()
         self.done.zero_()
 
 
@@ -68,9 +68,9 @@ def stop_head(
 ) -> None:
     """Emits `token` and decides whether the macro-step goes on, in place in `state`.
 
-    Unless `state.done`: `tokens[count] = token`, `continue_probs[count] = 1 - sigmoid(mlp(hidden))`, `count += 1`,
-    and `done = 1` where that probability is below `confidence` or `tokens` is full. The token that trips the stop is
-    emitted all the same.
+    Unless `state.done`, with n for `state.num_tokens`: `tokens[n] = token`, `continue_probs[n] = 1 -
+    sigmoid(mlp(hidden))`, n grows by one, and `done = 1` where that probability is below `confidence` or `tokens` is
+    full. The token that trips the stop is emitted all the same.
 
     Args:
         hidden: [1, D], the state that the LM head saw.
@@ -99,7 +99,7 @@ def stop_head(
     check_tensor(
         "state.continue_probs", state.continue_probs, [limit], dtypes=(torch.float32,), device=device
     )
-    check_tensor("state.count", state.count, [1], dtypes=(torch.int32,), device=device)
+    check_tensor("state.num_tokens", state.num_tokens, [1], dtypes=(torch.int32,), device=device)
     check_tensor("state.done", state.done, [1], dtypes=(torch.int32,), device=device)
     if use_fused("stop_head", impl, hidden):
         from hambench.kernels.fused.stop_head import launch
@@ -107,10 +107,10 @@ def stop_head(
         launch(hidden, token, weights, state, confidence)
     elif not state.done.item():
         probability = 1 - torch.sigmoid(reference(hidden, weights))
-        index = int(state.count.item())
+        index = int(state.num_tokens.item())
         state.tokens[index] = token[0]
         state.continue_probs[index] = probability
-        state.count.add_(1)
+        state.num_tokens.add_(1)
         state.done.fill_(int(index + 1 == limit or bool(probability < confidence)))
 
 

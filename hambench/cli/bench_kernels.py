@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from hambench.errors import HambenchError, UnknownNameError
+
+if TYPE_CHECKING:
+    import torch
 
 
 @click.command()
@@ -80,7 +84,7 @@ def command(
     click.echo(text if as_json else markdown(report), nl=False)
 
 
-def _device(name: str | None):  # noqa: ANN202 - torch is imported late
+def _device(name: str | None) -> torch.device:
     import torch
 
     if name is None:

@@ -136,7 +136,8 @@ def launch(
     groups = tuning.row_groups(rows, weight.dtype)
     if len(groups) > 1:
         for group in groups:
-            part = HeadOutput(*(None if buffer is None else buffer[group] for buffer in out))
+            lse = None if out.log_sum_exp is None else out.log_sum_exp[group]
+            part = HeadOutput(out.tokens[group], out.logits[group], lse)
             launch(hidden[group], weight, norm_weight, eps, scale, round_logits, part, done)
         return
     tile = tuning.tile_for("lm_head_argmax", weight, rows=rows)

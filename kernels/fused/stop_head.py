@@ -113,7 +113,7 @@ def launch(
         confidence,
         state.tokens,
         state.continue_probs,
-        state.count,
+        state.num_tokens,
         state.done,
         LIMIT=state.tokens.shape[0],
         K=width,

@@ -28,7 +28,7 @@ def test_stop_head_gives_the_probability_of_going_on(hidden_size, width, dtype, 
     # everything after the loads is float32, whatever the weights are
     assert (state.continue_probs[0] - want).abs() <= 2e-6
     assert state.tokens[0] == 42
-    assert state.count.item() == 1
+    assert state.num_tokens.item() == 1
 
 
 @pytest.mark.parametrize("impl", ["fused", "reference"])
@@ -44,9 +44,9 @@ def test_stop_head_stops_where_going_on_is_less_likely_than_asked(impl, logit, c
     args = (torch.zeros(1, 64, device=device), tensor(5, torch.int64, device), weights, state)
     stop_head(*args, confidence=tensor(confidence, torch.float32, device), impl=impl)
     assert state.done.item() == done
-    assert state.count.item() == 1, "the token that trips the stop is emitted"
+    assert state.num_tokens.item() == 1, "the token that trips the stop is emitted"
     stop_head(*args, confidence=tensor(confidence, torch.float32, device), impl=impl)
-    assert state.count.item() == 2 - done, "nothing is emitted once done"
+    assert state.num_tokens.item() == 2 - done, "nothing is emitted once done"
 
 
 @pytest.mark.parametrize("impl", ["fused", "reference"])
@@ -57,9 +57,9 @@ def test_stop_head_stops_when_the_macro_step_is_full(impl, device):
         never = tensor(0.0, torch.float32, device)
         stop_head(hidden, tensor(token, torch.int64, device), weights, state, confidence=never, impl=impl)
     assert state.tokens.tolist() == [11, 12, 13]
-    assert (state.count.item(), state.done.item()) == (3, 1)
+    assert (state.num_tokens.item(), state.done.item()) == (3, 1)
     state.reset()
-    assert (state.count.item(), state.done.item()) == (0, 0)
+    assert (state.num_tokens.item(), state.done.item()) == (0, 0)
 
 
 def test_stop_head_refuses_a_confidence_on_the_host(device):
