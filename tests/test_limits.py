@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 from synthetic import header
@@ -24,7 +25,7 @@ def trace(*steps: StepRecord) -> GenerationTrace:
     return GenerationTrace(prompt_tokens=9, steps=steps, finish="length")
 
 
-def step(num_tokens: int = 1, seconds: float = 0.01, **counts: int) -> StepRecord:
+def step(num_tokens: int = 1, seconds: float = 0.01, **counts: Any) -> StepRecord:
     return StepRecord(tokens=(1,) * num_tokens, seconds=seconds, **counts)
 
 
@@ -49,7 +50,9 @@ def test_vanilla_reads_all_weights_and_its_cache_once_a_token_and_the_prefill_is
 
 @pytest.mark.parametrize("m", [1, 2, 4])
 def test_hamburger_reads_what_its_curve_says(m: int) -> None:
-    one = trace(step(m, kv_slots=9), *[step(m, kv_slots=500, micro_forwards=m - 1)] * 20)
+    one = trace(
+        step(m, kv_slots=9), *[step(m, kv_slots=500, micro_forwards=m - 1, continue_probs=(0.5,) * m)] * 20
+    )
     needed = decode_bytes([one], SHAPE, cell("hamburger"))
     # a group of one skips the merge, which the curve counts always
     merge = 0 if m > 1 else 20 * BYTES.merge

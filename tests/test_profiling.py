@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes_hamburger import save_tiny_hamburger
 
 from hambench.decoding import SamplingParams
+from hambench.methods.hamburger import HamburgerConfig
 from hambench.profile_text import render_profiles
 from hambench.profiling import ELSE, POINTS, Profile, Recorder, phase, profile_method, recording
 from hambench.registry import method_config
@@ -102,6 +104,21 @@ def test_phases_of_each_method_add_up_to_the_wall_time(
     assert all(row.seconds >= 0 for row in profile.rows)
     assert profile.num_tokens == PARAMS.max_new_tokens - 1
     assert profile.prefill_s > 0
+
+
+def test_hamburgers_phases_are_named_and_add_up(target: Any, tmp_path: Path) -> None:
+    method = HamburgerConfig(confidence=0.0, checkpoint=str(save_tiny_hamburger(tmp_path))).build(target)
+    profile = profile_method(method, [3, 1, 4, 1, 5], PARAMS)
+    expected = {
+        ("embedder",),
+        ("forward", "layers"),
+        ("micro-step", "layers"),
+        ("lm head",),
+        ("stop head",),
+        ("sample",),
+    }
+    assert expected <= {row.path for row in profile.rows}
+    assert profile.accounted_s == pytest.approx(profile.wall_s, rel=0.03)
 
 
 def test_vanilla_runs_each_part_once_a_token(target: Any) -> None:
