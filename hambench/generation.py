@@ -130,7 +130,7 @@ class Generator:
         left = [job for job in jobs if job.key not in done]
         if not left:
             return
-        self._warm_up(writer)
+        self.warm_up(writer.append_telemetry)
         self._probe(writer, "start")
         load = CpuLoadMeter()
         extra = int(MAX_REMEASURED_SHARE * len(left))
@@ -186,13 +186,14 @@ class Generator:
             contaminated=meanwhile is not None and meanwhile.other > CONTAMINATED_LOAD,
         )
 
-    def _warm_up(self, writer: RunWriter) -> None:
+    def warm_up(self, append_telemetry: Callable[[dict[str, Any]], None]) -> None:
+        """Builds and warms up the method of every cell; its readings go to ``append_telemetry``."""
         from hambench.warmup import warm_up
 
         for cell in self.cells:
             with torch_threads(cell.threads):
                 readings = warm_up(self.method(cell), self.target.context_length)
-            writer.append_telemetry({"kind": "warmup", "cell": cell.label, **dataclasses.asdict(readings)})
+            append_telemetry({"kind": "warmup", "cell": cell.label, **dataclasses.asdict(readings)})
 
     def _probe(self, writer: RunWriter, when: str) -> None:
         measured = measure_bandwidth(str(self.target.device))

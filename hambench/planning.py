@@ -43,6 +43,8 @@ class Plan:
     kv_bytes: int
     """Target cache of the longest sample."""
     notes: tuple[str, ...]
+    placement: tuple[str, ...] = ()
+    """Workers of the cluster that would share the work; none when it runs here."""
 
     @property
     def num_records(self) -> int:
@@ -65,6 +67,7 @@ def plan_run(request: RunRequest) -> Plan:
     Raises:
         HambenchError: For a request that can't be run.
     """
+    from hambench.executors import get_executor
     from hambench.run_header import warnings_of
     from hambench.runner import prepare
 
@@ -97,6 +100,7 @@ def plan_run(request: RunRequest) -> Plan:
         extra_weight_bytes={cell.label: prepared.generator.method(cell).extra_weight_bytes for cell in cells},
         kv_bytes=probe.bytes_per_slot * min(longest, prepared.target.context_length),
         notes=warnings_of(prepared),
+        placement=get_executor(request.executor, ray_address=request.ray_address).placement(),
     )
 
 
@@ -130,4 +134,8 @@ def render_plan(plan: Plan, *, width: int = 110) -> str:
         f"{plan.num_records} records, at most {plan.seconds / 60:.1f} minutes (every answer at its limit); "
         f"weights {plan.weight_bytes / 1e6:.0f} MB, KV cache of the longest sample {plan.kv_bytes / 1e6:.0f} MB."
     )
+    if plan.placement:
+        console.print(f"shared by {len(plan.placement)} Ray workers, all cells of a sample on one of them:")
+        for place in plan.placement:
+            console.print(Text(f"  {place}"))
     return out.getvalue().rstrip("\n")

@@ -140,6 +140,8 @@ class SampleRecord:
     again."""
     started_at: float | None = None
     """Unix time."""
+    worker: str | None = None
+    """Which worker of a cluster made it; its fingerprint is in the telemetry."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

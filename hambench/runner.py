@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from hambench.decoding import SamplingParams
 from hambench.errors import HambenchError
+from hambench.executors import get_executor
 from hambench.generation import DecodingOptions, Generator, Progress
 from hambench.records import RunHeader, Sample
 from hambench.store import Run, RunWriter, load_run, record_key, refuse_existing
@@ -40,6 +41,10 @@ class RunRequest:
     """Choose as many samples of each task as surely fit into this many seconds."""
     device: str | None = None
     allow_code_execution: bool = False
+    executor: str = "local"
+    """Where records are made: ``local`` or ``ray``."""
+    ray_address: str | None = None
+    """Of a running cluster; by default one is started for the run."""
     decoding: DecodingOptions = dataclasses.field(default_factory=DecodingOptions)
 
     def __post_init__(self) -> None:
@@ -110,16 +115,29 @@ def start_run(request: RunRequest, folder: Path, *, progress: Progress | None = 
 
     # asked before the model is loaded: a refusal should not take a minute
     refuse_existing(folder)
+    executor = get_executor(request.executor, ray_address=request.ray_address)
     prepared = prepare(request)
     with RunWriter.create(folder, make_header(prepared, folder), prepared.samples) as writer:
-        prepared.generator.run(
-            writer, prepared.samples, repeats=request.repeats, done=set(), progress=progress
+        executor.run(
+            prepared.generator,
+            writer,
+            prepared.samples,
+            repeats=request.repeats,
+            done=set(),
+            progress=progress,
         )
         score_run(writer, allow_code_execution=request.allow_code_execution)
     return load_run(folder)
 
 
-def resume_run(folder: Path, *, allow_code_execution: bool = False, progress: Progress | None = None) -> Run:
+def resume_run(
+    folder: Path,
+    *,
+    allow_code_execution: bool = False,
+    progress: Progress | None = None,
+    executor: str = "local",
+    ray_address: str | None = None,
+) -> Run:
     """Finishes an interrupted run with the same result as an undisturbed one.
 
     Raises:
@@ -127,12 +145,14 @@ def resume_run(folder: Path, *, allow_code_execution: bool = False, progress: Pr
     """
     from hambench.models import load
 
+    place = get_executor(executor, ray_address=ray_address)
     run = load_run(folder)
     header, cell = run.header, run.header.cells[0]
     target = load(cell.model, dtype=cell.dtype, device=str(header.model["device"]))
     _refuse_other_model(header, target)
     with RunWriter.resume(folder) as writer:
-        Generator(target, header.cells, decoding_options(header)).run(
+        place.run(
+            Generator(target, header.cells, decoding_options(header)),
             writer,
             list(run.samples.values()),
             repeats=header.repeats,

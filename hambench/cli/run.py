@@ -53,6 +53,16 @@ Examples:
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--ignore-eos", is_flag=True, help="Fixed lengths: speed only, no scores.")
 @click.option("--allow-code-execution", is_flag=True, help="Let HumanEval and MBPP run the model's programs.")
+@click.option(
+    "--executor",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Where records are made.",
+)
+@click.option(
+    "--ray-address", metavar="ADDR", help="host:port of a Ray cluster; by default one is started here."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder; by default runs/DATE-SUITE.")
 @click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Finish an interrupted run.")
 @click.option("--report/--no-report", default=True, show_default=True, help="Write report.html into the run.")
@@ -81,7 +91,13 @@ def command(
             if resume is None:
                 run = start_run(request, folder, progress=progress)
             else:
-                run = resume_run(folder, allow_code_execution=allow_code_execution, progress=progress)
+                run = resume_run(
+                    folder,
+                    allow_code_execution=allow_code_execution,
+                    progress=progress,
+                    executor=options["executor"],
+                    ray_address=options["ray_address"],
+                )
     except KeyboardInterrupt:
         if (folder / "run.json").is_file():
             message = f"interrupted; finish it with: hambench run --resume {shlex.quote(str(folder))}"
@@ -135,6 +151,8 @@ def request_from(suite: str | None, allow_code_execution: bool, **options: Any) 
         budget_s=seconds(options["budget"]),
         device=options["device"],
         allow_code_execution=allow_code_execution,
+        executor=options["executor"],
+        ray_address=options["ray_address"],
         decoding=DecodingOptions(
             temperature=options["temperature"],
             top_p=options["top_p"],
