@@ -9,6 +9,7 @@ from hambench.suites.api import (
     check,
     prompt_hashes,
     score,
+    scoring_notes,
 )
 from hambench.suites.listing import describe, list_suites
 
@@ -23,4 +24,5 @@ __all__ = [
     "list_suites",
     "prompt_hashes",
     "score",
+    "scoring_notes",
 ]

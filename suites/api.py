@@ -217,6 +217,20 @@ def check(captured: Capture, *, allow_code_execution: bool = False) -> dict[str,
     return {given[each.sample_id].task: each.error for each in scores if each.primary and each.error}
 
 
+def scoring_notes(captured: Capture, *, allow_code_execution: bool = False) -> tuple[str, ...]:
+    """What a run must say before it begins: tasks that can't be scored, and how generated programs are shut in."""
+    problems = check(captured, allow_code_execution=allow_code_execution)
+    by_reason: dict[str, list[str]] = {}
+    for task, reason in problems.items():
+        by_reason.setdefault(reason, []).append(task)
+    notes = [f"{', '.join(tasks)} can't be scored here: {reason}" for reason, tasks in by_reason.items()]
+    if allow_code_execution and any(plan["runs_code"] for plan in captured.spec["tasks"].values()):
+        from hambench.suites.sandbox import isolation
+
+        notes.append(f"Programs the model writes are run; isolation: {isolation()}.")
+    return tuple(notes)
+
+
 def prompt_hashes(samples: Iterable[Sample]) -> dict[str, str]:
     """sha256 per task of its prompts, in order."""
     digests: dict[str, Any] = {}

@@ -69,6 +69,8 @@ def hub_rows(entry: TaskEntry) -> list[Row]:
     """
     import datasets
 
+    if entry.hub is None:
+        raise DataError(f"task {entry.name!r} has no data set on the hub")
     path, configuration, split = entry.hub
     try:
         rows = datasets.load_dataset(path, name=configuration, split=split)
