@@ -86,6 +86,10 @@ def prepare(request: RunRequest, *, calibrated: bool = False) -> Prepared:
     expansion = request.sweep.expand()
     target = load(request.sweep.model, dtype=request.sweep.dtype, device=request.device)
     captured = _capture(request, target)
+    if captured.speed_only:
+        request = dataclasses.replace(
+            request, decoding=dataclasses.replace(request.decoding, ignore_eos=True)
+        )
     samples = captured.samples
     generator = Generator(target, expansion.cells, request.decoding)
     # built before anything is written: a bad checkpoint or knob must not leave half a run behind
@@ -204,8 +208,12 @@ def _capture(request: RunRequest, target: TargetModel) -> Capture:
             preset=request.preset,
             seed=request.decoding.seed,
             apply_chat_template=suites.chat_template_of(tokenizer),
+            count_tokens=lambda text: len(tokenizer(text)["input_ids"]),
+            context_length=target.context_length,
         )
     )
+    notes = suites.scoring_notes(captured, allow_code_execution=request.allow_code_execution)
+    captured = dataclasses.replace(captured, notes=(*captured.notes, *notes))
     if request.max_new_tokens is None:
         return captured
     limit = request.max_new_tokens

@@ -44,7 +44,9 @@ def test_rows_do_not_depend_on_hash_seed_or_locale(tmp_path):
         "print(hashlib.sha256(json.dumps(rows).encode()).hexdigest())"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "7", "LC_ALL": "C", "HAMBENCH_CACHE": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
     rows = [each.build(5) for each in OFFLINE.values()]
     assert done.stdout.strip() == hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
