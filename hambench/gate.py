@@ -91,7 +91,8 @@ def run_gates(request: GateRequest, *, say: Say | None = None) -> Outcome:
             outcomes.append(speed_gate(request.config.speed, request, base, say=say))
         if "accuracy" in kinds and request.config.accuracy is not None and base is not None:
             outcomes.append(accuracy_gate(request.config.accuracy, request, base, say=say))
-    return merge(outcomes, title="hambench gate") if len(outcomes) > 1 else outcomes[0]
+    outcome = merge(outcomes, title="hambench gate") if len(outcomes) > 1 else outcomes[0]
+    return replace(outcome, notes=(*outcome.notes, *_left_out(request, kinds)))
 
 
 def _kinds(request: GateRequest) -> list[str]:
@@ -118,6 +119,16 @@ def _kinds(request: GateRequest) -> list[str]:
             "hambench.toml declares no gate that can run here: add [gate.exact] or [gate.speed]"
         )
     return kinds
+
+
+def _left_out(request: GateRequest, kinds: Sequence[str]) -> list[str]:
+    """What is declared, was not excluded, and still did not run: no gate is skipped silently."""
+    if request.only or request.base_method is not None:
+        return []
+    declared = [kind for kind in KINDS if getattr(request.config, kind) is not None]
+    return [
+        f"the {kind} gate did not run: it needs --base-ref COMMIT" for kind in declared if kind not in kinds
+    ]
 
 
 def exact_gate(gate: ExactGate, request: GateRequest, declared: Sequence[Primary]) -> Outcome:
