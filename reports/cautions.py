@@ -28,12 +28,15 @@ def cautions(view: View) -> list[Caution]:
     header, run = view.run.header, view.run
     found: list[Caution] = []
     notes = list(header.notes)
-    for note in notes:
+    seen: set[str] = set()
+    for note in filter(str.strip, notes):
         word = _kind(note)
         title, colon, rest = note.partition(": ")
         # a note that brings its own title keeps it
         title, text = (title, rest) if colon and len(title) < 30 else (word, note)
-        found.append(Caution("bad" if word in _BAD else "warn", title, text))
+        if word != "Offline edition" or word not in seen:
+            found.append(Caution("bad" if word in _BAD else "warn", title[0].upper() + title[1:], text))
+        seen.add(word)
     if not run.complete:
         found.append(
             Caution(
@@ -78,7 +81,7 @@ def cautions(view: View) -> list[Caution]:
                 "warn", "Scorer failed", f"{len(failed)} answers have no score; they count in no accuracy."
             )
         )
-    disturbed = [r for r in run.measured if r.other_load is not None and r.other_load > MAX_OTHER_LOAD]
+    disturbed = [r for r in run.measured if r.contaminated or (r.other_load or 0.0) > MAX_OTHER_LOAD]
     if disturbed:
         found.append(
             Caution(
@@ -130,7 +133,7 @@ def _kind(note: str) -> str:
         (("forced", "--force"), "Forced"),
         (("offline edition", "offline"), "Offline edition"),
         (("quantis", "quantiz"), "De-quantised model"),
-        (("partial", "limit"), "Partial run"),
+        (("partial",), "Partial run"),
         (("cpu",), "CPU"),
     ):
         if any(word in lowered for word in words):

@@ -114,8 +114,15 @@ def log_ticks(ax: Axes) -> None:
     """Ticks at 1, 2 and 5 of each decade that the axis shows, thinned out over many decades."""
     low, high = ax.get_xlim()
     decades = range(int(np.floor(np.log10(low))) - 1, int(np.ceil(np.log10(high))) + 1)
-    steps = (1, 2, 5) if len(decades) <= 5 else (1,)
+    steps: tuple[float, ...] = (1,)
+    for finer in ((1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8), tuple(1 + 0.1 * i for i in range(90))):
+        shown = sum(low <= step * 10.0**decade <= high for decade in decades for step in steps)
+        if shown >= 4:
+            break
+        steps = finer
     ticks = [step * 10.0**decade for decade in decades for step in steps]
+    visible = [tick for tick in ticks if low <= tick <= high]
+    ticks = visible[:: -(-len(visible) // 7) or 1]
     ax.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_minor_formatter(NullFormatter())

@@ -73,7 +73,8 @@ _HELD = ("better", "equivalent")
 
 def _panel(plate: Plate, ax: Axes, view: View, cells: Sequence[CellView], metric: str) -> None:
     neutral = 0.0 if metric == "accuracy" else 1.0
-    values = [neutral]
+    # what is smaller than matters must not fill the panel
+    values = [-2.0, 2.0] if metric == "accuracy" else [0.95, 1.05]
     for cell in cells:
         comparison = view.compared(cell, metric)
         if (e := effect_of(comparison)) is not None:

@@ -69,7 +69,7 @@ def build(view: View, options: ReportOptions) -> Page:
     page = Page(
         prefix=view.prefix,
         heading=f"Which decoding strategy should I ship for {header.model.get('name', 'this model')}?",
-        subheading=f"{mark} · {header.created_at}",
+        subheading=f"{mark} · {header.created_at[:16].replace('T', ' ')} UTC",
         version=header.hambench_version,
         cautions=cautions.cautions(view),
         answer=verdicts.answer(view),

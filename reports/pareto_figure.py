@@ -192,8 +192,11 @@ def _points(view: View, x: Axis, y: Axis, group: str) -> tuple[list[Point], list
 def _limits(ax: Axes, x: Axis, y: Axis, points: Sequence[Point]) -> None:
     # an interval may be so wide that it would push all points together: it is then cut at the frame
     ax.set_xlim(*padded(_reach([p.x for p in points], x.scale), share=0.1, floor=0))
-    low, high = padded(_reach([p.y for p in points], y.scale), share=0.1, floor=0)
-    ax.set_ylim(low, high)
+    ys = _reach([p.y for p in points], y.scale)
+    if y is ACCURACY:
+        # fractions of a point must not fill the plot
+        ys += [max(0.0, min(ys) - PAPER_MARGIN), max(ys) + PAPER_MARGIN]
+    ax.set_ylim(*padded(ys, share=0.1, floor=0))
 
 
 def _reach(estimates: Sequence[Estimate], scale: float) -> list[float]:

@@ -256,8 +256,10 @@ def padded(
         return (0.0, 1.0)
     low, high = min(finite), max(finite)
     span = high - low or abs(high) * 0.2 or 1.0
-    low, high = low - share * span, high + share * span
-    return (low if floor is None else max(floor, low), high)
+    high += share * span
+    # a point on the floor itself still needs room for its mark
+    least = low - share * span if floor is None or low > floor else floor - 0.06 * span
+    return (least if floor is None or low <= floor else max(floor, least), high)
 
 
 def _recolour(figure: MplFigure) -> None:

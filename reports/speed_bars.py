@@ -27,7 +27,7 @@ def speed_bars(view: View) -> Figure | None:
         width=max(5.0, 0.7 + per_row * (0.42 * len(cells) + 0.45)),
         height=2.9 * rows + 0.6,
         rows=rows,
-        margins=(0.55, 0.2, 0.55, 0.75),
+        margins=(0.55, 0.2, 0.55, 0.85),
         hspace=0.45,
     )
     width = 0.8 / len(cells)
@@ -121,7 +121,7 @@ def _key(plate: Plate, cells: Sequence[CellView]) -> None:
     key = plate.axes[0].legend(
         handles=handles,
         loc="lower left",
-        bbox_to_anchor=(0, 1.1),
+        bbox_to_anchor=(0, 1.17),
         ncols=max(1, min(len(cells), int(plate.width // 1.9))),
         fontsize=7.5,
         frameon=False,

@@ -18,6 +18,7 @@ from hambench.reports.values import (
 )
 from hambench.reports.verdicts import ACCURACY_WORDS, SPEED_WORDS, SYMBOLS, TONES
 from hambench.reports.view import CellView, View
+from hambench.summary import token_identity
 
 COLUMNS = (
     Column("n", "samples answered"),
@@ -47,8 +48,15 @@ def summary_table(view: View) -> Table:
     return Table(
         name=f"{view.prefix}summary",
         caption="All samples together. Accuracy is the mean over tasks; speed is Σ tokens / Σ seconds.",
-        columns=(Column("Cell", numeric=False), *COLUMNS),
-        rows=tuple((text_cell(cell.label), *_row(view, cell, ALL)) for cell in view.cells),
+        columns=(
+            Column("Cell", numeric=False),
+            *COLUMNS,
+            Column("Same tokens", "answers equal to baseline's"),
+            Column("First difference", "at token"),
+        ),
+        rows=tuple(
+            (text_cell(cell.label), *_row(view, cell, ALL), *_identity(view, cell)) for cell in view.cells
+        ),
     )
 
 
@@ -103,6 +111,21 @@ def _row(view: View, cell: CellView, group: str) -> tuple[TableCell, ...]:
         number_cell(m.prefill_tps, metric="prefill_tps"),
         number_cell(m.num_errors, str(m.num_errors), metric="num_errors", tone="bad" if m.num_errors else ""),
         number_cell(m.num_truncated, str(m.num_truncated), metric="num_truncated"),
+    )
+
+
+def _identity(view: View, cell: CellView) -> tuple[TableCell, TableCell]:
+    """How many answers are the baseline's token by token, and where the earliest of the others leaves it."""
+    same = None
+    if view.baseline is not None and cell is not view.baseline:
+        same = token_identity(view.run, cell.label, view.baseline.label)
+    if same is None:
+        return TableCell(ABSENT), TableCell(ABSENT)
+    share = same.num_identical / same.num_samples
+    first = None if same.first_difference is None else same.first_difference + 1
+    return (
+        number_cell(share, f"{same.num_identical} of {same.num_samples}", metric="identical_share"),
+        number_cell(first, None if first is None else str(first)),
     )
 
 

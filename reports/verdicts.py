@@ -122,10 +122,9 @@ def answer(view: View) -> str:
         cell for cell in view.cells if cell is not base and _verdict(view, cell, "tps") == "inconclusive"
     ]
     if undecided:
-        return (
-            f"Keep {base.label} for now: nothing was shown to be faster {where}, "
-            f"and {len(undecided)} of {len(view.cells) - 1} settings are undecided."
-        )
+        names = listing([cell.label for cell in undecided[:3]])
+        more = f" and {len(undecided) - 3} more" if len(undecided) > 3 else ""
+        return f"Keep {base.label} for now: nothing was shown to be faster {where}. Undecided: {names}{more}."
     if len(view.cells) == 1:
         return f"Only {base.label} was run, so there is nothing to choose."
     return f"Keep {base.label}: nothing in this run was faster {where}."

@@ -67,13 +67,13 @@ def test_the_json_is_strict_and_complete(exported: Path, small_run: Run) -> None
     assert report["run_id"] == small_run.header.run_id
     assert len(report["measurements"]) == len(View(small_run).groups) * len(small_run.header.cells)
     assert report["comparisons"]
-    assert report["cautions"][0]["title"] == "simulated"
+    assert report["cautions"][0]["title"] == "Simulated"
 
 
 def test_markdown_says_answer_and_table_and_escapes_names(small_run: Run) -> None:
     text = markdown_summary(small_run)
     assert text.startswith("<!-- hambench:")
-    assert text.index("simulated") < text.index("| Cell |")
+    assert text.index("Simulated") < text.index("| Cell |")
     rows = [line for line in text.splitlines() if line.startswith("| ") and "Cell" not in line]
     assert len(rows) == len(small_run.header.cells)
     named = replace(

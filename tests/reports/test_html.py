@@ -138,7 +138,7 @@ def test_the_kind_of_run_is_in_title_strip_and_every_figure(html: str) -> None:
     assert len(marked) >= 15
     assert all("simulated" in figure and "offline edition" in figure for figure in marked)
     strip = html.split('class="warnings"')[1].split("</ul>")[0]
-    assert strip.index("simulated") < strip.index("Offline edition")
+    assert strip.index("Simulated") < strip.index("Offline edition")
 
 
 def test_pages_come_in_the_promised_order(html: str) -> None:

@@ -133,7 +133,7 @@ def test_worst_cautions_come_first_and_each_kind_is_known(run: Run) -> None:
         (caution.severity for caution in found), key=lambda severity: severity != "bad"
     )
     titles = [caution.title for caution in found]
-    assert {"simulated", "Partial run", "Offline edition", "Model", "CPU"} <= set(titles)
+    assert {"Simulated", "Partial run", "Offline edition", "Model", "CPU"} <= set(titles)
     mark = watermark(view)
     for word in ("simulated", "offline edition", "de-quantised model", "partial run", "CPU"):
         assert word in mark
