@@ -122,8 +122,17 @@ def _dominates(a: tuple[_Oriented, _Oriented], b: tuple[_Oriented, _Oriented]) -
 
 
 def _beyond_doubt(a: tuple[_Oriented, _Oriented], b: tuple[_Oriented, _Oriented]) -> bool:
+    return any(_leads(ours, theirs) for ours, theirs in zip(a, b, strict=True))
+
+
+def _leads(ours: _Oriented, theirs: _Oriented) -> bool:
+    # a baseline has no interval of its own: the other's is that of their difference and decides alone
+    if theirs.low == theirs.high and ours.low < ours.high:
+        return ours.low > theirs.value
+    if ours.low == ours.high and theirs.low < theirs.high:
+        return ours.value > theirs.high
     # a lead is within doubt while each interval holds the other's value
-    return any(ours.low > theirs.value or ours.value > theirs.high for ours, theirs in zip(a, b, strict=True))
+    return ours.low > theirs.value or ours.value > theirs.high
 
 
 def _estimate(measurement: Measurement, metric: str, comparison: Comparison | None) -> Estimate | None:

@@ -120,3 +120,11 @@ def test_paired_intervals_replace_a_cells_own() -> None:
         candidate="worse", baseline="base", group="all", metric="accuracy", effect=effect, verdict="worse"
     )
     assert front_of([base, worse], x="tps", comparisons=[paired]).standings["worse"] == "dominated"
+
+
+def test_a_lead_over_a_point_without_interval_rests_on_the_leaders_own() -> None:
+    base = Point(label="base", x=Estimate(value=28.0), y=Estimate(value=50.0))
+    unsure = Point(label="unsure", x=Estimate(value=44.0, low=24.0, high=78.0), y=Estimate(value=50.0))
+    sure = Point(label="sure", x=Estimate(value=44.0, low=40.0, high=48.0), y=Estimate(value=50.0))
+    assert pareto_front([base, unsure]).standings["base"] == "tied"
+    assert pareto_front([base, sure]).standings["base"] == "dominated"
