@@ -56,9 +56,10 @@ def command(
             click.echo(json.dumps(values))
             continue
         verdict = "within" if total_s <= first.budget_s else "OVER"
+        peak_mib = max(each.peak_memory_bytes for each in costs) / 2**20
+        unscored = f"; {first.failed} not scored (code execution off)" if first.failed else ""
         click.echo(
-            f"{first.suite}: {first.num_samples} samples, capture {capture_s:.2f} s + score {score_s:.2f} s = {total_s:.2f} s "
-            f"(median of {len(costs)}), {verdict} the budget of {first.budget_s:.2f} s; "
-            f"peak memory {max(each.peak_memory_bytes for each in costs) / 2**20:.0f} MiB"
-            + (f"; {first.failed} not scored (code execution off)" if first.failed else "")
+            f"{first.suite}: {first.num_samples} samples, capture {capture_s:.2f} s + score {score_s:.2f} s = "
+            f"{total_s:.2f} s (median of {len(costs)}), {verdict} the budget of {first.budget_s:.2f} s; "
+            f"peak memory {peak_mib:.0f} MiB{unscored}"
         )
