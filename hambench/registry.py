@@ -20,6 +20,7 @@ BUILTIN = {
     "prompt_lookup": "hambench.methods.prompt_lookup:PromptLookupConfig",
     "hamburger": "hambench.methods.hamburger:HamburgerConfig",
     "transformers": "hambench.methods.transformers_generate:TransformersConfig",
+    "llama_cpp": "hambench.methods.llama_cpp:LlamaCppConfig",
     "endpoint": "hambench.methods.endpoint:EndpointConfig",
 }
 """Methods in the order reports show them; vanilla is the baseline."""
