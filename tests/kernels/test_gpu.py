@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from fakes import random_weights
 from kernel_checks import assert_close, draw, draw_weight, flag
 
+from hambench.fused import FusedLlama, capture_cuda_graph
 from hambench.kernels.decode_attention import decode_attention
 from hambench.kernels.gemv_residual import gemv_residual
 from hambench.kernels.lm_head_argmax import HeadOutput, lm_head_argmax
 from hambench.kernels.norm_gateup_silu import norm_gateup_silu
 from hambench.kernels.norm_gemv import norm_gemv, reference
+from hambench.llama import Llama, LlamaShape
 
 pytestmark = [
     pytest.mark.gpu,
@@ -96,3 +99,43 @@ def test_attention_at_a_real_size_is_independent_of_the_rows_beside(context, dev
             qkv[i : i + 1], *caches, slots=flag(context + i, device), positions=positions[i : i + 1], **shared
         )
         assert torch.equal(one, together[i : i + 1]), f"row {i}"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_graphed_model_decodes_as_without_graphs_and_verifies_to_the_same_bits(dtype, device):
+    shape = LlamaShape(
+        vocab_size=1000,
+        hidden_size=256,
+        intermediate_size=512,
+        num_layers=3,
+        num_heads=8,
+        num_kv_heads=2,
+        head_dim=32,
+        rms_norm_eps=1e-5,
+        rope_theta=1e4,
+        max_positions=1024,
+        tie_embeddings=False,
+    )
+    plain = Llama(shape, random_weights(shape, seed=5), dtype, device)
+    eager, graphed = (
+        FusedLlama(plain, impl="fused"),
+        FusedLlama(plain, impl="fused", capture=capture_cuda_graph),
+    )
+    prompt = torch.arange(1, 140, device=device)
+    caches = [model.new_cache(300) for model in (plain, eager, graphed)]
+    logits = [m.prefill(prompt, c).logits for m, c in zip((plain, eager, graphed), caches, strict=True)]
+    tokens = []
+    for _ in range(40):
+        token = logits[2][-1:].argmax(-1)
+        tokens.append(token)
+        logits = [m.forward(token, c).logits for m, c in zip((plain, eager, graphed), caches, strict=True)]
+        assert torch.equal(logits[1], logits[2]), "a graph changes no bit"
+        # three layers of roundings, each at most as large as kernel_checks allows
+        assert (logits[0] - logits[2]).norm() <= 0.05 * logits[0].norm()
+    cache = graphed.new_cache(300)
+    graphed.prefill(prompt, cache)
+    rows = torch.cat(tokens[:5])
+    verified = graphed.forward(rows, cache, num_logits=None).logits
+    cache.truncate(prompt.shape[0])
+    for i in range(5):
+        assert torch.equal(graphed.forward(rows[i : i + 1], cache).logits[0], verified[i]), f"row {i}"
