@@ -1,0 +1,241 @@
+"""Decode steps of one model shape in each regime: how much of the memory's speed each way of running them keeps.
+
+Weights are random: a step's speed depends on sizes alone. What a HAMburger macro-step of m tokens costs follows from a
+base step and a micro-step (four layers and the head), both timed here; such rows are marked as composed, with m
+*forced*: no acceptance or confidence enters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import statistics
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from hambench.errors import HambenchError, UnknownNameError
+
+if TYPE_CHECKING:
+    import torch
+
+    from hambench.kernels.shapes import KernelShape
+    from hambench.llama import Llama
+
+MICRO_LAYERS = 4
+STEPS = 32
+REPEATS = 7
+TOLERANCE = 0.05
+"""Relative error of bfloat16 logits between torch's operations and the kernels: one rounding a layer and operation."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pace:
+    """Seconds of one forward in each repeat."""
+
+    what: str
+    """``step``, ``draft`` (INT8 weights) or ``micro`` (four layers and the head)."""
+    regime: str
+    kernels: str
+    rows: int
+    num_bytes: int
+    """Weights read and keys and values of the context."""
+    seconds: tuple[float, ...]
+
+    @property
+    def median_s(self) -> float:
+        """Median seconds of one forward."""
+        return statistics.median(self.seconds)
+
+
+@dataclasses.dataclass(frozen=True)
+class RegimeReport:
+    """All of one `hambench bench regimes`."""
+
+    shape: str
+    device: str
+    context: int
+    copy_bytes_per_second: float
+    error: float
+    """Relative error of the kernels' logits against torch's, before anything was timed."""
+    paces: tuple[Pace, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values, raw repeats included."""
+        return dataclasses.asdict(self)
+
+    def pace(self, what: str, regime: str, kernels: str, rows: int = 1) -> Pace | None:
+        """The pace of that description."""
+        wanted = (what, regime, kernels, rows)
+        return next((p for p in self.paces if (p.what, p.regime, p.kernels, p.rows) == wanted), None)
+
+
+def run(shape_name: str, device_name: str, *, context: int, progress: Callable[[str], None]) -> RegimeReport:
+    """Checks the kernels against torch on one step, then times steps in each regime.
+
+    Raises:
+        HambenchError: Without a CUDA device, or if the numerics disagree.
+    """
+    import torch
+
+    from hambench.kernels import bench
+    from hambench.kernels.shapes import SHAPES
+    from hambench.quantize import quantize_int8
+
+    if shape_name not in SHAPES:
+        raise UnknownNameError("shape", shape_name, SHAPES)
+    if not device_name.startswith("cuda") or not torch.cuda.is_available():
+        raise HambenchError("bench regimes needs a CUDA device: on a CPU there are no graphs to compare")
+    device = torch.device(device_name)
+    ceiling = bench.measure_ceiling(device)
+    paces: list[Pace] = []
+    error = 0.0
+    for what, layers in (("step", None), ("draft", None), ("micro", MICRO_LAYERS)):
+        plain = random_llama(SHAPES[shape_name], device, torch.bfloat16, num_layers=layers)
+        if what == "draft":
+            plain = quantize_int8(plain)
+        error = max(error, _check(plain, device, what))
+        for regime, kernels in (("eager", "reference"), ("eager", "fused"), ("graph", "fused")):
+            for rows in (1, 2, 5, 8) if what == "step" and regime == "graph" else (1,):
+                progress(f"{what}, {regime}, {kernels}, {rows} rows")
+                paces.append(_pace(plain, what, regime, kernels, rows, context))
+                gc.collect()
+        del plain
+        torch.cuda.empty_cache()
+    return RegimeReport(shape_name, bench.device_name(device), context, ceiling.copy, error, tuple(paces))
+
+
+def random_llama(
+    sizes: KernelShape, device: torch.device, dtype: torch.dtype, *, num_layers: int | None = None
+) -> Llama:
+    """A Llama of a named shape with random weights and a tied head."""
+    import torch
+
+    from hambench.llama import Llama, LlamaShape
+
+    layers = num_layers or sizes.num_layers
+    shape = LlamaShape(
+        vocab_size=sizes.vocabulary,
+        hidden_size=sizes.hidden,
+        intermediate_size=sizes.intermediate,
+        num_layers=layers,
+        num_heads=sizes.heads,
+        num_kv_heads=sizes.kv_heads,
+        head_dim=sizes.head_dim,
+        rms_norm_eps=1e-5,
+        rope_theta=5e5,
+        max_positions=sizes.capacity,
+        tie_embeddings=True,
+    )
+
+    def normal(rows: int, columns: int) -> torch.Tensor:
+        return torch.randn(rows, columns, dtype=dtype, device=device) * columns**-0.5
+
+    ones = torch.ones(sizes.hidden, dtype=dtype, device=device)
+    queries, keys = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
+    weights = {"model.embed_tokens.weight": normal(sizes.vocabulary, sizes.hidden), "model.norm.weight": ones}
+    for i in range(layers):
+        prefix = f"model.layers.{i}."
+        weights |= {
+            f"{prefix}self_attn.q_proj.weight": normal(queries, sizes.hidden),
+            f"{prefix}self_attn.k_proj.weight": normal(keys, sizes.hidden),
+            f"{prefix}self_attn.v_proj.weight": normal(keys, sizes.hidden),
+            f"{prefix}self_attn.o_proj.weight": normal(sizes.hidden, queries),
+            f"{prefix}mlp.gate_proj.weight": normal(sizes.intermediate, sizes.hidden),
+            f"{prefix}mlp.up_proj.weight": normal(sizes.intermediate, sizes.hidden),
+            f"{prefix}mlp.down_proj.weight": normal(sizes.hidden, sizes.intermediate),
+            f"{prefix}input_layernorm.weight": ones,
+            f"{prefix}post_attention_layernorm.weight": ones,
+        }
+    return Llama(shape, weights, dtype, device)
+
+
+def _check(plain: Llama, device: torch.device, what: str) -> float:
+    import torch
+
+    from hambench.fused import accelerate
+
+    ids = torch.arange(1, 40, device=device)
+    found = []
+    for model in (plain, accelerate(plain, regime="graph", kernels="fused")):
+        cache = model.new_cache(64)
+        model.prefill(ids, cache)
+        found.append(model.forward(ids[:1], cache).logits.double())
+    error = float((found[0] - found[1]).norm() / found[0].norm())
+    if not error <= TOLERANCE:
+        raise HambenchError(
+            f"the kernels' {what} logits are off by {error:.3g}, more than {TOLERANCE}: no speed is given"
+        )
+    return error
+
+
+def _pace(plain: Llama, what: str, regime: str, kernels: str, rows: int, context: int) -> Pace:
+    import torch
+
+    from hambench.fused import accelerate
+
+    model = accelerate(plain, regime=regime, kernels=kernels)
+    cache = model.new_cache(context + rows)
+    ids = torch.arange(1, context + 1, device=model.device) % 1000
+    model.prefill(ids, cache)
+    inputs = ids[:rows].contiguous()
+
+    def step() -> None:
+        # as a session does: the argmax is waited for, and a verification rolls back
+        model.forward(inputs, cache, num_logits=rows).logits.argmax(dim=-1).tolist()
+        cache.truncate(context)
+
+    for _ in range(8):
+        step()
+    seconds = []
+    for _ in range(REPEATS):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        begin.record()
+        for _ in range(STEPS):
+            step()
+        end.record()
+        torch.cuda.synchronize()
+        seconds.append(begin.elapsed_time(end) / 1e3 / STEPS)
+    moved = model.weight_bytes + context * cache.bytes_per_slot
+    return Pace(what, regime, kernels, rows, moved, tuple(seconds))
+
+
+def markdown(report: RegimeReport) -> str:
+    """The report as a Markdown page."""
+    lines = [
+        f"# Decode steps at the shape of {report.shape}, on {report.device}",
+        "",
+        f"Random bfloat16 weights, a context of {report.context} tokens, wall time between steps included (each step's "
+        f"tokens are waited for). Copy in this process: {report.copy_bytes_per_second / 1e9:.0f} GB/s. The kernels' "
+        f"logits differed from torch's by {report.error:.2g} (relative) before timing.",
+        "",
+        "| what | regime | kernels | rows | ms | per second | MBU copy | × step |",
+        "|---|---|---|--:|--:|--:|--:|--:|",
+    ]
+    for pace in report.paces:
+        base = report.pace("step", pace.regime, pace.kernels)
+        ratio = "–" if base is None else f"{pace.median_s / base.median_s:.2f}"
+        share = 100 * pace.num_bytes / pace.median_s / report.copy_bytes_per_second
+        lines.append(
+            f"| {pace.what} | {pace.regime} | {pace.kernels} | {pace.rows} | {pace.median_s * 1e3:.3f} | "
+            f"{1 / pace.median_s:.0f} | {share:.0f} % | {ratio} |"
+        )
+    lines += ["", *_composed(report)]
+    return "\n".join(lines) + "\n"
+
+
+def _composed(report: RegimeReport) -> list[str]:
+    """HAMburger at forced m, composed of a base step and m - 1 micro-steps; merger and stop head are not in it."""
+    lines = [
+        "Composed, m forced: one step and m - 1 micro-steps, for m tokens, against vanilla in the same regime. The merger "
+        "and the stop head are not in it (4 % of the bytes at m = 2 of Llama-3.2-1B's shape).",
+        "",
+        "| regime | kernels | m = 2 | m = 3 | m = 4 |",
+        "|---|---|--:|--:|--:|",
+    ]
+    for regime, kernels in (("eager", "reference"), ("eager", "fused"), ("graph", "fused")):
+        step, micro = report.pace("step", regime, kernels), report.pace("micro", regime, kernels)
+        if step is None or micro is None:
+            continue
+        gains = [m * step.median_s / (step.median_s + (m - 1) * micro.median_s) for m in (2, 3, 4)]
+        lines.append(f"| {regime} | {kernels} | " + " | ".join(f"{gain:.2f}×" for gain in gains) + " |")
+    return lines
