@@ -126,7 +126,7 @@ def write_summary(out: Path, *, seconds: int, dry_run: bool) -> None:
             step["status"], "failed"
         )
         lines.append(f"| [{step['step']}]({step['step']}.log) | {fate} | {step['seconds']} |")
-    tables = sorted(path.name for path in out.glob("kernels-*.md"))
+    tables = sorted(path.name for form in ("kernels-*.md", "regimes-*.md") for path in out.glob(form))
     lines += ["", "Tables: " + (", ".join(f"[{name}]({name})" for name in tables) or "none") + "."]
     (out / "summary.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (out / "summary.json").write_text(
