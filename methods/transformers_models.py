@@ -21,10 +21,13 @@ def load_model(name: str, dtype: torch.dtype, device: torch.device) -> Any:
         ModelError: If there is no such model.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
     from hambench.models import locate
 
     folder, _, _ = locate(name)
+    # a bar that is there for half a second would tear the run's own
+    disable_progress_bar()
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
     return quiet(model.to(device))
 
