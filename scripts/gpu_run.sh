@@ -24,7 +24,9 @@ done
 
 python=${PYTHON:-python3}
 [ -x .venv/bin/python ] && [ -z "${PYTHON:-}" ] && python=.venv/bin/python
-if ! $python -c 'import hambench' 2>/dev/null; then
+# without it the current folder comes first, where hambench lacks the four folders beside it
+export PYTHONSAFEPATH=1
+if ! $python -c 'import hambench.kernels, hambench.methods' 2>/dev/null; then
   # a borrowed machine: nothing is installed, so the five folders are put under one name
   tree=$(mktemp -d)/hambench
   mkdir -p "$tree"
