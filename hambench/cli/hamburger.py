@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import click
 
+from hambench.cli._options import DEFAULT_MODEL
 from hambench.errors import HambenchError
+
+STRATEGIES = ("decreasing", "decreasing_v2", "sliding", "small_group")
 
 
 @click.group()
@@ -60,4 +65,116 @@ def parse_layers(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
-        raise HambenchError(f"feature-layers must be numbers with commas, e.g. 3,7,11,15, got {text!r}") from error
+        raise HambenchError(
+            f"feature-layers must be numbers with commas, e.g. 3,7,11,15, got {text!r}"
+        ) from error
+
+
+@command.command(
+    epilog="""
+\b
+Examples:
+  hambench hamburger segment chats.jsonl --out segments.jsonl
+  hambench hamburger segment chats.jsonl --out s.jsonl --strategy sliding --threshold 0.5 --model FOLDER
+""",
+)
+@click.argument("conversations", type=click.Path(path_type=Path))
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="JSONL of ids, prompt length, segments."
+)
+@click.option("--model", default=DEFAULT_MODEL, show_default=True, metavar="NAME", help="The base.")
+@click.option("--strategy", type=click.Choice(STRATEGIES), default="decreasing_v2", show_default=True)
+@click.option("--metric", type=click.Choice(["entropy", "probability"]), default="entropy", show_default=True)
+@click.option("--max-length", type=int, default=4, show_default=True, help="Most tokens of a segment.")
+@click.option("--ratio", type=float, default=0.3, show_default=True, help="decreasing, decreasing_v2.")
+@click.option("--threshold", type=float, help="decreasing_v2 (0.05), sliding (4.139), small_group (0.787).")
+def segment(conversations: Path, out: Path, model: str, metric: str, **rule: Any) -> None:
+    """Cut the responses of CONVERSATIONS (JSONL) in segments by what the base finds easy."""
+    from hambench.methods.hamburger.segment import segment_file
+    from hambench.methods.hamburger.segmentation import Strategy
+
+    try:
+        strategy = Strategy(name=rule.pop("strategy"), **rule)
+    except ValueError as error:
+        raise HambenchError(str(error)) from error
+    counted = segment_file(conversations, out, model_name=model, strategy=strategy, metric=metric)  # type: ignore[arg-type]
+    click.echo(
+        f"{out}: {counted.responses} responses, {counted.tokens} tokens, {counted.segments} segments, "
+        f"{counted.tokens_per_segment:.3f} tokens a segment"
+    )
+    for length, count in counted.histogram.items():
+        click.echo(f"  {length} token(s)  {count:8d} segments  {count / counted.segments:6.1%}")
+    shares = "  ".join(f"{position}: {share:.1%}" for position, share in counted.share_by_position.items())
+    click.echo(f"  tokens by position in their segment  {shares}")
+
+
+@command.command(
+    epilog="""
+\b
+Examples:
+  hambench hamburger train --recipe small --self-distil 2000 --minutes 90 --out weights
+  hambench hamburger train --model FOLDER --recipe paper --data chats.jsonl --data sums.jsonl:20 --out weights
+  hambench hamburger train --recipe small --self-distil 2000 --out weights --resume
+  accelerate launch -m hambench.cli hamburger train ...        (several GPUs)
+""",
+)
+@click.option("--model", default=DEFAULT_MODEL, show_default=True, metavar="NAME", help="The base.")
+@click.option("--recipe", type=click.Choice(["small", "paper"]), default="small", show_default=True)
+@click.option(
+    "--data", "sources", multiple=True, metavar="FILE[:TIMES]", help="JSONL; TIMES repeats its rows."
+)
+@click.option("--segments", type=click.Path(path_type=Path), help="A file of `segment`; recipe paper.")
+@click.option("--self-distil", type=int, metavar="N", help="No data: the base answers N prompts made here.")
+@click.option(
+    "--max-new-tokens", type=int, default=160, show_default=True, help="Of a self-distilled answer."
+)
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="Folder of the run and its weights."
+)
+@click.option("--epochs", type=float, help="Instead of the recipe's.")
+@click.option("--steps", type=int, help="Optimiser steps of the fused stage, instead of epochs.")
+@click.option("--minutes", type=float, help="Wall-clock budget; the learning rate falls along it.")
+@click.option("--lora-rank", type=int, help="Instead of the recipe's; 0 trains the whole base.")
+@click.option("--held-out", type=float, default=0.05, show_default=True, help="Share of responses held out.")
+@click.option("--save-minutes", type=float, default=5.0, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--resume", is_flag=True, help="Go on from the last save in --out.")
+def train(model: str, recipe: str, out: Path, **options: Any) -> None:
+    """Train HAMburger weights for a base model."""
+    from hambench.methods.hamburger.recipes import RECIPES
+    from hambench.methods.hamburger.train import DataSource, SelfDistillation
+    from hambench.methods.hamburger.train import train as run
+    from hambench.methods.hamburger.training import RunOptions
+
+    changes = {name: options[name] for name in ("epochs", "lora_rank") if options[name] is not None}
+    asked = options["self_distil"]
+    if asked is not None and asked < 2:
+        raise HambenchError(f"self-distil must be >= 2 prompts (one is held out), got {asked}")
+    try:
+        chosen = dataclasses.replace(RECIPES[recipe], **changes)
+    except ValueError as error:
+        raise HambenchError(str(error)) from error
+    trainer = run(
+        model,
+        chosen,
+        RunOptions(
+            out=out,
+            seed=options["seed"],
+            steps=options["steps"],
+            minutes=options["minutes"],
+            save_minutes=options["save_minutes"],
+            resume=options["resume"],
+            held_out_share=options["held_out"],
+            progress=True,
+        ),
+        sources=[DataSource.parse(text) for text in options["sources"]],
+        segments=options["segments"],
+        self_distillation=None
+        if asked is None
+        else SelfDistillation(
+            num_prompts=asked, num_user_turns=asked // 5, max_new_tokens=options["max_new_tokens"]
+        ),
+        report=click.echo,
+    )
+    click.echo(f"{out}: {trainer.step} steps; held out: {trainer.held_out}")
+    click.echo(f"hambench generate --model {model} --method hamburger --checkpoint {out} 'Hello'")

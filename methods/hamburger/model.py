@@ -34,7 +34,7 @@ class HamburgerModel:
         self.base, self.architecture = base, checkpoint.architecture
         if self.architecture.feature_layers[-1] >= base.shape.num_layers:
             raise ModelError(
-                f"feature_layers {self.architecture.feature_layers} reach past the {base.shape.num_layers} layers of the base"
+                f"feature_layers {self.architecture.feature_layers} reach past the base: {base.shape.num_layers} layers"
             )
         try:
             self._merger = _Merger(checkpoint, base)

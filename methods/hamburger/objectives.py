@@ -94,7 +94,7 @@ class Student(nn.Module):
         tokens = micro.tokens / micro.num_tokens.clamp(min=1)
         stop = micro.stop / micro.num_stops.clamp(min=1)
         loss = first.loss / num + recipe.feature_weight * feature + recipe.micro_weight * tokens
-        accuracy = (first.argmax == targets.top_ids[:, 0]).float().mean()
+        accuracy = (first.argmax == targets.top_ids[:, 0, 0]).float().mean()
         return {
             "loss": loss + recipe.micro_weight * recipe.stop_weight * stop,
             "tokens": first.loss.detach() / num,

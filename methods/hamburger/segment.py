@@ -173,3 +173,26 @@ def read_segments(path: Path, *, max_length: int) -> list[Segmented]:
     if not rows:
         raise DataError(f"{path} holds no responses")
     return rows
+
+
+def segment_file(
+    conversations: Path, out: Path, *, model_name: str, strategy: Strategy, metric: Metric = "entropy"
+) -> SegmentStatistics:
+    """Segments a JSONL file of conversations into another; gives the statistics.
+
+    Raises:
+        DataError: For rows that can't be used, or an output file that exists: both before the model is loaded.
+        ModelError: If the base can't be loaded.
+    """
+    from hambench.methods.hamburger.base import load_base, tokenizer_of
+    from hambench.models import locate
+
+    if out.exists():
+        raise DataError(f"{out} exists; give another --out")
+    folder, _, _ = locate(model_name)
+    tokenizer, _ = tokenizer_of(folder)
+    eos_id = None if tokenizer is None else tokenizer.eos_token_id
+    sequences = list(read_conversations(conversations, tokenizer, eos_id=eos_id))
+    if not sequences:
+        raise DataError(f"{conversations} holds no conversations")
+    return write_segments(out, segment(load_base(folder, full=False), sequences, strategy, metric=metric))

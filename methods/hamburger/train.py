@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hambench.errors import DataError, ModelError
+from hambench.methods.hamburger.base import tokenizer_of
 from hambench.methods.hamburger.recipes import Recipe
 from hambench.methods.hamburger.segment import Segmented, read_conversations, read_segments, segment
 from hambench.methods.hamburger.training import RunOptions, Trainer
@@ -107,7 +108,7 @@ def _sequences(
     self_distillation: SelfDistillation | None,
     report: Callable[[str], None],
 ) -> tuple[list[tuple[list[int], int]], list[int]]:
-    tokenizer, eos_ids = _tokenizer(trainer.folder)
+    tokenizer, eos_ids = tokenizer_of(trainer.folder)
     if self_distillation is not None:
         answers = trainer.options.out / ANSWERS_NAME
         if not answers.is_file():
@@ -184,14 +185,3 @@ def _in_order(rows: Sequence[Segmented], sequences: Sequence[tuple[list[int], in
     """Segmented rows in the order of their sequences (batches of like length shuffle them)."""
     by_ids = {(row.ids, row.prompt_tokens): row for row in rows}
     return [by_ids[tuple(ids), prompt] for ids, prompt in sequences]
-
-
-def _tokenizer(folder: Path) -> tuple[Any | None, frozenset[int]]:
-    from transformers import AutoConfig, AutoTokenizer
-
-    from hambench.models import _eos_ids
-
-    has_one = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True) if has_one else None
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    return tokenizer, _eos_ids(folder, config, tokenizer)

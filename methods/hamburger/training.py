@@ -22,6 +22,7 @@ from hambench.checkpoint import weight_files
 from hambench.errors import DataError, ModelError
 from hambench.llama import LlamaShape
 from hambench.methods.hamburger.architecture import Architecture, BaseReference
+from hambench.methods.hamburger.base import LORA_SCALE, add_low_rank, load_base, low_rank_tensors
 from hambench.methods.hamburger.checkpoint import Checkpoint, fingerprint, save, sizes_of
 from hambench.methods.hamburger.fused import FusedBatch, collate
 from hambench.methods.hamburger.grafts import Grafts
@@ -34,8 +35,6 @@ from hambench.methods.hamburger.segment import Segmented
 from hambench.methods.hamburger.teacher import Corpus
 from hambench.models import locate
 
-LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-LORA_SCALE = 2.0
 STATE_NAME, CURVE_NAME = "state.pt", "curve.jsonl"
 
 
@@ -235,7 +234,7 @@ class Trainer:
                 accelerator.backward(losses["loss"] / recipe.accumulate)
                 if micro == recipe.accumulate - 1:
                     self._apply(optimizer, trained, self.step / total)
-            self._record({"stage": 1.0, **{name: float(value) for name, value in losses.items()}}, optimizer)
+            self._record({"stage": 1.0, **{name: float(value.detach()) for name, value in losses.items()}}, optimizer)
         self._finish(held, batch_of, optimizer)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
@@ -397,35 +396,6 @@ def _draw(train: Sequence[int], num: int, rng: random.Random, lengths: Sequence[
     sample = sorted(rng.choices(train, k=max(num, 8 * num)), key=lambda i: lengths[i])
     start = rng.randrange(len(sample) - num + 1)
     return sample[start : start + num]
-
-
-def load_base(folder: Path, *, full: bool) -> Any:
-    """The base for training: bfloat16 where it stays frozen, float32 where it is trained whole."""
-    from transformers import AutoModelForCausalLM
-
-    dtype = torch.float32 if full else torch.bfloat16
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
-
-
-def add_low_rank(model: nn.Module, rank: int) -> nn.Module:
-    """Adapters of ``rank`` on every linear layer of the base, the rest frozen."""
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(
-        r=rank, lora_alpha=LORA_SCALE * rank, lora_dropout=0.0, target_modules=list(LORA_TARGETS), bias="none"
-    )
-    adapted: nn.Module = get_peft_model(model, config)  # type: ignore[arg-type]
-    return adapted
-
-
-def low_rank_tensors(adapted: nn.Module) -> dict[str, Tensor]:
-    """The adapters' matrices as ``lora.NAME.A`` and ``lora.NAME.B``."""
-    named = {}
-    for name, value in adapted.named_parameters():
-        if ".lora_" in name:
-            layer, _, rest = name.removeprefix("base_model.model.").partition(".lora_")
-            named[f"lora.{layer}.{rest[0]}"] = value.detach().cpu()
-    return named
 
 
 def largest_divisor(number: int, most: int) -> int:

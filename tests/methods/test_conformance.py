@@ -2,10 +2,12 @@
 
 import pytest
 from fakes import TINY_SHAPE, save_tiny_model
+from fakes_hamburger import save_tiny_hamburger
 
 from hambench.decoding import SamplingParams
 from hambench.engine import generate
 from hambench.errors import ContextOverflowError
+from hambench.methods.hamburger import HamburgerConfig, method
 from hambench.methods.prompt_lookup import PromptLookupConfig
 from hambench.methods.speculative import SpeculativeConfig
 from hambench.methods.transformers_generate import MODEL_KEY, TransformersConfig
@@ -17,6 +19,7 @@ METHODS = [
     *(SpeculativeConfig(num_draft_tokens=k, kv=kv) for k in (1, 2, 4) for kv in ("separate", "shared")),
     PromptLookupConfig(),
     PromptLookupConfig(num_draft_tokens=1, max_ngram=1),
+    *(HamburgerConfig(confidence=confidence) for confidence in (0.0, 0.45, 1.1)),
     *(TransformersConfig(mode=mode) for mode in ("dynamic", "static", "assistant", "prompt_lookup")),
 ]
 PROMPTS = [[5], [1, 2, 3, 1, 2, 3, 1, 2], list(range(40, 90)), [7] * 30]
@@ -30,6 +33,15 @@ def _peer_model(target, tmp_path_factory):
     # the toy target has no folder to load from: its transformers twin is made here, from the same weights
     folder = save_tiny_model(tmp_path_factory.mktemp("tiny"), TINY_SHAPE)
     target.shared(MODEL_KEY, lambda: load_model(str(folder), target.dtype, target.device))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _hamburger_weights(target, tmp_path_factory):
+    shipped = tmp_path_factory.mktemp("checkpoints")
+    save_tiny_hamburger(shipped / target.name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(method, "SHIPPED", shipped)
+        yield
 
 
 def decode(config, target, prompt, **kwargs):

@@ -49,7 +49,7 @@ def test_decoding_equals_the_teacher_forced_forward(architecture):
     steps, _ = decode(model, confidence=0.4)
     groups = [list(step.tokens) for step in steps]
     assert len({len(group) for group in groups}) > 1, "the case must hold macro-steps of several lengths"
-    ids = PROMPT + sum(groups, [])
+    ids = PROMPT + [token for group in groups for token in group]
     batch = collate([(ids, len(PROMPT), [len(group) for group in groups])], architecture.max_micro_steps)
     twin = hf_twin()
     with torch.no_grad():

@@ -1,0 +1,53 @@
+"""The base model as training sees it: a transformers module, with low-rank adapters where they are wanted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LORA_SCALE = 2.0
+
+
+def load_base(folder: Path, *, full: bool) -> Any:
+    """The base for training: bfloat16 where it stays frozen, float32 where it is trained whole."""
+    from transformers import AutoModelForCausalLM
+
+    dtype = torch.float32 if full else torch.bfloat16
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+
+
+def add_low_rank(model: nn.Module, rank: int) -> nn.Module:
+    """Adapters of ``rank`` on every linear layer of the base, the rest frozen."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=rank, lora_alpha=LORA_SCALE * rank, lora_dropout=0.0, target_modules=list(LORA_TARGETS), bias="none"
+    )
+    adapted: nn.Module = get_peft_model(model, config)  # type: ignore[arg-type]
+    return adapted
+
+
+def low_rank_tensors(adapted: nn.Module) -> dict[str, Tensor]:
+    """The adapters' matrices as ``lora.NAME.A`` and ``lora.NAME.B``."""
+    named = {}
+    for name, value in adapted.named_parameters():
+        if ".lora_" in name:
+            layer, _, rest = name.removeprefix("base_model.model.").partition(".lora_")
+            named[f"lora.{layer}.{rest[0]}"] = value.detach().cpu()
+    return named
+
+
+def tokenizer_of(folder: Path) -> tuple[Any | None, frozenset[int]]:
+    """A base's tokenizer, ``None`` if its folder has none, and the ids that end its answers."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    from hambench.models import _eos_ids
+
+    has_one = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True) if has_one else None
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    return tokenizer, _eos_ids(folder, config, tokenizer)
