@@ -9,8 +9,9 @@ Student's t and sign flips hold.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,10 @@ Array = NDArray[Any]
 CONFIDENCE = 0.95
 POWER = 0.8
 MIN_BOOTSTRAP_BLOCKS = 25
-_NUM_FLIPS = 9_999
-_NUM_RESAMPLES = 4_000
-_EXACT_FLIPS_UP_TO = 13
+_NUM_FLIPS = 4_999
+_NUM_RESAMPLES = 2_000
+_EXACT_FLIPS_UP_TO = 12
+_MOST_CACHED_BLOCKS = 500
 _SEED = 20_250_526
 
 
@@ -157,7 +159,9 @@ def mean_difference(
     low, high = effect - half, effect + half
     per_stratum = [len(np.unique(cluster[stratum == s])) for s in range(len(counts))]
     separate = sum(per_stratum) == num_clusters
-    if not binary and separate and min(per_stratum) >= MIN_BOOTSTRAP_BLOCKS and difference.any():
+    # pairs that agree carry no information about the spread: they don't count towards the blocks a bootstrap needs
+    informative = int(np.count_nonzero(contributions))
+    if not binary and separate and min(*per_stratum, informative) >= MIN_BOOTSTRAP_BLOCKS:
         low, high = _bootstrap(difference, stratum, cluster)
     return PairedResult(
         effect=effect,
@@ -213,13 +217,28 @@ def _share_as_extreme(statistic: Callable[[Array], Array], observed: float, num_
     if num_blocks <= _EXACT_FLIPS_UP_TO:
         bits = np.arange(2**num_blocks)[:, None] >> np.arange(num_blocks) & 1
         return float((statistic(1.0 - 2.0 * bits) >= threshold).mean())
-    rng = np.random.default_rng(_SEED)
-    extreme, chunk = 0, max(1, 2_000_000 // num_blocks)
-    for start in range(0, _NUM_FLIPS, chunk):
-        size = min(chunk, _NUM_FLIPS - start)
-        signs = 1.0 - 2.0 * rng.integers(0, 2, size=(size, num_blocks))
-        extreme += int((statistic(signs) >= threshold).sum())
+    extreme = sum(int((statistic(signs) >= threshold).sum()) for signs in _random_signs(num_blocks))
     return (extreme + 1) / (_NUM_FLIPS + 1)
+
+
+def _random_signs(num_blocks: int) -> Iterable[Array]:
+    """``_NUM_FLIPS`` rows of random signs, in chunks; the same ones every time."""
+    if num_blocks <= _MOST_CACHED_BLOCKS:
+        return (_cached_signs(num_blocks),)
+    rng = np.random.default_rng(_SEED)
+    chunk = max(1, 2_000_000 // num_blocks)
+    sizes = (min(chunk, _NUM_FLIPS - start) for start in range(0, _NUM_FLIPS, chunk))
+    return (_signs(rng, size, num_blocks) for size in sizes)
+
+
+@lru_cache(maxsize=4)
+def _cached_signs(num_blocks: int) -> Array:
+    # most tasks of a suite have equally many samples, and every cell is compared on each
+    return _signs(np.random.default_rng(_SEED), _NUM_FLIPS, num_blocks)
+
+
+def _signs(rng: np.random.Generator, rows: int, columns: int) -> Array:
+    return 1.0 - 2.0 * rng.integers(0, 2, size=(rows, columns), dtype=np.int8)
 
 
 def _bootstrap(difference: Array, stratum: Array, cluster: Array) -> tuple[float, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -38,12 +38,19 @@ class Arm:
     """By sample id and repeat."""
     points: dict[str, float]
     """Primary score of each sample, 0 to 100, mean over repeats."""
+    _work: dict[tuple[str, int], tuple[int, float]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, run: Run, cell: str) -> Arm:
         """What a cell of a run answered, warm-ups left out."""
         records = {(r.sample_id, r.repeat): r for r in run.measured if r.cell == cell}
         return cls(cell, records, _points(score for score in run.scores if score.cell == cell))
+
+    def decode_work(self, key: tuple[str, int], trace: GenerationTrace) -> tuple[int, float]:
+        """Decode tokens and seconds of one answer; summed once, though each answer is in several groups."""
+        if key not in self._work:
+            self._work[key] = (num_decode_tokens([trace]), decode_seconds([trace]))
+        return self._work[key]
 
 
 def compare_run(run: Run, *, baseline: str | None = None, margins: Margins | None = None) -> list[Comparison]:
@@ -123,20 +130,16 @@ def compare_arms(
 
 
 def _compare_tps(a: Arm, b: Arm, asked: Mapping[str, Sample], group: str, margins: Margins) -> Comparison:
-    pairs = [
-        (key, ours, theirs)
-        for key, ours, theirs in _paired_traces(a, b, asked)
-        if num_decode_tokens([ours]) and num_decode_tokens([theirs])
-    ]
-    blocks, note = _blocks([key for key, _, _ in pairs])
+    pairs = []
+    for key, ours, theirs in _paired_traces(a, b, asked):
+        our_tokens, our_seconds = a.decode_work(key, ours)
+        their_tokens, their_seconds = b.decode_work(key, theirs)
+        if our_tokens and their_tokens:
+            pairs.append((key, (our_tokens, our_seconds, their_tokens, their_seconds)))
+    blocks, note = _blocks([key for key, _ in pairs])
     sums = np.zeros((4, max(blocks, default=-1) + 1))
-    for block, (_, ours, theirs) in zip(blocks, pairs, strict=True):
-        sums[:, block] += [
-            num_decode_tokens([ours]),
-            decode_seconds([ours]),
-            num_decode_tokens([theirs]),
-            decode_seconds([theirs]),
-        ]
+    for block, (_, work) in zip(blocks, pairs, strict=True):
+        sums[:, block] += work
     loads = [
         load
         for arm in (a, b)

@@ -145,6 +145,16 @@ def test_the_interval_of_a_difference_of_graded_scores_covers_and_its_test_alarm
     assert alarms / 300 <= 0.085
 
 
+def test_the_interval_covers_when_graded_scores_seldom_differ() -> None:
+    rng = np.random.default_rng(11)
+    covered = 0
+    for _ in range(400):
+        differs = rng.random(60) < 0.05
+        size = np.where(differs, rng.choice([-60.0, 20.0], 60, p=[0.25, 0.75]), 0.0)
+        covered += covers(mean_difference(list(30 + size), [30.0] * 60), 0.0)
+    assert covered / 400 >= 0.94
+
+
 def test_rows_that_belong_together_count_as_one() -> None:
     rng = np.random.default_rng(7)
     alarms = {"own": 0, "clustered": 0}
