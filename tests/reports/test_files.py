@@ -137,7 +137,7 @@ def test_watching_a_finished_run_ends_with_a_page_that_stands_still(
     page = tmp_path / "r.html"
     done = CliRunner().invoke(
         command,
-        [str(small_run.path), "-o", str(page), "--watch", "--samples", "none"],
+        [str(tiny_run.path), "-o", str(page), "--watch", "--samples", "none"],
         catch_exceptions=False,
     )
     assert done.exit_code == 0

@@ -291,6 +291,22 @@ def test_a_step_that_took_no_time_does_not_break_a_figure(tmp_path: Path) -> Non
     check(render_html([replace(run, records=tuple(records))]))
 
 
+def test_a_peer_that_tells_only_tokens_and_times_is_shown_without_the_rest(tmp_path: Path) -> None:
+    run = simulated(tmp_path, CELLS, tasks=ONE, per_task=3, error_rate=0.0)
+    unknown = dict.fromkeys(
+        ("target_forwards", "draft_forwards", "micro_forwards", "drafted", "accepted", "kv_slots", "kv_bytes")
+    )
+    records = []
+    for record in run.records:
+        if record.cell == CELLS[1].label:
+            assert record.trace is not None
+            steps = tuple(replace(step, **unknown) for step in record.trace.steps)
+            record = replace(record, trace=replace(record.trace, steps=steps))
+        records.append(record)
+    text = check(render_html([replace(run, records=tuple(records))]))
+    assert f"Left out for want of a number: {CELLS[1].label}" in text
+
+
 @pytest.mark.slow
 def test_thirty_methods_with_names_of_eighty_characters_render(tmp_path: Path) -> None:
     cells = (
