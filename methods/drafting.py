@@ -48,7 +48,10 @@ def load_draft(name: str, target: TargetModel) -> Llama:
 
     if name == "int8":
         return target.shared("draft/int8", lambda: quantize_int8(target.llama))
-    draft = target.shared(f"draft/{name}", lambda: load(name, dtype=str(target.dtype).removeprefix("torch."), device=str(target.device)))
+    draft = target.shared(
+        f"draft/{name}",
+        lambda: load(name, dtype=str(target.dtype).removeprefix("torch."), device=str(target.device)),
+    )
     if draft.llama.shape.vocab_size != target.llama.shape.vocab_size:
         raise ModelError(
             f"draft {name} has a vocabulary of {draft.llama.shape.vocab_size} tokens, {target.name} has "

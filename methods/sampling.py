@@ -71,7 +71,7 @@ def accept_sampled(
 ) -> Accepted:
     """Keeps drafted tokens with probability min(1, p/q), else draws from the residual.
 
-    The emitted tokens are then distributed exactly as the target's (Leviathan et al. 2023, arXiv 2211.17192, theorem 1).
+    The emitted tokens are then distributed exactly as the target's (Leviathan et al. 2023, arXiv 2211.17192).
 
     Args:
         target_probs: p, ``[k + 1, V]``.

@@ -45,7 +45,9 @@ class SpeculativeConfig(MethodConfig):
         if self.kv not in ("separate", "shared"):
             raise ValueError(f"kv must be 'separate' or 'shared', got {self.kv!r}")
         if self.kv == "shared" and self.draft != INT8:
-            raise ValueError(f"kv='shared' needs draft='int8' (the same model's cache), got draft={self.draft!r}")
+            raise ValueError(
+                f"kv='shared' needs draft='int8' (the same model's cache), got draft={self.draft!r}"
+            )
 
     def build(self, target: TargetModel) -> Speculative:
         """Quantises or loads the draft, once for all cells that use it."""

@@ -136,7 +136,7 @@ def _decode(
 ) -> GenerationTrace:
     from hambench.engine import stream
     from hambench.prompts import TextStream
-    from hambench.records import GenerationTrace, StepRecord
+    from hambench.records import GenerationTrace
 
     eos_ids = () if options["ignore_eos"] else target.eos_ids
     text = TextStream(target.tokenizer) if show and target.tokenizer is not None else None
