@@ -22,7 +22,7 @@ Array = NDArray[Any]
 
 CONFIDENCE = 0.95
 POWER = 0.8
-MIN_BOOTSTRAP_BLOCKS = 25
+MIN_BOOTSTRAP_BLOCKS = 100
 _NUM_FLIPS = 4_999
 _NUM_RESAMPLES = 2_000
 _EXACT_FLIPS_UP_TO = 12
@@ -112,7 +112,7 @@ def mean_difference(
 
     - p-value: exact McNemar for scores of 0 or ``scale`` in one stratum without clusters; sign flips of whole
       clusters otherwise.
-    - interval: a stratified, clustered bootstrap of the pairs for graded scores with at least 25 clusters in
+    - interval: a stratified, clustered bootstrap of the pairs for graded scores with at least 100 clusters in
       each stratum; Student's t otherwise, with one disagreement added to each stratum (Agresti and Min 2005)
       so that a few pairs which happen to agree don't prove equality.
 

@@ -131,7 +131,7 @@ def test_the_interval_of_a_difference_of_0_1_scores_covers(n: int) -> None:
     assert covered / 400 >= 0.93
 
 
-@pytest.mark.parametrize("n", [12, 40])
+@pytest.mark.parametrize("n", [12, 40, 150])
 def test_the_interval_of_a_difference_of_graded_scores_covers_and_its_test_alarms_nominally(n: int) -> None:
     rng = np.random.default_rng(6)
     covered = alarms = 0
