@@ -2,7 +2,7 @@
 
 A block is what the two arms share: a sample, several samples that belong together, or one repeat over all
 samples. All tests are two-sided and deterministic (their random draws are seeded), and swapping the arms
-mirrors the result. Below 25 blocks nothing here is decided by a bootstrap, which under-covers there;
+mirrors the result. Below 100 blocks nothing here is decided by a bootstrap, which under-covers there;
 Student's t and sign flips hold.
 """
 
@@ -159,7 +159,8 @@ def mean_difference(
     low, high = effect - half, effect + half
     per_stratum = [len(np.unique(cluster[stratum == s])) for s in range(len(counts))]
     separate = sum(per_stratum) == num_clusters
-    # pairs that agree carry no information about the spread: they don't count towards the blocks a bootstrap needs
+    # pairs that agree carry no information about the spread: they don't count towards the blocks a bootstrap
+    # needs
     informative = int(np.count_nonzero(contributions))
     if not binary and separate and min(*per_stratum, informative) >= MIN_BOOTSTRAP_BLOCKS:
         low, high = _bootstrap(difference, stratum, cluster)
