@@ -7,10 +7,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from hambench.executors import Executor, get_executor
 from hambench.generation import DecodingOptions, Generator, Job
 from hambench.models import load
 from hambench.records import SCHEMA_VERSION, Cell, RunHeader, Sample
-from hambench.store import RunWriter
+from hambench.store import RunWriter, load_run
 from hambench.sweep import Sweep
 from hambench.telemetry import CpuLoadMeter
 
@@ -28,6 +29,8 @@ class Overhead:
     """Making and storing the records."""
     steps_s: float
     """Inside the method's steps: what a record calls decoding."""
+    start_s: float | None = None
+    """Before the first record, where workers had to be started: joining, loading, warming up."""
 
     @property
     def share(self) -> float:
@@ -48,8 +51,11 @@ def measure_overhead(
     methods: tuple[str, ...],
     num_records: int,
     max_new_tokens: int,
+    executor: str = "local",
+    ray_address: str | None = None,
 ) -> list[Overhead]:
     """Makes and stores records as a run does, and compares wall time with the time of the steps."""
+    place = get_executor(executor, ray_address=ray_address)
     target = load(model, dtype=dtype, device=device)
     cells = Sweep(model=model, methods=methods, dtype=dtype).expand().cells
     sample = Sample(
@@ -64,6 +70,10 @@ def measure_overhead(
         max_new_tokens=max_new_tokens,
     )
     options = DecodingOptions(max_remeasured=0)
+    if executor != "local":
+        return [
+            _measure_on(place, Generator(target, (cell,), options), sample, num_records) for cell in cells
+        ]
     generator = Generator(target, cells, options)
     with tempfile.TemporaryDirectory() as folder:
         writer = RunWriter.create(Path(folder) / "run", _header(cells), [sample])
@@ -87,6 +97,34 @@ def _measure(
     wall_s = time.perf_counter() - began
     return Overhead(
         cell=cell.label, num_records=num_records, num_tokens=num_tokens, wall_s=wall_s, steps_s=steps_s
+    )
+
+
+def _measure_on(place: Executor, generator: Generator, sample: Sample, num_records: int) -> Overhead:
+    """The same on another executor, from one stored record to the next: the first of them pays for the start."""
+    (cell,) = generator.cells
+    stored_at: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        writer = RunWriter.create(Path(folder) / "run", _header((cell,)), [sample])
+        began = time.perf_counter()
+        with writer:
+            place.run(
+                generator,
+                writer,
+                [sample],
+                repeats=num_records + 1,
+                done=set(),
+                progress=lambda *_: stored_at.append(time.perf_counter()),
+            )
+        traces = [record.trace for record in load_run(writer.folder).measured if record.trace is not None]
+    seconds = [sum(step.seconds for step in trace.steps) for trace in traces]
+    return Overhead(
+        cell=cell.label,
+        num_records=num_records,
+        num_tokens=sum(len(trace.token_ids) for trace in traces[1:]),
+        wall_s=stored_at[-1] - stored_at[0],
+        steps_s=sum(seconds[1:]),
+        start_s=stored_at[0] - began - seconds[0],
     )
 
 

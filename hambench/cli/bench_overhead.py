@@ -15,6 +15,10 @@ from hambench.cli._options import model_options
 @click.option("--methods", default="vanilla", show_default=True, metavar="LIST")
 @click.option("--records", "num_records", default=3, show_default=True, type=click.IntRange(min=1))
 @click.option("--max-new-tokens", default=128, show_default=True, type=click.IntRange(min=2))
+@click.option("--executor", type=click.Choice(["local", "ray"]), default="local", show_default=True)
+@click.option(
+    "--ray-address", metavar="ADDR", help="host:port of a Ray cluster with one worker; else one is started."
+)
 @click.option("--json", "as_json", is_flag=True)
 def command(
     model: str,
@@ -23,6 +27,8 @@ def command(
     methods: str,
     num_records: int,
     max_new_tokens: int,
+    executor: str,
+    ray_address: str | None,
     as_json: bool,
 ) -> None:
     """Compare the wall time of making records with the time inside the methods' steps."""
@@ -36,6 +42,8 @@ def command(
         methods=split_methods(methods),
         num_records=num_records,
         max_new_tokens=max_new_tokens,
+        executor=executor,
+        ray_address=ray_address,
     )
     for result in results:
         if as_json:
@@ -44,4 +52,5 @@ def command(
             click.echo(
                 f"{result.cell}: {result.share:.2%} of {result.wall_s:.2f} s is the harness "
                 f"({result.num_tokens} tokens, {result.microseconds_per_token:.0f} µs each)"
+                + (f"; {result.start_s:.1f} s to start" if result.start_s is not None else "")
             )

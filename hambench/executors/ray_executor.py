@@ -221,7 +221,8 @@ class RayExecutor:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
         if self.address is None:
-            options |= {"include_dashboard": False, "object_store_memory": 100 * 2**20}
+            # "local": a cluster that happens to run on this machine is joined only when asked for
+            options |= {"address": "local", "include_dashboard": False, "object_store_memory": 100 * 2**20}
         else:
             check_address(self.address)
             options["address"] = self.address

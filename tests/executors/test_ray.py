@@ -164,6 +164,25 @@ def test_other_executors_are_unknown_and_an_address_needs_ray():
         get_executor("local", ray_address="h:1")
 
 
+@needs_ray
+@pytest.mark.slow
+def test_the_overhead_of_ray_is_told_apart_from_its_start(tiny_model):
+    from hambench.bench_overhead import measure_overhead
+
+    (measured,) = measure_overhead(
+        model=str(tiny_model),
+        dtype="float32",
+        device="cpu",
+        methods=("vanilla",),
+        num_records=3,
+        max_new_tokens=8,
+        executor="ray",
+    )
+    assert measured.num_tokens == 3 * 8
+    assert 0 < measured.steps_s < measured.wall_s
+    assert measured.start_s > 0
+
+
 def _workers():
     for process in psutil.Process().children(recursive=True):
         if process.is_running() and " ".join(process.cmdline()).startswith("ray::Worker"):
