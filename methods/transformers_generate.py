@@ -192,4 +192,4 @@ def _generation_config(config: TransformersConfig, params: SamplingParams) -> An
             "prompt_lookup_num_tokens": config.num_draft_tokens,
             "max_matching_ngram_size": config.max_ngram,
         }
-    return GenerationConfig(**options)  # type: ignore[no-untyped-call]
+    return GenerationConfig(**options)

@@ -37,7 +37,7 @@ def quiet(model: Any) -> Any:
     from transformers import GenerationConfig
 
     # a pad id keeps generate from choosing (and announcing) one; nothing is ever padded here
-    model.generation_config = GenerationConfig(pad_token_id=0)  # type: ignore[no-untyped-call]
+    model.generation_config = GenerationConfig(pad_token_id=0)
     return model.eval()
 
 

@@ -7,6 +7,7 @@ import contextlib
 import hmac
 import json
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
@@ -121,7 +122,7 @@ def create_app(
     async def health() -> dict[str, Any]:
         return {
             "status": "ok",
-            "model": target.name,
+            "model": server.name,
             "method": method.name,
             "busy": server.worker.busy,
             "waiting": server.worker.num_waiting,
@@ -134,7 +135,7 @@ def create_app(
     @app.get("/v1/models", dependencies=[Depends(authorize)])
     async def models() -> dict[str, Any]:
         entry = {
-            "id": target.name,
+            "id": server.name,
             "object": "model",
             "created": 0,
             "owned_by": "hambench",
@@ -165,6 +166,8 @@ class _Server:
         if target.tokenizer is None:
             raise ValueError(f"target must have a tokenizer to be served, {target.name} has none")
         self.target, self.method, self.tokenizer = target, method, target.tokenizer
+        # a model loaded from a folder must not tell the world where that is
+        self.name = Path(target.name).name if Path(target.name).is_dir() else target.name
         self.worker = Worker(method, self.tokenizer.decode, max_waiting=max_waiting)
         self.exposition = Exposition(lambda: self.worker.num_waiting)
 
@@ -185,7 +188,7 @@ class _Server:
     def encode_chat(self, body: ChatRequest) -> list[int]:
         """Ids of a conversation, by the model's own chat template."""
         if not getattr(self.tokenizer, "chat_template", None):
-            raise RefusedError(400, f"{self.target.name} has no chat template: use /v1/completions")
+            raise RefusedError(400, f"{self.name} has no chat template: use /v1/completions")
         turns = [{"role": message.role, "content": message.text} for message in body.messages]
         try:
             text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
@@ -223,7 +226,7 @@ class _Server:
             self.worker.submit(job)
         except QueueFullError as error:
             raise RefusedError(429, str(error), "queue_full") from error
-        answer = _Answer(self, body, Reply(chat, self.target.name), prompts)
+        answer = _Answer(self, body, Reply(chat, self.name), prompts)
         steps = self._events(request, job, events)
         try:
             first = await anext(steps)
@@ -267,7 +270,7 @@ class _Server:
         Raises:
             RefusedError: If the request can't be answered by this model.
         """
-        name, size, room = self.target.name, self.target.llama.shape.vocab_size, self.target.context_length
+        name, size, room = self.name, self.target.llama.shape.vocab_size, self.target.context_length
         if body.model != name:
             raise RefusedError(
                 404, f"this server has no model {body.model!r}; it has {name!r}", "model_not_found"

@@ -214,3 +214,42 @@ def test_bad_knobs_are_named():
 def test_nothing_listening_is_one_clear_line(tiny):
     with pytest.raises(HambenchError, match=r"http://127\.0\.0\.1:9 does not answer"):
         EndpointConfig(url="http://127.0.0.1:9", retries=0).build(tiny)
+
+
+def test_a_run_with_peers_is_reported_with_dashes_where_nothing_is_known(
+    tiny_model, rows, scripted, tmp_path
+):
+    from hambench.reports import write_html
+    from hambench.runner import RunRequest, start_run
+    from hambench.summary import render_table
+    from hambench.sweep import Sweep
+
+    scripted.events = [piece("ab"), piece("cd", "length"), counted(1, 4), "[DONE]"]
+    methods = ("vanilla", "transformers[mode=assistant]", f"endpoint[url={scripted.url}]")
+    sweep = Sweep(model=str(tiny_model), methods=methods, dtype="float32")
+    asked = RunRequest(
+        sweep=sweep, suite="longbench", tasks=("lcc",), data=rows, limit=1, max_new_tokens=4, device="cpu"
+    )
+    run = start_run(asked, tmp_path / "run")
+    assert [record.error for record in run.measured] == [None] * 3
+    write_html([run], tmp_path / "report.html")
+    row = next(line for line in render_table(run).splitlines() if line.startswith("endpoint"))
+    assert row.count("–") >= 4
+    assert str(tiny_model) not in json.dumps(scripted.asked[0]["model"])
+
+
+def test_a_folders_path_is_not_served(tiny_model):
+    from fastapi.testclient import TestClient
+
+    from hambench.methods.vanilla import VanillaConfig
+    from hambench.serving.app import create_app
+
+    target = load(str(tiny_model), dtype="float32", device="cpu")
+    with TestClient(create_app(target, VanillaConfig().build(target)), base_url="http://localhost") as client:
+        for reply in (
+            client.get("/v1/models"),
+            client.get("/health"),
+            client.post("/v1/completions", json={"model": "x", "prompt": "y"}),
+        ):
+            assert str(tiny_model.parent) not in reply.text
+        assert client.get("/v1/models").json()["data"][0]["id"] == tiny_model.name
