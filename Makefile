@@ -35,6 +35,10 @@ check: setup types
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 
+# the counts of this code against the committed ones: an id, a forward or a byte more fails
+gate: setup
+	$(BIN)/hambench gate --only exact
+
 format: setup
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
