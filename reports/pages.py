@@ -12,7 +12,6 @@ from hambench.reports import (
     notes,
     overview,
     paper_figures,
-    pareto_figure,
     tables,
     verdicts,
 )
@@ -22,6 +21,7 @@ from hambench.reports.history_page import history_section
 from hambench.reports.identity import Facts, identity
 from hambench.reports.kernels_page import kernels_section
 from hambench.reports.notes import Term
+from hambench.reports.pareto_page import pareto_section
 from hambench.reports.roofline_figure import roofline_section
 from hambench.reports.steps_figures import steps_section
 from hambench.reports.values import Figure, Section
@@ -78,7 +78,7 @@ def build(view: View, options: ReportOptions) -> Page:
         identity=identity(view, include_host=options.include_host),
         sections=[
             Section("identity", "Run", "Everything needed to judge these numbers, or to measure them again."),
-            pareto_figure.pareto_section(view),
+            pareto_section(view),
             paper_figures.paper_section(view),
             Section("tables", "Tables", tables=(tables.summary_table(view), tables.task_table(view))),
             Section(

@@ -17,7 +17,6 @@ from hambench.reports.plate import BAND, LINE, MUTED, PAGE, Plate, padded, title
 from hambench.reports.values import (
     Column,
     Figure,
-    Section,
     Table,
     TableCell,
     bytes_text,
@@ -64,40 +63,17 @@ class Point:
     standing: pareto.Standing
 
 
-def pareto_section(view: View) -> Section:
-    """Three plots over all samples, and small multiples of the first for each suite and task."""
-    figures: list[Figure] = []
-    missing: list[str] = []
-    for x, y in ((TPS, ACCURACY), (KV, ACCURACY), (KV, TPS)):
-        figure = pareto_figure(view, x, y)
-        if figure is None:
-            missing.append(f"{y.short} against {x.short}: no cell has both numbers.")
-        else:
-            figures.append(figure)
-    many = small_multiples(view, view.tasks)
-    if many is not None:
-        figures.append(many)
-    return Section(
-        name="pareto",
-        title="Pareto",
-        lead="Each point is one setting, measured once on the same answers: its speed, memory and accuracy belong "
-        "together. Bars are 95 % intervals of the paired difference from the baseline, which therefore has none.",
-        figures=tuple(figures),
-        missing=tuple(missing),
-    )
-
-
 def pareto_figure(view: View, x: Axis, y: Axis, group: str = ALL) -> Figure | None:
     """One plot, or ``None`` when no cell has both numbers."""
-    points, excluded = _points(view, x, y, group)
+    points, excluded = points_of(view, x, y, group)
     if not points:
         return None
     name = f"{view.prefix}pareto-{x.short.lower()}-{y.short.lower()}"
     plate = Plate(name, width=7.6, height=4.7, margins=(0.6, 0.3, 0.55, 0.4))
     ax = plate.axes[0]
-    _limits(ax, x, y, points)
-    _ground(plate, ax, x, y, points, view)
-    _draw_points(plate, ax, x, y, points, labelled=True)
+    set_limits(ax, x, y, points)
+    draw_ground(plate, ax, x, y, points, view)
+    draw_points(plate, ax, x, y, points, labelled=True)
     titles(
         ax, x=f"{x.title}  {'(more is better →)' if x.higher_is_better else '(← less is better)'}", y=y.title
     )
@@ -123,56 +99,8 @@ def pareto_figure(view: View, x: Axis, y: Axis, group: str = ALL) -> Figure | No
     )
 
 
-def small_multiples(view: View, groups: Sequence[str]) -> Figure | None:
-    """Accuracy against TPS for each task, the same look throughout, axes per panel."""
-    panels = [(group, _points(view, TPS, ACCURACY, group)[0]) for group in groups]
-    panels = [(group, points) for group, points in panels if points]
-    if len(panels) < 2:
-        return None
-    columns = 3
-    rows = -(-len(panels) // columns)
-    name = f"{view.prefix}pareto-tasks"
-    plate = Plate(
-        name,
-        width=9.4,
-        height=2.6 * rows + 0.4,
-        rows=rows,
-        columns=columns,
-        margins=(0.5, 0.2, 0.5, 0.8),
-        wspace=0.22,
-        hspace=0.62,
-    )
-    for ax in plate.axes[len(panels) :]:
-        ax.set_visible(False)
-    fastest = []
-    for ax, (group, points) in zip(plate.axes, panels, strict=False):
-        _limits(ax, TPS, ACCURACY, points)
-        _ground(plate, ax, TPS, ACCURACY, points, view)
-        _draw_points(plate, ax, TPS, ACCURACY, points, labelled=False, size=5)
-        n = max(point.y.n for point in points)
-        titles(
-            ax,
-            title=f"{clip(group_title(group).rpartition('/')[2], 28)}  (n={n})",
-            y="accuracy, points",
-            x="TPS",
-        )
-        fastest.append(max(points, key=lambda p: p.x.value).cell.label)
-    methods = {point.cell.method: point.cell.style for _, points in panels for point in points}
-    plate.key(list(methods.items()))
-    common = max(set(fastest), key=lambda label: (fastest.count(label), label))
-    return Figure(
-        name=name,
-        title="The same per task",
-        finding=f"{common} is the fastest in {fastest.count(common)} of {len(panels)} tasks.",
-        plate=plate,
-        series=tuple(dict.fromkeys((p.cell.series, p.cell.method) for _, points in panels for p in points)),
-        notes=(
-            "Each panel has its own axes, and y need not begin at 0. The numbers are in the table per task.",
-        ),
-    )
-
-
-def _points(view: View, x: Axis, y: Axis, group: str) -> tuple[list[Point], list[CellView]]:
+def points_of(view: View, x: Axis, y: Axis, group: str) -> tuple[list[Point], list[CellView]]:
+    """Cells with both numbers as points, and the cells that lack one."""
     found: list[tuple[CellView, Estimate, Estimate]] = []
     excluded: list[CellView] = []
     for cell in view.cells:
@@ -189,8 +117,8 @@ def _points(view: View, x: Axis, y: Axis, group: str) -> tuple[list[Point], list
     return [Point(c, a, b, front.standings[c.label]) for c, a, b in found], excluded
 
 
-def _limits(ax: Axes, x: Axis, y: Axis, points: Sequence[Point]) -> None:
-    # an interval may be so wide that it would push all points together: it is then cut at the frame
+def set_limits(ax: Axes, x: Axis, y: Axis, points: Sequence[Point]) -> None:
+    """Limits with room around points and intervals; an interval that dwarfs the points is cut at the frame."""
     ax.set_xlim(*padded(_reach([p.x for p in points], x.scale), share=0.1, floor=0))
     ys = _reach([p.y for p in points], y.scale)
     if y is ACCURACY:
@@ -206,7 +134,8 @@ def _reach(estimates: Sequence[Estimate], scale: float) -> list[float]:
     return [*values, *(min(max(end, min(values) - 1.2 * span), max(values) + 1.2 * span) for end in ends)]
 
 
-def _ground(plate: Plate, ax: Axes, x: Axis, y: Axis, points: Sequence[Point], view: View) -> None:
+def draw_ground(plate: Plate, ax: Axes, x: Axis, y: Axis, points: Sequence[Point], view: View) -> None:
+    """What lies under the points: the band, the baseline's cross-hairs, the front."""
     base = next(
         (p for p in points if view.baseline is not None and p.cell.label == view.baseline.label), None
     )
@@ -225,9 +154,10 @@ def _ground(plate: Plate, ax: Axes, x: Axis, y: Axis, points: Sequence[Point], v
         ax.step(xs, ys, where=where, color=MUTED, linewidth=1, linestyle=(0, (1, 2)), zorder=1.5)
 
 
-def _draw_points(
+def draw_points(
     plate: Plate, ax: Axes, x: Axis, y: Axis, points: Sequence[Point], *, labelled: bool, size: float = 8
 ) -> None:
+    """Series lines, whiskers, marks and, if wanted, labels."""
     for method in dict.fromkeys(p.cell.method for p in points):
         mine = sorted(
             (

@@ -112,15 +112,3 @@ def method_styles(methods: Sequence[str]) -> dict[str, MethodStyle]:
 def css_variables(values: dict[str, str]) -> str:
     """Declarations of the colours as CSS custom properties."""
     return "".join(f"--{name}:{value};" for name, value in values.items())
-
-
-def contrast(first: str, second: str) -> float:
-    """WCAG contrast ratio of two ``#rrggbb`` colours, 1..21."""
-    lighter, darker = sorted((_luminance(first), _luminance(second)), reverse=True)
-    return (lighter + 0.05) / (darker + 0.05)
-
-
-def _luminance(colour: str) -> float:
-    channels = [int(colour[index : index + 2], 16) / 255 for index in (1, 3, 5)]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -12,7 +12,6 @@ from hambench.groups import ALL, group_kind, group_names, in_group
 from hambench.records import Cell, Comparison, Estimate, GenerationTrace, Measurement, SampleRecord, Score
 from hambench.reports.compared import around, compare_with_baseline
 from hambench.reports.theme import MethodStyle, method_styles
-from hambench.reports.values import slug
 from hambench.store import Run
 
 
@@ -22,8 +21,6 @@ class CellView:
 
     cell: Cell
     style: MethodStyle
-    slug: str
-    """Unique and safe in ids."""
     series: str
     """Slug of its method: cells of a method are one series."""
     short: str
@@ -147,18 +144,14 @@ def view_cells(cells: Sequence[Cell]) -> tuple[CellView, ...]:
     styles = method_styles([cell.method for cell in cells])
     axes = {method: _axis([c for c in cells if c.method == method]) for method in styles}
     views = []
-    slugs: dict[str, int] = {}
     for cell in cells:
         axis = axes[cell.method]
         value = cell.knobs.get(axis) if axis else None
         order = float(value) if isinstance(value, int | float) else None
-        name = slug(cell.label)
-        slugs[name] = slugs.get(name, 0) + 1
         views.append(
             CellView(
                 cell=cell,
                 style=styles[cell.method],
-                slug=name if slugs[name] == 1 else f"{name}-{slugs[name]}",
                 series=f"m{list(styles).index(cell.method)}",
                 short=_short(cell, cells),
                 order=order,

@@ -9,7 +9,19 @@ import pytest
 
 from hambench.reports.labels import Label, place_labels
 from hambench.reports.plate import Plate, padded, tick_text, titles
-from hambench.reports.theme import DARK, KNOWN, LIGHT, SENTINEL, contrast, method_styles
+from hambench.reports.theme import DARK, KNOWN, LIGHT, SENTINEL, method_styles
+
+
+def contrast(first: str, second: str) -> float:
+    """WCAG contrast ratio of two ``#rrggbb`` colours, 1..21."""
+    lighter, darker = sorted((_luminance(first), _luminance(second)), reverse=True)
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+def _luminance(colour: str) -> float:
+    channels = [int(colour[index : index + 2], 16) / 255 for index in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def small_plate(name: str = "small") -> Plate:
