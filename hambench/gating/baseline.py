@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from hambench.errors import HambenchError
 from hambench.gating.checks import Check, CrashedError, IncompleteError, Outcome
 from hambench.gating.exact import Answer, answer_of, compare_answers
+from hambench.records import Cell
+
+if TYPE_CHECKING:
+    from hambench.models import TargetModel
 
 SCHEMA_VERSION = 1
 DEFAULT_METHODS = (
@@ -21,6 +27,7 @@ DEFAULT_METHODS = (
     "speculative[k=4]",
     "speculative[k=4,kv=shared]",
     "prompt_lookup",
+    "hamburger[c=0.5]",
 )
 REGENERATE = "commit the output of `hambench gate --only exact --update-baseline`"
 
@@ -55,27 +62,50 @@ def measure_exact(methods: Sequence[str]) -> ExactBaseline:
     cells = Sweep(model=toy.NAME, methods=tuple(methods), dtype="float32").expand().cells
     target = toy.load_toy()
     answers: dict[str, tuple[Answer, ...]] = {}
-    with torch_threads(1), torch.inference_mode(), toy.watched_margins(target) as smallest_margin:
+    doubts = [float("inf")]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch_threads(1))
+        stack.enter_context(torch.inference_mode())
+        if any(cell.method == "hamburger" for cell in cells):
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hambench-toy-")))
+            cells = tuple(_with_weights(cell, scratch, target) for cell in cells)
+        smallest_margin = stack.enter_context(toy.watched_margins(target))
         for cell in cells:
             try:
                 method = config_of(cell).build(target)
-                answers[cell.label] = tuple(
-                    answer_of(
-                        generate(method, ids, SamplingParams(max_new_tokens=toy.MAX_NEW_TOKENS)),
-                        sample_id=name,
-                        prompt_hash=toy.workload_hash(),
-                    )
+                traces = {
+                    name: generate(method, ids, SamplingParams(max_new_tokens=toy.MAX_NEW_TOKENS))
                     for name, ids in toy.prompts().items()
-                )
+                }
             except (RuntimeError, ValueError, ArithmeticError, LookupError, TypeError) as error:
                 raise CrashedError(f"{cell.label}: {type(error).__name__}: {error}") from error
-        margin = smallest_margin()
+            answers[cell.label] = tuple(
+                answer_of(trace, sample_id=name, prompt_hash=toy.workload_hash())
+                for name, trace in traces.items()
+            )
+            # a stop head that says nearly its threshold is as doubtful as two logits that are nearly equal
+            confidence = float(cell.knobs.get("confidence") or 0.0)
+            doubts += [
+                abs(probability - confidence)
+                for trace in traces.values()
+                for step in trace.steps
+                for probability in step.continue_probs
+            ]
+        margin = min(smallest_margin(), *doubts)
     return ExactBaseline(
         schema_version=SCHEMA_VERSION,
         workload=toy.workload_hash(),
         smallest_margin=round(margin, 6),
         cells=answers,
     )
+
+
+def _with_weights(cell: Cell, folder: Path, target: TargetModel) -> Cell:
+    from hambench.gating import toy
+
+    if cell.method != "hamburger" or cell.knobs.get("checkpoint") is not None:
+        return cell
+    return replace(cell, knobs={**cell.knobs, "checkpoint": str(toy.save_hamburger(folder, target))})
 
 
 def compare_exact(base: ExactBaseline, head: ExactBaseline, *, name: str) -> Outcome:

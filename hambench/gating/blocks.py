@@ -65,8 +65,8 @@ class Work:
     """What every block of a gate does."""
 
     prompts: tuple[GatePrompt, ...]
-    max_new_tokens: int = 32
-    turns: int = 3
+    max_new_tokens: int = 24
+    turns: int = 6
     """Turns of each prompt in a block; the fastest of each side counts, as what disturbs can only slow."""
     device: str | None = None
     together: bool = True
