@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +22,32 @@ def load_base(folder: Path, *, full: bool) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
 
 
-def add_low_rank(model: nn.Module, rank: int) -> nn.Module:
-    """Adapters of ``rank`` on every linear layer of the base, the rest frozen."""
+def add_low_rank(model: nn.Module, rank: int, *, num_layers: int | None = None) -> nn.Module:
+    """Adapters of ``rank`` on the linear layers of the base, or of its first ``num_layers``; the rest frozen."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
-        r=rank, lora_alpha=LORA_SCALE * rank, lora_dropout=0.0, target_modules=list(LORA_TARGETS), bias="none"
+        r=rank,
+        lora_alpha=LORA_SCALE * rank,
+        lora_dropout=0.0,
+        target_modules=list(LORA_TARGETS),
+        bias="none",
+        layers_to_transform=None if num_layers is None else list(range(num_layers)),
     )
-    adapted: nn.Module = get_peft_model(model, config)  # type: ignore[arg-type]
+    adapted: nn.Module = get_peft_model(model, config)
     return adapted
+
+
+@contextmanager
+def first_layers(model: Any, num_layers: int) -> Iterator[None]:
+    """The base cut short while the context lasts: its first layers, and no final norm."""
+    decoder = model.get_decoder()
+    layers, norm = decoder.layers, decoder.norm
+    decoder.layers, decoder.norm = layers[:num_layers], nn.Identity()
+    try:
+        yield
+    finally:
+        decoder.layers, decoder.norm = layers, norm
 
 
 def low_rank_tensors(adapted: nn.Module) -> dict[str, Tensor]:

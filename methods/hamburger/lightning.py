@@ -108,7 +108,11 @@ def convert(
     heads = merge_heads or PUBLIC_MERGE_HEADS
     if shape.hidden_size % heads:
         raise ModelError(f"--merge-heads must divide the hidden size {shape.hidden_size}, got {heads}")
-    changes = {"num_micro_layers": max(layers) + 1, "max_micro_steps": max_steps, "merge_heads": heads}
+    changes: dict[str, Any] = {
+        "num_micro_layers": max(layers) + 1,
+        "max_micro_steps": max_steps,
+        "merge_heads": heads,
+    }
     if feature_layers is None and shape.num_layers > PUBLIC_FEATURE_LAYERS[-1]:
         feature_layers = PUBLIC_FEATURE_LAYERS
     if feature_layers is None:

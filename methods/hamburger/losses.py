@@ -79,7 +79,7 @@ def frozen_head_loss(
         probs: ``[R, K]`` their probabilities.
         weights: ``[R]``.
     """
-    return HeadLoss(*_FrozenHead.apply(hidden, head, ids, probs, weights))
+    return HeadLoss(*_FrozenHead.apply(hidden, head, ids, probs, weights))  # type: ignore[no-untyped-call]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import get_args
 
 from torch import Tensor
 
@@ -61,8 +60,9 @@ def build(config: HamburgerConfig, target: TargetModel) -> Hamburger:
     """
     folder = find(config.checkpoint, target.name)
     model, own_base_bytes = target.shared(f"hamburger:{folder}", lambda: _assemble(folder, target))
-    convention = config.position_convention or model.architecture.position_convention
-    assert convention in get_args(PositionConvention)
+    convention = model.architecture.position_convention
+    if config.position_convention is not None:
+        convention = "hf" if config.position_convention == "hf" else "train"
     return Hamburger(
         name=config.label,
         target=target,

@@ -9,10 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hambench.methods.hamburger.fused import FusedBatch, base_features, teacher_forced
+from hambench.methods.hamburger.base import first_layers
+from hambench.methods.hamburger.fused import FusedBatch, base_features, fuse, teacher_forced
 from hambench.methods.hamburger.grafts import Grafts
 from hambench.methods.hamburger.losses import MicroTargets, frozen_head_loss, micro_loss
 from hambench.methods.hamburger.recipes import Recipe
+from hambench.methods.hamburger.teacher import hidden_layers
 
 Losses = dict[str, Tensor]
 
@@ -48,8 +50,12 @@ class Student(nn.Module):
         super().__init__()
         self.model, self.grafts, self.recipe = model, grafts, recipe
 
-    def forward(self, batch: FusedBatch, lesson: BatchLesson | None = None) -> Losses:
+    def forward(
+        self, batch: FusedBatch, lesson: BatchLesson | None = None, *, first_layers_only: bool = False
+    ) -> Losses:
         """Losses by name, ``loss`` being what is minimised; the others are for the curve."""
+        if lesson is not None and first_layers_only:
+            return self._read(batch, lesson)
         if lesson is not None:
             return self._distil(batch, lesson)
         return self._published(batch)
@@ -69,6 +75,24 @@ class Student(nn.Module):
             "stop": stop,
             "accuracy": accuracy,
         }
+
+    def _read(self, batch: FusedBatch, lesson: BatchLesson) -> Losses:
+        """How far the stream at the first feature is from the un-fused one, fused slots counting three times."""
+        first = self.grafts.architecture.feature_layers[0]
+        inputs = fuse(batch, self.model.get_input_embeddings().weight, self.grafts.embedder)  # type: ignore[operator]
+        with first_layers(self.model, first + 1):
+            (stream,) = hidden_layers(
+                self.model,
+                (first,),
+                inputs_embeds=inputs,
+                attention_mask=batch.mask,
+                position_ids=batch.positions,
+            )
+        at, slot = batch.sources.T
+        distance = (stream[at, slot].float() - lesson.features[:, 0].float()) / lesson.spread[0]
+        errors = distance.clamp(-10, 10).square().mean(-1)
+        weights = torch.where(batch.lengths[at, slot] > 1, 3.0, 1.0)
+        return {"loss": (weights * errors).sum() / weights.sum()}
 
     def _distil(self, batch: FusedBatch, lesson: BatchLesson) -> Losses:
         recipe, targets = self.recipe, lesson.targets

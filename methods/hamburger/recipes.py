@@ -30,6 +30,8 @@ class Recipe:
     clip: float = 1.0
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.01
+    feature_noise: float = 0.0
+    """Noise added to cached features, in their standard deviations: few responses are soon known by heart."""
     epochs: float = 1.0
     stop_weight: float = 0.5
     feature_weight: float = 0.0
@@ -38,10 +40,16 @@ class Recipe:
     """``distil``: of the micro-step decoder's cross-entropy."""
     micro_epochs: float = 0.0
     """Epochs over cached un-fused features, micro-step decoder and stop head alone, before the base is touched."""
-    micro_batch: int = 768
+    micro_batch: int = 256
     """Macro-steps of an optimiser step of that first stage."""
+    reader_epochs: float = 0.0
+    """Then: epochs over fused inputs through the base's first layers only, pulled towards the un-fused stream where
+    the micro-step decoder's first feature is taken."""
+    num_micro_layers: int = 4
     lora_rank: int = 0
-    """Rank of the low-rank change to every linear layer of the base; 0 trains the whole base."""
+    """Rank of the low-rank changes to the base's linear layers; 0 trains the whole base."""
+    adapt_first_layers_only: bool = False
+    """Low-rank changes go to the layers up to the first feature only."""
     start_from_base: bool = False
     """Micro layers copied from the base's last ones, and new branches starting at zero."""
     merge_residual: Literal["mean", "last"] = "mean"
@@ -54,7 +62,7 @@ class Recipe:
         for name in ("batch_size", "accumulate", "micro_batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
-        for name in ("base_lr", "graft_lr", "epochs", "micro_epochs", "lora_rank", "clip"):
+        for name in ("base_lr", "graft_lr", "epochs", "micro_epochs", "reader_epochs", "lora_rank", "clip"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
 
@@ -75,23 +83,29 @@ PAPER = Recipe(
 SMALL = Recipe(
     name="small",
     objective="distil",
-    base_lr=1e-3,
-    graft_lr=5e-4,
+    base_lr=2e-3,
+    graft_lr=6e-4,
     final_lr_share=0.05,
     warmup_steps=20,
     batch_size=8,
     betas=(0.9, 0.95),
+    weight_decay=0.1,
+    feature_noise=0.25,
     epochs=4.0,
     stop_weight=0.5,
     feature_weight=0.5,
     micro_weight=0.5,
-    micro_epochs=4.0,
-    lora_rank=12,
+    micro_epochs=2.0,
+    micro_batch=224,
+    reader_epochs=2.0,
+    num_micro_layers=2,
+    lora_rank=24,
+    adapt_first_layers_only=True,
     start_from_base=True,
     merge_residual="last",
     micro_norm=True,
     strategy=Strategy(name="sliding", threshold=0.3),
-    thresholds=(0.03, 1.0),
+    thresholds=(0.02, 2.0),
 )
 """For an hour or two on a CPU: sane starts, cached features first, then distillation through fused inputs."""
 

@@ -70,7 +70,7 @@ def study(
 
 def _lesson(features: torch.Tensor, response: torch.Tensor, head: torch.Tensor) -> Lesson:
     parts = []
-    for rows, wanted in zip(features[:, -1].split(256), response.split(256), strict=True):
+    for rows, wanted in zip(torch.split(features[:, -1], 256), torch.split(response, 256), strict=True):
         logs = torch.log_softmax((rows @ head.T).float(), dim=-1)
         top = logs.topk(min(TOP_TOKENS, logs.shape[-1]), dim=-1)
         entropies = -(logs.exp() * logs).sum(-1)

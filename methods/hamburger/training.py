@@ -35,6 +35,8 @@ from hambench.methods.hamburger.segment import Segmented
 from hambench.methods.hamburger.teacher import Corpus
 from hambench.models import locate
 
+_BUDGET_SHARES = {"micro": 0.4, "reader": 0.7, "fused": 1.0}
+"""When each stage of ``distil`` ends, as a share of the minutes given."""
 STATE_NAME, CURVE_NAME = "state.pt", "curve.jsonl"
 
 
@@ -45,7 +47,7 @@ class RunOptions:
     out: Path
     seed: int = 0
     steps: int | None = None
-    """Optimiser steps of the fused stage; by default the recipe's epochs."""
+    """Optimiser steps of each stage over fused inputs; by default the recipe's epochs."""
     minutes: float | None = None
     """Wall-clock budget of the whole run; whichever limit comes first ends it."""
     save_minutes: float = 5.0
@@ -87,13 +89,16 @@ class Trainer:
         architecture: Architecture | None = None,
     ) -> None:
         from accelerate import Accelerator
-        from accelerate.utils import set_seed
+        from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
         set_seed(options.seed)
         self.recipe, self.options = recipe, options
         on_cpu = not torch.cuda.is_available()
         self.accelerator = Accelerator(
-            mixed_precision="bf16", gradient_accumulation_steps=recipe.accumulate, cpu=on_cpu
+            mixed_precision="bf16",
+            cpu=on_cpu,
+            # the stage over the first layers gives the grafts behind them no gradient
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         self.model_name = model_name
         self.folder, _, _ = locate(model_name)
@@ -102,6 +107,7 @@ class Trainer:
         self.architecture = architecture or Architecture.for_base(
             self.shape.num_layers,
             merge_heads=largest_divisor(self.shape.hidden_size, 64),
+            num_micro_layers=recipe.num_micro_layers,
             merge_residual=recipe.merge_residual,
             micro_norm=recipe.micro_norm,
         )
@@ -110,12 +116,17 @@ class Trainer:
             start_sane(self.grafts, {n: t.detach() for n, t in self.model.state_dict().items()})
         student_model: nn.Module = self.model
         if recipe.lora_rank:
-            student_model = add_low_rank(self.model, recipe.lora_rank)
+            first = self.architecture.feature_layers[0] + 1
+            student_model = add_low_rank(
+                self.model, recipe.lora_rank, num_layers=first if recipe.adapt_first_layers_only else None
+            )
         self.student = Student(student_model, self.grafts, recipe)
         self.began = self._saved = time.monotonic()
         self.step = 0
         self._optimizer_state: dict[str, Any] | None = None
-        self.stage = "micro" if recipe.micro_epochs and recipe.objective == "distil" else "fused"
+        self.stage = "fused"
+        if recipe.objective == "distil":
+            self.stage = "micro" if recipe.micro_epochs else "reader"
 
     @property
     def base(self) -> Any:
@@ -156,9 +167,14 @@ class Trainer:
 
         self._load_state()
         if self.stage == "micro":
-            self._micro_stage(corpus, batches, train)
-            self.stage, self.step = "fused", 0
-        self._fused_stage(train, held, batch_of, corpus.offsets.diff().tolist())
+            self._micro_stage(corpus, batches, train, spread)
+            self.stage, self.step = "reader", 0
+        lengths = corpus.offsets.diff().tolist()
+        if self.stage == "reader":
+            if self.recipe.reader_epochs:
+                self._fused_stage(train, [], batch_of, lengths)
+            self.stage, self.step, self._optimizer_state = "fused", 0, None
+        self._fused_stage(train, held, batch_of, lengths)
 
     def _cut(self, corpus: Corpus, index: int, rng: random.Random | None) -> tuple[list[int], int, list[int]]:
         """A sequence with segments; a threshold of its own if there is an ``rng`` and the recipe says so."""
@@ -170,7 +186,9 @@ class Trainer:
             strategy = dataclasses.replace(strategy, threshold=math.exp(rng.uniform(low, high)))
         return ids.tolist(), prompt, strategy.cut(values)
 
-    def _micro_stage(self, corpus: Corpus, batches: MicroBatches, train: Sequence[int]) -> None:
+    def _micro_stage(
+        self, corpus: Corpus, batches: MicroBatches, train: Sequence[int], spread: Tensor
+    ) -> None:
         grafts, recipe = self.grafts.to(self.accelerator.device), self.recipe
         rows = torch.cat([torch.arange(*corpus.row_offsets[i : i + 2].tolist()) for i in train])
         rows = rows[batches.remaining[rows] > 1]
@@ -182,15 +200,15 @@ class Trainer:
         embedding = self.base.get_input_embeddings().weight.detach().to(self.accelerator.device)
         head = self.base.get_output_embeddings().weight.detach().to(self.accelerator.device)
         for chosen in self._micro_draws(rows, steps):
-            lesson = BatchLesson(batches.features(chosen), torch.ones(1), batches.targets(chosen)).to(
-                embedding.device
-            )
+            features = batches.features(chosen).float()
+            features += recipe.feature_noise * spread * torch.randn(features.shape)
+            lesson = BatchLesson(features.bfloat16(), spread, batches.targets(chosen)).to(embedding.device)
             with self.accelerator.autocast():
                 out = micro_loss(grafts, lesson.features, lesson.targets, embedding=embedding, head=head)
             tokens, stop = out.tokens / out.num_tokens.clamp(min=1), out.stop / out.num_stops.clamp(min=1)
-            (tokens + recipe.stop_weight * stop).backward()
+            self.accelerator.backward(tokens + recipe.stop_weight * stop)
             self._apply(optimizer, parameters, self.step / steps)
-            self._record({"stage": 0.0, "micro": float(tokens), "stop": float(stop)})
+            self._record({"stage": 0.0, "micro": float(tokens.detach()), "stop": float(stop.detach())})
 
     def _micro_draws(self, rows: Tensor, steps: int) -> Iterator[Tensor]:
         generator = torch.Generator().manual_seed(self.options.seed)
@@ -212,7 +230,11 @@ class Trainer:
     ) -> None:
         recipe, accelerator = self.recipe, self.accelerator
         per_step = recipe.batch_size * recipe.accumulate * accelerator.num_processes
-        total = self.options.steps or max(1, math.ceil(recipe.epochs * len(train) / per_step))
+        reading = self.stage == "reader"
+        epochs = recipe.reader_epochs if reading else recipe.epochs
+        total = max(1, math.ceil(epochs * len(train) / per_step))
+        if self.options.steps is not None:
+            total = self.options.steps
         trained = [p for p in self.student.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
             self._parameter_groups(), lr=recipe.graft_lr, betas=recipe.betas, weight_decay=recipe.weight_decay
@@ -230,12 +252,19 @@ class Trainer:
                 batch, lesson = batch_of(mine, rng)
                 batch, lesson = batch.to(accelerator.device), lesson and lesson.to(accelerator.device)
                 with accelerator.autocast():
-                    losses = student(batch, lesson)
+                    losses = student(batch, lesson, first_layers_only=reading)
                 accelerator.backward(losses["loss"] / recipe.accumulate)
                 if micro == recipe.accumulate - 1:
                     self._apply(optimizer, trained, self.step / total)
-            self._record({"stage": 1.0, **{name: float(value.detach()) for name, value in losses.items()}}, optimizer)
-        self._finish(held, batch_of, optimizer)
+            self._record(
+                {
+                    "stage": 1.0 if reading else 2.0,
+                    **{name: float(value.detach()) for name, value in losses.items()},
+                },
+                optimizer,
+            )
+        if not reading:
+            self._finish(held, batch_of, optimizer)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         recipe = self.recipe
@@ -270,8 +299,10 @@ class Trainer:
         self.step += 1
 
     def _out_of_time(self) -> bool:
+        """Whether the stage has used up its share of the budget."""
         minutes = self.options.minutes
-        return minutes is not None and time.monotonic() - self.began > 60 * minutes
+        share = _BUDGET_SHARES[self.stage] if self.recipe.objective == "distil" else 1.0
+        return minutes is not None and time.monotonic() - self.began > 60 * minutes * share
 
     def _record(self, values: dict[str, float], optimizer: torch.optim.Optimizer | None = None) -> None:
         """A line of the curve, and a save when one is due."""

@@ -81,7 +81,7 @@ def test_the_distilling_recipe_trains_resumes_and_saves_what_decodes(folder, con
     second = run(5, resume=True)
     assert (first.step, second.step) == (3, 5)
     curve = [json.loads(line) for line in (out / "curve.jsonl").read_text().splitlines()]
-    assert {line["stage"] for line in curve} == {0.0, 1.0}
+    assert {line["stage"] for line in curve} == {0.0, 1.0, 2.0}
     checkpoint = load(out)
     assert checkpoint.base_weights == "lora"
     assert checkpoint.provenance["held_out"]["loss"] > 0
