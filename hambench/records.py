@@ -36,6 +36,8 @@ class Cell:
     """``float32``, ``bfloat16`` or ``float16``."""
     regime: str = "eager"
     """How the engine launches work: ``eager`` or ``graph``."""
+    kernels: str = "reference"
+    """``reference`` (torch's own operations) or ``fused`` (hambench's Triton kernels)."""
     threads: int | None = None
     """Intra-op threads of torch, where the sweep sets them."""
 

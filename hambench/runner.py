@@ -206,7 +206,6 @@ def _capture(request: RunRequest, target: TargetModel) -> Capture:
             data=request.data,
             edition=request.edition,
             preset=request.preset,
-            seed=request.decoding.seed,
             apply_chat_template=suites.chat_template_of(tokenizer),
             count_tokens=lambda text: len(tokenizer(text)["input_ids"]),
             context_length=target.context_length,

@@ -100,6 +100,7 @@ def cell_objects(run: Run) -> list[dict[str, Any]]:
                 "model": cell.model,
                 "dtype": cell.dtype,
                 "regime": cell.regime,
+                "kernels": cell.kernels,
                 **{name: value for name, value in numbers.items() if name not in ("cell", "group")},
                 "tps_ratio": measured.tps / base_tps if measured.tps and base_tps else None,
                 "predicted_tps": limit.predicted_tps if limit else None,

@@ -17,6 +17,7 @@ from hambench.registry import method_config, method_names
 ALL = "all"
 DTYPES = ("float32", "bfloat16", "float16")
 REGIMES = ("eager", "graph")
+KERNELS = ("reference", "fused")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,7 @@ class Sweep:
     """Values by knob, as text; a key is ``knob`` (every method that has it) or ``method.knob``."""
     dtype: str = "bfloat16"
     regimes: tuple[str, ...] = ("eager",)
+    kernels: tuple[str, ...] = ("reference",)
     threads: tuple[int | None, ...] = (None,)
     controls: bool = False
     """Whether each fine-tuned method's control cell is added where the axis does not hold it already."""
@@ -37,9 +39,8 @@ class Sweep:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise HambenchError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
-        for regime in self.regimes:
-            if regime not in REGIMES:
-                raise HambenchError(f"regime must be one of {', '.join(REGIMES)}, got {regime!r}")
+        _check_words("regime", self.regimes, REGIMES)
+        _check_words("kernels", self.kernels, KERNELS)
 
     def expand(self) -> Expansion:
         """All cells in report order, and what was left out of ``all`` with the reason.
@@ -64,15 +65,22 @@ class Sweep:
         if unused:
             raise HambenchError(f"no chosen method has the knob {unused[0]!r}")
         cells = []
-        for config, regime, threads in itertools.product(configs, self.regimes, self.threads):
+        axes = itertools.product(configs, self.regimes, self.kernels, self.threads)
+        for config, regime, kernels, threads in axes:
+            extras = {
+                "regime": regime if len(self.regimes) > 1 else None,
+                "kernels": kernels if len(self.kernels) > 1 else None,
+                "threads": threads,
+            }
             cells.append(
                 Cell(
                     method=config.method,
-                    label=_label(config, regime if len(self.regimes) > 1 else None, threads),
+                    label=_label(config, extras),
                     knobs=config.knobs(),
                     model=self.model,
                     dtype=self.dtype,
                     regime=regime,
+                    kernels=kernels,
                     threads=threads,
                 )
             )
@@ -236,14 +244,20 @@ def _scalar_types(hint: Any) -> set[type]:
     return {hint}
 
 
-def _label(config: MethodConfig, regime: str | None, threads: int | None) -> str:
-    extras = [f"regime={regime}"] if regime else []
-    extras += [f"threads={threads}"] if threads is not None else []
-    if not extras:
+def _check_words(name: str, given: Sequence[str], known: Sequence[str]) -> None:
+    for word in given:
+        if word not in known:
+            raise HambenchError(f"{name} must be one of {', '.join(known)}, got {word!r}")
+
+
+def _label(config: MethodConfig, extras: Mapping[str, KnobValue]) -> str:
+    """The config's label with the axes that are not the method's own."""
+    shown = [f"{name}={value}" for name, value in extras.items() if value is not None]
+    if not shown:
         return config.label
     head, bracket, tail = config.label.partition("[")
     knobs = [tail.removesuffix("]")] if bracket else []
-    return f"{head}[{','.join([*knobs, *extras])}]"
+    return f"{head}[{','.join([*knobs, *shown])}]"
 
 
 def _with_unique_labels(cells: Sequence[Cell]) -> tuple[Cell, ...]:

@@ -85,3 +85,11 @@ def test_a_fine_tuned_methods_control_is_added_once():
     assert one == ["hamburger[c=0.5,checkpoint=x]", "hamburger[c=1.1,checkpoint=x]"]
     swept = labels(methods=("hamburger",), knobs={"checkpoint": ["x"]}, controls=True)
     assert len(swept) == len(set(swept)) == 6
+
+
+def test_regimes_and_kernels_are_axes_shown_only_when_they_vary():
+    varied = labels(methods=("vanilla",), regimes=("eager", "graph"), kernels=("fused",))
+    assert varied == ["vanilla[regime=eager]", "vanilla[regime=graph]"]
+    assert labels(methods=("vanilla",), kernels=("fused",)) == ["vanilla"]
+    with pytest.raises(HambenchError, match="kernels must be one of reference, fused, got 'fast'"):
+        Sweep(model="m", kernels=("fast",))

@@ -66,6 +66,13 @@ def sweep_options(function: F) -> F:
         click.option(
             "--regime", default="eager", show_default=True, metavar="AXIS", help="eager, graph (GPU)."
         ),
+        click.option(
+            "--kernels",
+            default="reference",
+            show_default=True,
+            metavar="AXIS",
+            help="reference, fused (GPU).",
+        ),
     ]
     for option in reversed(options):
         function = option(function)
@@ -118,6 +125,7 @@ def make_sweep(
     method_args: tuple[str, ...],
     threads: str | None,
     regime: str = "eager",
+    kernels: str = "reference",
     control: str = "none",
 ) -> Sweep:
     """A sweep from option texts."""
@@ -138,6 +146,7 @@ def make_sweep(
         knobs=knobs,
         dtype=dtype,
         regimes=expand_values(regime),
+        kernels=expand_values(kernels),
         controls=control == "sft",
         threads=(None,)
         if threads is None

@@ -136,6 +136,7 @@ def request_from(suite: str | None, allow_code_execution: bool, **options: Any) 
         "method_args",
         "threads",
         "regime",
+        "kernels",
         "control",
     )
     return RunRequest(
