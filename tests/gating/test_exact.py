@@ -59,6 +59,15 @@ def test_the_toy_exercises_both_acceptance_and_rejection(measured):
     assert 0 < accepted < drafted
 
 
+def test_the_toy_hamburger_emits_several_tokens_a_slot_and_the_same_ones_twice():
+    first, second = (measure_exact(("hamburger[c=0.5]",)) for _ in range(2))
+    assert first == second
+    (answers,) = first.cells.values()
+    for answer in answers:
+        assert answer.counts["num_decode_steps"] < answer.counts["num_tokens"] - 1
+        assert answer.counts["num_micro_forwards"] > 0
+
+
 def test_lossless_methods_agree_token_by_token(measured):
     ids = [[answer.token_ids for answer in answers] for answers in measured.cells.values()]
     assert all(each == ids[0] for each in ids)
