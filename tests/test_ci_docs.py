@@ -51,7 +51,11 @@ def test_there_is_something_to_check():
 
 
 @pytest.mark.parametrize("line", DOCUMENTED)
-def test_every_documented_command_is_understood(line):
+def test_every_documented_command_is_understood(line, tmp_path, monkeypatch):
+    # folders that the commands before it would have made
+    (tmp_path / "history").mkdir()
+    (tmp_path / "runs/nightly").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
     words = shlex.split(line)[1:]
     group, context = cli, click.Context(cli)
     while isinstance(group, click.Group):
