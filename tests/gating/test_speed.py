@@ -331,14 +331,14 @@ TOY = SpeedGate(model="toy", dtype="float32", max_new_tokens=8, turns=2)
 
 
 def sleeping(folder: Path) -> dict[str, str]:
-    """Environment of an arm whose vanilla sleeps 5 ms in each step."""
+    """Environment of an arm whose vanilla sleeps 60 ms in each step."""
     (folder / "sitecustomize.py").write_text(
         "import time\n"
         "from hambench.methods import vanilla\n"
         "session = vanilla.VanillaSession\n"
         "step = session.step\n"
         "def slow(self):\n"
-        "    time.sleep(0.02)\n"
+        "    time.sleep(0.06)\n"
         "    return step(self)\n"
         "session.step = slow\n"
     )
@@ -356,7 +356,7 @@ def test_a_sleep_in_one_method_shows_in_fresh_processes_and_its_counts_do_not_mo
     # sides changed places from turn to turn
     assert [turn.side for turn in found.turns[:4]] == ["base", "head", "head", "base"]
     steps = [s.seconds for turn in found.turns if turn.side == "head" for s in turn.trace.steps[1:]]
-    assert min(steps) >= 0.02
+    assert min(steps) >= 0.06
     ids = [{p: t.token_ids for p, t in found.answers(side).items()} for side in ("base", "head")]
     assert ids[0] == ids[1]
     swapped = run_block({"base": arms["head"], "head": arms["base"]}, work_of(TOY), 0)

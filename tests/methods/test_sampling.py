@@ -10,6 +10,7 @@ from hambench.methods.prompt_lookup import NgramIndex
 from hambench.methods.sampling import accept_greedy, accept_sampled, probabilities
 from hambench.methods.sequence import TargetSequence
 from hambench.methods.speculative import SpeculativeConfig, SpeculativeSession
+from hambench.norm import RMSNorm
 from hambench.quantize import quantize_int8
 
 SHARP = SamplingParams(max_new_tokens=4, temperature=1.3, seed=0)
@@ -70,7 +71,8 @@ def _noisy(llama: Llama) -> Llama:
     """A draft that often disagrees: rejections must happen for the residual to be tested."""
     draft = quantize_int8(llama)
     generator = torch.Generator().manual_seed(1)
-    draft.norm = draft.norm * (1 + 0.5 * torch.randn(draft.norm.shape, generator=generator))
+    noise = 1 + 0.5 * torch.randn(draft.norm.weight.shape, generator=generator)
+    draft.norm = RMSNorm(draft.norm.weight * noise, draft.norm.eps)
     return draft
 
 
