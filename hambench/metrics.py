@@ -364,7 +364,10 @@ def _ttfts(traces: Traces) -> list[float]:
 
 
 def _decode_slots(traces: Traces) -> int | None:
-    at_end, at_start = num_kv_slots(traces), _total(trace.steps[0].kv_slots for trace in traces if trace.steps)
+    at_end, at_start = (
+        num_kv_slots(traces),
+        _total(trace.steps[0].kv_slots for trace in traces if trace.steps),
+    )
     return None if at_end is None or at_start is None else at_end - at_start
 
 

@@ -61,7 +61,9 @@ def _cut_middle(sample: Sample, tokenizer: PreTrainedTokenizerBase, room: int) -
     return None
 
 
-def encode_text(text: str, tokenizer: PreTrainedTokenizerBase, *, add_special_tokens: bool = True) -> list[int]:
+def encode_text(
+    text: str, tokenizer: PreTrainedTokenizerBase, *, add_special_tokens: bool = True
+) -> list[int]:
     """Ids of a plain text; a beginning-of-text token that is in it already is not added again."""
     return _encode(text, tokenizer, chat=not add_special_tokens)
 
