@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hambench.kernels import tuning
+from hambench.kernels._args import MAX_ROWS
 from hambench.kernels.fused._rows import cast, gemv_rows, row_pointers
 from hambench.kernels.lm_head_argmax import HeadOutput
 
@@ -140,10 +141,12 @@ def launch(
             part = HeadOutput(out.tokens[group], out.logits[group], lse)
             launch(hidden[group], weight, norm_weight, eps, scale, round_logits, part, done)
         return
-    tile = tuning.tile_for("lm_head_argmax", weight, rows=rows)
+    with_lse = out.log_sum_exp is not None
+    # a maximum is the same however the vocabulary is cut up, a sum of exponentials only if it is always cut alike
+    most_rows = tuning.row_groups(MAX_ROWS, weight.dtype)[0].stop
+    tile = tuning.tile_for("lm_head_argmax", weight, rows=most_rows if with_lse else rows)
     num_blocks = triton.cdiv(num_outputs, tile.block_n)
     keys = torch.empty((rows, num_blocks), dtype=torch.int64, device=hidden.device)
-    with_lse = out.log_sum_exp is not None
     tops = torch.empty((rows, num_blocks), dtype=torch.float32, device=hidden.device) if with_lse else None
     sums = torch.empty_like(tops) if tops is not None else None
     lm_head_block_kernel[(num_blocks,)](
