@@ -224,6 +224,10 @@ def _macro_step_calls(
             impl="fused",
         ),
     )
+    yield (
+        "stop_head of the last token",
+        _bind(stop_head, x, token, None, state, confidence=new(1, of=torch.float32), impl="fused"),
+    )
     width = hidden // 2
     merge_sizes = ((4, width), (hidden, hidden), (hidden,), (2 * hidden, hidden + width), (2 * hidden,))
     yield (

@@ -60,7 +60,7 @@ class MicroState(NamedTuple):
 def stop_head(
     hidden: Tensor,
     token: Tensor,
-    weights: StopWeights,
+    weights: StopWeights | None,
     state: MicroState,
     *,
     confidence: Tensor,
@@ -75,7 +75,8 @@ def stop_head(
     Args:
         hidden: [1, D], the state that the LM head saw.
         token: Id to emit [1], int64.
-        weights: In the dtype of `hidden`.
+        weights: In the dtype of `hidden`; `None` where there is nothing to ask, because the token is the macro-step's
+            last: it is emitted, `done` is set, and no weight is read nor probability written.
         state: Changed in place.
         confidence: Least P(continue) to go on [1], float32, on the device so that a captured graph serves any value.
         impl: See :mod:`hambench.kernels`.
@@ -84,14 +85,9 @@ def stop_head(
         ValueError: If a shape, dtype, device or stride doesn't fit, or `impl="fused"` can't run here.
     """
     check_tensor("hidden", hidden, [1, None], dtypes=FLOATS)
-    device, dtypes = hidden.device, (hidden.dtype,)
-    width = weights.w1.shape[0]
-    check_tensor("weights.w1", weights.w1, [None, hidden.shape[1]], dtypes=dtypes, device=device)
-    check_tensor("weights.b1", weights.b1, [width], dtypes=dtypes, device=device)
-    check_tensor("weights.w2", weights.w2, [width, width], dtypes=dtypes, device=device)
-    check_tensor("weights.b2", weights.b2, [width], dtypes=dtypes, device=device)
-    check_tensor("weights.w3", weights.w3, [1, width], dtypes=dtypes, device=device)
-    check_tensor("weights.b3", weights.b3, [1], dtypes=dtypes, device=device)
+    device = hidden.device
+    if weights is not None:
+        _check_weights(weights, hidden)
     check_tensor("token", token, [1], dtypes=(torch.int64,), device=device)
     check_tensor("confidence", confidence, [1], dtypes=(torch.float32,), device=device)
     check_tensor("state.tokens", state.tokens, [None], dtypes=(torch.int64,), device=device)
@@ -106,12 +102,17 @@ def stop_head(
 
         launch(hidden, token, weights, state, confidence)
     elif not state.done.item():
-        probability = 1 - torch.sigmoid(reference(hidden, weights))
         index = int(state.num_tokens.item())
         state.tokens[index] = token[0]
-        state.continue_probs[index] = probability
+        stop = index + 1 == limit
+        if weights is None:
+            stop = True
+        else:
+            probability = 1 - torch.sigmoid(reference(hidden, weights))
+            state.continue_probs[index] = probability
+            stop = stop or bool(probability < confidence)
         state.num_tokens.add_(1)
-        state.done.fill_(int(index + 1 == limit or bool(probability < confidence)))
+        state.done.fill_(int(stop))
 
 
 def reference(hidden: Tensor, weights: StopWeights) -> Tensor:
@@ -119,3 +120,18 @@ def reference(hidden: Tensor, weights: StopWeights) -> Tensor:
     w1, b1, w2, b2, w3, b3 = (weight.float() for weight in weights)
     inner = silu(hidden.float() @ w1.T + b1)
     return (silu(inner @ w2.T + b2) @ w3.T + b3).reshape(())
+
+
+def _check_weights(weights: StopWeights, hidden: Tensor) -> None:
+    width = weights.w1.shape[0]
+    shapes = {
+        "w1": [None, hidden.shape[1]],
+        "b1": [width],
+        "w2": [width, width],
+        "b2": [width],
+        "w3": [1, width],
+        "b3": [1],
+    }
+    for name, shape in shapes.items():
+        weight = getattr(weights, name)
+        check_tensor(f"weights.{name}", weight, shape, dtypes=(hidden.dtype,), device=hidden.device)

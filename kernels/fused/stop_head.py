@@ -66,28 +66,31 @@ def decide_kernel(
 ):
     if tl.load(p_done) != 0:
         return
-    o_k = tl.arange(0, BK)
-    b_x = tl.load(p_x + o_k, mask=o_k < K, other=0)
-    b_w = tl.load(p_w + o_k, mask=o_k < K, other=0).to(tl.float32)
-    logit = tl.sum(b_x * b_w, axis=0) + tl.load(p_bias).to(tl.float32)
-    # 1 - sigmoid(z) = sigmoid(-z)
-    probability = 1.0 / (1.0 + tl.exp(logit))
     count = tl.load(p_count)
+    stop = count + 1 >= LIMIT
+    if p_w is None:
+        stop = count >= 0
+    else:
+        o_k = tl.arange(0, BK)
+        b_x = tl.load(p_x + o_k, mask=o_k < K, other=0)
+        b_w = tl.load(p_w + o_k, mask=o_k < K, other=0).to(tl.float32)
+        logit = tl.sum(b_x * b_w, axis=0) + tl.load(p_bias).to(tl.float32)
+        # 1 - sigmoid(z) = sigmoid(-z)
+        probability = 1.0 / (1.0 + tl.exp(logit))
+        tl.store(p_probs + count, probability)
+        stop = stop | (probability < tl.load(p_confidence))
     tl.store(p_tokens + count, tl.load(p_token))
-    tl.store(p_probs + count, probability)
     tl.store(p_count, count + 1)
-    stop = (probability < tl.load(p_confidence)) | (count + 1 >= LIMIT)
     tl.store(p_done, stop.to(tl.int32))
 
 
 def launch(
-    hidden: Tensor, token: Tensor, weights: StopWeights, state: MicroState, confidence: Tensor
+    hidden: Tensor, token: Tensor, weights: StopWeights | None, state: MicroState, confidence: Tensor
 ) -> None:
-    """Runs the three kernels; arguments were checked by the public op."""
-    width = weights.w1.shape[0]
-    layers = ((weights.w1, weights.b1), (weights.w2, weights.b2))
+    """Runs the three kernels, or the last one alone where nothing is asked; arguments were checked by the public op."""
+    layers = () if weights is None else ((weights.w1, weights.b1), (weights.w2, weights.b2))
     for weight, bias in layers:
-        inner = torch.empty((1, width), dtype=torch.float32, device=hidden.device)
+        inner = torch.empty((1, weight.shape[0]), dtype=torch.float32, device=hidden.device)
         num_outputs, num_inputs = weight.shape
         tile = tuning.tile_for("stop_head", weight, rows=1)
         gemv_silu_kernel[(triton.cdiv(num_outputs, tile.block_n),)](
@@ -105,10 +108,11 @@ def launch(
             enable_fp_fusion=False,
         )
         hidden = inner
+    width = hidden.shape[1]
     decide_kernel[(1,)](
         hidden,
-        weights.w3,
-        weights.b3,
+        None if weights is None else weights.w3,
+        None if weights is None else weights.b3,
         token,
         confidence,
         state.tokens,
@@ -118,6 +122,7 @@ def launch(
         LIMIT=state.tokens.shape[0],
         K=width,
         BK=triton.next_power_of_2(width),
-        num_warps=4,
+        # without a sum, whose barrier keeps the stores behind every warp's loads, one warp must do
+        num_warps=1 if weights is None else 4,
         enable_fp_fusion=False,
     )

@@ -72,3 +72,16 @@ def test_stop_head_refuses_a_confidence_on_the_host(device):
             MicroState.empty(4, device),
             confidence=tensor(0.5, torch.float64, device),
         )
+
+
+@pytest.mark.parametrize("impl", ["fused", "reference"])
+def test_a_last_token_is_emitted_without_asking(impl, device):
+    state = MicroState.empty(4, device)
+    state.tokens[0], state.continue_probs[0] = 3, 0.75
+    state.num_tokens.fill_(1)
+    hidden, token = torch.zeros(1, 64, device=device), tensor(9, torch.int64, device)
+    for _ in range(2):
+        stop_head(hidden, token, None, state, confidence=tensor(0, torch.float32, device), impl=impl)
+    assert state.tokens.tolist()[:2] == [3, 9]
+    assert (state.num_tokens.item(), state.done.item()) == (2, 1), "the second call is skipped"
+    assert state.continue_probs.tolist() == [0.75, 0, 0, 0]
