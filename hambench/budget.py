@@ -52,9 +52,16 @@ def calibrate(method: DecodingMethod, context_length: int) -> Speed:
     )
 
 
-def sample_seconds(sample: Sample, num_prompt_tokens: int, speeds: Mapping[str, Speed]) -> float:
-    """Longest time that one sample takes over all cells: every answer as long as its task allows."""
-    return sum(speed.seconds(num_prompt_tokens, sample.max_new_tokens) for speed in speeds.values())
+def sample_seconds(
+    sample: Sample, num_prompt_tokens: int, cells: Sequence[Cell], speeds: Mapping[str, Speed]
+) -> float:
+    """Longest time that one sample takes over all cells: every answer as long as its cell or task allows."""
+    total = 0.0
+    for cell in cells:
+        num_new = cell.asks(sample).max_new_tokens
+        num_prompt = max(0, min(num_prompt_tokens, cell.positions(num_prompt_tokens + num_new) - num_new))
+        total += speeds[cell.label].seconds(num_prompt, num_new)
+    return total
 
 
 def fit_budget(
@@ -81,7 +88,7 @@ def fit_budget(
         task = (sample.suite, sample.task)
         if task in closed:
             continue
-        seconds = sample_seconds(sample, count_tokens(sample.prompt), speeds)
+        seconds = sample_seconds(sample, count_tokens(sample.prompt), cells, speeds)
         cheapest = min(cheapest, seconds)
         if seconds > left:
             closed.add(task)

@@ -12,16 +12,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from hambench.baselines import baseline_of
 from hambench.environment import ACCURACY_KEYS, SPEED_KEYS, differences
 from hambench.gating.checks import FROM_PAIR, Check, IncompleteError, Outcome
 from hambench.gating.exact import Answer, answer_of, compare_answers
 from hambench.gating.speed import near_exact_check, speed_check
 from hambench.groups import ALL
 from hambench.metrics import decode_seconds, num_decode_tokens
-from hambench.records import Comparison, Sample
+from hambench.records import Cell, Comparison, Sample
 from hambench.stats import Arm, compare_arms
 from hambench.store import Run
-from hambench.summary import baseline_cell
 from hambench.verdicts import Margins
 
 NUMERIC_KEYS = ("machine", "cpu", "cpu_flags", "gpu", "torch", "triton", "torch_threads")
@@ -139,7 +139,13 @@ def _accuracy(
     if not base.scores and not head.scores:
         return []
     rows = compare_arms(
-        Arm.of(head, label), Arm.of(base, label), samples, metrics=("accuracy",), margins=margins
+        Arm.of(head, label),
+        Arm.of(base, label),
+        samples,
+        metrics=("accuracy",),
+        margins=margins,
+        # what only one run answered is a hole in a gate, not a sample to leave out
+        most_one_sided=0.0,
     )
     changed = differences(base.header.environment, head.header.environment, ACCURACY_KEYS)
     return [_accuracy_check(row, margins.accuracy, changed) for row in rows]
@@ -186,17 +192,16 @@ def _peak(base: Run, head: Run, label: str) -> list[Check]:
 
 def _speed(base: Run, head: Run, label: str, margins: Margins) -> list[Check]:
     """The ratio to vanilla of the same run, head against base, a sample a block."""
-    reference = {side: baseline_cell(run.header.cells) for side, run in (("base", base), ("head", head))}
-    vanilla = reference["base"]
-    relative = vanilla is not None and reference["head"] is not None and vanilla.label != label
+    ours_vanilla, vanilla = _baseline(head, label), _baseline(base, label)
+    relative = ours_vanilla is not None and vanilla is not None and vanilla.label != label
     changed = differences(base.header.environment, head.header.environment, SPEED_KEYS)
     ours, theirs = _log_speeds(head, label), _log_speeds(base, label)
     keys = [key for key in theirs if key in ours]
     logs = {key: ours[key] - theirs[key] for key in keys}
     metric = "tps"
-    if relative and vanilla is not None and reference["head"] is not None:
+    if relative and vanilla is not None and ours_vanilla is not None:
         metric = "tps_ratio"
-        head_vanilla = _log_speeds(head, reference["head"].label)
+        head_vanilla = _log_speeds(head, ours_vanilla.label)
         base_vanilla = _log_speeds(base, vanilla.label)
         keys = [key for key in keys if key in head_vanilla and key in base_vanilla]
         logs = {key: logs[key] - head_vanilla[key] + base_vanilla[key] for key in keys}
@@ -216,6 +221,11 @@ def _speed(base: Run, head: Run, label: str, margins: Margins) -> list[Check]:
             check, reason=f"{check.reason}; another machine or other versions: {', '.join(changed)}"
         )
     return [check]
+
+
+def _baseline(run: Run, label: str) -> Cell | None:
+    cells = run.header.cells
+    return next((baseline_of(cell, cells) for cell in cells if cell.label == label), None)
 
 
 def _log_speeds(run: Run, label: str) -> dict[tuple[str, int], float]:

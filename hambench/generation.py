@@ -157,7 +157,7 @@ class Generator:
         from hambench.engine import generate
         from hambench.prompts import answer_text, encode_prompt, step_texts
 
-        sample, target, options = job.sample, self.target, self.options
+        sample, target, options = job.cell.asks(job.sample), self.target, self.options
         assert target.tokenizer is not None
         base: dict[str, Any] = {
             "cell": job.cell.label,
@@ -168,7 +168,8 @@ class Generator:
         }
         method = self.method(job.cell)
         try:
-            prompt = encode_prompt(sample, target.tokenizer, context_length=target.context_length)
+            positions = job.cell.positions(target.context_length)
+            prompt = encode_prompt(sample, target.tokenizer, context_length=positions)
             with torch_threads(job.cell.threads):
                 load.read()
                 trace = generate(

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from hambench.baselines import baseline_of
 from hambench.decoding import KnobValue
 from hambench.errors import HambenchError, StoreError, UnknownNameError
 from hambench.files import write_new
@@ -30,7 +31,6 @@ from hambench.gating.checks import IncompleteError
 from hambench.groups import ALL
 from hambench.metrics import METRICS, Better, measure_run, metric_value
 from hambench.store import Run
-from hambench.summary import baseline_cell
 
 SCHEMA_VERSION = 1
 RUNS, PINS, ANNOTATIONS = "runs", "pins", "annotations"
@@ -313,9 +313,10 @@ def _damage(path: Path, entry: Entry, seen: Mapping[str, Entry]) -> str:
 
 def _series_of(run: Run) -> dict[str, dict[str, Tracked]]:
     overall = {m.cell: m for m in measure_run(run) if m.group == ALL}
-    vanilla = baseline_cell(run.header.cells)
+    baselines = {cell.label: baseline_of(cell, run.header.cells) for cell in run.header.cells}
     series: dict[str, dict[str, Tracked]] = {}
     for cell, measurement in overall.items():
+        vanilla = baselines[cell]
         for name in _ABSOLUTE:
             value = metric_value(measurement, name)
             if value is not None and measurement.num_samples:

@@ -190,7 +190,8 @@ def accuracy(points: Mapping[str, Sequence[float]]) -> Estimate | None:
     """Points, 0 to 100: the macro-average over tasks of each task's mean primary score / its scale.
 
     The scores of a sample are averaged over repeats first. The 95 % interval is stratified by task (Wilson's
-    for one task of 0/1 scores). A sample that failed, or whose scorer failed, is in neither mean nor n.
+    for one task of 0/1 scores). A sample that failed, or whose scorer failed, is in neither mean nor n; a
+    comparison counts what only one side failed to answer as 0 points for it, and says so.
     """
     return macro_average(points)
 

@@ -23,7 +23,7 @@ class TaskPlan:
     num_prompt_tokens: int
     """Over all samples."""
     max_new_tokens: int
-    """Over all samples: the most that their limits allow."""
+    """Over all samples: the most that a cell's or their own limits allow."""
     seconds: float
     """Longest time over all cells."""
 
@@ -74,6 +74,7 @@ def plan_run(request: RunRequest) -> Plan:
     prepared = prepare(request, calibrated=True)
     tokenizer = prepared.target.tokenizer
     assert tokenizer is not None
+    cells = prepared.expansion.cells
     by_task: dict[str, list[tuple[Sample, int]]] = {}
     for sample in prepared.samples:
         num_tokens = len(tokenizer(sample.prompt)["input_ids"])
@@ -83,14 +84,18 @@ def plan_run(request: RunRequest) -> Plan:
             task=task,
             num_samples=len(rows),
             num_prompt_tokens=sum(count for _, count in rows),
-            max_new_tokens=sum(sample.max_new_tokens for sample, _ in rows),
-            seconds=sum(sample_seconds(sample, count, prepared.speeds) for sample, count in rows),
+            max_new_tokens=sum(max(cell.asks(sample).max_new_tokens for cell in cells) for sample, _ in rows),
+            seconds=sum(sample_seconds(sample, count, cells, prepared.speeds) for sample, count in rows),
         )
         for task, rows in by_task.items()
     )
-    longest = max(count + sample.max_new_tokens for rows in by_task.values() for sample, count in rows)
+    longest = max(
+        min(count + cell.asks(sample).max_new_tokens, cell.positions(prepared.target.context_length))
+        for rows in by_task.values()
+        for sample, count in rows
+        for cell in cells
+    )
     probe: KVCache = prepared.target.llama.new_cache(1)
-    cells = prepared.expansion.cells
     return Plan(
         cells=tuple(cell.label for cell in cells),
         tasks=tasks,
@@ -98,7 +103,7 @@ def plan_run(request: RunRequest) -> Plan:
         decode_tps={label: 1 / speed.decode_s_per_token for label, speed in prepared.speeds.items()},
         weight_bytes=prepared.target.weight_bytes,
         extra_weight_bytes={cell.label: prepared.generator.method(cell).extra_weight_bytes for cell in cells},
-        kv_bytes=probe.bytes_per_slot * min(longest, prepared.target.context_length),
+        kv_bytes=probe.bytes_per_slot * longest,
         notes=warnings_of(prepared),
         placement=get_executor(request.executor, ray_address=request.ray_address).placement(),
     )

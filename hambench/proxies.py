@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from hambench.baselines import baseline_of
 from hambench.prompts import encode_prompt
 from hambench.proxies_table import GAP, LOGPROB
-from hambench.records import GenerationTrace, SampleRecord, Score
+from hambench.records import Cell, GenerationTrace, SampleRecord, Score
 from hambench.store import Run
-from hambench.summary import baseline_cell, first_difference
+from hambench.summary import first_difference
 
 if TYPE_CHECKING:
     from hambench.models import TargetModel
@@ -36,18 +37,21 @@ class _Scored:
 
 def score_proxies(run: Run, target: TargetModel) -> Iterator[Score]:
     """Proxies of every answered record: one forward of the target over its prompt and output."""
-    baseline = baseline_cell(run.header.cells)
-    theirs: dict[tuple[str, int], tuple[GenerationTrace, _Scored]] = {}
-    # the baseline first: the others' divergence is judged by its distributions
-    for record in sorted(run.measured, key=lambda r: baseline is None or r.cell != baseline.label):
+    cells = {cell.label: cell for cell in run.header.cells}
+    baselines = {label: baseline_of(cell, run.header.cells) for label, cell in cells.items()}
+    judges = {baseline.label for baseline in baselines.values() if baseline is not None}
+    theirs: dict[tuple[str, str, int], tuple[GenerationTrace, _Scored]] = {}
+    # baselines first: the others' divergence is judged by their distributions
+    for record in sorted(run.measured, key=lambda r: r.cell not in judges):
         if record.trace is None:
             continue
-        scored = _score(record, record.trace, run, target)
+        scored = _score(record, record.trace, run, cells[record.cell], target)
         yield _as_score(record, LOGPROB, float(scored.logprobs.mean()))
-        key = (record.sample_id, record.repeat)
-        if baseline is not None and record.cell == baseline.label:
-            theirs[key] = (record.trace, scored)
-        elif key in theirs:
+        if record.cell in judges:
+            theirs[record.cell, record.sample_id, record.repeat] = (record.trace, scored)
+        baseline = baselines[record.cell]
+        key = (baseline.label if baseline else "", record.sample_id, record.repeat)
+        if key in theirs and key[0] != record.cell:
             base_trace, base_scored = theirs[key]
             first = first_difference(record.trace.token_ids, base_trace.token_ids)
             if first is not None and first < len(base_trace.token_ids):
@@ -55,10 +59,12 @@ def score_proxies(run: Run, target: TargetModel) -> Iterator[Score]:
 
 
 @torch.inference_mode()
-def _score(record: SampleRecord, trace: GenerationTrace, run: Run, target: TargetModel) -> _Scored:
+def _score(
+    record: SampleRecord, trace: GenerationTrace, run: Run, cell: Cell, target: TargetModel
+) -> _Scored:
     assert target.tokenizer is not None
-    sample = run.samples[record.sample_id]
-    prompt = encode_prompt(sample, target.tokenizer, context_length=target.context_length).ids
+    sample, positions = cell.asks(run.samples[record.sample_id]), cell.positions(target.context_length)
+    prompt = encode_prompt(sample, target.tokenizer, context_length=positions).ids
     tokens = list(trace.token_ids)
     model = target.llama
     cache = model.new_cache(len(prompt) + len(tokens))

@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from hambench.baselines import baseline_of
 from hambench.store import Run
-from hambench.summary import baseline_cell, token_identity
+from hambench.summary import token_identity
 
 LOGPROB = "target_logprob"
 """Mean natural log-probability per token of the output under the target model, in nats."""
@@ -21,9 +22,9 @@ GAP = "top_two_gap"
 
 def proxy_rows(run: Run) -> list[dict[str, Any]]:
     """Per cell: mean log-probability per token, identity with the baseline, and the median gap where they part."""
-    baseline = baseline_cell(run.header.cells)
     rows = []
     for cell in run.header.cells:
+        baseline = baseline_of(cell, run.header.cells)
         mine = [score for score in run.scores if score.cell == cell.label and score.value is not None]
         logprobs = [score.value for score in mine if score.metric == LOGPROB and score.value is not None]
         gaps = [score.value for score in mine if score.metric == GAP and score.value is not None]

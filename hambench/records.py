@@ -6,6 +6,7 @@ reads and writes them as JSON and checks types on the way in. Nothing here impor
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -40,6 +41,24 @@ class Cell:
     """``reference`` (torch's own operations) or ``fused`` (hambench's Triton kernels)."""
     threads: int | None = None
     """Intra-op threads of torch, where the sweep sets them."""
+    context: int | None = None
+    """Positions that prompt and answer may take, where the sweep sets them; else all that the model has."""
+    max_new_tokens: int | None = None
+    """Limit of every answer, where the sweep sets one; else the sample's own."""
+
+    @property
+    def conditions(self) -> tuple[str, str, int | None, int | None, int | None]:
+        """What is not the method's own: cells that agree in it differ by their method and its knobs alone."""
+        return (self.regime, self.kernels, self.threads, self.context, self.max_new_tokens)
+
+    def asks(self, sample: Sample) -> Sample:
+        """The sample as this cell is asked it: with the cell's own limit, if it has one."""
+        limit = self.max_new_tokens
+        return sample if limit is None else dataclasses.replace(sample, max_new_tokens=limit)
+
+    def positions(self, context_length: int) -> int:
+        """Positions that prompt and answer may take on a model of ``context_length`` positions."""
+        return context_length if self.context is None else min(self.context, context_length)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

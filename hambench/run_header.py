@@ -7,6 +7,7 @@ import datetime
 import os
 import sys
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,7 +79,19 @@ def warnings_of(prepared: Prepared) -> tuple[str, ...]:
         notes.append("Partial run: some rows of each task only; the intervals show what they allow to say.")
     if request.max_new_tokens is not None:
         notes.append(f"Answers end at {request.max_new_tokens} tokens instead of the tasks' own limits.")
+    if limits := [limit for limit in request.sweep.max_new_tokens if limit is not None]:
+        notes.append(f"Answers end at {_either(limits)} tokens, by cell, instead of the tasks' own limits.")
+    if contexts := [context for context in request.sweep.contexts if context is not None]:
+        notes.append(
+            f"Prompt and answer are held to {_either(contexts)} positions: a longer prompt is cut or refused by its "
+            "suite's rule."
+        )
     if request.decoding.ignore_eos:
         notes.append("EOS ignored: every answer has its full length, and nothing is scored.")
     notes += [f"{task} is missing: {reason}" for task, reason in captured.missing.items()]
     return (*notes, *prepared.expansion.left_out)
+
+
+def _either(values: Sequence[int]) -> str:
+    *most, last = map(str, values)
+    return f"{', '.join(most)} or {last}" if most else last

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from hambench.decoding import SamplingParams
 from hambench.errors import HambenchError
 from hambench.executors import get_executor
-from hambench.generation import DecodingOptions, Generator, Progress
+from hambench.generation import DecodingOptions, Generator, Progress, torch_threads
 from hambench.records import RunHeader, Sample
 from hambench.store import Run, RunWriter, load_run, record_key, refuse_existing
 from hambench.sweep import Expansion, Sweep
@@ -85,6 +85,7 @@ def prepare(request: RunRequest, *, calibrated: bool = False) -> Prepared:
 
     expansion = request.sweep.expand()
     target = load(request.sweep.model, dtype=request.sweep.dtype, device=request.device)
+    _refuse_longer_context(request.sweep, target)
     captured = _capture(request, target)
     if captured.speed_only:
         request = dataclasses.replace(
@@ -96,7 +97,9 @@ def prepare(request: RunRequest, *, calibrated: bool = False) -> Prepared:
     methods = {cell.label: generator.method(cell) for cell in expansion.cells}
     speeds: dict[str, Speed] = {}
     if calibrated or request.budget_s is not None:
-        speeds = {label: calibrate(method, target.context_length) for label, method in methods.items()}
+        for cell in expansion.cells:
+            with torch_threads(cell.threads):
+                speeds[cell.label] = calibrate(methods[cell.label], target.context_length)
     if request.budget_s is not None:
         samples = fit_budget(
             samples,
@@ -218,6 +221,15 @@ def _capture(request: RunRequest, target: TargetModel) -> Capture:
     limit = request.max_new_tokens
     limited = tuple(dataclasses.replace(sample, max_new_tokens=limit) for sample in captured.samples)
     return dataclasses.replace(captured, samples=limited)
+
+
+def _refuse_longer_context(sweep: Sweep, target: TargetModel) -> None:
+    # a longer one would be the model's own under another label
+    for context in sweep.contexts:
+        if context is not None and context > target.context_length:
+            raise HambenchError(
+                f"context must be <= {target.context_length}, the positions that {target.name} has, got {context}"
+            )
 
 
 def _refuse_other_model(header: RunHeader, target: TargetModel) -> None:

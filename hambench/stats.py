@@ -1,4 +1,10 @@
-"""Comparisons of two cells of a run, paired by sample; the words are defined in :mod:`hambench.verdicts`."""
+"""Comparisons of two cells of a run, paired by sample; the words are defined in :mod:`hambench.verdicts`.
+
+Speed and KV memory are compared over the answers that both gave. In accuracy a sample that one side failed to answer
+counts as 0 points for it: dropped, a method would gain by failing what is hard. A sample that both failed, or whose
+scorer failed, is in neither. Each comparison says how many samples this concerned; where they are more than
+:data:`MOST_ONE_SIDED` of what was asked, the rest no longer stands for it and the two are not comparable.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from hambench.baselines import baseline_of
 from hambench.groups import ALL, group_kind, group_names, in_group
 from hambench.metrics import METRICS, decode_seconds, num_decode_tokens, peak_kv_bytes
 from hambench.paired import log_ratio_of_sums, mean_difference
@@ -24,6 +31,9 @@ from hambench.verdicts import (
 
 COMPARED = ("tps", "kv_bytes", "accuracy")
 """Metrics that every comparison gives."""
+
+MOST_ONE_SIDED = 0.2
+"""Share of the samples that may have an answer of one of the two only."""
 
 BUSY = 0.1
 """Share of the machine that others may take before a speed verdict says so."""
@@ -53,17 +63,35 @@ class Arm:
         return self._work[key]
 
 
+@dataclass(frozen=True, slots=True)
+class _Overlap:
+    """What two arms have in common over the samples of a group."""
+
+    asked: Mapping[str, Sample]
+    one_sided: tuple[str, ...]
+    """Samples with an answer that one side gave and the other failed to."""
+    refused: str
+    """Why the arms can't be compared over these samples; empty if they can."""
+    most_one_sided: float
+
+
 def compare_run(run: Run, *, baseline: str | None = None, margins: Margins | None = None) -> list[Comparison]:
-    """Compares every cell with the baseline: by default the first vanilla cell, or the first cell without one."""
-    labels = [cell.label for cell in run.header.cells]
-    if baseline is None:
-        baseline = next((cell.label for cell in run.header.cells if cell.method == "vanilla"), labels[0])
-    return [
-        comparison
-        for label in labels
-        if label != baseline
-        for comparison in compare_cells(run, label, baseline, margins=margins)
-    ]
+    """Compares every cell with a baseline.
+
+    Args:
+        run: The run.
+        baseline: Label of the cell to judge all others against; by default each cell's own (see
+            :mod:`hambench.baselines`), or the first cell in a run without vanilla.
+        margins: Smallest effects worth a word; by default those of the run's machine.
+    """
+    cells = run.header.cells
+    rows = []
+    for cell in cells:
+        own = baseline_of(cell, cells) or cells[0]
+        against = own.label if baseline is None else baseline
+        if cell.label != against:
+            rows += compare_cells(run, cell.label, against, margins=margins)
+    return rows
 
 
 def compare_cells(
@@ -112,8 +140,19 @@ def compare_arms(
     metrics: Sequence[str] = COMPARED,
     groups: Sequence[str] | None = None,
     margins: Margins,
+    most_one_sided: float = MOST_ONE_SIDED,
 ) -> list[Comparison]:
-    """Compares two arms, which may come from two runs of the same prompts."""
+    """Compares two arms, which may come from two runs of the same prompts.
+
+    Args:
+        candidate: The arm that is judged.
+        baseline: The arm that it is judged against.
+        samples: What was asked, by id.
+        metrics: Which of :data:`COMPARED` to give.
+        groups: Groups to give; by default all, suites (if there are several) and tasks.
+        margins: Smallest effects worth a word.
+        most_one_sided: Largest share of a group's samples that only one of the two may have answered.
+    """
     names = group_names(samples.values()) if groups is None else list(groups)
     if groups is None:
         several = sum(group_kind(name) == "suite" for name in names) > 1
@@ -124,14 +163,15 @@ def compare_arms(
         of_metric = []
         for group in names:
             asked = {sid: sample for sid, sample in samples.items() if in_group(sample, group)}
-            of_metric.append(compare(candidate, baseline, asked, group, margins))
+            overlap = _overlap(candidate, baseline, asked, most_one_sided)
+            of_metric.append(compare(candidate, baseline, overlap, group, margins))
         rows += control_false_discoveries(of_metric)
     return rows
 
 
-def _compare_tps(a: Arm, b: Arm, asked: Mapping[str, Sample], group: str, margins: Margins) -> Comparison:
+def _compare_tps(a: Arm, b: Arm, overlap: _Overlap, group: str, margins: Margins) -> Comparison:
     pairs = []
-    for key, ours, theirs in _paired_traces(a, b, asked):
+    for key, ours, theirs in _paired_traces(a, b, overlap.asked):
         our_tokens, our_seconds = a.decode_work(key, ours)
         their_tokens, their_seconds = b.decode_work(key, theirs)
         if our_tokens and their_tokens:
@@ -144,18 +184,16 @@ def _compare_tps(a: Arm, b: Arm, asked: Mapping[str, Sample], group: str, margin
         load
         for arm in (a, b)
         for key, record in arm.records.items()
-        if key[0] in asked and (load := record.other_load) is not None
+        if key[0] in overlap.asked and (load := record.other_load) is not None
     ]
     if loads and np.mean(loads) > BUSY:
         note = join_reasons(note, f"others took {np.mean(loads):.0%} of the machine meanwhile")
-    return _ratio_comparison(a, b, asked, group, "tps", sums, margins.tps, note)
+    return _ratio_comparison(a, b, overlap, group, "tps", sums, margins.tps, note)
 
 
-def _compare_kv_bytes(
-    a: Arm, b: Arm, asked: Mapping[str, Sample], group: str, margins: Margins
-) -> Comparison:
+def _compare_kv_bytes(a: Arm, b: Arm, overlap: _Overlap, group: str, margins: Margins) -> Comparison:
     sums: dict[str, list[float]] = {}
-    for (sample_id, _), ours, theirs in _paired_traces(a, b, asked):
+    for (sample_id, _), ours, theirs in _paired_traces(a, b, overlap.asked):
         mine, other = peak_kv_bytes(ours), peak_kv_bytes(theirs)
         if not mine or not other:
             continue
@@ -163,20 +201,23 @@ def _compare_kv_bytes(
         for i, value in enumerate((mine, 1.0, other, 1.0)):
             block[i] += value
     columns = np.array(list(sums.values())).T if sums else np.zeros((4, 0))
-    return _ratio_comparison(a, b, asked, group, "kv_bytes", columns, margins.kv_bytes, "")
+    return _ratio_comparison(a, b, overlap, group, "kv_bytes", columns, margins.kv_bytes, "")
 
 
 def _ratio_comparison(
     a: Arm,
     b: Arm,
-    asked: Mapping[str, Sample],
+    overlap: _Overlap,
     group: str,
     metric: str,
     sums: np.ndarray,
     margin: float,
     note: str,
 ) -> Comparison:
-    refused = _not_comparable(a, b, asked)
+    refused = overlap.refused
+    if overlap.one_sided and not refused:
+        left_out = f"{_count(overlap.one_sided, 'sample')} of {len(overlap.asked)} left out"
+        note = join_reasons(note, f"{left_out}: answered by one of the two only")
     if not sums.size or not np.all(sums.sum(axis=1) > 0):
         return _nothing(a, b, group, metric, refused)
     result = log_ratio_of_sums((sums[0], sums[1]), (sums[2], sums[3]))
@@ -203,25 +244,33 @@ def _ratio_comparison(
     )
 
 
-def _compare_accuracy(
-    a: Arm, b: Arm, asked: Mapping[str, Sample], group: str, margins: Margins
-) -> Comparison:
-    refused = _not_comparable(a, b, asked)
-    both = [sid for sid in asked if sid in a.points and sid in b.points]
-    one_sided = [sid for sid in asked if (sid in a.points) != (sid in b.points)]
-    if one_sided and not refused:
-        refused = f"{_count(one_sided, 'sample')} scored for one of the two only"
-    if not both:
+def _compare_accuracy(a: Arm, b: Arm, overlap: _Overlap, group: str, margins: Margins) -> Comparison:
+    asked, refused = overlap.asked, overlap.refused
+    ours, theirs = ({**_zeros(arm, overlap), **arm.points} for arm in (a, b))
+    both = [sid for sid in asked if sid in ours and sid in theirs]
+    unscored = [sid for sid in asked if (sid in ours) != (sid in theirs)]
+    notes = [
+        f"{_count(failed, 'answer')} that {arm.cell} failed to give {'count' if len(failed) > 1 else 'counts'} as 0"
+        for arm in (a, b)
+        if (failed := [sid for sid in _zeros(arm, overlap) if sid in both])
+    ]
+    if unscored:
+        words = f"{_count(unscored, 'sample')} of {len(asked)} scored for one of the two only"
+        notes.append(f"{words}: left out")
+        if not refused and len(unscored) > overlap.most_one_sided * len(asked):
+            refused = words
+    if not any(sid in a.points and sid in b.points for sid in both):
         return _nothing(a, b, group, "accuracy", refused)
     result = mean_difference(
-        [a.points[sid] for sid in both],
-        [b.points[sid] for sid in both],
+        [ours[sid] for sid in both],
+        [theirs[sid] for sid in both],
         strata=[(asked[sid].suite, asked[sid].task) for sid in both],
         clusters=[cluster_of(asked[sid]) for sid in both],
     )
     verdict, reason = verdict_of(result, margin=margins.accuracy, better="higher")
     pairs = _paired_traces(a, b, {sid: asked[sid] for sid in both})
-    if pairs and all(ours.token_ids == theirs.token_ids for _, ours, theirs in pairs):
+    # tokens that are equal settle it, unless an answer is missing on one side
+    if pairs and not notes and all(mine.token_ids == other.token_ids for _, mine, other in pairs):
         verdict, reason = "equivalent", f"{_count(both, 'answer')} equal token by token"
     return Comparison(
         candidate=a.cell,
@@ -232,11 +281,11 @@ def _compare_accuracy(
         verdict="not comparable" if refused else verdict,
         p_value=result.p_value,
         minimum_detectable_effect=result.minimum_detectable_effect(margins.accuracy),
-        reason=refused or reason,
+        reason=refused or join_reasons(reason, *notes),
     )
 
 
-_COMPARE: dict[str, Callable[[Arm, Arm, Mapping[str, Sample], str, Margins], Comparison]] = {
+_COMPARE: dict[str, Callable[[Arm, Arm, _Overlap, str, Margins], Comparison]] = {
     "tps": _compare_tps,
     "kv_bytes": _compare_kv_bytes,
     "accuracy": _compare_accuracy,
@@ -275,17 +324,24 @@ def _blocks(keys: Sequence[tuple[str, int]]) -> tuple[list[int], str]:
     ], f"over {len(repeats)} repeats of {_count(samples, 'fixed prompt')}"
 
 
-def _not_comparable(a: Arm, b: Arm, asked: Mapping[str, Sample]) -> str:
-    """Why two arms can't be compared over these samples; empty if they can."""
+def _overlap(a: Arm, b: Arm, asked: Mapping[str, Sample], most_one_sided: float) -> _Overlap:
     ours = {key: record for key, record in a.records.items() if key[0] in asked}
     theirs = {key: record for key, record in b.records.items() if key[0] in asked}
     shared = ours.keys() & theirs.keys()
-    if any(ours[key].prompt_hash != theirs[key].prompt_hash for key in shared):
-        return "the prompts differ"
     failed = [key for key in shared if (ours[key].trace is None) != (theirs[key].trace is None)]
-    if failed:
-        return f"{_count(failed, 'sample')} answered by one of the two only"
-    return ""
+    one_sided = tuple(dict.fromkeys(sid for sid, _ in failed))
+    refused = ""
+    if any(ours[key].prompt_hash != theirs[key].prompt_hash for key in shared):
+        refused = "the prompts differ"
+    elif len(one_sided) > most_one_sided * len(asked):
+        refused = f"{_count(one_sided, 'sample')} of {len(asked)} answered by one of the two only"
+    return _Overlap(asked, one_sided, refused, most_one_sided)
+
+
+def _zeros(arm: Arm, overlap: _Overlap) -> dict[str, float]:
+    """No points for each sample that this arm alone never answered."""
+    answered = {sid for (sid, _), record in arm.records.items() if record.trace is not None}
+    return {sid: 0.0 for sid in overlap.one_sided if sid not in answered}
 
 
 def _nothing(a: Arm, b: Arm, group: str, metric: str, refused: str) -> Comparison:

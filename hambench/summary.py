@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from hambench.baselines import baseline_of, has_several
 from hambench.groups import ALL
 from hambench.limits import limits_of
 from hambench.metrics import measure_run
@@ -20,7 +21,6 @@ from hambench.records import Cell, Comparison, Estimate, Measurement, SampleReco
 from hambench.stats import compare_cells
 from hambench.store import Run
 
-BASELINE = "vanilla"
 _SPOKEN = {"tps": "speed", "kv_bytes": "KV memory"}
 
 
@@ -35,11 +35,6 @@ class Identity:
     """Smallest token index at which an answer differs; ``None`` when none does."""
     share_before: float | None
     """Tokens before the first difference, as a share of all the baseline's tokens."""
-
-
-def baseline_cell(cells: Sequence[Cell]) -> Cell | None:
-    """What the others are compared with: the first vanilla cell."""
-    return next((cell for cell in cells if cell.method == BASELINE), None)
 
 
 def token_identity(run: Run, cell: str, baseline: str) -> Identity | None:
@@ -83,10 +78,10 @@ def cell_objects(run: Run) -> list[dict[str, Any]]:
     """One JSON-able object per cell: everything measured over all samples. What is not known is ``None``."""
     overall = {m.cell: m for m in measure_run(run) if m.group == ALL}
     limits = limits_of(run)
-    baseline = baseline_cell(run.header.cells)
-    base_tps = overall[baseline.label].tps if baseline else None
     objects = []
     for cell in run.header.cells:
+        baseline = baseline_of(cell, run.header.cells)
+        base_tps = overall[baseline.label].tps if baseline else None
         measured = overall[cell.label]
         numbers = dataclasses.asdict(measured)
         numbers["m"] = numbers.pop("tokens_per_target_forward")
@@ -101,6 +96,10 @@ def cell_objects(run: Run) -> list[dict[str, Any]]:
                 "dtype": cell.dtype,
                 "regime": cell.regime,
                 "kernels": cell.kernels,
+                "threads": cell.threads,
+                "context": cell.context,
+                "max_new_tokens": cell.max_new_tokens,
+                "baseline": baseline.label if baseline else None,
                 **{name: value for name, value in numbers.items() if name not in ("cell", "group")},
                 "tps_ratio": measured.tps / base_tps if measured.tps and base_tps else None,
                 "predicted_tps": limit.predicted_tps if limit else None,
@@ -123,11 +122,13 @@ def to_json_line(item: dict[str, Any]) -> str:
 def render_table(run: Run, *, group: str = ALL, width: int = 140) -> str:
     """The run as a table for a terminal, warnings first.
 
-    ``same`` counts the answers that equal vanilla's token by token, over the whole run.
+    ``same`` counts the answers that equal the baseline's token by token, over the whole run.
     """
     measured = [m for m in measure_run(run) if m.group == group]
-    baseline = baseline_cell(run.header.cells)
-    comparisons = _comparisons(run, baseline, group)
+    cells = run.header.cells
+    baselines = {cell.label: baseline_of(cell, cells) for cell in cells}
+    several = has_several(cells)
+    comparisons = _comparisons(run, baselines, group)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("method", no_wrap=True)
     for title in (
@@ -145,10 +146,14 @@ def render_table(run: Run, *, group: str = ALL, width: int = 140) -> str:
     table.add_column("accuracy [95 %]", justify="right", no_wrap=True)
     table.add_column("same", justify="right", no_wrap=True)
     table.add_column("n", justify="right")
+    if several:
+        table.add_column("vanilla is", no_wrap=True)
     for measurement in measured:
+        baseline = baselines[measurement.cell]
         identity = token_identity(run, measurement.cell, baseline.label) if baseline else None
         against = comparisons.get(measurement.cell, [])
-        table.add_row(*_row(measurement, against, identity))
+        row = _row(measurement, against, identity)
+        table.add_row(*row, *([Text(baseline.label)] if several and baseline else []))
     out = io.StringIO()
     console = Console(file=out, width=width, no_color=True, highlight=False)
     for note in run.header.notes:
@@ -158,8 +163,10 @@ def render_table(run: Run, *, group: str = ALL, width: int = 140) -> str:
     console.print(table)
     if comparisons:
         console.print()
-    for cell, against in comparisons.items():
-        console.print(Text(f"{cell}: {verdict_words(against)}"), soft_wrap=True)
+    for label, against in comparisons.items():
+        judge = baselines[label]
+        beside = f" against {judge.label}" if several and judge else ""
+        console.print(Text(f"{label}{beside}: {verdict_words(against)}"), soft_wrap=True)
     return out.getvalue().rstrip("\n")
 
 
@@ -172,11 +179,14 @@ def verdict_words(against: Sequence[Comparison]) -> str:
     return "; ".join(parts)
 
 
-def _comparisons(run: Run, baseline: Cell | None, group: str) -> dict[str, list[Comparison]]:
-    if baseline is None or not run.measured:
+def _comparisons(run: Run, baselines: Mapping[str, Cell | None], group: str) -> dict[str, list[Comparison]]:
+    if not run.measured:
         return {}
-    others = [cell.label for cell in run.header.cells if cell.label != baseline.label]
-    return {label: compare_cells(run, label, baseline.label, groups=[group]) for label in others}
+    return {
+        label: compare_cells(run, label, baseline.label, groups=[group])
+        for label, baseline in baselines.items()
+        if baseline is not None and baseline.label != label
+    }
 
 
 def _row(m: Measurement, against: Sequence[Comparison], identity: Identity | None) -> list[Text]:

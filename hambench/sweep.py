@@ -22,7 +22,7 @@ KERNELS = ("reference", "fused")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """What to compare: the product of methods' knob values, regimes and thread counts on one model."""
+    """What to compare: the product of methods' knob values and of the conditions they run under, on one model."""
 
     model: str
     methods: tuple[str, ...] = (ALL,)
@@ -33,6 +33,10 @@ class Sweep:
     regimes: tuple[str, ...] = ("eager",)
     kernels: tuple[str, ...] = ("reference",)
     threads: tuple[int | None, ...] = (None,)
+    contexts: tuple[int | None, ...] = (None,)
+    """Positions that prompt and answer may take; a longer prompt is cut or refused by its suite's rule."""
+    max_new_tokens: tuple[int | None, ...] = (None,)
+    """Limits that replace the tasks' own."""
     controls: bool = False
     """Whether each fine-tuned method's control cell is added where the axis does not hold it already."""
 
@@ -41,6 +45,14 @@ class Sweep:
             raise HambenchError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
         _check_words("regime", self.regimes, REGIMES)
         _check_words("kernels", self.kernels, KERNELS)
+        for name, values, least in (
+            ("threads", self.threads, 1),
+            ("context", self.contexts, 2),
+            ("max_new_tokens", self.max_new_tokens, 1),
+        ):
+            for value in values:
+                if value is not None and value < least:
+                    raise HambenchError(f"{name} must be >= {least}, got {value}")
 
     def expand(self) -> Expansion:
         """All cells in report order, and what was left out of ``all`` with the reason.
@@ -65,12 +77,16 @@ class Sweep:
         if unused:
             raise HambenchError(f"no chosen method has the knob {unused[0]!r}")
         cells = []
-        axes = itertools.product(configs, self.regimes, self.kernels, self.threads)
-        for config, regime, kernels, threads in axes:
+        axes = itertools.product(
+            configs, self.regimes, self.kernels, self.threads, self.contexts, self.max_new_tokens
+        )
+        for config, regime, kernels, threads, context, max_new_tokens in axes:
             extras = {
                 "regime": regime if len(self.regimes) > 1 else None,
                 "kernels": kernels if len(self.kernels) > 1 else None,
                 "threads": threads,
+                "context": context,
+                "max_new_tokens": max_new_tokens,
             }
             cells.append(
                 Cell(
@@ -82,6 +98,8 @@ class Sweep:
                     regime=regime,
                     kernels=kernels,
                     threads=threads,
+                    context=context,
+                    max_new_tokens=max_new_tokens,
                 )
             )
         if not cells:

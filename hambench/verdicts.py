@@ -6,7 +6,8 @@ For a metric with a margin (the smallest effect worth a word):
   effect itself is at least the margin;
 - *equivalent*: the whole interval lies within the margin on both sides;
 - *inconclusive*: everything else;
-- *not comparable*: the two were not asked the same, or one failed where the other answered.
+- *not comparable*: the two were not asked the same, or too many samples were answered by one of them only (see
+  :mod:`hambench.stats`).
 """
 
 from __future__ import annotations

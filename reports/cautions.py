@@ -55,7 +55,7 @@ def cautions(view: View) -> list[Caution]:
                 "Failed samples",
                 f"{len(errors)} of {len(run.measured)} answers failed (in {listing(cells[:4])}"
                 f"{' and others' if len(cells) > 4 else ''}); "
-                "where one side failed and the other answered, the two are not compared.",
+                "what only one side answered is left out of speed and memory and counts as 0 points in accuracy.",
             )
         )
     if view.baseline is None:

@@ -13,13 +13,11 @@ if TYPE_CHECKING:
 
 def compare_with_baseline(view: View) -> dict[tuple[str, str, str], Comparison]:
     """Comparisons by (cell label, group, metric); empty without a baseline."""
-    if view.baseline is None:
-        return {}
     return {
         (cell.label, comparison.group, comparison.metric): comparison
         for cell in view.cells
-        if cell is not view.baseline
-        for comparison in stats.compare_cells(view.run, cell.label, view.baseline.label, groups=view.groups)
+        if (base := view.baseline_of(cell)) is not None and base is not cell
+        for comparison in stats.compare_cells(view.run, cell.label, base.label, groups=view.groups)
     }
 
 

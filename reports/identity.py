@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from hambench.records import Cell
 from hambench.reports.values import ABSENT, bytes_text, listing, seconds_text
 from hambench.reports.view import View
 
@@ -61,13 +62,7 @@ def identity(view: View, *, include_host: bool = False) -> list[Facts]:
         Facts("Machine and software", _rows(header.environment)),
         Facts(
             "Cells",
-            tuple(
-                (
-                    cell.label,
-                    f"{cell.dtype}, {cell.regime}; " + ", ".join(f"{k}={v}" for k, v in cell.knobs.items()),
-                )
-                for cell in header.cells
-            ),
+            tuple((cell.label, _settings(cell)) for cell in header.cells),
         ),
         Facts("Prompts (sha256)", tuple(header.data_hashes.items())),
     ]
@@ -77,6 +72,18 @@ def identity(view: View, *, include_host: bool = False) -> list[Facts]:
         Facts(part.title, tuple((without_paths(k), without_paths(v)) for k, v in part.rows), part.open)
         for part in facts
     ]
+
+
+def _settings(cell: Cell) -> str:
+    conditions = [cell.dtype, cell.regime, f"{cell.kernels} kernels"]
+    for name, value in (
+        ("threads", cell.threads),
+        ("context", cell.context),
+        ("max_new_tokens", cell.max_new_tokens),
+    ):
+        conditions += [] if value is None else [f"{name}={value}"]
+    knobs = ", ".join(f"{name}={value}" for name, value in cell.knobs.items())
+    return f"{', '.join(conditions)}{f'; {knobs}' if knobs else ''}"
 
 
 def _rows(values: dict[str, str | int | float | bool | None]) -> tuple[tuple[str, str], ...]:

@@ -51,13 +51,15 @@ def overview_figure(view: View) -> Figure | None:
     held = [
         cell.label for cell in cells if cell.label in faster and _verdict(view, cell, "accuracy") in _HELD
     ]
-    finding = f"{len(faster)} of {len(cells)} settings are faster than {view.baseline.label}"
+    # under several conditions each setting has a baseline of its own
+    name_of_base = "their baseline" if view.several_baselines else view.baseline.label
+    finding = f"{len(faster)} of {len(cells)} settings are faster than {name_of_base}"
     if faster:
         finding += f"; {'none of them' if not held else listing(held[:4])} with accuracy shown to hold"
         finding += f" (and {len(held) - 4} more)" if len(held) > 4 else ""
     return Figure(
         name=name,
-        title=f"Every setting against {view.baseline.label}",
+        title=f"Every setting against {name_of_base}",
         finding=f"{finding}.",
         plate=plate,
         table=_table(view, cells, name),

@@ -53,9 +53,11 @@ def summary_table(view: View) -> Table:
             *COLUMNS,
             Column("Same tokens", "answers equal to baseline's"),
             Column("First difference", "at token"),
+            *([Column("Baseline", "of its ratios", numeric=False)] if view.several_baselines else []),
         ),
         rows=tuple(
-            (text_cell(cell.label), *_row(view, cell, ALL), *_identity(view, cell)) for cell in view.cells
+            (text_cell(cell.label), *_row(view, cell, ALL), *_identity(view, cell), *_baseline(view, cell))
+            for cell in view.cells
         ),
     )
 
@@ -117,8 +119,9 @@ def _row(view: View, cell: CellView, group: str) -> tuple[TableCell, ...]:
 def _identity(view: View, cell: CellView) -> tuple[TableCell, TableCell]:
     """How many answers are the baseline's token by token, and where the earliest of the others leaves it."""
     same = None
-    if view.baseline is not None and cell is not view.baseline:
-        same = token_identity(view.run, cell.label, view.baseline.label)
+    base = view.baseline_of(cell)
+    if base is not None and base is not cell:
+        same = token_identity(view.run, cell.label, base.label)
     if same is None:
         return TableCell(ABSENT), TableCell(ABSENT)
     share = same.num_identical / same.num_samples
@@ -127,6 +130,14 @@ def _identity(view: View, cell: CellView) -> tuple[TableCell, TableCell]:
         number_cell(share, f"{same.num_identical} of {same.num_samples}", metric="identical_share"),
         number_cell(first, None if first is None else str(first)),
     )
+
+
+def _baseline(view: View, cell: CellView) -> tuple[TableCell, ...]:
+    """The baseline's name, where cells have different ones."""
+    if not view.several_baselines:
+        return ()
+    base = view.baseline_of(cell)
+    return (TableCell(ABSENT) if base is None or base is cell else text_cell(base.label),)
 
 
 def _accuracy(estimate: Estimate | None) -> TableCell:

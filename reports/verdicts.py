@@ -105,14 +105,14 @@ def answer(view: View) -> str:
                 f"but whether it holds accuracy needs more samples."
             )
         return (
-            f"Ship {best.label}: {_ratio(view.compared(best, 'tps'))} the speed of {base.label} {where}, "
+            f"Ship {best.label}: {_ratio(view.compared(best, 'tps'))} the speed of {_base(view, best)} {where}, "
             f"with accuracy shown to hold.{more}"
         )
     if unknown:
         best = max(unknown, key=lambda cell: _effect(view, cell, "tps"))
         return (
             f"{best.label} is the fastest setting without a measured loss of accuracy: "
-            f"{_ratio(view.compared(best, 'tps'))} the speed of {base.label} {where}. "
+            f"{_ratio(view.compared(best, 'tps'))} the speed of {_base(view, best)} {where}. "
             f"The run is too small to show that accuracy holds{_mde(view.compared(best, 'accuracy'))}."
         )
     if faster:
@@ -128,6 +128,11 @@ def answer(view: View) -> str:
     if len(view.cells) == 1:
         return f"Only {base.label} was run, so there is nothing to choose."
     return f"Keep {base.label}: nothing in this run was faster {where}."
+
+
+def _base(view: View, cell: CellView) -> str:
+    base = view.baseline_of(cell)
+    return "its baseline" if base is None else base.label
 
 
 def sentence(view: View, cell: CellView) -> str:
@@ -156,7 +161,9 @@ def sentence(view: View, cell: CellView) -> str:
     else:
         words.append("not scored")
     control = " The one-token control: same weights, one token a step." if cell.control else ""
-    return f"{', '.join(parts)}: {listing(words)}.{control}"
+    base = view.baseline_of(cell)
+    against = f"Against {base.label}: " if view.several_baselines and base is not None else ""
+    return f"{against}{', '.join(parts)}: {listing(words)}.{control}"
 
 
 def stats(view: View, cell: CellView) -> tuple[Stat, ...]:

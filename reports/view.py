@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from hambench import metrics
+from hambench.baselines import baseline_cell, baseline_of, has_several
 from hambench.environment import SPEED_KEYS, differences
 from hambench.groups import ALL, group_kind, group_names, in_group
+from hambench.proxies_table import GAP
 from hambench.records import Cell, Comparison, Estimate, GenerationTrace, Measurement, SampleRecord, Score
 from hambench.reports.compared import around, compare_with_baseline
 from hambench.reports.theme import MethodStyle, method_styles
@@ -81,8 +83,19 @@ class View:
 
     @cached_property
     def baseline(self) -> CellView | None:
-        """The vanilla cell that the others are divided by."""
-        return next((view for view in self.cells if view.method == "vanilla"), None)
+        """The first vanilla cell: what all others are divided by, unless the sweep varies more than methods."""
+        first = baseline_cell(self.run.header.cells)
+        return None if first is None else self.by_label[first.label]
+
+    def baseline_of(self, view: CellView) -> CellView | None:
+        """The cell that one is divided by: vanilla under the same conditions; itself for the first vanilla cell."""
+        own = baseline_of(view.cell, self.run.header.cells)
+        return None if own is None else self.by_label[own.label]
+
+    @cached_property
+    def several_baselines(self) -> bool:
+        """Whether a ratio must say which cell it is to."""
+        return has_several(self.run.header.cells)
 
     @cached_property
     def measurements(self) -> dict[tuple[str, str], Measurement]:
@@ -137,6 +150,18 @@ class View:
     def primary_scores(self) -> dict[tuple[str, str, int], Score]:
         """Headline score by (cell label, sample id, repeat)."""
         return {(s.cell, s.sample_id, s.repeat): s for s in self.run.scores if s.primary}
+
+    @cached_property
+    def gaps(self) -> dict[tuple[str, str, int], float]:
+        """Gap between the target's two best logits where an answer first leaves the baseline's, in the same keys.
+
+        Empty unless ``hambench proxies`` has judged the run.
+        """
+        return {
+            (s.cell, s.sample_id, s.repeat): s.value
+            for s in self.run.scores
+            if s.metric == GAP and s.value is not None
+        }
 
 
 def view_cells(cells: Sequence[Cell]) -> tuple[CellView, ...]:

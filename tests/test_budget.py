@@ -1,6 +1,8 @@
+from dataclasses import replace
+
 import pytest
 
-from hambench.budget import Speed, calibrate, fit_budget
+from hambench.budget import Speed, calibrate, fit_budget, sample_seconds
 from hambench.errors import HambenchError
 from hambench.methods.vanilla import VanillaConfig
 from hambench.records import Cell, Sample
@@ -43,6 +45,14 @@ def test_a_task_too_dear_for_what_is_left_does_not_stop_the_others():
 
 def test_repeats_share_the_budget():
     assert len(fit(samples(x=(9, 10)), 18, repeats=3)) == 2
+
+
+def test_a_cells_own_limit_and_context_decide_what_its_answers_take():
+    (sample,) = samples(x=(1, 10))
+    limited = [replace(CELLS[0], max_new_tokens=20), replace(CELLS[1], context=40)]
+    # 50 prompt tokens and 20 new ones, then a prompt cut to 30 and 10 new ones
+    expected = 50 * 0.01 + 20 * 0.1 + 30 * 0.01 + 10 * 0.1
+    assert sample_seconds(sample, 50, limited, SPEEDS) == pytest.approx(expected)
 
 
 def test_a_budget_that_fits_nothing_says_what_the_cheapest_sample_takes():

@@ -4,6 +4,7 @@ import pytest
 from click.testing import CliRunner
 
 from hambench.cli import cli, main
+from hambench.store import load_run
 
 
 def invoke(capsys, *arguments):
@@ -47,6 +48,14 @@ def test_every_command_has_help():
         (
             ["run", "--suite", "longbench", "--methods", "vanilla", "--threads", "0"],
             "--threads must be whole",
+        ),
+        (
+            ["run", "--suite", "longbench", "--methods", "vanilla", "--max-new-tokens", "8,many"],
+            "--max-new-tokens must be whole numbers >= 1, got 'many'",
+        ),
+        (
+            ["run", "--suite", "longbench", "--methods", "vanilla", "--context", "-3"],
+            "--context must be whole numbers >= 1, got '-3'",
         ),
         (
             ["run", "--suite", "longbench", "--methods", "vanilla", "--model", "smolm2"],
@@ -179,6 +188,109 @@ def test_a_sweep_file_gives_the_options_and_the_command_line_goes_before_it(
     objects = [json.loads(line) for line in text.splitlines()]
     assert [item["cell"] for item in objects] == ["vanilla", "speculative[k=1]", "speculative[k=2]"]
     assert {item["num_samples"] for item in objects} == {1}
+
+
+@pytest.fixture
+def axes_file(tiny_model, rows, tmp_path):
+    """A sweep over methods, threads, contexts and limits, as a user writes it."""
+    file = tmp_path / "sweep.yaml"
+    file.write_text(
+        f"""
+        methods: [vanilla, prompt_lookup]
+        model: {tiny_model}
+        dtype: float32
+        suite: longbench
+        tasks: [lcc, multifieldqa_en]
+        data: {rows}
+        limit: 1
+        threads: [1, 2]
+        context: [100, 400]
+        max-new-tokens: 3,6
+        """
+    )
+    return file
+
+
+def test_contexts_limits_and_threads_are_axes_from_the_file_to_the_table(capsys, axes_file, tmp_path):
+    folder = tmp_path / "run"
+    code, text, err = invoke(
+        capsys, "run", "--config", str(axes_file), "--out", str(folder), "--json", "--no-report"
+    )
+    assert code == 0, err
+    items = {item["cell"]: item for item in map(json.loads, text.splitlines())}
+    assert len(items) == 2 * 2 * 2 * 2
+    first = "vanilla[threads=1,context=100,max_new_tokens=3]"
+    for label, item in items.items():
+        conditions = label.partition("[")[2]
+        alike = f"vanilla[{conditions}"
+        assert item["baseline"] == (first if label == alike else alike)
+        assert f"context={item['context']},max_new_tokens={item['max_new_tokens']}]" in conditions
+        assert item["identity"]["num_samples"] == 2
+    run = load_run(folder)
+    lengths = {}
+    for record in run.measured:
+        assert record.error is None
+        lengths.setdefault(record.cell, []).append(
+            (record.trace.prompt_tokens, len(record.trace.token_ids), record.truncated_tokens)
+        )
+    for label, found in lengths.items():
+        item = items[label]
+        assert all(prompt + item["max_new_tokens"] <= item["context"] for prompt, _, _ in found)
+        assert {new for _, new, _ in found} == {item["max_new_tokens"]}
+        # the longer of the two prompts has a few hundred bytes, and its middle is cut for the short context only
+        assert any(cut for _, _, cut in found) == (item["context"] == 100)
+    notes = " ".join(run.header.notes)
+    assert "Answers end at 3 or 6 tokens, by cell" in notes
+    assert "held to 100 or 400 positions" in notes
+    code, text, _ = invoke(capsys, "show", str(folder))
+    assert code == 0
+    lookup = "prompt_lookup[threads=2,context=400,max_new_tokens=6]"
+    assert f"{lookup} against vanilla[threads=2,context=400,max_new_tokens=6]: speed" in text
+    assert f"vanilla[threads=2,context=100,max_new_tokens=3] against {first}: speed" in text
+    code, text, _ = invoke(capsys, "report", str(folder), "-o", str(tmp_path / "report.html"))
+    assert code == 0
+    assert lookup in (tmp_path / "report.html").read_text()
+
+
+def test_a_sweep_over_axes_is_finished_where_it_stopped(capsys, axes_file, tmp_path):
+    folder = tmp_path / "run"
+    arguments = ["run", "--config", str(axes_file), "--threads", "1", "--no-report"]
+    assert invoke(capsys, *arguments, "--out", str(folder))[0] == 0
+    whole = {(r.cell, r.sample_id): r.trace.token_ids for r in load_run(folder).measured}
+    lines = (folder / "records.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "records.jsonl").write_bytes(b"".join(lines[:5]))
+    assert invoke(capsys, "run", "--resume", str(folder), "--no-report")[0] == 0
+    assert {(r.cell, r.sample_id): r.trace.token_ids for r in load_run(folder).measured} == whole
+
+
+def test_a_plan_counts_what_each_cell_of_an_axis_would_take(capsys, axes_file):
+    code, text, err = invoke(capsys, "plan", "--config", str(axes_file), "--methods", "vanilla", "--json")
+    assert code == 0, err
+    plan = json.loads(text)
+    assert len(plan["cells"]) == 8
+    assert set(plan["decode_tps"]) == set(plan["cells"])
+    # both samples at the larger limit
+    assert sum(task["max_new_tokens"] for task in plan["tasks"]) == 2 * 6
+    bytes_per_slot = plan["kv_bytes"] / 400
+    assert plan["kv_bytes"] > 0
+    assert bytes_per_slot <= plan["kv_bytes"] / 100
+
+
+def test_a_context_beyond_the_models_is_refused(capsys, axes_file):
+    code, _, err = invoke(capsys, "run", "--config", str(axes_file), "--context", "100,8193")
+    assert code == 2
+    assert "context must be <= 8192, the positions that" in err
+
+
+def test_one_limit_belongs_to_the_run_and_is_in_no_label(capsys, axes_file, tmp_path):
+    out = str(tmp_path / "run")
+    limits = ["--max-new-tokens", "4", "--methods", "vanilla", "--threads", "1", "--context", "400"]
+    code, text, err = invoke(
+        capsys, "run", "--config", str(axes_file), *limits, "--out", out, "--json", "--no-report"
+    )
+    assert code == 0, err
+    assert json.loads(text)["cell"] == "vanilla[threads=1,context=400]"
+    assert load_run(tmp_path / "run").header.max_new_tokens == 4
 
 
 @pytest.mark.parametrize(

@@ -166,23 +166,85 @@ def test_answers_equal_token_by_token_are_equivalent_whatever_their_number() -> 
     assert verdicts(a, other, samples)["accuracy"].verdict == "inconclusive"
 
 
-def test_an_answer_of_one_side_only_is_not_comparable_and_not_a_smaller_n() -> None:
-    samples = make_samples(20)
-    a, b = make_arm("a", samples, 1), make_arm("b", samples, 2)
-    key = next(iter(a.records))
-    a.records[key] = dataclasses.replace(a.records[key], trace=None, error="out of memory")
-    for row in verdicts(a, b, samples).values():
-        assert row.verdict == "not comparable"
-        assert row.reason == "1 sample answered by one of the two only"
+def fail(arm: Arm, sample_ids: list[str]) -> None:
+    """These answers were never given: no trace, no score."""
+    for sid in sample_ids:
+        arm.records[sid, 0] = dataclasses.replace(arm.records[sid, 0], trace=None, error="out of memory")
+        del arm.points[sid]
 
 
-def test_a_score_of_one_side_only_makes_accuracy_not_comparable_and_leaves_speed_alone() -> None:
+def test_an_answer_of_one_side_only_is_left_out_of_speed_and_counts_as_no_points() -> None:
     samples = make_samples(20)
     a, b = make_arm("a", samples, 1, slowdown=2), make_arm("b", samples, 2)
-    del a.points[next(iter(a.points))]
+    failed = [sid for sid in samples if b.points[sid] == 100][:2]
+    fail(a, failed)
     rows = verdicts(a, b, samples)
-    assert rows["accuracy"].verdict == "not comparable"
     assert rows["tps"].verdict == "worse"
+    assert rows["tps"].effect is not None
+    assert rows["tps"].effect.n == 18
+    assert rows["tps"].reason == "2 samples of 20 left out: answered by one of the two only"
+    accuracy = rows["accuracy"]
+    assert "2 answers that a failed to give count as 0" in accuracy.reason
+    assert accuracy.effect is not None
+    assert accuracy.effect.n == 20
+    difference = sum(a.points.get(sid, 0.0) - b.points[sid] for sid in samples) / 20
+    assert accuracy.effect.value == pytest.approx(difference)
+
+
+def test_failing_what_is_hard_never_looks_better_than_answering_it_wrongly() -> None:
+    samples = make_samples(40)
+    base = make_arm("b", samples, 2)
+    wrong, failing = (make_arm("a", samples, 1, first_token=9) for _ in range(2))
+    hard = [sid for sid in samples if wrong.points[sid] == 0][:5]
+    fail(failing, hard)
+    effects = [verdicts(arm, base, samples)["accuracy"].effect for arm in (wrong, failing)]
+    assert effects[0] == effects[1]
+
+
+def test_too_many_answers_of_one_side_only_are_not_comparable() -> None:
+    samples = make_samples(20)
+    a, b = make_arm("a", samples, 1), make_arm("b", samples, 2)
+    fail(a, list(samples)[:5])
+    for row in verdicts(a, b, samples).values():
+        assert row.verdict == "not comparable"
+        assert row.reason == "5 samples of 20 answered by one of the two only"
+
+
+def test_a_gate_leaves_no_sample_out() -> None:
+    samples = make_samples(20)
+    a, b = make_arm("a", samples, 1), make_arm("b", samples, 2)
+    fail(a, list(samples)[:1])
+    rows = compare_arms(a, b, samples, groups=["all"], margins=MARGINS, most_one_sided=0.0)
+    assert {row.verdict for row in rows} == {"not comparable"}
+
+
+def test_what_both_failed_concerns_neither() -> None:
+    samples = make_samples(20)
+    a, b = make_arm("a", samples, 1), make_arm("b", samples, 2)
+    both = list(samples)[:12]
+    fail(a, both)
+    fail(b, both)
+    for row in verdicts(a, b, samples).values():
+        assert row.verdict != "not comparable"
+        assert row.effect is not None
+        assert row.effect.n == 8
+        assert "left out" not in row.reason
+        assert "count" not in row.reason
+
+
+def test_a_score_of_one_side_only_is_left_out_of_accuracy_and_leaves_speed_alone() -> None:
+    samples = make_samples(20)
+    a, b = make_arm("a", samples, 1, slowdown=2, first_token=9), make_arm("b", samples, 2)
+    first, *more = a.points
+    del a.points[first]
+    rows = verdicts(a, b, samples)
+    assert rows["accuracy"].effect is not None
+    assert rows["accuracy"].effect.n == 19
+    assert "1 sample of 20 scored for one of the two only: left out" in rows["accuracy"].reason
+    assert (rows["tps"].verdict, rows["tps"].reason) == ("worse", "")
+    for sid in more[:4]:
+        del a.points[sid]
+    assert verdicts(a, b, samples)["accuracy"].verdict == "not comparable"
 
 
 def test_different_prompts_are_not_comparable() -> None:
@@ -265,6 +327,29 @@ def test_a_run_is_compared_with_its_vanilla_cell_over_all_and_each_task() -> Non
     by_arm = {row.group: row for row in rows if row.metric == "accuracy"}
     direct = compare_arms(*arms, samples, metrics=["accuracy"], margins=MARGINS)
     assert [by_arm[row.group].effect for row in direct] == [row.effect for row in direct]
+
+
+def test_each_cell_is_judged_against_the_vanilla_of_its_own_conditions_and_that_against_the_first() -> None:
+    samples = make_samples(12)
+    names = ["vanilla[threads=1]", "vanilla[threads=2]", "x[threads=1]", "x[threads=2]"]
+    arms = [make_arm(name, samples, i, slowdown=1 / (1 + i % 2)) for i, name in enumerate(names)]
+    cells = tuple(
+        Cell(
+            method=name.partition("[")[0], label=name, knobs={}, model="m", dtype="float32", threads=1 + i % 2
+        )
+        for i, name in enumerate(names)
+    )
+    run = make_run(arms, samples)
+    run = dataclasses.replace(run, header=dataclasses.replace(run.header, cells=cells))
+    rows = {row.candidate: row for row in compare_run(run) if (row.group, row.metric) == ("all", "tps")}
+    assert {label: row.baseline for label, row in rows.items()} == {
+        "vanilla[threads=2]": "vanilla[threads=1]",
+        "x[threads=1]": "vanilla[threads=1]",
+        "x[threads=2]": "vanilla[threads=2]",
+    }
+    # the second thread doubled every speed: that is seen once, on vanilla, and is no merit of x
+    assert rows["vanilla[threads=2]"].verdict == "better"
+    assert {rows[label].verdict for label in names[2:]} <= {"equivalent", "inconclusive"}
 
 
 def test_an_unknown_cell_is_refused() -> None:

@@ -42,6 +42,28 @@ def test_threads_are_an_axis():
     assert labels(methods=("vanilla",), threads=(1, 2)) == ["vanilla[threads=1]", "vanilla[threads=2]"]
 
 
+def test_contexts_and_limits_are_axes_and_every_label_says_which():
+    assert labels(methods=("vanilla", "speculative[k=2]"), contexts=(64, 128), max_new_tokens=(8,)) == [
+        "vanilla[context=64,max_new_tokens=8]",
+        "vanilla[context=128,max_new_tokens=8]",
+        "speculative[k=2,context=64,max_new_tokens=8]",
+        "speculative[k=2,context=128,max_new_tokens=8]",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("axis", "message"),
+    [
+        ({"contexts": (1,)}, "context must be >= 2, got 1"),
+        ({"max_new_tokens": (0,)}, "max_new_tokens must be >= 1, got 0"),
+        ({"threads": (2, 0)}, "threads must be >= 1, got 0"),
+    ],
+)
+def test_an_axis_value_that_can_hold_no_answer_is_refused(axis, message):
+    with pytest.raises(HambenchError, match=message):
+        Sweep(model="m", **axis)
+
+
 def test_a_cell_gives_its_config_back():
     cell = Sweep(model="m", methods=("speculative[k=3]",)).expand().cells[0]
     assert config_of(cell).num_draft_tokens == 3

@@ -62,9 +62,13 @@ def sweep_options(function: F) -> F:
             show_default=True,
             help="sft: add each fine-tuned method's control cell (HAMburger one token at a time).",
         ),
-        click.option("--threads", metavar="AXIS", help="Threads of torch as an axis: 1,2."),
+        click.option("--threads", metavar="AXIS", help="Threads of torch: 1,2."),
         click.option(
-            "--regime", default="eager", show_default=True, metavar="AXIS", help="eager, graph (GPU)."
+            "--regime",
+            default="eager",
+            show_default=True,
+            metavar="AXIS",
+            help="eager, graph (GPU), or both.",
         ),
         click.option(
             "--kernels",
@@ -123,7 +127,9 @@ def make_sweep(
     k: str | None,
     checkpoint: str | None,
     method_args: tuple[str, ...],
-    threads: str | None,
+    threads: str | None = None,
+    context: str | None = None,
+    max_new_tokens: str | None = None,
     regime: str = "eager",
     kernels: str = "reference",
     control: str = "none",
@@ -148,16 +154,23 @@ def make_sweep(
         regimes=expand_values(regime),
         kernels=expand_values(kernels),
         controls=control == "sft",
-        threads=(None,)
-        if threads is None
-        else tuple(_whole(text, "--threads") for text in expand_values(threads)),
+        threads=whole_numbers(threads, "--threads") or (None,),
+        contexts=whole_numbers(context, "--context") or (None,),
+        max_new_tokens=whole_numbers(max_new_tokens, "--max-new-tokens") or (None,),
     )
 
 
-def _whole(text: str, option: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise HambenchError(f"{option} must be whole numbers >= 1, got {text!r}")
-    return int(text)
+def whole_numbers(text: str | None, option: str) -> tuple[int, ...]:
+    """The values of an axis of counts; none for no text.
+
+    Raises:
+        HambenchError: For a value that is no whole number above zero.
+    """
+    values = () if text is None else expand_values(text)
+    for value in values:
+        if not value.isdecimal() or int(value) < 1:
+            raise HambenchError(f"{option} must be whole numbers >= 1, got {value!r}")
+    return tuple(map(int, values))
 
 
 def seconds(text: str | None) -> float | None:

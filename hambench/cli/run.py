@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hambench.cli._options import config_option, make_sweep, model_options, runs_root, seconds, sweep_options
+from hambench.cli._options import (
+    config_option,
+    make_sweep,
+    model_options,
+    runs_root,
+    seconds,
+    sweep_options,
+    whole_numbers,
+)
 from hambench.errors import HambenchError
 
 if TYPE_CHECKING:
@@ -24,6 +32,7 @@ Examples:
   hambench run --methods all --suite longbench
   hambench run --methods vanilla,speculative -k 1,2,4,8 --suite standard --limit 20
   hambench run --suite longbench --data DIR --tasks lcc,gov_report --budget 10m
+  hambench run --suite efficiency --methods vanilla,hamburger --threads 1,2 --max-new-tokens 64,256
   hambench run --config sweep.yaml --limit 5
   hambench run --resume runs/2026-01-31-longbench
 """
@@ -47,7 +56,16 @@ Examples:
 @click.option("--limit", type=int, help="Most rows of each task.")
 @click.option("--budget", metavar="TIME", help="As many rows of each task as surely fit: 4m, 2h.")
 @click.option("--repeats", type=int, default=1, show_default=True)
-@click.option("--max-new-tokens", type=int, help="Replace the tasks' own limits.")
+@click.option(
+    "--max-new-tokens",
+    metavar="AXIS",
+    help="Replaces the tasks' own limits; several values are an axis: 64,256.",
+)
+@click.option(
+    "--context",
+    metavar="AXIS",
+    help="Positions for prompt and answer: 1024,4096; longer prompts are cut or refused by their suite's rule.",
+)
 @click.option("--temperature", type=float, default=0.0, show_default=True)
 @click.option("--top-p", type=float, default=1.0, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -138,9 +156,13 @@ def request_from(suite: str | None, allow_code_execution: bool, **options: Any) 
         "regime",
         "kernels",
         "control",
+        "context",
     )
+    limits = whole_numbers(options["max_new_tokens"], "--max-new-tokens")
+    # one limit belongs to the run and is in no label; several are an axis
+    axis = options["max_new_tokens"] if len(limits) > 1 else None
     return RunRequest(
-        sweep=make_sweep(**{name: options[name] for name in sweep_names}),
+        sweep=make_sweep(**{name: options[name] for name in sweep_names}, max_new_tokens=axis),
         suite=suite,
         tasks=tasks,
         limit=options["limit"],
@@ -148,7 +170,7 @@ def request_from(suite: str | None, allow_code_execution: bool, **options: Any) 
         edition=options["edition"],
         preset=options["preset"],
         repeats=options["repeats"],
-        max_new_tokens=options["max_new_tokens"],
+        max_new_tokens=limits[0] if len(limits) == 1 else None,
         budget_s=seconds(options["budget"]),
         device=options["device"],
         allow_code_execution=allow_code_execution,

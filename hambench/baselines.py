@@ -1,0 +1,30 @@
+"""Which cell another is judged against: vanilla under the same conditions.
+
+A sweep over threads, regimes, kernels, contexts or answer limits has a vanilla cell under each of them. A method is
+judged against the one that shares its conditions, so that its ratio is the method's and not that of a second thread.
+What the conditions themselves do is seen on the vanilla cells: each is judged against the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hambench.records import Cell
+
+BASELINE = "vanilla"
+
+
+def baseline_cell(cells: Sequence[Cell]) -> Cell | None:
+    """The first vanilla cell: the baseline of a run whose cells share their conditions."""
+    return next((cell for cell in cells if cell.method == BASELINE), None)
+
+
+def baseline_of(cell: Cell, cells: Sequence[Cell]) -> Cell | None:
+    """The cell that another one is divided by: itself for the first vanilla cell, ``None`` without a vanilla cell."""
+    alike = next((c for c in cells if c.method == BASELINE and c.conditions == cell.conditions), None)
+    return baseline_cell(cells) if alike is None or alike.label == cell.label else alike
+
+
+def has_several(cells: Sequence[Cell]) -> bool:
+    """Whether the cells of a run are divided by more than one cell, so that a table must name it."""
+    return len({baseline.label for cell in cells if (baseline := baseline_of(cell, cells))}) > 1
