@@ -64,3 +64,8 @@ def parse_bandwidth(text: str) -> float:
     if match is None or float(match[1]) <= 0:
         raise HambenchError(f"a bandwidth is a number with GB/s or TB/s, like 4.3TB/s, got {text!r}")
     return float(match[1]) * _UNITS[match[2].lower()]
+
+
+def bandwidth_text(value: float) -> str:
+    """Bytes per second as they are quoted everywhere: ``46.2 GB/s``, ``4.80 TB/s``, decimal units."""
+    return f"{value / 1e12:.2f} TB/s" if value >= 1e12 else f"{value / 1e9:.1f} GB/s"

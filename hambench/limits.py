@@ -16,7 +16,7 @@ from hambench.metrics import (
     num_micro_forwards,
     num_target_forwards,
 )
-from hambench.model_shape import ModelShape
+from hambench.model_shape import SHAPES, ModelShape
 from hambench.records import Cell, GenerationTrace
 from hambench.roofline import ByteModel
 from hambench.store import Run
@@ -35,7 +35,7 @@ class Limit:
 
     cell: str
     bandwidth: float
-    """Best read bandwidth that the run's probes measured, bytes per second."""
+    """The run's :attr:`Ceiling.bandwidth`, bytes per second."""
     bytes_per_token: float
     """Weights and cache that the counted forwards had to read, per token kept."""
     predicted_tps: float
@@ -50,11 +50,40 @@ class Limit:
         return self.measured_tps / self.predicted_tps
 
 
+@dataclass(frozen=True, slots=True)
+class Ceiling:
+    """The read bandwidth that speeds of a run are judged against."""
+
+    readings: tuple[float, ...]
+    """What the run's probes measured, bytes per second, in order; at least one."""
+
+    @property
+    def bandwidth(self) -> float:
+        """The best reading, not the mean: what disturbs a probe can only slow it."""
+        return max(self.readings)
+
+    @property
+    def drift(self) -> float:
+        """Best over worst reading: how far the machine was disturbed, or throttled, between the probes."""
+        return max(self.readings) / min(self.readings)
+
+
+def ceiling_of(run: Run) -> Ceiling | None:
+    """What a run's bandwidth probes say; ``None`` without one, since a data sheet would judge another machine."""
+    probes = [float(r["read"]) for r in run.telemetry if r.get("kind") == "bandwidth" and r.get("read")]
+    return Ceiling(tuple(probes)) if probes else None
+
+
+def shape_of(run: Run) -> ModelShape | None:
+    """The sizes of a run's model, from its header or of a known model by its name."""
+    model = run.header.model
+    return ModelShape.from_scalars(model) or SHAPES.get(str(model.get("name", "")).lower())
+
+
 def limits_of(run: Run) -> dict[str, Limit]:
     """The limit of each cell that the byte model covers; empty if the run has no bandwidth or no model sizes."""
-    shape = ModelShape.from_scalars(run.header.model)
-    probes = [float(r["read"]) for r in run.telemetry if r.get("kind") == "bandwidth" and r.get("read")]
-    if shape is None or not probes:
+    shape, ceiling = shape_of(run), ceiling_of(run)
+    if shape is None or ceiling is None:
         return {}
     limits = {}
     for cell in run.header.cells:
@@ -65,15 +94,15 @@ def limits_of(run: Run) -> dict[str, Limit]:
         if needed is None or not seconds or not tokens:
             continue
         loads = [record.other_load for record in records if record.other_load is not None]
-        mbu = needed / seconds / max(probes)
+        mbu = needed / seconds / ceiling.bandwidth
         limits[cell.label] = Limit(
             cell=cell.label,
-            bandwidth=max(probes),
+            bandwidth=ceiling.bandwidth,
             bytes_per_token=needed / tokens,
-            predicted_tps=tokens * max(probes) / needed,
+            predicted_tps=tokens * ceiling.bandwidth / needed,
             measured_tps=tokens / seconds,
             flag=_reason(
-                mbu, probes, float(np.mean(loads)) if loads else 0.0, _idle_share(mbu, seconds, traces)
+                mbu, ceiling, float(np.mean(loads)) if loads else 0.0, _idle_share(mbu, seconds, traces)
             ),
         )
     return limits
@@ -126,13 +155,12 @@ def _idle_share(mbu: float, seconds: float, traces: Traces) -> float:
     return (1 - mbu) * seconds / max(1, sum(1 for _ in decode_steps(traces)))
 
 
-def _reason(mbu: float, probes: Sequence[float], load: float, idle_s: float) -> str:
+def _reason(mbu: float, ceiling: Ceiling, load: float, idle_s: float) -> str:
     low, high = PLAUSIBLE
     if low <= mbu <= high:
         return ""
-    drift = max(probes) / min(probes)
     if mbu > high:
-        if drift > _DRIFT or load > _BUSY:
+        if ceiling.drift > _DRIFT or load > _BUSY:
             return "faster than the ceiling: the bandwidth probe was disturbed, so the ceiling is too low"
         return "faster than the ceiling: part of the weights stays in a cache, or the ceiling is wrong"
     if load > _BUSY:

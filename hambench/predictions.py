@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from hambench.gpus import bandwidth_text
 from hambench.roofline import MAX_GROUP, ByteModel
 
 GROUPS = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
@@ -137,7 +138,7 @@ def render_forecast(forecast: Forecast, *, width: int = 110) -> str:
     """The forecast as text."""
     out = io.StringIO()
     console = Console(file=out, width=width, no_color=True, highlight=False, markup=False, emoji=False)
-    source, speed = forecast.bandwidth_source, _bandwidth(forecast.bandwidth)
+    source, speed = forecast.bandwidth_source, bandwidth_text(forecast.bandwidth)
     console.print(f"{forecast.model}, {forecast.dtype}, on {forecast.machine} at {speed} ({source})")
     gap = f"{forecast.gap_s * 1e6:g} µs lost per kernel" if forecast.gap_s else "no launch gaps"
     console.print(
@@ -199,7 +200,3 @@ def _speed(tps: float) -> str:
 
 def _ratio(value: float | None) -> str:
     return "never" if value is None else f"{value:.2f}"
-
-
-def _bandwidth(value: float) -> str:
-    return f"{value / 1e12:.2f} TB/s" if value >= 1e12 else f"{value / 1e9:.1f} GB/s"

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hambench import metrics
-from hambench.model_shape import SHAPES, ModelShape
-from hambench.records import GenerationTrace
+from hambench.limits import PLAUSIBLE, Ceiling, Limit, ceiling_of, limits_of, shape_of
 from hambench.reports.labels import Label, place_labels
 from hambench.reports.plate import INK, LINE, MUTED, PAGE, Plate, padded, titles
 from hambench.reports.values import (
+    ABSENT,
     Column,
     Figure,
     Section,
@@ -24,153 +22,109 @@ from hambench.reports.values import (
     text_cell,
 )
 from hambench.reports.view import CellView, View
-from hambench.roofline import ByteModel
-
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """A cell's speed and its ceiling."""
+    """A cell of the page with its limit."""
 
     cell: CellView
-    tps: float
-    bytes_per_token: float
-    ceiling_tps: float
-
-    @property
-    def utilisation(self) -> float:
-        """MBU: share of the measured bandwidth that the counted bytes take at the measured speed."""
-        return self.tps / self.ceiling_tps
+    limit: Limit
 
 
 def roofline_section(view: View) -> Section:
     """Speed under its ceiling per cell, and predicted against measured speed-up; or the reason for neither."""
-    bandwidth, source = measured_bandwidth(view)
-    shape = model_shape(view)
+    ceiling = ceiling_of(view.run)
     missing = []
-    if bandwidth is None:
+    if ceiling is None:
         missing.append(
             "The run holds no reading of this machine's memory bandwidth, and a ceiling from a data sheet would "
             "flatter or blame the wrong machine."
         )
-    if shape is None:
+    if shape_of(view.run) is None:
         missing.append(
             "The sizes of this model's layers are not in the run, so its bytes per token are not known."
         )
     figures: list[Figure] = []
     lead = ""
-    if bandwidth is not None and shape is not None:
-        bounds = [
-            bound for cell in view.cells if (bound := bound_of(view, cell, shape, bandwidth)) is not None
-        ]
+    if ceiling is not None and not missing:
+        limits = limits_of(view.run)
+        bounds = [Bound(cell, limits[cell.label]) for cell in view.cells if cell.label in limits]
+        unknown = [cell.label for cell in view.cells if cell.label not in limits]
         if bounds:
-            figures = [ceiling_figure(view, bounds, bandwidth)]
+            figures = [ceiling_figure(view, bounds)]
             if (worth := prediction_figure(view, bounds)) is not None:
                 figures.append(worth)
+            if unknown:
+                missing.append(
+                    f"No ceiling for {listing(unknown[:4])}: nothing was decoded, or what a forward of it reads is "
+                    "not known here."
+                )
         else:
             missing.append("No cell has a decode speed to hold against the bandwidth.")
         lead = (
             f"Decoding one sequence reads every weight once per forward, so a step takes at least its bytes over the "
-            f"bandwidth. Read bandwidth here: {bytes_text(bandwidth)}/s ({source}). Bytes come from counted forwards; "
+            f"bandwidth. Read bandwidth here: {_bandwidth_text(ceiling)}. Bytes come from counted forwards; "
             "activations, compute and launch gaps are left out: a ceiling, not a forecast."
         )
-        high = [bound.cell.label for bound in bounds if bound.utilisation > 1]
-        if high:
-            missing.append(
-                f"{listing(high[:4])} seem{'s' if len(high) == 1 else ''} to pass the ceiling: then weights came from "
-                "a cache, or the bandwidth was read while the machine was busy. It is no win."
-            )
+        missing += _flags(bounds)
     return Section(
         name="roofline", title="Roofline", lead=lead, figures=tuple(figures), missing=tuple(missing)
     )
 
 
-def measured_bandwidth(view: View) -> tuple[float | None, str]:
-    """Median of the run's readings in bytes per second, and how they were made."""
-    readings = [
-        r
-        for r in view.run.telemetry
-        if r.get("kind") == "bandwidth" and isinstance(r.get("read"), int | float)
-    ]
-    values = [float(r["read"]) for r in readings if r["read"] > 0]
-    if not values:
-        return None, ""
-    spread = "" if len(values) == 1 else f", from {bytes_text(min(values))}/s to {bytes_text(max(values))}/s"
-    return statistics.median(
-        values
-    ), f"median of {len(values)} reading{'s' * (len(values) > 1)} in this run{spread}"
-
-
-def model_shape(view: View) -> ModelShape | None:
-    """Layer sizes from the run's header, or of a known model by its name."""
-    model = view.run.header.model
-    return ModelShape.from_scalars(model) or SHAPES.get(str(model.get("name", "")).lower())
-
-
-def bound_of(view: View, cell: CellView, shape: ModelShape, bandwidth: float) -> Bound | None:
-    """A cell's bytes per token and ceiling; ``None`` without a speed."""
-    traces = view.traces(cell)
-    tps = view.measured(cell).tps
-    if tps is None or not traces:
-        return None
-    if not _counted(traces):
-        return None
-    spent = bytes_per_token(
-        traces, ByteModel(shape=shape, dtype_bytes=DTYPE_BYTES.get(cell.cell.dtype, 2)), cell
-    )
-    return Bound(cell, tps, spent, bandwidth / spent)
-
-
-def _counted(traces: Sequence[GenerationTrace]) -> bool:
-    """Whether forwards and cache are known: a peer that isn't ours doesn't tell them."""
-    return all(
-        None not in (step.target_forwards, step.draft_forwards, step.micro_forwards, step.kv_slots)
-        for trace in traces
-        for step in trace.steps
+def _bandwidth_text(ceiling: Ceiling) -> str:
+    num, best = len(ceiling.readings), bytes_text(ceiling.bandwidth)
+    if num == 1:
+        return f"{best}/s (one reading in this run)"
+    return (
+        f"{best}/s (the best of {num} readings in this run, the worst {bytes_text(min(ceiling.readings))}/s)"
     )
 
 
-def bytes_per_token(traces: Sequence[GenerationTrace], sizes: ByteModel, cell: CellView) -> float:
-    """Weights and cache read per decode token, from the forwards counted in the traces (all of them known)."""
-    total = 0.0
-    for trace in traces:
-        for before, step in zip(trace.steps, trace.steps[1:], strict=False):
-            cache = (before.kv_slots or 0) * sizes.kv_per_slot
-            target, draft, micro = (
-                step.target_forwards or 0,
-                step.draft_forwards or 0,
-                step.micro_forwards or 0,
-            )
-            if cell.method == "hamburger":
-                total += target * (sizes.body + sizes.merge + cache)
-                total += (target + micro) * (sizes.head + sizes.stop) + micro * sizes.micro
-            else:
-                total += target * (sizes.step + cache) + draft * (sizes.int8_draft + cache)
-    return total / max(1, metrics.num_decode_tokens(traces))
+def _flags(bounds: Sequence[Bound]) -> list[str]:
+    """A sentence for each likely reason why cells lie outside the plausible range."""
+    by_flag: dict[str, list[str]] = {}
+    for bound in bounds:
+        if bound.limit.flag:
+            # the cell's own milliseconds are in its row; here one sentence speaks for all of them
+            by_flag.setdefault(bound.limit.flag.partition(",")[0], []).append(bound.cell.label)
+    sentences = []
+    for flag, labels in by_flag.items():
+        more = f" and {len(labels) - 4} more" if len(labels) > 4 else ""
+        sentences.append(f"{listing(labels[:4])}{more}: {flag}.")
+    return sentences
 
 
-def ceiling_figure(view: View, bounds: Sequence[Bound], bandwidth: float) -> Figure:
+def ceiling_figure(view: View, bounds: Sequence[Bound]) -> Figure:
     """A bar per cell with its ceiling as a mark."""
     name = f"{view.prefix}roofline-ceiling"
     left = min(3.2, 0.35 + 0.074 * max(len(b.cell.label) for b in bounds))
     plate = Plate(name, width=left + 6.4, height=0.95 + 0.3 * len(bounds), margins=(left, 1.1, 0.55, 0.3))
     ax = plate.axes[0]
-    ax.set_xlim(0, max(max(b.ceiling_tps, b.tps) for b in bounds) * 1.04)
+    ax.set_xlim(0, max(max(b.limit.predicted_tps, b.limit.measured_tps) for b in bounds) * 1.04)
     ax.set_ylim(len(bounds) - 0.5, -0.5)
     ax.grid(False, axis="y")
     ax.set_yticks(range(len(bounds)), [clip(b.cell.label, 42) for b in bounds], fontsize=8.5, color=INK)
     for row, b in enumerate(bounds):
-        (bar,) = ax.barh(row, b.tps, height=0.6, color=b.cell.style.colour, alpha=0.75, edgecolor=PAGE)
+        (bar,) = ax.barh(
+            row, b.limit.measured_tps, height=0.6, color=b.cell.style.colour, alpha=0.75, edgecolor=PAGE
+        )
         plate.tag(
             bar,
-            tip=f"{b.cell.label}: {b.tps:.1f} tokens/s at {bytes_text(b.bytes_per_token)} a token, "
-            f"{b.utilisation:.0%} of the ceiling",
+            tip=f"{b.cell.label}: {b.limit.measured_tps:.1f} tokens/s at {bytes_text(b.limit.bytes_per_token)} a token, "
+            f"{b.limit.mbu:.0%} of the ceiling",
             series=b.cell.series,
         )
-        ax.plot([b.ceiling_tps] * 2, [row - 0.42, row + 0.42], color=INK, linewidth=2, solid_capstyle="butt")
+        ax.plot(
+            [b.limit.predicted_tps] * 2,
+            [row - 0.42, row + 0.42],
+            color=INK,
+            linewidth=2,
+            solid_capstyle="butt",
+        )
         ax.annotate(
-            f"{b.utilisation:.0%}",
+            f"{b.limit.mbu:.0%}",
             (1, row),
             xycoords=("axes fraction", "data"),
             xytext=(5, 0),
@@ -181,11 +135,14 @@ def ceiling_figure(view: View, bounds: Sequence[Bound], bandwidth: float) -> Fig
             annotation_clip=False,
         )
     titles(ax, x="decode tokens/s; upright mark: the ceiling; right: share of it reached (MBU)")
-    best = max(bounds, key=lambda b: b.utilisation)
+    best = max(bounds, key=lambda b: b.limit.mbu)
     base = next((b for b in bounds if b.cell is view.baseline), None)
-    finding = f"{best.cell.label} comes closest to its ceiling: {best.utilisation:.0%}"
+    low, high = PLAUSIBLE
+    finding = f"{best.cell.label} comes closest to its ceiling: {best.limit.mbu:.0%}"
+    if best.limit.mbu > high:
+        finding = f"{best.cell.label} passes its ceiling ({best.limit.mbu:.0%}), which is no win: the ceiling is wrong"
     if base is not None and base is not best:
-        finding += f"; the baseline reaches {base.utilisation:.0%}"
+        finding += f"; the baseline reaches {base.limit.mbu:.0%}"
     return Figure(
         name=name,
         title="Speed under the bandwidth ceiling",
@@ -193,21 +150,24 @@ def ceiling_figure(view: View, bounds: Sequence[Bound], bandwidth: float) -> Fig
         plate=plate,
         table=Table(
             name=name,
-            caption=f"At {bytes_text(bandwidth)}/s.",
+            caption=f"At {bytes_text(bounds[0].limit.bandwidth)}/s. What lies outside {low:.0%} to {high:.0%} of the "
+            "ceiling needs an explanation.",
             columns=(
                 Column("Cell", numeric=False),
                 Column("TPS"),
                 Column("Bytes", "per token"),
                 Column("Ceiling", "tokens/s"),
                 Column("MBU"),
+                Column("Likely reason", "where implausible", numeric=False),
             ),
             rows=tuple(
                 (
                     text_cell(b.cell.label),
-                    number_cell(b.tps, metric="tps"),
-                    number_cell(b.bytes_per_token, bytes_text(b.bytes_per_token)),
-                    number_cell(b.ceiling_tps),
-                    number_cell(b.utilisation, f"{b.utilisation:.0%}"),
+                    number_cell(b.limit.measured_tps, metric="tps"),
+                    number_cell(b.limit.bytes_per_token, bytes_text(b.limit.bytes_per_token)),
+                    number_cell(b.limit.predicted_tps),
+                    number_cell(b.limit.mbu, f"{b.limit.mbu:.0%}"),
+                    text_cell(b.limit.flag or ABSENT),
                 )
                 for b in bounds
             ),
@@ -217,12 +177,14 @@ def ceiling_figure(view: View, bounds: Sequence[Bound], bandwidth: float) -> Fig
 
 def prediction_figure(view: View, bounds: Sequence[Bound]) -> Figure | None:
     """Speed-up that bytes alone predict against the measured one; ``None`` without a baseline."""
-    base = next((b for b in bounds if b.cell is view.baseline), None)
+    by_label = {b.cell.label: b.limit for b in bounds}
     points = []
     for b in bounds:
         compared = view.compared(b.cell, "tps")
+        base = by_label.get(compared.baseline) if compared is not None else None
         if base is not None and compared is not None and compared.effect is not None:
-            points.append((b.cell, base.bytes_per_token / b.bytes_per_token, compared.effect.value))
+            allowed = base.bytes_per_token / b.limit.bytes_per_token
+            points.append((b.cell, allowed, compared.effect.value))
     if not points:
         return None
     name = f"{view.prefix}roofline-predicted"

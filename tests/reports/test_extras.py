@@ -10,16 +10,11 @@ import pytest
 
 from hambench.errors import HambenchError
 from hambench.history import add, entry_of, load_history, pin
+from hambench.limits import limits_of
 from hambench.reports.history_page import history_section
 from hambench.reports.kernels_page import kernels_section
-from hambench.reports.roofline_figure import (
-    bytes_per_token,
-    measured_bandwidth,
-    model_shape,
-    roofline_section,
-)
+from hambench.reports.roofline_figure import roofline_section
 from hambench.reports.view import View
-from hambench.roofline import ByteModel
 from hambench.store import Run
 
 KERNELS = {
@@ -95,35 +90,20 @@ def test_history_draws_the_runs_of_this_machine_only(run: Run, tmp_path: Path) -
     assert "hambench history add" in history_section(View(run), None).missing[0]
 
 
-def test_vanilla_reads_its_weights_once_a_token_and_its_cache(view: View) -> None:
-    shape = model_shape(view)
-    assert shape is not None
-    sizes = ByteModel(shape=shape)
-    base = view.baseline
-    assert base is not None
-    traces = view.traces(base)
-    contexts = [before.kv_slots for trace in traces for before in trace.steps[:-1]]
-    mean = sum(contexts) / len(contexts)
-    assert bytes_per_token(traces, sizes, base) == pytest.approx(sizes.vanilla_bytes(context=mean))  # type: ignore[arg-type]
-
-
-def test_hamburger_bytes_equal_the_models_formula_at_the_measured_m(view: View) -> None:
-    shape = model_shape(view)
-    assert shape is not None
-    sizes = ByteModel(shape=shape)
-    cell = view.by_label["hamburger[confidence=0.5]"]
-    traces = view.traces(cell)
-    m = view.measured(cell).tokens_per_target_forward
-    assert m is not None
-    contexts = [before.kv_slots for trace in traces for before in trace.steps[:-1]]
-    expected = sizes.hamburger_bytes(m, context=sum(contexts) / len(contexts))  # type: ignore[arg-type]
-    assert bytes_per_token(traces, sizes, cell) == pytest.approx(expected, rel=1e-6)
+def test_the_page_shows_the_limits_that_every_other_place_shows(run: Run, view: View) -> None:
+    section = roofline_section(view)
+    (table,) = [figure.table for figure in section.figures if figure.table is not None]
+    limits = limits_of(run)
+    assert [row[0].text for row in table.rows] == list(limits)
+    for row, limit in zip(table.rows, limits.values(), strict=True):
+        numbers = [cell.value for cell in row[1:5]]
+        assert numbers == [limit.measured_tps, limit.bytes_per_token, limit.predicted_tps, limit.mbu]
+        assert row[5].text == (limit.flag or "–")
+    assert "64 GB/s (the best of 2 readings in this run, the worst 62 GB/s)" in section.lead
 
 
 def test_no_ceiling_without_a_reading_or_a_shape(run: Run) -> None:
-    bare = View(replace(run, telemetry=()))
-    assert measured_bandwidth(bare)[0] is None
-    section = roofline_section(bare)
+    section = roofline_section(View(replace(run, telemetry=())))
     assert not section.figures
     assert "no reading" in section.missing[0]
     unknown = View(replace(run, header=replace(run.header, model={"name": "unheard-of"})))
@@ -133,5 +113,5 @@ def test_no_ceiling_without_a_reading_or_a_shape(run: Run) -> None:
 def test_passing_the_ceiling_is_flagged_not_celebrated(run: Run) -> None:
     slow = ({"kind": "bandwidth", "when": "before", "read": 1e9},)
     section = roofline_section(View(replace(run, telemetry=slow)))
-    assert section.figures
-    assert "It is no win" in section.missing[0]
+    assert "which is no win" in section.figures[0].finding
+    assert any("faster than the ceiling" in sentence for sentence in section.missing)
