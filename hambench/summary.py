@@ -130,7 +130,8 @@ def render_table(run: Run, *, group: str = ALL, width: int = 140) -> str:
     several = has_several(cells)
     comparisons = _comparisons(run, baselines, group)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("method", no_wrap=True)
+    # the label gives way, never a number
+    table.add_column("method", overflow="fold", no_wrap=not several)
     for title in (
         "tok/s",
         "× vanilla [95 %]",
@@ -146,14 +147,11 @@ def render_table(run: Run, *, group: str = ALL, width: int = 140) -> str:
     table.add_column("accuracy [95 %]", justify="right", no_wrap=True)
     table.add_column("same", justify="right", no_wrap=True)
     table.add_column("n", justify="right")
-    if several:
-        table.add_column("vanilla is", no_wrap=True)
     for measurement in measured:
         baseline = baselines[measurement.cell]
         identity = token_identity(run, measurement.cell, baseline.label) if baseline else None
         against = comparisons.get(measurement.cell, [])
-        row = _row(measurement, against, identity)
-        table.add_row(*row, *([Text(baseline.label)] if several and baseline else []))
+        table.add_row(*_row(measurement, against, identity))
     out = io.StringIO()
     console = Console(file=out, width=width, no_color=True, highlight=False)
     for note in run.header.notes:
@@ -163,6 +161,10 @@ def render_table(run: Run, *, group: str = ALL, width: int = 140) -> str:
     console.print(table)
     if comparisons:
         console.print()
+    if several:
+        console.print(
+            "Each ratio is to vanilla under the same conditions; of the other vanilla cells, to the first."
+        )
     for label, against in comparisons.items():
         judge = baselines[label]
         beside = f" against {judge.label}" if several and judge else ""

@@ -86,7 +86,7 @@ class Sweep:
                 "kernels": kernels if len(self.kernels) > 1 else None,
                 "threads": threads,
                 "context": context,
-                "max_new_tokens": max_new_tokens,
+                "max_new": max_new_tokens,
             }
             cells.append(
                 Cell(

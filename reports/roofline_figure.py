@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hambench.gpus import bandwidth_text
 from hambench.limits import PLAUSIBLE, Ceiling, Limit, ceiling_of, limits_of, shape_of
 from hambench.reports.labels import Label, place_labels
 from hambench.reports.plate import INK, LINE, MUTED, PAGE, Plate, padded, titles
@@ -74,12 +75,11 @@ def roofline_section(view: View) -> Section:
 
 
 def _bandwidth_text(ceiling: Ceiling) -> str:
-    num, best = len(ceiling.readings), bytes_text(ceiling.bandwidth)
+    num, best = len(ceiling.readings), bandwidth_text(ceiling.bandwidth)
     if num == 1:
-        return f"{best}/s (one reading in this run)"
-    return (
-        f"{best}/s (the best of {num} readings in this run, the worst {bytes_text(min(ceiling.readings))}/s)"
-    )
+        return f"{best} (one reading in this run)"
+    worst = bandwidth_text(min(ceiling.readings))
+    return f"{best} (the best of {num} readings in this run, the worst {worst})"
 
 
 def _flags(bounds: Sequence[Bound]) -> list[str]:
@@ -107,13 +107,15 @@ def ceiling_figure(view: View, bounds: Sequence[Bound]) -> Figure:
     ax.grid(False, axis="y")
     ax.set_yticks(range(len(bounds)), [clip(b.cell.label, 42) for b in bounds], fontsize=8.5, color=INK)
     for row, b in enumerate(bounds):
+        limit = b.limit
         (bar,) = ax.barh(
-            row, b.limit.measured_tps, height=0.6, color=b.cell.style.colour, alpha=0.75, edgecolor=PAGE
+            row, limit.measured_tps, height=0.6, color=b.cell.style.colour, alpha=0.75, edgecolor=PAGE
         )
+        spent = bytes_text(limit.bytes_per_token)
         plate.tag(
             bar,
-            tip=f"{b.cell.label}: {b.limit.measured_tps:.1f} tokens/s at {bytes_text(b.limit.bytes_per_token)} a token, "
-            f"{b.limit.mbu:.0%} of the ceiling",
+            tip=f"{b.cell.label}: {limit.measured_tps:.1f} tokens/s at {spent} a token, "
+            f"{limit.mbu:.0%} of the ceiling",
             series=b.cell.series,
         )
         ax.plot(
@@ -150,7 +152,7 @@ def ceiling_figure(view: View, bounds: Sequence[Bound]) -> Figure:
         plate=plate,
         table=Table(
             name=name,
-            caption=f"At {bytes_text(bounds[0].limit.bandwidth)}/s. What lies outside {low:.0%} to {high:.0%} of the "
+            caption=f"At {bandwidth_text(bounds[0].limit.bandwidth)}. What lies outside {low:.0%} to {high:.0%} of the "
             "ceiling needs an explanation.",
             columns=(
                 Column("Cell", numeric=False),

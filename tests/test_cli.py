@@ -219,12 +219,12 @@ def test_contexts_limits_and_threads_are_axes_from_the_file_to_the_table(capsys,
     assert code == 0, err
     items = {item["cell"]: item for item in map(json.loads, text.splitlines())}
     assert len(items) == 2 * 2 * 2 * 2
-    first = "vanilla[threads=1,context=100,max_new_tokens=3]"
+    first = "vanilla[threads=1,context=100,max_new=3]"
     for label, item in items.items():
         conditions = label.partition("[")[2]
         alike = f"vanilla[{conditions}"
         assert item["baseline"] == (first if label == alike else alike)
-        assert f"context={item['context']},max_new_tokens={item['max_new_tokens']}]" in conditions
+        assert f"context={item['context']},max_new={item['max_new_tokens']}]" in conditions
         assert item["identity"]["num_samples"] == 2
     run = load_run(folder)
     lengths = {}
@@ -244,9 +244,9 @@ def test_contexts_limits_and_threads_are_axes_from_the_file_to_the_table(capsys,
     assert "held to 100 or 400 positions" in notes
     code, text, _ = invoke(capsys, "show", str(folder))
     assert code == 0
-    lookup = "prompt_lookup[threads=2,context=400,max_new_tokens=6]"
-    assert f"{lookup} against vanilla[threads=2,context=400,max_new_tokens=6]: speed" in text
-    assert f"vanilla[threads=2,context=100,max_new_tokens=3] against {first}: speed" in text
+    lookup = "prompt_lookup[threads=2,context=400,max_new=6]"
+    assert f"{lookup} against vanilla[threads=2,context=400,max_new=6]: speed" in text
+    assert f"vanilla[threads=2,context=100,max_new=3] against {first}: speed" in text
     code, text, _ = invoke(capsys, "report", str(folder), "-o", str(tmp_path / "report.html"))
     assert code == 0
     assert lookup in (tmp_path / "report.html").read_text()

@@ -44,10 +44,10 @@ def test_threads_are_an_axis():
 
 def test_contexts_and_limits_are_axes_and_every_label_says_which():
     assert labels(methods=("vanilla", "speculative[k=2]"), contexts=(64, 128), max_new_tokens=(8,)) == [
-        "vanilla[context=64,max_new_tokens=8]",
-        "vanilla[context=128,max_new_tokens=8]",
-        "speculative[k=2,context=64,max_new_tokens=8]",
-        "speculative[k=2,context=128,max_new_tokens=8]",
+        "vanilla[context=64,max_new=8]",
+        "vanilla[context=128,max_new=8]",
+        "speculative[k=2,context=64,max_new=8]",
+        "speculative[k=2,context=128,max_new=8]",
     ]
 
 

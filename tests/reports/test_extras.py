@@ -99,7 +99,7 @@ def test_the_page_shows_the_limits_that_every_other_place_shows(run: Run, view: 
         numbers = [cell.value for cell in row[1:5]]
         assert numbers == [limit.measured_tps, limit.bytes_per_token, limit.predicted_tps, limit.mbu]
         assert row[5].text == (limit.flag or "–")
-    assert "64 GB/s (the best of 2 readings in this run, the worst 62 GB/s)" in section.lead
+    assert "64.0 GB/s (the best of 2 readings in this run, the worst 62.0 GB/s)" in section.lead
 
 
 def test_no_ceiling_without_a_reading_or_a_shape(run: Run) -> None:
