@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from hambench.attention import attend, causal_mask
 from hambench.errors import ModelError
+from hambench.greedy import GreedyCalls
 from hambench.kvcache import KVCache
 from hambench.linear import GatedLinear, Linear, make_gated, make_linear
 from hambench.llama_shape import LlamaShape, rope_frequencies
@@ -124,8 +125,17 @@ class DecoderStack:
         *,
         positions: torch.Tensor | None = None,
         feature_layers: tuple[int, ...] = (),
+        keep: int | None = None,
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Runs the layers over ``[T, D]``; the residual stream after the last one, and after ``feature_layers``.
+
+        Args:
+            stream: Inputs of the first layer.
+            cache: Grows by T slots.
+            positions: Rotary positions ``[T]``; by default they continue from ``cache.slots``.
+            feature_layers: Layers (0-based) whose residual stream to return.
+            keep: Give only this many last rows, all by default. The last layer computes no others: a prompt's next to
+                last token is read by attention alone.
 
         Raises:
             ContextOverflowError: If the cache has no room for T more slots.
@@ -134,13 +144,15 @@ class DecoderStack:
         cache.require(num_rows)
         rotation = self._rotation(num_rows, cache.slots, positions)
         mask = causal_mask(num_rows, cache.slots, self.dtype, self.device)
+        first = 0 if keep is None else num_rows - keep
         taken: dict[int, torch.Tensor] = {}
         for index, layer in enumerate(self.layers):
-            heads = self._attention(layer, index, stream, cache, rotation, mask)
-            stream = layer.out.add_to(stream, heads)
+            last = index == len(self.layers) - 1
+            heads = self._attention(layer, index, stream, cache, rotation, mask, first if last else 0)
+            stream = layer.out.add_to(stream[first:] if last else stream, heads)
             stream = layer.down.add_to(stream, layer.gate_up(layer.mlp_norm(stream)))
             if index in feature_layers:
-                taken[index] = stream
+                taken[index] = stream if last else stream[first:]
         cache.advance(num_rows)
         return stream, [taken[index] for index in feature_layers]
 
@@ -152,8 +164,9 @@ class DecoderStack:
         cache: KVCache,
         rotation: tuple[torch.Tensor, torch.Tensor],
         mask: torch.Tensor | None,
+        first: int,
     ) -> torch.Tensor:
-        """The attention heads' outputs, side by side: ``[T, D] -> [T, H * Dh]``."""
+        """The attention heads' outputs of the rows from ``first`` on, side by side: ``[T, D] -> [T - first, H * Dh]``."""
         shape, num_rows = self.shape, stream.shape[0]
         num_heads, num_kv_heads = shape.num_heads, shape.num_kv_heads
         qkv = layer.qkv(layer.input_norm(stream))
@@ -164,8 +177,9 @@ class DecoderStack:
         cos, signed_sin = rotation
         qk = torch.addcmul(qk * cos, qk.roll(shape.head_dim // 2, -1), signed_sin)
         keys, values = cache.write(index, qk[:, num_heads:].transpose(0, 1), v.transpose(0, 1))
-        mixed = attend(qk[:, :num_heads].transpose(0, 1), keys, values, mask)
-        return mixed.transpose(0, 1).reshape(num_rows, num_heads * shape.head_dim)
+        queries = qk[first:, :num_heads].transpose(0, 1)
+        mixed = attend(queries, keys, values, None if mask is None else mask[first:])
+        return mixed.transpose(0, 1).reshape(num_rows - first, num_heads * shape.head_dim)
 
     def _rotation(
         self, num_rows: int, past: int, positions: torch.Tensor | None
@@ -181,7 +195,7 @@ class DecoderStack:
         return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
-class Llama:
+class Llama(GreedyCalls):
     """A Llama-family causal LM on one device.
 
     Args:
@@ -259,6 +273,16 @@ class Llama:
         stream, features = self.stack.forward(
             stream, cache, positions=positions, feature_layers=feature_layers
         )
+        return self._output(stream, features, feature_layers, num_logits)
+
+    def _output(
+        self,
+        stream: torch.Tensor,
+        features: Sequence[torch.Tensor],
+        feature_layers: tuple[int, ...],
+        num_logits: int | None,
+    ) -> ForwardOutput:
+        """The heads' part of a forward: norm, logits of the last rows, and features with the last layer's normed."""
         hidden = self.norm(stream)
         num_rows = hidden.shape[0]
         wanted = num_rows if num_logits is None else min(num_logits, num_rows)
@@ -278,9 +302,11 @@ class Llama:
             raise ValueError("ids must hold at least one token, got none")
         chunks = torch.split(ids, PREFILL_CHUNK)
         for chunk in chunks[:-1]:
-            self.forward(chunk, cache, num_logits=0)
-        out = self.forward(chunks[-1], cache, feature_layers=feature_layers)
-        return ForwardOutput(logits=out.logits, hidden=out.hidden[-1:], features=out.features[:, -1:])
+            self.stack.forward(self.embed(chunk), cache, keep=0)
+        stream, features = self.stack.forward(
+            self.embed(chunks[-1]), cache, feature_layers=feature_layers, keep=1
+        )
+        return self._output(stream, features, feature_layers, num_logits=1)
 
 
 def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from hambench import llama as llama_module
-from hambench.attention import LEAST_ROWS_IN_TWO
+from hambench.attention import LEAST_LONG
 from hambench.errors import ContextOverflowError, ModelError
 from hambench.llama import DecoderStack, Llama, LlamaShape
 from hambench.quantize import quantize_int8
@@ -124,7 +124,7 @@ def test_prefill_in_chunks_equals_one_forward(llama, monkeypatch):
 @torch.no_grad()
 def test_a_wide_chunk_behind_a_past_equals_transformers(models):
     reference, llama = models
-    ids, past = ids_of(3 * LEAST_ROWS_IN_TWO), LEAST_ROWS_IN_TWO // 2
+    ids, past = ids_of(3 * LEAST_LONG), LEAST_LONG // 2
     expected = reference(ids[None]).logits[0]
     cache = llama.new_cache(len(ids))
     parts = [llama.forward(part, cache, num_logits=None).logits for part in (ids[:past], ids[past:])]
