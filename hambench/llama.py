@@ -166,7 +166,7 @@ class DecoderStack:
         mask: torch.Tensor | None,
         first: int,
     ) -> torch.Tensor:
-        """The attention heads' outputs of the rows from ``first`` on, side by side: ``[T, D] -> [T - first, H * Dh]``."""
+        """The heads' outputs of the rows from ``first`` on, side by side: ``[T, D] -> [T - first, H * Dh]``."""
         shape, num_rows = self.shape, stream.shape[0]
         num_heads, num_kv_heads = shape.num_heads, shape.num_kv_heads
         qkv = layer.qkv(layer.input_norm(stream))
