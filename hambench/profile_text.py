@@ -1,4 +1,4 @@
-"""Profiles as text: one table of phases, for one method or two side by side."""
+"""Profiles as text: a table of phases, for one method or two side by side, and each method's memory over its steps."""
 
 from __future__ import annotations
 
@@ -41,6 +41,10 @@ def render_profiles(profiles: Sequence[Profile], *, width: int = 110) -> str:
     console.print()
     for profile in profiles:
         console.print(_summary(profile), soft_wrap=True)
+    for profile in profiles:
+        if profile.memory:
+            console.print()
+            console.print(_memory_table(profile))
     return out.getvalue().rstrip("\n")
 
 
@@ -61,3 +65,43 @@ def _summary(profile: Profile) -> str:
         f"{profile.weight_bytes / 1e6:.0f} MB + {profile.extra_weight_bytes / 1e6:.0f} MB of its own, cache "
         f"{profile.kv_bytes / 1e6:.2f} MB, peak {'not available' if peak is None else f'{peak / 1e6:.0f} MB'}"
     )
+
+
+_MOST_STEPS = 7
+"""Steps of the memory table; all of them are in the JSON."""
+
+
+def _memory_table(profile: Profile) -> Table:
+    """Evenly spaced steps, the first, the last and the one with the highest peak among them."""
+    points = profile.memory
+    last = len(points) - 1
+    spread = {round(index * last / (_MOST_STEPS - 1)) for index in range(_MOST_STEPS)}
+    highest = max(range(len(points)), key=lambda index: points[index].peak_bytes)
+    weights = profile.weight_bytes + profile.extra_weight_bytes
+    table = Table(box=None, pad_edge=False, title_justify="left")
+    table.add_column(f"memory of {profile.method}, MB\nafter step")
+    for title in (
+        "tokens",
+        "weights",
+        "caches\nin use",
+        "caches and\nstate held",
+        "activations\nat peak",
+        "all at\npeak",
+    ):
+        table.add_column(title, justify="right", vertical="bottom")
+    for index in sorted(spread | {highest}):
+        point = points[index]
+        table.add_row(
+            "0 (prefill)" if index == 0 else f"{index}{' (highest)' if index == highest else ''}",
+            str(point.num_tokens),
+            _megabytes(weights),
+            "–" if point.kv_bytes is None else _megabytes(point.kv_bytes),
+            _megabytes(point.held_bytes),
+            _megabytes(point.activation_bytes),
+            _megabytes(weights + point.peak_bytes),
+        )
+    return table
+
+
+def _megabytes(value: int) -> str:
+    return f"{value / 1e6:.2f}"

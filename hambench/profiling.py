@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hambench.memory_timeline import MemoryPoint, memory_timeline
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -192,6 +194,9 @@ class Profile:
     kv_bytes: int
     """In use after the last step."""
     peak_memory_bytes: int | None
+    """Of the allocator on a GPU, of the process on a CPU; weights included."""
+    memory: tuple[MemoryPoint, ...] = ()
+    """The allocator over the steps, the prefill first."""
 
     @property
     def accounted_s(self) -> float:
@@ -211,7 +216,7 @@ def profile_method(
     weight_bytes: int = 0,
     trace_to: Path | None = None,
 ) -> Profile:
-    """Decodes one answer four times: to warm up, plain, recorded and, if wanted, traced.
+    """Decodes one answer again and again: to warm up, plain, recorded, for its memory and, if wanted, traced.
 
     On a GPU the recorded pass waits for the device at both ends of every phase, which makes it slower than
     the plain one; the shares stay meaningful.
@@ -231,6 +236,8 @@ def profile_method(
     plain = _decode(method, prompt_ids, params)
     with recording(Recorder(synchronize=synchronize)) as recorder:
         timed = _decode(method, prompt_ids, params)
+    peak = peak_memory_bytes(device)
+    memory = memory_timeline(method, prompt_ids, params, device=device)
     if trace_to is not None:
         _trace(method, prompt_ids, params, trace_to)
     rows = [
@@ -248,7 +255,8 @@ def profile_method(
         weight_bytes=weight_bytes,
         extra_weight_bytes=method.extra_weight_bytes,
         kv_bytes=timed.kv_bytes,
-        peak_memory_bytes=peak_memory_bytes(device),
+        peak_memory_bytes=peak,
+        memory=memory,
     )
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import importlib
 import json
@@ -11,6 +12,7 @@ import pytest
 from fakes_hamburger import save_tiny_hamburger
 
 from hambench.decoding import SamplingParams
+from hambench.memory_timeline import Change, levels_of
 from hambench.methods.hamburger import HamburgerConfig
 from hambench.profile_text import render_profiles
 from hambench.profiling import ELSE, POINTS, Profile, Recorder, phase, profile_method, recording
@@ -164,3 +166,42 @@ def test_the_table_shows_two_methods_side_by_side(target: Any) -> None:
     assert "–" in text
     total = next(line for line in text.splitlines() if line.startswith("total"))
     assert total.count("100.0%") + total.count("99.") == 2
+
+
+@pytest.mark.parametrize("name", ["vanilla", "speculative", "prompt_lookup"])
+def test_memory_is_read_at_every_step_and_holds_at_least_the_cache(target: Any, name: str) -> None:
+    memory = profiled(target, name).memory
+    assert memory[-1].num_tokens == PARAMS.max_new_tokens
+    assert [point.num_tokens for point in memory] == sorted({point.num_tokens for point in memory})
+    for point in memory:
+        assert point.kv_bytes is not None
+        assert point.held_bytes >= point.kv_bytes > 0
+        assert point.activation_bytes > 0
+
+
+def test_a_cache_that_is_made_whole_is_held_from_the_first_step_and_filled_later(target: Any) -> None:
+    memory = profiled(target, "vanilla").memory
+    slot = target.llama.new_cache(1).bytes_per_slot
+    capacity = 5 + PARAMS.max_new_tokens
+    for index, point in enumerate(memory):
+        assert point.kv_bytes == (5 + index) * slot
+        assert capacity * slot <= point.held_bytes < 2 * capacity * slot
+
+
+def test_levels_follow_allocations_and_a_peak_belongs_to_its_step() -> None:
+    end = None
+    changes = [(1, 100), (2, 50), (3, -50), (4, end), (5, 10), (6, -10), (7, end), (8, -100), (9, end)]
+    levels = levels_of([Change(at, size) for at, size in changes])
+    assert list(levels) == [(100, 150), (100, 110), (0, 100)]
+
+
+def test_the_memory_table_shows_first_last_and_highest_step(target: Any) -> None:
+    profile = profiled(target, "vanilla")
+    points = list(profile.memory)
+    points[4] = dataclasses.replace(points[4], peak_bytes=10**9)
+    text = render_profiles([dataclasses.replace(profile, memory=tuple(points))])
+    steps = [line.split()[0] for line in text.partition("after step")[2].splitlines()[1:]]
+    assert steps[0] == "0"
+    assert steps[-1] == str(len(points) - 1)
+    assert "4 (highest)" in text
+    assert "1000.00" in text
