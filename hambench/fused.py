@@ -3,7 +3,9 @@
 Decoding on a GPU is bound by two things: reading weights, and launching kernels. The fused kernels read each weight
 once with little between them; a graph replays a whole forward with one launch. Both serve every method alike, because
 a method sees the same calls as on :class:`hambench.llama.Llama`: vanilla's one row, a draft's one or two, a
-verification's k + 1, HAMburger's macro-step with its features. Longer forwards (prefill) run as they do there.
+verification's k + 1, HAMburger's macro-step with its features. Greedy tokens are found by the kernels too, so that
+what a step moves between host and device is a few integers each way, inside its graph. Longer forwards (prefill) run
+as they do there.
 
 Checked on a CPU with the kernels' references, and with the kernels themselves under Triton's interpreter. No part of
 this has run on a GPU yet: docs/results/README.md keeps the list.
@@ -14,25 +16,22 @@ from __future__ import annotations
 import copy
 import dataclasses
 import weakref
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 
 from hambench.errors import ModelError
+from hambench.fused_layers import FusedLayer, Impl, LayerBuffers, Weight
 from hambench.kernels.decode_attention import decode_attention
-from hambench.kernels.gemv_residual import gemv_residual
-from hambench.kernels.norm_gateup_silu import norm_gateup_silu
+from hambench.kernels.lm_head_argmax import HeadOutput, lm_head_argmax
 from hambench.kernels.norm_gemv import norm_gemv
 from hambench.kvcache import KVCache
-from hambench.linear import GatedLinear, Linear
-from hambench.llama import DecoderLayer, ForwardOutput, Llama
-from hambench.norm import RMSNorm
-from hambench.quantize import Int8Gated, Int8Linear
+from hambench.launches import CudaGraphs, Direct, Launches, Run
+from hambench.llama import ForwardOutput, Llama
+from hambench.packed import Packed
 
-Impl = Literal["auto", "reference", "fused"]
-Run = Callable[[], None]
-Capture = Callable[[Run], Run]
+T = TypeVar("T")
 
 MAX_ROWS = 8
 """Rows of the longest forward that the kernels take."""
@@ -40,47 +39,274 @@ SMALLEST_CACHE = 256
 """Slots; caches are lent in powers of two from here, so that few sizes need graphs of their own."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Weight:
-    """A matrix as the kernels take it."""
+class FusedLlama(Llama):
+    """A Llama with the same calls and weights, whose forwards of up to 8 rows run the kernels.
 
-    matrix: torch.Tensor
-    """``[out, in]``, dense or int8."""
-    scale: torch.Tensor | None
-    """Float32 ``[out]`` of an int8 matrix."""
-    bias: torch.Tensor | None = None
+    Args:
+        llama: The model; its weights are shared, not copied (on a CPU, where they are packed, they are unpacked).
+        impl: Which kernels; ``reference`` is slow and for comparison.
+        launches: How a forward over fixed buffers reaches the device; by default each as it comes.
 
-    @classmethod
-    def of(cls, linear: Linear | GatedLinear) -> Weight:
-        """Takes the weight out of a layer, without a copy where it is stored dense or as int8."""
-        if isinstance(linear, Int8Gated):
-            linear = linear._both
-        if isinstance(linear, Int8Linear):
-            return cls(linear.codes, linear.scales.float(), linear.bias)
-        return cls(linear.weight, None, getattr(linear, "bias", None))
+    Raises:
+        ModelError: If the kernels don't do what the architecture needs.
+    """
 
-    def halves(self) -> tuple[Weight, Weight]:
-        """Gate and up of a stacked matrix."""
-        first, second = self.matrix.chunk(2)
-        scales = (None, None) if self.scale is None else self.scale.chunk(2)
-        return Weight(first, scales[0]), Weight(second, scales[1])
+    def __init__(self, llama: Llama, *, impl: Impl = "auto", launches: Launches | None = None) -> None:
+        head_dim = llama.shape.head_dim
+        if impl == "fused" and head_dim & (head_dim - 1):
+            raise ModelError(
+                f"the fused kernels need a head size that is a power of two, got {head_dim}: use --kernels reference"
+            )
+        self.__dict__.update(llama.__dict__)
+        self.impl = impl
+        self.launches: Launches = launches or Direct(llama.device)
+        self._adopt()
+
+    def _adopt(self) -> None:
+        """Derives what depends on the weights, anew after a copy with other weights (an INT8 draft)."""
+        self._owner = id(self)
+        self._layers = [FusedLayer(layer, self.impl) for layer in self.stack.layers]
+        self._head = Weight.of(self.head)
+        self._made: dict[tuple[object, ...], object] = {}
+        self._free: dict[int, list[KVCache]] = {}
+        places = torch.arange(self.shape.max_positions, device=self.device, dtype=torch.float32)
+        angles = places[:, None] * self.stack._frequencies.to(torch.float32)
+        # as the plain forward has them: rounded to the model's type
+        self._cos, self._sin = (
+            turn.to(self.dtype).float().contiguous() for turn in (angles.cos(), angles.sin())
+        )
+
+    @property
+    def layers(self) -> list[FusedLayer]:
+        """The decoder layers in the kernels' form."""
+        self._check_owner()
+        return self._layers
+
+    @property
+    def turns(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines of every position, ``[max_positions, Dh / 2]`` float32 each."""
+        return self._cos, self._sin
+
+    def like(self, other: Llama) -> Llama:
+        """See :meth:`hambench.llama.Llama.like`."""
+        if isinstance(other, FusedLlama) or not isinstance(other, Llama):
+            return other
+        return FusedLlama(other, impl=self.impl, launches=self.launches)
+
+    def new_cache(self, capacity: int) -> KVCache:
+        """An empty cache of at least ``capacity`` slots.
+
+        Graphs know a cache by its storage, so storage goes back to a pool when its cache is no longer used.
+        """
+        size = max(SMALLEST_CACHE, 1 << (capacity - 1).bit_length())
+        if not self.launches.keeps or capacity < 1:
+            return super().new_cache(capacity)
+        self._check_owner()
+        free = self._free.setdefault(size, [])
+        whole = free.pop() if free else super().new_cache(size)
+        lent = copy.copy(whole)
+        weakref.finalize(lent, free.append, whole)
+        return lent
+
+    def over(self, cache: KVCache, key: tuple[object, ...], make: Callable[[], T]) -> T:
+        """What ``make`` prepares over a cache's storage: kept with it where graphs are, else made anew."""
+        self._check_owner()
+        if not self.launches.keeps:
+            return make()
+        key = (cache.keys.data_ptr(), cache.capacity, *key)
+        if key not in self._made:
+            self._made[key] = make()
+        made: T = self._made[key]  # type: ignore[assignment]
+        return made
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        inputs: torch.Tensor,
+        cache: KVCache,
+        *,
+        positions: torch.Tensor | None = None,
+        num_logits: int | None = 1,
+        feature_layers: tuple[int, ...] = (),
+    ) -> ForwardOutput:
+        """See :meth:`hambench.llama.Llama.forward`."""
+        num_rows = inputs.shape[0]
+        if num_rows > MAX_ROWS:
+            return super().forward(
+                inputs, cache, positions=positions, num_logits=num_logits, feature_layers=feature_layers
+            )
+        cache.require(num_rows)
+        wanted = num_rows if num_logits is None else min(num_logits, num_rows)
+        made = self.over(
+            cache,
+            ("forward", num_rows, inputs.ndim, wanted, feature_layers),
+            lambda: _make_forward(self, inputs, cache, wanted, feature_layers),
+        )
+        out = made(inputs, positions, cache.slots)
+        cache.advance(num_rows)
+        return out
+
+    @torch.inference_mode()
+    def greedy(self, tokens: Sequence[int], cache: KVCache, *, num_tokens: int = 1) -> list[int]:
+        """See :meth:`hambench.llama.Llama.greedy`: no logits are written, and one copy brings the tokens."""
+        if len(tokens) > MAX_ROWS:
+            return super().greedy(tokens, cache, num_tokens=num_tokens)
+        cache.require(len(tokens))
+        forward = self._greedy_forward(cache, len(tokens), num_tokens, self._newest(cache))
+        forward.launch(tokens, cache.slots)
+        cache.advance(len(tokens))
+        return forward.tokens()
+
+    @torch.inference_mode()
+    def decode_greedily(self, tokens: Sequence[int], cache: KVCache, num_tokens: int) -> list[int]:
+        """See :meth:`hambench.llama.Llama.decode_greedily`: each token feeds the next forward on the device."""
+        if num_tokens == 0 or len(tokens) > MAX_ROWS:
+            return super().decode_greedily(tokens, cache, num_tokens)
+        cache.require(len(tokens) + num_tokens - 1)
+        newest = self._newest(cache)
+        forwards = [self._greedy_forward(cache, len(tokens), 1, newest)]
+        forwards += [self._greedy_forward(cache, 1, 1, newest, place) for place in range(1, num_tokens)]
+        for place, forward in enumerate(forwards):
+            forward.launch(None if place else tokens, cache.slots)
+            cache.advance(1 if place else len(tokens))
+        return [token for forward in forwards for token in forward.tokens()]
+
+    @torch.inference_mode()
+    def prepare_greedy(self, cache: KVCache, *, rows: Sequence[int] = (), chain: int = 0) -> None:
+        """See :meth:`hambench.llama.Llama.prepare_greedy`: captures the forwards."""
+        if not self.launches.keeps:
+            return
+        newest = self._newest(cache)
+        calls = [(length, length, 0) for length in rows]
+        if chain:
+            calls += [(1, 1, 0), (2, 1, 0), *((1, 1, place) for place in range(1, chain))]
+        for num_rows, num_tokens, place in calls:
+            if num_rows <= MAX_ROWS:
+                self._greedy_forward(cache, num_rows, num_tokens, newest, place)
+
+    def _newest(self, cache: KVCache) -> torch.Tensor:
+        """The newest greedy token over a cache ``[1]``, on the device."""
+        return self.over(cache, ("newest",), lambda: torch.zeros(1, dtype=torch.int64, device=self.device))
+
+    def _greedy_forward(
+        self, cache: KVCache, num_rows: int, num_tokens: int, newest: torch.Tensor, place: int = 0
+    ) -> _GreedyForward:
+        """A forward and its greedy tokens; at a ``place`` > 0 of a chain it takes the newest token as it is."""
+        return self.over(
+            cache,
+            ("greedy", num_rows, num_tokens, place),
+            lambda: _GreedyForward(self, cache, num_rows, num_tokens, newest, follows=place > 0),
+        )
+
+    def _check_owner(self) -> None:
+        if self._owner != id(self):
+            self._adopt()
+
+    def project(self, stream: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """Logits ``[R, V]``, in the model's type, of a residual stream ``[R, D]`` that is not normed yet."""
+        return norm_gemv(
+            stream,
+            self._head.matrix,
+            norm_weight=self.norm.weight,
+            eps=self.norm.eps,
+            scale=self._head.scale,
+            bias=self._head.bias,
+            out=out,
+            impl=self.impl,
+        )
+
+    def greedy_head(
+        self, rows: torch.Tensor, out: HeadOutput, *, normed: bool = False, done: torch.Tensor | None = None
+    ) -> None:
+        """The most probable token of each row ``[R, D]``, of the residual stream or ``normed`` already."""
+        lm_head_argmax(
+            rows,
+            self._head.matrix,
+            norm_weight=None if normed else self.norm.weight,
+            eps=self.norm.eps,
+            scale=self._head.scale,
+            out=out,
+            done=done,
+            impl=self.impl,
+        )
 
 
-class FusedLayer:
-    """The weights of one decoder layer in the kernels' form."""
+class Trunk:
+    """The decoder layers over one cache and over buffers that stay where they are; after :meth:`run` they are full.
 
-    def __init__(self, layer: DecoderLayer) -> None:
-        if layer.q_norm is not None:
-            raise ModelError("the fused kernels have no query and key norms (Qwen3): use --kernels reference")
-        self.qkv, self.out, self.down = Weight.of(layer.qkv), Weight.of(layer.out), Weight.of(layer.down)
-        if self.out.bias is not None or self.down.bias is not None:
-            raise ModelError("the fused kernels have no output or MLP biases: use --kernels reference")
-        self.gate, self.up = Weight.of(layer.gate_up).halves()
-        self.input_norm, self.mlp_norm = layer.input_norm, layer.mlp_norm
+    Args:
+        llama: The model.
+        cache: Rows go to its storage, at the slots that ``slots`` says.
+        inputs: Ids ``[T]`` or embeddings ``[T, D]``.
+        positions: Rotary positions ``[T]``, int64.
+        slots: Slots in use before the rows ``[1]``, int32.
+        feature_layers: Layers (0-based) whose residual stream to keep; the last one's is normed.
+        features: Where, ``[F, T, D]``.
+    """
+
+    def __init__(
+        self,
+        llama: FusedLlama,
+        cache: KVCache,
+        *,
+        inputs: torch.Tensor,
+        positions: torch.Tensor,
+        slots: torch.Tensor,
+        feature_layers: tuple[int, ...] = (),
+        features: torch.Tensor | None = None,
+    ) -> None:
+        num_rows, shape = positions.shape[0], llama.shape
+        self._llama, self._inputs, self._positions, self._slots = llama, inputs, positions, slots
+        self._keys, self._values = cache.keys, cache.values
+        self._buffers = LayerBuffers.empty(num_rows, shape, llama.dtype, llama.device)
+        self._tickets = torch.zeros(shape.num_kv_heads, dtype=torch.int32, device=llama.device)
+        self.features = (
+            torch.empty(
+                len(feature_layers), num_rows, shape.hidden_size, dtype=llama.dtype, device=llama.device
+            )
+            if features is None
+            else features
+        )
+        kept = dict(zip(feature_layers, self.features, strict=True))
+        self._normed_feature = kept.pop(shape.num_layers - 1, None)
+        self._kept = kept
+
+    @property
+    def stream(self) -> torch.Tensor:
+        """The residual stream behind the last layer, ``[T, D]``."""
+        return self._buffers.stream
+
+    def run(self) -> None:
+        """Runs the layers."""
+        llama, buffers = self._llama, self._buffers
+        cos, sin = llama.turns
+        ids = self._inputs if self._inputs.ndim == 1 else None
+        stream = self._inputs if ids is None else buffers.stream
+        for index, layer in enumerate(llama.layers):
+            if index == 0 and ids is not None:
+                qkv = layer.project(llama.embedding, buffers, ids=ids)
+            else:
+                qkv = layer.project(stream, buffers)
+            heads = decode_attention(
+                qkv,
+                self._keys[index],
+                self._values[index],
+                slots=self._slots,
+                positions=self._positions,
+                cos=cos,
+                sin=sin,
+                num_heads=llama.shape.num_heads,
+                tickets=self._tickets,
+                out=buffers.heads,
+                impl=llama.impl,
+            )
+            stream = layer.finish(stream, heads, buffers, out=self._kept.get(index))
+        if self._normed_feature is not None:
+            self._normed_feature.copy_(llama.norm(stream))
 
 
 @dataclasses.dataclass
-class Forward:
+class _Forward:
     """One forward over buffers that stay where they are: what a graph needs."""
 
     inputs: torch.Tensor
@@ -105,205 +331,93 @@ class Forward:
         return ForwardOutput(logits=logits, hidden=self.hidden.clone(), features=self.features.clone())
 
 
-class FusedLlama(Llama):
-    """A Llama with the same calls and weights, whose forwards of up to 8 rows run the kernels.
+def _make_forward(
+    llama: FusedLlama,
+    inputs: torch.Tensor,
+    cache: KVCache,
+    wanted: int,
+    feature_layers: tuple[int, ...],
+) -> _Forward:
+    num_rows, device, dtype = inputs.shape[0], llama.device, llama.dtype
+    own = inputs.clone() if inputs.ndim == 1 else inputs.to(dtype, copy=True)
+    positions = torch.zeros(num_rows, dtype=torch.int64, device=device)
+    slots = torch.full((1,), cache.slots, dtype=torch.int32, device=device)
+    trunk = Trunk(llama, cache, inputs=own, positions=positions, slots=slots, feature_layers=feature_layers)
+    hidden = torch.empty(num_rows, llama.shape.hidden_size, dtype=dtype, device=device)
+    logits = torch.empty(wanted, llama.shape.vocab_size, dtype=dtype, device=device)
 
-    Args:
-        llama: The model; its weights are shared, not copied (on a CPU, where they are packed, they are unpacked).
-        impl: Which kernels; ``reference`` is slow and for comparison.
-        capture: Turns a forward over fixed buffers into its replay; ``None`` runs each forward as it comes.
+    def run() -> None:
+        trunk.run()
+        hidden.copy_(llama.norm(trunk.stream))
+        if wanted:
+            llama.project(trunk.stream[num_rows - wanted :], logits)
 
-    Raises:
-        ModelError: If the kernels don't do what the architecture needs.
-    """
+    return _Forward(own, positions, slots, logits, hidden, trunk.features, llama.launches.prepare(run))
 
-    def __init__(self, llama: Llama, *, impl: Impl = "auto", capture: Capture | None = None) -> None:
-        head_dim = llama.shape.head_dim
-        if impl == "fused" and head_dim & (head_dim - 1):
-            raise ModelError(
-                f"the fused kernels need a head size that is a power of two, got {head_dim}: use --kernels reference"
-            )
-        self.__dict__.update(llama.__dict__)
-        self._impl, self._capture = impl, capture
-        self._adopt()
 
-    def _adopt(self) -> None:
-        """Derives what depends on the weights, anew after a copy with other weights (an INT8 draft)."""
-        self._owner = id(self)
-        self._layers = [FusedLayer(layer) for layer in self.stack.layers]
-        self._head = Weight.of(self.head)
-        self._forwards: dict[tuple[object, ...], Forward] = {}
-        self._free: dict[int, list[KVCache]] = {}
-        places = torch.arange(self.shape.max_positions, device=self.device, dtype=torch.float32)
-        angles = places[:, None] * self.stack._frequencies.to(torch.float32)
-        # as the plain forward has them: rounded to the model's type
-        self._cos, self._sin = (
-            turn.to(self.dtype).float().contiguous() for turn in (angles.cos(), angles.sin())
-        )
+class _GreedyForward:
+    """One forward and its greedy tokens: a few integers in, a few out, both copies part of the work."""
 
-    def new_cache(self, capacity: int) -> KVCache:
-        """An empty cache of at least ``capacity`` slots.
-
-        Graphs know a cache by its storage, so storage goes back to a pool when its cache is no longer used.
-        """
-        size = max(SMALLEST_CACHE, 1 << (capacity - 1).bit_length())
-        if self._capture is None or capacity < 1:
-            return super().new_cache(capacity)
-        self._check_owner()
-        free = self._free.setdefault(size, [])
-        whole = free.pop() if free else super().new_cache(size)
-        lent = copy.copy(whole)
-        weakref.finalize(lent, free.append, whole)
-        return lent
-
-    @torch.inference_mode()
-    def forward(
+    def __init__(
         self,
-        inputs: torch.Tensor,
+        llama: FusedLlama,
         cache: KVCache,
+        num_rows: int,
+        num_tokens: int,
+        newest: torch.Tensor,
         *,
-        positions: torch.Tensor | None = None,
-        num_logits: int | None = 1,
-        feature_layers: tuple[int, ...] = (),
-    ) -> ForwardOutput:
-        """See :meth:`hambench.llama.Llama.forward`."""
-        num_rows = inputs.shape[0]
-        if num_rows > MAX_ROWS:
-            return super().forward(
-                inputs, cache, positions=positions, num_logits=num_logits, feature_layers=feature_layers
-            )
-        self._check_owner()
-        cache.require(num_rows)
-        wanted = num_rows if num_logits is None else min(num_logits, num_rows)
-        key = (num_rows, inputs.ndim, wanted, feature_layers, cache.keys.data_ptr(), cache.capacity)
-        made = self._forwards.get(key) if self._capture is not None else None
-        if made is None:
-            made = self._make(inputs, cache, wanted, feature_layers)
-            if self._capture is not None:
-                self._forwards[key] = made
-        out = made(inputs, positions, cache.slots)
-        cache.advance(num_rows)
-        return out
-
-    def _check_owner(self) -> None:
-        if self._owner != id(self):
-            self._adopt()
-
-    def _make(
-        self, inputs: torch.Tensor, cache: KVCache, wanted: int, feature_layers: tuple[int, ...]
-    ) -> Forward:
-        """Buffers of one kind of forward over one cache, and the (captured) run over them."""
-        num_rows, device = inputs.shape[0], self.device
-        ids = inputs.ndim == 1
-        shape = self.shape
-        made = Forward(
-            inputs=inputs.clone() if ids else inputs.to(self.dtype, copy=True),
-            positions=torch.zeros(num_rows, dtype=torch.int64, device=device),
-            slots=torch.full((1,), cache.slots, dtype=torch.int32, device=device),
-            logits=torch.empty(wanted, shape.vocab_size, dtype=self.dtype, device=device),
-            hidden=torch.empty(num_rows, shape.hidden_size, dtype=self.dtype, device=device),
-            features=torch.empty(
-                len(feature_layers), num_rows, shape.hidden_size, dtype=self.dtype, device=device
-            ),
-            replay=lambda: None,
+        follows: bool,
+    ) -> None:
+        device = llama.device
+        fields = {
+            "slots": (torch.int32, 1),
+            "positions": (torch.int64, num_rows),
+            "ids": (torch.int64, num_rows),
+        }
+        inbox = Packed(fields, device)
+        outbox = Packed({"tokens": (torch.int64, num_tokens)}, device)
+        self._sent, self._got = inbox.mirror(), outbox.mirror()
+        # written by the interpreter at each step: numpy's views take plain integers at once
+        self._fields = {name: self._sent[name].numpy() for name in fields}
+        trunk = Trunk(
+            llama,
+            cache,
+            inputs=newest if follows else inbox["ids"],
+            positions=inbox["positions"],
+            slots=inbox["slots"],
         )
-        tickets = torch.zeros(shape.num_kv_heads, dtype=torch.int32, device=device)
-        keys, values = cache.keys, cache.values
+        chosen = newest if num_tokens == 1 else outbox["tokens"]
+        head = HeadOutput(chosen, torch.empty(num_tokens, dtype=torch.float32, device=device), None)
 
         def run() -> None:
-            stream = self._run_layers(made, keys, values, tickets, feature_layers)
-            made.hidden.copy_(self.norm(stream))
-            if shape.num_layers - 1 in feature_layers:
-                made.features[feature_layers.index(shape.num_layers - 1)] = made.hidden
-            if wanted:
-                self._project(stream[num_rows - wanted :], self._head, self.norm, out=made.logits)
+            inbox.copy_(self._sent)
+            trunk.run()
+            llama.greedy_head(trunk.stream[num_rows - num_tokens :], head)
+            self._got["tokens"].copy_(chosen, non_blocking=True)
 
-        made.replay = run if self._capture is None else self._capture(run)
-        return made
+        # preparing may run it: what that writes is what the first real run writes again
+        self._place(cache.slots)
+        self._fence = llama.launches.fence()
+        self._replay = llama.launches.prepare(run)
 
-    def _run_layers(
-        self,
-        made: Forward,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        tickets: torch.Tensor,
-        feature_layers: tuple[int, ...],
-    ) -> torch.Tensor:
-        stream = made.inputs if made.inputs.ndim == 2 else torch.empty_like(made.hidden)
-        for index, layer in enumerate(self._layers):
-            if index == 0 and made.inputs.ndim == 1:
-                qkv = norm_gemv(
-                    self.embedding,
-                    layer.qkv.matrix,
-                    norm_weight=layer.input_norm.weight,
-                    eps=layer.input_norm.eps,
-                    scale=layer.qkv.scale,
-                    bias=layer.qkv.bias,
-                    ids=made.inputs,
-                    gathered=stream,
-                    impl=self._impl,
-                )
-            else:
-                qkv = self._project(stream, layer.qkv, layer.input_norm)
-            heads = decode_attention(
-                qkv,
-                keys[index],
-                values[index],
-                slots=made.slots,
-                positions=made.positions,
-                cos=self._cos,
-                sin=self._sin,
-                num_heads=self.shape.num_heads,
-                tickets=tickets,
-                impl=self._impl,
-            )
-            stream = gemv_residual(heads, layer.out.matrix, stream, scale=layer.out.scale, impl=self._impl)
-            inner = norm_gateup_silu(
-                stream,
-                layer.gate.matrix,
-                layer.up.matrix,
-                norm_weight=layer.mlp_norm.weight,
-                eps=layer.mlp_norm.eps,
-                gate_scale=layer.gate.scale,
-                up_scale=layer.up.scale,
-                impl=self._impl,
-            )
-            stream = gemv_residual(inner, layer.down.matrix, stream, scale=layer.down.scale, impl=self._impl)
-            if index in feature_layers:
-                made.features[feature_layers.index(index)] = stream
-        return stream
+    def launch(self, tokens: Sequence[int] | None, slots: int) -> None:
+        """Runs it over ``tokens``, or over the newest one that the device has, without waiting."""
+        self._place(slots)
+        if tokens is not None:
+            self._fields["ids"][:] = tokens
+        self._replay()
+        self._fence.record()
 
-    def _project(
-        self, stream: torch.Tensor, weight: Weight, norm: RMSNorm, *, out: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        return norm_gemv(
-            stream,
-            weight.matrix,
-            norm_weight=norm.weight,
-            eps=norm.eps,
-            scale=weight.scale,
-            bias=weight.bias,
-            out=out,
-            impl=self._impl,
-        )
+    def _place(self, slots: int) -> None:
+        positions = self._fields["positions"]
+        self._fields["slots"][0] = slots
+        positions[:] = range(slots, slots + len(positions))
 
-
-def capture_cuda_graph(run: Run) -> Run:
-    """Captures a forward; before that it runs twice beside the current stream, which compiles its kernels.
-
-    Running a forward again writes the same keys and values to the same slots, so those runs leave no trace.
-    """
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        run()
-        run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    replay: Run = graph.replay
-    return replay
+    def tokens(self) -> list[int]:
+        """Waits for the tokens."""
+        self._fence.wait()
+        found: list[int] = self._got["tokens"].tolist()
+        return found
 
 
 def accelerate(llama: Llama, *, regime: str, kernels: str) -> Llama:
@@ -323,4 +437,4 @@ def accelerate(llama: Llama, *, regime: str, kernels: str) -> Llama:
         )
     if kernels == "reference":
         raise ModelError("regime 'graph' runs on the fused kernels: use --kernels fused")
-    return FusedLlama(llama, impl="fused", capture=capture_cuda_graph if regime == "graph" else None)
+    return FusedLlama(llama, impl="fused", launches=CudaGraphs() if regime == "graph" else None)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from hambench.errors import ContextOverflowError, ModelError
+from hambench.greedy import GreedyCalls
 from hambench.llama import ForwardOutput
 from hambench.llama_shape import LlamaShape
 
@@ -71,7 +72,7 @@ class AdapterCache:
             )
 
 
-class TransformersAdapter:
+class TransformersAdapter(GreedyCalls):
     """A transformers causal LM with the forward of the lean engine.
 
     Args:

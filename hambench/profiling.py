@@ -34,6 +34,7 @@ POINTS: tuple[tuple[str, str, str], ...] = (
     ("hambench.llama", "Llama.forward", "forward"),
     ("hambench.llama", "DecoderStack.forward", "layers"),
     ("hambench.llama", "Llama.lm_head", "lm head"),
+    ("hambench.greedy", "most_probable", "sample"),
     ("hambench.methods.sequence", "choose", "sample"),
     ("hambench.methods.drafting", "SeparateDrafter.propose", "draft"),
     ("hambench.methods.drafting", "SharedDrafter.propose", "draft"),

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 class Drafter(Protocol):
     """The draft's side of one sequence."""
 
+    def prepare(self, num_tokens: int) -> None:
+        """Does once what must not be timed before proposals of up to ``num_tokens``."""
+
     def prefill(self) -> int:
         """Does what must precede the first token; returns the number of draft forwards."""
 
@@ -57,31 +60,25 @@ def load_draft(name: str, target: TargetModel) -> Llama:
             f"draft {name} has a vocabulary of {draft.llama.shape.vocab_size} tokens, {target.name} has "
             f"{target.llama.shape.vocab_size}: a draft must share the target's tokenizer"
         )
-    return draft.llama
-
-
-def _draft_token(logits: Tensor, sequence: TargetSequence) -> tuple[int, Tensor | None]:
-    if sequence.generator is None:
-        return int(logits.argmax()), None
-    probs = probabilities(logits[None], sequence.params)
-    return draw(probs[0], sequence.generator), probs
+    return target.shared(f"draft/{name}/as the target", lambda: target.llama.like(draft.llama))
 
 
 def _draft(
     model: Llama, cache: KVCache, sequence: TargetSequence, first_input: list[int], num_tokens: int
 ) -> tuple[list[int], Tensor | None]:
     """Proposes autoregressively; the first forward may take two tokens (what the draft has not seen yet)."""
+    if sequence.generator is None:
+        return model.decode_greedily(first_input, cache, num_tokens), None
     drafted: list[int] = []
     rows: list[Tensor] = []
     inputs = first_input
     for _ in range(num_tokens):
-        logits = model.forward(sequence.ids(inputs), cache, num_logits=1).logits[-1]
-        token, probs = _draft_token(logits, sequence)
-        drafted.append(token)
-        if probs is not None:
-            rows.append(probs)
-        inputs = [token]
-    return drafted, torch.cat(rows) if rows else None
+        logits = model.forward(sequence.ids(inputs), cache, num_logits=1).logits
+        rows.append(probabilities(logits, sequence.params))
+        drafted.append(draw(rows[-1][0], sequence.generator))
+        inputs = drafted[-1:]
+    nothing = torch.empty(0, model.shape.vocab_size, device=sequence.device)
+    return drafted, torch.cat(rows) if rows else nothing
 
 
 class SeparateDrafter:
@@ -95,6 +92,11 @@ class SeparateDrafter:
         self._model = model
         self._sequence = sequence
         self._cache = model.new_cache(sequence.capacity)
+
+    def prepare(self, num_tokens: int) -> None:
+        """See :class:`Drafter`."""
+        if self._sequence.generator is None:
+            self._model.prepare_greedy(self._cache, chain=num_tokens)
 
     def prefill(self) -> int:
         """Processes the prompt."""
@@ -122,6 +124,11 @@ class SharedDrafter:
     def __init__(self, model: Llama, sequence: TargetSequence) -> None:
         self._model = model
         self._sequence = sequence
+
+    def prepare(self, num_tokens: int) -> None:
+        """See :class:`Drafter`."""
+        if self._sequence.generator is None:
+            self._model.prepare_greedy(self._sequence.cache, chain=num_tokens)
 
     def prefill(self) -> int:
         """Nothing to do: the target's prefill serves both."""

@@ -61,6 +61,7 @@ class PromptLookup:
         from hambench.methods.sequence import TargetSequence
 
         sequence = TargetSequence(self.target, prompt_ids, params)
+        sequence.prepare(range(1, self.config.num_draft_tokens + 2))
         return PromptLookupSession(self.config, sequence, NgramIndex(self.config.max_ngram))
 
 

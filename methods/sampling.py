@@ -52,14 +52,13 @@ def draw(probs: Tensor, generator: torch.Generator) -> int:
     return int(torch.multinomial(probs, 1, generator=generator))
 
 
-def accept_greedy(target_logits: Tensor, drafted: list[int]) -> Accepted:
-    """Keeps drafted tokens while they are the target's own argmax.
+def accept_greedy(wanted: list[int], drafted: list[int]) -> Accepted:
+    """Keeps drafted tokens while they are the target's own.
 
     Args:
-        target_logits: ``[k + 1, V]``; row i predicts the token after i drafted ones.
+        wanted: The target's k + 1 greedy tokens; number i comes after i drafted ones.
         drafted: k proposals.
     """
-    wanted: list[int] = target_logits.argmax(dim=-1).tolist()
     num_accepted = 0
     while num_accepted < len(drafted) and drafted[num_accepted] == wanted[num_accepted]:
         num_accepted += 1

@@ -69,9 +69,21 @@ class TargetSequence:
 
     def advance(self) -> int:
         """Gives the pending token its slot and appends the next one."""
-        logits = self.forward([self.pending], num_logits=1)
-        self.tokens.append(choose(logits[-1], self.params, self.generator))
+        if self.generator is None:
+            self.tokens += self.greedy([self.pending])
+        else:
+            logits = self.forward([self.pending], num_logits=1)
+            self.tokens.append(choose(logits[-1], self.params, self.generator))
         return self.pending
+
+    def prepare(self, rows: Sequence[int]) -> None:
+        """Does once what must not be timed before greedy forwards of these lengths (sampled ones need nothing)."""
+        if self.generator is None:
+            self.model.prepare_greedy(self.cache, rows=rows)
+
+    def greedy(self, tokens: Sequence[int]) -> list[int]:
+        """The greedy next token after each of ``tokens``, which get slots."""
+        return self.model.greedy(tokens, self.cache, num_tokens=len(tokens))
 
     def forward(self, tokens: Sequence[int], *, num_logits: int) -> Tensor:
         """Logits ``[num_logits, V]`` of the last rows of a forward over ``tokens``, which get slots."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hambench.llama import Llama
     from hambench.methods.drafting import Drafter
     from hambench.methods.sequence import TargetSequence
+    from hambench.methods.verify import Accept
     from hambench.models import TargetModel
 
 INT8 = "int8"
@@ -83,8 +84,11 @@ class Speculative:
         from hambench.methods.sequence import TargetSequence
 
         sequence = TargetSequence(self.target, prompt_ids, params)
-        drafter = SharedDrafter if self.config.kv == "shared" else SeparateDrafter
-        return SpeculativeSession(self.config.num_draft_tokens, sequence, drafter(self.draft, sequence))
+        kind = SharedDrafter if self.config.kv == "shared" else SeparateDrafter
+        drafter, num_drafted = kind(self.draft, sequence), self.config.num_draft_tokens
+        sequence.prepare(range(1, num_drafted + 2))
+        drafter.prepare(num_drafted)
+        return SpeculativeSession(num_drafted, sequence, drafter)
 
 
 @dataclass
@@ -94,6 +98,8 @@ class SpeculativeSession:
     num_draft_tokens: int
     sequence: TargetSequence
     drafter: Drafter
+    accept: Accept | None = None
+    """Another rule than greedy acceptance, for benchmarks that force it."""
 
     def prefill(self) -> Step:
         """Processes the prompt with both models and emits the first token."""
@@ -108,7 +114,7 @@ class SpeculativeSession:
         # the last token that counts comes from the target itself: drafting it would be wasted work
         num_drafted = max(0, min(self.num_draft_tokens, sequence.num_left - 1))
         drafted, draft_probs = self.drafter.propose(num_drafted)
-        accepted = verify(sequence, drafted, draft_probs)
+        accepted = verify(sequence, drafted, draft_probs, accept=self.accept)
         self.drafter.settle()
         return Step(
             tokens=tuple(sequence.tokens[-accepted.num_accepted - 1 :]),

@@ -43,7 +43,9 @@ class Vanilla:
         """Opens a session; see :class:`hambench.decoding.DecodingMethod`."""
         from hambench.methods.sequence import TargetSequence
 
-        return VanillaSession(TargetSequence(self.target, prompt_ids, params))
+        sequence = TargetSequence(self.target, prompt_ids, params)
+        sequence.prepare([1])
+        return VanillaSession(sequence)
 
 
 @dataclass

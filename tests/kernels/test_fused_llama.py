@@ -6,10 +6,12 @@ import gc
 
 import pytest
 import torch
+from fake_launches import Queued, Replayed
 from fakes import random_weights
 
 from hambench.errors import ModelError
-from hambench.fused import FusedLlama, Weight, accelerate
+from hambench.fused import FusedLlama, accelerate
+from hambench.fused_layers import Weight
 from hambench.llama import Llama, LlamaShape
 from hambench.quantize import quantize_int8
 
@@ -28,12 +30,6 @@ SHAPE = LlamaShape(
 )
 
 
-def replayed(run):
-    """A capture for a machine without graphs: runs once, as a capture would, and again at each replay."""
-    run()
-    return run
-
-
 @pytest.fixture
 def llama(device) -> Llama:
     return Llama(SHAPE, random_weights(SHAPE, seed=3), torch.float32, device)
@@ -50,19 +46,19 @@ def greedy(model: Llama, prompt: list[int], num_tokens: int) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("impl", "capture", "num_tokens"),
-    [("reference", None, 24), ("reference", replayed, 24), ("fused", replayed, 3)],
+    ("impl", "launches", "num_tokens"),
+    [("reference", None, 24), ("reference", Replayed(), 24), ("fused", Replayed(), 3)],
     ids=["reference", "reference-replayed", "fused-replayed"],
 )
-def test_a_fused_model_decodes_the_same_tokens(llama, impl, num_tokens, capture):
+def test_a_fused_model_decodes_the_same_tokens(llama, impl, num_tokens, launches):
     prompt = list(range(1, 15))
-    fused = FusedLlama(llama, impl=impl, capture=capture)
+    fused = FusedLlama(llama, impl=impl, launches=launches)
     assert greedy(fused, prompt, num_tokens) == greedy(llama, prompt, num_tokens)
 
 
 @pytest.mark.parametrize("impl", ["reference", "fused"])
 def test_every_output_of_a_short_forward_agrees(llama, impl, device):
-    fused = FusedLlama(llama, impl=impl, capture=replayed)
+    fused = FusedLlama(llama, impl=impl, launches=Replayed())
     outputs, caches = [], []
     for model in (llama, fused):
         cache = model.new_cache(40)
@@ -87,7 +83,7 @@ def test_every_output_of_a_short_forward_agrees(llama, impl, device):
 
 
 def test_a_rejected_draft_leaves_no_trace_in_a_replayed_forward(llama, device):
-    fused = FusedLlama(llama, impl="reference", capture=replayed)
+    fused = FusedLlama(llama, impl="reference", launches=Replayed())
     cache = fused.new_cache(30)
     fused.prefill(torch.arange(6, device=device), cache)
     want = fused.forward(torch.tensor([3], device=device), cache).logits
@@ -98,7 +94,7 @@ def test_a_rejected_draft_leaves_no_trace_in_a_replayed_forward(llama, device):
 
 
 def test_what_a_forward_returned_is_not_overwritten_by_the_next(llama, device):
-    fused = FusedLlama(llama, impl="reference", capture=replayed)
+    fused = FusedLlama(llama, impl="reference", launches=Replayed())
     cache = fused.new_cache(30)
     fused.prefill(torch.arange(10, device=device), cache)
     first = fused.forward(torch.tensor([3], device=device), cache, feature_layers=(0,))
@@ -110,7 +106,7 @@ def test_what_a_forward_returned_is_not_overwritten_by_the_next(llama, device):
 
 
 def test_two_sessions_never_share_storage_and_a_finished_one_gives_its_back(llama):
-    fused = FusedLlama(llama, impl="reference", capture=replayed)
+    fused = FusedLlama(llama, impl="reference", launches=Replayed())
     one, two = fused.new_cache(20), fused.new_cache(30)
     assert one.keys.data_ptr() != two.keys.data_ptr()
     storage = one.keys.data_ptr()
@@ -122,7 +118,7 @@ def test_two_sessions_never_share_storage_and_a_finished_one_gives_its_back(llam
 
 
 def test_an_int8_draft_of_a_fused_model_has_its_own_weights_and_forwards(llama, device):
-    fused = FusedLlama(llama, impl="reference", capture=replayed)
+    fused = FusedLlama(llama, impl="reference", launches=Replayed())
     prompt = list(range(1, 12))
     before = greedy(fused, prompt, 6)
     draft = quantize_int8(fused)
@@ -147,7 +143,7 @@ def test_what_the_kernels_lack_is_refused(llama):
 
 def test_a_verified_row_has_the_bits_of_the_step_it_verifies(llama, device):
     # this is what makes greedy speculation lossless in every dtype
-    fused = FusedLlama(llama, impl="fused", capture=replayed)
+    fused = FusedLlama(llama, impl="fused", launches=Replayed())
     tokens = torch.tensor([3, 19, 7], device=device)
     together, stepwise = fused.new_cache(20), fused.new_cache(20)
     for cache in (together, stepwise):
@@ -155,3 +151,66 @@ def test_a_verified_row_has_the_bits_of_the_step_it_verifies(llama, device):
     rows = fused.forward(tokens, together, num_logits=None).logits
     for i in range(3):
         assert torch.equal(fused.forward(tokens[i : i + 1], stepwise).logits[0], rows[i])
+
+
+@pytest.fixture(params=["reference", "fused", "reference, late device"])
+def greedy_model(request, llama):
+    impl, *late = request.param.split(", ")
+    return FusedLlama(llama, impl=impl, launches=Queued() if late else Replayed())
+
+
+def test_greedy_calls_give_what_the_plain_ones_give(llama, greedy_model):
+    prompt = list(range(1, 12))
+    found = []
+    for model in (llama, greedy_model):
+        cache = model.new_cache(40)
+        model.prefill(torch.tensor(prompt, device=llama.device), cache)
+        chain = model.decode_greedily([7], cache, 3)
+        verified = model.greedy([3, *chain], cache, num_tokens=4)
+        cache.truncate(15)
+        again = model.decode_greedily([5, 6], cache, 2)
+        found.append((chain, verified, again, model.greedy(again[-1:], cache), cache.slots))
+    assert found[0] == found[1]
+    assert found[0][-1] == 19
+
+
+def test_preparing_greedy_forwards_leaves_none_to_be_captured_later(llama):
+    launches = Replayed()
+    model = FusedLlama(llama, impl="reference", launches=launches)
+    cache = model.new_cache(40)
+    model.prepare_greedy(cache, rows=[1, 2, 3], chain=4)
+    model.prefill(torch.arange(1, 12, device=llama.device), cache)
+    prepared = launches.num_prepared
+    model.greedy([1, 2, 3], cache, num_tokens=3)
+    model.decode_greedily([4, 5], cache, 4)
+    model.decode_greedily([6], cache, 2)
+    assert launches.num_prepared == prepared
+
+
+def test_a_greedy_forward_captured_late_leaves_the_cache_as_it_was(llama):
+    # a warm-up that wrote to slot 0 would change every later token
+    model = FusedLlama(llama, impl="reference", launches=Replayed())
+    prompt = torch.arange(1, 12, device=llama.device)
+    cache, other = model.new_cache(40), llama.new_cache(40)
+    model.prefill(prompt, cache)
+    llama.prefill(prompt, other)
+    model.greedy([7, 8], cache, num_tokens=2)
+    llama.greedy([7, 8], other, num_tokens=2)
+    torch.testing.assert_close(cache.keys[:, :, :13], other.keys[:, :, :13], rtol=1e-4, atol=1e-5)
+
+
+def test_longer_greedy_calls_run_as_on_the_plain_model(llama, greedy_model):
+    tokens = list(range(1, 11))
+    caches = [m.new_cache(20) for m in (llama, greedy_model)]
+    assert llama.greedy(tokens, caches[0], num_tokens=10) == greedy_model.greedy(
+        tokens, caches[1], num_tokens=10
+    )
+
+
+def test_another_model_is_run_as_this_one_is(llama):
+    fused = FusedLlama(llama, impl="reference", launches=Replayed())
+    other = fused.like(llama)
+    assert isinstance(other, FusedLlama)
+    assert (other.impl, other.launches) == ("reference", fused.launches)
+    assert fused.like(other) is other
+    assert llama.like(other) is other

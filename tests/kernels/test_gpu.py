@@ -7,12 +7,13 @@ import torch
 from fakes import random_weights
 from kernel_checks import assert_close, draw, draw_weight, flag
 
-from hambench.fused import FusedLlama, capture_cuda_graph
+from hambench.fused import FusedLlama
 from hambench.kernels.decode_attention import decode_attention
 from hambench.kernels.gemv_residual import gemv_residual
 from hambench.kernels.lm_head_argmax import HeadOutput, lm_head_argmax
 from hambench.kernels.norm_gateup_silu import norm_gateup_silu
 from hambench.kernels.norm_gemv import norm_gemv, reference
+from hambench.launches import CudaGraphs
 from hambench.llama import Llama, LlamaShape
 
 pytestmark = [
@@ -119,7 +120,7 @@ def test_a_graphed_model_decodes_as_without_graphs_and_verifies_to_the_same_bits
     plain = Llama(shape, random_weights(shape, seed=5), dtype, device)
     eager, graphed = (
         FusedLlama(plain, impl="fused"),
-        FusedLlama(plain, impl="fused", capture=capture_cuda_graph),
+        FusedLlama(plain, impl="fused", launches=CudaGraphs()),
     )
     prompt = torch.arange(1, 140, device=device)
     caches = [model.new_cache(300) for model in (plain, eager, graphed)]

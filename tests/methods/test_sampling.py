@@ -28,7 +28,7 @@ def test_nucleus_always_keeps_the_most_probable_token():
 
 
 def test_greedy_acceptance_stops_at_the_first_disagreement():
-    wanted = torch.nn.functional.one_hot(torch.tensor([4, 5, 6, 7]), 10).float()
+    wanted = [4, 5, 6, 7]
     assert accept_greedy(wanted, [4, 5, 6]) == (3, 7)
     assert accept_greedy(wanted, [4, 9, 6]) == (1, 5)
     assert accept_greedy(wanted[:1], []) == (0, 4)
@@ -130,6 +130,19 @@ def test_full_acceptance_costs_no_extra_draft_forward(target):
     decode_steps = trace.steps[1:]
     assert all(step.accepted == step.drafted == 3 for step in decode_steps[:-1])
     assert all(step.draft_forwards == step.drafted for step in decode_steps)
+
+
+def test_the_last_token_of_a_sampled_answer_is_sampled_too(target):
+    # with nothing left to draft there are no draft distributions, and it once was the argmax
+    method = SpeculativeConfig(num_draft_tokens=3).build(target)
+    last = set()
+    for seed in range(12):
+        session = method.start([1, 2, 3], SamplingParams(max_new_tokens=2, temperature=3.0, seed=seed))
+        first = session.prefill().tokens
+        step = session.step()
+        assert step.drafted == 0
+        last.add((*first, *step.tokens))
+    assert len({token for *_, token in last}) > 6
 
 
 def test_shared_cache_costs_no_memory_and_no_draft_prefill(target):

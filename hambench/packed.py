@@ -1,0 +1,48 @@
+"""Small tensors side by side in one buffer, so that one copy carries them all between the device and the host."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+ALIGNMENT = 16
+"""Bytes; kernels are compiled for pointers aligned to as many, as those of whole tensors are."""
+
+
+class Packed:
+    """Named vectors over one buffer.
+
+    Args:
+        fields: Type and length of each, in order.
+        device: Where the buffer lives.
+        pinned: Whether it is page-locked host memory, which a copy need not wait for.
+    """
+
+    def __init__(
+        self,
+        fields: Mapping[str, tuple[torch.dtype, int]],
+        device: torch.device | str,
+        *,
+        pinned: bool = False,
+    ) -> None:
+        self._fields, self._device = dict(fields), torch.device(device)
+        places: dict[str, slice] = {}
+        end = 0
+        for name, (dtype, length) in fields.items():
+            places[name] = slice(end, end + dtype.itemsize * length)
+            end += -(-dtype.itemsize * length // ALIGNMENT) * ALIGNMENT
+        self.buffer = torch.zeros(end, dtype=torch.uint8, device=device, pin_memory=pinned)
+        self._views = {name: self.buffer[places[name]].view(dtype) for name, (dtype, _) in fields.items()}
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        """The vector of that name."""
+        return self._views[name]
+
+    def mirror(self) -> Packed:
+        """The same fields in host memory, page-locked beside a CUDA device."""
+        return Packed(self._fields, "cpu", pinned=self._device.type == "cuda")
+
+    def copy_(self, other: Packed) -> None:
+        """Takes over another's bytes in one copy; on a CUDA device without waiting for it."""
+        self.buffer.copy_(other.buffer, non_blocking=True)
