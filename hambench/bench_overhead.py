@@ -10,6 +10,7 @@ from pathlib import Path
 from hambench.executors import Executor, get_executor
 from hambench.generation import DecodingOptions, Generator, Job
 from hambench.models import load
+from hambench.profiling import IdleCost, idle_cost
 from hambench.records import SCHEMA_VERSION, Cell, RunHeader, Sample
 from hambench.store import RunWriter, load_run
 from hambench.sweep import Sweep
@@ -31,11 +32,18 @@ class Overhead:
     """Inside the method's steps: what a record calls decoding."""
     start_s: float | None = None
     """Before the first record, where workers had to be started: joining, loading, warming up."""
+    profiling: IdleCost | None = None
+    """Of the profiler's ranges in one record, with nothing recorded; ``None`` where workers made the records."""
 
     @property
     def share(self) -> float:
         """Part of the wall time that is the harness: encoding, stop strings, text, records, the disk."""
         return (self.wall_s - self.steps_s) / self.wall_s
+
+    @property
+    def profiling_share(self) -> float | None:
+        """Part of a record's steps that profiling costs when it is off."""
+        return None if self.profiling is None else self.profiling.seconds / (self.steps_s / self.num_records)
 
     @property
     def microseconds_per_token(self) -> float:
@@ -85,7 +93,8 @@ def _measure(
     generator: Generator, cell: Cell, sample: Sample, writer: RunWriter, num_records: int
 ) -> Overhead:
     load_meter = CpuLoadMeter()
-    generator.record(Job(cell, sample, 0), load_meter)
+    # this record also warms up
+    profiling = idle_cost(lambda: generator.record(Job(cell, sample, 0), load_meter))
     steps_s, num_tokens = 0.0, 0
     began = time.perf_counter()
     for repeat in range(num_records):
@@ -96,7 +105,12 @@ def _measure(
             num_tokens += len(record.trace.token_ids)
     wall_s = time.perf_counter() - began
     return Overhead(
-        cell=cell.label, num_records=num_records, num_tokens=num_tokens, wall_s=wall_s, steps_s=steps_s
+        cell=cell.label,
+        num_records=num_records,
+        num_tokens=num_tokens,
+        wall_s=wall_s,
+        steps_s=steps_s,
+        profiling=profiling,
     )
 
 

@@ -48,6 +48,10 @@ def render_profiles(profiles: Sequence[Profile], *, width: int = 110) -> str:
     return out.getvalue().rstrip("\n")
 
 
+ADDS_UP_WITHIN = 0.03
+"""How far the phases of a profile may be from its wall time before the table says that it can't be trusted."""
+
+
 def _cells(profile: Profile, path: tuple[str, ...]) -> tuple[str, str, str]:
     row = next((row for row in profile.rows if row.path == path), None)
     if row is None:
@@ -57,13 +61,15 @@ def _cells(profile: Profile, path: tuple[str, ...]) -> tuple[str, str, str]:
 
 
 def _summary(profile: Profile) -> str:
+    apart = profile.accounted_s / profile.wall_s - 1
+    doubt = f"; the phases miss the wall time by {apart:+.1%}" if abs(apart) > ADDS_UP_WITHIN else ""
     recorded = profile.wall_s / profile.plain_wall_s - 1
     peak = profile.peak_memory_bytes
     return (
         f"{profile.method}: {profile.num_tokens} tokens in {profile.plain_wall_s * 1e3:.1f} ms plain "
         f"({recorded:+.1%} while recorded), prefill {profile.prefill_s * 1e3:.1f} ms; weights "
         f"{profile.weight_bytes / 1e6:.0f} MB + {profile.extra_weight_bytes / 1e6:.0f} MB of its own, cache "
-        f"{profile.kv_bytes / 1e6:.2f} MB, peak {'not available' if peak is None else f'{peak / 1e6:.0f} MB'}"
+        f"{profile.kv_bytes / 1e6:.2f} MB, peak {'not available' if peak is None else f'{peak / 1e6:.0f} MB'}{doubt}"
     )
 
 

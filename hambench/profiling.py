@@ -132,6 +132,52 @@ class phase(ContextDecorator):
             self._to = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IdleCost:
+    """What the ranges in the code cost a call while nothing is recorded."""
+
+    num_ranges: int
+    """Entered in that call; those of :data:`POINTS` are not in the code then."""
+    seconds_each: float
+
+    @property
+    def seconds(self) -> float:
+        """Of that call."""
+        return self.num_ranges * self.seconds_each
+
+
+def idle_cost(call: Callable[[], object], *, num_timed: int = 20_000) -> IdleCost:
+    """Counts the ranges that a call enters, and times as many entries and exits as make a steady figure.
+
+    Counted and timed apart because the difference of two timings of the call would drown in its noise.
+
+    Args:
+        call: Something that runs methods; it is called once.
+        num_timed: Entries and exits of each of five timings, of which the best counts.
+    """
+    num_ranges = 0
+    enter = phase.__enter__
+
+    def counting(self: phase) -> None:
+        nonlocal num_ranges
+        num_ranges += 1
+        enter(self)
+
+    phase.__enter__ = counting  # type: ignore[method-assign]
+    try:
+        call()
+    finally:
+        phase.__enter__ = enter  # type: ignore[method-assign]
+    timings = []
+    for _ in range(5):
+        began = time.perf_counter()
+        for _ in range(num_timed):
+            with phase("idle"):
+                pass
+        timings.append(time.perf_counter() - began)
+    return IdleCost(num_ranges=num_ranges, seconds_each=min(timings) / num_timed)
+
+
 @contextlib.contextmanager
 def recording(recorder: Recorder) -> Iterator[Recorder]:
     """Records all phases of the block, those of :data:`POINTS` included; not to be nested."""

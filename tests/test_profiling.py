@@ -15,7 +15,16 @@ from hambench.decoding import SamplingParams
 from hambench.memory_timeline import Change, levels_of
 from hambench.methods.hamburger import HamburgerConfig
 from hambench.profile_text import render_profiles
-from hambench.profiling import ELSE, POINTS, Profile, Recorder, phase, profile_method, recording
+from hambench.profiling import (
+    ELSE,
+    POINTS,
+    Profile,
+    Recorder,
+    idle_cost,
+    phase,
+    profile_method,
+    recording,
+)
 from hambench.registry import method_config
 
 PARAMS = SamplingParams(max_new_tokens=12)
@@ -121,6 +130,56 @@ def test_hamburgers_phases_are_named_and_add_up(target: Any, tmp_path: Path) -> 
     }
     assert expected <= {row.path for row in profile.rows}
     assert profile.accounted_s == pytest.approx(profile.wall_s, rel=0.03)
+
+
+def test_time_that_is_counted_twice_or_in_no_phase_does_not_add_up_and_the_table_says_so(
+    target: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = profiled(target, "vanilla")
+    assert "miss the wall time" not in render_profiles([honest])
+    lost = dataclasses.replace(honest, rows=honest.rows[1:])
+    assert "phases miss the wall time by -" in render_profiles([lost])
+
+    def counts_twice(self: Recorder) -> None:
+        self._open[-1].inside = 0.0
+        original(self)
+
+    original = Recorder.exit
+    monkeypatch.setattr(Recorder, "exit", counts_twice)
+    twice = profiled(target, "vanilla")
+    assert twice.accounted_s > 1.03 * twice.wall_s
+    assert "phases miss the wall time by +" in render_profiles([twice])
+
+
+@pytest.mark.slow
+@pytest.mark.model
+@pytest.mark.parametrize("name", ["vanilla", "speculative", "prompt_lookup", "hamburger"])
+def test_phases_add_up_on_the_embedded_model(name: str) -> None:
+    from hambench.models import DEFAULT_MODEL, load
+
+    target = load(DEFAULT_MODEL)
+    profile = profile_method(method_config(name)().build(target), list(range(100, 130)), PARAMS)
+    assert profile.accounted_s == pytest.approx(profile.wall_s, rel=0.03)
+
+
+def test_ranges_that_are_off_are_counted_and_timed_and_none_is_left_in_the_code(target: Any) -> None:
+    def used_three_times() -> None:
+        for _ in range(3):
+            with phase("mine"):
+                pass
+
+    cost = idle_cost(used_three_times, num_timed=1000)
+    assert cost.num_ranges == 3
+    assert 0 < cost.seconds_each < 1e-4
+    before = phase.__enter__
+    assert idle_cost(lambda: _answer(target), num_timed=10).num_ranges == 0
+    assert phase.__enter__ is before
+
+
+def _answer(target: Any) -> None:
+    session = method_config("speculative")().build(target).start([1, 2, 3], PARAMS)
+    session.prefill()
+    session.step()
 
 
 def test_vanilla_runs_each_part_once_a_token(target: Any) -> None:

@@ -31,7 +31,10 @@ def command(
     ray_address: str | None,
     as_json: bool,
 ) -> None:
-    """Compare the wall time of making records with the time inside the methods' steps."""
+    """Compare the wall time of making records with the time inside the methods' steps.
+
+    Also what the profiler's ranges cost while nothing is profiled.
+    """
     from hambench.bench_overhead import measure_overhead
     from hambench.sweep import split_methods
 
@@ -47,10 +50,15 @@ def command(
     )
     for result in results:
         if as_json:
-            click.echo(json.dumps({**dataclasses.asdict(result), "share": result.share}))
+            shares = {"share": result.share, "profiling_share": result.profiling_share}
+            click.echo(json.dumps({**dataclasses.asdict(result), **shares}))
         else:
             click.echo(
                 f"{result.cell}: {result.share:.2%} of {result.wall_s:.2f} s is the harness "
                 f"({result.num_tokens} tokens, {result.microseconds_per_token:.0f} µs each)"
                 + (f"; {result.start_s:.1f} s to start" if result.start_s is not None else "")
             )
+            cost, part = result.profiling, result.profiling_share
+            if cost is not None and part is not None:
+                each = f"{cost.num_ranges} ranges a record, {cost.seconds_each * 1e9:.0f} ns each"
+                click.echo(f"  profiling, off: {part:.3%} of the steps ({each})")

@@ -40,12 +40,15 @@ def command(
     as_json: bool,
     **where: Any,
 ) -> None:
-    """Decode one answer and show what each phase of a step costs."""
+    """Decode one answer and show what each phase of a step costs, and memory over the steps."""
     import dataclasses
     import json
+    import os
 
     if num_tokens < 2:
         raise HambenchError(f"-n must be >= 2 (the first token comes with the prefill), got {num_tokens}")
+    # torch's profiler announces each start and stop on stderr above any level but this
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     from hambench.models import load
     from hambench.profile_text import render_profiles
 
