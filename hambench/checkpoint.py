@@ -61,6 +61,23 @@ def read_tensors(files: list[Path]) -> dict[str, torch.Tensor]:
     return tensors
 
 
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def stored_dtypes(files: list[Path]) -> set[str]:
+    """Types of the floating-point weights as they are stored, read from the files' heads alone."""
+    from safetensors import SafetensorError, safe_open
+
+    found: set[str] = set()
+    for path in files:
+        try:
+            with safe_open(path, framework="numpy") as file:
+                found |= {_DTYPES.get(file.get_slice(name).get_dtype(), "") for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ModelError(f"{path} is damaged: {error}") from error
+    return found - {""}
+
+
 def digest(files: list[Path], cache: Path) -> str:
     """sha256 of one file, or of the digests of several; kept in ``cache`` by path, size and time of change."""
     digests = [_digest_of(path, cache) for path in files]

@@ -136,11 +136,13 @@ def find_shape(name: str) -> tuple[str, ModelShape]:
         ModelError: If the file is no config.
         UnknownNameError: If there is no such thing here; nothing is downloaded.
     """
-    path = Path(name)
+    path = Path(name).expanduser()
     if path.is_dir():
         path = path / "config.json"
     if path.is_file():
-        return (path.parent.name if path.name == "config.json" else path.stem), _read(path)
+        return (path.resolve().parent.name if path.name == "config.json" else path.stem), _read(path)
+    if path.is_absolute() or name.startswith((".", "~")) or path.suffix == ".json":
+        raise ModelError(f"there is no config.json at {name}")
     short = name.rsplit("/", 1)[-1].lower().removesuffix("-instruct")
     if short in SHAPES:
         return name, SHAPES[short]
@@ -164,6 +166,10 @@ def _cached_config(repo: str) -> Path | None:
     if repo.count("/") != 1:
         return None
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    found = try_to_load_from_cache(repo, "config.json")
+    try:
+        found = try_to_load_from_cache(repo, "config.json")
+    except HFValidationError:
+        return None
     return Path(found) if isinstance(found, str) else None

@@ -62,6 +62,12 @@ class TargetModel:
         return self.llama.device
 
     @property
+    def title(self) -> str:
+        """What is run, for the head of a command's output: name, type, device, and what a reader must know."""
+        note = f" ({self.identity.note})" if self.identity.note else ""
+        return f"{self.name} in {self.identity.dtype} on {self.device}{note}"
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of weights read by one decode step."""
         return self.llama.weight_bytes
@@ -130,6 +136,14 @@ def _load_folder(
 
     config = _read_config(folder)
     files = checkpoint.weight_files(folder)
+    stored = checkpoint.stored_dtypes(files)
+    if stored and stored != {_name_of(dtype)}:
+        # float32 of bfloat16 weights is exact and undoes no rounding; the other way rounds again
+        note = "; ".join(
+            filter(
+                None, (note, f"weights stored in {' and '.join(sorted(stored))}, run in {_name_of(dtype)}")
+            )
+        )
     llama: Llama
     try:
         shape = LlamaShape.from_hf(config)
@@ -146,7 +160,7 @@ def _load_folder(
         source=source,
         sha256=checkpoint.digest(files, embedded.hash_cache()),
         architecture=str(config.model_type),
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=_name_of(dtype),
         note=note,
     )
     return TargetModel(
@@ -157,6 +171,10 @@ def _load_folder(
         context_length=llama.shape.max_positions,
         identity=identity,
     )
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _read_config(folder: Path) -> Any:

@@ -142,9 +142,9 @@ def render_forecast(forecast: Forecast, *, width: int = 110) -> str:
     console.print(f"{forecast.model}, {forecast.dtype}, on {forecast.machine} at {speed} ({source})")
     gap = f"{forecast.gap_s * 1e6:g} µs lost per kernel" if forecast.gap_s else "no launch gaps"
     console.print(
-        f"ceilings from bytes alone, {gap}: {forecast.step_bytes / 1e6:.1f} MB and "
-        f"{forecast.flops_per_token / 1e9:.2f} GFLOP a vanilla token, "
-        f"{forecast.kv_bytes_per_slot:,} B of cache a slot, context {forecast.context:,}",
+        f"ceilings from bytes alone, {gap}: a vanilla token reads {forecast.step_bytes / 1e6:.1f} MB of weights and "
+        f"{forecast.kv_bytes_per_slot:,} B of cache for each of {forecast.context:,} slots, "
+        f"{forecast.flops_per_token / 1e9:.2f} GFLOP",
         soft_wrap=True,
     )
     console.print()

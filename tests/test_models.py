@@ -231,6 +231,16 @@ def test_a_qwen_folder_needs_no_adapter(tmp_path):
     assert target.identity.note == ""
 
 
+@pytest.mark.parametrize(
+    ("dtype", "note"),
+    [("float32", ""), ("bfloat16", "weights stored in float32, run in bfloat16")],
+)
+def test_weights_run_in_another_type_than_they_are_stored_in_say_so(tiny_model, dtype, note):
+    target = load(str(tiny_model), dtype=dtype, device="cpu")
+    assert target.identity.note == note
+    assert target.title == f"{tiny_model} in {dtype} on cpu" + (f" ({note})" if note else "")
+
+
 def test_models_lists_what_is_cached_and_refuses_unknown_names():
     runner = CliRunner()
     rows = json.loads(runner.invoke(command, ["list", "--json"]).stdout)

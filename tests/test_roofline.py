@@ -266,6 +266,19 @@ def test_a_file_that_is_no_dense_models_config_is_refused(tmp_path: Path, conten
         find_shape(str(path))
 
 
+@pytest.mark.parametrize("name", ["./nothere", "/no/such/folder", "~/no-such-folder", "no-such-config.json"])
+def test_a_path_where_nothing_is_is_no_unknown_name(name: str) -> None:
+    """``./nothere`` once ended in a traceback of the hub client."""
+    with pytest.raises(ModelError, match=r"there is no config\.json at"):
+        find_shape(name)
+
+
+@pytest.mark.parametrize("name", ["owner/na--me", "owner/..", "a/b"])
+def test_a_name_that_no_hub_could_know_is_unknown_like_any_other(name: str) -> None:
+    with pytest.raises(UnknownNameError, match="smollm2-135m"):
+        find_shape(name)
+
+
 def test_unknown_names_say_what_is_known() -> None:
     with pytest.raises(UnknownNameError, match=r"llama-3\.2-1b"):
         find_shape("llama-3.2-1c")

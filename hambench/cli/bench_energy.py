@@ -41,6 +41,8 @@ def command(
     gpu = Gpu.open(target.device.index or 0) if target.device.type == "cuda" else None
     sweep = Sweep(model=model, methods=split_methods(methods), knobs={}, dtype=dtype)
     params = SamplingParams(max_new_tokens=max_new_tokens)
+    if not as_json:
+        click.echo(target.title)
     for cell in sweep.expand().cells:
         method = config_of(cell).build(target)
         method.warmup()

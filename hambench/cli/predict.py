@@ -60,8 +60,10 @@ def command(
         machine, speed, source = "a machine", parse_bandwidth(bandwidth), "as given"
     else:
         machine, speed, source = _measure_here()
+    width = _DTYPE_BYTES[dtype]
     result = forecast(
-        ByteModel(shape=shape, dtype_bytes=_DTYPE_BYTES[dtype], int8_head=int8_head),
+        # the int8 copy's scales have the type of the weights that it was made of
+        ByteModel(shape=shape, dtype_bytes=width, scale_bytes=width, int8_head=int8_head),
         speed,
         model=name,
         machine=machine,

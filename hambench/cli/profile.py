@@ -58,6 +58,7 @@ def command(
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(profile) for profile in profiles]))
     else:
+        click.echo(f"{target.title}\n")
         click.echo(render_profiles(profiles))
 
 
