@@ -119,12 +119,19 @@ Examples:
 """,
 )
 @click.option("--model", default=DEFAULT_MODEL, show_default=True, metavar="NAME", help="The base.")
-@click.option("--recipe", type=click.Choice(["small", "paper"]), default="small", show_default=True)
+@click.option("--recipe", type=click.Choice(["small", "continued", "paper"]), default="small", show_default=True)
 @click.option(
     "--data", "sources", multiple=True, metavar="FILE[:TIMES]", help="JSONL; TIMES repeats its rows."
 )
 @click.option("--segments", type=click.Path(path_type=Path), help="A file of `segment`; recipe paper.")
 @click.option("--self-distil", type=int, metavar="N", help="No data: the base answers N prompts made here.")
+@click.option(
+    "--read",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Also N windows of installed packages' sources and documentation.",
+)
 @click.option(
     "--max-new-tokens", type=int, default=160, show_default=True, help="Of a self-distilled answer."
 )
@@ -138,13 +145,19 @@ Examples:
 @click.option("--held-out", type=float, default=0.05, show_default=True, help="Share of responses held out.")
 @click.option("--save-minutes", type=float, default=5.0, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--start-from",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Weights of an earlier run to start from, same base and architecture.",
+)
 @click.option("--resume", is_flag=True, help="Go on from the last save in --out.")
 def train(model: str, recipe: str, out: Path, **options: Any) -> None:
     """Train HAMburger weights for a base model."""
+    from hambench.methods.hamburger.budget import RunOptions
     from hambench.methods.hamburger.recipes import RECIPES
     from hambench.methods.hamburger.train import DataSource, SelfDistillation
     from hambench.methods.hamburger.train import train as run
-    from hambench.methods.hamburger.training import RunOptions
 
     changes = {name: options[name] for name in ("epochs", "lora_rank") if options[name] is not None}
     asked = options["self_distil"]
@@ -164,6 +177,7 @@ def train(model: str, recipe: str, out: Path, **options: Any) -> None:
             minutes=options["minutes"],
             save_minutes=options["save_minutes"],
             resume=options["resume"],
+            start_from=options["start_from"],
             held_out_share=options["held_out"],
             progress=True,
         ),
@@ -174,7 +188,57 @@ def train(model: str, recipe: str, out: Path, **options: Any) -> None:
         else SelfDistillation(
             num_prompts=asked, num_user_turns=asked // 5, max_new_tokens=options["max_new_tokens"]
         ),
+        num_windows=options["read"],
         report=click.echo,
     )
     click.echo(f"{out}: {trainer.step} steps; held out: {trainer.held_out}")
     click.echo(f"hambench generate --model {model} --method hamburger --checkpoint {out} 'Hello'")
+
+
+@command.command(
+    epilog="""
+\b
+Example:
+  hambench hamburger measure --answers weights/held_out.jsonl --checkpoint weights --confidence 0.5,0.7,0.9
+""",
+)
+@click.option(
+    "--answers",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="JSONL of the base's own greedy answers, e.g. held_out.jsonl of a training run.",
+)
+@click.option("--model", default=DEFAULT_MODEL, show_default=True, metavar="NAME", help="The base.")
+@click.option("--checkpoint", help="Folder of weights; by default those shipped for the model.")
+@click.option(
+    "--confidence", "confidences", default="0.5,0.6,0.7,0.8,0.9,1.1", show_default=True, metavar="LIST"
+)
+@click.option("--limit", type=click.IntRange(min=1), help="Answers to decode along; by default all.")
+def measure(model: str, answers: Path, checkpoint: str | None, confidences: str, limit: int | None) -> None:
+    """How much weights fuse and how often they are right, by confidence, along the base's own answers."""
+    from hambench import models
+    from hambench.methods.hamburger.base import tokenizer_of
+    from hambench.methods.hamburger.config import HamburgerConfig
+    from hambench.methods.hamburger.measure import measure as along
+    from hambench.methods.hamburger.method import build
+    from hambench.methods.hamburger.segment import read_conversations
+
+    try:
+        wanted = [float(part) for part in confidences.split(",")]
+    except ValueError as error:
+        raise HambenchError(
+            f"confidence must be numbers with commas, e.g. 0.5,0.9, got {confidences!r}"
+        ) from error
+    tokenizer, _ = tokenizer_of(models.locate(model)[0])
+    eos_id = None if tokenizer is None else tokenizer.eos_token_id
+    rows = list(read_conversations(answers, tokenizer, eos_id=eos_id))[:limit]
+    target = models.load(model)
+    click.echo("confidence      m  tokens same  grafted same  next same   tokens")
+    for confidence in wanted:
+        method = build(HamburgerConfig(confidence=confidence, checkpoint=checkpoint), target)
+        found = along(method, rows)
+        shares = (found.share_same, found.grafted_agreement, found.next_token_agreement)
+        same, grafted, following = ("–" if share is None else f"{share:.3f}" for share in shares)
+        click.echo(
+            f"{confidence:>10g}  {found.m:>5.2f}  {same:>11}  {grafted:>12}  {following:>9}  {found.tokens:>7}"
+        )

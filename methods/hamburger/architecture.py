@@ -10,7 +10,9 @@ from hambench.errors import ModelError
 
 MergeResidual = Literal["mean", "last"]
 PositionConvention = Literal["train", "hf"]
-BaseWeights = Literal["unchanged", "lora", "full"]
+BaseWeights = Literal["unchanged", "lora", "fused_lora", "full"]
+"""What of the base was changed: nothing, every pass by low-rank matrices, only the passes of slots that hold several
+tokens by such matrices (then one-token decoding is the base's own), or everything."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

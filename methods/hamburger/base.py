@@ -22,6 +22,35 @@ def load_base(folder: Path, *, full: bool) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
 
 
+class FusedGate:
+    """Lets low-rank changes through at chosen slots only; everywhere as long as nothing was chosen."""
+
+    def __init__(self) -> None:
+        self._chosen: Tensor | None = None
+
+    @contextmanager
+    def only(self, chosen: Tensor) -> Iterator[None]:
+        """While the context lasts, changes count where ``chosen`` ``[B, C]`` is true."""
+        self._chosen = chosen[..., None]
+        try:
+            yield
+        finally:
+            self._chosen = None
+
+    def __call__(self, module: nn.Module, inputs: Any, change: Tensor) -> Tensor:
+        """A forward hook on the second matrix of every adapter."""
+        return change if self._chosen is None else change * self._chosen
+
+
+def gate_low_rank(adapted: nn.Module) -> FusedGate:
+    """Puts one gate behind all adapters of a model."""
+    gate = FusedGate()
+    for name, module in adapted.named_modules():
+        if ".lora_B." in name:
+            module.register_forward_hook(gate)
+    return gate
+
+
 def add_low_rank(model: nn.Module, rank: int, *, num_layers: int | None = None) -> nn.Module:
     """Adapters of ``rank`` on the linear layers of the base, or of its first ``num_layers``; the rest frozen."""
     from peft import LoraConfig, get_peft_model
@@ -50,14 +79,19 @@ def first_layers(model: Any, num_layers: int) -> Iterator[None]:
         decoder.layers, decoder.norm = layers, norm
 
 
-def low_rank_tensors(adapted: nn.Module) -> dict[str, Tensor]:
-    """The adapters' matrices as ``lora.NAME.A`` and ``lora.NAME.B``."""
+def low_rank_parameters(adapted: nn.Module) -> dict[str, nn.Parameter]:
+    """The adapters' matrices as ``NAME.A`` and ``NAME.B``; empty for a model without any."""
     named = {}
-    for name, value in adapted.named_parameters():
+    for name, parameter in adapted.named_parameters():
         if ".lora_" in name:
             layer, _, rest = name.removeprefix("base_model.model.").partition(".lora_")
-            named[f"lora.{layer}.{rest[0]}"] = value.detach().cpu()
+            named[f"{layer}.{rest[0]}"] = parameter
     return named
+
+
+def low_rank_tensors(adapted: nn.Module) -> dict[str, Tensor]:
+    """The adapters' matrices as ``lora.NAME.A`` and ``lora.NAME.B``."""
+    return {f"lora.{name}": p.detach().cpu() for name, p in low_rank_parameters(adapted).items()}
 
 
 def tokenizer_of(folder: Path) -> tuple[Any | None, frozenset[int]]:

@@ -1,7 +1,7 @@
 """HAMburger weights on disk: ``hamburger.json`` beside safetensors shards, checked before anything long starts.
 
-Three kinds: grafts on an unchanged base, grafts with low-rank changes to the base (``lora.*``), and grafts with a
-whole fine-tuned base (``base.*``).
+Grafts on an unchanged base, grafts with low-rank changes to the base (``lora.*``) for all slots or for fused ones, and
+grafts with a whole fine-tuned base (``base.*``): :data:`.architecture.BaseWeights` says which.
 """
 
 from __future__ import annotations
@@ -166,6 +166,16 @@ def load(folder: Path) -> Checkpoint:
         lora_scale=float(config["lora_scale"]),
         provenance=config.get("provenance", {}),
     )
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 of a checkpoint's configuration, which holds those of its shards: names the weights.
+
+    Raises:
+        ModelError: If it is absent or of another format.
+    """
+    read_config(folder)
+    return _sha256(folder / CONFIG_NAME)
 
 
 def _sha256(path: Path) -> str:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hambench.methods.hamburger.base import FusedGate
 from hambench.methods.hamburger.grafts import CompositionalEmbedder, Grafts
 from hambench.methods.hamburger.segmentation import check_lengths
 from hambench.methods.hamburger.teacher import hidden_layers
@@ -106,16 +108,21 @@ def base_features(
     model: Any,
     grafts: Grafts,
     batch: FusedBatch,
+    gate: FusedGate | None = None,
 ) -> Tensor:
-    """Features ``[M, F, D]`` that each macro-step is decoded from, the base reading fused inputs."""
+    """Features ``[M, F, D]`` that each macro-step is decoded from, the base reading fused inputs.
+
+    With a ``gate``, the base's low-rank changes count at slots of several tokens only.
+    """
     inputs = fuse(batch, model.get_input_embeddings().weight, grafts.embedder)
-    streams = hidden_layers(
-        model,
-        grafts.architecture.feature_layers,
-        inputs_embeds=inputs,
-        attention_mask=batch.mask,
-        position_ids=batch.positions,
-    )
+    with nullcontext() if gate is None else gate.only(batch.lengths > 1):
+        streams = hidden_layers(
+            model,
+            grafts.architecture.feature_layers,
+            inputs_embeds=inputs,
+            attention_mask=batch.mask,
+            position_ids=batch.positions,
+        )
     at, slot = batch.sources.T
     return torch.stack([stream[at, slot] for stream in streams], dim=1)
 
@@ -124,9 +131,10 @@ def teacher_forced(
     model: Any,
     grafts: Grafts,
     batch: FusedBatch,
+    gate: FusedGate | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Hidden states for the LM head ``[M, S, D]`` and stop logits ``[M, S]`` of every macro-step, teacher forced."""
-    features = base_features(model, grafts, batch)
+    features = base_features(model, grafts, batch, gate)
     embedded = F.embedding(batch.targets[:, :-1], model.get_input_embeddings().weight)
     hidden = grafts.micro(features, embedded)
     return hidden, grafts.stop_head(hidden)

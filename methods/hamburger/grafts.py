@@ -80,17 +80,23 @@ class _Attention(nn.Module):
         self.q_norm = _RMSNorm(shape.head_dim, shape.rms_norm_eps) if shape.qk_norm else nn.Identity()
         self.k_norm = _RMSNorm(shape.head_dim, shape.rms_norm_eps) if shape.qk_norm else nn.Identity()
 
-    def forward(self, rows: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        split = (*rows.shape[:-1], -1, self.shape.head_dim)
-        q = self.q_norm(self.q_proj(rows).view(split)).transpose(1, 2)
-        k = self.k_norm(self.k_proj(rows).view(split)).transpose(1, 2)
-        v = self.v_proj(rows).view(split).transpose(1, 2)
+    def forward(
+        self, rows: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, first: int = 0
+    ) -> torch.Tensor:
+        """Mixes all rows into those from ``first`` on."""
+        split = (-1, self.shape.head_dim)
+        q = self.q_norm(self.q_proj(rows[:, first:]).unflatten(-1, split)).transpose(1, 2)
+        k = self.k_norm(self.k_proj(rows).unflatten(-1, split)).transpose(1, 2)
+        v = self.v_proj(rows).unflatten(-1, split).transpose(1, 2)
         cos, sin = cos.to(q.dtype), sin.to(q.dtype)
+        # a whole square is left to the kernel's own causal form
+        seen = torch.ones(rows.shape[1], rows.shape[1], dtype=torch.bool, device=rows.device).tril()
         mixed = F.scaled_dot_product_attention(
-            rotate(q, cos, sin),
+            rotate(q, cos[first:], sin[first:]),
             rotate(k, cos, sin),
             v,
-            is_causal=True,
+            attn_mask=seen[first:] if first else None,
+            is_causal=first == 0,
             enable_gqa=self.shape.num_heads != self.shape.num_kv_heads,
         )
         projected: torch.Tensor = self.o_proj(mixed.transpose(1, 2).flatten(-2))
@@ -119,8 +125,12 @@ class _Layer(nn.Module):
         self.input_layernorm = _RMSNorm(shape.hidden_size, shape.rms_norm_eps)
         self.post_attention_layernorm = _RMSNorm(shape.hidden_size, shape.rms_norm_eps)
 
-    def forward(self, stream: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        stream = stream + self.self_attn(self.input_layernorm(stream), cos, sin)
+    def forward(
+        self, stream: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, first: int = 0
+    ) -> torch.Tensor:
+        """The stream behind this layer, from row ``first`` on; the rows before it are only attended to."""
+        mixed = self.self_attn(self.input_layernorm(stream), cos, sin, first)
+        stream = stream[:, first:] + mixed
         out: torch.Tensor = stream + self.mlp(self.post_attention_layernorm(stream))
         return out
 
@@ -147,9 +157,12 @@ class MicroStepDecoder(nn.Module):
         angles = positions[:, None] * self.inverse_frequencies
         angles = torch.cat([angles, angles], dim=-1)
         cos, sin = angles.cos(), angles.sin()
-        for layer in self.layers:
+        for layer in self.layers[:-1]:
             stream = layer(stream, cos, sin)
-        written = stream[:, self.num_features :]
+        # nothing reads the features' rows behind the last layer: training spares them, while evaluation keeps the
+        # published order of operations, whose rounding the stop head makes visible
+        first = self.num_features if self.training else 0
+        written = self.layers[-1](stream, cos, sin, first)[:, self.num_features - first :]
         if self.norm is not None:
             written = self.norm(written)
         return torch.cat([features[:, -1:].to(written.dtype), written], dim=1)

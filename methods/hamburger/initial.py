@@ -7,6 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from hambench.errors import ModelError
+from hambench.methods.hamburger.architecture import BaseReference
+from hambench.methods.hamburger.base import low_rank_parameters
+from hambench.methods.hamburger.checkpoint import Checkpoint
 from hambench.methods.hamburger.grafts import Grafts
 
 
@@ -32,3 +36,35 @@ def start_sane(grafts: Grafts, base: Mapping[str, torch.Tensor]) -> None:
         assert isinstance(branch, nn.Linear)
         nn.init.zeros_(branch.weight)
         nn.init.zeros_(branch.bias)
+
+
+@torch.no_grad()
+def start_from(checkpoint: Checkpoint, grafts: Grafts, model: nn.Module, base: BaseReference) -> None:
+    """The weights of another run, its low-rank changes included.
+
+    Args:
+        checkpoint: The other run's.
+        grafts: Changed in place.
+        model: The base with adapters of the same rank on the same layers; changed in place.
+        base: Which base that is.
+
+    Raises:
+        ModelError: If base, architecture or adapters are others.
+    """
+    checkpoint.base.check(base.sizes, base.fingerprint)
+    if checkpoint.architecture != grafts.architecture:
+        raise ModelError(
+            f"the weights to start from are of another architecture: {checkpoint.architecture} instead of "
+            f"{grafts.architecture}"
+        )
+    changes = checkpoint.group("lora")
+    adapters = low_rank_parameters(model)
+    sizes = {name: tuple(p.shape) for name, p in adapters.items()}
+    if checkpoint.base_weights == "full" or sizes != {name: tuple(t.shape) for name, t in changes.items()}:
+        raise ModelError(
+            "the weights to start from hold other low-rank changes to the base than this recipe trains; give the "
+            "--lora-rank and layers they were made with"
+        )
+    grafts.load_state_dict({n: t for n, t in checkpoint.tensors.items() if not n.startswith("lora.")})
+    for name, parameter in adapters.items():
+        parameter.copy_(changes[name])

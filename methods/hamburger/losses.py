@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hambench.methods.hamburger.grafts import Grafts
+from hambench.methods.hamburger.vocabulary import Shortlist, Vocabulary
 
 _CHUNK = 512
 
@@ -40,6 +41,7 @@ class _FrozenHead(torch.autograd.Function):
         ids: Tensor,
         probs: Tensor,
         weights: Tensor,
+        bias: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         total = hidden.new_zeros((), dtype=torch.float32)
         gradient = torch.empty_like(hidden)
@@ -47,6 +49,8 @@ class _FrozenHead(torch.autograd.Function):
         for start in range(0, hidden.shape[0], _CHUNK):
             rows = slice(start, start + _CHUNK)
             logits = (hidden[rows].to(head.dtype) @ head.T).float()
+            if bias is not None:
+                logits += bias
             best.append(logits.argmax(-1))
             scale = logits.logsumexp(-1, keepdim=True)
             wanted, share, weight = ids[rows].long(), probs[rows].float(), weights[rows].float()[:, None]
@@ -64,11 +68,17 @@ class _FrozenHead(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_total.to(gradient.dtype), None, None, None, None
+        return gradient * grad_total.to(gradient.dtype), None, None, None, None, None
 
 
 def frozen_head_loss(
-    hidden: Tensor, head: Tensor, *, ids: Tensor, probs: Tensor, weights: Tensor
+    hidden: Tensor,
+    head: Tensor,
+    *,
+    ids: Tensor,
+    probs: Tensor,
+    weights: Tensor,
+    bias: Tensor | None = None,
 ) -> HeadLoss:
     """Weighted sum over rows of the cross-entropy between sparse targets and ``softmax(hidden @ head.T)``.
 
@@ -78,8 +88,9 @@ def frozen_head_loss(
         ids: ``[R, K]`` tokens of the targets; repeats add up.
         probs: ``[R, K]`` their probabilities.
         weights: ``[R]``.
+        bias: ``[V]``, added to the logits.
     """
-    return HeadLoss(*_FrozenHead.apply(hidden, head, ids, probs, weights))  # type: ignore[no-untyped-call]
+    return HeadLoss(*_FrozenHead.apply(hidden, head, ids, probs, weights, bias))  # type: ignore[no-untyped-call]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,9 +115,11 @@ class MicroLoss(NamedTuple):
     stop: Tensor
     num_stops: Tensor
     right: Tensor
-    """``[M, S]``: argmax equals the token, all tokens before it teacher forced."""
+    """``[M, S]``: argmax equals the base's greedy token, all tokens before it teacher forced."""
     stop_logits: Tensor
     """``[M, S]``."""
+    asked: Tensor
+    """``[M, S - 1]``: whether decoding would have come to ask the stop head after this token."""
 
 
 def micro_loss(
@@ -117,13 +130,15 @@ def micro_loss(
     embedding: Tensor,
     head: Tensor,
     hard_share: float = 0.5,
-    unreached_weight: float = 0.0,
+    shortlist: Shortlist | None = None,
 ) -> MicroLoss:
     """The micro-step decoder's loss over M macro-steps, wherever their segments end.
 
-    Every macro-step is followed for S tokens. A token that decoding would not have reached, as an earlier one was
-    wrong, counts only ``unreached_weight``; at zero, the default, it is spared its pass through the head. The stop head
-    learns whether the *next* token would come out wrong: then its P(continue) is the chance that going on is right.
+    Every macro-step is followed for S tokens. What should come out is the base's own greedy token; where a text that
+    was read goes another way, the steps behind it would not have happened. A token that decoding would not have
+    reached, as an earlier one was wrong, is spared its pass through the head. Tokens count by the probability of the
+    base's best: what the base itself is unsure of is nothing to go on for. The stop head learns whether the *next*
+    token would come out wrong: then its P(continue) is the chance that going on is right.
 
     Args:
         grafts: The modules trained.
@@ -131,44 +146,42 @@ def micro_loss(
         targets: What should come out.
         embedding: ``[V, D]``, not trained here.
         head: ``[V, D]``, not trained here.
-        hard_share: Share of the target that is the token itself; the rest is the teacher's distribution.
-        unreached_weight: See above.
+        hard_share: Share of the target that is the greedy token alone; the rest is the teacher's distribution.
+        shortlist: Takes the loss over some of the vocabulary, at a fraction of the cost; the argmax is then over them.
     """
     num, steps = targets.tokens.shape
     hidden = grafts.micro(features, F.embedding(targets.tokens[:, : steps - 1], embedding))
     stop_logits = grafts.stop_head(hidden)
+    greedy = targets.top_ids[..., 0].long()
+    followed = ((targets.tokens == greedy) & targets.valid).cumprod(1).bool()
     right = torch.zeros(num, steps, dtype=torch.bool, device=hidden.device)
     reached = torch.ones(num, dtype=torch.bool, device=hidden.device)
     tokens_loss = features.new_zeros((), dtype=torch.float32)
     num_tokens = features.new_zeros((), dtype=torch.float32)
+    vocabulary = Vocabulary(head) if shortlist is None else shortlist.draw()
     for j in range(1, steps):
-        wanted = targets.valid[:, j] & (reached if unreached_weight == 0 else True)
-        rows = wanted.nonzero()[:, 0]
-        token = targets.tokens[rows, j]
-        weights = torch.where(reached[rows], 1.0, unreached_weight)
+        rows = (targets.valid[:, j] & reached).nonzero()[:, 0]
+        best = targets.top_probs[rows, j].float()
+        ids, inside = vocabulary.find(targets.top_ids[rows, j].long())
+        shares = best * (1 - hard_share)
+        shares[:, 0] += hard_share
         out = frozen_head_loss(
             hidden[rows, j],
-            head,
-            ids=torch.cat([targets.top_ids[rows, j].long(), token[:, None]], dim=1),
-            probs=torch.cat(
-                [
-                    targets.top_probs[rows, j].float() * (1 - hard_share),
-                    torch.full_like(token, 1, dtype=torch.float32)[:, None] * hard_share,
-                ],
-                dim=1,
-            ),
-            weights=weights,
+            vocabulary.head,
+            ids=ids,
+            probs=shares * inside,
+            weights=best[:, 0],
+            bias=vocabulary.bias,
         )
-        right[rows, j] = out.argmax == token
-        reached = reached & right[:, j]
+        right[rows, j] = (out.argmax == ids[:, 0]) & inside[:, 0]
+        reached = reached & right[:, j] & (targets.tokens[:, j] == greedy[:, j])
         tokens_loss = tokens_loss + out.loss
-        num_tokens = num_tokens + weights.sum()
-    # the head is asked after token j whether to go on to token j + 1; past the response's end it must stop
-    asked = targets.valid[:, : steps - 1]
-    stops = (~right[:, 1:]).float()
+        num_tokens = num_tokens + best[:, 0].sum()
+    # the stop head is asked after token j whether to go on to token j + 1
+    asked = followed[:, :-1] & targets.valid[:, 1:]
+    asked[:, 1:] &= right[:, 1:-1].cumprod(1).bool()
     weights = asked.float()
-    weights[:, 1:] *= torch.where(right[:, 1:-1].cumprod(1).bool(), 1.0, unreached_weight)
     stop_loss = F.binary_cross_entropy_with_logits(
-        stop_logits[:, : steps - 1].float(), stops, weight=weights, reduction="sum"
+        stop_logits[:, : steps - 1].float(), (~right[:, 1:]).float(), weight=weights, reduction="sum"
     )
-    return MicroLoss(tokens_loss, num_tokens, stop_loss, weights.sum(), right, stop_logits)
+    return MicroLoss(tokens_loss, num_tokens, stop_loss, weights.sum(), right, stop_logits, asked)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from torch import Tensor
 
 from hambench.checkpoint import weight_files
 from hambench.decoding import SamplingParams
 from hambench.errors import ModelError
+from hambench.launches import log_once
 from hambench.llama import Llama
+from hambench.loops import Loop
 from hambench.methods.hamburger import checkpoint as checkpoints
 from hambench.methods.hamburger.architecture import Architecture, BaseReference, PositionConvention
 from hambench.methods.hamburger.config import HamburgerConfig
@@ -19,6 +22,9 @@ from hambench.methods.hamburger.model import HamburgerModel
 from hambench.methods.hamburger.session import HamburgerSession
 from hambench.methods.sequence import check_context, decode_a_little
 from hambench.models import TargetModel, locate
+
+if TYPE_CHECKING:
+    from hambench.methods.hamburger.device_session import DeviceSession
 
 SHIPPED = Path(__file__).parent / "checkpoints"
 """Weights that come with the package, a folder a model name."""
@@ -34,15 +40,27 @@ class Hamburger:
     confidence: float
     position_convention: PositionConvention
     extra_weight_bytes: int
+    loop: Loop = "run-ahead"
     lossless: bool = False
 
     def warmup(self) -> None:
         """Decodes a few macro-steps, so that packing, page-in and allocation are paid."""
         decode_a_little(self)
 
-    def start(self, prompt_ids: Sequence[int], params: SamplingParams) -> HamburgerSession:
+    def start(self, prompt_ids: Sequence[int], params: SamplingParams) -> HamburgerSession | DeviceSession:
         """Opens a session; see :class:`hambench.decoding.DecodingMethod`."""
         check_context(self.target, len(prompt_ids), params.max_new_tokens)
+        if params.greedy and self._runs_on_device():
+            from hambench.methods.hamburger.device_session import DeviceSession
+
+            return DeviceSession(
+                self.model,
+                prompt_ids,
+                params,
+                confidence=self.confidence,
+                position_convention=self.position_convention,
+                loop=self.loop,
+            )
         return HamburgerSession(
             self.model,
             prompt_ids,
@@ -50,6 +68,18 @@ class Hamburger:
             confidence=self.confidence,
             position_convention=self.position_convention,
         )
+
+    def _runs_on_device(self) -> bool:
+        from hambench.fused import FusedLlama
+
+        if not isinstance(self.target.llama, FusedLlama):
+            return False
+        from hambench.methods.hamburger.device_step import obstacle
+
+        reason = obstacle(self.model)
+        if reason is not None:
+            log_once(f"HAMburger's macro-steps are led by the host: {reason}")
+        return reason is None
 
 
 def build(config: HamburgerConfig, target: TargetModel) -> Hamburger:
@@ -69,6 +99,7 @@ def build(config: HamburgerConfig, target: TargetModel) -> Hamburger:
         model=model,
         confidence=config.confidence,
         position_convention=convention,
+        loop=cast(Loop, config.loop),
         extra_weight_bytes=model.graft_bytes + own_base_bytes,
     )
 
@@ -114,7 +145,9 @@ def _assemble(folder: Path, target: TargetModel) -> tuple[HamburgerModel, int]:
         weights: Mapping[str, Tensor] = checkpoint.group("base")
     else:
         weights = with_low_rank(_original(target), checkpoint.group("lora"), scale=checkpoint.lora_scale)
-    base = Llama(target.llama.shape, weights, target.dtype, target.device)
+    base = target.llama.like(Llama(target.llama.shape, weights, target.dtype, target.device))
+    if checkpoint.base_weights == "fused_lora":
+        return HamburgerModel(target.llama, checkpoint, fused_base=base), base.weight_bytes
     return HamburgerModel(base, checkpoint), base.weight_bytes
 
 

@@ -5,6 +5,7 @@ Letters in shapes: n tokens of a macro-step, F feature vectors, D hidden size, V
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
@@ -13,9 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hambench.errors import ModelError
+from hambench.kernels.merge_tokens import MergeWeights
+from hambench.kernels.stop_head import StopWeights
 from hambench.kvcache import KVCache
 from hambench.linear import Linear, make_linear
 from hambench.llama import DecoderStack, Llama
+from hambench.methods.hamburger.architecture import MergeResidual
 from hambench.methods.hamburger.checkpoint import Checkpoint
 
 
@@ -25,13 +29,15 @@ class HamburgerModel:
     Args:
         base: The base that HAMburger uses: the target's own, or one with the checkpoint's changes.
         checkpoint: The grafts.
+        fused_base: What slots of several tokens go through, if that is not ``base``.
 
     Raises:
         ModelError: If a tensor is missing or of another size.
     """
 
-    def __init__(self, base: Llama, checkpoint: Checkpoint) -> None:
+    def __init__(self, base: Llama, checkpoint: Checkpoint, *, fused_base: Llama | None = None) -> None:
         self.base, self.architecture = base, checkpoint.architecture
+        self._fused_base = fused_base or base
         if self.architecture.feature_layers[-1] >= base.shape.num_layers:
             raise ModelError(
                 f"feature_layers {self.architecture.feature_layers} reach past the base: {base.shape.num_layers} layers"
@@ -50,16 +56,21 @@ class HamburgerModel:
             raise ModelError(
                 f"the HAMburger checkpoint lacks a tensor or has one of another size: {error}"
             ) from error
-        self._micro_norm = None if norm is None else norm.to(base.device, base.dtype)
+        self.micro_norm = None if norm is None else norm.to(base.device, base.dtype)
+        """Weight ``[D]`` of the norm that precedes the heads in the micro path, if there is one."""
         # token 1 comes from the last feature, which is what the base's own head reads if that is the last layer
         self.first_from_base = self.architecture.feature_layers[-1] == base.shape.num_layers - 1
 
     @property
     def graft_bytes(self) -> int:
         """Bytes of the grafted weights."""
-        norm = 0 if self._micro_norm is None else self._micro_norm.nbytes
+        norm = 0 if self.micro_norm is None else self.micro_norm.nbytes
         stop = sum(linear.weight_bytes for linear in self._stop)
         return self.micro.weight_bytes + self._merger.weight_bytes + stop + norm
+
+    def base_for(self, num_tokens: int) -> Llama:
+        """The base that a slot of ``num_tokens`` goes through."""
+        return self._fused_base if num_tokens > 1 else self.base
 
     def merge(self, tokens: Sequence[int]) -> Tensor:
         """The input vector ``[1, D]`` of a macro-step's tokens."""
@@ -74,11 +85,19 @@ class HamburgerModel:
         """Hidden state ``[1, D]`` for the heads after ``rows`` ``[T, D]`` (features and tokens, or one token more)."""
         stream, _ = self.micro.forward(rows, cache)
         hidden = stream[-1:]
-        if self._micro_norm is not None:
-            hidden = F.rms_norm(
-                hidden, self._micro_norm.shape, self._micro_norm, self.base.shape.rms_norm_eps
-            )
+        if self.micro_norm is not None:
+            hidden = F.rms_norm(hidden, self.micro_norm.shape, self.micro_norm, self.base.shape.rms_norm_eps)
         return hidden
+
+    def kernel_weights(self) -> KernelWeights:
+        """Merger and stop head as the fused kernels take them."""
+        stop = [tensor for linear in self._stop for tensor in (linear.weight, linear.bias)]
+        return KernelWeights(
+            merge=self._merger.kernel_weights(),
+            merge_heads=self._merger.heads,
+            merge_residual=self._merger.residual,
+            stop=StopWeights(*stop),
+        )
 
     def continue_probability(self, hidden: Tensor) -> float:
         """P(continue) after the token that came from ``hidden`` ``[1, D]``."""
@@ -86,6 +105,16 @@ class HamburgerModel:
             hidden = F.silu(linear(hidden))
         logit = float(self._stop[-1](hidden))
         return 1.0 / (1.0 + math.exp(logit)) if logit < 700 else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelWeights:
+    """What of the grafts the ops of :mod:`hambench.kernels` take in their own form."""
+
+    merge: MergeWeights
+    merge_heads: int
+    merge_residual: MergeResidual
+    stop: StopWeights
 
 
 class _Merger:
@@ -103,12 +132,27 @@ class _Merger:
         self._query = make_linear(weights["q_proj.weight"], weights["q_proj.bias"])
         self._keyed = make_linear(keyed[:, :hidden])
         self._out = make_linear(weights["out_proj.weight"], weights["out_proj.bias"])
+        self._whole_keyed, self._bias, self._positions = keyed, bias, weights["pos"]
         self._of_position = F.linear(weights["pos"], keyed[:, hidden:], bias)
 
     @property
     def weight_bytes(self) -> int:
         linears = (self._query, self._keyed, self._out)
         return sum(linear.weight_bytes for linear in linears) + self._of_position.nbytes
+
+    def kernel_weights(self) -> MergeWeights:
+        query, out = self._query, self._out
+        assert query.bias is not None
+        assert out.bias is not None
+        return MergeWeights(
+            positions=self._positions,
+            wq=query.weight,
+            bq=query.bias,
+            wkv=self._whole_keyed,
+            bkv=self._bias,
+            wo=out.weight,
+            bo=out.bias,
+        )
 
     def __call__(self, embeddings: Tensor) -> Tensor:
         """``[n, D] -> [1, D]``."""

@@ -5,11 +5,14 @@ Letters in shapes: M macro-steps, S tokens of one at most, F feature layers, D h
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hambench.methods.hamburger.base import first_layers
+from hambench.methods.hamburger.base import FusedGate, first_layers
 from hambench.methods.hamburger.fused import FusedBatch, base_features, fuse, teacher_forced
 from hambench.methods.hamburger.grafts import Grafts
 from hambench.methods.hamburger.losses import MicroTargets, frozen_head_loss, micro_loss
@@ -36,6 +39,21 @@ class BatchLesson:
         moved = MicroTargets(**{name: getattr(self.targets, name).to(device) for name in vars(self.targets)})
         return BatchLesson(self.features.to(device), self.spread.to(device), moved)
 
+    def rows(self, chosen: Tensor) -> BatchLesson:
+        """Some of its macro-steps."""
+        targets = {name: value[chosen] for name, value in vars(self.targets).items()}
+        return BatchLesson(self.features[chosen], self.spread, MicroTargets(**targets))
+
+    @staticmethod
+    def joined(parts: Sequence[BatchLesson]) -> BatchLesson:
+        """Several as one."""
+        targets = {
+            name: torch.cat([getattr(part.targets, name) for part in parts])
+            for name in vars(parts[0].targets)
+        }
+        features = torch.cat([part.features for part in parts])
+        return BatchLesson(features, parts[0].spread, MicroTargets(**targets))
+
 
 class Student(nn.Module):
     """Base and grafts as one module, so that one optimiser, one wrapper and one device placement serve both.
@@ -44,11 +62,14 @@ class Student(nn.Module):
         model: A transformers causal LM, low-rank adapters inside it or not.
         grafts: What is grafted on it.
         recipe: Which objective, with which weights.
+        gate: Behind the adapters, if they count at fused slots only.
     """
 
-    def __init__(self, model: nn.Module, grafts: Grafts, recipe: Recipe) -> None:
+    def __init__(
+        self, model: nn.Module, grafts: Grafts, recipe: Recipe, gate: FusedGate | None = None
+    ) -> None:
         super().__init__()
-        self.model, self.grafts, self.recipe = model, grafts, recipe
+        self.model, self.grafts, self.recipe, self.gate = model, grafts, recipe, gate
 
     def forward(
         self, batch: FusedBatch, lesson: BatchLesson | None = None, *, first_layers_only: bool = False
@@ -61,7 +82,7 @@ class Student(nn.Module):
         return self._published(batch)
 
     def _published(self, batch: FusedBatch) -> Losses:
-        hidden, stop_logits = teacher_forced(self.model, self.grafts, batch)
+        hidden, stop_logits = teacher_forced(self.model, self.grafts, batch, self.gate)
         real = batch.target_mask
         head = self.model.get_output_embeddings()  # type: ignore[operator]
         logits = head(hidden[real].to(head.weight.dtype)).float()
@@ -80,7 +101,8 @@ class Student(nn.Module):
         """How far the stream at the first feature is from the un-fused one, fused slots counting three times."""
         first = self.grafts.architecture.feature_layers[0]
         inputs = fuse(batch, self.model.get_input_embeddings().weight, self.grafts.embedder)  # type: ignore[operator]
-        with first_layers(self.model, first + 1):
+        gated = nullcontext() if self.gate is None else self.gate.only(batch.lengths > 1)
+        with gated, first_layers(self.model, first + 1):
             (stream,) = hidden_layers(
                 self.model,
                 (first,),
@@ -96,7 +118,7 @@ class Student(nn.Module):
 
     def _distil(self, batch: FusedBatch, lesson: BatchLesson) -> Losses:
         recipe, targets = self.recipe, lesson.targets
-        features = base_features(self.model, self.grafts, batch)
+        features = base_features(self.model, self.grafts, batch, self.gate)
         head = self.model.get_output_embeddings().weight.detach()  # type: ignore[operator]
         num = features.shape[0]
         first = frozen_head_loss(

@@ -8,6 +8,7 @@ from typing import Literal
 from hambench.methods.hamburger.segmentation import Strategy
 
 Objective = Literal["published", "distil"]
+Stage = Literal["micro", "reader", "fused", "student"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,16 @@ class Recipe:
     weight_decay: float = 0.01
     feature_noise: float = 0.0
     """Noise added to cached features, in their standard deviations: few responses are soon known by heart."""
+    stages: tuple[tuple[Stage, float], ...] = (("fused", 1.0),)
+    """What is done in order, and at which share of the minutes given each ends.
+
+    ``micro``: the micro-step decoder and the stop head from cached un-fused features, before the base is touched.
+    ``reader``: embedder and adapters over fused inputs, through the base's layers up to the first feature only.
+    ``fused``: all that is trained, through the whole base.
+    ``student``: the micro-step decoder and the stop head from the features of the base that reads fused inputs.
+    """
+    data_share: float = 0.3
+    """Share of the minutes given by which answers and lessons must be made; what is there by then is used."""
     epochs: float = 1.0
     stop_weight: float = 0.5
     feature_weight: float = 0.0
@@ -39,22 +50,33 @@ class Recipe:
     micro_weight: float = 1.0
     """``distil``: of the micro-step decoder's cross-entropy."""
     micro_epochs: float = 0.0
-    """Epochs over cached un-fused features, micro-step decoder and stop head alone, before the base is touched."""
+    """Epochs of ``micro``."""
     micro_batch: int = 256
-    """Macro-steps of an optimiser step of that first stage."""
+    """Macro-steps of an optimiser step of ``micro`` and ``student``."""
+    shortlist: int = 0
+    """Tokens that the loss of ``micro`` is taken over, beside a sample of the rest; 0 takes the whole vocabulary."""
     reader_epochs: float = 0.0
-    """Then: epochs over fused inputs through the base's first layers only, pulled towards the un-fused stream where
-    the micro-step decoder's first feature is taken."""
+    """Epochs of ``reader``."""
+    student_epochs: float = 0.0
+    """Epochs of ``student``."""
+    student_lr: float = 2e-4
+    calibrate: bool = False
+    """Whether the stop head is at last scaled and shifted on held-out responses, so that P(continue) is the chance that
+    going on is right."""
     num_micro_layers: int = 4
     lora_rank: int = 0
     """Rank of the low-rank changes to the base's linear layers; 0 trains the whole base."""
     adapt_first_layers_only: bool = False
     """Low-rank changes go to the layers up to the first feature only."""
+    adapt_fused_slots_only: bool = False
+    """Low-rank changes count at slots of several tokens only: one-token decoding stays the base's own."""
     start_from_base: bool = False
     """Micro layers copied from the base's last ones, and new branches starting at zero."""
     merge_residual: Literal["mean", "last"] = "mean"
     micro_norm: bool = False
     strategy: Strategy = dataclasses.field(default_factory=Strategy)
+    cut_by_stop_head: bool = False
+    """After ``micro``, values to cut by are what the stop head says on un-fused features, not the base's entropies."""
     thresholds: tuple[float, float] | None = None
     """Draws the strategy's threshold log-uniformly between these, anew for every sequence and epoch."""
 
@@ -62,7 +84,19 @@ class Recipe:
         for name in ("batch_size", "accumulate", "micro_batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
-        for name in ("base_lr", "graft_lr", "epochs", "micro_epochs", "reader_epochs", "lora_rank", "clip"):
+        numbers = (
+            *(
+                "base_lr",
+                "graft_lr",
+                "student_lr",
+                "epochs",
+                "micro_epochs",
+                "reader_epochs",
+                "student_epochs",
+            ),
+            *("lora_rank", "clip", "shortlist"),
+        )
+        for name in numbers:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
 
@@ -83,30 +117,45 @@ PAPER = Recipe(
 SMALL = Recipe(
     name="small",
     objective="distil",
+    stages=(("micro", 0.62), ("reader", 0.86), ("student", 0.97)),
     base_lr=2e-3,
     graft_lr=6e-4,
+    student_lr=2e-4,
     final_lr_share=0.05,
     warmup_steps=20,
     batch_size=8,
     betas=(0.9, 0.95),
     weight_decay=0.1,
-    feature_noise=0.25,
-    epochs=4.0,
+    feature_noise=0.2,
     stop_weight=0.5,
-    feature_weight=0.5,
-    micro_weight=0.5,
-    micro_epochs=2.0,
-    micro_batch=224,
-    reader_epochs=2.0,
+    micro_epochs=3.0,
+    micro_batch=384,
+    shortlist=8192,
+    reader_epochs=3.0,
+    student_epochs=1.0,
+    calibrate=True,
     num_micro_layers=2,
     lora_rank=24,
     adapt_first_layers_only=True,
+    adapt_fused_slots_only=True,
     start_from_base=True,
     merge_residual="last",
     micro_norm=True,
+    # values are P(stop) here: a token joins where the stop head would go on at a confidence of 1 - threshold
     strategy=Strategy(name="sliding", threshold=0.3),
-    thresholds=(0.02, 2.0),
+    cut_by_stop_head=True,
+    thresholds=(0.08, 0.6),
 )
-"""For an hour or two on a CPU: sane starts, cached features first, then distillation through fused inputs."""
+"""For an hour on a CPU: sane starts, cached features first, then fused inputs, then what both make of each other."""
 
-RECIPES = {recipe.name: recipe for recipe in (PAPER, SMALL)}
+CONTINUED = dataclasses.replace(
+    SMALL,
+    name="continued",
+    base_lr=1e-3,
+    graft_lr=3e-4,
+    student_lr=1e-4,
+    batch_size=4,
+)
+"""``small`` at half its pace, for ``--start-from``: what is known already must not be lost over a few new responses."""
+
+RECIPES = {recipe.name: recipe for recipe in (PAPER, SMALL, CONTINUED)}

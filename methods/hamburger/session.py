@@ -55,7 +55,7 @@ class HamburgerSession:
     def step(self) -> Step:
         """Gives the last macro-step's tokens their one slot and emits the next macro-step."""
         position = torch.tensor([self._length + self._offset], device=self._model.base.device)
-        out = self._model.base.forward(
+        out = self._model.base_for(len(self._last)).forward(
             self._model.merge(self._last),
             self._cache,
             positions=position,
@@ -63,6 +63,16 @@ class HamburgerSession:
             feature_layers=self._model.architecture.feature_layers,
         )
         return self._emit(out)
+
+    def replace_last(self, tokens: Sequence[int]) -> None:
+        """Puts other tokens in the place of the last macro-step's, before they get their slot (teacher forcing).
+
+        Raises:
+            ValueError: If there are more or fewer of them.
+        """
+        if len(tokens) != len(self._last):
+            raise ValueError(f"tokens must be {len(self._last)}, as many as were emitted, got {len(tokens)}")
+        self._last = tuple(tokens)
 
     @property
     def kv(self) -> KVUsage:

@@ -10,10 +10,12 @@ from typing import Any
 
 from hambench.errors import DataError, ModelError
 from hambench.methods.hamburger.base import tokenizer_of
+from hambench.methods.hamburger.budget import RunOptions
 from hambench.methods.hamburger.recipes import Recipe
 from hambench.methods.hamburger.segment import Segmented, read_conversations, read_segments, segment
-from hambench.methods.hamburger.training import RunOptions, Trainer
+from hambench.methods.hamburger.training import Trainer
 
+_WINDOWS_AT_ONCE = 256
 CORPUS_NAME, ANSWERS_NAME = "corpus.safetensors", "answers.jsonl"
 
 
@@ -59,6 +61,7 @@ def train(
     sources: Sequence[DataSource] = (),
     segments: Path | None = None,
     self_distillation: SelfDistillation | None = None,
+    num_windows: int = 0,
     report: Callable[[str], None] = lambda _: None,
 ) -> Trainer:
     """Trains and writes the checkpoint to ``options.out``.
@@ -70,6 +73,7 @@ def train(
         sources: Conversations; or
         segments: a file of ``hambench hamburger segment`` (published objective only); or
         self_distillation: the base's own answers.
+        num_windows: Windows of installed text that are read beside them (distilling objective only).
         report: Is told what goes on.
 
     Raises:
@@ -83,6 +87,8 @@ def train(
         raise DataError(
             f"recipe {recipe.name!r} cuts segments itself, anew for each epoch; give --data instead"
         )
+    if num_windows and recipe.objective != "distil":
+        raise DataError(f"recipe {recipe.name!r} learns from answers only; leave --read out")
     max_steps = 4
     rows = read_segments(segments, max_length=max_steps) if segments is not None else []
     options.out.mkdir(parents=True, exist_ok=True)
@@ -97,8 +103,31 @@ def train(
         rows = list(segment(_plain(trainer), sequences, recipe.strategy))
         trainer.train_segmented(_in_order(rows, sequences), replication=replication)
     else:
-        trainer.train_corpus(_corpus(trainer, sequences, report), replication=replication)
+        num_answers = len(sequences)
+        sequences += _windows(trainer, num_windows, report)
+        replication += [1] * (len(sequences) - num_answers)
+        corpus = _corpus(trainer, sequences, num_answers, report)
+        trainer.train_corpus(corpus, replication=replication[: corpus.num_sequences], num_answers=num_answers)
     return trainer
+
+
+def _windows(trainer: Trainer, count: int, report: Callable[[str], None]) -> list[tuple[list[int], int]]:
+    from hambench.methods.hamburger.windows import read_windows
+
+    if not count:
+        return []
+    tokenizer, _ = tokenizer_of(trainer.folder)
+    if tokenizer is None:
+        raise ModelError(
+            f"{trainer.model_name} has no tokenizer, so it can't read anything; leave --read out"
+        )
+    found = list(
+        read_windows(
+            lambda text: tokenizer(text, add_special_tokens=False).input_ids, count, seed=trainer.options.seed
+        )
+    )
+    report(f"{len(found)} windows of installed text")
+    return found
 
 
 def _sequences(
@@ -156,24 +185,52 @@ def _answer(
         answered = generate(model, asked, max_new_tokens=wanted.max_new_tokens, eos_ids=eos_ids)
         for number, (index, response) in enumerate(answered, 1):
             file.write(json.dumps({"prompt_ids": asked[index], "response_ids": response}) + "\n")
-            if number % 512 == 0:
-                report(f"{number} answers")
+            if number % 64 == 0:
+                report(f"{number} answers, {trainer.clock.seconds:.0f} s")
+                # the other half of the time for data goes to the base's reading
+                if trainer.clock.is_past(trainer.recipe.data_share / 2):
+                    break
     partial.replace(path)
 
 
 def _corpus(
-    trainer: Trainer, sequences: Sequence[tuple[list[int], int]], report: Callable[[str], None]
+    trainer: Trainer,
+    sequences: Sequence[tuple[list[int], int]],
+    num_answers: int,
+    report: Callable[[str], None],
 ) -> Any:
+    """The base's lessons of all answers, and of as many windows as there is time for."""
     from hambench.methods.hamburger.teacher import Corpus, study
 
     path = trainer.options.out / CORPUS_NAME
     if trainer.options.resume and path.is_file():
         return Corpus.load(path)
     report(f"the base reads {len(sequences)} responses")
-    lessons = dict(study(_plain(trainer), sequences, feature_layers=trainer.architecture.feature_layers))
-    corpus = Corpus.of(sequences, [lessons[i] for i in range(len(sequences))])
+    model, layers = _plain(trainer), trainer.architecture.feature_layers
+    lessons = [
+        lesson
+        for _, lesson in sorted(study(model, sequences[:num_answers], feature_layers=layers), key=_index)
+    ]
+    for start in range(num_answers, len(sequences), _WINDOWS_AT_ONCE):
+        if trainer.clock.is_past(trainer.recipe.data_share):
+            break
+        part = sequences[start : start + _WINDOWS_AT_ONCE]
+        lessons += [lesson for _, lesson in sorted(study(model, part, feature_layers=layers), key=_index)]
+    corpus = Corpus.of(sequences[: len(lessons)], lessons)
+    answered = int(corpus.row_offsets[num_answers])
+    trainer.data = {
+        "answers": num_answers,
+        "answer_tokens": answered,
+        "windows": len(lessons) - num_answers,
+        "window_tokens": corpus.num_rows - answered,
+    }
+    report(f"{answered} answer tokens, {corpus.num_rows - answered} read, {trainer.clock.seconds:.0f} s")
     corpus.save(path)
     return corpus
+
+
+def _index(studied: tuple[int, Any]) -> int:
+    return studied[0]
 
 
 def _plain(trainer: Trainer) -> Any:

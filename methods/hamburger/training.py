@@ -1,59 +1,44 @@
-"""Training from data to a checkpoint folder: stages, saves, resuming, the curve.
-
-A run folder holds ``corpus.safetensors`` (the base's lessons, ``distil`` only), ``state.pt`` (the last save),
-``curve.jsonl`` (a line every few steps) and, at the end of every save, the checkpoint itself.
-"""
+"""One training run: its stages in order, its saves, and the checkpoint that comes out."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hambench.checkpoint import weight_files
-from hambench.errors import DataError, ModelError
+from hambench.errors import DataError
 from hambench.llama import LlamaShape
-from hambench.methods.hamburger.architecture import Architecture, BaseReference
-from hambench.methods.hamburger.base import LORA_SCALE, add_low_rank, load_base, low_rank_tensors
-from hambench.methods.hamburger.checkpoint import Checkpoint, fingerprint, save, sizes_of
+from hambench.methods.hamburger.architecture import Architecture, BaseReference, BaseWeights
+from hambench.methods.hamburger.base import (
+    LORA_SCALE,
+    add_low_rank,
+    gate_low_rank,
+    load_base,
+    low_rank_tensors,
+)
+from hambench.methods.hamburger.budget import Clock, RunOptions, learning_rate_share
+from hambench.methods.hamburger.calibration import calibrate
+from hambench.methods.hamburger.checkpoint import Checkpoint, digest, fingerprint, load, save, sizes_of
 from hambench.methods.hamburger.fused import FusedBatch, collate
+from hambench.methods.hamburger.fusedstage import fused_stage, held_out_losses
 from hambench.methods.hamburger.grafts import Grafts
-from hambench.methods.hamburger.initial import start_sane
-from hambench.methods.hamburger.losses import micro_loss
-from hambench.methods.hamburger.microstage import MicroBatches
+from hambench.methods.hamburger.initial import start_from, start_sane
+from hambench.methods.hamburger.lessons import Lessons
+from hambench.methods.hamburger.microstage import micro_stage, student_stage
 from hambench.methods.hamburger.objectives import BatchLesson, Student
 from hambench.methods.hamburger.recipes import Recipe
+from hambench.methods.hamburger.runfolder import RunFolder
 from hambench.methods.hamburger.segment import Segmented
 from hambench.methods.hamburger.teacher import Corpus
 from hambench.models import locate
 
-_BUDGET_SHARES = {"micro": 0.4, "reader": 0.7, "fused": 1.0}
-"""When each stage of ``distil`` ends, as a share of the minutes given."""
-STATE_NAME, CURVE_NAME = "state.pt", "curve.jsonl"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """What a run needs beside its recipe and data."""
-
-    out: Path
-    seed: int = 0
-    steps: int | None = None
-    """Optimiser steps of each stage over fused inputs; by default the recipe's epochs."""
-    minutes: float | None = None
-    """Wall-clock budget of the whole run; whichever limit comes first ends it."""
-    save_minutes: float = 5.0
-    resume: bool = False
-    held_out_share: float = 0.05
-    progress: bool = False
+__all__ = ["RunOptions", "Trainer", "split_held_out"]
 
 
 def split_held_out(num: int, share: float, *, seed: int) -> tuple[list[int], list[int]]:
@@ -93,10 +78,9 @@ class Trainer:
 
         set_seed(options.seed)
         self.recipe, self.options = recipe, options
-        on_cpu = not torch.cuda.is_available()
         self.accelerator = Accelerator(
             mixed_precision="bf16",
-            cpu=on_cpu,
+            cpu=not torch.cuda.is_available(),
             # the stage over the first layers gives the grafts behind them no gradient
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
@@ -114,24 +98,40 @@ class Trainer:
         self.grafts = Grafts(self.shape, self.architecture)
         if recipe.start_from_base:
             start_sane(self.grafts, {n: t.detach() for n, t in self.model.state_dict().items()})
-        student_model: nn.Module = self.model
-        if recipe.lora_rank:
-            first = self.architecture.feature_layers[0] + 1
-            student_model = add_low_rank(
-                self.model, recipe.lora_rank, num_layers=first if recipe.adapt_first_layers_only else None
-            )
-        self.student = Student(student_model, self.grafts, recipe)
-        self.began = self._saved = time.monotonic()
-        self.step = 0
+        self.student = self._student()
+        if options.start_from is not None:
+            start_from(load(options.start_from), self.grafts, self.student.model, self._reference())
+        self._started_from = None if options.start_from is None else digest(options.start_from)
+        self.clock = Clock(options.minutes)
+        self.files = RunFolder(options.out)
+        self._saved = time.monotonic()
+        self._stage, self.step = 0, 0
         self._optimizer_state: dict[str, Any] | None = None
-        self.stage = "fused"
-        if recipe.objective == "distil":
-            self.stage = "micro" if recipe.micro_epochs else "reader"
+        self.held_out: dict[str, float] = {}
+        self.data: dict[str, int] = {}
+        """Counts of what was trained on, for the provenance."""
+        self._steps_by_stage: dict[str, int] = {}
+        self._calibration: dict[str, Any] = {}
+
+    def _student(self) -> Student:
+        recipe = self.recipe
+        if not recipe.lora_rank:
+            return Student(self.model, self.grafts, recipe)
+        first = self.architecture.feature_layers[0] + 1
+        num_layers = first if recipe.adapt_first_layers_only else None
+        adapted = add_low_rank(self.model, recipe.lora_rank, num_layers=num_layers)
+        gate = gate_low_rank(adapted) if recipe.adapt_fused_slots_only else None
+        return Student(adapted, self.grafts, recipe, gate)
 
     @property
     def base(self) -> Any:
         """The transformers model, adapters inside it."""
         return self.model
+
+    @property
+    def stage(self) -> str:
+        """The name of the stage that the run is in."""
+        return self.recipe.stages[self._stage][0]
 
     def train_segmented(self, rows: Sequence[Segmented], *, replication: Sequence[int] | None = None) -> None:
         """The published objective over a segmented data set; ``replication`` repeats rows that are trained on."""
@@ -146,248 +146,153 @@ class Trainer:
             return collate(chosen, self.architecture.max_micro_steps), None
 
         self._load_state()
-        self._fused_stage(train, held, batch_of, [len(row.ids) for row in rows])
+        fused_stage(self, train, batch_of, [len(row.ids) for row in rows], epochs=self.recipe.epochs)
+        if self.accelerator.is_main_process:
+            self.held_out = held_out_losses(self, held, batch_of) if held else {}
+            self.save(None)
 
-    def train_corpus(self, corpus: Corpus, *, replication: Sequence[int] | None = None) -> None:
-        """The distilling objective over the base's lessons; see :meth:`train_segmented`."""
-        train, held = split_held_out(
-            corpus.num_sequences, self.options.held_out_share, seed=self.options.seed
-        )
-        train = [i for i in train for _ in range(replication[i] if replication else 1)]
-        batches = MicroBatches(corpus, self.architecture.max_micro_steps)
-        sample = torch.randperm(corpus.num_rows)[:4096]
-        spread = corpus.features[sample].float().std(0).clamp(min=1e-3)
-
-        def batch_of(
-            indices: Sequence[int], rng: random.Random | None
-        ) -> tuple[FusedBatch, BatchLesson | None]:
-            batch = collate([self._cut(corpus, i, rng) for i in indices], self.architecture.max_micro_steps)
-            rows = corpus.row_offsets[torch.tensor(indices)][batch.sources[:, 0]] + batch.starts
-            return batch, BatchLesson(batches.features(rows), spread, batches.targets(rows))
-
-        self._load_state()
-        if self.stage == "micro":
-            self._micro_stage(corpus, batches, train, spread)
-            self.stage, self.step = "reader", 0
-        lengths = corpus.offsets.diff().tolist()
-        if self.stage == "reader":
-            if self.recipe.reader_epochs:
-                self._fused_stage(train, [], batch_of, lengths)
-            self.stage, self.step, self._optimizer_state = "fused", 0, None
-        self._fused_stage(train, held, batch_of, lengths)
-
-    def _cut(self, corpus: Corpus, index: int, rng: random.Random | None) -> tuple[list[int], int, list[int]]:
-        """A sequence with segments; a threshold of its own if there is an ``rng`` and the recipe says so."""
-        ids, prompt = corpus.sequence(index)
-        values = corpus.entropies[corpus.row_offsets[index] : corpus.row_offsets[index + 1]].tolist()
-        strategy = self.recipe.strategy
-        if rng is not None and self.recipe.thresholds is not None:
-            low, high = map(math.log, self.recipe.thresholds)
-            strategy = dataclasses.replace(strategy, threshold=math.exp(rng.uniform(low, high)))
-        return ids.tolist(), prompt, strategy.cut(values)
-
-    def _micro_stage(
-        self, corpus: Corpus, batches: MicroBatches, train: Sequence[int], spread: Tensor
-    ) -> None:
-        grafts, recipe = self.grafts.to(self.accelerator.device), self.recipe
-        rows = torch.cat([torch.arange(*corpus.row_offsets[i : i + 2].tolist()) for i in train])
-        rows = rows[batches.remaining[rows] > 1]
-        steps = max(1, math.ceil(recipe.micro_epochs * len(rows) / recipe.micro_batch))
-        parameters = [p for n, p in grafts.named_parameters() if not n.startswith("embedder.")]
-        optimizer = torch.optim.AdamW(
-            parameters, lr=recipe.graft_lr, betas=recipe.betas, weight_decay=recipe.weight_decay
-        )
-        embedding = self.base.get_input_embeddings().weight.detach().to(self.accelerator.device)
-        head = self.base.get_output_embeddings().weight.detach().to(self.accelerator.device)
-        for chosen in self._micro_draws(rows, steps):
-            features = batches.features(chosen).float()
-            features += recipe.feature_noise * spread * torch.randn(features.shape)
-            lesson = BatchLesson(features.bfloat16(), spread, batches.targets(chosen)).to(embedding.device)
-            with self.accelerator.autocast():
-                out = micro_loss(grafts, lesson.features, lesson.targets, embedding=embedding, head=head)
-            tokens, stop = out.tokens / out.num_tokens.clamp(min=1), out.stop / out.num_stops.clamp(min=1)
-            self.accelerator.backward(tokens + recipe.stop_weight * stop)
-            self._apply(optimizer, parameters, self.step / steps)
-            self._record({"stage": 0.0, "micro": float(tokens.detach()), "stop": float(stop.detach())})
-
-    def _micro_draws(self, rows: Tensor, steps: int) -> Iterator[Tensor]:
-        generator = torch.Generator().manual_seed(self.options.seed)
-        waiting = rows[:0]
-        for number in range(steps):
-            while len(waiting) < self.recipe.micro_batch:
-                waiting = torch.cat([waiting, rows[torch.randperm(len(rows), generator=generator)]])
-            chosen, waiting = waiting[: self.recipe.micro_batch], waiting[self.recipe.micro_batch :]
-            # a resumed run passes over what it has seen
-            if number >= self.step and not self._out_of_time():
-                yield chosen
-
-    def _fused_stage(
+    def train_corpus(
         self,
-        train: Sequence[int],
-        held: Sequence[int],
-        batch_of: Callable[[Sequence[int], random.Random | None], tuple[FusedBatch, BatchLesson | None]],
-        lengths: Sequence[int],
+        corpus: Corpus,
+        *,
+        replication: Sequence[int] | None = None,
+        num_answers: int | None = None,
     ) -> None:
-        recipe, accelerator = self.recipe, self.accelerator
-        per_step = recipe.batch_size * recipe.accumulate * accelerator.num_processes
-        reading = self.stage == "reader"
-        epochs = recipe.reader_epochs if reading else recipe.epochs
-        total = max(1, math.ceil(epochs * len(train) / per_step))
-        if self.options.steps is not None:
-            total = self.options.steps
-        trained = [p for p in self.student.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(
-            self._parameter_groups(), lr=recipe.graft_lr, betas=recipe.betas, weight_decay=recipe.weight_decay
-        )
-        student = accelerator.prepare_model(self.student)
-        if self._optimizer_state is not None:
-            optimizer.load_state_dict(self._optimizer_state)
-        student.train()
-        while self.step < total and not self._out_of_time():
-            rng = random.Random(f"step {self.options.seed} {self.step}")
-            for micro in range(recipe.accumulate):
-                # every process draws the same batch list and takes its own share
-                drawn = _draw(train, recipe.batch_size * accelerator.num_processes, rng, lengths)
-                mine = drawn[accelerator.process_index :: accelerator.num_processes]
-                batch, lesson = batch_of(mine, rng)
-                batch, lesson = batch.to(accelerator.device), lesson and lesson.to(accelerator.device)
-                with accelerator.autocast():
-                    losses = student(batch, lesson, first_layers_only=reading)
-                accelerator.backward(losses["loss"] / recipe.accumulate)
-                if micro == recipe.accumulate - 1:
-                    self._apply(optimizer, trained, self.step / total)
-            self._record(
-                {
-                    "stage": 1.0 if reading else 2.0,
-                    **{name: float(value.detach()) for name, value in losses.items()},
-                },
-                optimizer,
+        """The distilling objective, stage by stage, over the base's lessons.
+
+        Args:
+            corpus: Answers first, then windows that were only read.
+            replication: How often each sequence is repeated if it is trained on.
+            num_answers: How many are answers; only those are held out. By default all.
+        """
+        num_answers = num_answers or corpus.num_sequences
+        train, held = split_held_out(num_answers, self.options.held_out_share, seed=self.options.seed)
+        train += range(num_answers, corpus.num_sequences)
+        train = [i for i in train for _ in range(replication[i] if replication else 1)]
+        lessons = Lessons(corpus, self.recipe, self.architecture.max_micro_steps, train=train, held=held)
+        self._load_state()
+        for number in range(self._stage, len(self.recipe.stages)):
+            if number > self._stage:
+                self._stage, self.step, self._optimizer_state = number, 0, None
+            if self.recipe.cut_by_stop_head and self._has_finished("micro"):
+                lessons.cut_by_stop_head(self.grafts)
+            self._run_stage(lessons)
+            self._steps_by_stage[self.stage] = self.step
+            if self.accelerator.is_main_process:
+                self.save(None)
+        if self.accelerator.is_main_process:
+            self._finish(lessons)
+
+    def _has_finished(self, stage: str) -> bool:
+        return any(name == stage for name, _ in self.recipe.stages[: self._stage])
+
+    def _run_stage(self, lessons: Lessons) -> None:
+        recipe = self.recipe
+        if self.stage == "micro":
+            micro_stage(self, lessons)
+        elif self.stage == "student":
+            student_stage(self, lessons)
+        else:
+            reading = self.stage == "reader"
+            fused_stage(
+                self,
+                lessons.train,
+                lessons.batch_of,
+                lessons.lengths,
+                epochs=recipe.reader_epochs if reading else recipe.epochs,
+                first_layers_only=reading,
             )
-        if not reading:
-            self._finish(held, batch_of, optimizer)
 
-    def _parameter_groups(self) -> list[dict[str, Any]]:
-        recipe = self.recipe
-        base = [p for p in self.student.model.parameters() if p.requires_grad]
-        # the embedder learns to be read by the base, so it goes at the base's pace when that is low-rank
-        embedder = list(self.grafts.embedder.parameters())
-        others = [p for n, p in self.grafts.named_parameters() if not n.startswith("embedder.")]
-        merged_lr = recipe.base_lr if recipe.lora_rank else recipe.graft_lr
-        return [
-            {
-                "params": base,
-                "peak": recipe.base_lr,
-                "lr": recipe.base_lr,
-                "weight_decay": 0.0 if recipe.lora_rank else recipe.weight_decay,
-            },
-            {"params": embedder, "peak": merged_lr, "lr": merged_lr},
-            {"params": others, "peak": recipe.graft_lr, "lr": recipe.graft_lr},
-        ]
+    def _finish(self, lessons: Lessons) -> None:
+        """Calibrates on one half of what was held out, takes the losses of the other, writes the checkpoint.
 
-    def _apply(self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], done: float) -> None:
-        recipe = self.recipe
-        if self.options.minutes is not None and self.stage == "fused":
-            done = max(done, (time.monotonic() - self.began) / (60 * self.options.minutes))
-        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-        share = recipe.final_lr_share + (1 - recipe.final_lr_share) * cosine
-        warm = min(1.0, (self.step + 1) / recipe.warmup_steps) if recipe.warmup_steps else 1.0
+        The state to resume from stays as it was before the calibration, which a longer run has to make anew.
+        """
+        held = lessons.held
+        if self.recipe.calibrate and len(held) > 1:
+            fitted = calibrate(self, lessons, held[::2])
+            self._calibration = {} if fitted is None else dataclasses.asdict(fitted)
+            held = held[1::2]
+        self.files.write_held_out(map(lessons.corpus.sequence, held))
+        self.held_out = held_out_losses(self, held, lessons.batch_of) if held else {}
+        save(self.checkpoint(), self.options.out)
+
+    def out_of_time(self) -> bool:
+        """Whether the stage has used up its share of the budget."""
+        return self.clock.is_past(self.recipe.stages[self._stage][1])
+
+    def _stage_done(self) -> float:
+        """Share of the stage's time that is over; 0 without a budget."""
+        begins = self.recipe.stages[self._stage - 1][1] if self._stage else self.recipe.data_share
+        ends = self.recipe.stages[self._stage][1]
+        return (self.clock.share - begins) / max(1e-9, ends - begins)
+
+    def apply(self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], done: float) -> None:
+        """Takes an optimiser step, ``done`` being the share of the stage's steps that are over."""
+        done = max(done, self._stage_done())
+        share = learning_rate_share(self.recipe, self.step, done)
         for group in optimizer.param_groups:
-            group["lr"] = group.get("peak", recipe.graft_lr) * share * warm
-        nn.utils.clip_grad_norm_(parameters, recipe.clip)
+            group["lr"] = group["peak"] * share
+        nn.utils.clip_grad_norm_(parameters, self.recipe.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         self.step += 1
 
-    def _out_of_time(self) -> bool:
-        """Whether the stage has used up its share of the budget."""
-        minutes = self.options.minutes
-        share = _BUDGET_SHARES[self.stage] if self.recipe.objective == "distil" else 1.0
-        return minutes is not None and time.monotonic() - self.began > 60 * minutes * share
+    def restore(self, optimizer: torch.optim.Optimizer) -> None:
+        """Gives a new optimiser the state of the save that the run goes on from, once."""
+        if self._optimizer_state is not None:
+            optimizer.load_state_dict(self._optimizer_state)
+            self._optimizer_state = None
 
-    def _record(self, values: dict[str, float], optimizer: torch.optim.Optimizer | None = None) -> None:
+    def record(self, values: dict[str, float], optimizer: torch.optim.Optimizer) -> None:
         """A line of the curve, and a save when one is due."""
         if not self.accelerator.is_main_process:
             return
         if self.step % 10 == 0 or self.step == 1:
-            elapsed = round(time.monotonic() - self.began, 1)
-            line = {"step": self.step, "seconds": elapsed, **{n: round(v, 4) for n, v in values.items()}}
-            with (self.options.out / CURVE_NAME).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            line = {
+                "stage": self.stage,
+                "step": self.step,
+                "seconds": round(self.clock.seconds, 1),
+                **{name: round(value, 4) for name, value in values.items()},
+            }
+            self.files.add_to_curve(line)
             if self.options.progress:
-                shown = "  ".join(f"{name} {value:g}" for name, value in line.items())
-                print(shown, flush=True)
+                print("  ".join(f"{name} {value}" for name, value in line.items()), flush=True)
         if time.monotonic() - self._saved > 60 * self.options.save_minutes:
-            self._save(optimizer)
-
-    def _finish(
-        self,
-        held: Sequence[int],
-        batch_of: Callable[[Sequence[int], random.Random | None], tuple[FusedBatch, BatchLesson | None]],
-        optimizer: torch.optim.Optimizer,
-    ) -> None:
-        """Held-out losses, the last save, the checkpoint."""
-        if not self.accelerator.is_main_process:
-            return
-        self.held_out = self.evaluate(held, batch_of) if held else {}
-        self._save(optimizer)
-
-    @torch.no_grad()
-    def evaluate(
-        self,
-        held: Sequence[int],
-        batch_of: Callable[[Sequence[int], random.Random | None], tuple[FusedBatch, BatchLesson | None]],
-    ) -> dict[str, float]:
-        """Mean losses over the held-out responses."""
-        self.student.eval()
-        totals: dict[str, float] = {}
-        size = self.recipe.batch_size
-        chunks = [held[i : i + size] for i in range(0, len(held), size)]
-        for chunk in chunks:
-            batch, lesson = batch_of(chunk, None)
-            batch, lesson = batch.to(self.accelerator.device), lesson and lesson.to(self.accelerator.device)
-            with self.accelerator.autocast():
-                losses = self.student(batch, lesson)
-            for name, value in losses.items():
-                totals[name] = totals.get(name, 0.0) + float(value) / len(chunks)
-        self.student.train()
-        return {name: round(value, 4) for name, value in totals.items()}
+            self.save(optimizer)
 
     def _trainable(self) -> dict[str, Tensor]:
         base = {f"model.{n}": p for n, p in self.student.model.named_parameters() if p.requires_grad}
         return {**base, **{f"grafts.{n}": p for n, p in self.grafts.named_parameters()}}
 
-    def _save(self, optimizer: torch.optim.Optimizer | None) -> None:
+    def save(self, optimizer: torch.optim.Optimizer | None) -> None:
         """State to resume from, then the checkpoint as it stands; an interruption loses what came after."""
-        state = {
-            "stage": self.stage,
-            "step": self.step,
-            "seconds": time.monotonic() - self.began,
-            "trained": {name: p.detach().cpu() for name, p in self._trainable().items()},
-            "optimizer": None if optimizer is None else optimizer.state_dict(),
-        }
-        partial = self.options.out / f"{STATE_NAME}.partial"
-        torch.save(state, partial)
-        partial.replace(self.options.out / STATE_NAME)
+        self.files.save_state(
+            self._trainable(),
+            stage=self._stage,
+            step=self.step,
+            seconds=self.clock.seconds,
+            optimizer=None if optimizer is None else optimizer.state_dict(),
+            steps_by_stage=self._steps_by_stage,
+            data=self.data,
+        )
         save(self.checkpoint(), self.options.out)
         self._saved = time.monotonic()
 
     def _load_state(self) -> None:
-        path = self.options.out / STATE_NAME
-        if not self.options.resume:
-            if path.is_file():
-                raise ModelError(f"{self.options.out} holds a training run; give --resume to go on with it")
-            return
-        if not path.is_file():
-            raise ModelError(f"{self.options.out} holds no training run to resume")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        trained = self._trainable()
-        if set(trained) != set(state["trained"]):
-            raise ModelError(f"{path} belongs to a run with another recipe or base")
-        with torch.no_grad():
-            for name, value in state["trained"].items():
-                trained[name].copy_(value)
-        self.stage, self.step = state["stage"], state["step"]
-        self._optimizer_state = state["optimizer"]
+        state = self.files.load_state(self._trainable(), resume=self.options.resume)
+        if state is not None:
+            self._stage, self.step = state["stage"], state["step"]
+            self._optimizer_state = state["optimizer"]
+            self._steps_by_stage, self.data = state["steps_by_stage"], state["data"]
+            self.clock.resume(state["seconds"])
+
+    def _reference(self) -> BaseReference:
+        return BaseReference(
+            name=self.model_name,
+            fingerprint=fingerprint(weight_files(self.folder)),
+            sizes=sizes_of(self.shape),
+        )
 
     def checkpoint(self) -> Checkpoint:
         """The weights as they stand, in bfloat16 unless the base is in float32."""
@@ -397,36 +302,31 @@ class Trainer:
         tensors = {name: t.detach().to(dtype).cpu() for name, t in self.grafts.state_dict().items()}
         if self.recipe.lora_rank:
             tensors |= {n: t.to(dtype) for n, t in low_rank_tensors(self.student.model).items()}
+            kind: BaseWeights = "fused_lora" if self.recipe.adapt_fused_slots_only else "lora"
         else:
             base = {f"base.{n}": t.detach().to(dtype).cpu() for n, t in self.model.state_dict().items()}
             if self.shape.tie_embeddings:
                 base.pop("base.lm_head.weight", None)
             tensors |= base
+            kind = "full"
         return Checkpoint(
             architecture=self.architecture,
-            base=BaseReference(
-                name=self.model_name,
-                fingerprint=fingerprint(weight_files(self.folder)),
-                sizes=sizes_of(self.shape),
-            ),
-            base_weights="lora" if self.recipe.lora_rank else "full",
+            base=self._reference(),
+            base_weights=kind,
             lora_scale=LORA_SCALE,
             tensors=tensors,
             provenance={
                 "recipe": dataclasses.asdict(self.recipe),
                 "seed": self.options.seed,
+                "minutes": self.options.minutes,
+                "start_from": self._started_from,
+                "data": self.data,
                 "stage": self.stage,
-                "steps": self.step,
-                "held_out": getattr(self, "held_out", {}),
+                "steps": {**self._steps_by_stage, self.stage: self.step},
+                "calibration": self._calibration,
+                "held_out": self.held_out,
             },
         )
-
-
-def _draw(train: Sequence[int], num: int, rng: random.Random, lengths: Sequence[int]) -> list[int]:
-    """``num`` sequences of like length: a random one and its neighbours in a random sample, to pad little."""
-    sample = sorted(rng.choices(train, k=max(num, 8 * num)), key=lambda i: lengths[i])
-    start = rng.randrange(len(sample) - num + 1)
-    return sample[start : start + num]
 
 
 def largest_divisor(number: int, most: int) -> int:

@@ -14,13 +14,14 @@ from hambench.engine import generate
 from hambench.errors import DataError, ModelError
 from hambench.methods.hamburger import HamburgerConfig
 from hambench.methods.hamburger.batched import decode_batch
+from hambench.methods.hamburger.budget import RunOptions
 from hambench.methods.hamburger.checkpoint import load
 from hambench.methods.hamburger.losses import frozen_head_loss
 from hambench.methods.hamburger.recipes import PAPER, SMALL
 from hambench.methods.hamburger.segment import Segmented, write_segments
 from hambench.methods.hamburger.teacher import Corpus, study
 from hambench.methods.hamburger.train import DataSource, train
-from hambench.methods.hamburger.training import RunOptions, split_held_out
+from hambench.methods.hamburger.training import split_held_out
 
 SHAPE = with_shape(tie_embeddings=True, max_positions=256)
 PROMPT, ANSWER = [1, 2, 3], [10, 20, 30, 40, 50, 60, 70, 80] * 3
@@ -72,14 +73,22 @@ def test_a_trained_model_folds_a_repetitive_corpus_and_is_exact_on_it(folder, tm
 
 
 def test_the_distilling_recipe_trains_resumes_and_saves_what_decodes(folder, conversations, tmp_path):
-    recipe = dataclasses.replace(SMALL, micro_epochs=1, micro_batch=16, batch_size=4, lora_rank=2)
+    recipe = dataclasses.replace(
+        # thresholds at which the stop head, which starts at one half, lets something be fused
+        SMALL,
+        micro_epochs=1,
+        micro_batch=16,
+        batch_size=4,
+        lora_rank=2,
+        thresholds=(0.7, 0.9),
+    )
     out = tmp_path / "weights"
 
     def run(steps, resume):
         return train(
             str(folder),
             recipe,
-            RunOptions(out=out, steps=steps, resume=resume),
+            RunOptions(out=out, steps=steps, resume=resume, held_out_share=0.2),
             sources=[DataSource(path=conversations)],
         )
 
@@ -89,9 +98,9 @@ def test_the_distilling_recipe_trains_resumes_and_saves_what_decodes(folder, con
     second = run(5, resume=True)
     assert (first.step, second.step) == (3, 5)
     curve = [json.loads(line) for line in (out / "curve.jsonl").read_text().splitlines()]
-    assert {line["stage"] for line in curve} == {0.0, 1.0, 2.0}
+    assert {line["stage"] for line in curve} == {"micro", "reader", "student"}
     checkpoint = load(out)
-    assert checkpoint.base_weights == "lora"
+    assert checkpoint.base_weights == "fused_lora"
     assert checkpoint.provenance["held_out"]["loss"] > 0
     assert any(tensor.abs().max() > 0 for name, tensor in checkpoint.tensors.items() if name.endswith(".B"))
     target = models.load(str(folder), dtype="float32", device="cpu")

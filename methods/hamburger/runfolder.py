@@ -1,0 +1,69 @@
+"""What a training run leaves on disk: the last save, the curve, and what identifies the run.
+
+``state.pt`` is enough to go on from, ``curve.jsonl`` has a line every few steps, ``held_out.jsonl`` the responses that
+nothing was fitted on; the checkpoint itself lies beside them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hambench.errors import ModelError
+
+STATE_NAME, CURVE_NAME, HELD_OUT_NAME = "state.pt", "curve.jsonl", "held_out.jsonl"
+
+
+class RunFolder:
+    """The files of one run.
+
+    Args:
+        path: The folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def load_state(self, trained: Mapping[str, Tensor], *, resume: bool) -> dict[str, Any] | None:
+        """Puts the last save's values into ``trained``; gives the rest of it, ``None`` for a new run.
+
+        Raises:
+            ModelError: If a run is there and was not asked for, or the reverse, or belongs to other parameters.
+        """
+        path = self.path / STATE_NAME
+        if not resume:
+            if path.is_file():
+                raise ModelError(f"{self.path} holds a training run; give --resume to go on with it")
+            return None
+        if not path.is_file():
+            raise ModelError(f"{self.path} holds no training run to resume")
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        if set(trained) != set(state["trained"]):
+            raise ModelError(f"{path} belongs to a run with another recipe or base")
+        with torch.no_grad():
+            for name, value in state.pop("trained").items():
+                trained[name].copy_(value)
+        return state
+
+    def save_state(self, trained: Mapping[str, Tensor], **rest: Any) -> None:
+        """Writes a save; an interruption leaves the one before."""
+        partial = self.path / f"{STATE_NAME}.partial"
+        torch.save({"trained": {n: p.detach().cpu() for n, p in trained.items()}, **rest}, partial)
+        partial.replace(self.path / STATE_NAME)
+
+    def write_held_out(self, sequences: Iterable[tuple[Tensor, int]]) -> None:
+        """Writes ``(ids, prompt length)`` of responses, as ``hambench hamburger measure`` reads them."""
+        with (self.path / HELD_OUT_NAME).open("w", encoding="utf-8") as file:
+            for ids, prompt in sequences:
+                row = {"prompt_ids": ids[:prompt].tolist(), "response_ids": ids[prompt:].tolist()}
+                file.write(json.dumps(row) + "\n")
+
+    def add_to_curve(self, line: Mapping[str, Any]) -> None:
+        """Appends a line to the curve."""
+        with (self.path / CURVE_NAME).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(dict(line)) + "\n")
