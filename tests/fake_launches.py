@@ -61,6 +61,7 @@ class Queued(Replayed):
 
         return replay
 
+    @torch.inference_mode()
     def run_through(self, number: int) -> None:
         while self.num_run < number:
             self.queue.pop(0)()

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 ONE_TOKEN_CONTROL = 1.1
 """A confidence that no probability reaches: one token per macro-step, from the weights that HAMburger uses. Without
 this point a gain in quality can't be told from the effect of fine-tuning."""
+LOOPS = ("run-ahead", "predicated", "conditional")
+"""Those of :mod:`hambench.loops` that the graph regime has, named here because that needs torch."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,12 +34,17 @@ class HamburgerConfig(MethodConfig):
     model."""
     position_convention: str | None = None
     """``train`` or ``hf`` instead of what the weights say."""
+    loop: str = "run-ahead"
+    """How greedy macro-steps are launched where they run on the device (regime ``graph``): ``run-ahead``,
+    ``predicated`` or ``conditional``, see :mod:`hambench.loops`; elsewhere it changes nothing."""
 
     def __post_init__(self) -> None:
         if not self.confidence >= 0:
             raise ValueError(f"confidence must be >= 0, got {self.confidence}")
         if self.position_convention not in (None, "train", "hf"):
             raise ValueError(f"position_convention must be 'train' or 'hf', got {self.position_convention!r}")
+        if self.loop not in LOOPS:
+            raise ValueError(f"loop must be one of {', '.join(LOOPS)}, got {self.loop!r}")
 
     def build(self, target: TargetModel) -> DecodingMethod:
         """Loads the grafts, and the base weights that come with them, once per target and checkpoint.
