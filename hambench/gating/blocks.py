@@ -26,7 +26,7 @@ import msgspec
 import psutil
 
 from hambench.gating.checks import CrashedError
-from hambench.metrics import decode_seconds, num_decode_tokens
+from hambench.metrics import decode_seconds, decode_steps, num_decode_tokens
 from hambench.records import Cell, GenerationTrace
 from hambench.telemetry import read_cpu_times
 
@@ -34,7 +34,7 @@ Side = Literal["base", "head"]
 SIDES: tuple[Side, Side] = ("base", "head")
 WORKER = Path(__file__).with_name("worker.py")
 DISTURBED_LOAD = 0.10
-"""Share of the machine in others' hands during every turn of a prompt that makes a block worth taking again."""
+"""Share of the machine in others' hands during every turn of a prompt from which on the prompt was disturbed."""
 MAX_FAILED_BLOCKS = 2
 TURN_TIMEOUT_S = 600.0
 
@@ -65,9 +65,9 @@ class Work:
     """What every block of a gate does."""
 
     prompts: tuple[GatePrompt, ...]
-    max_new_tokens: int = 24
-    turns: int = 6
-    """Turns of each prompt in a block; the fastest of each side counts, as what disturbs can only slow."""
+    max_new_tokens: int = 12
+    turns: int = 3
+    """Turns of each prompt in a block; each step counts at its fastest."""
     device: str | None = None
     together: bool = True
     """Both processes at once, in turns; if not, one after the other (two models that don't fit together)."""
@@ -103,12 +103,15 @@ class Block:
 
     @property
     def disturbed(self) -> bool:
-        """Whether some prompt had no turn of a side that others left alone, or the GPU was throttled."""
-        loads: dict[tuple[Side, int], list[float]] = {}
+        """Whether on some side most prompts had no turn that others left alone, or the GPU was throttled."""
+        least: dict[Side, dict[int, float]] = {}
         for turn in self.turns:
             if turn.other_load is not None:
-                loads.setdefault((turn.side, turn.prompt), []).append(turn.other_load)
-        return bool(self.throttled) or any(min(values) > DISTURBED_LOAD for values in loads.values())
+                seen = least.setdefault(turn.side, {})
+                seen[turn.prompt] = min(turn.other_load, seen.get(turn.prompt, 1.0))
+        return bool(self.throttled) or any(
+            sum(load > DISTURBED_LOAD for load in seen.values()) > len(seen) / 2 for seen in least.values()
+        )
 
     @property
     def other_load(self) -> float | None:
@@ -121,14 +124,12 @@ class Block:
         """ln(head's tokens per second / base's); ``None`` where a side has nothing to divide."""
         speeds = {}
         for side in SIDES:
-            best: dict[int, Turn] = {}
+            by_prompt: dict[int, list[Turn]] = {}
             for turn in self.turns:
-                if turn.side == side and (
-                    turn.prompt not in best or turn.seconds < best[turn.prompt].seconds
-                ):
-                    best[turn.prompt] = turn
-            tokens = num_decode_tokens([turn.trace for turn in best.values()])
-            seconds = sum(turn.seconds for turn in best.values())
+                if turn.side == side:
+                    by_prompt.setdefault(turn.prompt, []).append(turn)
+            tokens = num_decode_tokens([turns[0].trace for turns in by_prompt.values()])
+            seconds = sum(fastest_seconds([turn.trace for turn in turns]) for turns in by_prompt.values())
             if not tokens or not math.isfinite(seconds) or seconds <= 0:
                 return None
             speeds[side] = tokens / seconds
@@ -163,6 +164,19 @@ class Block:
 
 
 Progress = Callable[[str], None]
+
+
+def fastest_seconds(traces: Sequence[GenerationTrace]) -> float:
+    """Decode seconds of one prompt: every step at the fastest of its turns.
+
+    Turns decode the same ids, so step i is the same work each time, and what disturbs can only slow. A burst of other
+    load is longer than a step and shorter than a turn: it seldom meets the same step in every turn. Answers that differ
+    from turn to turn have no common steps; of those the fastest turn counts as a whole.
+    """
+    steps = [tuple(decode_steps([trace])) for trace in traces]
+    if len({tuple(step.tokens for step in turn) for turn in steps}) > 1:
+        return min(sum(step.seconds for step in turn) for turn in steps)
+    return sum(min(step.seconds for step in same) for same in zip(*steps, strict=True))
 
 
 def run_blocks(

@@ -74,8 +74,8 @@ class SpeedGate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     blocks: int = 10
     threshold: float | None = None
     """Smallest relative change worth a word; by default 3 % on a GPU and 5 % on a CPU."""
-    max_new_tokens: int = 24
-    turns: int = 6
+    max_new_tokens: int = 12
+    turns: int = 3
     together: bool = True
     """Base and head in memory at once, in turns."""
     prompts: tuple[str, ...] = ()

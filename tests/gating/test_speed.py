@@ -158,6 +158,37 @@ def test_the_fastest_turn_of_each_prompt_counts():
     assert disturbed.log_ratio == pytest.approx(0.0)
 
 
+def test_bursts_that_never_meet_one_step_twice_leave_no_trace():
+    """Each turn is disturbed, but no step in all of them: the fastest whole turn would be 50 % off."""
+    calm = block(base=2.0, head=2.0)
+    turns = [turn for turn in calm.turns if turn.side == "base"]
+    for disturbed in ((0, 1), (2, 3)):
+        steps = list(trace(2.0).steps)
+        for index in disturbed:
+            steps[1 + index] = dataclasses.replace(steps[1 + index], seconds=1.0)
+        turns.append(Turn(side="head", prompt=0, trace=dataclasses.replace(trace(2.0), steps=tuple(steps))))
+    assert Block(number=0, turns=tuple(turns)).log_ratio == pytest.approx(0.0)
+
+
+def test_a_stall_in_the_same_step_of_every_turn_counts():
+    steps = list(trace(2.0).steps)
+    steps[2] = dataclasses.replace(steps[2], seconds=1.5)
+    stalled = Turn(side="head", prompt=0, trace=dataclasses.replace(trace(2.0), steps=tuple(steps)))
+    base = Turn(side="base", prompt=0, trace=trace(2.0))
+    assert Block(number=0, turns=(base, stalled, base, stalled)).log_ratio == pytest.approx(math.log(2 / 3))
+
+
+def test_turns_that_answer_differently_count_whole():
+    other = trace(2.0)
+    steps = (*other.steps[:-1], dataclasses.replace(other.steps[-1], tokens=(3,)))
+    turns = [
+        Turn(side="base", prompt=0, trace=trace(2.0)),
+        Turn(side="head", prompt=0, trace=trace(4.0)),
+        Turn(side="head", prompt=0, trace=dataclasses.replace(other, steps=steps)),
+    ]
+    assert Block(number=0, turns=tuple(turns)).log_ratio == pytest.approx(0.0)
+
+
 def test_speed_is_a_ratio_of_sums_over_prompts():
     turns = [Turn(side="base", prompt=p, trace=trace(s)) for p, s in ((0, 1.0), (1, 9.0))]
     turns += [Turn(side="head", prompt=p, trace=trace(s)) for p, s in ((0, 2.0), (1, 9.0))]
@@ -208,11 +239,14 @@ def test_undisturbed_blocks_are_preferred():
     assert [b.number for b in counted(blocks, 3)] == [1, 2, 3]
 
 
-def test_a_block_is_disturbed_only_if_a_prompt_had_no_quiet_turn():
+def test_a_block_is_disturbed_only_if_most_prompts_had_no_quiet_turn():
     busy = block(load=0.5)
     quiet = tuple(dataclasses.replace(turn, other_load=0.0) for turn in busy.turns)
     assert busy.disturbed
     assert not dataclasses.replace(busy, turns=busy.turns + quiet).disturbed
+    others = [dataclasses.replace(turn, prompt=number) for turn in quiet for number in (1, 2)]
+    assert not dataclasses.replace(busy, turns=(*busy.turns, *others)).disturbed
+    assert dataclasses.replace(busy, turns=(*busy.turns, *others[:1])).disturbed
 
 
 def gate(logs_of_rounds, *, threshold=0.05, num_blocks=10, **changes):
