@@ -1,10 +1,10 @@
-"""Method notes: the definition of every number, from the docstring of the code that computes it."""
+"""Method notes: the definition of every number, as ``hambench ls metrics`` prints it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hambench.metrics import METRICS
+from hambench.glossary import definitions
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +24,14 @@ VERDICTS = (
         "? inconclusive",
         "The interval is too wide to say; the smallest difference the run could show is given.",
     ),
-    Term("✕ not comparable", "Something that must agree differs, or one side has no number."),
+    Term(
+        "✕ not comparable",
+        "Something that must agree differs, or more than a fifth of the samples have an answer of one side only.",
+    ),
 )
 
 
 def terms() -> list[Term]:
-    """Every metric, then the words of the verdicts."""
-    metrics = [Term(info.name, info.definition, info.unit, info.better) for info in METRICS.values()]
-    return [*metrics, *VERDICTS]
+    """Every number that is shown, then the words of the verdicts."""
+    numbers = [Term(entry.name, entry.text, entry.unit, entry.better or "") for entry in definitions()]
+    return [*numbers, *VERDICTS]

@@ -252,6 +252,21 @@ def test_contexts_limits_and_threads_are_axes_from_the_file_to_the_table(capsys,
     assert lookup in (tmp_path / "report.html").read_text()
 
 
+def test_the_same_method_twice_is_an_a_a_run_whose_cells_have_names_and_verdicts(capsys, axes_file, tmp_path):
+    folder = tmp_path / "run"
+    arguments = ["run", "--config", str(axes_file), "--methods", "vanilla,vanilla", "--no-report"]
+    axes = ["--threads", "1", "--context", "400", "--max-new-tokens", "4"]
+    code, text, err = invoke(capsys, *arguments, *axes, "--out", str(folder))
+    assert code == 0, err
+    first = "vanilla[threads=1,context=400]"
+    assert [cell.label for cell in load_run(folder).header.cells] == [first, f"{first}#2"]
+    verdict = next(line for line in text.splitlines() if line.startswith(f"{first}#2: speed"))
+    # two samples can't make a speed better or worse, and equal tokens are equal
+    assert "speed better" not in verdict
+    assert "speed worse" not in verdict
+    assert "accuracy equivalent (2 answers equal token by token)" in verdict
+
+
 def test_a_sweep_over_axes_is_finished_where_it_stopped(capsys, axes_file, tmp_path):
     folder = tmp_path / "run"
     arguments = ["run", "--config", str(axes_file), "--threads", "1", "--no-report"]

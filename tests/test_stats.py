@@ -352,6 +352,24 @@ def test_each_cell_is_judged_against_the_vanilla_of_its_own_conditions_and_that_
     assert {rows[label].verdict for label in names[2:]} <= {"equivalent", "inconclusive"}
 
 
+def test_an_a_a_run_alarms_in_at_most_one_of_twenty_simulated_runs() -> None:
+    samples = make_samples(24)
+    alarms = {"tps": 0, "kv_bytes": 0, "accuracy": 0}
+    for seed in range(20):
+        arms = [
+            make_arm(name, samples, 2 * seed + i, first_token=i)
+            for i, name in enumerate(("vanilla", "vanilla#2"))
+        ]
+        run = make_run(arms, samples)
+        cells = tuple(dataclasses.replace(cell, method="vanilla") for cell in run.header.cells)
+        run = dataclasses.replace(run, header=dataclasses.replace(run.header, cells=cells))
+        for row in compare_run(run):
+            assert (row.candidate, row.baseline) == ("vanilla#2", "vanilla")
+            if row.group == "all":
+                alarms[row.metric] += row.verdict in ("better", "worse")
+    assert all(count <= 1 for count in alarms.values())
+
+
 def test_an_unknown_cell_is_refused() -> None:
     samples = make_samples(2)
     run = make_run([make_arm("a", samples, 1)], samples)

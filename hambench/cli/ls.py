@@ -94,17 +94,17 @@ def _runs(root: Path) -> list[dict[str, Any]]:
 
 
 def _metrics() -> list[dict[str, Any]]:
-    from hambench.metrics import METRICS
+    from hambench.glossary import definitions
 
     return [
         {
-            "metric": info.name,
-            "unit": info.unit,
-            "better": info.better,
-            "class": info.metric_class,
-            "definition": info.definition,
+            "metric": entry.name,
+            "unit": entry.unit,
+            "better": entry.better,
+            "class": entry.kind,
+            "definition": entry.text,
         }
-        for info in METRICS.values()
+        for entry in definitions()
     ]
 
 
