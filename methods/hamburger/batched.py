@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hambench.linear import make_gated, make_linear
 from hambench.llama import rotate
 
 
@@ -27,11 +28,12 @@ def decode_batch(
 ) -> list[list[int]]:
     """Responses to B prompts, each cut behind its first end-of-sequence id.
 
-    The cache is allocated once and attention reads it in place: transformers' own cache is copied at every step and
-    its key heads repeated, which on a CPU costs more than the model.
+    The cache is allocated once and attention reads it in place, and linear weights are re-ordered once: transformers'
+    own cache is copied at every step and its key heads repeated, and a CPU re-orders a dense bfloat16 weight at every
+    call, each of which costs more than the model.
 
     Args:
-        model: Its weights are used as they are.
+        model: A Llama whose weights are used as they are; low-rank adapters are left out.
         prompts: Left-padded to one width.
         max_new_tokens: Most tokens of a response.
         eos_ids: What ends one.
@@ -47,7 +49,7 @@ def decode_batch(
     finished = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     columns = []
     for number in range(max_new_tokens):
-        logits = F.linear(hidden, model.get_output_embeddings().weight)
+        logits = state.head(hidden)
         if temperature:
             tokens = torch.multinomial(torch.softmax(logits.float() / temperature, -1), 1)[:, 0]
         else:
@@ -60,6 +62,25 @@ def decode_batch(
     return [_through_eos(row, eos_ids) for row in torch.stack(columns, 1).tolist()]
 
 
+class _Layer:
+    """One layer of a transformers Llama with its weights as the device reads them fastest."""
+
+    def __init__(self, layer: Any) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self.q, self.k, self.v, self.out, self.down = (
+            make_linear(linear.weight.detach(), linear.bias)
+            for linear in (
+                attention.q_proj,
+                attention.k_proj,
+                attention.v_proj,
+                attention.o_proj,
+                mlp.down_proj,
+            )
+        )
+        self.gate_up = make_gated(mlp.gate_proj.weight.detach(), mlp.up_proj.weight.detach())
+        self.input_norm, self.mlp_norm = layer.input_layernorm, layer.post_attention_layernorm
+
+
 class _State:
     """The cache of a batch and the forward pass over it."""
 
@@ -70,6 +91,8 @@ class _State:
         size = (config.num_hidden_layers, num, config.num_key_value_heads, capacity, self.head_dim)
         self.keys = torch.zeros(size, dtype=model.dtype, device=model.device)
         self.values = torch.zeros_like(self.keys)
+        self.layers = [_Layer(layer) for layer in self.decoder.layers]
+        self.head = make_linear(model.get_output_embeddings().weight.detach())
 
     def forward(self, ids: Tensor) -> Tensor:
         """Runs ``[B, T]`` new ids; gives the last row's normed hidden state ``[B, D]``."""
@@ -87,23 +110,19 @@ class _State:
         mask = torch.zeros(seen.shape, dtype=stream.dtype, device=ids.device).masked_fill_(
             ~seen, float("-inf")
         )
-        for index, layer in enumerate(self.decoder.layers):
+        for index, layer in enumerate(self.layers):
             stream = stream + self._attend(index, layer, stream, cos[:, None], sin[:, None], mask[:, None])
-            stream = stream + layer.mlp(layer.post_attention_layernorm(stream))
+            stream = stream + layer.down(layer.gate_up(layer.mlp_norm(stream)))
         self.slots += num_rows
         hidden: Tensor = self.decoder.norm(stream[:, -1])
         return hidden
 
     def _attend(
-        self, index: int, layer: Any, stream: Tensor, cos: Tensor, sin: Tensor, mask: Tensor
+        self, index: int, layer: _Layer, stream: Tensor, cos: Tensor, sin: Tensor, mask: Tensor
     ) -> Tensor:
-        attention = layer.self_attn
-        rows = layer.input_layernorm(stream)
+        rows = layer.input_norm(stream)
         split = (*rows.shape[:2], -1, self.head_dim)
-        q, k, v = (
-            p(rows).view(split).transpose(1, 2)
-            for p in (attention.q_proj, attention.k_proj, attention.v_proj)
-        )
+        q, k, v = (p(rows).view(split).transpose(1, 2) for p in (layer.q, layer.k, layer.v))
         end = self.slots + rows.shape[1]
         self.keys[index, :, :, self.slots : end] = rotate(k, cos, sin)
         self.values[index, :, :, self.slots : end] = v
@@ -114,8 +133,7 @@ class _State:
             attn_mask=mask,
             enable_gqa=True,
         )
-        out: Tensor = attention.o_proj(mixed.transpose(1, 2).flatten(-2))
-        return out
+        return layer.out(mixed.transpose(1, 2).flatten(-2))
 
 
 def _through_eos(ids: list[int], eos_ids: frozenset[int]) -> list[int]:

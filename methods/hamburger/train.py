@@ -97,16 +97,19 @@ def train(
         trainer.train_segmented(rows)
         return trainer
     trainer.model.to(trainer.accelerator.device)
-    sequences, replication = _sequences(trainer, model_name, sources, self_distillation, report)
+    with trainer.as_it_was() as base:
+        sequences, replication = _sequences(trainer, base, sources, self_distillation, report)
+        if recipe.objective == "published":
+            report(f"cutting {len(sequences)} responses in segments")
+            rows = _in_order(list(segment(base, sequences, recipe.strategy)), sequences)
+        else:
+            num_answers = len(sequences)
+            sequences += _windows(trainer, num_windows, report)
+            replication += [1] * (len(sequences) - num_answers)
+            corpus = _corpus(trainer, base, sequences, num_answers, report)
     if recipe.objective == "published":
-        report(f"cutting {len(sequences)} responses in segments")
-        rows = list(segment(_plain(trainer), sequences, recipe.strategy))
-        trainer.train_segmented(_in_order(rows, sequences), replication=replication)
+        trainer.train_segmented(rows, replication=replication)
     else:
-        num_answers = len(sequences)
-        sequences += _windows(trainer, num_windows, report)
-        replication += [1] * (len(sequences) - num_answers)
-        corpus = _corpus(trainer, sequences, num_answers, report)
         trainer.train_corpus(corpus, replication=replication[: corpus.num_sequences], num_answers=num_answers)
     return trainer
 
@@ -132,7 +135,7 @@ def _windows(trainer: Trainer, count: int, report: Callable[[str], None]) -> lis
 
 def _sequences(
     trainer: Trainer,
-    model_name: str,
+    base: Any,
     sources: Sequence[DataSource],
     self_distillation: SelfDistillation | None,
     report: Callable[[str], None],
@@ -141,7 +144,7 @@ def _sequences(
     if self_distillation is not None:
         answers = trainer.options.out / ANSWERS_NAME
         if not answers.is_file():
-            _answer(trainer, tokenizer, eos_ids, self_distillation, answers, report)
+            _answer(trainer, base, tokenizer, eos_ids, self_distillation, answers, report)
         sources = [DataSource(path=answers)]
     sequences: list[tuple[list[int], int]] = []
     replication: list[int] = []
@@ -160,6 +163,7 @@ def _sequences(
 
 def _answer(
     trainer: Trainer,
+    base: Any,
     tokenizer: Any,
     eos_ids: frozenset[int],
     wanted: SelfDistillation,
@@ -171,18 +175,18 @@ def _answer(
 
     if tokenizer is None:
         raise ModelError(f"{trainer.model_name} has no tokenizer, so it can't be asked anything; give --data")
-    model, seed = _plain(trainer), trainer.options.seed
+    seed = trainer.options.seed
     turns: list[str] = []
     if tokenizer.chat_template and wanted.num_user_turns:
         report(f"sampling {wanted.num_user_turns} user turns")
-        turns = sample_user_turns(model, tokenizer, wanted.num_user_turns, eos_ids=eos_ids, seed=seed)
+        turns = sample_user_turns(base, tokenizer, wanted.num_user_turns, eos_ids=eos_ids, seed=seed)
     made = build_prompts(max(0, wanted.num_prompts - len(turns)), seed=seed)
     prompts = [*made, *(Prompt(turn, "self", chat=True) for turn in turns)]
     asked = [ids for p in prompts if 0 < len(ids := prompt_ids(tokenizer, p)) <= wanted.max_prompt_tokens]
     report(f"answering {len(asked)} prompts")
     partial = path.with_name(path.name + ".partial")
     with partial.open("w", encoding="utf-8") as file:
-        answered = generate(model, asked, max_new_tokens=wanted.max_new_tokens, eos_ids=eos_ids)
+        answered = generate(base, asked, max_new_tokens=wanted.max_new_tokens, eos_ids=eos_ids)
         for number, (index, response) in enumerate(answered, 1):
             file.write(json.dumps({"prompt_ids": asked[index], "response_ids": response}) + "\n")
             if number % 64 == 0:
@@ -195,6 +199,7 @@ def _answer(
 
 def _corpus(
     trainer: Trainer,
+    base: Any,
     sequences: Sequence[tuple[list[int], int]],
     num_answers: int,
     report: Callable[[str], None],
@@ -206,16 +211,16 @@ def _corpus(
     if trainer.options.resume and path.is_file():
         return Corpus.load(path)
     report(f"the base reads {len(sequences)} responses")
-    model, layers = _plain(trainer), trainer.architecture.feature_layers
+    layers = trainer.architecture.feature_layers
     lessons = [
         lesson
-        for _, lesson in sorted(study(model, sequences[:num_answers], feature_layers=layers), key=_index)
+        for _, lesson in sorted(study(base, sequences[:num_answers], feature_layers=layers), key=_index)
     ]
     for start in range(num_answers, len(sequences), _WINDOWS_AT_ONCE):
         if trainer.clock.is_past(trainer.recipe.data_share):
             break
         part = sequences[start : start + _WINDOWS_AT_ONCE]
-        lessons += [lesson for _, lesson in sorted(study(model, part, feature_layers=layers), key=_index)]
+        lessons += [lesson for _, lesson in sorted(study(base, part, feature_layers=layers), key=_index)]
     corpus = Corpus.of(sequences[: len(lessons)], lessons)
     answered = int(corpus.row_offsets[num_answers])
     trainer.data = {
@@ -231,11 +236,6 @@ def _corpus(
 
 def _index(studied: tuple[int, Any]) -> int:
     return studied[0]
-
-
-def _plain(trainer: Trainer) -> Any:
-    """The base as it is before training: adapters start at zero, so nothing needs taking off."""
-    return trainer.model.eval()
 
 
 def _in_order(rows: Sequence[Segmented], sequences: Sequence[tuple[list[int], int]]) -> list[Segmented]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -127,6 +128,12 @@ class Trainer:
     def base(self) -> Any:
         """The transformers model, adapters inside it."""
         return self.model
+
+    @contextmanager
+    def as_it_was(self) -> Iterator[Any]:
+        """The base as it was before any training: its adapters, which may have come from another run, left out."""
+        with self.student.model.disable_adapter() if self.recipe.lora_rank else nullcontext():  # type: ignore[operator]
+            yield self.model.eval()
 
     @property
     def stage(self) -> str:

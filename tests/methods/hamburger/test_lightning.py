@@ -1,18 +1,14 @@
 import dataclasses
-import json
 import pickle
-import shutil
 
 import pytest
 import torch
-from click.testing import CliRunner
 from fakes import random_weights
-from fakes_hamburger import tiny_grafts, with_shape
+from fakes_hamburger import import_golden, shape_of, tiny_grafts, with_shape
 
-from hambench.cli.hamburger import command
 from hambench.decoding import SamplingParams
 from hambench.errors import ModelError
-from hambench.llama import Llama, LlamaShape
+from hambench.llama import Llama
 from hambench.methods.hamburger.architecture import Architecture
 from hambench.methods.hamburger.checkpoint import load, save
 from hambench.methods.hamburger.fused import collate, teacher_forced
@@ -24,21 +20,7 @@ from hambench.methods.hamburger.session import HamburgerSession
 
 @pytest.fixture(scope="module")
 def golden(shared_data, tmp_path_factory):
-    """The golden file, its imported checkpoint and its base's folder."""
-    folder = shared_data / "hamburger_golden"
-    base = tmp_path_factory.mktemp("base")
-    shutil.copy(folder / "base_config.json", base / "config.json")
-    out = tmp_path_factory.mktemp("imported") / "hamburger"
-    arguments = ["import", str(folder / "lightning.ckpt"), "--base", str(base), "--out", str(out)]
-    result = CliRunner().invoke(command, arguments, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return json.loads((folder / "golden.json").read_text()), load(out), base
-
-
-def shape_of(base):
-    from transformers import AutoConfig
-
-    return LlamaShape.from_hf(AutoConfig.from_pretrained(base))
+    return import_golden(shared_data / "hamburger_golden", tmp_path_factory.mktemp("golden"))
 
 
 def test_every_golden_group_and_slot_count_is_identical(golden):
@@ -80,7 +62,7 @@ def test_the_training_forward_is_the_public_one(golden):
     torch.testing.assert_close(logits[:, :8], of("logits_first8"), rtol=0, atol=1e-4)
     torch.testing.assert_close(logits.logsumexp(-1), of("logsumexp"), rtol=0, atol=1e-4)
     # stop logits reach 90 here: the public code's own are up to 3e-4 from float64's
-    torch.testing.assert_close(stop_logits[batch.target_mask], of("stop_logits"), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(stop_logits[batch.target_mask], of("stop_logits"), rtol=1e-4, atol=3e-4)
 
 
 def public_state(shape, architecture, seed=0):

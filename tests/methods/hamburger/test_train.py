@@ -15,7 +15,7 @@ from hambench.errors import DataError, ModelError
 from hambench.methods.hamburger import HamburgerConfig
 from hambench.methods.hamburger.batched import decode_batch
 from hambench.methods.hamburger.budget import RunOptions
-from hambench.methods.hamburger.checkpoint import load
+from hambench.methods.hamburger.checkpoint import digest, load
 from hambench.methods.hamburger.losses import frozen_head_loss
 from hambench.methods.hamburger.recipes import PAPER, SMALL
 from hambench.methods.hamburger.segment import Segmented, write_segments
@@ -115,6 +115,29 @@ def test_weights_trained_on_another_base_are_refused(folder, conversations, tmp_
     other = save_tiny_model(tmp_path / "other", SHAPE, seed=5)
     with pytest.raises(ModelError, match="trained on other weights"):
         HamburgerConfig(checkpoint=str(out)).build(models.load(str(other), dtype="float32", device="cpu"))
+
+
+def test_a_run_starts_from_the_weights_of_another(folder, conversations, tmp_path):
+    recipe = dataclasses.replace(SMALL, stages=(("fused", 1.0),), calibrate=False, lora_rank=2, batch_size=2)
+
+    def run(name, **options):
+        chosen = RunOptions(out=tmp_path / name, steps=1, held_out_share=0, **options)
+        return train(str(folder), recipe, chosen, sources=[DataSource(path=conversations)])
+
+    first = run("first").checkpoint()
+    # no step is taken at a learning rate of zero, so that what comes out is what it started from
+    recipe = dataclasses.replace(recipe, base_lr=0.0, graft_lr=0.0, weight_decay=0.0)
+    second = run("second", start_from=tmp_path / "first").checkpoint()
+    assert set(first.tensors) == set(second.tensors)
+    for name, tensor in first.tensors.items():
+        torch.testing.assert_close(second.tensors[name], tensor, msg=name)
+    assert second.provenance["start_from"] == digest(tmp_path / "first")
+    recipe = dataclasses.replace(recipe, lora_rank=3)
+    with pytest.raises(ModelError, match="other low-rank changes"):
+        run("third", start_from=tmp_path / "first")
+    recipe = dataclasses.replace(recipe, num_micro_layers=1)
+    with pytest.raises(ModelError, match="another architecture"):
+        run("fourth", start_from=tmp_path / "first")
 
 
 def test_held_out_rows_are_chosen_before_replication():
