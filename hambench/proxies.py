@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +19,7 @@ from hambench.baselines import baseline_of
 from hambench.prompts import encode_prompt
 from hambench.proxies_table import GAP, LOGPROB
 from hambench.records import Cell, GenerationTrace, SampleRecord, Score
-from hambench.store import Run
+from hambench.store import Run, RunWriter, load_run
 from hambench.summary import first_difference
 
 if TYPE_CHECKING:
@@ -33,6 +34,23 @@ class _Scored:
     """``[N]`` of each output token."""
     gaps: Tensor
     """``[N]`` between the two best logits at each output position."""
+
+
+def judge(folder: Path, *, device: str | None = None) -> Run:
+    """Scores a stored run by its target and gives the run with those scores; judged again, the newest count.
+
+    Args:
+        folder: A run; its model is loaded.
+        device: By default the GPU if there is one, else the CPU.
+    """
+    from hambench.models import load
+
+    run = load_run(folder)
+    cell = run.header.cells[0]
+    target = load(cell.model, dtype=cell.dtype, device=device)
+    with RunWriter.resume(folder) as writer:
+        writer.append_scores(score_proxies(run, target))
+    return load_run(folder)
 
 
 def score_proxies(run: Run, target: TargetModel) -> Iterator[Score]:

@@ -267,6 +267,24 @@ def test_the_same_method_twice_is_an_a_a_run_whose_cells_have_names_and_verdicts
     assert "accuracy equivalent (2 answers equal token by token)" in verdict
 
 
+def test_losslessness_says_where_answers_leave_vanillas_and_how_probable_they_are(
+    capsys, axes_file, tmp_path
+):
+    one = ["--threads", "1", "--context", "400", "--max-new-tokens", "4", "--no-report", "--losslessness"]
+    folder = tmp_path / "run"
+    code, text, err = invoke(capsys, "run", "--config", str(axes_file), *one, "--out", str(folder))
+    assert code == 0, err
+    table = text.partition("log p/token")[2].splitlines()
+    assert [line.split()[0].partition("[")[0] for line in table[1:3]] == ["vanilla", "prompt_lookup"]
+    assert table[1].split()[2] == table[2].split()[2] == "2/2"
+    code, text, _ = invoke(capsys, "run", "--resume", str(folder), *one[-2:], "--json")
+    assert code == 0
+    for item in map(json.loads, text.splitlines()):
+        judged = item["losslessness"]
+        assert judged["num_samples"] == judged["num_identical"] == 2
+        assert judged["target_logprob_per_token"] < 0
+
+
 def test_a_sweep_over_axes_is_finished_where_it_stopped(capsys, axes_file, tmp_path):
     folder = tmp_path / "run"
     arguments = ["run", "--config", str(axes_file), "--threads", "1", "--no-report"]

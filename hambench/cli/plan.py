@@ -10,7 +10,9 @@ from hambench.cli.run import command as run_command
 from hambench.cli.run import request_from
 
 
-@click.command(params=[p for p in run_command.params if p.name not in ("out", "resume", "report")])
+@click.command(
+    params=[p for p in run_command.params if p.name not in ("out", "resume", "report", "losslessness")]
+)
 def command(as_json: bool, **options: Any) -> None:
     """Show the cells, samples and tokens of a run, and an estimate of its time and memory."""
     import json

@@ -15,17 +15,10 @@ def command(run: Path, device: str | None, as_json: bool) -> None:
     """Score RUN's answers by the target's own probabilities, and show where lossless methods leave vanilla's."""
     import json
 
-    from hambench.models import load
-    from hambench.proxies import score_proxies
+    from hambench.proxies import judge
     from hambench.proxies_table import proxy_rows, render_proxies
-    from hambench.store import RunWriter, load_run
 
-    loaded = load_run(run)
-    cell = loaded.header.cells[0]
-    target = load(cell.model, dtype=cell.dtype, device=device)
-    with RunWriter.resume(run) as writer:
-        writer.append_scores(score_proxies(loaded, target))
-    rows = proxy_rows(load_run(run))
+    rows = proxy_rows(judge(run, device=device))
     if as_json:
         for row in rows:
             click.echo(json.dumps(row))

@@ -83,6 +83,11 @@ Examples:
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder; by default runs/DATE-SUITE.")
 @click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Finish an interrupted run.")
+@click.option(
+    "--losslessness",
+    is_flag=True,
+    help="Also judge every answer by the target: where it leaves vanilla's, and by how near a tie.",
+)
 @click.option("--report/--no-report", default=True, show_default=True, help="Write report.html into the run.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per cell on stdout, nothing else.")
 def command(
@@ -90,6 +95,7 @@ def command(
     out: Path | None,
     resume: Path | None,
     report: bool,
+    losslessness: bool,
     as_json: bool,
     allow_code_execution: bool,
     **options: Any,
@@ -121,16 +127,29 @@ def command(
             message = f"interrupted; finish it with: hambench run --resume {shlex.quote(str(folder))}"
             click.echo(f"\nhambench: {message}", err=True)
         raise
+    proxies: list[dict[str, Any]] = []
+    if losslessness:
+        from hambench.proxies import judge
+        from hambench.proxies_table import proxy_rows
+
+        run = judge(folder, device=str(run.header.model["device"]))
+        proxies = proxy_rows(run)
     report_path = _write_report(run) if report else None
     if as_json:
         from hambench.summary import cell_objects, to_json_line
 
+        judged = {row["cell"]: row for row in proxies}
         for item in cell_objects(run):
-            click.echo(to_json_line(item))
+            more = {"losslessness": judged[item["cell"]]} if judged else {}
+            click.echo(to_json_line({**item, **more}))
         return
     from hambench.summary import render_table
 
     click.echo(render_table(run))
+    if proxies:
+        from hambench.proxies_table import render_proxies
+
+        click.echo(f"\n{render_proxies(proxies)}\n")
     click.echo(f"run: {run.path}")
     if report_path is not None:
         click.echo(f"report: {report_path}")
