@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 from pathlib import Path
 
+import pytest
 import torch
 from fakes import TINY_SHAPE, random_weights
 
+from hambench.llama import LlamaShape
 from hambench.methods.hamburger.architecture import Architecture, BaseReference
-from hambench.methods.hamburger.checkpoint import Checkpoint, save, sizes_of
+from hambench.methods.hamburger.checkpoint import Checkpoint, load, save, sizes_of
 from hambench.methods.hamburger.grafts import Grafts
 
 TINY_ARCHITECTURE = Architecture(feature_layers=(0, 1, 2, 3), num_micro_layers=2, merge_heads=4)
@@ -71,6 +75,30 @@ def hf_twin(shape=TINY_SHAPE, seed=0):
     assert not unexpected
     assert not [name for name in missing if not name.endswith("inv_freq")]
     return model
+
+
+def import_golden(folder: Path, out: Path):
+    """The golden file, its checkpoint as ``hambench hamburger import`` makes it, and its base's folder."""
+    from click.testing import CliRunner
+
+    from hambench.cli.hamburger import command
+
+    if not folder.is_dir():
+        pytest.skip(f"needs {folder.name} of the shared data (macro-steps recorded from the public code)")
+    base, imported = out / "base", out / "hamburger"
+    base.mkdir()
+    shutil.copy(folder / "base_config.json", base / "config.json")
+    arguments = ["import", str(folder / "lightning.ckpt"), "--base", str(base), "--out", str(imported)]
+    result = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return json.loads((folder / "golden.json").read_text()), load(imported), base
+
+
+def shape_of(base: Path) -> LlamaShape:
+    """The shape that a model folder's configuration says."""
+    from transformers import AutoConfig
+
+    return LlamaShape.from_hf(AutoConfig.from_pretrained(base))
 
 
 def with_shape(**changes):
