@@ -45,6 +45,32 @@ def wilson(rate: float, n: int) -> tuple[float, float]:
     return max(0.0, min(rate, centre - half)), min(1.0, max(rate, centre + half))
 
 
+def ratio_of_sums(numerators: Sequence[float], denominators: Sequence[float]) -> Estimate:
+    """Σ numerators / Σ denominators with a 95 % interval, a pair for each independent unit (an answer, a sample).
+
+    What varies is the units, not what they are sums of: a thousand steps of ten answers tell what ten answers do.
+    The variance is that of a ratio of sums (linearised); fewer than two units have no interval.
+
+    Args:
+        numerators: One per unit.
+        denominators: One per unit, not negative; their sum must be positive.
+
+    Raises:
+        ValueError: If the denominators don't sum to something positive, or the lengths differ.
+    """
+    above, below = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
+    if above.shape != below.shape:
+        raise ValueError(f"numerators and denominators must be as many, got {above.size} and {below.size}")
+    total = float(below.sum())
+    if not total > 0:
+        raise ValueError(f"denominators must have a positive sum, got {total:g}")
+    value, n = float(above.sum()) / total, above.size
+    if n < 2:
+        return Estimate(value=value, n=n)
+    half = Z95 * math.sqrt(float(((above - value * below) ** 2).sum()) * n / (n - 1)) / total
+    return Estimate(value=value, low=value - half, high=value + half, n=n)
+
+
 def _variance_of_mean(task: np.ndarray) -> float:
     padded = np.concatenate([task, [0.0, 0.0, 100.0, 100.0]])
     return float(padded.var() / len(padded))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
+from hambench.intervals import Z95, ratio_of_sums, wilson
 from hambench.records import SampleRecord
 from hambench.reports.plate import MUTED, Plate, titles
 from hambench.reports.values import Column, Figure, Table, number_cell
@@ -13,6 +15,16 @@ from hambench.reports.view import View
 EDGES = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 FEWEST = 20
 """Tokens a bin needs to be drawn."""
+
+
+class Judged(NamedTuple):
+    """A token that a stop head let through."""
+
+    p: float
+    """P(continue) given before it."""
+    right: bool
+    """Whether it is the control's."""
+    sample_id: str
 
 
 def calibration_figure(view: View) -> tuple[Figure | None, str]:
@@ -29,9 +41,9 @@ def calibration_figure(view: View) -> tuple[Figure | None, str]:
     truth = {
         (r.sample_id, r.repeat): r.trace.token_ids for r in view.records[control.label] if r.trace is not None
     }
-    judged = [pair for cell in heads for pair in _judged(view.records[cell.label], truth)]
+    judged = [token for cell in heads for token in _judged(view.records[cell.label], truth)]
     bins = [
-        (low, high, [(p, right) for p, right in judged if low <= p < high or (high == 1.0 and p == 1.0)])
+        (low, high, [token for token in judged if low <= token.p < high or token.p == high == 1.0])
         for low, high in pairwise(EDGES)
     ]
     drawn = [(low, high, found) for low, high, found in bins if len(found) >= FEWEST]
@@ -49,52 +61,78 @@ def calibration_figure(view: View) -> tuple[Figure | None, str]:
     ax.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
     points = []
     for low, high, found in drawn:
-        mean = sum(p for p, _ in found) / len(found)
-        rate = sum(right for _, right in found) / len(found)
-        half = 1.96 * (max(rate * (1 - rate), 0.25 / len(found)) / len(found)) ** 0.5
-        points.append((low, high, mean, rate, len(found)))
-        ax.plot(
-            [mean, mean],
-            [max(0, rate - half), min(1, rate + half)],
-            color=style.colour,
-            alpha=0.5,
-            linewidth=1,
-        )
+        mean = sum(token.p for token in found) / len(found)
+        rate = sum(token.right for token in found) / len(found)
+        ends = wilson(rate, effective_number(found))
+        points.append((low, high, mean, rate, *ends, len(found)))
+        ax.plot([mean, mean], [*ends], color=style.colour, alpha=0.5, linewidth=1)
         (mark,) = ax.plot(
             [mean], [rate], marker=style.marker, markersize=6, color=style.colour, linestyle="none"
         )
         plate.tag(
             mark,
-            tip=f"P(continue) {low:g} to {high:g}: {rate:.0%} of {len(found)} tokens as the control's",
+            tip=f"P(continue) {low:g} to {high:g}: {rate:.0%} [{ends[0]:.0%}, {ends[1]:.0%}] of {len(found)} tokens as "
+            "the control's",
             point=f"{low:g}",
             x=repr(mean),
             y=repr(rate),
         )
     titles(ax, x="P(continue) that the stop head gave", y="share of tokens equal to the one-token control's")
-    total = sum(point[4] for point in points)
-    overall = sum(rate * n for _, _, _, rate, n in points) / total
+    shown = [token for _, _, found in drawn for token in found]
+    overall = sum(token.right for token in shown) / len(shown)
+    low, high = wilson(overall, effective_number(shown))
     return Figure(
         name=name,
         title="Calibration of the stop head",
-        finding=f"{overall:.0%} of {total} smashed tokens are what the one-token control says at that place.",
+        finding=f"{overall:.0%} [{low:.0%}, {high:.0%}] of {len(shown)} smashed tokens are what the one-token control "
+        "says at that place.",
         plate=plate,
         notes=(
             "All settings pooled. Only tokens up to the first difference count, for after it the two answer different "
-            "texts. On the dotted line the head's probability is the share it gets right.",
+            "texts. On the dotted line the head's probability is the share it gets right. Bars are 95 % intervals with "
+            f"samples, not tokens, as what varies; bins of fewer than {FEWEST} tokens are left out.",
         ),
         table=Table(
             name=name,
             caption="Bins as drawn.",
-            columns=(Column("from"), Column("to"), Column("mean P"), Column("equal"), Column("tokens")),
-            rows=tuple(tuple(number_cell(value) for value in point) for point in points),
+            columns=(
+                Column("from"),
+                Column("to"),
+                Column("mean P"),
+                Column("equal"),
+                Column("low", "95 %"),
+                Column("high", "95 %"),
+                Column("tokens"),
+            ),
+            rows=tuple(
+                (*(number_cell(value) for value in numbers), number_cell(n, str(n))) for *numbers, n in points
+            ),
         ),
     ), ""
 
 
+def effective_number(tokens: Sequence[Judged]) -> int:
+    """How many independent tokens would tell as much: tokens of one sample, and of several settings, go together.
+
+    From how the rate varies between samples; no fewer than the samples, no more than the tokens. Where all tokens are
+    right, or all wrong, it is the number of samples.
+    """
+    right: dict[str, int] = {}
+    told: dict[str, int] = {}
+    for token in tokens:
+        right[token.sample_id] = right.get(token.sample_id, 0) + token.right
+        told[token.sample_id] = told.get(token.sample_id, 0) + 1
+    rate = ratio_of_sums([*right.values()], [*told.values()])
+    spread = 0.0 if rate.high is None else (rate.high - rate.value) / Z95
+    if spread <= 0:
+        return len(told)
+    return min(max(len(told), round(rate.value * (1 - rate.value) / spread**2)), len(tokens))
+
+
 def _judged(
     records: Iterable[SampleRecord], truth: dict[tuple[str, int], tuple[int, ...]]
-) -> Iterable[tuple[float, bool]]:
-    """(P(continue) given before a token, whether it is the control's) for each token a head let through."""
+) -> Iterable[Judged]:
+    """Each token that a head let through, up to the first that is not the control's."""
     for record in records:
         expected = truth.get((record.sample_id, record.repeat))
         if expected is None or record.trace is None:
@@ -106,7 +144,7 @@ def _judged(
                     break
                 right = token == expected[position]
                 if index > 0 and index - 1 < len(step.continue_probs):
-                    yield step.continue_probs[index - 1], right
+                    yield Judged(step.continue_probs[index - 1], right, record.sample_id)
                 if not right:
                     position = len(expected)
                     break

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 
 from hambench.groups import ALL
-from hambench.records import GenerationTrace
+from hambench.intervals import ratio_of_sums
+from hambench.records import Estimate, GenerationTrace
 from hambench.reports.calibration import calibration_figure
 from hambench.reports.labels import Label, place_labels
 from hambench.reports.plate import INK, LINE, MUTED, PAGE, Plate, padded, titles
@@ -131,13 +132,13 @@ def position_figure(view: View) -> Figure | None:
     if not lines:
         return None
     name = f"{view.prefix}step-position"
-    plate = Plate(name, width=7.6, height=3.5, margins=(0.5, 1.5, 0.55, 0.35))
+    plate = Plate(name, width=6.9, height=3.5, margins=(0.5, 1.4, 0.55, 0.35))
     ax = plate.axes[0]
     ax.set_xlim(0, max(x for _, binned in lines for x, _, _ in binned) * 1.02)
-    ax.set_ylim(*padded([1.0, *(y for _, binned in lines for _, y, _ in binned)], floor=0))
+    ax.set_ylim(*padded([1.0, *(mean.value for _, binned in lines for _, mean, _ in binned)], floor=0))
     ends = []
     for cell, binned in lines:
-        xs, ys = [x for x, _, _ in binned], [y for _, y, _ in binned]
+        xs, ys = [x for x, _, _ in binned], [mean.value for _, mean, _ in binned]
         (line,) = ax.plot(
             xs,
             ys,
@@ -145,20 +146,24 @@ def position_figure(view: View) -> Figure | None:
             linestyle=cell.style.linestyle,
             marker=cell.style.marker,
             markersize=3,
+            alpha=cell.strength,
         )
         plate.tag(line, tip=cell.label, series=cell.series)
         ends.append((ys[-1], xs[-1], cell))
     end_labels(plate, ax, ends)
     titles(ax, x="tokens of the answer already there", y="mean tokens per step")
-    first = max(lines, key=lambda item: item[1][0][1])
+    cell, binned = max(lines, key=lambda item: item[1][0][1].value)
     return Figure(
         name=name,
         title="Step size by position in the answer",
-        finding=f"{first[0].label} begins with {first[1][0][1]:.2f} tokens a step and ends with {first[1][-1][1]:.2f}.",
+        finding=f"{cell.label} begins with {_with_ends(binned[0][1])} tokens a step and ends with "
+        f"{_with_ends(binned[-1][1])}.",
         plate=plate,
+        table=_position_table(lines, name),
         series=tuple(dict.fromkeys((cell.series, cell.method) for cell, _ in lines)),
         notes=(
-            f"Bins of {POSITION_BIN} tokens with at least {FEWEST_STEPS} steps; long answers alone reach far.",
+            f"Bins of {POSITION_BIN} tokens with at least {FEWEST_STEPS} steps. Short answers leave on the way, so the "
+            "right of a line is about long answers alone. 95 % intervals (answers vary, not steps) are in the table.",
         ),
     )
 
@@ -269,18 +274,58 @@ def end_labels(plate: Plate, ax: Axes, ends: Sequence[tuple[float, float, CellVi
         plate.tag(text, series=cell.series)
 
 
-def _by_position(traces: Sequence[GenerationTrace]) -> list[tuple[float, float, int]]:
-    sizes: dict[int, list[int]] = defaultdict(list)
-    for trace in traces:
+def _by_position(traces: Sequence[GenerationTrace]) -> list[tuple[float, Estimate, int]]:
+    """(middle of the bin, mean step size, number of steps) for each bin with enough steps."""
+    # per bin and answer: tokens, steps
+    sums: dict[int, dict[int, tuple[int, int]]] = defaultdict(dict)
+    for answer, trace in enumerate(traces):
         position = len(trace.steps[0].tokens) if trace.steps else 0
         for step in trace.steps[1:]:
-            sizes[position // POSITION_BIN].append(len(step.tokens))
+            mine = sums[position // POSITION_BIN]
+            tokens, steps = mine.get(answer, (0, 0))
+            mine[answer] = (tokens + len(step.tokens), steps + 1)
             position += len(step.tokens)
-    return [
-        ((bin_ + 0.5) * POSITION_BIN, sum(found) / len(found), len(found))
-        for bin_, found in sorted(sizes.items())
-        if len(found) >= FEWEST_STEPS
-    ]
+    binned = []
+    for bin_, answers in sorted(sums.items()):
+        tokens, steps = zip(*answers.values(), strict=True)
+        if sum(steps) >= FEWEST_STEPS:
+            binned.append(((bin_ + 0.5) * POSITION_BIN, ratio_of_sums(tokens, steps), sum(steps)))
+    return binned
+
+
+def _position_table(lines: Sequence[tuple[CellView, list[tuple[float, Estimate, int]]]], name: str) -> Table:
+    return Table(
+        name=name,
+        caption="Mean tokens per step by position in the answer.",
+        columns=(
+            Column("Cell", numeric=False),
+            Column("Position", "tokens, middle"),
+            Column("Tokens per step"),
+            Column("low", "95 %"),
+            Column("high", "95 %"),
+            Column("Steps"),
+            Column("Answers"),
+        ),
+        rows=tuple(
+            (
+                text_cell(cell.label),
+                number_cell(x, f"{x:g}"),
+                number_cell(mean.value),
+                number_cell(mean.low),
+                number_cell(mean.high),
+                number_cell(steps, str(steps)),
+                number_cell(mean.n, str(mean.n)),
+            )
+            for cell, binned in lines
+            for x, mean, steps in binned
+        ),
+    )
+
+
+def _with_ends(estimate: Estimate) -> str:
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:.2f}"
+    return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
 
 
 def _histogram_table(rows: Sequence[tuple[CellView, dict[int, int]]], name: str) -> Table:
