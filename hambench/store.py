@@ -173,6 +173,10 @@ class RunWriter:
         """Adds one record, on the disk when this returns."""
         self._append(RECORDS, [record])
 
+    def append_records(self, records: Iterable[SampleRecord]) -> None:
+        """Adds many records at once, on the disk when this returns; a kill on the way may leave the first of them."""
+        self._append(RECORDS, records)
+
     def append_scores(self, scores: Iterable[Score]) -> None:
         """Adds scores; a newer score of the same answer and metric supersedes an older one for readers."""
         self._append(SCORES, scores)

@@ -8,8 +8,9 @@ from markupsafe import Markup, escape
 
 from hambench.records import GenerationTrace, SampleRecord, StepRecord
 from hambench.reports.html_text import printable
-from hambench.reports.values import seconds_text
+from hambench.reports.values import seconds_text, significant
 from hambench.reports.view import CellView
+from hambench.summary import first_difference
 
 MAX_CHARACTERS = 20_000
 """Characters of one answer that are shown."""
@@ -27,7 +28,9 @@ class Answer:
     markup: Markup
 
 
-def answer_of(cell: CellView, record: SampleRecord, score: str, base: SampleRecord | None) -> Answer:
+def answer_of(
+    cell: CellView, record: SampleRecord, score: str, base: SampleRecord | None, *, gap: float | None = None
+) -> Answer:
     """Lays out an answer.
 
     Args:
@@ -35,6 +38,7 @@ def answer_of(cell: CellView, record: SampleRecord, score: str, base: SampleReco
         record: The answer, or its error.
         score: What its scorer says.
         base: The baseline's record of the same sample, if there is one.
+        gap: Between the target's two best logits where the answer leaves the baseline's, if it is known.
     """
     if record.trace is None:
         return Answer(cell, score, "", record.error or "no answer", Markup(""))
@@ -42,7 +46,7 @@ def answer_of(cell: CellView, record: SampleRecord, score: str, base: SampleReco
     first = None
     if base is not None and base is not record and base.trace is not None:
         first = first_difference(trace.token_ids, base.trace.token_ids)
-    return Answer(cell, score, _facts(trace, record, base, first), None, steps_markup(record, first))
+    return Answer(cell, score, _facts(trace, record, base, first, gap), None, steps_markup(record, first))
 
 
 def steps_markup(record: SampleRecord, first_differing: int | None = None) -> Markup:
@@ -81,17 +85,13 @@ def steps_markup(record: SampleRecord, first_differing: int | None = None) -> Ma
     return Markup("").join(parts)
 
 
-def first_difference(mine: tuple[int, ...], theirs: tuple[int, ...]) -> int | None:
-    """Index of the first token that differs; ``None`` for equal answers."""
-    if mine == theirs:
-        return None
-    return next(
-        (index for index, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b),
-        min(len(mine), len(theirs)),
-    )
-
-
-def _facts(trace: GenerationTrace, record: SampleRecord, base: SampleRecord | None, first: int | None) -> str:
+def _facts(
+    trace: GenerationTrace,
+    record: SampleRecord,
+    base: SampleRecord | None,
+    first: int | None,
+    gap: float | None,
+) -> str:
     tokens, steps = len(trace.token_ids), len(trace.steps)
     facts = [f"{tokens} token{'s' * (tokens != 1)} in {steps} step{'s' * (steps != 1)}"]
     decode = sum(step.seconds for step in trace.steps[1:])
@@ -107,9 +107,11 @@ def _facts(trace: GenerationTrace, record: SampleRecord, base: SampleRecord | No
     if record.truncated_tokens:
         facts.append(f"{record.truncated_tokens} prompt tokens cut")
     if base is not None and base is not record and base.trace is not None:
-        facts.append(
-            "same tokens as the baseline" if first is None else f"leaves the baseline at token {first + 1}"
-        )
+        if first is None:
+            facts.append("same tokens as the baseline")
+        else:
+            near = "" if gap is None else f" (two best logits {significant(gap)} apart)"
+            facts.append(f"leaves the baseline at token {first + 1}{near}")
     if len(record.step_texts) != steps:
         facts.append("no text per step was stored")
     return ", ".join(facts)

@@ -26,9 +26,14 @@ def effect_of(comparison: Comparison | None) -> Estimate | None:
     if comparison is None or comparison.effect is None:
         return None
     effect = comparison.effect
-    if comparison.metric == "accuracy" and comparison.verdict == "equivalent" and effect.value == 0:
+    if comparison.metric != "accuracy":
+        return effect
+    if comparison.verdict == "equivalent" and effect.value == 0:
         return Estimate(value=effect.value, n=effect.n)
-    return effect
+    if effect.low is None or effect.high is None:
+        return effect
+    # of a few samples an interval may reach past what a difference of points can be
+    return Estimate(value=effect.value, low=max(-100.0, effect.low), high=min(100.0, effect.high), n=effect.n)
 
 
 def around(value: float, comparison: Comparison) -> Estimate:

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from hambench.records import Sample, SampleRecord, Score
 from hambench.reports.answers import Answer, answer_of
 from hambench.reports.html_text import printable
-from hambench.reports.values import clip, listing
+from hambench.reports.values import clip, listing, significant
 from hambench.reports.view import CellView, View
 
 PROMPT_HEAD, PROMPT_TAIL = 1200, 800
 """Characters of a long prompt that are shown from its beginning and end."""
+MOST_PLAIN = 200
+"""Samples that stand in the page as plain HTML; the others are packed."""
 TELLING_SHARE = 0.6
 """Share of the samples shown that are chosen for what they tell; the rest is drawn at random."""
 SEED = 0
@@ -49,6 +51,20 @@ class Drilldown:
     total: int
     counts: dict[str, int]
     """How many of the samples shown carry each flag."""
+    num_plain: int
+    """How many of them, from the first, stand in the page as plain HTML; the others are packed."""
+    ties: str
+    """A sentence on how near a tie the first differences from the baseline were, empty when there are none."""
+
+    @property
+    def plain(self) -> tuple[SampleView, ...]:
+        """Samples that are read without a script."""
+        return self.samples[: self.num_plain]
+
+    @property
+    def packed(self) -> tuple[SampleView, ...]:
+        """Samples that the page's script unpacks when they are looked at."""
+        return self.samples[self.num_plain :]
 
     @property
     def left_out(self) -> str:
@@ -63,13 +79,17 @@ class Drilldown:
         )
 
 
-def drilldown(view: View, *, limit: int | None, max_bytes: int | None) -> Drilldown:
+def drilldown(
+    view: View, *, limit: int | None, max_bytes: int | None, plain_bytes: int | None = None
+) -> Drilldown:
     """Chooses samples and lays out their answers.
 
     Args:
         view: The run.
         limit: Most samples to show; ``None`` for all.
         max_bytes: Rough size at which to stop; ``None`` for no bound.
+        plain_bytes: Rough size of what may stand in the page as plain HTML, besides :data:`MOST_PLAIN`; ``None`` for
+            all of it, whatever the number.
     """
     by_sample: dict[str, dict[str, SampleRecord]] = {}
     for record in view.run.measured:
@@ -78,7 +98,7 @@ def drilldown(view: View, *, limit: int | None, max_bytes: int | None) -> Drilld
             by_sample.setdefault(record.sample_id, {})[record.cell] = record
     flags = {sample_id: _flags(view, sample_id, records) for sample_id, records in by_sample.items()}
     shown: list[SampleView] = []
-    size = 0
+    size = num_plain = 0
     for sample_id in _ranked(view, by_sample, flags, limit):
         sample = _sample_view(
             view, view.run.samples[sample_id], by_sample[sample_id], flags[sample_id], len(shown)
@@ -87,11 +107,13 @@ def drilldown(view: View, *, limit: int | None, max_bytes: int | None) -> Drilld
         if max_bytes is not None and size > max_bytes and shown:
             break
         shown.append(sample)
+        if plain_bytes is None or not num_plain or (size <= plain_bytes and num_plain < MOST_PLAIN):
+            num_plain = len(shown)
     counts: dict[str, int] = {}
     for sample in shown:
         for flag in sample.flags:
             counts[flag] = counts.get(flag, 0) + 1
-    return Drilldown(tuple(shown), len(by_sample), counts)
+    return Drilldown(tuple(shown), len(by_sample), counts, num_plain, _ties(view, counts.get("differs", 0)))
 
 
 def _ranked(
@@ -136,9 +158,15 @@ def _flags(view: View, sample_id: str, records: dict[str, SampleRecord]) -> tupl
 def _sample_view(
     view: View, sample: Sample, records: dict[str, SampleRecord], flags: tuple[str, ...], number: int
 ) -> SampleView:
-    base = records.get(view.baseline.label) if view.baseline else None
+    bases = {cell.label: view.baseline_of(cell) for cell in view.cells if cell.label in records}
     answers = tuple(
-        answer_of(cell, records[cell.label], _score_text(view, cell, sample.sample_id), base)
+        answer_of(
+            cell,
+            records[cell.label],
+            _score_text(view, cell, sample.sample_id),
+            records.get(base.label) if (base := bases[cell.label]) else None,
+            gap=view.gaps.get((cell.label, sample.sample_id, 0)),
+        )
         for cell in view.cells
         if cell.label in records
     )
@@ -161,6 +189,23 @@ def _sample_view(
         prompt=prompt,
         references=tuple(clip(reference, 600) for reference in sample.references[:8]),
         answers=answers,
+    )
+
+
+def _ties(view: View, num_differing: int) -> str:
+    """What is known of the target's two best logits where answers leave the baseline's."""
+    if not num_differing:
+        return ""
+    gaps = sorted(view.gaps.values())
+    if not gaps:
+        return (
+            "How near a tie each first difference was is not in this run: `hambench proxies RUN` adds the gap between "
+            "the target's two best logits there, and the report made after it shows it."
+        )
+    return (
+        f"Where an answer leaves the baseline's, the gap between the target's two best logits is given, from `hambench "
+        f"proxies` (median {significant(gaps[len(gaps) // 2])}). In bfloat16 logits between 16 and 32 lie 0.125 apart, "
+        "so a smaller gap is a tie that rounding alone can turn."
     )
 
 

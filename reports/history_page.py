@@ -73,6 +73,7 @@ def _figure(view: View, history: History, series: Sequence[tuple[CellView, Serie
             linestyle=cell.style.linestyle,
             marker=cell.style.marker,
             markersize=3.5,
+            alpha=cell.strength,
         )
         plate.tag(line, tip=cell.label, series=cell.series)
         for point in found.points:

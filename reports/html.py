@@ -15,7 +15,8 @@ from markupsafe import Markup
 
 from hambench.reports import pages
 from hambench.reports.drilldown import words_of
-from hambench.reports.html_text import printable
+from hambench.reports.html_text import printable, prose
+from hambench.reports.packed import pack_samples
 from hambench.reports.theme import DARK, LIGHT, css_variables
 from hambench.reports.values import Figure
 from hambench.reports.view import View, merge
@@ -30,18 +31,23 @@ class ReportOptions:
 
     samples: SampleLimit = 200
     """How many samples the drill-down may hold; the worst and the most telling come first."""
-    sample_bytes: int = 2_500_000
-    """Rough size the drill-down may take in the page, whatever ``samples`` says (``all`` lifts it)."""
+    plain_bytes: int = 2_000_000
+    """Rough size of the samples that stand in the page as plain HTML; those past it are packed (see
+    :mod:`hambench.reports.packed`)."""
+    sample_bytes: int = 8_000_000
+    """Rough size of all samples before packing, whatever ``samples`` says (``all`` lifts it)."""
     include_host: bool = False
     """Whether absolute paths in commands and model names stay."""
     script: bool = True
-    """Whether the page has its script; without it nothing but sorting and filtering is lost."""
+    """Whether the page has its script; without it only sorting and filtering are lost, and no sample is packed."""
     history: Path | None = None
     """Folder of ``hambench history``, for the page of regressions."""
     kernels: Path | None = None
     """JSON of ``hambench bench kernels``."""
     profile: Path | None = None
     """JSON of ``hambench profile``."""
+    published: bool = False
+    """Whether to put the numbers that the HAMburger paper reports beside the run's."""
     refresh_s: int | None = None
     """Reload the page every so many seconds, for a run that goes on."""
 
@@ -109,8 +115,10 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
         finalize=_finalize,
     )
+    env.filters["prose"] = prose
     env.globals["inline_svg"] = inline_svg
     env.globals["flag_words"] = words_of
+    env.globals["pack_samples"] = pack_samples
     return env
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from hambench.records import Cell
 from hambench.reports.values import ABSENT, bytes_text, listing, seconds_text
 from hambench.reports.view import View
+from hambench.start_up import StartUp, start_ups
 
 _PATH = re.compile(r"(?<![\w:/.])(?:~|/|[A-Za-z]:\\)[\w.+@\\/-]*[\\/]([\w.+@-]+)")
 _BYTES = ("_bytes",)
@@ -64,6 +65,7 @@ def identity(view: View, *, include_host: bool = False) -> list[Facts]:
             "Cells",
             tuple((cell.label, _settings(cell)) for cell in header.cells),
         ),
+        Facts("Start of each cell", tuple((s.cell, _start(s)) for s in start_ups(view.run).values())),
         Facts("Prompts (sha256)", tuple(header.data_hashes.items())),
     ]
     if include_host:
@@ -72,6 +74,19 @@ def identity(view: View, *, include_host: bool = False) -> list[Facts]:
         Facts(part.title, tuple((without_paths(k), without_paths(v)) for k, v in part.rows), part.open)
         for part in facts
     ]
+
+
+def _start(start: StartUp) -> str:
+    settled = "settled" if start.settled else "did not settle"
+    text = f"cold start {seconds_text(start.cold_start_s)}; {settled} in {start.num_passes} passes"
+    if not start.extra_weight_bytes:
+        return text
+    repaid = (
+        "its cache never repays"
+        if start.pays_from_tokens is None
+        else f"its cache repays from answers of {start.pays_from_tokens:,} tokens"
+    )
+    return f"{text}; adds {bytes_text(start.extra_weight_bytes)} of weights, which {repaid}"
 
 
 def _settings(cell: Cell) -> str:

@@ -85,7 +85,7 @@ def place_labels(
             )
             if inside and not any(box.overlaps(other) for other in taken):
                 taken.append(box)
-                plate.tag(text, **({"series": label.series} if label.series else {}))
+                plate.tag(text, halo=1, **({"series": label.series} if label.series else {}))
                 placed = True
                 break
             text.remove()

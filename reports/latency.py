@@ -71,7 +71,7 @@ def ecdf_figure(view: View, kind: str, title: str, x_title: str, values: Values,
     if not curves:
         return None
     name = f"{view.prefix}latency-{kind}"
-    plate = Plate(name, width=7.4, height=3.4, margins=(0.6, 1.6, 0.55, 0.35))
+    plate = Plate(name, width=6.9, height=3.4, margins=(0.55, 1.6, 0.55, 0.35))
     ax = plate.axes[0]
     ax.set_xscale("log")
     low, high = min(found[0] for _, found in curves), max(found[-1] for _, found in curves)
@@ -87,7 +87,7 @@ def ecdf_figure(view: View, kind: str, title: str, x_title: str, values: Values,
             color=cell.style.colour,
             linestyle=cell.style.linestyle,
             linewidth=1.5,
-            alpha=0.9 if not cell.control else 0.5,
+            alpha=cell.strength,
             drawstyle="steps-post",
         )
         plate.tag(
@@ -142,6 +142,7 @@ def _names(plate: Plate, ax: Axes, curves: Sequence[tuple[CellView, np.ndarray]]
             color=cell.style.colour,
             linestyle=cell.style.linestyle,
             linewidth=1.6,
+            alpha=cell.strength,
             clip_on=False,
         )
         text = ax.text(

@@ -57,7 +57,7 @@ def growth_figure(view: View) -> Figure | None:
     if not lines:
         return None
     name = f"{view.prefix}memory-growth"
-    plate = Plate(name, width=7.4, height=3.6, margins=(0.6, 1.5, 0.55, 0.35))
+    plate = Plate(name, width=6.9, height=3.6, margins=(0.55, 1.4, 0.55, 0.35))
     ax = plate.axes[0]
     ax.set_xlim(0, max(tokens[-1] for _, tokens, _ in lines) * 1.02)
     ax.set_ylim(*padded([value for _, _, values in lines for value in values], floor=0))
@@ -69,6 +69,7 @@ def growth_figure(view: View) -> Figure | None:
             linestyle=cell.style.linestyle,
             drawstyle="steps-post",
             linewidth=1.5,
+            alpha=cell.strength,
         )
         plate.tag(line, tip=f"{cell.label}: peak {max(values):.2f} MiB", series=cell.series)
         peak = max(range(len(values)), key=values.__getitem__)

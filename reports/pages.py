@@ -63,7 +63,12 @@ def build(view: View, options: ReportOptions) -> Page:
         if isinstance(options.samples, str)
         else options.samples
     )
-    found = drilldown(view, limit=limit, max_bytes=None if options.samples == "all" else options.sample_bytes)
+    everything = options.samples == "all"
+    if options.script:
+        most, plain = options.sample_bytes, options.plain_bytes
+    else:
+        most, plain = options.plain_bytes, None
+    found = drilldown(view, limit=limit, max_bytes=None if everything else most, plain_bytes=plain)
     mark = cautions.watermark(view)
     glance = overview.overview_figure(view)
     page = Page(
@@ -79,7 +84,7 @@ def build(view: View, options: ReportOptions) -> Page:
         sections=[
             Section("identity", "Run", "Everything needed to judge these numbers, or to measure them again."),
             pareto_section(view),
-            paper_figures.paper_section(view),
+            paper_figures.paper_section(view, published=options.published),
             Section("tables", "Tables", tables=(tables.summary_table(view), tables.task_table(view))),
             Section(
                 "samples",
@@ -99,8 +104,9 @@ def build(view: View, options: ReportOptions) -> Page:
         drilldown=found,
         example=example(view),
     )
+    num_samples = len(view.run.samples)
     for figure in page.figures():
-        figure.plate.watermark = mark
+        figure.plate.watermark = f"{num_samples} sample{'s' * (num_samples != 1)} · {mark}"
     return page
 
 

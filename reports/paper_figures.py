@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 
 from hambench.groups import group_kind, group_title
 from hambench.records import Estimate
+from hambench.reports.labels import Label, place_labels
 from hambench.reports.pareto_figure import PAPER_MARGIN
 from hambench.reports.plate import BAND, INK, MUTED, Plate, padded, tick_text, titles
 from hambench.reports.published import published_tables
@@ -43,8 +44,8 @@ class Panel:
     """(KV compression, accuracy) of the one-token control."""
 
 
-def paper_section(view: View) -> Section:
-    """Figures 3 and 4 per suite, twice; figure 5; and the published numbers as tables."""
+def paper_section(view: View, *, published: bool = False) -> Section:
+    """Figures 3 and 4 per suite, twice; figure 5; and, if asked for, the published numbers as tables."""
     figures: list[Figure] = []
     missing: list[str] = []
     sweep = [cell for cell in view.cells if cell.method == "hamburger" and not cell.control]
@@ -72,7 +73,7 @@ def paper_section(view: View) -> Section:
         lead="The figures of the HAMburger paper, remade from this run with intervals and numbers of samples. The "
         "paper takes speed at confidence 0.5 and accuracy at 0.6 to 0.9; here every point has both.",
         figures=tuple(figures),
-        tables=published_tables(view.prefix) if sweep else (),
+        tables=published_tables(view.prefix) if published else (),
         missing=tuple(missing),
     )
 
@@ -120,12 +121,12 @@ def _figure(view: View, panels: Sequence[Panel], suite: str, *, to_scale: bool) 
     plate = Plate(
         name,
         width=max(4.2, 3.1 * columns + 0.5),
-        height=2.75 * rows + 0.35,
+        height=2.85 * rows + 0.45,
         rows=rows,
         columns=columns,
-        margins=(0.5, 0.25, 0.55, 0.75),
+        margins=(0.5, 0.25, 0.55, 0.85),
         wspace=0.24,
-        hspace=0.85,
+        hspace=0.9,
     )
     for ax in plate.axes[len(panels) :]:
         ax.set_visible(False)
@@ -133,8 +134,10 @@ def _figure(view: View, panels: Sequence[Panel], suite: str, *, to_scale: bool) 
         _draw(plate, ax, panel, to_scale=to_scale)
     inside = [p for p in panels if _best_inside(p) is not None]
     best = listing([f"{clip(p.title, 24)} {_best_inside(p):.0%}" for p in inside[:6]])
+    shown = sum(map(_shown_inside, panels))
     finding = (
-        f"Most KV compression within {PAPER_MARGIN} points of the baseline: {best}."
+        f"Most KV compression whose measured accuracy is within {PAPER_MARGIN} points of the baseline: {best}. "
+        f"The intervals show it in {shown or 'none'} of {len(panels)} panels."
         if inside
         else f"No confidence stays within {PAPER_MARGIN} points of the baseline in any panel."
     )
@@ -200,16 +203,14 @@ def _draw(plate: Plate, ax: Axes, panel: Panel, *, to_scale: bool) -> None:
         titles(
             ax, title=f"{clip(panel.title, 26)}  (n={panel.n})", y="accuracy, points", x="tokens per KV slot"
         )
-        for at, (x, (cell, _, estimate)) in enumerate(zip(xs, panel.points, strict=True)):
-            ax.annotate(
-                _confidence(cell),
-                (x, estimate.value),
-                xytext=(0, 7 if at % 2 == 0 else -13),
-                textcoords="offset points",
-                ha="center",
-                fontsize=7,
-                color=style.colour,
-            )
+        place_labels(
+            plate,
+            ax,
+            [
+                Label(x, estimate.value, _confidence(cell), colour=style.colour, size=7.5)
+                for x, (cell, _, estimate) in zip(xs, panel.points, strict=True)
+            ],
+        )
         return
     ax.set_xlim(-0.4, len(xs) - 0.6)
     ax.set_xticks(xs, [f"{kv:.0%}" for _, kv, _ in panel.points])
@@ -224,8 +225,19 @@ def _draw(plate: Plate, ax: Axes, panel: Panel, *, to_scale: bool) -> None:
         fontsize=9.5,
         fontweight="bold",
         color=INK,
-        pad=24,
+        pad=36,
     )
+    for x, words, side in ((0, "accuracy, points", "left"), (1, "confidence", "right")):
+        ax.annotate(
+            words,
+            (x, 1),
+            xycoords="axes fraction",
+            xytext=(0, 20),
+            textcoords="offset points",
+            fontsize=8,
+            color=MUTED,
+            ha=side,
+        )
     ax.set_xlabel("KV compression of the output", fontsize=8, color=MUTED, loc="right", labelpad=4)
 
 
@@ -234,6 +246,13 @@ def _best_inside(panel: Panel) -> float | None:
     if panel.baseline is None:
         return None
     return max((kv for _, kv, e in panel.points if e.value >= panel.baseline - PAPER_MARGIN), default=None)
+
+
+def _shown_inside(panel: Panel) -> bool:
+    """Whether some confidence's whole interval is at most the margin below the baseline."""
+    return panel.baseline is not None and any(
+        e.low is not None and e.low >= panel.baseline - PAPER_MARGIN for _, _, e in panel.points
+    )
 
 
 def _table(panels: Sequence[Panel], name: str) -> Table:

@@ -69,7 +69,7 @@ def pareto_figure(view: View, x: Axis, y: Axis, group: str = ALL) -> Figure | No
     if not points:
         return None
     name = f"{view.prefix}pareto-{x.short.lower()}-{y.short.lower()}"
-    plate = Plate(name, width=7.6, height=4.7, margins=(0.6, 0.3, 0.55, 0.4))
+    plate = Plate(name, width=6.8, height=4.5, margins=(0.55, 0.3, 0.55, 0.4))
     ax = plate.axes[0]
     set_limits(ax, x, y, points)
     draw_ground(plate, ax, x, y, points, view)
@@ -79,7 +79,8 @@ def pareto_figure(view: View, x: Axis, y: Axis, group: str = ALL) -> Figure | No
     )
     notes = [
         "Filled: on the front. Ring: dominated, another setting is better in one way and no worse in the other. "
-        "Half-size dot in a ring: dominated only within the intervals, a tie. Thin cross-hairs: the baseline."
+        "Half-size dot in a ring: dominated only within the intervals, a tie. The order is that of the measured "
+        "values: where an interval reaches past another point, it is open on that axis. Thin cross-hairs: the baseline."
     ]
     if y is ACCURACY:
         notes.append(

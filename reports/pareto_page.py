@@ -49,12 +49,12 @@ def small_multiples(view: View, groups: Sequence[str]) -> Figure | None:
     panels = [(group, points) for group, points in panels if points]
     if len(panels) < 2:
         return None
-    columns = 3
+    columns = 4 if len(panels) > 3 and len(panels) != 6 else 3
     rows = -(-len(panels) // columns)
     name = f"{view.prefix}pareto-tasks"
     plate = Plate(
         name,
-        width=9.4,
+        width=0.5 + 3.0 * columns,
         height=2.6 * rows + 0.4,
         rows=rows,
         columns=columns,

@@ -26,7 +26,7 @@ from hambench.reports.values import clip, significant
 INK, MUTED, GRID, PAGE, BAND, LINE = (
     SENTINEL[name] for name in ("ink", "muted", "grid", "page", "band", "line")
 )
-PIXELS_PER_INCH = 96
+PIXELS_PER_INCH = 106
 POINTS_PER_INCH = 72
 
 _RC: dict[str, Any] = {

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from hambench.reports.values import Column, Table, number_cell, text_cell
 
-SOURCE = "reported by arXiv 2505.20438v1, Llama-3.2-1B-Instruct, other hardware; read off its figures"
+SOURCE = "reported by arXiv 2505.20438v1, Llama-3.2-1B-Instruct, other hardware, read off its figures"
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ def speed_bars(view: View) -> Figure | None:
         height=2.9 * rows + 0.6,
         rows=rows,
         margins=(0.55, 0.2, 0.55, 0.85),
-        hspace=0.45,
+        hspace=0.4,
     )
     width = 0.8 / len(cells)
     top = max(view.measured(cell, g).tps or 0.0 for cell in cells for g in shown)
@@ -38,7 +38,12 @@ def speed_bars(view: View) -> Figure | None:
         ax.set_ylim(0, top * 1.22)
         ax.grid(False, axis="x")
         ax.set_xticks(
-            range(len(here)), [clip(group_title(g).rpartition("/")[2], 22) for g in here], color=INK
+            range(len(here)),
+            [
+                f"{clip(group_title(g).rpartition('/')[2], 22)}\nn={_most_samples(view, cells, g)}"
+                for g in here
+            ],
+            color=INK,
         )
         for at, group in enumerate(here):
             for order, cell in enumerate(cells):
@@ -58,23 +63,24 @@ def speed_bars(view: View) -> Figure | None:
                 )
                 compared = view.compared(cell, "tps", group)
                 ratio = compared.effect.value if compared and compared.effect else None
-                text = "" if ratio is None else f", {ratio:.2f}×"
-                plate.tag(bar, tip=f"{cell.label}, {group_title(group)}: {tps:.1f} tokens/s{text}")
+                said = "" if ratio is None else f", {ratio:.2f}×"
+                plate.tag(bar, tip=f"{cell.label}, {group_title(group)}: {tps:.1f} tokens/s{said}")
                 high = tps
                 if estimate is not None and estimate.low is not None and estimate.high is not None:
                     ax.plot([x, x], [estimate.low, estimate.high], color=INK, linewidth=1)
                     high = max(high, estimate.high)
                 if ratio is not None:
-                    ax.annotate(
+                    text = ax.annotate(
                         f"{ratio:.2f}×",
-                        (x, min(high, top * 1.15)),
+                        (x, min(high, top * 1.13)),
                         xytext=(0, 3),
                         textcoords="offset points",
                         ha="center",
                         fontsize=7,
                         color=cell.style.colour,
                     )
-        titles(ax, y="decode tokens/s" if index == 0 else "")
+                    plate.tag(text, halo=1)
+        titles(ax, y="decode tokens/s")
     _key(plate, cells)
     fast = [cell for cell in cells if cell is not view.baseline]
     left = f" {len(groups) - len(shown)} more tasks are in the table." if len(groups) > len(shown) else ""
@@ -100,6 +106,10 @@ def chosen(view: View) -> list[CellView]:
             mine = [mine[0], mine[-1]]
         cells += mine
     return cells[:9]
+
+
+def _most_samples(view: View, cells: Sequence[CellView], group: str) -> int:
+    return max(view.measured(cell, group).num_samples for cell in cells)
 
 
 def _repeated(cells: Sequence[CellView], cell: CellView) -> bool:

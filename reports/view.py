@@ -29,6 +29,8 @@ class CellView:
     """What tells it from the other cells of its method, e.g. ``k=4`` or ``0.8``; empty for the only one."""
     order: float | None
     """Its value on the method's axis, where that is a number."""
+    strength: float = 1.0
+    """How strongly its line is drawn, paler along its method's axis: lines of one hue are told apart by it."""
     control: bool = False
     """Whether it is the one-token control of a HAMburger sweep (confidence above 1)."""
 
@@ -180,10 +182,17 @@ def view_cells(cells: Sequence[Cell]) -> tuple[CellView, ...]:
                 series=f"m{list(styles).index(cell.method)}",
                 short=_short(cell, cells),
                 order=order,
+                strength=_strength(cell, cells),
                 control=is_control(cell),
             )
         )
     return tuple(views)
+
+
+def _strength(cell: Cell, cells: Sequence[Cell]) -> float:
+    """From 1 for the first of a method's cells down to 0.4 for its last."""
+    mine = [other.label for other in cells if other.method == cell.method]
+    return 1 - 0.6 * mine.index(cell.label) / max(1, len(mine) - 1)
 
 
 def is_control(cell: Cell) -> bool:

@@ -161,8 +161,7 @@ def write(
     scores: Sequence[Score],
 ) -> Path:
     with RunWriter.create(folder, run_header, samples) as writer:
-        # one append each: an fsync a record would make a large fixture slow
-        writer._append("records.jsonl", records)
+        writer.append_records(records)
         writer.append_scores(scores)
         for when, read in (("before", 62e9), ("after", 64e9)):
             writer.append_telemetry(

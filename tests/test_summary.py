@@ -5,7 +5,7 @@ import pytest
 from synthetic import write_run
 
 from hambench.store import load_run
-from hambench.summary import cell_objects, render_table, to_json_line, token_identity
+from hambench.summary import cell_objects, first_difference, render_table, to_json_line, token_identity
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +27,14 @@ def test_there_is_one_object_per_cell_with_all_that_is_measured(run):
     assert vanilla["tps_ratio"] == 1
     assert vanilla["accuracy"]["n"] > 0
     assert vanilla["acceptance_rate"] is None
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "first"),
+    [((1, 2), (1, 2), None), ((1, 2), (1, 3), 1), ((1,), (1, 2), 1), ((), (), None)],
+)
+def test_first_difference_is_an_index(mine, theirs, first):
+    assert first_difference(mine, theirs) == first
 
 
 def test_identity_counts_equal_answers_and_finds_the_first_difference(run):

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import tempfile
 from pathlib import Path
-
-from playwright.sync_api import Browser, sync_playwright
+from typing import TYPE_CHECKING
 
 from hambench.reports import ReportOptions, write_html
+from hambench.reports.browser import chromium
 from hambench.store import load_run
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
 FOLDER = Path(__file__).parent
-FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-sync",
-)
 MAX_BYTES = 300_000
 
 
@@ -28,15 +23,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     run = load_run(parser.parse_args().run)
-    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+    with tempfile.TemporaryDirectory() as folder, chromium() as browser:
         page = Path(folder) / "report.html"
         write_html([run], page, options=ReportOptions(samples="none"))
-        chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-        browser = playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
         for scheme in ("light", "dark"):
             picture(browser, page, scheme, FOLDER / f"report-{scheme}.png")
         picture(browser, page, "light", FOLDER / "pareto.png", "#fig-pareto-tps-accuracy svg")
-        browser.close()
 
 
 def picture(browser: Browser, page: Path, scheme: str, target: Path, selector: str | None = None) -> None:

@@ -9,4 +9,4 @@ from hambench.cli import LazyGroup
 
 @click.group(cls=LazyGroup, prefix="bench_")
 def command() -> None:
-    """Benchmark a part of hambench itself (engine, kernels, suites, overhead)."""
+    """Benchmark a part of hambench itself (engine, kernels, suites, overhead, report)."""

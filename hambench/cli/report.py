@@ -50,6 +50,11 @@ Examples:
 @click.option("--history", type=_FOLDER, help="History whose regressions to show.")
 @click.option("--kernels", type=_FILE, metavar="JSON", help="Output of `hambench bench kernels --json`.")
 @click.option("--profile", type=_FILE, metavar="JSON", help="Output of `hambench profile --json`.")
+@click.option(
+    "--published",
+    is_flag=True,
+    help="Show the HAMburger paper's own numbers beside the run's, as reported, on other hardware.",
+)
 @click.option("--no-js", is_flag=True, help="A page without any script.")
 @click.option("--include-host", is_flag=True, help="Keep absolute paths in commands and model names.")
 @click.option("--open", "open_page", is_flag=True, help="Open the page in the browser.")
@@ -63,6 +68,7 @@ def command(
     history: Path | None,
     kernels: Path | None,
     profile: Path | None,
+    published: bool,
     no_js: bool,
     include_host: bool,
     open_page: bool,
@@ -72,12 +78,13 @@ def command(
     from hambench.reports import ReportOptions, export, markdown_summary, write_html
 
     options = ReportOptions(
-        samples=_samples(samples),
+        samples=sample_limit(samples),
         script=not no_js,
         include_host=include_host,
         history=history,
         kernels=kernels,
         profile=profile,
+        published=published,
         refresh_s=WATCH_SECONDS if watch else None,
     )
     path = output if output is not None else runs[0] / "report.html"
@@ -130,7 +137,12 @@ def _watch(folders: tuple[Path, ...], path: Path, options: ReportOptions) -> lis
         loaded = _load(folders)
 
 
-def _samples(text: str) -> SampleLimit:
+def sample_limit(text: str) -> SampleLimit:
+    """What ``--samples`` says.
+
+    Raises:
+        HambenchError: If it is neither a number nor ``all`` nor ``none``.
+    """
     if text == "all":
         return "all"
     if text == "none":

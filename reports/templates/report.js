@@ -101,67 +101,142 @@
     });
   });
 
-  // samples: filter, order, pages, deep links
+  // samples: filter, order, pages, deep links; those past the first are packed until they are looked at
+  function inflate(block) {
+    var bytes = Uint8Array.from(atob(block.textContent), function (letter) { return letter.charCodeAt(0); });
+    return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"))).json();
+  }
   all(".samples").forEach(function (list) {
-    var bar = list.parentNode.querySelector(".sample-bar"), size = 25, page = 0;
-    var items = all(":scope > details", list), filter = "all", words = "";
+    var place = list.parentNode, bar = place.querySelector(".sample-bar"), size = 25, page = 0, turn = 0;
     if (!bar) return;
-    var info = bar.querySelector(".sample-count"), order = bar.querySelector("select");
+    var items = all(":scope > details", list).map(function (node, index) {
+      var told = node.dataset;
+      return { node: node, id: node.id, index: index, sample: told.sample, flags: told.flags.split(" "),
+               tokens: +told.tokens, acceptance: told.acceptance === "" ? Infinity : +told.acceptance, search: told.search };
+    });
+    var filter = "all", words = [], info = bar.querySelector(".sample-count"), order = bar.querySelector("select");
+    var packs = all("script.pack", place), opened = {}, index = place.querySelector("script.pack-index");
     function matches(item) {
-      var flags = item.dataset.flags.split(" ");
-      return (filter === "all" || flags.indexOf(filter) >= 0) && item.dataset.search.indexOf(words) >= 0;
+      return (filter === "all" || item.flags.indexOf(filter) >= 0) &&
+        words.every(function (word) { return item.search.indexOf(word) >= 0; });
     }
-    function show() {
-      var found = items.filter(matches), pages = Math.max(1, Math.ceil(found.length / size));
+    function unpack(item) {
+      var number = item.pack;
+      opened[number] = opened[number] || inflate(packs[number]);
+      return opened[number].then(function (markups) {
+        // our own markup, escaped like all of the page
+        item.node = item.node || new DOMParser().parseFromString(markups[item.at], "text/html").body.firstElementChild;
+      });
+    }
+    function show(then) {
+      var found = items.filter(matches), pages = Math.max(1, Math.ceil(found.length / size)), mine = ++turn;
       page = Math.min(Math.max(page, 0), pages - 1);
-      items.forEach(function (item) { item.hidden = true; });
-      found.slice(page * size, (page + 1) * size).forEach(function (item) { item.hidden = false; });
-      info.textContent = found.length + " of " + items.length + " samples, page " + (page + 1) + " of " + pages;
+      var here = found.slice(page * size, (page + 1) * size);
+      var folded = here.filter(function (item) { return !item.node; });
+      function lay() {
+        if (mine !== turn) return;
+        var nodes = here.map(function (item) { return item.node; });
+        // what is there stays as it is, focus and all
+        if (nodes.length !== list.children.length || nodes.some(function (node, at) { return node !== list.children[at]; }))
+          list.replaceChildren.apply(list, nodes);
+        nodes.forEach(function (node) { all(".out", node).forEach(function (out) { out.tabIndex = 0; }); });
+        info.textContent = found.length + " of " + items.length + " samples, page " + (page + 1) + " of " + pages;
+        if (then) then();
+      }
+      if (!folded.length) return lay();
+      info.textContent = "Unpacking …";
+      Promise.all(folded.map(unpack)).then(lay, function () { info.textContent = "This browser can’t unpack these samples."; });
     }
-    on(order, "change", function () {
+    function again() { page = 0; show(); }
+    function arrange() {
       var key = order.value;
       items.sort(function (a, b) {
-        var x = a.dataset[key], y = b.dataset[key];
-        if (key === "index" || key === "acceptance") return (x === "" ? Infinity : +x) - (y === "" ? Infinity : +y);
-        return y - x;
+        return (key === "tokens" ? b.tokens - a.tokens : key === "acceptance" && a.acceptance !== b.acceptance ?
+          (a.acceptance < b.acceptance ? -1 : 1) : 0) || a.index - b.index;
       });
-      items.forEach(function (item) { list.appendChild(item); });
-      page = 0;
-      show();
-    });
+    }
+    on(order, "change", function () { arrange(); again(); });
+    function choose(flag) {
+      filter = flag;
+      all("button[data-flag]", bar).forEach(function (button) {
+        button.setAttribute("aria-pressed", button.dataset.flag === flag);
+      });
+    }
     all("button[data-flag]", bar).forEach(function (button) {
-      on(button, "click", function () {
-        filter = button.dataset.flag;
-        all("button[data-flag]", bar).forEach(function (other) { other.setAttribute("aria-pressed", other === button); });
-        page = 0;
-        show();
-      });
+      on(button, "click", function () { choose(button.dataset.flag); again(); });
     });
-    on(bar.querySelector("input"), "input", function () { words = this.value.toLowerCase(); page = 0; show(); });
+    on(bar.querySelector("input"), "input", function () {
+      words = this.value.toLowerCase().split(/\s+/).filter(Boolean);
+      again();
+    });
     all("button[data-page]", bar).forEach(function (button) {
       on(button, "click", function () { page += +button.dataset.page; show(); });
     });
     function route() {
-      var hash = location.hash.slice(1), wanted = null;
-      try { hash = decodeURIComponent(hash); } catch (error) { return; }
-      items.forEach(function (item) {
-        if (hash === "sample=" + item.dataset.sample || hash === item.id) wanted = item;
-      });
-      if (!wanted) return;
+      var hash = location.hash.slice(1);
+      try { hash = decodeURIComponent(hash); } catch (error) { return true; }
+      var wanted = items.filter(function (item) { return hash === "sample=" + item.sample || hash === item.id; })[0];
+      if (!wanted) return false;
       if (!matches(wanted)) {
-        filter = "all";
-        words = bar.querySelector("input").value = "";
-        all("button[data-flag]", bar).forEach(function (b) { b.setAttribute("aria-pressed", b.dataset.flag === "all"); });
+        choose("all");
+        bar.querySelector("input").value = "";
+        words = [];
       }
       page = Math.floor(items.filter(matches).indexOf(wanted) / size);
-      show();
-      wanted.open = true;
-      wanted.scrollIntoView();
-      wanted.querySelector("summary").focus({ preventScroll: true });
+      show(function () {
+        wanted.node.open = true;
+        wanted.node.scrollIntoView();
+        wanted.node.querySelector("summary").focus({ preventScroll: true });
+      });
+      return true;
     }
     on(window, "hashchange", route);
     show();
-    route();
+    var found = route();
+    if (index && window.DecompressionStream) {
+      info.textContent += ", more to come";
+      // the page is there first
+      setTimeout(function () {
+        inflate(index).then(function (rows) {
+          var at = {};
+          rows.forEach(function (row) {
+            var pack = row[6];
+            at[pack] = at[pack] === undefined ? 0 : at[pack] + 1;
+            items.push({ node: null, id: row[0], index: items.length, sample: row[1], flags: row[2].split(" "), tokens: row[3],
+                         acceptance: row[4] === null ? Infinity : row[4], search: row[5], pack: pack, at: at[pack] });
+          });
+          arrange();
+          show();
+          if (!found) route();
+        });
+      }, 0);
+    }
+  });
+
+  // steps of an answer: what hovering tells, for touch and keyboard too
+  function tell(out, step) {
+    var line = out.nextElementSibling;
+    if (!line || !line.classList.contains("told")) {
+      line = doc.createElement("p");
+      line.className = "told";
+      line.setAttribute("role", "status");
+      out.after(line);
+    }
+    all("i.chosen", out).forEach(function (other) { other.classList.remove("chosen"); });
+    step.classList.add("chosen");
+    line.textContent = step.title;
+  }
+  on(doc, "click", function (event) {
+    var step = event.target.closest(".out i");
+    if (step) tell(step.parentNode, step);
+  });
+  on(doc, "keydown", function (event) {
+    var out = event.target, way = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!way || !out.classList.contains("out")) return;
+    var steps = all("i", out), at = steps.findIndex(function (step) { return step.classList.contains("chosen"); });
+    at = at < 0 ? (way > 0 ? 0 : steps.length - 1) : Math.min(Math.max(at + way, 0), steps.length - 1);
+    event.preventDefault();
+    if (steps[at]) tell(out, steps[at]);
   });
 
   // where we are

@@ -11,7 +11,9 @@ import pytest
 
 from hambench import metrics
 from hambench.groups import ALL
+from hambench.reports import ReportOptions, render_html
 from hambench.reports.view import View
+from hambench.store import Run
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(120)]
 
@@ -334,3 +336,82 @@ def test_the_print_has_every_section_and_selectable_text(
         assert page.get_by_role("heading", name=title, exact=True).first.is_visible(), title
     assert not page.locator("nav").first.is_visible()
     assert not page.locator("#theme").is_visible()
+
+
+@pytest.fixture(scope="module")
+def packed_path(hostile_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page whose samples are all packed but one, and hostile at that."""
+    path = tmp_path_factory.mktemp("packed") / "report.html"
+    options = ReportOptions(samples="all", plain_bytes=1)
+    path.write_text(render_html([hostile_run], options=options), encoding="utf-8")
+    return path
+
+
+def wait_for_index(page: Any) -> None:
+    page.wait_for_function(
+        "!/more to come|Unpacking/.test(document.querySelector('.sample-count').textContent)"
+    )
+
+
+def test_packed_samples_are_filtered_ordered_and_shown_like_the_others(
+    open_page: OpenPage, packed_path: Path, hostile_run: Run
+) -> None:
+    page = open_page(packed_path)
+    wait_for_index(page)
+    total = len(hostile_run.samples)
+    assert page.locator(".sample-count").inner_text().startswith(f"{total} of {total} samples")
+    shown = page.locator(".samples > details")
+    assert shown.count() == total
+    shown.evaluate_all("all => all.forEach(part => { part.open = true })")
+    texts = [record.text for record in hostile_run.measured if record.text]
+    seen = page.evaluate(
+        "[...document.querySelectorAll('.out')].map(out => out.textContent.replaceAll('↵', ''))"
+    )
+    assert len(seen) == len(texts)
+    assert sum("<script>window.pwned=1</script>" in text for text in seen) > 0
+    assert page.evaluate("window.pwned") is None
+    page.locator(".sample-bar select").select_option("tokens")
+    wait_for_index(page)
+    tokens = [int(item.get_attribute("data-tokens")) for item in shown.all()]
+    assert tokens == sorted(tokens, reverse=True)
+    page.locator('.sample-bar [data-flag="differs"]').click()
+    wait_for_index(page)
+    assert all("differs" in (item.get_attribute("data-flags") or "").split() for item in shown.all())
+    assert page.complaints == []
+    assert page.requests == [packed_path.as_uri()]
+
+
+def test_a_deep_link_reaches_a_packed_sample(
+    open_page: OpenPage, packed_path: Path, hostile_run: Run
+) -> None:
+    page = open_page(packed_path, fragment="#s4")
+    page.wait_for_selector("#s4[open]")
+    assert page.locator(".samples > details[open]").count() == 1
+    assert page.evaluate("document.activeElement.closest('details').id") == "s4"
+
+
+def test_without_a_script_a_packed_page_says_what_it_cannot_show(
+    open_page: OpenPage, packed_path: Path, hostile_run: Run
+) -> None:
+    page = open_page(packed_path, script=False)
+    assert page.locator(".samples > details").count() == 1
+    note = page.locator(".no-js")
+    assert note.is_visible()
+    assert f"{len(hostile_run.samples) - 1} more are packed" in note.inner_text()
+    assert not open_page(packed_path).locator(".no-js").is_visible()
+
+
+def test_steps_tell_what_hovering_tells_by_click_and_by_arrow_keys(
+    open_page: OpenPage, page_path: Path
+) -> None:
+    page = open_page(page_path)
+    page.locator(".samples > details > summary").first.click()
+    out = page.locator(".samples > details[open] .out:has(i + i)").first
+    out.locator("i").nth(1).click()
+    told = out.locator("xpath=following-sibling::p[1]")
+    assert told.inner_text() == out.locator("i").nth(1).get_attribute("title")
+    out.focus()
+    page.keyboard.press("ArrowLeft")
+    assert told.inner_text() == out.locator("i").first.get_attribute("title")
+    page.keyboard.press("ArrowLeft")
+    assert told.inner_text().startswith("step ")

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-import pytest
-
-from hambench.records import GenerationTrace, SampleRecord, StepRecord
-from hambench.reports.answers import first_difference, steps_markup
+from hambench.proxies_table import GAP
+from hambench.records import GenerationTrace, SampleRecord, Score, StepRecord
+from hambench.reports.answers import steps_markup
 from hambench.reports.calibration import calibration_figure
 from hambench.reports.drilldown import drilldown
 from hambench.reports.example import example
@@ -60,14 +59,38 @@ def test_text_is_shown_whole_when_the_run_stored_none_per_step() -> None:
     assert steps_markup(plain) == "a&lt;b↵\n"
 
 
-@pytest.mark.parametrize(
-    ("mine", "theirs", "first"),
-    [((1, 2), (1, 2), None), ((1, 2), (1, 3), 1), ((1,), (1, 2), 1), ((), (), None)],
-)
-def test_first_difference_is_an_index(
-    mine: tuple[int, ...], theirs: tuple[int, ...], first: int | None
-) -> None:
-    assert first_difference(mine, theirs) == first
+def test_a_first_difference_shows_the_logit_gap_that_proxies_found_there(run: Run) -> None:
+    label = "hamburger[confidence=0.5]"
+    plain = drilldown(View(run), limit=None, max_bytes=None)
+    facts = {
+        s.sample_id: a.facts
+        for s in plain.samples
+        for a in s.answers
+        if a.cell.label == label and not a.error
+    }
+    leaving = next(sample_id for sample_id, words in facts.items() if "leaves the baseline" in words)
+    assert "apart" not in facts[leaving]
+    assert "hambench proxies RUN" in plain.ties
+    gap = Score(cell=label, sample_id=leaving, repeat=0, metric=GAP, value=0.03125, primary=False)
+    judged = drilldown(View(replace(run, scores=(*run.scores, gap))), limit=None, max_bytes=None)
+    (words,) = (
+        a.facts for s in judged.samples if s.sample_id == leaving for a in s.answers if a.cell.label == label
+    )
+    assert "(two best logits 0.0312 apart)" in words
+    assert "hambench proxies" in judged.ties
+    assert "median 0.0312" in judged.ties
+
+
+def test_nothing_is_said_of_ties_where_no_answer_leaves_the_baseline(tiny_run: Run) -> None:
+    assert drilldown(View(tiny_run), limit=None, max_bytes=None).ties == ""
+
+
+def test_samples_past_the_first_bytes_are_packed_and_none_without_a_bound(view: View) -> None:
+    packed = drilldown(view, limit=None, max_bytes=None, plain_bytes=1)
+    assert len(packed.plain) == 1
+    assert packed.plain + packed.packed == packed.samples
+    assert len(packed.samples) == packed.total
+    assert drilldown(view, limit=None, max_bytes=None).packed == ()
 
 
 def test_joined_spans_are_the_answer(view: View) -> None:
