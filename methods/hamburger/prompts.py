@@ -7,12 +7,15 @@ row that is trained on is ever evaluated.
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import pkgutil
+import ast
 import random
-from collections.abc import Callable, Iterator
+import sysconfig
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
+
+from hambench.methods.hamburger.windows import documented_nodes
 
 SOURCE_PACKAGES = (
     "numpy", "scipy.stats", "scipy.signal", "scipy.optimize", "pandas.core", "click", "jinja2", "matplotlib",
@@ -147,42 +150,27 @@ class _Documented(NamedTuple):
     source: str
 
 
-def _documented(rng: random.Random, *, most: int = 4000) -> list[_Documented]:
+def _documented(rng: random.Random, *, num_files: int = 400) -> list[_Documented]:
+    """Functions and classes with docstrings worth asking about, of a sample of files; nothing is imported."""
+    files = [path for package in SOURCE_PACKAGES for path in _files_of(package)]
     found: dict[str, _Documented] = {}
-    for package in SOURCE_PACKAGES:
-        for thing in _functions_of(package):
-            doc = inspect.getdoc(thing) or ""
-            if not len(doc) >= 120:
+    for path in rng.sample(files, min(num_files, len(files))):
+        source = path.read_text(encoding="utf-8", errors="ignore")
+        lines = source.splitlines()
+        for node, doc in documented_nodes(source):
+            if isinstance(node, ast.Module) or len(doc) < 120:
                 continue
-            try:
-                source = inspect.getsource(thing)
-            except (OSError, TypeError):
-                continue
-            found.setdefault(doc, _Documented(thing.__name__, doc, source))
+            text = textwrap.dedent("\n".join(lines[node.lineno - 1 : node.end_lineno])) + "\n"
+            found.setdefault(doc, _Documented(node.name, doc, text))
     things = list(found.values())
     rng.shuffle(things)
-    return things[:most]
+    return things
 
 
-def _functions_of(package: str) -> Iterator[Any]:
-    try:
-        module = importlib.import_module(package)
-    except ImportError:
-        return
-    modules = [module]
-    for info in sorted(pkgutil.iter_modules(getattr(module, "__path__", [])), key=lambda i: i.name)[:60]:
-        if info.name.startswith("_") or info.name in ("conftest", "tests", "setup"):
-            continue
-        try:
-            modules.append(importlib.import_module(f"{package}.{info.name}"))
-        except Exception:
-            continue
-    for owner in modules:
-        for _, thing in sorted(vars(owner).items()):
-            if (inspect.isfunction(thing) or inspect.isclass(thing)) and str(thing.__module__).startswith(
-                package.split(".")[0]
-            ):
-                yield thing
+def _files_of(package: str) -> list[Path]:
+    folder = Path(sysconfig.get_path("purelib"), *package.split("."))
+    hidden = {"tests", "test", "conftest.py", "setup.py"}
+    return [path for path in sorted(folder.rglob("*.py")) if not hidden & set(path.parts)]
 
 
 def _over(

@@ -15,7 +15,7 @@ from hambench.methods.hamburger.recipes import Recipe
 from hambench.methods.hamburger.segment import Segmented, read_conversations, read_segments, segment
 from hambench.methods.hamburger.training import Trainer
 
-_WINDOWS_AT_ONCE = 256
+_WINDOWS_AT_ONCE = 32
 CORPUS_NAME, ANSWERS_NAME = "corpus.safetensors", "answers.jsonl"
 
 
@@ -217,10 +217,10 @@ def _corpus(
         for _, lesson in sorted(study(base, sequences[:num_answers], feature_layers=layers), key=_index)
     ]
     for start in range(num_answers, len(sequences), _WINDOWS_AT_ONCE):
-        if trainer.clock.is_past(trainer.recipe.data_share):
-            break
         part = sequences[start : start + _WINDOWS_AT_ONCE]
         lessons += [lesson for _, lesson in sorted(study(base, part, feature_layers=layers), key=_index)]
+        if trainer.clock.is_past(trainer.recipe.data_share):
+            break
     corpus = Corpus.of(sequences[: len(lessons)], lessons)
     answered = int(corpus.row_offsets[num_answers])
     trainer.data = {

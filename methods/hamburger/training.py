@@ -181,7 +181,7 @@ class Trainer:
         for number in range(self._stage, len(self.recipe.stages)):
             if number > self._stage:
                 self._stage, self.step, self._optimizer_state = number, 0, None
-            if self.recipe.cut_by_stop_head and self._has_finished("micro"):
+            if self.recipe.cut_by_stop_head and (self._started_from or self._has_finished("micro")):
                 lessons.cut_by_stop_head(self.grafts)
             self._run_stage(lessons)
             self._steps_by_stage[self.stage] = self.step

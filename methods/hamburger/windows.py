@@ -48,17 +48,20 @@ def package_files(*, root: Path | None = None) -> dict[str, list[Path]]:
     return found
 
 
-def docstrings(source: str) -> str:
-    """All docstrings of a module, in order; empty if it does not parse."""
+DocumentedNode = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def documented_nodes(source: str) -> Iterator[tuple[DocumentedNode, str]]:
+    """Every part of a module that has a docstring, with it, outer ones first; none if it does not parse."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError):
-        return ""
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    texts = [ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, documented)]
-    return "\n\n".join(text for text in texts if text)
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, DocumentedNode) and (doc := ast.get_docstring(node)):
+            yield node, doc
 
 
 def read_windows(
@@ -96,7 +99,7 @@ def read_windows(
         text = path.read_text(encoding="utf-8", errors="ignore")
         documentation = attempt % 2 == 1
         if documentation and path.suffix == ".py":
-            text = docstrings(text)
+            text = "\n\n".join(doc for _, doc in documented_nodes(text))
         place = rng.randrange(1 + max(0, len(text) - _WINDOW_CHARACTERS) // _WINDOW_CHARACTERS)
         if (path, documentation, place) in seen:
             continue

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from hambench.methods.hamburger.windows import EXCLUDED, docstrings, package_files, read_windows
+from hambench.methods.hamburger.windows import EXCLUDED, documented_nodes, package_files, read_windows
 
 SOURCE = '"""What the module is for."""\n\ndef f():\n    """What f does."""\n    return 1\n'
 
@@ -54,10 +54,11 @@ def test_no_stretch_of_a_file_is_drawn_twice(tmp_path):
     assert len({tuple(ids) for ids, _ in windows}) == len(windows)
 
 
-def test_documentation_is_the_docstrings_in_order():
-    assert docstrings(SOURCE) == "What the module is for.\n\nWhat f does."
-    assert docstrings("def broken(:") == ""
-    assert docstrings("x = 1") == ""
+def test_documentation_is_the_docstrings_outer_ones_first():
+    docs = [doc for _, doc in documented_nodes(SOURCE)]
+    assert docs == ["What the module is for.", "What f does."]
+    assert not list(documented_nodes("def broken(:"))
+    assert not list(documented_nodes("x = 1"))
 
 
 def test_no_packages_give_no_windows():
