@@ -7,11 +7,12 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from hambench.decoding import DecodingMethod, SamplingParams
 from hambench.errors import HambenchError
-from hambench.nvml import Gpu
+from hambench.nvml import Gpu, gpu_of
 from hambench.records import Cell, Sample, SampleRecord
 from hambench.store import RecordKey, RunWriter
 from hambench.sweep import config_of
@@ -102,6 +103,10 @@ class Generator:
         self._methods: dict[str, DecodingMethod] = {}
         self._targets: dict[tuple[str, str], TargetModel] = {}
 
+    @cached_property
+    def _gpu(self) -> Gpu | None:
+        return gpu_of(self.target.device)
+
     def _target_for(self, cell: Cell) -> TargetModel:
         """The target as the cell's regime and kernels run it; drafts made of one never serve another."""
         if (cell.regime, cell.kernels) == ("eager", "reference"):
@@ -181,6 +186,7 @@ class Generator:
                     decode_text=target.tokenizer.decode,
                 )
                 meanwhile = load.read()
+            throttles = (self._gpu.read().throttles or ()) if self._gpu is not None else ()
         except (HambenchError, RuntimeError, ValueError, ArithmeticError) as error:
             return SampleRecord(**base, error=f"{type(error).__name__}: {error}"[:2000])
         return SampleRecord(
@@ -191,7 +197,8 @@ class Generator:
             truncated_tokens=prompt.num_truncated,
             peak_memory_bytes=peak_memory_bytes(str(target.device)),
             other_load=meanwhile.other if meanwhile else None,
-            contaminated=meanwhile is not None and meanwhile.other > CONTAMINATED_LOAD,
+            throttles=throttles,
+            contaminated=bool(throttles) or (meanwhile is not None and meanwhile.other > CONTAMINATED_LOAD),
         )
 
     def warm_up(self, append_telemetry: Callable[[dict[str, Any]], None]) -> None:
@@ -201,15 +208,15 @@ class Generator:
         for cell in self.cells:
             with torch_threads(cell.threads):
                 readings = warm_up(self.method(cell), self.target.context_length)
-            append_telemetry({"kind": "warmup", "cell": cell.label, **dataclasses.asdict(readings)})
+            extra = {"extra_weight_bytes": self.method(cell).extra_weight_bytes}
+            append_telemetry({"kind": "warmup", "cell": cell.label, **dataclasses.asdict(readings), **extra})
 
     def _probe(self, writer: RunWriter, when: str) -> None:
         measured = measure_bandwidth(str(self.target.device))
         writer.append_telemetry({"kind": "bandwidth", "when": when, **dataclasses.asdict(measured)})
         # after the probe: a GPU that was idle has had time to raise its clocks
-        gpu = Gpu.open() if self.target.device.type == "cuda" else None
-        if gpu is not None:
-            writer.append_telemetry({"kind": "gpu", "when": when, **dataclasses.asdict(gpu.read())})
+        if self._gpu is not None:
+            writer.append_telemetry({"kind": "gpu", "when": when, **dataclasses.asdict(self._gpu.read())})
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ def _more(
 
 DERIVED = (
     _more("num_samples", "samples", None, "count", "Samples answered at least once."),
-    _more("num_errors", "samples", "lower", "count", "Samples with a failed record: a prompt too long, memory that ran out, and so on."),
+    _more("num_errors", "samples", "lower", "count", "Samples with a failed record: prompt too long, no memory left."),
     _more("num_score_errors", "samples", "lower", "count", "Samples that were answered but whose scorer failed."),
     _more("num_truncated", "samples", None, "count", "Samples whose prompt was cut by the suite's own rule."),
     _more(
@@ -41,6 +41,23 @@ DERIVED = (
         "other_load", "share", "lower", "machine",
         "Share of the machine's CPU time that other processes took while answers were made; mean over answers. Above "
         "0.1 a timing is taken again, at most twice.",
+    ),
+    _more(
+        "cold_start_s", "s", "lower", "start",
+        "A method's own warm-up (compiling, capturing graphs) and its first pass; in no other number.",
+    ),
+    _more(
+        "warmup_settled", "yes or no", None, "start",
+        "Whether three passes in a row agreed within 2 % before the first sample; six passes at most.",
+    ),
+    _more(
+        "extra_weight_bytes", "bytes", "lower", "start",
+        "Weights that a method adds to the target's: a draft, grafted layers.",
+    ),
+    _more(
+        "pays_from_tokens", "tokens", "lower", "start",
+        "Length of an answer from which the method's smaller cache has saved its extra weights; absent where it "
+        "never does.",
     ),
     _more(
         "tps_ratio", "× baseline", "higher", "paired",

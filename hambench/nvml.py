@@ -10,9 +10,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import torch
 
 THROTTLES = {
     "HwSlowdown": "hardware slowdown",
@@ -91,6 +94,19 @@ class Gpu:
         except nvml.NVMLError:
             return None
 
+    @classmethod
+    def by_uuid(cls, uuid: str, *, nvml: Any = None) -> Gpu | None:
+        """The GPU of that UUID (``GPU-…``); ``None`` without a driver or such a GPU."""
+        if nvml is None:
+            import pynvml
+
+            nvml = pynvml
+        try:
+            nvml.nvmlInit()
+            return cls(nvml, nvml.nvmlDeviceGetHandleByUUID(uuid))
+        except nvml.NVMLError:
+            return None
+
     def read(self) -> GpuReading:
         """All readings now."""
         nvml, handle = self._nvml, self._handle
@@ -128,6 +144,22 @@ class Gpu:
             return question()
         except self._nvml.NVMLError:
             return None
+
+
+def gpu_of(device: torch.device, *, nvml: Any = None) -> Gpu | None:
+    """The GPU that torch calls ``device``; ``None`` for a CPU, or where NVML does not know it.
+
+    It is found by its UUID: torch numbers the GPUs it may see, NVML all that there are, and another GPU's energy or
+    clocks would be worse than none.
+    """
+    if device.type != "cuda":
+        return None
+    import torch
+
+    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
+    if uuid is not None:
+        return Gpu.by_uuid(f"GPU-{str(uuid).removeprefix('GPU-')}", nvml=nvml)
+    return Gpu.open(nvml=nvml) if torch.cuda.device_count() == 1 else None
 
 
 class GpuSampler:

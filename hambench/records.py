@@ -156,9 +156,11 @@ class SampleRecord:
     """Peak of the allocator (GPU) or of the process' resident set (CPU) so far."""
     other_load: float | None = None
     """Share of the machine's CPU time that other processes took meanwhile, 0..1."""
+    throttles: tuple[str, ...] = ()
+    """Why the GPU held its clocks down when the answer was done."""
     contaminated: bool = False
-    """Whether others took more of the machine meanwhile than a timing stands; superseded where it could be measured
-    again."""
+    """Whether others took more of the machine meanwhile than a timing stands, or the GPU held its clocks down;
+    superseded where it could be measured again."""
     started_at: float | None = None
     """Unix time."""
     worker: str | None = None

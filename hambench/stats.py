@@ -188,6 +188,16 @@ def _compare_tps(a: Arm, b: Arm, overlap: _Overlap, group: str, margins: Margins
     ]
     if loads and np.mean(loads) > BUSY:
         note = join_reasons(note, f"others took {np.mean(loads):.0%} of the machine meanwhile")
+    throttled = {
+        (arm.cell, key): reason
+        for arm in (a, b)
+        for key, record in arm.records.items()
+        if key[0] in overlap.asked
+        for reason in record.throttles
+    }
+    if throttled:
+        why = ", ".join(sorted(set(throttled.values())))
+        note = join_reasons(note, f"the GPU held its clocks down in {len(throttled)} answers ({why})")
     return _ratio_comparison(a, b, overlap, group, "tps", sums, margins.tps, note)
 
 

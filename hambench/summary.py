@@ -18,6 +18,7 @@ from hambench.groups import ALL
 from hambench.limits import limits_of
 from hambench.metrics import measure_run
 from hambench.records import Cell, Comparison, Estimate, Measurement, SampleRecord
+from hambench.start_up import start_ups
 from hambench.stats import compare_cells
 from hambench.store import Run
 
@@ -77,7 +78,7 @@ def first_difference(tokens: Sequence[int], others: Sequence[int]) -> int | None
 def cell_objects(run: Run) -> list[dict[str, Any]]:
     """One JSON-able object per cell: everything measured over all samples. What is not known is ``None``."""
     overall = {m.cell: m for m in measure_run(run) if m.group == ALL}
-    limits = limits_of(run)
+    limits, starts = limits_of(run), start_ups(run)
     objects = []
     for cell in run.header.cells:
         baseline = baseline_of(cell, run.header.cells)
@@ -85,7 +86,7 @@ def cell_objects(run: Run) -> list[dict[str, Any]]:
         measured = overall[cell.label]
         numbers = dataclasses.asdict(measured)
         numbers["m"] = numbers.pop("tokens_per_target_forward")
-        limit = limits.get(cell.label)
+        limit, began = limits.get(cell.label), starts.get(cell.label)
         identity = token_identity(run, cell.label, baseline.label) if baseline else None
         objects.append(
             {
@@ -105,6 +106,10 @@ def cell_objects(run: Run) -> list[dict[str, Any]]:
                 "predicted_tps": limit.predicted_tps if limit else None,
                 "mbu": limit.mbu if limit else None,
                 "mbu_flag": limit.flag or None if limit else None,
+                "cold_start_s": began.cold_start_s if began else None,
+                "warmup_settled": began.settled if began else None,
+                "extra_weight_bytes": began.extra_weight_bytes if began else None,
+                "pays_from_tokens": began.pays_from_tokens if began else None,
                 "identity": dataclasses.asdict(identity) if identity else None,
                 "edition": run.header.edition,
                 "complete": run.complete,

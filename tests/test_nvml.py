@@ -5,8 +5,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
-from hambench.nvml import Energy, Gpu, GpuSampler
+from hambench.nvml import Energy, Gpu, GpuSampler, gpu_of
 
 
 class Refused(Exception):
@@ -39,6 +40,11 @@ class FakeNvml:
     def nvmlDeviceGetHandleByIndex(self, index: int) -> str:
         if index > 0:
             raise Refused("Invalid Argument")
+        return "handle"
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
+        if uuid != "GPU-1234":
+            raise Refused("Not Found")
         return "handle"
 
     def nvmlDeviceGetName(self, _: str) -> str:
@@ -150,3 +156,22 @@ def test_energy_needs_a_window_long_enough_and_a_counter(monkeypatch: pytest.Mon
     gross, net = measured.per_token(10)
     assert gross == pytest.approx(0.1)
     assert net == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize(("uuid", "found"), [("1234", True), ("GPU-1234", True), ("5678", False)])
+def test_torchs_gpu_is_found_by_its_uuid_and_never_another_in_its_place(
+    monkeypatch: pytest.MonkeyPatch, uuid: str, found: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid=uuid))
+    gpu = gpu_of(torch.device("cuda", 3), nvml=FakeNvml())
+    assert (gpu is not None) is found
+
+
+def test_a_cpu_has_no_gpu_and_without_uuids_only_a_single_gpu_is_sure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert gpu_of(torch.device("cpu"), nvml=FakeNvml()) is None
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace())
+    for count, found in ((1, True), (2, False)):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
+        assert (gpu_of(torch.device("cuda"), nvml=FakeNvml()) is not None) is found

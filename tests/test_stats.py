@@ -273,6 +273,15 @@ def test_a_busy_machine_is_named_beside_the_verdict() -> None:
     assert (row.verdict, row.reason) == ("worse", "others took 40% of the machine meanwhile")
 
 
+def test_a_throttled_gpu_is_named_beside_the_verdict() -> None:
+    samples = make_samples(20)
+    a, b = make_arm("a", samples, 1, slowdown=1.5), make_arm("b", samples, 2)
+    for key in list(a.records)[:3]:
+        a.records[key] = dataclasses.replace(a.records[key], throttles=("power cap",), contaminated=True)
+    row = verdicts(a, b, samples)["tps"]
+    assert (row.verdict, row.reason) == ("worse", "the GPU held its clocks down in 3 answers (power cap)")
+
+
 def test_single_tasks_are_called_only_if_they_stand_correction_for_their_number() -> None:
     def row(group: str, p: float) -> Comparison:
         return Comparison(

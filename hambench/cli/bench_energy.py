@@ -32,13 +32,13 @@ def command(
     from hambench.energy import measure_energy
     from hambench.errors import HambenchError
     from hambench.models import load
-    from hambench.nvml import MIN_ENERGY_WINDOW_S, Gpu
+    from hambench.nvml import MIN_ENERGY_WINDOW_S, gpu_of
     from hambench.sweep import Sweep, config_of, split_methods
 
     if window_s < MIN_ENERGY_WINDOW_S:
         raise HambenchError(f"--window must be >= {MIN_ENERGY_WINDOW_S:g} seconds, got {window_s:g}")
     target = load(model, dtype=dtype, device=device)
-    gpu = Gpu.open(target.device.index or 0) if target.device.type == "cuda" else None
+    gpu = gpu_of(target.device)
     sweep = Sweep(model=model, methods=split_methods(methods), knobs={}, dtype=dtype)
     params = SamplingParams(max_new_tokens=max_new_tokens)
     if not as_json:
