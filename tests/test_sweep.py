@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from hambench.errors import HambenchError, UnknownNameError
@@ -115,3 +117,19 @@ def test_regimes_and_kernels_are_axes_shown_only_when_they_vary():
     assert labels(methods=("vanilla",), kernels=("fused",)) == ["vanilla"]
     with pytest.raises(HambenchError, match="kernels must be one of reference, fused, got 'fast'"):
         Sweep(model="m", kernels=("fast",))
+
+
+def test_the_sweep_file_of_the_documentation_expands_as_it_says(tmp_path):
+    from hambench.cli.run import command, request_from
+
+    page = (Path(__file__).parent.parent / "docs" / "measuring.md").read_text()
+    file = tmp_path / "sweep.yaml"
+    file.write_text(page.partition("```yaml\n")[2].partition("```")[0])
+    options = command.make_context("run", ["--config", str(file)]).params
+    for name in ("out", "resume", "report", "losslessness", "as_json"):
+        options.pop(name)
+    request = request_from(**options)
+    cells = request.sweep.expand().cells
+    assert request.limit == 10
+    assert len(cells) == (1 + 2 + 5) * 2 * 2
+    assert {(cell.context, cell.threads) for cell in cells} == {(c, t) for c in (1024, 4096) for t in (1, 2)}
