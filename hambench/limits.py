@@ -112,9 +112,11 @@ def decode_bytes(traces: Traces, shape: ModelShape, cell: Cell) -> float | None:
     """Bytes that the decode steps of a cell had to read: its counted forwards times what each reads.
 
     ``None`` where the byte model doesn't know what a forward reads: a draft that is another model, a method
-    of another distribution with forwards of its own kinds.
+    of another distribution with forwards of its own kinds, weights of another type.
     """
-    width = _DTYPE_BYTES[cell.dtype]
+    width = _DTYPE_BYTES.get(cell.dtype)
+    if width is None:
+        return None
     each = ByteModel(shape=shape, dtype_bytes=width, scale_bytes=width)
     forwards = num_target_forwards(traces)
     drafts, micros = num_draft_forwards(traces), num_micro_forwards(traces)

@@ -137,22 +137,31 @@ def _flags(view: View, sample_id: str, records: dict[str, SampleRecord]) -> tupl
         label: _points(score) for label in records if (score := _score(view, label, sample_id)) is not None
     }
     found = []
-    base = view.baseline.label if view.baseline else None
+    # each answer is held against that of vanilla under its own conditions
+    bases = {
+        cell.label: base.label
+        for cell in view.cells
+        if cell.label in records and (base := view.baseline_of(cell)) is not None
+    }
     if len({round(value, 6) for value in points.values() if value is not None}) > 1:
         found.append("disagree")
-    reference = points.get(base) if base else None
-    if reference is not None and any(
-        value is not None and value <= reference - REGRESSED_POINTS for value in points.values()
-    ):
+    if any(_regressed(points.get(label), points.get(base)) for label, base in bases.items()):
         found.append("regressed")
     if any(record.error is not None for record in records.values()):
         found.append("failed")
-    theirs = records.get(base) if base else None
-    if theirs is not None and theirs.trace is not None:
-        ids = theirs.trace.token_ids
-        if any(r.trace is not None and r.trace.token_ids != ids for r in records.values()):
-            found.append("differs")
+    if any(_differ(records[label], records.get(base)) for label, base in bases.items()):
+        found.append("differs")
     return tuple(found)
+
+
+def _regressed(points: float | None, reference: float | None) -> bool:
+    return points is not None and reference is not None and points <= reference - REGRESSED_POINTS
+
+
+def _differ(record: SampleRecord, base: SampleRecord | None) -> bool:
+    if record.trace is None or base is None or base.trace is None:
+        return False
+    return record.trace.token_ids != base.trace.token_ids
 
 
 def _sample_view(

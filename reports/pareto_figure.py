@@ -159,12 +159,15 @@ def draw_points(
     plate: Plate, ax: Axes, x: Axis, y: Axis, points: Sequence[Point], *, labelled: bool, size: float = 8
 ) -> None:
     """Series lines, whiskers, marks and, if wanted, labels."""
-    for method in dict.fromkeys(p.cell.method for p in points):
+    # a line follows one knob, so cells under other conditions have a line of their own
+    for series in dict.fromkeys((p.cell.method, p.cell.cell.conditions) for p in points):
         mine = sorted(
             (
                 p
                 for p in points
-                if p.cell.method == method and p.cell.order is not None and not p.cell.control
+                if (p.cell.method, p.cell.cell.conditions) == series
+                and p.cell.order is not None
+                and not p.cell.control
             ),
             key=lambda p: p.cell.order or 0.0,
         )
@@ -247,7 +250,7 @@ def _label(point: Point, px: float, py: float) -> Label:
     return Label(
         px,
         py,
-        clip(text, 26),
+        clip(text, 34),
         cell.series,
         cell.style.colour,
         "bold" if bold else "normal",
@@ -264,7 +267,9 @@ def _finding(points: Sequence[Point], x: Axis, y: Axis) -> str:
     names = listing([p.cell.label for p in front[:4]]) + (
         f" and {len(front) - 4} more" if len(front) > 4 else ""
     )
-    text = f"{len(front)} of {len(points)} settings are on the front: {names}."
+    text = (
+        f"{len(front)} of {len(points)} settings {'is' if len(front) == 1 else 'are'} on the front: {names}."
+    )
     if tied:
         text += f" {len(tied)} more {'is' if len(tied) == 1 else 'are'} within the intervals of it."
     return text
