@@ -55,6 +55,13 @@ def paper_section(view: View, *, published: bool = False) -> Section:
             "`hambench run --methods vanilla,hamburger` makes them."
         )
     else:
+        alike = [cell for cell in sweep if cell.cell.conditions == sweep[0].cell.conditions]
+        if len(alike) < len(sweep):
+            missing.append(
+                f"Accuracy over confidence is drawn for the conditions of {sweep[0].label} only; "
+                f"{len(sweep) - len(alike)} cells under other conditions are in the tables."
+            )
+        sweep = alike
         for suite in (group for group in view.groups if group_kind(group) == "suite"):
             panels = _panels(view, sweep, suite)
             if not panels:
@@ -94,8 +101,10 @@ def _panels(view: View, sweep: Sequence[CellView], suite: str) -> list[Panel]:
                 points.append((cell, kv, accuracy))
         if not points:
             continue
-        base = view.measured(view.baseline, group).accuracy if view.baseline else None
-        control = next((cell for cell in view.cells if cell.control), None)
+        conditions = sweep[0].cell.conditions
+        own = view.baseline_of(sweep[0])
+        base = view.measured(own, group).accuracy if own else None
+        control = next((c for c in view.cells if c.control and c.cell.conditions == conditions), None)
         control_point = None
         if control is not None:
             m = view.measured(control, group)
@@ -141,6 +150,7 @@ def _figure(view: View, panels: Sequence[Panel], suite: str, *, to_scale: bool) 
         if inside
         else f"No confidence stays within {PAPER_MARGIN} points of the baseline in any panel."
     )
+    dotted = "Dotted: HAMburger's one-token control. " if any(p.control for p in panels) else ""
     if all(p.baseline is None for p in panels):
         finding = "Without a baseline nothing says which confidence keeps accuracy."
     return Figure(
@@ -151,7 +161,8 @@ def _figure(view: View, panels: Sequence[Panel], suite: str, *, to_scale: bool) 
         plate=plate,
         table=None if to_scale else _table(panels, name),
         notes=(
-            "Dashed: baseline. Dotted: HAMburger's one-token control. Green: at most 1.5 points below the baseline. "
+            f"Dashed: baseline. {dotted}Green: at most {PAPER_MARGIN} points below the baseline. Upright lines: 95 % "
+            "intervals of the paired difference, cut where they leave a panel. "
             + (
                 "KV compression of the output only (tokens per slot): the prompt is never compressed."
                 if to_scale
