@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hambench.profiling import Profile
+from hambench.telemetry import KVMemory
 
 
 def render_profiles(profiles: Sequence[Profile], *, width: int = 110) -> str:
@@ -45,6 +46,8 @@ def render_profiles(profiles: Sequence[Profile], *, width: int = 110) -> str:
         if profile.memory:
             console.print()
             console.print(_memory_table(profile))
+        if profile.target_kv is not None:
+            console.print(_target_kv(profile, profile.target_kv), soft_wrap=True)
     return out.getvalue().rstrip("\n")
 
 
@@ -107,6 +110,15 @@ def _memory_table(profile: Profile) -> Table:
             _megabytes(weights + point.peak_bytes),
         )
     return table
+
+
+def _target_kv(profile: Profile, kv: KVMemory) -> str:
+    """The three numbers that are all called KV memory, side by side."""
+    allocator = "not available" if kv.allocator_bytes is None else f"{_megabytes(kv.allocator_bytes)} MB"
+    return (
+        f"the target's cache with {profile.kv_slots} slots in use: {_megabytes(kv.formula_bytes)} MB by formula, "
+        f"{_megabytes(kv.storage_bytes)} MB of storage, allocator's difference {allocator}"
+    )
 
 
 def _megabytes(value: int) -> str:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from hambench.decoding import DecodingMethod, SamplingParams
+    from hambench.telemetry import KVMemory
 
 PhasePath = tuple[str, ...]
 
@@ -240,10 +241,14 @@ class Profile:
     extra_weight_bytes: int
     kv_bytes: int
     """In use after the last step."""
+    kv_slots: int | None
+    """Target slots in use after the last step."""
     peak_memory_bytes: int | None
     """Of the allocator on a GPU, of the process on a CPU; weights included."""
     memory: tuple[MemoryPoint, ...] = ()
     """The allocator over the steps, the prefill first."""
+    target_kv: KVMemory | None = None
+    """The target's cache for these slots by formula, by storage and by the allocator, where it was asked."""
 
     @property
     def accounted_s(self) -> float:
@@ -302,6 +307,7 @@ def profile_method(
         weight_bytes=weight_bytes,
         extra_weight_bytes=method.extra_weight_bytes,
         kv_bytes=timed.kv_bytes,
+        kv_slots=timed.kv_slots,
         peak_memory_bytes=peak,
         memory=memory,
     )
@@ -313,6 +319,7 @@ class _Pass:
     decode_s: float
     num_tokens: int
     kv_bytes: int
+    kv_slots: int | None
 
 
 def _decode(method: DecodingMethod, prompt_ids: Sequence[int], params: SamplingParams) -> _Pass:
@@ -332,7 +339,7 @@ def _decode(method: DecodingMethod, prompt_ids: Sequence[int], params: SamplingP
         last = step
         num_tokens += len(step.tokens)
     ended = time.perf_counter()
-    return _Pass(decode_began - began, ended - decode_began, num_tokens, last.kv_bytes or 0)
+    return _Pass(decode_began - began, ended - decode_began, num_tokens, last.kv_bytes or 0, last.kv_slots)
 
 
 def _trace(method: DecodingMethod, prompt_ids: Sequence[int], params: SamplingParams, path: Path) -> None:

@@ -65,11 +65,13 @@ def command(
 def _profile(
     name: str, target: TargetModel, prompt: str, num_tokens: int, where: dict[str, Any], out: Path | None
 ) -> Profile:
+    import dataclasses
     import re
 
     from hambench.decoding import SamplingParams
     from hambench.profiling import profile_method
     from hambench.sweep import Sweep, config_of, split_methods
+    from hambench.telemetry import measure_kv_memory
 
     sweep = Sweep(model=where["model"], methods=split_methods(name), knobs={}, dtype=where["dtype"])
     cell = sweep.single()
@@ -88,6 +90,9 @@ def _profile(
         weight_bytes=target.weight_bytes,
         trace_to=trace,
     )
+    if profile.kv_slots is not None:
+        kv = measure_kv_memory(target.llama, capacity=len(ids) + num_tokens, slots=profile.kv_slots)
+        profile = dataclasses.replace(profile, target_kv=kv)
     if trace is not None:
         click.echo(f"trace: {trace}", err=True)
     return profile
