@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from hambench.baselines import baseline_of
 from hambench.metrics import Traces, num_decode_tokens
@@ -30,7 +31,7 @@ class StartUp:
 
 def start_ups(run: Run) -> dict[str, StartUp]:
     """What the telemetry of a run says about each cell's start; the first reading of a cell, later ones are resumes."""
-    readings = {}
+    readings: dict[str, dict[str, Any]] = {}
     for reading in run.telemetry:
         if reading.get("kind") == "warmup":
             readings.setdefault(str(reading["cell"]), reading)
