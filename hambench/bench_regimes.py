@@ -1,8 +1,9 @@
 """Decode steps of one model shape in each regime: how much of the memory's speed each way of running them keeps.
 
-Weights are random: a step's speed depends on sizes alone. What a HAMburger macro-step of m tokens costs follows from a
-base step and a micro-step (four layers and the head), both timed here; such rows are marked as composed, with m
-*forced*: no acceptance or confidence enters.
+Weights are random: a step's speed depends on sizes alone. What a HAMburger macro-step of m tokens should cost follows
+from a base step and a micro-step (four layers and the head), both timed here; such rows are marked as composed. Beside
+them :mod:`hambench.bench_forced` times the macro-steps themselves. In both m is *forced*: no acceptance or confidence
+enters.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from hambench.errors import HambenchError, UnknownNameError
 if TYPE_CHECKING:
     import torch
 
+    from hambench.bench_forced import Amount, ForcedPace
     from hambench.kernels.shapes import KernelShape
     from hambench.llama import Llama
 
@@ -58,6 +60,10 @@ class RegimeReport:
     error: float
     """Relative error of the kernels' logits against torch's, before anything was timed."""
     paces: tuple[Pace, ...]
+    forced: tuple[ForcedPace, ...] = ()
+    """Whole steps at forced lengths."""
+    dry_run: bool = False
+    """Whether the steps were only walked, on a CPU: then there are no figures."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain values, raw repeats included."""
@@ -69,14 +75,30 @@ class RegimeReport:
         return next((p for p in self.paces if (p.what, p.regime, p.kernels, p.rows) == wanted), None)
 
 
-def run(shape_name: str, device_name: str, *, context: int, progress: Callable[[str], None]) -> RegimeReport:
-    """Checks the kernels against torch on one step, then times steps in each regime.
+def run(
+    shape_name: str,
+    device_name: str,
+    *,
+    context: int,
+    progress: Callable[[str], None],
+    save: Callable[[RegimeReport], None] = lambda report: None,
+) -> RegimeReport:
+    """Checks the kernels against torch, then times steps in each regime, and whole steps at forced lengths.
+
+    Args:
+        shape_name: Of :data:`hambench.kernels.shapes.SHAPES`.
+        device_name: A CUDA device.
+        context: Tokens before the steps.
+        progress: Told what is timed.
+        save: Given the report as far as it is, before the forced part and after each of its rows.
 
     Raises:
         HambenchError: Without a CUDA device, or if the numerics disagree.
     """
     import torch
 
+    from hambench import bench_forced
+    from hambench.fused import accelerate
     from hambench.kernels import bench
     from hambench.kernels.shapes import SHAPES
     from hambench.quantize import quantize_int8
@@ -101,7 +123,59 @@ def run(shape_name: str, device_name: str, *, context: int, progress: Callable[[
                 gc.collect()
         del plain
         torch.cuda.empty_cache()
-    return RegimeReport(shape_name, bench.device_name(device), context, ceiling.copy, error, tuple(paces))
+    report = RegimeReport(shape_name, bench.device_name(device), context, ceiling.copy, error, tuple(paces))
+    save(report)
+    plain = random_llama(SHAPES[shape_name], device, torch.bfloat16)
+
+    def engine(model: Llama, regime: str, kernels: str) -> Llama:
+        return accelerate(model, regime=regime, kernels=kernels)
+
+    for forced in bench_forced.run(
+        plain, SHAPES[shape_name], engine=engine, context=context, amount=_amount, progress=progress
+    ):
+        report = dataclasses.replace(report, forced=(*report.forced, forced))
+        save(report)
+    return report
+
+
+def walk(progress: Callable[[str], None]) -> RegimeReport:
+    """Walks the forced part on a CPU with a toy model and the kernels' references: no figure comes of it."""
+    import torch
+
+    from hambench import bench_forced
+    from hambench.bench_forced import Amount
+    from hambench.fused import FusedLlama
+    from hambench.kernels.shapes import KernelShape
+
+    toy = KernelShape(
+        name="toy",
+        hidden=32,
+        intermediate=48,
+        heads=4,
+        kv_heads=2,
+        head_dim=8,
+        vocabulary=97,
+        num_layers=4,
+        merge_heads=4,
+        capacity=512,
+    )
+    plain = random_llama(toy, torch.device("cpu"), torch.float32)
+
+    def engine(model: Llama, regime: str, kernels: str) -> Llama:
+        return model if kernels == "reference" else FusedLlama(model, impl="reference")
+
+    walked = bench_forced.run(
+        plain, toy, engine=engine, context=24, amount=lambda regime: Amount(2, 1), progress=progress
+    )
+    forced = tuple(dataclasses.replace(pace, seconds=()) for pace in walked)
+    return RegimeReport("toy", "a CPU", 24, 0.0, 0.0, (), forced, dry_run=True)
+
+
+def _amount(regime: str) -> Amount:
+    from hambench.bench_forced import Amount
+
+    # without graphs a step is bound by launching: it takes many times as long, and repeats alike
+    return Amount(STEPS, REPEATS) if regime == "graph" else Amount(8, 3)
 
 
 def random_llama(
@@ -178,11 +252,11 @@ def _pace(plain: Llama, what: str, regime: str, kernels: str, rows: int, context
     cache = model.new_cache(context + rows)
     ids = torch.arange(1, context + 1, device=model.device) % 1000
     model.prefill(ids, cache)
-    inputs = ids[:rows].contiguous()
+    tokens = ids[:rows].tolist()
 
     def step() -> None:
-        # as a session does: the argmax is waited for, and a verification rolls back
-        model.forward(inputs, cache, num_logits=rows).logits.argmax(dim=-1).tolist()
+        # as a session does: the tokens are waited for, and a verification rolls back
+        model.greedy(tokens, cache, num_tokens=rows)
         cache.truncate(context)
 
     for _ in range(8):
@@ -202,6 +276,16 @@ def _pace(plain: Llama, what: str, regime: str, kernels: str, rows: int, context
 
 def markdown(report: RegimeReport) -> str:
     """The report as a Markdown page."""
+    from hambench.bench_forced import markdown as forced_table
+
+    if report.dry_run:
+        lines = [
+            "# Dry run: forced steps",
+            "",
+            "**Walked on a CPU with a toy model: nothing was measured.**",
+            "",
+        ]
+        return "\n".join([*lines, *forced_table(report.forced)]) + "\n"
     lines = [
         f"# Decode steps at the shape of {report.shape}, on {report.device}",
         "",
@@ -221,6 +305,8 @@ def markdown(report: RegimeReport) -> str:
             f"{1 / pace.median_s:.0f} | {share:.0f} % | {ratio} |"
         )
     lines += ["", *_composed(report)]
+    if report.forced:
+        lines += ["", *forced_table(report.forced)]
     return "\n".join(lines) + "\n"
 
 

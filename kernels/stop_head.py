@@ -124,7 +124,7 @@ def reference(hidden: Tensor, weights: StopWeights) -> Tensor:
 
 def _check_weights(weights: StopWeights, hidden: Tensor) -> None:
     width = weights.w1.shape[0]
-    shapes = {
+    shapes: dict[str, list[int | None]] = {
         "w1": [None, hidden.shape[1]],
         "b1": [width],
         "w2": [width, width],

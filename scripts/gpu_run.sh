@@ -71,17 +71,18 @@ if [ $dry = 1 ]; then
   step environment 60 "$python scripts/gpu_probe.py --out $quoted --dry-run"
   step kernels 60 "hambench bench kernels --device cpu --shape smollm2-135m --rows 1 --only gemv --out $quoted"
   step correctness 100 "$python -m pytest -q -p no:cacheprovider --import-mode=importlib tests/kernels/test_verify_accept.py"
+  step regimes 60 "hambench bench regimes --dry-run --out $quoted"
   step efficiency 5 true
 else
   step environment 45 "$python scripts/gpu_probe.py --out $quoted"
   # marked gpu or not: there, every kernel test runs on the GPU
-  step correctness 180 "$python -m pytest -q -p no:cacheprovider --import-mode=importlib tests/kernels -m 'not slow'"
-  step tuning 105 "hambench bench kernels --tune $quoted/tuned.json --shape $shape --rows 1 --only nothing --no-compile"
+  step correctness 165 "$python -m pytest -q -p no:cacheprovider --import-mode=importlib tests/kernels -m 'not slow'"
+  step tuning 90 "hambench bench kernels --tune $quoted/tuned.json --shape $shape --rows 1 --only nothing --no-compile"
   tiles=""
   [ -s "$out/tuned.json" ] && tiles="--tiles $quoted/tuned.json"
   step kernels 75 "hambench bench kernels --shape $shape $tiles --out $quoted"
   step kernels-small 35 "hambench bench kernels --shape smollm2-135m $tiles --no-compile --out $quoted"
-  step regimes 60 "hambench bench regimes --shape $shape --out $quoted"
+  step regimes 90 "hambench bench regimes --shape $shape --out $quoted"
   step efficiency 35 "hambench run --model $model --methods vanilla,speculative --suite efficiency --device cuda --budget 20s \
     --out $quoted/efficiency --force"
 fi

@@ -38,12 +38,17 @@ def test_the_dry_run_walks_every_step_and_says_what_it_is(tmp_path):
         "environment",
         "kernels",
         "correctness",
+        "regimes",
         "efficiency",
     ]
     assert all(step["status"] == 0 for step in summary["steps"])
     assert summary["dry_run"] is True
     page = (tmp_path / "summary.md").read_text(encoding="utf-8")
     assert "nothing here is a GPU measurement" in page
+    walked = json.loads((tmp_path / "regimes-toy.json").read_text(encoding="utf-8"))
+    assert walked["dry_run"] is True
+    assert {pace["method"] for pace in walked["forced"]} == {"vanilla", "hamburger", "speculative"}
+    assert not any(pace["seconds"] for pace in walked["forced"])
     report = json.loads((tmp_path / "kernels-smollm2-135m.json").read_text(encoding="utf-8"))
     if not torch.cuda.is_available():
         assert report["fused_timed"] is False

@@ -18,15 +18,27 @@ import click
     metavar="FOLDER",
     help="Also write .json and .md.",
 )
+@click.option("--dry-run", is_flag=True, help="Walk the forced steps on a CPU; nothing is measured.")
 @click.option("--json", "as_json", is_flag=True, help="Raw repeats instead of the table.")
-def command(shape_name: str, device_name: str, context: int, out: Path | None, as_json: bool) -> None:
-    """Time steps, INT8 drafts, verifications and micro-steps of a shape in each regime (CUDA only)."""
-    from hambench.bench_regimes import markdown, run
+def command(
+    shape_name: str, device_name: str, context: int, out: Path | None, dry_run: bool, as_json: bool
+) -> None:
+    """Time steps, drafts, verifications, micro-steps and forced macro-steps of a shape in each regime (CUDA only)."""
+    from hambench.bench_regimes import RegimeReport, markdown, run, walk
 
-    report = run(shape_name, device_name, context=context, progress=lambda text: click.echo(text, err=True))
-    text = json.dumps(report.to_json(), indent=2) + "\n"
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / f"regimes-{shape_name}.json").write_text(text, encoding="utf-8")
-        (out / f"regimes-{shape_name}.md").write_text(markdown(report), encoding="utf-8")
-    click.echo(text if as_json else markdown(report), nl=False)
+    def tell(text: str) -> None:
+        click.echo(text, err=True)
+
+    def save(report: RegimeReport) -> None:
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            page = out / f"regimes-{report.shape}.md"
+            page.write_text(markdown(report), encoding="utf-8")
+            raw = json.dumps(report.to_json(), indent=2) + "\n"
+            page.with_suffix(".json").write_text(raw, encoding="utf-8")
+
+    report = (
+        walk(tell) if dry_run else run(shape_name, device_name, context=context, progress=tell, save=save)
+    )
+    save(report)
+    click.echo(json.dumps(report.to_json(), indent=2) if as_json else markdown(report).rstrip("\n"))

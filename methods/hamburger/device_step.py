@@ -77,6 +77,8 @@ class DeviceStep:
         self._position = torch.zeros(1, dtype=torch.int64, device=device)
         # a threshold for each token, four apart to be aligned as kernels expect
         self._thresholds = torch.zeros(num_slots, 4, dtype=torch.float32, device=device)
+        ended = torch.arange(num_slots, device=device) >= torch.arange(num_slots, device=device)[:, None]
+        self._forced = torch.where(ended, NEVER, ALWAYS)[..., None].expand(-1, -1, 4).contiguous()
         self._head = HeadOutput(
             torch.zeros(1, dtype=torch.int64, device=device), torch.zeros(1, device=device), None
         )
@@ -116,8 +118,7 @@ class DeviceStep:
         """Makes the next macro-steps this long, whatever the stop head says (for benchmarks)."""
         if not 1 <= num_tokens <= self._steps:
             raise ValueError(f"num_tokens must be 1..{self._steps}, got {num_tokens}")
-        self._thresholds.fill_(ALWAYS)
-        self._thresholds[num_tokens - 1 :].fill_(NEVER)
+        self._thresholds.copy_(self._forced[num_tokens - 1])
 
     @torch.inference_mode()
     def replace_last(self, tokens: Sequence[int]) -> None:

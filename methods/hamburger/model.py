@@ -91,7 +91,10 @@ class HamburgerModel:
 
     def kernel_weights(self) -> KernelWeights:
         """Merger and stop head as the fused kernels take them."""
-        stop = [tensor for linear in self._stop for tensor in (linear.weight, linear.bias)]
+        stop: list[Tensor] = []
+        for linear in self._stop:
+            assert linear.bias is not None
+            stop += [linear.weight, linear.bias]
         return KernelWeights(
             merge=self._merger.kernel_weights(),
             merge_heads=self._merger.heads,
