@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from hambench.reports.html_text import without_paths
 from hambench.reports.values import listing
 from hambench.reports.view import View
 
@@ -35,7 +36,8 @@ def cautions(view: View) -> list[Caution]:
         # a note that brings its own title keeps it
         title, text = (title, rest) if colon and len(title) < 30 else (word, note)
         if word != "Offline edition" or word not in seen:
-            found.append(Caution("bad" if word in _BAD else "warn", title[0].upper() + title[1:], text))
+            severity: Severity = "bad" if word in _BAD else "warn"
+            found.append(Caution(severity, title[0].upper() + title[1:], without_paths(text)))
         seen.add(word)
     if not run.complete:
         found.append(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import msgspec
 from hambench.errors import HambenchError
 from hambench.reports import pages
 from hambench.reports.html import ReportOptions, render_html
+from hambench.reports.html_text import without_paths
 from hambench.reports.values import Table
 from hambench.reports.view import View, merge
 from hambench.store import Run
@@ -45,7 +46,7 @@ def export(runs: Sequence[Run], folder: Path, *, options: ReportOptions | None =
     objects = []
     for view in views:
         page = pages.build(view, options)
-        objects.append(report_object(view, page))
+        objects.append(report_object(view, page, include_host=options.include_host))
         for figure in page.figures():
             for kind in FIGURE_KINDS:
                 content = figure.plate.file_svg().encode() if kind == "svg" else figure.plate.raster(kind)
@@ -57,15 +58,15 @@ def export(runs: Sequence[Run], folder: Path, *, options: ReportOptions | None =
     return written
 
 
-def report_object(view: View, page: pages.Page) -> dict[str, Any]:
+def report_object(view: View, page: pages.Page, *, include_host: bool = False) -> dict[str, Any]:
     """Everything the report says as JSON-able values: cautions, answer, measurements, comparisons."""
     plain: dict[str, Any] = _plain(
         {
             "run_id": view.run.header.run_id,
             "created_at": view.run.header.created_at,
             "edition": view.run.header.edition,
-            "model": view.run.header.model,
-            "environment": view.run.header.environment,
+            "model": _told(view.run.header.model, include_host),
+            "environment": _told(view.run.header.environment, include_host),
             "complete": view.run.complete,
             "cautions": page.cautions,
             "answer": page.answer,
@@ -76,6 +77,14 @@ def report_object(view: View, page: pages.Page) -> dict[str, Any]:
         }
     )
     return plain
+
+
+def _told(values: Mapping[str, Any], include_host: bool) -> dict[str, Any]:
+    """Facts of the header; absolute paths cut to their last part unless they may be told."""
+    return {
+        name: without_paths(value) if isinstance(value, str) and not include_host else value
+        for name, value in values.items()
+    }
 
 
 def _tables(page: pages.Page) -> Iterable[Table]:

@@ -36,3 +36,11 @@ def prose(text: str) -> Markup:
     """
     safe = str(escape(printable(str(text))))
     return Markup(_COMMAND.sub(r"<code>\1</code>", _UNIT.sub("\u00a0", safe)))
+
+
+_PATH = re.compile(r"(?<![\w:/.])(?:~|/|[A-Za-z]:\\)[\w.+@\\/-]*[\\/]([\w.+@-]+)")
+
+
+def without_paths(text: str) -> str:
+    """Text whose absolute paths are cut to their last part: a report may be published."""
+    return _PATH.sub(r"…/\1", text)

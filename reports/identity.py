@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from hambench.records import Cell
+from hambench.reports.html_text import without_paths
 from hambench.reports.values import ABSENT, bytes_text, listing, seconds_text
 from hambench.reports.view import View
 from hambench.start_up import StartUp, start_ups
 
-_PATH = re.compile(r"(?<![\w:/.])(?:~|/|[A-Za-z]:\\)[\w.+@\\/-]*[\\/]([\w.+@-]+)")
 _BYTES = ("_bytes",)
 
 
@@ -21,11 +20,6 @@ class Facts:
     title: str
     rows: tuple[tuple[str, str], ...]
     open: bool = False
-
-
-def without_paths(text: str) -> str:
-    """Text whose absolute paths are cut to their last part: a report may be published."""
-    return _PATH.sub(r"…/\1", text)
 
 
 def identity(view: View, *, include_host: bool = False) -> list[Facts]:

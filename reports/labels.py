@@ -65,7 +65,7 @@ def place_labels(
         placed = False
         for dx, dy, ha, va in _OFFSETS:
             text = ax.annotate(
-                clip(label.text, 30),
+                clip(label.text, 34),
                 (label.x, label.y),
                 xytext=(dx, dy),
                 textcoords="offset points",

@@ -38,7 +38,7 @@ def markdown_summary(run: Run) -> str:
     view = View(run)
     lines = [
         f"<!-- hambench:{'+'.join(escape(suite) for suite in run.header.suites)} -->",
-        f"### hambench: {escape(str(run.header.model.get('name', 'model')))}, {escape(run.header.run_id)}",
+        f"### hambench: {escape(view.model_name)}, {escape(run.header.run_id)}",
         "",
     ]
     for caution in cautions(view):

@@ -52,8 +52,10 @@ def overview_figure(view: View) -> Figure | None:
         cell.label for cell in cells if cell.label in faster and _verdict(view, cell, "accuracy") in _HELD
     ]
     # under several conditions each setting has a baseline of its own
-    name_of_base = "their baseline" if view.several_baselines else view.baseline.label
-    finding = f"{len(faster)} of {len(cells)} settings are faster than {name_of_base}"
+    name_of_base = "its baseline" if view.several_baselines else view.baseline.label
+    number = f"{len(faster)} of {len(cells)} settings" if faster else f"None of {len(cells)} settings"
+    finding = f"{number} {'is' if len(faster) < 2 else 'are'} shown to be faster than "
+    finding += "their baselines" if view.several_baselines and len(faster) > 1 else name_of_base
     if faster:
         finding += f"; {'none of them' if not held else listing(held[:4])} with accuracy shown to hold"
         finding += f" (and {len(held) - 4} more)" if len(held) > 4 else ""

@@ -73,7 +73,7 @@ def build(view: View, options: ReportOptions) -> Page:
     glance = overview.overview_figure(view)
     page = Page(
         prefix=view.prefix,
-        heading=f"Which decoding strategy should I ship for {header.model.get('name', 'this model')}?",
+        heading=f"Which decoding strategy should I ship for {view.model_name}?",
         subheading=f"{mark} · {header.created_at[:16].replace('T', ' ')} UTC",
         version=header.hambench_version,
         cautions=cautions.cautions(view),

@@ -87,7 +87,6 @@ def published_tables(prefix: str) -> tuple[Table, Table]:
             Column("KV out", "tokens/slot"),
         ),
         rows=tuple(rows),
-        wide=False,
     )
     speed = Table(
         name=f"{prefix}published-speed",
@@ -108,6 +107,5 @@ def published_tables(prefix: str) -> tuple[Table, Table]:
             )
             for task, *values in SPEEDS
         ),
-        wide=False,
     )
     return accuracy, speed

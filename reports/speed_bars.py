@@ -92,7 +92,8 @@ def speed_bars(view: View) -> Figure | None:
         table=_table(view, cells, groups, name),
         notes=(
             "Over each bar: the paired ratio to the baseline; thin lines are its 95 % interval. "
-            f"HAMburger is shown at its lowest and highest confidence.{left}",
+            "Of more than three settings of a method, and of HAMburger's confidences, the first and last are shown."
+            f"{left}",
         ),
     )
 

@@ -88,7 +88,7 @@ def method_verdicts(view: View) -> list[MethodVerdict]:
 def answer(view: View) -> str:
     """Which method to ship, in a sentence or two, with what it rests on."""
     base = view.baseline
-    where = f"on this machine and {view.run.header.model.get('name', 'this model')}"
+    where = f"on this machine and {view.model_name}"
     if base is None:
         return "Without a vanilla cell in the run there is nothing to compare with; the numbers below are absolute."
     faster = [cell for cell in view.cells if _verdict(view, cell, "tps") == "better" and not cell.control]
@@ -110,10 +110,13 @@ def answer(view: View) -> str:
         )
     if unknown:
         best = max(unknown, key=lambda cell: _effect(view, cell, "tps"))
+        speed = f"{_ratio(view.compared(best, 'tps'))} the speed of {_base(view, best)} {where}"
+        accuracy = view.compared(best, "accuracy")
+        if accuracy is None or accuracy.effect is None:
+            return f"{best.label} is the fastest setting: {speed}. Its accuracy was not scored."
         return (
-            f"{best.label} is the fastest setting without a measured loss of accuracy: "
-            f"{_ratio(view.compared(best, 'tps'))} the speed of {_base(view, best)} {where}. "
-            f"The run is too small to show that accuracy holds{_mde(view.compared(best, 'accuracy'))}."
+            f"{best.label} is the fastest setting that was not shown to lose accuracy: {speed}, accuracy "
+            f"{_points(accuracy)}. The run is too small to show that accuracy holds{_mde(accuracy)}."
         )
     if faster:
         names = listing([cell.label for cell in faster[:3]])
@@ -198,6 +201,7 @@ def percent_change(ratio: float) -> str:
     return f"{signed(100 * (ratio - 1), 0 if abs(ratio - 1) >= 0.1 else 1)} %"
 
 
+_SPOKEN = {"tps": "speed", "accuracy": "accuracy", "kv_bytes": "KV memory"}
 _SHOW: dict[str, Callable[[float], str]] = {
     "tps": lambda value: f"{value:.2f}",
     "accuracy": signed,
@@ -212,11 +216,11 @@ def points_text(estimate: Estimate) -> str:
     return f"{estimate.value:.1f} [{estimate.low:.1f}, {estimate.high:.1f}]"
 
 
-def _rank(view: View, cell: CellView) -> tuple[bool, int, float]:
+def _rank(view: View, cell: CellView) -> tuple[bool, bool, int, float]:
     verdict = _verdict(view, cell, "accuracy")
     tier = {"better": 0, "equivalent": 0, "inconclusive": 1, None: 1}.get(verdict, 2)
     # the control exists to be compared with, not to be shipped
-    return (cell.control, tier, -_effect(view, cell, "tps"))
+    return (cell is not view.baseline, cell.control, tier, -_effect(view, cell, "tps"))
 
 
 def _verdict(view: View, cell: CellView, metric: str) -> str | None:
@@ -239,9 +243,7 @@ def _stat(title: str, comparison: Comparison | None, words: dict[str, str]) -> S
     interval = ""
     if effect.low is not None and effect.high is not None and show(effect.low) != show(effect.high):
         interval = f"[{show(effect.low)}, {show(effect.high)}]"
-    word = (
-        words[comparison.verdict].removeprefix("speed ").removeprefix("accuracy ").removesuffix(" KV memory")
-    )
+    word = words[comparison.verdict].removeprefix(f"{_SPOKEN[comparison.metric]} ").removesuffix(" KV memory")
     unit = {"tps": "×", "accuracy": " pt", "kv_bytes": ""}[comparison.metric]
     value = f"{show(effect.value)}{unit}"
     return Stat(title, value, interval, word, SYMBOLS[comparison.verdict], TONES[comparison.verdict])
@@ -277,6 +279,8 @@ def _mde(comparison: Comparison | None) -> str:
         or comparison.verdict != "inconclusive"
     ):
         return ""
+    if comparison.minimum_detectable_effect > 100:
+        return " (too few samples to show any difference)"
     return f" (smallest difference it could show: {comparison.minimum_detectable_effect:.1f} pt)"
 
 

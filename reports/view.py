@@ -13,6 +13,7 @@ from hambench.groups import ALL, group_kind, group_names, in_group
 from hambench.proxies_table import GAP
 from hambench.records import Cell, Comparison, Estimate, GenerationTrace, Measurement, SampleRecord, Score
 from hambench.reports.compared import around, compare_with_baseline
+from hambench.reports.html_text import without_paths
 from hambench.reports.theme import MethodStyle, method_styles
 from hambench.store import Run
 
@@ -52,6 +53,11 @@ class View:
     run: Run
     prefix: str = ""
     """Prefix of ids, when one page shows several runs."""
+
+    @property
+    def model_name(self) -> str:
+        """Name of the model in a sentence: of a folder its last part alone."""
+        return without_paths(str(self.run.header.model.get("name") or "this model"))
 
     @cached_property
     def cells(self) -> tuple[CellView, ...]:

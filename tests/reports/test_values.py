@@ -6,8 +6,7 @@ import math
 
 import pytest
 
-from hambench.reports.html_text import printable
-from hambench.reports.identity import without_paths
+from hambench.reports.html_text import printable, without_paths
 from hambench.reports.values import (
     ABSENT,
     Column,

@@ -65,7 +65,8 @@ def test_what_is_faster_but_less_accurate_is_never_recommended(run: Run) -> None
 
 def test_undecided_accuracy_is_said_with_what_could_have_been_seen(run: Run) -> None:
     text = answer(judged(run, ham5=("better", 1.9, "inconclusive")))
-    assert "fastest setting without a measured loss" in text
+    assert "fastest setting that was not shown to lose accuracy" in text
+    assert "−0.5 pt [−0.6, −0.4]" in text
     assert "2.2" in text
     assert "Ship" not in text
 
