@@ -56,14 +56,14 @@ def fit(logits: Tensor, stops: Tensor) -> Calibration:
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
-    before = float(loss())
+    before = loss().item()
     optimizer.step(closure)  # type: ignore[no-untyped-call]
     return Calibration(
         scale=float(log_scale.clamp(min=-4.6).exp()),
         shift=float(shift),
         asked=len(logits),
         loss_before=round(before, 4),
-        loss_after=round(float(loss()), 4),
+        loss_after=round(loss().item(), 4),
     )
 
 

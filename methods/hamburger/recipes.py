@@ -151,13 +151,15 @@ SMALL = Recipe(
 CONTINUED = dataclasses.replace(
     SMALL,
     name="continued",
-    stages=(("reader", 0.85), ("student", 0.97)),
+    stages=(("reader", 0.82), ("student", 0.97)),
+    reader_epochs=12.0,
+    student_epochs=2.0,
     base_lr=1e-3,
     graft_lr=3e-4,
     student_lr=1e-4,
     batch_size=4,
 )
-"""``small`` at half its pace and without its first stage, for ``--start-from``: a few new responses are learned by heart
-sooner than they teach the micro-step decoder anything, and reading fused slots has most to gain."""
+"""``small`` at half its pace and without its first stage, for ``--start-from``: a few new responses are learned by
+heart sooner than they teach the micro-step decoder anything, and reading fused slots has most to gain."""
 
 RECIPES = {recipe.name: recipe for recipe in (PAPER, SMALL, CONTINUED)}
