@@ -84,7 +84,7 @@ def place_labels(
                 and box.y1 <= frame.y1 + 6
             )
             if inside and not any(box.overlaps(other) for other in taken):
-                taken.append(box)
+                taken.append(box.padded(2))
                 plate.tag(text, halo=1, **({"series": label.series} if label.series else {}))
                 placed = True
                 break

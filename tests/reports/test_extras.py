@@ -13,6 +13,7 @@ from hambench.history import add, entry_of, load_history, pin
 from hambench.limits import limits_of
 from hambench.reports.history_page import history_section
 from hambench.reports.kernels_page import kernels_section
+from hambench.reports.paper_figures import paper_section
 from hambench.reports.roofline_figure import roofline_section
 from hambench.reports.view import View
 from hambench.store import Run
@@ -115,3 +116,13 @@ def test_passing_the_ceiling_is_flagged_not_celebrated(run: Run) -> None:
     section = roofline_section(View(replace(run, telemetry=slow)))
     assert "which is no win" in section.figures[0].finding
     assert any("faster than the ceiling" in sentence for sentence in section.missing)
+
+
+def test_the_papers_own_numbers_stand_there_when_asked_for_and_say_whose_they_are(tiny_run: Run) -> None:
+    view = View(tiny_run)
+    assert paper_section(view).tables == ()
+    tables = paper_section(view, published=True).tables
+    assert len(tables) == 2
+    for table in tables:
+        assert "reported" in table.caption
+        assert "other hardware" in table.caption

@@ -113,7 +113,11 @@ def test_pages_come_in_the_promised_order(html: str) -> None:
 
 def test_no_absolute_path_is_told_unless_asked(tiny_run: Run) -> None:
     command = ("hambench", "run", "--data", "/home/somebody/rows", "--out=/srv/x/y")
-    model = {**tiny_run.header.model, "name": "/home/somebody/models/m", "source": "folder: /home/somebody/models/m"}
+    model = {
+        **tiny_run.header.model,
+        "name": "/home/somebody/models/m",
+        "source": "folder: /home/somebody/models/m",
+    }
     told = replace(tiny_run, header=replace(tiny_run.header, command=command, model=model))
     hidden = render_html([told], options=ReportOptions(samples="none"))
     assert "somebody" not in hidden
