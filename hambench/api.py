@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hambench.decoding import KnobValue
+from hambench.errors import UnknownNameError
 from hambench.metrics import measure_run
 from hambench.store import Run, load_run
 from hambench.sweep import Sweep
 
 if TYPE_CHECKING:
     import pandas as pd
+
+AXES = ("contexts", "max_new_tokens", "threads", "regimes", "kernels")
+"""Axes of a sweep that are no method's knobs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +96,7 @@ def run(
     model: str = "smollm2-135m",
     knobs: Mapping[str, Sequence[KnobValue]] | None = None,
     dtype: str = "bfloat16",
+    axes: Mapping[str, Sequence[Any]] | None = None,
     out: str | Path | None = None,
     **request: Any,
 ) -> Results:
@@ -103,6 +108,8 @@ def run(
         model: A registered name, a folder or a hub id.
         knobs: Axis values by knob, e.g. ``{"k": [2, 4], "confidence": [0.5, 0.8]}``.
         dtype: ``float32``, ``bfloat16`` or ``float16``.
+        axes: Values of what is no method's own, by field of :class:`hambench.sweep.Sweep`: ``contexts``,
+            ``max_new_tokens``, ``threads``, ``regimes``, ``kernels``.
         out: The run folder; a temporary one by default (its path is in the results).
         request: Further fields of :class:`hambench.runner.RunRequest`, e.g. ``limit=5``.
 
@@ -112,8 +119,12 @@ def run(
     """
     from hambench.runner import RunRequest, start_run
 
-    axes = {name: tuple(_as_text(value) for value in values) for name, values in (knobs or {}).items()}
-    sweep = Sweep(model=model, methods=tuple(methods), knobs=axes, dtype=dtype)
+    values = {name: tuple(map(_as_text, each)) for name, each in (knobs or {}).items()}
+    others = {name: tuple(each) for name, each in (axes or {}).items()}
+    for name in others:
+        if name not in AXES:
+            raise UnknownNameError("axis", name, AXES)
+    sweep = Sweep(model=model, methods=tuple(methods), knobs=values, dtype=dtype, **others)  # type: ignore[arg-type]
     folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="hambench-")) / "run"
     return Results(start_run(RunRequest(sweep=sweep, suite=suite, **request), folder))
 

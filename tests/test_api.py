@@ -3,6 +3,7 @@ import pytest
 
 import hambench
 from hambench.api import load
+from hambench.errors import UnknownNameError
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +29,23 @@ def test_results_are_frames(results):
     assert set(results.samples["new_tokens"]) == {5}
     assert results.samples["score"].notna().all()
     assert (results.cells["tps"] > 0).all()
+
+
+def test_axes_are_those_of_the_command_line(tiny_model, rows, tmp_path):
+    results = hambench.run(
+        methods=["vanilla"],
+        axes={"contexts": [100, 400], "threads": [1]},
+        model=str(tiny_model),
+        dtype="float32",
+        tasks=("lcc",),
+        data=rows,
+        limit=1,
+        max_new_tokens=2,
+        out=tmp_path / "run",
+    )
+    assert list(results.cells["cell"]) == ["vanilla[threads=1,context=100]", "vanilla[threads=1,context=400]"]
+    with pytest.raises(UnknownNameError, match="did you mean contexts"):
+        hambench.run(methods=["vanilla"], axes={"context": [100]}, out=tmp_path / "other")
 
 
 def test_lossless_methods_score_the_same(results):
