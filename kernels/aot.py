@@ -16,7 +16,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -80,15 +80,29 @@ def compile_all(archs: tuple[int, ...] = ARCHITECTURES, only: str = "") -> list[
     Raises:
         RuntimeError: Under `TRITON_INTERPRET=1`, which leaves nothing to compile.
     """
+    calls = (
+        (f"{shape.name}: {op}", call)
+        for shape in SHAPES.values()
+        for op, call in op_calls(shape, device=torch.device("meta"))
+    )
+    return compile_calls(((name, call) for name, call in calls if re.search(only, name)), archs)
+
+
+def compile_calls(
+    calls: Iterable[tuple[str, Callable[[], object]]], archs: tuple[int, ...] = ARCHITECTURES
+) -> list[Compiled]:
+    """Compiles every launch that named calls make on meta tensors, once each.
+
+    Raises:
+        RuntimeError: Under `TRITON_INTERPRET=1`, which leaves nothing to compile.
+    """
     if _dispatch.interpreting():
         raise RuntimeError("TRITON_INTERPRET must be unset: interpreted kernels have no machine code")
     found: dict[tuple[Any, ...], tuple[str, Launch]] = {}
-    for shape in SHAPES.values():
-        for op, call in op_calls(shape, device=torch.device("meta")):
-            name = f"{shape.name}: {op}"
-            for launch in record(call) if re.search(only, name) else ():
-                identity = (launch.kernel.fn.__name__, str(launch.signature), str(launch.constants))
-                found.setdefault(identity, (name, launch))
+    for name, call in calls:
+        for launch in record(call):
+            identity = (launch.kernel.fn.__name__, str(launch.signature), str(launch.constants))
+            found.setdefault(identity, (name, launch))
     return [compile_launch(name, launch, arch) for name, launch in found.values() for arch in archs]
 
 

@@ -26,6 +26,53 @@ launch = aot.Launch(greedy, {"p_x": "*fp32", "p_y": "*fp32", "N": "constexpr"}, 
 print(*aot.compile_launch("planted", launch, 90).faults, sep="; ")
 """
 
+MACRO_STEP = """
+import json
+import dataclasses
+import sys
+
+import torch
+
+from hambench.bench_forced import random_grafts
+from hambench.bench_regimes import random_llama
+from hambench.fused import FusedLlama, Trunk
+from hambench.kernels import aot
+from hambench.kernels.lm_head_argmax import HeadOutput
+from hambench.kernels.shapes import SHAPES
+from hambench.methods.hamburger.device_step import DeviceStep
+from hambench.methods.hamburger.model import HamburgerModel
+from hambench.quantize import quantize_int8
+
+sizes, meta = SHAPES[sys.argv[1]], torch.device("meta")
+
+
+def new(size, dtype):
+    return torch.empty(size, dtype=dtype, device=meta)
+
+
+def greedy(model, rows):
+    cache = model.new_cache(sizes.capacity)
+    trunk = Trunk(
+        model, cache, inputs=new(rows, torch.int64), positions=new(rows, torch.int64), slots=new(1, torch.int32)
+    )
+    trunk.run()
+    model.greedy_head(trunk.stream, HeadOutput(new(rows, torch.int64), new(rows, torch.float32), None))
+
+
+llama = FusedLlama(random_llama(sizes, meta, torch.bfloat16), impl="fused")
+draft = quantize_int8(llama)
+model = HamburgerModel(llama, random_grafts(llama, merge_heads=sizes.merge_heads))
+step = DeviceStep(model, llama.new_cache(sizes.capacity), asks=True, loop="run-ahead")
+calls = [("macro-step, base", step._base_part(llama, llama.new_cache(sizes.capacity)))]
+calls += [(f"macro-step, micro-step {i}", lambda i=i: step._micro_part(i)) for i in (1, 2, 3)]
+calls += [(f"greedy, {rows} rows", lambda rows=rows: greedy(llama, rows)) for rows in (1, 5, 8)]
+calls += [(f"draft, {rows} rows", lambda rows=rows: greedy(draft, rows)) for rows in (1, 2)]
+with torch.inference_mode():
+    compiled = aot.compile_calls(calls, (90,))
+for one in compiled:
+    print(json.dumps({**dataclasses.asdict(one), "faults": one.faults}))
+"""
+
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -71,3 +118,21 @@ def test_the_gate_refuses_a_kernel_that_spills(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "local-memory accesses" in done.stdout
     assert "a stack of" in done.stdout
+
+
+@pytest.mark.slow
+def test_whole_macro_steps_and_greedy_forwards_compile_as_they_are_launched(tmp_path):
+    script = tmp_path / "macro_step.py"
+    script.write_text(MACRO_STEP, encoding="utf-8")
+    done = run(str(script), "llama-3.2-1b")
+    assert done.returncode == 0, done.stderr
+    compiled = [json.loads(line) for line in done.stdout.splitlines()]
+    assert not [one for one in compiled if one["faults"]]
+    found = {}
+    for one in compiled:
+        found.setdefault(one["call"].split(",")[0], set()).add(one["kernel"].removesuffix("_kernel"))
+    # launches are named by the first call that makes them
+    assert {"query", "decode_attention", "lm_head_reduce", "decide", "gemv_residual"} <= found["macro-step"]
+    assert {"micro_attention", "norm_gemv", "norm_gateup_silu", "lm_head_block"} <= found["macro-step"]
+    assert {"decode_attention", "lm_head_block"} <= found["greedy"]
+    assert {"norm_gemv", "lm_head_block"} <= found["draft"]
