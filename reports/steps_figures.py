@@ -287,9 +287,10 @@ def _by_position(traces: Sequence[GenerationTrace]) -> list[tuple[float, Estimat
             position += len(step.tokens)
     binned = []
     for bin_, answers in sorted(sums.items()):
-        tokens, steps = zip(*answers.values(), strict=True)
-        if sum(steps) >= FEWEST_STEPS:
-            binned.append(((bin_ + 0.5) * POSITION_BIN, ratio_of_sums(tokens, steps), sum(steps)))
+        yielded = [tokens for tokens, _ in answers.values()]
+        taken = [steps for _, steps in answers.values()]
+        if sum(taken) >= FEWEST_STEPS:
+            binned.append(((bin_ + 0.5) * POSITION_BIN, ratio_of_sums(yielded, taken), sum(taken)))
     return binned
 
 
