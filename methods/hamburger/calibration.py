@@ -59,8 +59,8 @@ def fit(logits: Tensor, stops: Tensor) -> Calibration:
     before = loss().item()
     optimizer.step(closure)  # type: ignore[no-untyped-call]
     return Calibration(
-        scale=float(log_scale.clamp(min=-4.6).exp()),
-        shift=float(shift),
+        scale=log_scale.clamp(min=-4.6).exp().item(),
+        shift=shift.item(),
         asked=len(logits),
         loss_before=round(before, 4),
         loss_after=round(loss().item(), 4),
