@@ -214,7 +214,7 @@ def _ties(view: View, num_differing: int) -> str:
     return (
         f"Where an answer leaves the baseline's, the gap between the target's two best logits is given, from `hambench "
         f"proxies` (median {significant(gaps[len(gaps) // 2])}). In bfloat16 logits between 16 and 32 lie 0.125 apart, "
-        "so a smaller gap is a tie that rounding alone can turn."
+        "so a gap no larger is a tie that rounding alone can turn."
     )
 
 

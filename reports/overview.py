@@ -66,8 +66,9 @@ def overview_figure(view: View) -> Figure | None:
         plate=plate,
         table=_table(view, cells, name),
         notes=(
-            "Bars are 95 % intervals of paired comparisons over all samples; filled marks are verdicts, rings are "
-            f"undecided. Band: accuracy within {PAPER_MARGIN} points. KV memory counts the prompt.",
+            "Bars are 95 % intervals of paired comparisons over all samples, cut where they leave a panel. Filled "
+            "marks are verdicts, rings are undecided. "
+            f"Band: accuracy within {PAPER_MARGIN} points. KV memory counts the prompt.",
         ),
     )
 
@@ -79,10 +80,12 @@ def _panel(plate: Plate, ax: Axes, view: View, cells: Sequence[CellView], metric
     neutral = 0.0 if metric == "accuracy" else 1.0
     # what is smaller than matters must not fill the panel
     values = [-2.0, 2.0] if metric == "accuracy" else [0.95, 1.05]
-    for cell in cells:
-        comparison = view.compared(cell, metric)
-        if (e := effect_of(comparison)) is not None:
-            values += [v for v in (e.value, e.low, e.high) if v is not None]
+    effects = [e for cell in cells if (e := effect_of(view.compared(cell, metric))) is not None]
+    values += [e.value for e in effects]
+    # an interval that dwarfs the values is cut at the frame; the table has its ends
+    span = max(values) - min(values)
+    ends = [end for e in effects for end in (e.low, e.high) if end is not None]
+    values += [min(max(end, min(values) - 2 * span), max(values) + 2 * span) for end in ends]
     ax.set_xlim(*padded(values, share=0.07, floor=None if metric == "accuracy" else 0.0))
     ax.set_ylim(len(cells) - 0.5, -0.5)
     ax.set_yticks(range(len(cells)), [""] * len(cells))

@@ -260,9 +260,14 @@ def _best_inside(panel: Panel) -> float | None:
 
 
 def _shown_inside(panel: Panel) -> bool:
-    """Whether some confidence's whole interval is at most the margin below the baseline."""
-    return panel.baseline is not None and any(
-        e.low is not None and e.low >= panel.baseline - PAPER_MARGIN for _, _, e in panel.points
+    """Whether some confidence's whole interval is at most the margin below the baseline.
+
+    No score is below 0, so below a baseline within the margin of it nothing is shown.
+    """
+    return (
+        panel.baseline is not None
+        and panel.baseline > PAPER_MARGIN
+        and any(e.low is not None and e.low >= panel.baseline - PAPER_MARGIN for _, _, e in panel.points)
     )
 
 

@@ -211,7 +211,7 @@ def worth_figure(view: View) -> Figure | None:
     labels = [
         Label(m, e.value, cell.short or cell.method, cell.series, cell.style.colour) for cell, m, e in points
     ]
-    ax.annotate(
+    line = ax.annotate(
         "if a step cost no more",
         (limit * 0.93, limit * 0.93),
         xytext=(-8, 0),
@@ -221,7 +221,7 @@ def worth_figure(view: View) -> Figure | None:
         ha="right",
         va="center",
     )
-    place_labels(plate, ax, labels)
+    place_labels(plate, ax, labels, obstacles=[plate.text_box(line)])
     titles(ax, x="tokens per target forward (m)", y="decode speed, × baseline")
     wasted = max(points, key=lambda item: item[1] / max(item[2].value, 1e-9))
     return Figure(

@@ -12,6 +12,7 @@ from hambench.reports.values import (
     TableCell,
     bytes_text,
     number_cell,
+    ratio_text,
     seconds_text,
     signed,
     text_cell,
@@ -148,7 +149,9 @@ def _accuracy(estimate: Estimate | None) -> TableCell:
 
 def _with_interval(estimate: Estimate, digits: int, *, as_signed: bool = False) -> str:
     def show(value: float) -> str:
-        return signed(value, digits) if as_signed else f"{value:.{digits}f}"
+        if as_signed:
+            return signed(value, digits)
+        return ratio_text(value) if digits == 2 else f"{value:.{digits}f}"
 
     if estimate.low is None or estimate.high is None:
         return show(estimate.value)

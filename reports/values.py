@@ -152,6 +152,11 @@ def signed(value: float, digits: int = 1) -> str:
     return f"{'+' if rounded > 0 else '−'}{abs(rounded):.{digits}f}"
 
 
+def ratio_text(ratio: float) -> str:
+    """A ratio with two decimals; what two samples leave of an interval is named by its order alone."""
+    return "<0.01" if 0 < ratio < 0.005 else ">100" if ratio > 100 else f"{ratio:.2f}"
+
+
 def slug(text: str) -> str:
     """A name safe in ids, file names and selectors."""
     kept = [char if char.isascii() and char.isalnum() else "-" for char in text.lower()]

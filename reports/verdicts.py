@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hambench.groups import ALL
 from hambench.records import Comparison, Estimate
 from hambench.reports.compared import effect_of
-from hambench.reports.values import ABSENT, listing, signed
+from hambench.reports.values import ABSENT, listing, ratio_text, signed
 from hambench.reports.view import CellView, View
 
 SYMBOLS = {"better": "▲", "worse": "▼", "equivalent": "≈", "inconclusive": "?", "not comparable": "✕"}
@@ -203,7 +203,7 @@ def percent_change(ratio: float) -> str:
 
 _SPOKEN = {"tps": "speed", "accuracy": "accuracy", "kv_bytes": "KV memory"}
 _SHOW: dict[str, Callable[[float], str]] = {
-    "tps": lambda value: f"{value:.2f}",
+    "tps": ratio_text,
     "accuracy": signed,
     "kv_bytes": percent_change,
 }
@@ -260,7 +260,12 @@ def _interval(estimate: Estimate | None, digits: int, unit: str, *, as_signed: b
 
 def _ratio(comparison: Comparison | None) -> str:
     effect = effect_of(comparison)
-    return ABSENT if effect is None else f"{effect.value:.2f}× {_interval(effect, 2, '')}".strip()
+    if effect is None:
+        return ABSENT
+    value = f"{ratio_text(effect.value)}×"
+    if effect.low is None or effect.high is None:
+        return value
+    return f"{value} [{ratio_text(effect.low)}, {ratio_text(effect.high)}]"
 
 
 def _points(comparison: Comparison) -> str:

@@ -15,6 +15,7 @@ from hambench.reports.values import (
     clip,
     listing,
     number_cell,
+    ratio_text,
     seconds_text,
     signed,
     significant,
@@ -99,3 +100,13 @@ def test_csv_keeps_numbers_unrounded_and_quotes_text() -> None:
         ((text_cell('x"y'), number_cell(1 / 3)), (text_cell("z"), number_cell(None))),
     )
     assert table.csv() == f'"a,b",n\n"x""y",{1 / 3!r}\nz,\n'
+
+
+def test_an_interval_that_says_nothing_is_named_by_its_order() -> None:
+    assert [ratio_text(value) for value in (0.0004, 0.1, 1.0, 99.9, 9.4e8)] == [
+        "<0.01",
+        "0.10",
+        "1.00",
+        "99.90",
+        ">100",
+    ]
