@@ -49,7 +49,8 @@ def ratio_of_sums(numerators: Sequence[float], denominators: Sequence[float]) ->
     """Σ numerators / Σ denominators with a 95 % interval, a pair for each independent unit (an answer, a sample).
 
     What varies is the units, not what they are sums of: a thousand steps of ten answers tell what ten answers do.
-    The variance is that of a ratio of sums (linearised); fewer than two units have no interval.
+    The variance is that of a ratio of sums (linearised). Fewer than two units, and units
+    that all agree, say nothing of how they vary: they have no interval.
 
     Args:
         numerators: One per unit.
@@ -68,6 +69,8 @@ def ratio_of_sums(numerators: Sequence[float], denominators: Sequence[float]) ->
     if n < 2:
         return Estimate(value=value, n=n)
     half = Z95 * math.sqrt(float(((above - value * below) ** 2).sum()) * n / (n - 1)) / total
+    if half == 0:
+        return Estimate(value=value, n=n)
     return Estimate(value=value, low=value - half, high=value + half, n=n)
 
 

@@ -57,7 +57,8 @@ def overview_figure(view: View) -> Figure | None:
     finding = f"{number} {'is' if len(faster) < 2 else 'are'} shown to be faster than "
     finding += "their baselines" if view.several_baselines and len(faster) > 1 else name_of_base
     if faster:
-        finding += f"; {'none of them' if not held else listing(held[:4])} with accuracy shown to hold"
+        nobody = "none of them" if len(faster) > 1 else "not"
+        finding += f"; {listing(held[:4]) or nobody} with accuracy shown to hold"
         finding += f" (and {len(held) - 4} more)" if len(held) > 4 else ""
     return Figure(
         name=name,

@@ -28,8 +28,9 @@ def test_splitting_a_unit_narrows_the_interval_and_splitting_what_it_sums_does_n
     assert more.high - more.low < few.high - few.low
 
 
-def test_one_unit_has_no_interval_and_no_denominator_is_refused():
+def test_one_unit_or_agreeing_ones_have_no_interval_and_no_denominator_is_refused():
     assert ratio_of_sums([3], [2]).low is None
+    assert ratio_of_sums([3, 6], [1, 2]).low is None
     with pytest.raises(ValueError, match="positive sum"):
         ratio_of_sums([1], [0])
     with pytest.raises(ValueError, match="as many"):
