@@ -119,7 +119,9 @@ Examples:
 """,
 )
 @click.option("--model", default=DEFAULT_MODEL, show_default=True, metavar="NAME", help="The base.")
-@click.option("--recipe", type=click.Choice(["small", "continued", "paper"]), default="small", show_default=True)
+@click.option(
+    "--recipe", type=click.Choice(["small", "continued", "paper"]), default="small", show_default=True
+)
 @click.option(
     "--data", "sources", multiple=True, metavar="FILE[:TIMES]", help="JSONL; TIMES repeats its rows."
 )

@@ -176,7 +176,7 @@ def fastest_seconds(traces: Sequence[GenerationTrace]) -> float:
     steps = [tuple(decode_steps([trace])) for trace in traces]
     if len({tuple(step.tokens for step in turn) for turn in steps}) > 1:
         return min(sum(step.seconds for step in turn) for turn in steps)
-    return sum(min(step.seconds for step in same) for same in zip(*steps, strict=True))
+    return math.fsum(min(step.seconds for step in same) for same in zip(*steps, strict=True))
 
 
 def run_blocks(

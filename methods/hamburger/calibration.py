@@ -72,7 +72,7 @@ def fold(head: StopHead, calibration: Calibration) -> None:
     """Puts a calibration into a stop head's last layer."""
     last = head.layers[-1]
     last.weight.mul_(calibration.scale)  # type: ignore[operator]
-    last.bias.mul_(calibration.scale).add_(calibration.shift)  # type: ignore[operator, union-attr]
+    last.bias.mul_(calibration.scale).add_(calibration.shift)  # type: ignore[operator]
 
 
 @torch.no_grad()
@@ -84,7 +84,7 @@ def decisions(
     device = run.accelerator.device
     pool = student_lesson(run, lessons, sequences, rng)
     logits, stops = [], []
-    for rows in torch.arange(len(pool.features)).split(run.recipe.micro_batch):
+    for rows in torch.split(torch.arange(len(pool.features)), run.recipe.micro_batch):
         lesson = pool.rows(rows).to(device)
         with run.accelerator.autocast():
             out = micro_loss(

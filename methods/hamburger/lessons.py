@@ -56,7 +56,8 @@ class Lessons:
         asked at token g decides whether token g + 1 joins.
         """
         stops = [
-            torch.sigmoid(grafts.stop_head(rows[:, -1].float())) for rows in self.corpus.features.split(8192)
+            torch.sigmoid(grafts.stop_head(rows[:, -1].float()))
+            for rows in torch.split(self.corpus.features, 8192)
         ]
         self._values = torch.cat(stops).roll(1)
 

@@ -58,7 +58,7 @@ def student_stage(run: Trainer, lessons: Lessons) -> None:
         chosen = rng.sample(lessons.train, min(_POOL_SEQUENCES, len(lessons.train)))
         pool = student_lesson(run, lessons, chosen, rng)
         order = torch.randperm(len(pool.features))
-        for part in order.split(recipe.micro_batch):
+        for part in torch.split(order, recipe.micro_batch):
             if run.step < total and not run.out_of_time():
                 steps.take(pool.rows(part), run.step / total)
 
