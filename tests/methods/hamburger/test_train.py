@@ -27,14 +27,6 @@ SHAPE = with_shape(tie_embeddings=True, max_positions=256)
 PROMPT, ANSWER = [1, 2, 3], [10, 20, 30, 40, 50, 60, 70, 80] * 3
 
 
-@pytest.fixture(autouse=True)
-def _fresh_accelerator():
-    """Accelerate keeps its settings per process: another library's first use must not decide this test's."""
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return save_tiny_model(tmp_path_factory.mktemp("train") / "tiny", SHAPE)
