@@ -24,7 +24,7 @@ from hambench.norm import RMSNorm
 
 __all__ = ["DecoderStack", "ForwardOutput", "Llama", "LlamaShape", "rope_frequencies", "rotate"]
 
-PREFILL_CHUNK = 1024
+PREFILL_CHUNK = 2048
 """Rows of one prefill forward: enough to be bound by arithmetic, few enough for bounded activations."""
 
 

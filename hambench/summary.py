@@ -124,7 +124,7 @@ def to_json_line(item: dict[str, Any]) -> str:
     return msgspec.json.encode(item).decode()
 
 
-def render_table(run: Run, *, group: str = ALL, width: int = 140) -> str:
+def render_table(run: Run, *, group: str = ALL, width: int = 150) -> str:
     """The run as a table for a terminal, warnings first.
 
     ``same`` counts the answers that equal the baseline's token by token, over the whole run.
@@ -136,7 +136,7 @@ def render_table(run: Run, *, group: str = ALL, width: int = 140) -> str:
     comparisons = _comparisons(run, baselines, group)
     table = Table(box=None, pad_edge=False, header_style="bold")
     # the label gives way, never a number
-    table.add_column("method", overflow="fold", no_wrap=not several)
+    table.add_column("method", overflow="fold")
     for title in (
         "tok/s",
         "× vanilla [95 %]",
@@ -151,7 +151,7 @@ def render_table(run: Run, *, group: str = ALL, width: int = 140) -> str:
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("accuracy [95 %]", justify="right", no_wrap=True)
     table.add_column("same", justify="right", no_wrap=True)
-    table.add_column("n", justify="right")
+    table.add_column("n", justify="right", no_wrap=True)
     for measurement in measured:
         baseline = baselines[measurement.cell]
         identity = token_identity(run, measurement.cell, baseline.label) if baseline else None

@@ -8,6 +8,8 @@ asked for, so that a step's time is that of the work between two streamed pieces
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -155,6 +157,7 @@ def _lockstep(method: TransformersGenerate, prompt_ids: list[int], params: Sampl
 
     from hambench.methods.lockstep import Lockstep
 
+    _hush()
     config, model = method.config, method.model
     ids = torch.tensor([prompt_ids], dtype=torch.int64, device=method.target.device)
     options: dict[str, Any] = {}
@@ -178,6 +181,12 @@ def _lockstep(method: TransformersGenerate, prompt_ids: list[int], params: Sampl
     return Lockstep(
         generate, model=model, assistant=method.assistant, seed=None if params.greedy else params.seed
     )
+
+
+def _hush() -> None:
+    """Silences warnings about arguments that are right for the oldest transformers and new names for the newest."""
+    warnings.filterwarnings("ignore", message=".*past_key_values.*", category=FutureWarning)
+    logging.getLogger("transformers.generation.utils").setLevel(logging.ERROR)
 
 
 def _generation_config(config: TransformersConfig, params: SamplingParams) -> Any:

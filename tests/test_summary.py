@@ -64,6 +64,13 @@ def test_the_table_says_the_warnings_first_and_shows_every_cell(run):
         assert any(line.startswith(cell.label) for line in lines)
 
 
+def test_where_room_is_short_labels_fold_and_no_number_is_lost(run):
+    lines = render_table(run, width=122).splitlines()
+    header = next(line for line in lines if line.startswith("method"))
+    assert header.split()[-2:] == ["same", "n"]
+    assert all(line.split()[-1].isdigit() for line in lines if line.startswith("vanilla "))
+
+
 def test_a_run_with_nothing_measured_shows_dashes_not_zeros(run):
     empty = dataclasses.replace(run, records=(), scores=())
     text = render_table(empty)
