@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 NUMERICS_PROMPT_TOKENS = 64
 DECODE_PROMPT_TOKENS = 128
-PROBE_BYTES = 512 * 2**20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,6 +107,7 @@ def benchmark_engine(
     from hambench.llama import Llama
     from hambench.models import load, locate
     from hambench.quantize import quantize_int8
+    from hambench.telemetry import measure_bandwidth
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -173,23 +173,9 @@ def benchmark_engine(
         num_prompt_tokens=len(prompt),
         num_new_tokens=num_new_tokens,
         numerics=(exact, rounded),
-        read_gigabytes_per_second=read_bandwidth(target.device) / 1e9,
+        read_gigabytes_per_second=measure_bandwidth(str(target.device)).read / 1e9,
         paces=tuple(paces),
     )
-
-
-def read_bandwidth(device: torch.device, num_bytes: int = PROBE_BYTES) -> float:
-    """Bytes per second that a dot product reads from memory: the best of five, after one to touch the pages."""
-    import torch
-
-    probe = torch.ones(num_bytes // 4, device=device)
-    best = float("inf")
-    for turn in range(6):
-        start = time.perf_counter()
-        float(torch.dot(probe, probe))  # both operands are the same memory: read once
-        if turn > 0:
-            best = min(best, time.perf_counter() - start)
-    return probe.nbytes / best
 
 
 def _compare(ours: Llama, theirs: Any, prompt: torch.Tensor, num_tokens: int) -> Numerics:

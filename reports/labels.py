@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
+from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
 from hambench.reports.plate import INK, Plate
@@ -56,26 +58,12 @@ def place_labels(
     """
     renderer = plate.figure.canvas.get_renderer()  # type: ignore[attr-defined]
     frame = ax.get_window_extent(renderer)
-    taken = [*obstacles]
-    for label in labels:
-        x, y = ax.transData.transform((label.x, label.y))
-        taken.append(Bbox.from_extents(x - 5, y - 5, x + 5, y + 5))
+    points = [tuple(ax.transData.transform((label.x, label.y))) for label in labels]
+    taken = [*obstacles, *(Bbox.from_extents(x - 5, y - 5, x + 5, y + 5) for x, y in points)]
     unplaced = []
-    for label in labels:
-        placed = False
-        for dx, dy, ha, va in _OFFSETS:
-            text = ax.annotate(
-                clip(label.text, 34),
-                (label.x, label.y),
-                xytext=(dx, dy),
-                textcoords="offset points",
-                ha=ha,
-                va=va,
-                fontsize=label.size,
-                color=label.colour,
-                fontweight=label.weight,
-                annotation_clip=False,
-            )
+    for label, own in zip(labels, points, strict=True):
+        for place in _OFFSETS:
+            text = _write(ax, label, place)
             box = plate.text_box(text)
             inside = (
                 frame.x0 - 2 <= box.x0
@@ -84,11 +72,51 @@ def place_labels(
                 and box.y1 <= frame.y1 + 6
             )
             if inside and not any(box.overlaps(other) for other in taken):
+                if _could_be_anothers(box, own, points):
+                    text.remove()
+                    text = _write(ax, label, place, leader=True)
                 taken.append(box.padded(2))
                 plate.tag(text, halo=1, **({"series": label.series} if label.series else {}))
-                placed = True
                 break
             text.remove()
-        if not placed:
+        else:
             unplaced.append(label)
     return unplaced
+
+
+def _write(
+    ax: Axes, label: Label, place: tuple[float, float, str, str], *, leader: bool = False
+) -> Annotation:
+    dx, dy, ha, va = place
+    start = ({"left": 0.0, "center": 0.5, "right": 1.0}[ha], {"bottom": 0.0, "center": 0.5, "top": 1.0}[va])
+    line = {
+        "arrowstyle": "-",
+        "linewidth": 0.7,
+        "color": label.colour,
+        "shrinkA": 0,
+        "shrinkB": 4,
+        "relpos": start,
+    }
+    return ax.annotate(
+        clip(label.text, 34),
+        (label.x, label.y),
+        xytext=(dx, dy),
+        textcoords="offset points",
+        ha=ha,
+        va=va,
+        fontsize=label.size,
+        color=label.colour,
+        fontweight=label.weight,
+        annotation_clip=False,
+        arrowprops=line if leader else None,
+    )
+
+
+def _could_be_anothers(box: Bbox, own: tuple[float, float], points: Sequence[tuple[float, float]]) -> bool:
+    """Whether a reader could take the text for another point's: one is nearly as near. Then a line says whose it is."""
+
+    def distance(point: tuple[float, float]) -> float:
+        x, y = point
+        return math.hypot(max(box.x0 - x, 0, x - box.x1), max(box.y0 - y, 0, y - box.y1))
+
+    return any(distance(point) < 1.5 * distance(own) for point in points if point != own)

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as MplFigure
 from matplotlib.lines import Line2D
+from matplotlib.text import Annotation, Text
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import Bbox
 
@@ -178,9 +179,13 @@ class Plate:
         return self._svg
 
     def text_box(self, text: Artist) -> Bbox:
-        """Where a text is, in display coordinates."""
+        """Where a text is, in display coordinates; an annotation's line is not part of it."""
+        renderer = self.figure.canvas.get_renderer()  # type: ignore[attr-defined]
         with _drawing():
-            box: Bbox = text.get_window_extent(self.figure.canvas.get_renderer())  # type: ignore[attr-defined]
+            if isinstance(text, Annotation):
+                text.update_positions(renderer)
+                return Text.get_window_extent(text, renderer)
+            box: Bbox = text.get_window_extent(renderer)
         return box
 
     def key(self, entries: Sequence[tuple[str, MethodStyle]]) -> None:

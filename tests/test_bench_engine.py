@@ -1,7 +1,6 @@
 import json
 
 import pytest
-import torch
 from click.testing import CliRunner
 from fakes import TINY_SHAPE, random_weights
 from safetensors.torch import save_file
@@ -71,7 +70,3 @@ def test_no_speed_is_given_for_an_engine_that_computes_something_else(folder, mo
 def test_a_prompt_beyond_the_context_is_refused(folder):
     with pytest.raises(HambenchError, match="context of 512 tokens, 604 are needed"):
         run(folder, "--prompt-tokens", "600")
-
-
-def test_the_probe_reads_at_a_finite_pace():
-    assert 0 < bench_engine.read_bandwidth(torch.device("cpu"), 2**20) < 1e15

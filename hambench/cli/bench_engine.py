@@ -71,7 +71,7 @@ def _lines(result: EngineBenchmark) -> list[str]:
         f"{result.model} in {result.dtype} on {result.device}, {result.threads} threads"
         + (f" ({result.note})" if result.note else ""),
         *(_numerics_line(numerics) for numerics in result.numerics),
-        f"memory reads {result.read_gigabytes_per_second:.1f} GB/s (a dot product)",
+        f"memory reads {result.read_gigabytes_per_second:.1f} GB/s",
         "",
         f"{'phase':8} {'engine':14} {'tokens/s':>9} {'ms/token':>9} {'GB/s':>6}   x transformers (min-max)",
     ]
