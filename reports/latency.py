@@ -111,7 +111,7 @@ def ecdf_figure(view: View, kind: str, title: str, x_title: str, values: Values,
 
 
 def log_ticks(ax: Axes) -> None:
-    """Ticks at 1, 2 and 5 of each decade that the axis shows, thinned out over many decades."""
+    """Ticks at 1, 2 and 5 of each decade that the axis shows, or finer, where their labels have room."""
     low, high = ax.get_xlim()
     decades = range(int(np.floor(np.log10(low))) - 1, int(np.ceil(np.log10(high))) + 1)
     steps: tuple[float, ...] = (1,)
@@ -122,8 +122,13 @@ def log_ticks(ax: Axes) -> None:
         steps = finer
     ticks = [step * 10.0**decade for decade in decades for step in steps]
     visible = [tick for tick in ticks if low <= tick <= high]
-    ticks = visible[:: -(-len(visible) // 7) or 1]
-    ax.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
+    # a label is about an eighth of the axis wide
+    apart = (high / low) ** 0.135
+    ticks = visible[:1]
+    for tick in visible[1:]:
+        if tick >= ticks[-1] * apart:
+            ticks.append(tick)
+    ax.xaxis.set_major_locator(FixedLocator(ticks))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
