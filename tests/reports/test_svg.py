@@ -103,6 +103,19 @@ def test_labels_never_overlap_each_other_or_points() -> None:
             assert not (box.x0 < x < box.x1 and box.y0 < y < box.y1)
 
 
+def test_a_line_says_whose_a_label_is_only_where_another_point_is_as_near() -> None:
+    def leaders(distance: float) -> int:
+        plate = Plate("leaders")
+        ax = plate.axes[0]
+        ax.set_xlim(0, 100)
+        ax.set_ylim(0, 100)
+        place_labels(plate, ax, [Label(40, 50, "one"), Label(40 + distance, 50, "two")])
+        return sum(text.arrow_patch is not None for text in ax.texts)
+
+    assert leaders(30) == 0
+    assert leaders(1) >= 1
+
+
 @pytest.mark.parametrize("values", [LIGHT, DARK], ids=["light", "dark"])
 def test_every_text_colour_is_readable_on_every_ground_it_stands_on(values: dict[str, str]) -> None:
     for text in ("ink", "muted", "accent", "good", "bad", "warn", "h0", "h1", "h2", "h3", "h4"):
