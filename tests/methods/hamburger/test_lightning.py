@@ -41,14 +41,15 @@ def test_every_golden_group_and_slot_count_is_identical(golden):
         assert session.kv.slots == case["kv_len"]
 
 
-def test_the_training_forward_is_the_public_one(golden):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_training_forward_is_the_public_one(golden, dtype):
     from transformers import AutoConfig, LlamaForCausalLM
 
     expected, checkpoint, base = golden
     cases = expected["training_forward"]
-    model = LlamaForCausalLM(AutoConfig.from_pretrained(base)).float().eval()
+    model = LlamaForCausalLM(AutoConfig.from_pretrained(base)).to(dtype).eval()
     model.load_state_dict(checkpoint.group("base"), strict=False)
-    grafts = Grafts(shape_of(base), checkpoint.architecture).eval()
+    grafts = Grafts(shape_of(base), checkpoint.architecture).to(dtype).eval()
     grafts.load_state_dict({n: t for n, t in checkpoint.tensors.items() if not n.startswith("base.")})
     batch = collate([(case["input_ids"], case["inst_len"], case["steps"]) for case in cases], 4)
     with torch.no_grad():
@@ -56,13 +57,16 @@ def test_the_training_forward_is_the_public_one(golden):
         logits = model.lm_head(hidden)[batch.target_mask]
 
     def of(name):
-        return torch.tensor([value for case in cases for value in case[name]])
+        values = torch.tensor([value for case in cases for value in case[name]])
+        return values.to(dtype) if values.is_floating_point() else values
 
     assert logits.argmax(-1).tolist() == of("logits_argmax").tolist()
     torch.testing.assert_close(logits[:, :8], of("logits_first8"), rtol=0, atol=1e-4)
     torch.testing.assert_close(logits.logsumexp(-1), of("logsumexp"), rtol=0, atol=1e-4)
-    # stop logits reach 90 here: the public code's own are up to 3e-4 from float64's
-    torch.testing.assert_close(stop_logits[batch.target_mask], of("stop_logits"), rtol=1e-4, atol=3e-4)
+    # stop logits are sums of terms up to 90: rounding of ours and of the public float32 together passes 1e-4 on some
+    # CPUs (1.6e-4 was seen), so the bound that counts is held where ours has none
+    atol = 1e-4 if dtype == torch.float64 else 3e-4
+    torch.testing.assert_close(stop_logits[batch.target_mask], of("stop_logits"), rtol=1e-4, atol=atol)
 
 
 def public_state(shape, architecture, seed=0):
