@@ -145,7 +145,7 @@ def test_a_killed_run_is_readable_and_can_be_finished(tiny_model, rows, tmp_path
         "--data",
         str(rows),
         "--repeats",
-        "40",
+        "10",
     ]
     arguments += ["--no-report"]
     program = "from hambench.cli import main; main()"
