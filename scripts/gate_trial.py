@@ -26,6 +26,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from hambench.gate import single_cell, work_of
 from hambench.gating.blocks import Arm
 from hambench.gating.config import SpeedGate, read_config
@@ -117,12 +119,15 @@ def main() -> int:
     """Runs the trial, and writes after every gate what there is."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gates", type=int, default=10, help="of each kind")
+    parser.add_argument("--blocks", type=int, help="of each gate; by default what hambench.toml says")
     parser.add_argument("--slowdown", type=float, default=0.1, help="share by which each step lasts longer")
     parser.add_argument("--load-threads", type=int, default=1, help="0 for none")
     parser.add_argument("--out", type=Path, required=True, help="folder")
     asked = parser.parse_args()
     gate = read_config(Path("hambench.toml")).speed
     assert gate is not None, "hambench.toml has no [gate.speed]"
+    if asked.blocks is not None:
+        gate = msgspec.structs.replace(gate, blocks=asked.blocks)
     threshold = gate.threshold if gate.threshold is not None else 0.05
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
@@ -133,7 +138,7 @@ def main() -> int:
         "machine": f"{os.cpu_count()} cores, {cpu_name()}",
         "versions": f"Python {sys.version.split()[0]}, "
         + ", ".join(f"{n} {version(n)}" for n in ("torch", "transformers")),
-        "gate": f"vanilla, {gate.blocks} blocks, threshold {threshold:.0%}, {gate.turns} turns of "
+        "gate": f"vanilla in {gate.dtype}, {gate.blocks} blocks, threshold {threshold:.0%}, {gate.turns} turns of "
         f"{gate.max_new_tokens} tokens, {gate.threads} thread(s)",
         "other load": f"{asked.load_threads} thread(s), bursts of {BURST_S} s and pauses of {PAUSE_S} s in the mean",
         "slowed": f"each decode step lasts {asked.slowdown:.0%} longer",

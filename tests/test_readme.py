@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
 PAGES = [
     "README.md",
     "CONTRIBUTING.md",
@@ -17,8 +18,8 @@ PAGES = [
 ]
 
 
-def console_commands(page: str) -> list[str]:
-    blocks = re.findall(r"```console\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+def console_commands(text: str) -> list[str]:
+    blocks = re.findall(r"```console\n(.*?)```", text, flags=re.DOTALL)
     return [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")]
 
 
@@ -38,7 +39,7 @@ def test_relative_links_lead_to_files(page):
 
 @pytest.mark.skipif(not shutil.which("make"), reason="needs make")
 def test_make_targets_of_the_readme_exist_and_demo_runs_the_commands_shown():
-    commands = console_commands("README.md")
+    commands = console_commands(README)
     targets = [command.split()[1] for command in commands if command.startswith("make ")]
     assert targets == ["demo", "test"]
     for target in targets:
@@ -52,7 +53,12 @@ def test_make_targets_of_the_readme_exist_and_demo_runs_the_commands_shown():
 @pytest.mark.model
 @pytest.mark.parametrize(
     "command",
-    [c for c in console_commands("README.md") if not c.startswith(("make", "hambench run --methods all"))],
+    # those of the section on CI need its files and each other: test_ci_docs.py runs them
+    [
+        command
+        for command in console_commands(re.sub(r"\n## In CI\n.*?(?=\n## )", "", README, flags=re.DOTALL))
+        if not command.startswith(("make", "hambench run --methods all"))
+    ],
 )
 def test_commands_of_the_readme_run(command, tmp_path):
     program = "from hambench.cli import main; main()"
@@ -69,11 +75,12 @@ def test_the_readme_names_every_command_and_method():
     from hambench.cli import cli
     from hambench.registry import BUILTIN
 
-    text = (ROOT / "README.md").read_text()
     assert [
-        name for name in cli.list_commands(None) if f"`{name}`" not in text and f"hambench {name}" not in text
+        name
+        for name in cli.list_commands(None)
+        if f"`{name}`" not in README and f"hambench {name}" not in README
     ] == []
-    assert [name for name in BUILTIN if f"`{name}`" not in text] == []
+    assert [name for name in BUILTIN if f"`{name}`" not in README] == []
 
 
 def test_nothing_in_the_repository_names_a_machines_path():

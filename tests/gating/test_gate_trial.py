@@ -1,0 +1,85 @@
+"""The script that tries the speed gate: what it slows, when it fails, what it writes."""
+
+import importlib.util
+import json
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture
+def trial(monkeypatch):
+    spec = importlib.util.spec_from_file_location("gate_trial", ROOT / "scripts/gate_trial.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.chdir(ROOT)
+    return module
+
+
+def gates(*verdicts):
+    effect = {"value": 0.9, "low": 0.88, "high": 0.93}
+    return [
+        {"verdict": v, "effect": effect, "reason": "why", "seconds": 1.0, "readings": [{"block": 0}]}
+        for v in verdicts
+    ]
+
+
+def test_the_slowed_method_waits_for_a_share_of_each_step(trial, monkeypatch):
+    from hambench.methods import vanilla
+
+    now = [0.0]
+
+    def step(self):
+        now[0] += 2.0
+        return "emitted"
+
+    def clock():
+        now[0] += 0.01
+        return now[0]
+
+    monkeypatch.setattr(vanilla.VanillaSession, "step", step)
+    monkeypatch.setattr(time, "perf_counter", clock)
+    # what the interpreter runs at its start in the slowed arm; the patch is undone with the fixture
+    exec(trial.SLOWED.replace("SHARE", "0.1"), {})
+    assert vanilla.VanillaSession.step(None) == "emitted"
+    assert now[0] == pytest.approx(2.0 * 1.1, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("unchanged", "slowed", "code"),
+    [
+        (["equivalent"] * 10, ["regressed"] * 9 + ["inconclusive"], 0),
+        (["equivalent"] * 10, ["regressed"] * 8 + ["inconclusive"] * 2, 1),
+        (["equivalent"] * 9 + ["regressed"], ["regressed"] * 10, 1),
+        (["inconclusive"] * 10, ["crashed"] * 10, 1),
+    ],
+)
+def test_it_fails_on_a_false_alarm_and_on_two_missed_losses(
+    trial, monkeypatch, tmp_path, unchanged, slowed, code
+):
+    answers = {"unchanged": iter(gates(*unchanged)), "slowed": iter(gates(*slowed))}
+    monkeypatch.setattr(
+        trial, "one_gate", lambda gate, threshold, arm: next(answers["slowed" if arm else "unchanged"])
+    )
+    monkeypatch.setattr(sys, "argv", ["gate_trial.py", "--load-threads", "0", "--out", str(tmp_path)])
+    assert trial.main() == code
+    written = json.loads((tmp_path / "gate-trial.json").read_text())
+    assert [gate["verdict"] for gate in written["results"]["slowed"]] == slowed
+    rows = [
+        line for line in (tmp_path / "gate-trial.md").read_text().splitlines() if line.startswith("| slowed")
+    ]
+    assert len(rows) == 10
+    assert "0.900 [0.880, 0.930]" in rows[0]
+
+
+def test_the_load_ends_with_the_trial(trial):
+    with trial.bursts(2):
+        running = trial.multiprocessing.active_children()
+        assert len(running) >= 2
+    for process in running:
+        process.join(timeout=10)
+        assert not process.is_alive()
