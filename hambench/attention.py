@@ -15,6 +15,8 @@ import math
 import torch
 import torch.nn.functional as F
 
+from hambench.linear import must_widen
+
 LEAST_LONG = 128
 """Rows from which on a CPU has a better way than one masked call."""
 SCORES_BYTES = 16 * 2**20
@@ -41,6 +43,8 @@ def attend(
     """
     num_rows, past = q.shape[1], keys.shape[1] - q.shape[1]
     if _is_long(num_rows, q.device):
+        if must_widen(q):
+            return attend_in_blocks(q.float(), keys.float(), values.float()).to(q.dtype)
         if q.dtype in (torch.bfloat16, torch.float32) and not (q.dtype == torch.bfloat16 and _has_tiles()):
             return attend_in_blocks(q, keys, values)
         if past > 0:

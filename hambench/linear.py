@@ -2,15 +2,22 @@
 
 A decode step is bound by reading weights. On a CPU, ``F.linear`` re-orders a bfloat16 weight on every call, which
 costs more than reading it; oneDNN takes a weight re-ordered once, and fuses the activation, the product of gate and
-up, and the residual sum in the same pass. On any other device the dense weight is already the right form.
+up, and the residual sum in the same pass. A CPU without arithmetic in the model's type multiplies many rows faster in
+float32. On any other device the dense weight is already the right form.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
+
+LEAST_WIDENED = 8
+"""Rows from which on a CPU without arithmetic in the weight's type multiplies in float32; docs/adr/0005."""
+WIDENED_BYTES = 4 * 2**20
+"""Of a weight that is held in float32 at a time: a copy of a whole LM head costs more in page faults than in sums."""
 
 
 class Linear(Protocol):
@@ -97,6 +104,27 @@ class DenseGated:
         return F.silu(gate) * up
 
 
+class WidenedLinear(DenseLinear):
+    """A 16-bit weight on a CPU that multiplies no such type: many rows are multiplied in float32, and rounded once.
+
+    There torch's product takes as long again for each row, at a tenth of float32's speed. For a few rows that is still
+    less than widening the weight takes.
+    """
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        """``[T, in] -> [T, out]``."""
+        return widened(rows, self.weight, self.bias).to(rows.dtype)
+
+
+class WidenedGated(DenseGated):
+    """Gate and up as :class:`WidenedLinear` has them; activation and product come before the rounding."""
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        """``[T, in] -> [T, out]``."""
+        gate, up = widened(rows, self.weight).chunk(2, dim=-1)
+        return (F.silu(gate) * up).to(rows.dtype)
+
+
 class PackedLinear:
     """A weight re-ordered once for oneDNN's kernels (CPU only).
 
@@ -155,12 +183,16 @@ class PackedGated:
 
 def make_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
     """The fastest layer for the weight's device and type."""
-    return PackedLinear(weight, bias) if can_pack(weight) else DenseLinear(weight, bias)
+    if can_pack(weight):
+        return PackedLinear(weight, bias)
+    return (WidenedLinear if must_widen(weight) else DenseLinear)(weight, bias)
 
 
 def make_gated(gate: torch.Tensor, up: torch.Tensor) -> GatedLinear:
     """The fastest gated layer for the weights' device and type."""
-    return PackedGated(gate, up) if can_pack(gate) else DenseGated(gate, up)
+    if can_pack(gate):
+        return PackedGated(gate, up)
+    return (WidenedGated if must_widen(gate) else DenseGated)(gate, up)
 
 
 def can_pack(weight: torch.Tensor) -> bool:
@@ -170,6 +202,32 @@ def can_pack(weight: torch.Tensor) -> bool:
     return weight.dtype == torch.float32 or (
         weight.dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     )
+
+
+def must_widen(tensor: torch.Tensor) -> bool:
+    """Whether products of this 16-bit type are emulated on this machine."""
+    return tensor.device.type == "cpu" and tensor.dtype.itemsize == 2 and not _multiplies(tensor.dtype)
+
+
+def widened(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """``F.linear``, of many rows in float32."""
+    if rows.shape[:-1].numel() < LEAST_WIDENED:
+        return F.linear(rows, weight, bias)
+    wide = rows.float()
+    slices = torch.split(weight, max(WIDENED_BYTES // (4 * weight.shape[1]), 1))
+    parts = [F.linear(wide, part.float()) for part in slices]
+    projected = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+    return projected if bias is None else projected + bias.float()
+
+
+@functools.cache
+def _multiplies(dtype: torch.dtype) -> bool:
+    """Whether oneDNN has matrix products of a 16-bit type on this CPU."""
+    supported = {
+        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
+        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
+    }
+    return bool(supported[dtype]())
 
 
 def _pack(weight: torch.Tensor) -> torch.Tensor:

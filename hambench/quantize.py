@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from hambench.errors import ModelError
-from hambench.linear import GatedLinear, Linear
+from hambench.linear import GatedLinear, Linear, must_widen
 from hambench.llama import DecoderLayer, DecoderStack, Llama
 
 MOST_ROWS_UNPACKED = 16
@@ -49,7 +49,8 @@ class Int8Linear:
             projected: torch.Tensor = torch.ops.aten._weight_int8pack_mm(rows, self.codes, self.scales)
         else:
             # codes up to 127 are exact in every float type: scaling the product loses nothing
-            projected = F.linear(rows, self.codes.to(rows.dtype)) * self.scales
+            type_ = torch.float32 if must_widen(rows) else rows.dtype
+            projected = (F.linear(rows.to(type_), self.codes.to(type_)) * self.scales).to(rows.dtype)
         return projected if self.bias is None else projected + self.bias
 
     def add_to(self, stream: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

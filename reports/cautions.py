@@ -90,7 +90,8 @@ def cautions(view: View) -> list[Caution]:
                 "warn",
                 "Disturbed",
                 f"other processes took more than {MAX_OTHER_LOAD:.0%} of the machine during {len(disturbed)} of "
-                f"{len(run.measured)} answers; cells are interleaved, so ratios suffer less than absolute speeds.",
+                f"{len(run.measured)} answers; cells are interleaved, so ratios suffer less than absolute speeds."
+                + _spare_core(view),
             )
         )
     if header.edition == "offline" and not any("offline" in note.lower() for note in notes):
@@ -116,6 +117,23 @@ def watermark(view: View) -> str:
         words.append("Partial run")
     return " · ".join(
         [*(word.lower() if word != "CPU" else word for word in words), f"hambench {header.run_id}"]
+    )
+
+
+def _spare_core(view: View) -> str:
+    """What to do about it, where every core had a thread."""
+    environment = view.run.header.environment
+    cores, threads = environment.get("cpu_affinity"), environment.get("torch_threads")
+    if (
+        not _on_cpu(view)
+        or not isinstance(cores, int)
+        or not isinstance(threads, int)
+        or not 1 < cores <= threads
+    ):
+        return ""
+    return (
+        f" Each of the {cores} cores had a thread, and a step waits for the last of them: `--threads {cores - 1}` "
+        "leaves others a core."
     )
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from hambench import attention
+from hambench import attention, linear
 from hambench.attention import LEAST_LONG, attend, attend_in_blocks, attend_in_two, causal_mask
 
 CASES = [
@@ -74,15 +74,16 @@ def test_large_scores_are_not_rounded():
     assert error.abs().max() < 0.05
 
 
-@pytest.mark.parametrize("tiles", [True, False])
+@pytest.mark.parametrize("cpu", ["tiles", "16 bits", "32 bits"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("past", [0, 50])
 @pytest.mark.parametrize("rows", [1, 5, LEAST_LONG])
-def test_attend_is_one_function_whatever_it_picks(tiles, dtype, past, rows, monkeypatch):
-    monkeypatch.setattr(attention, "_has_tiles", lambda: tiles)
+def test_attend_is_one_function_whatever_it_picks(cpu, dtype, past, rows, monkeypatch):
+    monkeypatch.setattr(attention, "_has_tiles", lambda: cpu == "tiles")
+    monkeypatch.setattr(linear, "_multiplies", lambda dtype: cpu != "32 bits")
     q, keys, values = inputs(4, 2, rows, past, dtype)
     mask = causal_mask(rows, past, dtype, q.device)
     tolerance = 2e-5 if dtype == torch.float32 else 0.2
-    torch.testing.assert_close(
-        attend(q, keys, values, mask).double(), definition(q, keys, values), rtol=0, atol=tolerance
-    )
+    mixed = attend(q, keys, values, mask)
+    assert mixed.dtype == dtype
+    torch.testing.assert_close(mixed.double(), definition(q, keys, values), rtol=0, atol=tolerance)

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import pytest
 from click.testing import CliRunner
@@ -28,6 +30,15 @@ def test_every_command_has_help():
         result = runner.invoke(cli, [name, "--help"])
         assert result.exit_code == 0, (name, result.output)
         assert result.output.count("\n") > 3
+
+
+def test_the_module_is_the_command():
+    # as `accelerate launch -m hambench` starts it
+    done = subprocess.run(
+        [sys.executable, "-m", "hambench", "--version"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "hambench" in done.stdout
 
 
 @pytest.mark.parametrize(

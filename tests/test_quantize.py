@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from hambench import linear
 from hambench.quantize import MOST_ROWS_UNPACKED, Int8Linear, quantize_rows
 
 
@@ -31,27 +32,31 @@ def test_each_channel_has_a_scale_of_its_own():
 def test_an_all_zero_channel_stays_zero():
     weight = normal(3, 8)
     weight[1] = 0
-    linear = Int8Linear(weight)
-    assert linear.weight[1].abs().max() == 0
-    assert torch.isfinite(linear(normal(2, 8))).all()
+    layer = Int8Linear(weight)
+    assert layer.weight[1].abs().max() == 0
+    assert torch.isfinite(layer(normal(2, 8))).all()
 
 
 @pytest.mark.parametrize("rows", [1, 3, 4, 5, 8, MOST_ROWS_UNPACKED, MOST_ROWS_UNPACKED + 1, 40])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_the_product_is_that_of_the_weight_the_codes_stand_for(rows, dtype, with_bias):
+@pytest.mark.parametrize("widen", [False, True])
+def test_the_product_is_that_of_the_weight_the_codes_stand_for(rows, dtype, with_bias, widen, monkeypatch):
+    if widen:
+        monkeypatch.setattr(linear, "_multiplies", lambda dtype: False)
     weight, x = normal(48, 64).to(dtype), normal(rows, 64, seed=1).to(dtype)
     bias = normal(48, seed=2).to(dtype) if with_bias else None
-    linear = Int8Linear(weight, bias)
-    exact = x.double() @ (linear.codes.double() * linear.scales.double()[:, None]).T
+    layer = Int8Linear(weight, bias)
+    exact = x.double() @ (layer.codes.double() * layer.scales.double()[:, None]).T
     exact = exact if bias is None else exact + bias.double()
     tolerance = 0.02 if dtype == torch.bfloat16 else 1e-5
-    assert (linear(x).double() - exact).norm() / exact.norm() < tolerance
+    assert layer(x).dtype == dtype
+    assert (layer(x).double() - exact).norm() / exact.norm() < tolerance
 
 
 def test_adding_to_the_stream_adds():
-    linear, x, stream = Int8Linear(normal(8, 8)), normal(2, 8), normal(2, 8, seed=3)
-    assert torch.allclose(linear.add_to(stream, x), stream + linear(x))
+    layer, x, stream = Int8Linear(normal(8, 8)), normal(2, 8), normal(2, 8, seed=3)
+    assert torch.allclose(layer.add_to(stream, x), stream + layer(x))
 
 
 def test_int8_reads_half_of_what_bfloat16_does():

@@ -112,10 +112,10 @@ def segment(conversations: Path, out: Path, model: str, metric: str, **rule: Any
     epilog="""
 \b
 Examples:
-  hambench hamburger train --recipe small --self-distil 2000 --minutes 90 --out weights
+  hambench hamburger train --self-distil 2000 --read 4000 --minutes 90 --out weights
   hambench hamburger train --model FOLDER --recipe paper --data chats.jsonl --data sums.jsonl:20 --out weights
-  hambench hamburger train --recipe small --self-distil 2000 --out weights --resume
-  accelerate launch -m hambench.cli hamburger train ...        (several GPUs)
+  hambench hamburger train --self-distil 2000 --read 4000 --minutes 90 --out weights --resume
+  accelerate launch -m hambench hamburger train ...        (several GPUs)
 """,
 )
 @click.option("--model", default=DEFAULT_MODEL, show_default=True, metavar="NAME", help="The base.")

@@ -146,6 +146,15 @@ def test_other_processes_are_told_of(run: Run) -> None:
     assert "Disturbed" not in [caution.title for caution in cautions(View(run))]
 
 
+@pytest.mark.parametrize(("threads", "told"), [(4, True), (3, False)])
+def test_who_has_a_thread_on_every_core_is_told_to_leave_one(run: Run, threads: int, told: bool) -> None:
+    environment = {**run.header.environment, "cpu_affinity": 4, "torch_threads": threads}
+    busy = tuple(replace(record, other_load=0.4) for record in run.records)
+    found = cautions(View(replace(run, header=replace(run.header, environment=environment), records=busy)))
+    (text,) = [caution.text for caution in found if caution.title == "Disturbed"]
+    assert ("`--threads 3`" in text) == told
+
+
 def test_cells_get_short_names_series_and_order() -> None:
     views = {view.label: view for view in view_cells(synthetic.cells())}
     assert views["speculative[k=4]"].short == "k=4"
