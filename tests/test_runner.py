@@ -124,6 +124,20 @@ def test_resuming_a_finished_run_changes_nothing(tiny_model, rows, tmp_path):
     assert {path.name: path.read_bytes() for path in run.path.iterdir()} == before
 
 
+SLOW_RUN = """
+import time
+from hambench.store import RunWriter
+append = RunWriter.append_record
+def slowed(self, record):
+    append(self, record)
+    time.sleep(0.3)
+RunWriter.append_record = slowed
+from hambench.cli import main
+main()
+"""
+"""A run that a busy machine can't finish before it is killed."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_run_is_readable_and_can_be_finished(tiny_model, rows, tmp_path, how):
@@ -145,12 +159,11 @@ def test_a_killed_run_is_readable_and_can_be_finished(tiny_model, rows, tmp_path
         "--data",
         str(rows),
         "--repeats",
-        "10",
+        "3",
     ]
     arguments += ["--no-report"]
-    program = "from hambench.cli import main; main()"
     child = subprocess.Popen(
-        [sys.executable, "-c", program, *arguments, "--out", str(folder)],
+        [sys.executable, "-c", SLOW_RUN, *arguments, "--out", str(folder)],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
