@@ -125,8 +125,9 @@ def test_resuming_a_finished_run_changes_nothing(tiny_model, rows, tmp_path):
 
 
 SLOW_RUN = """
-import time
+import signal, time
 from hambench.store import RunWriter
+signal.signal(signal.SIGINT, signal.default_int_handler)
 append = RunWriter.append_record
 def slowed(self, record):
     append(self, record)
@@ -135,7 +136,8 @@ RunWriter.append_record = slowed
 from hambench.cli import main
 main()
 """
-"""A run that a busy machine can't finish before it is killed."""
+"""A run that a busy machine can't finish before it is killed, and that hears Ctrl-C: children of a background job of a
+shell are started deaf to it."""
 
 
 @pytest.mark.slow
