@@ -199,9 +199,7 @@ def can_pack(weight: torch.Tensor) -> bool:
     """Whether oneDNN has pre-packed kernels for this weight on this machine."""
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
-    return weight.dtype == torch.float32 or (
-        weight.dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    )
+    return weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and _multiplies(weight.dtype))
 
 
 def must_widen(tensor: torch.Tensor) -> bool:
@@ -223,6 +221,8 @@ def widened(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None 
 @functools.cache
 def _multiplies(dtype: torch.dtype) -> bool:
     """Whether oneDNN has matrix products of a 16-bit type on this CPU."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
     supported = {
         torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
         torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,

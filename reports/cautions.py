@@ -121,9 +121,11 @@ def watermark(view: View) -> str:
 
 
 def _spare_core(view: View) -> str:
-    """What to do about it, where every core had a thread."""
+    """What to do about it, where every core had a thread and the run did not choose its threads."""
     environment = view.run.header.environment
     cores, threads = environment.get("cpu_affinity"), environment.get("torch_threads")
+    if any(cell.threads is not None for cell in view.run.header.cells):
+        return ""
     if (
         not _on_cpu(view)
         or not isinstance(cores, int)

@@ -2,8 +2,8 @@
 
     python scripts/gate_trial.py --gates 10 --slowdown 0.1 --out docs/results/NAME
 
-The gate is the one of ``hambench.toml``, with one method on both sides. Another process loads the machine in bursts
-all the while. Written are every gate's verdict with its raw readings (``gate-trial.json``) and a page
+The gate is the one of ``hambench.toml`` (``--blocks`` apart), with one method on both sides. Another process loads the
+machine in bursts all the while. Written are every gate's verdict with its raw readings (``gate-trial.json``) and a page
 (``gate-trial.md``). The exit code is 1 if an unchanged one "regressed", or fewer than nine in ten slowed ones did.
 """
 

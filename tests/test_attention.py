@@ -87,3 +87,17 @@ def test_attend_is_one_function_whatever_it_picks(cpu, dtype, past, rows, monkey
     mixed = attend(q, keys, values, mask)
     assert mixed.dtype == dtype
     torch.testing.assert_close(mixed.double(), definition(q, keys, values), rtol=0, atol=tolerance)
+
+
+def test_a_prompt_is_mixed_in_float32_where_16_bits_are_emulated(monkeypatch):
+    seen = []
+
+    def spied(q, keys, values):
+        seen.append({tensor.dtype for tensor in (q, keys, values)})
+        return attend_in_blocks(q, keys, values)
+
+    monkeypatch.setattr(attention, "attend_in_blocks", spied)
+    monkeypatch.setattr(linear, "_multiplies", lambda dtype: False)
+    q, keys, values = inputs(4, 2, LEAST_LONG, 0, torch.bfloat16)
+    assert attend(q, keys, values, None).dtype == torch.bfloat16
+    assert seen == [{torch.float32}]

@@ -22,7 +22,6 @@ def relative_error(got, exact):
 def arithmetic(request, monkeypatch):
     if request.param != "this machine's":
         monkeypatch.setattr(linear, "_multiplies", lambda dtype: False)
-        monkeypatch.setattr(linear, "can_pack", lambda weight: False)
 
 
 @pytest.mark.usefixtures("arithmetic")
@@ -61,13 +60,27 @@ def test_every_gated_form_is_gate_and_up(dtype, rows):
 
 
 @pytest.mark.parametrize("slices", [1, 5])
-def test_many_rows_are_rounded_once(slices, monkeypatch):
+def test_many_rows_are_multiplied_in_float32_and_a_few_are_not(slices, monkeypatch):
     monkeypatch.setattr(linear, "_multiplies", lambda dtype: False)
     monkeypatch.setattr(linear, "WIDENED_BYTES", 4 * 512 * 48 // slices)
-    monkeypatch.setattr(linear, "can_pack", lambda weight: False)
     weight, x = normal(48, 512).bfloat16(), normal(LEAST_WIDENED, 512, seed=1).bfloat16()
     exact = x.float() @ weight.float().T
-    torch.testing.assert_close(make_linear(weight)(x), exact.bfloat16(), rtol=2**-8, atol=1e-4)
+    plain, seen = F.linear, []
+
+    def spied(rows, part, bias=None):
+        seen.append((rows.dtype, part.dtype))
+        return plain(rows, part, bias)
+
+    monkeypatch.setattr(linear.F, "linear", spied)
+    layer = make_linear(weight)
+    got = layer(x)
+    assert set(seen) == {(torch.float32, torch.float32)}
+    # 48 output channels in slices of 48 or of 9
+    assert len(seen) == {1: 1, 5: 6}[slices]
+    torch.testing.assert_close(got, exact.bfloat16(), rtol=2**-8, atol=1e-4)
+    seen.clear()
+    layer(x[1:])
+    assert seen == [(torch.bfloat16, torch.bfloat16)]
     # float32 has arithmetic everywhere, and a type of the GPU is the GPU's affair
     assert not linear.must_widen(weight.float())
     assert not linear.must_widen(weight.to("meta"))

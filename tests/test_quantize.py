@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hambench import linear
+from hambench import linear, quantize
 from hambench.quantize import MOST_ROWS_UNPACKED, Int8Linear, quantize_rows
 
 
@@ -62,3 +62,17 @@ def test_adding_to_the_stream_adds():
 def test_int8_reads_half_of_what_bfloat16_does():
     weight = normal(256, 256).bfloat16()
     assert Int8Linear(weight).weight_bytes == pytest.approx(weight.nbytes / 2, rel=0.01)
+
+
+def test_many_rows_are_multiplied_in_float32_where_16_bits_are_emulated(monkeypatch):
+    plain, seen = quantize.F.linear, []
+
+    def spied(rows, weight):
+        seen.append({rows.dtype, weight.dtype})
+        return plain(rows, weight)
+
+    monkeypatch.setattr(quantize.F, "linear", spied)
+    monkeypatch.setattr(linear, "_multiplies", lambda dtype: False)
+    layer = Int8Linear(normal(48, 64).bfloat16())
+    assert layer(normal(MOST_ROWS_UNPACKED + 1, 64).bfloat16()).dtype == torch.bfloat16
+    assert seen == [{torch.float32}]

@@ -155,6 +155,17 @@ def test_who_has_a_thread_on_every_core_is_told_to_leave_one(run: Run, threads: 
     assert ("`--threads 3`" in text) == told
 
 
+def test_a_run_that_chose_its_threads_is_told_nothing_of_them(run: Run) -> None:
+    environment = {**run.header.environment, "cpu_affinity": 4, "torch_threads": 4}
+    cells = tuple(replace(cell, threads=2) for cell in run.header.cells)
+    busy = tuple(replace(record, other_load=0.4) for record in run.records)
+    header = replace(run.header, environment=environment, cells=cells)
+    (text,) = [
+        c.text for c in cautions(View(replace(run, header=header, records=busy))) if c.title == "Disturbed"
+    ]
+    assert "--threads" not in text
+
+
 def test_cells_get_short_names_series_and_order() -> None:
     views = {view.label: view for view in view_cells(synthetic.cells())}
     assert views["speculative[k=4]"].short == "k=4"
