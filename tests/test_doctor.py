@@ -55,7 +55,7 @@ def test_a_busy_machine_is_bad_and_a_silent_one_is_not_called_quiet(monkeypatch:
     def meter(load: Any) -> Any:
         return lambda: SimpleNamespace(read=lambda: load)
 
-    monkeypatch.setattr("time.sleep", lambda _: None)
+    monkeypatch.setattr(doctor, "_LOAD_WINDOW_S", 0)
     monkeypatch.setattr("hambench.telemetry.CpuLoadMeter", meter(SimpleNamespace(other=0.4, stolen=0.0)))
     assert doctor.check_load().state == "bad"
     monkeypatch.setattr("hambench.telemetry.CpuLoadMeter", meter(SimpleNamespace(other=0.02, stolen=0.0)))

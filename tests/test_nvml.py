@@ -144,7 +144,8 @@ def test_without_a_gpu_nothing_is_sampled_and_nothing_is_made_up() -> None:
 def test_energy_needs_a_window_long_enough_and_a_counter(monkeypatch: pytest.MonkeyPatch) -> None:
     def energy(seconds: float, fake: FakeNvml) -> Energy | None:
         clock = iter([0.0, seconds])
-        monkeypatch.setattr("hambench.nvml.time.monotonic", lambda: next(clock))
+        # the module's own name, not the clock itself: every thread of this process reads that one
+        monkeypatch.setattr("hambench.nvml.time", SimpleNamespace(monotonic=lambda: next(clock)))
         with GpuSampler(opened(fake), period_s=3600) as sampler:
             pass
         return sampler.energy(idle_power_w=0.05)

@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 
@@ -42,7 +43,7 @@ class Slow:
 )
 def test_passes_go_on_until_three_in_a_row_agree_within_bounds(monkeypatch, passes, num_passes, settled):
     method = Slow(passes)
-    monkeypatch.setattr(warmup.time, "perf_counter", lambda: method.now)
+    monkeypatch.setattr(warmup, "time", SimpleNamespace(perf_counter=lambda: method.now))
     result = warmup.warm_up(method, context_length=512)
     assert (len(result.passes_s), result.settled, method.warmed) == (num_passes, settled, 1)
     assert result.passes_s == pytest.approx(passes[:num_passes])
