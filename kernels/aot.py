@@ -13,17 +13,15 @@ import argparse
 import dataclasses
 import json
 import re
-import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from hambench.kernels import _dispatch
+from hambench.kernels.machine_code import MachineCode, read_cubins
 from hambench.kernels.shapes import SHAPES, op_calls
 
 ARCHITECTURES = (80, 90)
@@ -103,7 +101,7 @@ def compile_calls(
         for launch in record(call):
             identity = (launch.kernel.fn.__name__, str(launch.signature), str(launch.constants))
             found.setdefault(identity, (name, launch))
-    return [compile_launch(name, launch, arch) for name, launch in found.values() for arch in archs]
+    return [compiled for arch in archs for compiled in compile_launches(list(found.values()), arch)]
 
 
 def record(call: Callable[[], object]) -> list[Launch]:
@@ -160,8 +158,17 @@ def _launch(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Launc
     return Launch(kernel, signature, constants, kwargs, weight_loads)
 
 
-def compile_launch(call: str, launch: Launch, arch: int) -> Compiled:
-    """Compiles one launch for `sm_<arch>` and reads the machine code."""
+def compile_launches(launches: Sequence[tuple[str, Launch]], arch: int) -> list[Compiled]:
+    """Compiles named launches for `sm_<arch>` and reads their machine code."""
+    kernels = [_compile(launch, arch) for _, launch in launches]
+    code = read_cubins([kernel.asm["cubin"] for kernel in kernels], arch)
+    return [
+        _judged(call, launch, arch, kernel, read)
+        for (call, launch), kernel, read in zip(launches, kernels, code, strict=True)
+    ]
+
+
+def _compile(launch: Launch, arch: int) -> Any:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -174,19 +181,20 @@ def compile_launch(call: str, launch: Launch, arch: int) -> Compiled:
         dict(launch.constants),
         {path: [["tt.divisibility", 16]] for path in aligned},
     )
-    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=dict(launch.options))
-    usage, code = _disassemble(compiled.asm["cubin"])
-    resources = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", usage))
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=dict(launch.options))
+
+
+def _judged(call: str, launch: Launch, arch: int, kernel: Any, code: MachineCode) -> Compiled:
     return Compiled(
         call=call,
         kernel=launch.kernel.fn.__name__,
         arch=arch,
-        registers=int(resources["REG"]),
-        stack_bytes=int(resources["STACK"]),
-        spills=len(re.findall(r"\b(?:LDL|STL)\b", code)) + int(resources["LOCAL"]),
-        wide_loads=len(re.findall(r"\bLDG\.\S*128", code)),
+        registers=code.registers,
+        stack_bytes=code.stack_bytes,
+        spills=code.count(r"LDL\b|STL\b") + code.local_bytes,
+        wide_loads=code.count(r"LDG\.\S*128"),
         weight_loads=launch.weight_loads,
-        row_in_one_warp=launch.weight_loads == 0 or _row_in_one_warp(compiled.asm["ttgir"]),
+        row_in_one_warp=launch.weight_loads == 0 or _row_in_one_warp(kernel.asm["ttgir"]),
     )
 
 
@@ -194,20 +202,6 @@ def _row_in_one_warp(ttgir: str) -> bool:
     """Whether the weight tile's layout puts a whole row of it into one warp's lanes."""
     layouts = re.findall(r"threadsPerWarp = \[(\d+), (\d+)\], warpsPerCTA = \[\d+, (\d+)\]", ttgir)
     return bool(layouts) and all(layout == ("1", "32", "1") for layout in layouts)
-
-
-def _disassemble(cubin: bytes) -> tuple[str, str]:
-    import triton
-
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        usage, code = (
-            subprocess.run([tool, flag, file.name], check=True, capture_output=True, text=True).stdout
-            for flag in ("-res-usage", "-sass")
-        )
-    return usage, code
 
 
 def main(arguments: list[str] | None = None) -> int:
