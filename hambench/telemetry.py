@@ -136,8 +136,13 @@ class Bandwidth:
     threads: int | None
 
 
+PROBE_BYTES = {"cpu": 2**29, "cuda": 2**31}
+"""Size of the bandwidth probe's buffer where memory is not short: far more than caches hold."""
+PROBE_SECONDS = 0.3
+
+
 def measure_bandwidth(
-    device: str = "cpu", *, buffer_bytes: int | None = None, seconds: float = 0.3
+    device: str = "cpu", *, buffer_bytes: int | None = None, seconds: float | None = None
 ) -> Bandwidth:
     """Measures read and copy bandwidth with torch: the best of many passes over a buffer that no cache holds.
 
@@ -145,15 +150,16 @@ def measure_bandwidth(
 
     Args:
         device: Where to measure.
-        buffer_bytes: Size of the buffer; by default 512 MiB on a CPU and 2 GiB on a GPU, or an eighth of what
-            is free.
-        seconds: Time to spend on each kind of pass.
+        buffer_bytes: Size of the buffer; by default ``PROBE_BYTES`` (512 MiB on a CPU, 2 GiB on a GPU), or an eighth
+            of what is free.
+        seconds: Time to spend on each kind of pass; by default ``PROBE_SECONDS``.
     """
     import torch
 
     if buffer_bytes is None:
         free = torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else free_memory_bytes()
-        buffer_bytes = min(2**31 if device.startswith("cuda") else 2**29, free // 8)
+        buffer_bytes = min(PROBE_BYTES["cuda" if device.startswith("cuda") else "cpu"], free // 8)
+    seconds = PROBE_SECONDS if seconds is None else seconds
     columns = 4096
     source = torch.ones(max(1, buffer_bytes // (4 * columns)), columns, device=device)
     target, vector = torch.empty_like(source), torch.ones(columns, device=device)
