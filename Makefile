@@ -7,6 +7,9 @@ SOURCES := hambench methods kernels suites reports tests
 WORKERS ?= 2
 BUDGET ?= 4m
 
+# bytecode is kept once a module was imported, but not made for the most that never is: the tests start many processes
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup demo test test-fast check format types gate clean
 .DEFAULT_GOAL := help
 
