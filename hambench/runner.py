@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -83,6 +84,7 @@ def prepare(request: RunRequest, *, calibrated: bool = False) -> Prepared:
     from hambench.budget import calibrate, fit_budget
     from hambench.models import load
 
+    began = time.monotonic()
     expansion = request.sweep.expand()
     target = load(request.sweep.model, dtype=request.sweep.dtype, device=request.device)
     _refuse_longer_context(request.sweep, target)
@@ -108,6 +110,7 @@ def prepare(request: RunRequest, *, calibrated: bool = False) -> Prepared:
             request.budget_s,
             repeats=request.repeats,
             count_tokens=lambda text: len(target.tokenizer(text)["input_ids"]) if target.tokenizer else 0,
+            spent_s=time.monotonic() - began,
         )
     return Prepared(request, expansion, target, captured, samples, generator, speeds)
 

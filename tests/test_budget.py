@@ -2,13 +2,16 @@ from dataclasses import replace
 
 import pytest
 
-from hambench.budget import Speed, calibrate, fit_budget, sample_seconds
+from hambench.budget import MARGIN, Speed, calibrate, fit_budget, sample_seconds
 from hambench.errors import HambenchError
 from hambench.methods.vanilla import VanillaConfig
 from hambench.records import Cell, Sample
 
 CELLS = [Cell(method="vanilla", label=label, knobs={}, model="m", dtype="float32") for label in ("a", "b")]
-SPEEDS = {label: Speed(prefill_s_per_token=0.01, decode_s_per_token=0.1) for label in ("a", "b")}
+SPEED = Speed(prefill_s_per_token=0.01, decode_s_per_token=0.1, step_s=0.2)
+SPEEDS = {"a": SPEED, "b": SPEED}
+# six passes of 64 prompt tokens and eight steps, in both cells
+WARM_UP_S = 2 * 6 * (64 * 0.01 + 8 * 0.2)
 
 
 def samples(**counts):
@@ -28,8 +31,11 @@ def samples(**counts):
     ]
 
 
-def fit(rows, budget_s, repeats=1):
-    return [s.sample_id for s in fit_budget(rows, CELLS, SPEEDS, budget_s, repeats=repeats, count_tokens=len)]
+def fit(rows, calibrated_s, repeats=1, **spent):
+    """The ids of the samples that a budget takes which leaves so many seconds of calibrated time."""
+    budget_s = WARM_UP_S + MARGIN * calibrated_s
+    chosen = fit_budget(rows, CELLS, SPEEDS, budget_s, repeats=repeats, count_tokens=len, **spent)
+    return [sample.sample_id for sample in chosen]
 
 
 def test_a_budget_is_spread_evenly_over_tasks_in_the_order_given():
@@ -56,11 +62,19 @@ def test_a_cells_own_limit_and_context_decide_what_its_answers_take():
 
 
 def test_a_budget_that_fits_nothing_says_what_the_cheapest_sample_takes():
-    with pytest.raises(HambenchError, match=r"a budget of 1 s fits no sample: the cheapest takes up to 3 s"):
+    message = "a budget of 28 s fits no sample: 27 s go into loading and warming up, and the cheapest sample takes up to 4"
+    with pytest.raises(HambenchError, match=message):
         fit(samples(x=(1, 10)), 1)
+
+
+def test_what_loading_took_is_no_longer_there_for_samples():
+    rows = samples(x=(9, 10))
+    assert len(fit(rows, 18)) == 6
+    assert len(fit(rows, 18, spent_s=2 * 3 * MARGIN)) == 4
 
 
 def test_calibration_gives_positive_speeds(target):
     speed = calibrate(VanillaConfig().build(target), target.context_length)
     assert speed.prefill_s_per_token > 0
     assert speed.decode_s_per_token > 0
+    assert speed.step_s >= speed.decode_s_per_token

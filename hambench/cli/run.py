@@ -54,7 +54,11 @@ Examples:
     help="Official rows (--data or hub), or tasks built on this machine; auto tries in that order.",
 )
 @click.option("--limit", type=int, help="Most rows of each task.")
-@click.option("--budget", metavar="TIME", help="As many rows of each task as surely fit: 4m, 2h.")
+@click.option(
+    "--budget",
+    metavar="TIME",
+    help="As many rows of each task as surely fit, loading included: 4m, 2h.",
+)
 @click.option("--repeats", type=int, default=1, show_default=True)
 @click.option(
     "--max-new-tokens",
