@@ -62,7 +62,10 @@ def test_a_cells_own_limit_and_context_decide_what_its_answers_take():
 
 
 def test_a_budget_that_fits_nothing_says_what_the_cheapest_sample_takes():
-    message = "a budget of 28 s fits no sample: 27 s go into loading and warming up, and the cheapest sample takes up to 4"
+    message = (
+        r"a budget of 28 s fits no sample: 27 s go into loading and warming up, "
+        r"and the cheapest sample takes up to 4 s over 2 cells"
+    )
     with pytest.raises(HambenchError, match=message):
         fit(samples(x=(1, 10)), 1)
 
