@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := hambench methods kernels suites reports tests
 WORKERS ?= 2
-BUDGET ?= 4m
+SIZE ?= --budget 4m
 
 # bytecode is kept once a module was imported, but not made for the most that never is: the tests start many processes
 unexport PYTHONDONTWRITEBYTECODE
@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml
 setup: $(STAMP)
 
 demo: setup
-	$(BIN)/hambench run --methods all --suite longbench --budget $(BUDGET)
+	$(BIN)/hambench run --methods all --suite longbench $(SIZE)
 
 # one process a core; a file's tests stay together, because they share what is slow to make
 test: setup

@@ -307,6 +307,37 @@ def test_a_sweep_over_axes_is_finished_where_it_stopped(capsys, axes_file, tmp_p
     assert {(r.cell, r.sample_id): r.trace.token_ids for r in load_run(folder).measured} == whole
 
 
+def test_a_budget_takes_some_samples_and_one_that_fits_none_starts_no_run(capsys, tiny_model, rows, tmp_path):
+    arguments = [
+        "run",
+        "--model",
+        str(tiny_model),
+        "--dtype",
+        "float32",
+        "--methods",
+        "vanilla,prompt_lookup",
+    ]
+    arguments += [
+        "--suite",
+        "longbench",
+        "--tasks",
+        "lcc",
+        "--data",
+        str(rows),
+        "--max-new-tokens",
+        "4",
+        "--no-report",
+    ]
+    assert invoke(capsys, *arguments, "--budget", "10m", "--out", str(tmp_path / "run"))[0] == 0
+    run = load_run(tmp_path / "run")
+    assert run.complete
+    assert len(run.samples) == 3
+    code, _, err = invoke(capsys, *arguments, "--budget", "0.001s", "--out", str(tmp_path / "none"))
+    assert code != 0
+    assert "fits no sample" in err
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_plan_counts_what_each_cell_of_an_axis_would_take(capsys, axes_file):
     code, text, err = invoke(capsys, "plan", "--config", str(axes_file), "--methods", "vanilla", "--json")
     assert code == 0, err
