@@ -6,6 +6,8 @@ STAMP := $(VENV)/.installed
 SOURCES := hambench methods kernels suites reports tests
 WORKERS ?= 2
 SIZE ?= --budget 4m
+# one process a core; a file's tests stay together, because they share what is slow to make
+PYTEST = $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # bytecode is kept once a module was imported, but not made for the most that never is: the tests start many processes
 unexport PYTHONDONTWRITEBYTECODE
@@ -27,12 +29,11 @@ setup: $(STAMP)
 demo: setup
 	$(BIN)/hambench run --methods all --suite longbench $(SIZE)
 
-# one process a core; a file's tests stay together, because they share what is slow to make
 test: setup
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
 
 test-fast: setup
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow and not browser"
+	$(PYTEST) -m "not slow and not browser"
 
 check: setup types
 	$(BIN)/ruff check $(SOURCES)

@@ -17,9 +17,8 @@ from hambench.warmup import MAX_PASSES, NUM_PROMPT_TOKENS, NUM_STEPS
 
 CALIBRATION_PROMPT, CALIBRATION_STEPS = 256, 12
 MARGIN = 1.25
-"""Time left for real samples over what calibration foretells: their prompts are longer, and a method that takes turns
-with nine others finds less of its weights in the caches. Ten cells on two Zen 3 cores took 1.11 times the foretold time
-though their answers ended early."""
+"""Time kept for real samples over what calibration foretells: a judgement. In one run of ten cells on two Zen 3 cores
+(a scratch script compared them) samples took 1.11 times the foretold time, though their answers ended early."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

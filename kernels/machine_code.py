@@ -33,7 +33,7 @@ class MachineCode:
 def read_cubins(cubins: Sequence[bytes], arch: int) -> list[MachineCode]:
     """Reads cubins of one architecture.
 
-    Disassembling takes half a second to start and next to nothing a kernel: all of them go through one process.
+    The disassembler takes longer to start than to read a kernel: all of them go through one process.
 
     Args:
         cubins: ELF files as `ptxas` wrote them.

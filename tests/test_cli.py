@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -307,34 +308,20 @@ def test_a_sweep_over_axes_is_finished_where_it_stopped(capsys, axes_file, tmp_p
     assert {(r.cell, r.sample_id): r.trace.token_ids for r in load_run(folder).measured} == whole
 
 
-def test_a_budget_takes_some_samples_and_one_that_fits_none_starts_no_run(capsys, tiny_model, rows, tmp_path):
-    arguments = [
-        "run",
-        "--model",
-        str(tiny_model),
-        "--dtype",
-        "float32",
-        "--methods",
-        "vanilla,prompt_lookup",
-    ]
-    arguments += [
-        "--suite",
-        "longbench",
-        "--tasks",
-        "lcc",
-        "--data",
-        str(rows),
-        "--max-new-tokens",
-        "4",
-        "--no-report",
-    ]
-    assert invoke(capsys, *arguments, "--budget", "10m", "--out", str(tmp_path / "run"))[0] == 0
-    run = load_run(tmp_path / "run")
-    assert run.complete
-    assert len(run.samples) == 3
-    code, _, err = invoke(capsys, *arguments, "--budget", "0.001s", "--out", str(tmp_path / "none"))
+def test_a_budget_takes_samples_and_one_spent_on_loading_starts_no_run(
+    capsys, monkeypatch, tiny_model, rows, tmp_path
+):
+    words = (
+        "run --dtype float32 --methods vanilla --suite longbench --tasks lcc --max-new-tokens 4 --no-report"
+    )
+    arguments = [*words.split(), "--budget", "10m", "--model", str(tiny_model), "--data", str(rows)]
+    assert invoke(capsys, *arguments, "--out", str(tmp_path / "run"))[0] == 0
+    assert len(load_run(tmp_path / "run").samples) == 3
+    clock = iter([0.0, 600.0])
+    monkeypatch.setattr("hambench.runner.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    code, _, err = invoke(capsys, *arguments, "--out", str(tmp_path / "none"))
     assert code != 0
-    assert "fits no sample" in err
+    assert "a budget of 600 s fits no sample: 60" in err
     assert not (tmp_path / "none").exists()
 
 
