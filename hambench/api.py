@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hambench.analysis.metrics import measure_run
 from hambench.decoding import KnobValue
 from hambench.errors import UnknownNameError
-from hambench.metrics import measure_run
+from hambench.runner.sweep import Sweep
 from hambench.store import Run, load_run
-from hambench.sweep import Sweep
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -108,16 +108,16 @@ def run(
         model: A registered name, a folder or a hub id.
         knobs: Axis values by knob, e.g. ``{"k": [2, 4], "confidence": [0.5, 0.8]}``.
         dtype: ``float32``, ``bfloat16`` or ``float16``.
-        axes: Values of what is no method's own, by field of :class:`hambench.sweep.Sweep`: ``contexts``,
+        axes: Values of what is no method's own, by field of :class:`hambench.runner.sweep.Sweep`: ``contexts``,
             ``max_new_tokens``, ``threads``, ``regimes``, ``kernels``.
         out: The run folder; a temporary one by default (its path is in the results).
-        request: Further fields of :class:`hambench.runner.RunRequest`, e.g. ``limit=5``.
+        request: Further fields of :class:`hambench.runner.start.RunRequest`, e.g. ``limit=5``.
 
     Example:
         >>> results = hambench.run(methods=["vanilla", "speculative"], limit=2)  # doctest: +SKIP
         >>> results.cells[["cell", "tps", "accuracy"]]  # doctest: +SKIP
     """
-    from hambench.runner import RunRequest, start_run
+    from hambench.runner.start import RunRequest, start_run
 
     values = {name: tuple(map(_as_text, each)) for name, each in (knobs or {}).items()}
     others = {name: tuple(each) for name, each in (axes or {}).items()}

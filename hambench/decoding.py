@@ -2,7 +2,7 @@
 
 A method is a frozen :class:`MethodConfig` (its knobs; importable without torch) whose ``build`` returns a
 :class:`DecodingMethod` (weights loaded, no per-sequence state) whose ``start`` returns a :class:`DecodeSession`
-(one sequence). Stop rules, limits and timing live in :mod:`hambench.engine` alone, so two methods can't differ in
+(one sequence). Stop rules, limits and timing live in :mod:`hambench.engine.loop` alone, so two methods can't differ in
 what they count.
 """
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 from hambench.errors import HambenchError
 
 if TYPE_CHECKING:
-    from hambench.models import TargetModel
+    from hambench.models.target import TargetModel
 
 KnobValue = int | float | str | bool | None
 

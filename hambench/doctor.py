@@ -53,7 +53,7 @@ def check_python() -> Finding:
 
 def check_cpu() -> Finding:
     """The CPU's name and the instruction sets that matter."""
-    from hambench.environment import cpu_flags, cpu_model
+    from hambench.machine.fingerprint import cpu_flags, cpu_model
 
     flags = cpu_flags()
     known = ", ".join(flags) or "no vector extensions known"
@@ -88,7 +88,7 @@ def check_gpu() -> Finding:
     """An NVIDIA GPU, its driver, and a torch that can use it."""
     import torch
 
-    from hambench.nvml import Gpu
+    from hambench.machine.nvml import Gpu
 
     gpu = Gpu.open()
     if gpu is None:
@@ -107,7 +107,7 @@ def check_gpu() -> Finding:
 
 def check_triton() -> Finding:
     """Triton, for the fused kernels."""
-    from hambench.environment import package_version
+    from hambench.machine.fingerprint import package_version
 
     version = package_version("triton")
     if version is None:
@@ -137,7 +137,7 @@ def check_memory() -> Finding:
 def check_disk() -> Finding:
     """Room for models and runs."""
     from hambench.cli._options import runs_root
-    from hambench.embedded import cache_dir
+    from hambench.models.embedded import cache_dir
 
     rooms = {name: _free_bytes(folder) for name, folder in (("models", cache_dir()), ("runs", runs_root()))}
     what = ", ".join(f"{room / _GB:.1f} GB free for {name}" for name, room in rooms.items())
@@ -150,7 +150,7 @@ def check_load() -> Finding:
     """What others take of the machine right now."""
     import time
 
-    from hambench.telemetry import CpuLoadMeter
+    from hambench.machine.telemetry import CpuLoadMeter
 
     meter = CpuLoadMeter()
     time.sleep(_LOAD_WINDOW_S)
@@ -167,7 +167,7 @@ def check_load() -> Finding:
 
 def check_bandwidth() -> Finding:
     """What the memory gives at this moment."""
-    from hambench.telemetry import measure_bandwidth
+    from hambench.machine.telemetry import measure_bandwidth
 
     measured = measure_bandwidth(seconds=0.15)
     return Finding("ok", f"{measured.read / _GB:.1f} GB/s reading, {measured.copy / _GB:.1f} GB/s copying")
@@ -175,7 +175,7 @@ def check_bandwidth() -> Finding:
 
 def check_default_model() -> Finding:
     """The embedded default model."""
-    from hambench.embedded import SMOLLM2_135M, find_damage, folder_of
+    from hambench.models.embedded import SMOLLM2_135M, find_damage, folder_of
 
     folder = folder_of(SMOLLM2_135M)
     damage = find_damage(folder)
@@ -206,7 +206,7 @@ def check_hub() -> Finding:
 
 def check_scorers() -> Finding:
     """lm-eval, whose scorers give every accuracy."""
-    from hambench.environment import package_version
+    from hambench.machine.fingerprint import package_version
 
     version = package_version("lm_eval")
     if version is None:
@@ -220,7 +220,7 @@ def check_scorers() -> Finding:
 
 def check_isolation() -> Finding:
     """How well programs that a model wrote can be kept apart."""
-    from hambench.suites.sandbox import default_sandbox
+    from hambench.suites.sandbox.supervisor import default_sandbox
 
     level = default_sandbox().level
     if level == "limits":

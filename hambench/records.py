@@ -1,7 +1,7 @@
 """The spine of every run: Cell → StepRecord → GenerationTrace → SampleRecord → Measurement → Comparison.
 
-Frozen dataclasses of plain values; counts are stored and rates derived (see :mod:`hambench.metrics`). ``msgspec``
-reads and writes them as JSON and checks types on the way in. Nothing here imports torch.
+Frozen dataclasses of plain values; counts are stored and rates derived (see :mod:`hambench.analysis.metrics`).
+``msgspec`` reads and writes them as JSON and checks types on the way in. Nothing here imports torch.
 """
 
 from __future__ import annotations

@@ -19,9 +19,9 @@ BUILTIN = {
     "speculative": "hambench.methods.speculative:SpeculativeConfig",
     "prompt_lookup": "hambench.methods.prompt_lookup:PromptLookupConfig",
     "hamburger": "hambench.methods.hamburger:HamburgerConfig",
-    "transformers": "hambench.methods.transformers_generate:TransformersConfig",
-    "llama_cpp": "hambench.methods.llama_cpp:LlamaCppConfig",
-    "endpoint": "hambench.methods.endpoint:EndpointConfig",
+    "transformers": "hambench.methods.peers.transformers_generate:TransformersConfig",
+    "llama_cpp": "hambench.methods.peers.llama_cpp:LlamaCppConfig",
+    "endpoint": "hambench.methods.peers.endpoint:EndpointConfig",
 }
 """Methods in the order reports show them; vanilla is the baseline."""
 

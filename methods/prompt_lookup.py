@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, ClassVar
 from hambench.decoding import KVUsage, MethodConfig, SamplingParams, Step
 
 if TYPE_CHECKING:
-    from hambench.methods.sequence import TargetSequence
-    from hambench.models import TargetModel
+    from hambench.methods.common.sequence import TargetSequence
+    from hambench.models.target import TargetModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +52,13 @@ class PromptLookup:
 
     def warmup(self) -> None:
         """Decodes a few tokens; the made-up prompt repeats itself, so verification is warmed too."""
-        from hambench.methods.sequence import decode_a_little
+        from hambench.methods.common.sequence import decode_a_little
 
         decode_a_little(self)
 
     def start(self, prompt_ids: Sequence[int], params: SamplingParams) -> PromptLookupSession:
         """Opens a session; see :class:`hambench.decoding.DecodingMethod`."""
-        from hambench.methods.sequence import TargetSequence
+        from hambench.methods.common.sequence import TargetSequence
 
         sequence = TargetSequence(self.target, prompt_ids, params)
         sequence.prepare(range(1, self.config.num_draft_tokens + 2))
@@ -109,7 +109,7 @@ class PromptLookupSession:
 
     def step(self) -> Step:
         """Proposes a continuation and emits what the target keeps of it plus one token."""
-        from hambench.methods.verify import certain, verify
+        from hambench.methods.common.verify import certain, verify
 
         sequence = self.sequence
         # the last token that counts comes from the target itself: proposing it would be wasted work

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, ClassVar
 from hambench.decoding import KnobValue, KVUsage, MethodConfig, SamplingParams, Step
 
 if TYPE_CHECKING:
-    from hambench.llama import Llama
-    from hambench.methods.drafting import Drafter
-    from hambench.methods.sequence import TargetSequence
-    from hambench.methods.verify import Accept
-    from hambench.models import TargetModel
+    from hambench.engine.llama import Llama
+    from hambench.methods.common.drafting import Drafter
+    from hambench.methods.common.sequence import TargetSequence
+    from hambench.methods.common.verify import Accept
+    from hambench.models.target import TargetModel
 
 INT8 = "int8"
 
@@ -52,7 +52,7 @@ class SpeculativeConfig(MethodConfig):
 
     def build(self, target: TargetModel) -> Speculative:
         """Quantises or loads the draft, once for all cells that use it."""
-        from hambench.methods.drafting import load_draft
+        from hambench.methods.common.drafting import load_draft
 
         return Speculative(self.label, self, target, load_draft(self.draft, target))
 
@@ -74,14 +74,14 @@ class Speculative:
 
     def warmup(self) -> None:
         """Decodes a few tokens with both models."""
-        from hambench.methods.sequence import decode_a_little
+        from hambench.methods.common.sequence import decode_a_little
 
         decode_a_little(self)
 
     def start(self, prompt_ids: Sequence[int], params: SamplingParams) -> SpeculativeSession:
         """Opens a session; see :class:`hambench.decoding.DecodingMethod`."""
-        from hambench.methods.drafting import SeparateDrafter, SharedDrafter
-        from hambench.methods.sequence import TargetSequence
+        from hambench.methods.common.drafting import SeparateDrafter, SharedDrafter
+        from hambench.methods.common.sequence import TargetSequence
 
         sequence = TargetSequence(self.target, prompt_ids, params)
         kind = SharedDrafter if self.config.kv == "shared" else SeparateDrafter
@@ -108,7 +108,7 @@ class SpeculativeSession:
 
     def step(self) -> Step:
         """Drafts, verifies, and emits the accepted tokens plus one of the target's own."""
-        from hambench.methods.verify import verify
+        from hambench.methods.common.verify import verify
 
         sequence = self.sequence
         # the last token that counts comes from the target itself: drafting it would be wasted work

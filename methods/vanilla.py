@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 from hambench.decoding import KVUsage, MethodConfig, SamplingParams, Step
 
 if TYPE_CHECKING:
-    from hambench.methods.sequence import TargetSequence
-    from hambench.models import TargetModel
+    from hambench.methods.common.sequence import TargetSequence
+    from hambench.models.target import TargetModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +35,13 @@ class Vanilla:
 
     def warmup(self) -> None:
         """Decodes a few tokens, so that packing, page-in and allocation are paid."""
-        from hambench.methods.sequence import decode_a_little
+        from hambench.methods.common.sequence import decode_a_little
 
         decode_a_little(self)
 
     def start(self, prompt_ids: Sequence[int], params: SamplingParams) -> VanillaSession:
         """Opens a session; see :class:`hambench.decoding.DecodingMethod`."""
-        from hambench.methods.sequence import TargetSequence
+        from hambench.methods.common.sequence import TargetSequence
 
         sequence = TargetSequence(self.target, prompt_ids, params)
         sequence.prepare([1])

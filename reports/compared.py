@@ -1,10 +1,10 @@
-"""Comparisons of every cell with the baseline, as :mod:`hambench.stats` judges them."""
+"""Comparisons of every cell with the baseline, as :mod:`hambench.analysis.comparisons` judges them."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hambench import stats
+from hambench.analysis import comparisons
 from hambench.records import Comparison, Estimate
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ def compare_with_baseline(view: View) -> dict[tuple[str, str, str], Comparison]:
         (cell.label, comparison.group, comparison.metric): comparison
         for cell in view.cells
         if (base := view.baseline_of(cell)) is not None and base is not cell
-        for comparison in stats.compare_cells(view.run, cell.label, base.label, groups=view.groups)
+        for comparison in comparisons.compare_cells(view.run, cell.label, base.label, groups=view.groups)
     }
 
 

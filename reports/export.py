@@ -11,9 +11,9 @@ from typing import Any
 import msgspec
 
 from hambench.errors import HambenchError
-from hambench.reports import pages
-from hambench.reports.html import ReportOptions, render_html
-from hambench.reports.html_text import without_paths
+from hambench.reports.page import pages
+from hambench.reports.page.html import ReportOptions, render_html
+from hambench.reports.page.html_text import without_paths
 from hambench.reports.values import Table
 from hambench.reports.view import View, merge
 from hambench.store import Run

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from hambench.reports.html_text import printable
+from hambench.reports.page.html_text import printable
 
 if TYPE_CHECKING:
-    from hambench.reports.plate import Plate
+    from hambench.reports.draw.canvas import Plate
 
 ABSENT = "–"
 """Printed where there is nothing to print; never 0."""

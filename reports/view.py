@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from hambench import metrics
-from hambench.baselines import baseline_cell, baseline_of, has_several
-from hambench.environment import SPEED_KEYS, differences
+from hambench.analysis import metrics
+from hambench.analysis.baselines import baseline_cell, baseline_of, has_several
+from hambench.analysis.proxy_rows import GAP
 from hambench.groups import ALL, group_kind, group_names, in_group
-from hambench.proxies_table import GAP
+from hambench.machine.fingerprint import SPEED_KEYS, differences
 from hambench.records import Cell, Comparison, Estimate, GenerationTrace, Measurement, SampleRecord, Score
 from hambench.reports.compared import around, compare_with_baseline
-from hambench.reports.html_text import without_paths
-from hambench.reports.theme import MethodStyle, method_styles
+from hambench.reports.draw.theme import MethodStyle, method_styles
+from hambench.reports.page.html_text import without_paths
 from hambench.store import Run
 
 

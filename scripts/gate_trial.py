@@ -28,7 +28,7 @@ from typing import Any
 
 import msgspec
 
-from hambench.gate import single_cell, work_of
+from hambench.gating.gate import single_cell, work_of
 from hambench.gating.blocks import Arm
 from hambench.gating.config import SpeedGate, read_config
 from hambench.gating.speed import Pair, gate_speed

@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 from hambench.errors import DataError, HambenchError, UnknownNameError
 from hambench.records import Edition, Sample, SampleRecord, Score
 from hambench.suites.catalogue import TaskEntry
-from hambench.suites.planning import (
+from hambench.suites.resolve import (
     OFFLINE_EDITION,
     Asked,
     asked_tasks,
@@ -165,8 +165,8 @@ def score(
 
     A failed scorer or a failed generation gives a score whose value is ``None`` and that says why.
     """
-    from hambench.suites.lm_tasks import lm_eval_version
-    from hambench.suites.replay import scores_of
+    from hambench.suites.harness.lm_tasks import lm_eval_version
+    from hambench.suites.harness.replay import scores_of
 
     records = list(records)
     by_task: dict[str, list[Sample]] = {}
@@ -225,7 +225,7 @@ def scoring_notes(captured: Capture, *, allow_code_execution: bool = False) -> t
         by_reason.setdefault(reason, []).append(task)
     notes = [f"{', '.join(tasks)} can't be scored here: {reason}" for reason, tasks in by_reason.items()]
     if allow_code_execution and any(plan["runs_code"] for plan in captured.spec["tasks"].values()):
-        from hambench.suites.sandbox import isolation
+        from hambench.suites.sandbox.supervisor import isolation
 
         notes.append(f"Programs the model writes are run; isolation: {isolation()}.")
     return tuple(notes)
@@ -244,7 +244,7 @@ def _prepare_scorers(asked: Iterable[Asked]) -> list[str]:
     """Fetches what scorers need beyond Python packages; gives a note for what can't be had."""
     if not any("ifeval" in each.entry.config for each in asked):
         return []
-    from hambench.suites.sentences import fetch_punkt
+    from hambench.suites.harness.sentences import fetch_punkt
 
     try:
         fetch_punkt()
@@ -289,8 +289,8 @@ def _capture_efficiency(request: CaptureRequest) -> Capture:
 def _capture_task(
     asked: Asked, suite: str, edition: Edition, source: str, request: CaptureRequest
 ) -> tuple[list[Sample] | str, dict[str, Any]]:
-    from hambench.suites.lm_tasks import requests_of
-    from hambench.suites.shims import fast_lm_eval
+    from hambench.suites.harness.lm_tasks import requests_of
+    from hambench.suites.harness.shims import fast_lm_eval
 
     entry = asked.entry
     found = rows_of(entry, source=source, data=request.data, seed=request.seed, limit=request.limit)
@@ -311,8 +311,8 @@ def _capture_task(
 
 
 def _make_task(name: str, plan: Mapping[str, Any], rows: Any, **more: Any) -> Any:
-    from hambench.suites.lm_tasks import build_task, load_config
-    from hambench.suites.longbench import repaired
+    from hambench.suites.harness.lm_tasks import build_task, load_config
+    from hambench.suites.harness.longbench import repaired
 
     settings: dict[str, Any] = {}
     if plan["config"].startswith("longbench/"):

@@ -32,7 +32,7 @@ class TaskEntry:
     num_rows: int
     """Rows of the complete official data."""
     metric: str
-    """Headline metric, as :func:`hambench.suites.replay.metric_key` names it."""
+    """Headline metric, as :func:`hambench.suites.harness.replay.metric_key` names it."""
     language: str = "en"
     chat: bool = True
     """Whether instruct models get their chat template."""

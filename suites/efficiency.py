@@ -15,7 +15,7 @@ from hambench.errors import HambenchError
 from hambench.records import Edition, Sample
 from hambench.suites.catalogue import ENTRIES
 from hambench.suites.offline import OFFLINE
-from hambench.suites.planning import OFFLINE_EDITION, rows_of
+from hambench.suites.resolve import OFFLINE_EDITION, rows_of
 
 OUTPUT_TOKENS = 256
 """Tokens every method must emit, end-of-sequence tokens notwithstanding."""
@@ -68,7 +68,7 @@ def efficiency_samples(
     """The prompts of the suite, and those that can't be made here with the reason.
 
     Args:
-        source: Where rows come from; see :func:`hambench.suites.planning.rows_of`.
+        source: Where rows come from; see :func:`hambench.suites.resolve.rows_of`.
         edition: What the samples are marked as.
         data: The data folder, for the source ``folder``.
         seed: Seed of the offline edition.

@@ -79,7 +79,7 @@ class Verified:
 
 def verify(task: str, *, source: str, data: Path | None, seed: int = 0) -> Verified:
     """Reads the rows of ``task`` from ``folder``, ``hub`` or ``offline edition`` and counts them."""
-    from hambench.suites.planning import rows_of
+    from hambench.suites.resolve import rows_of
 
     entry = OFFLINE[task].entry if source == "offline edition" else ENTRIES[task]
     try:
@@ -198,7 +198,7 @@ def _efficiency(name: str, about: str) -> TaskListing:
 
 
 def _shown_metric(entry: TaskEntry) -> str:
-    from hambench.suites.longbench import METRIC_NAMES, base_name
+    from hambench.suites.harness.longbench import METRIC_NAMES, base_name
 
     stem = Path(entry.config).stem
     if entry.metric == "score":

@@ -10,7 +10,7 @@ import pytest
 import torch
 from fakes import save_tiny_model, tiny_target
 
-from hambench import telemetry
+from hambench.machine import telemetry
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -7,8 +7,8 @@ import itertools
 
 import torch
 
-from hambench.llama import Llama, LlamaShape
-from hambench.models import ModelIdentity, TargetModel
+from hambench.engine.llama import Llama, LlamaShape
+from hambench.models.target import ModelIdentity, TargetModel
 
 TINY_SHAPE = LlamaShape(
     vocab_size=260,

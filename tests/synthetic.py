@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hambench.model_shape import SHAPES
+from hambench.models.sizes import SHAPES
 from hambench.records import (
     SCHEMA_VERSION,
     Cell,

@@ -56,11 +56,15 @@ def test_a_busy_machine_is_bad_and_a_silent_one_is_not_called_quiet(monkeypatch:
         return lambda: SimpleNamespace(read=lambda: load)
 
     monkeypatch.setattr(doctor, "_LOAD_WINDOW_S", 0)
-    monkeypatch.setattr("hambench.telemetry.CpuLoadMeter", meter(SimpleNamespace(other=0.4, stolen=0.0)))
+    monkeypatch.setattr(
+        "hambench.machine.telemetry.CpuLoadMeter", meter(SimpleNamespace(other=0.4, stolen=0.0))
+    )
     assert doctor.check_load().state == "bad"
-    monkeypatch.setattr("hambench.telemetry.CpuLoadMeter", meter(SimpleNamespace(other=0.02, stolen=0.0)))
+    monkeypatch.setattr(
+        "hambench.machine.telemetry.CpuLoadMeter", meter(SimpleNamespace(other=0.02, stolen=0.0))
+    )
     assert doctor.check_load().state == "ok"
-    monkeypatch.setattr("hambench.telemetry.CpuLoadMeter", meter(None))
+    monkeypatch.setattr("hambench.machine.telemetry.CpuLoadMeter", meter(None))
     assert doctor.check_load().state == "absent"
 
 
@@ -71,7 +75,7 @@ def test_a_busy_machine_is_bad_and_a_silent_one_is_not_called_quiet(monkeypatch:
 def test_a_cpu_is_judged_by_its_instruction_sets(
     monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], state: str
 ) -> None:
-    monkeypatch.setattr("hambench.environment.cpu_flags", lambda: flags)
+    monkeypatch.setattr("hambench.machine.fingerprint.cpu_flags", lambda: flags)
     monkeypatch.setattr(doctor.platform, "machine", lambda: "x86_64")
     assert doctor.check_cpu().state == state
 
@@ -85,10 +89,10 @@ def test_more_threads_than_cores_are_bad(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_driver_without_a_torch_that_uses_it_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = SimpleNamespace(name="Fake", driver="1", memory_bytes=80e9)
-    monkeypatch.setattr("hambench.nvml.Gpu.open", lambda: gpu)
+    monkeypatch.setattr("hambench.machine.nvml.Gpu.open", lambda: gpu)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert doctor.check_gpu().state == "bad"
-    monkeypatch.setattr("hambench.nvml.Gpu.open", lambda: None)
+    monkeypatch.setattr("hambench.machine.nvml.Gpu.open", lambda: None)
     assert doctor.check_gpu().state == "absent"
 
 
@@ -97,7 +101,7 @@ def test_an_empty_cache_is_absent_and_a_damaged_one_is_bad(
 ) -> None:
     monkeypatch.setenv("HAMBENCH_CACHE", str(tmp_path))
     assert doctor.check_default_model().state == "absent"
-    from hambench.embedded import SMOLLM2_135M, folder_of
+    from hambench.models.embedded import SMOLLM2_135M, folder_of
 
     folder_of(SMOLLM2_135M).mkdir(parents=True)
     assert doctor.check_default_model().state == "bad"
@@ -107,7 +111,9 @@ def test_an_empty_cache_is_absent_and_a_damaged_one_is_bad(
 def test_isolation_is_well_only_if_it_is_more_than_limits(
     monkeypatch: pytest.MonkeyPatch, level: str, state: str
 ) -> None:
-    monkeypatch.setattr("hambench.suites.sandbox.default_sandbox", lambda: SimpleNamespace(level=level))
+    monkeypatch.setattr(
+        "hambench.suites.sandbox.supervisor.default_sandbox", lambda: SimpleNamespace(level=level)
+    )
     assert doctor.check_isolation().state == state
 
 

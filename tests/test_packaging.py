@@ -60,7 +60,7 @@ def test_the_wheel_holds_hambench_only_and_its_data(tmp_path):
         for path in (ROOT / folder).glob("*.py")
     }
     assert sources <= set(names)
-    assert any(name.startswith("hambench/reports/templates/") for name in names)
+    assert any(name.startswith("hambench/reports/page/templates/") for name in names)
 
 
 def test_the_version_is_told_once():

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hambench.reports import ReportOptions, write_html
-from hambench.reports.browser import chromium
+from hambench.bench.browser import chromium
 from hambench.store import load_run
 
 if TYPE_CHECKING:

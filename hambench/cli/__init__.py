@@ -1,6 +1,6 @@
 """The command line: one file a command, found by its name and imported when it is used.
 
-A module ``hambench/cli/<name>.py`` holds one ``click`` command called ``command``; ``bench_<name>.py`` becomes
+A module ``hambench/cli/<name>.py`` holds one ``click`` command called ``command``; ``bench/<name>.py`` is
 ``hambench bench <name>``. Heavy imports belong inside the function, so that ``hambench --help`` answers at once.
 """
 
@@ -16,34 +16,29 @@ import click
 import hambench
 from hambench.errors import HambenchError, UnknownNameError
 
-_BENCH = "bench_"
-
 
 class LazyGroup(click.Group):
-    """A group whose commands are the modules of this package that begin with ``prefix``."""
+    """A group whose commands are the public modules of a package.
 
-    def __init__(self, *args: object, prefix: str = "", **kwargs: object) -> None:
+    Args:
+        package: Dotted name of the package; by default this one.
+    """
+
+    def __init__(self, *args: object, package: str = __name__, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
-        self.prefix = prefix
+        self.package = package
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names of the commands, from the file names."""
-        modules = [
-            module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")
-        ]
-        if self.prefix:
-            return sorted(
-                _command_name(name.removeprefix(self.prefix))
-                for name in modules
-                if name.startswith(self.prefix)
-            )
-        return sorted(_command_name(name) for name in modules if not name.startswith(_BENCH))
+        folder = importlib.import_module(self.package).__path__
+        modules = [module.name for module in pkgutil.iter_modules(folder)]
+        return sorted(name.replace("_", "-") for name in modules if not name.startswith("_"))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Imports the command's module; ``None`` for an unknown name."""
         if cmd_name not in self.list_commands(ctx):
             return None
-        module = importlib.import_module(f"{__name__}.{self.prefix}{cmd_name.replace('-', '_')}")
+        module = importlib.import_module(f"{self.package}.{cmd_name.replace('-', '_')}")
         command: click.Command = module.command
         return command
 
@@ -62,10 +57,6 @@ class LazyGroup(click.Group):
 @click.version_option(hambench.__version__, prog_name="hambench")
 def cli() -> None:
     """Which decoding strategy should I ship? Speed, KV memory and accuracy of the same generated tokens."""
-
-
-def _command_name(module: str) -> str:
-    return module.replace("_", "-")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from hambench.errors import HambenchError, UnknownNameError
-from hambench.sweep import DTYPES, Sweep, expand_values, split_methods
+from hambench.runner.sweep import DTYPES, Sweep, expand_values, split_methods
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -55,7 +55,7 @@ def finish(
     """Makes the outcome, writes it wherever asked, and exits with its code; also when there is nothing to judge."""
     from hambench.files import write_text
     from hambench.gating.checks import CrashedError, IncompleteError, Outcome
-    from hambench.gating.machine import render_action_benchmark, render_json, render_junit
+    from hambench.gating.exports import render_action_benchmark, render_json, render_junit
     from hambench.gating.markdown import append_job_summary, render_markdown
 
     try:

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hambench.generation import Job, Progress
+    from hambench.runner.generator import Job, Progress
 
 
 @contextlib.contextmanager
 def progress_bar() -> Iterator[Progress | None]:
-    """Gives a callback for :func:`hambench.runner.start_run`; ``None`` when stderr is no terminal."""
+    """Gives a callback for :func:`hambench.runner.start.start_run`; ``None`` when stderr is no terminal."""
     if not sys.stderr.isatty():
         yield None
         return

@@ -32,9 +32,9 @@ def command(
     import msgspec
 
     from hambench.cli.gate import default_noise
-    from hambench.gate import calibrate
     from hambench.gating.checks import CrashedError, ExitCode, IncompleteError
     from hambench.gating.config import FILE, SpeedGate, read_config
+    from hambench.gating.gate import calibrate
     from hambench.gating.noise import save_calibration
 
     path = config or (Path(FILE) if Path(FILE).is_file() else None)

@@ -38,9 +38,9 @@ def command(base: Path, head: Path, config: Path | None, **options: Any) -> None
     def make() -> Outcome:
         from dataclasses import replace
 
-        from hambench.compare import compare_runs, load_side
+        from hambench.analysis.verdicts import Margins
+        from hambench.gating.compare import compare_runs, load_side
         from hambench.gating.config import FILE, GateConfig, decide, read_config
-        from hambench.verdicts import Margins
 
         path = config or (Path(FILE) if Path(FILE).is_file() else None)
         gate = read_config(path) if path is not None else GateConfig()

@@ -45,8 +45,8 @@ def fetch(suite: str | None, tasks: str | None) -> None:
     """Load official rows from the hub into the local cache, and the sentence data that some IFEval checks need."""
     from hambench.errors import DataError, HambenchError
     from hambench.suites.catalogue import ENTRIES
+    from hambench.suites.harness.sentences import fetch_punkt
     from hambench.suites.listing import fetch as fetch_task
-    from hambench.suites.sentences import fetch_punkt
 
     failed = []
     chosen = _chosen(suite, tasks, tuple(ENTRIES))

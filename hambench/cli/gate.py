@@ -11,8 +11,8 @@ from hambench.cli._outcome import EXIT_CODES, finish, outcome_options
 from hambench.errors import HambenchError
 
 if TYPE_CHECKING:
-    from hambench.gate import GateRequest
     from hambench.gating.checks import Outcome
+    from hambench.gating.gate import GateRequest
 
 
 @click.command(
@@ -57,7 +57,7 @@ def command(
         return
 
     def make() -> Outcome:
-        from hambench.gate import GateRequest, run_gates
+        from hambench.gating.gate import GateRequest, run_gates
 
         request: GateRequest = GateRequest(
             config=_with(gate, **own),
@@ -73,7 +73,7 @@ def command(
 
 def default_noise() -> Path:
     """Where calibrations lie unless said otherwise."""
-    from hambench.embedded import cache_dir
+    from hambench.models.embedded import cache_dir
 
     return cache_dir() / "noise"
 
@@ -92,7 +92,7 @@ def _with(gate: Any, **own: Any) -> Any:
 
 
 def _update(exact: Any, root: Path) -> None:
-    from hambench.gate import update_baseline
+    from hambench.gating.gate import update_baseline
 
     if exact is None:
         raise HambenchError("--update-baseline needs a [gate.exact] in hambench.toml")

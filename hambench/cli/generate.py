@@ -13,7 +13,7 @@ from hambench.errors import HambenchError
 
 if TYPE_CHECKING:
     from hambench.decoding import DecodingMethod, SamplingParams
-    from hambench.models import TargetModel
+    from hambench.models.target import TargetModel
     from hambench.records import GenerationTrace, StepRecord
 
 
@@ -62,8 +62,8 @@ def command(prompt: str | None, prompt_ids: str | None, as_json: bool, **options
     )
     cell = sweep.single()
     from hambench.decoding import SamplingParams
-    from hambench.models import load
-    from hambench.sweep import config_of
+    from hambench.models.target import load
+    from hambench.runner.sweep import config_of
 
     try:
         params = SamplingParams(
@@ -134,8 +134,8 @@ def _decode(
     *,
     show: bool,
 ) -> GenerationTrace:
-    from hambench.engine import stream
-    from hambench.prompts import TextStream
+    from hambench.engine.loop import stream
+    from hambench.engine.text import TextStream
     from hambench.records import GenerationTrace
 
     eos_ids = () if options["ignore_eos"] else target.eos_ids
@@ -174,7 +174,7 @@ def _as_object(
 
 
 def _summary(trace: GenerationTrace, method: DecodingMethod) -> str:
-    from hambench.metrics import acceptance_rate, tokens_per_target_forward, tps, ttft_s
+    from hambench.analysis.metrics import acceptance_rate, tokens_per_target_forward, tps, ttft_s
 
     traces = [trace]
     parts = [f"{method.name}: {len(trace.token_ids)} tokens in {len(trace.steps)} steps ({trace.finish})"]

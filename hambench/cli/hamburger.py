@@ -41,7 +41,7 @@ Example:
 def import_(ckpt: Path, base: Path, out: Path, feature_layers: str | None, merge_heads: int | None) -> None:
     """Convert the Lightning checkpoint CKPT to a folder of safetensors; no code in it is run."""
     from hambench.methods.hamburger.checkpoint import CONFIG_NAME, save
-    from hambench.methods.hamburger.lightning import import_checkpoint
+    from hambench.methods.hamburger.import_lightning import import_checkpoint
 
     if (out / CONFIG_NAME).exists():
         raise HambenchError(f"{out} holds HAMburger weights already; give another --out")
@@ -90,8 +90,8 @@ Examples:
 @click.option("--threshold", type=float, help="decreasing_v2 (0.05), sliding (4.139), small_group (0.787).")
 def segment(conversations: Path, out: Path, model: str, metric: str, **rule: Any) -> None:
     """Cut the responses of CONVERSATIONS (JSONL) in segments by what the base finds easy."""
-    from hambench.methods.hamburger.segment import segment_file
-    from hambench.methods.hamburger.segmentation import Strategy
+    from hambench.methods.hamburger.data.segment import segment_file
+    from hambench.methods.hamburger.data.segmentation import Strategy
 
     try:
         strategy = Strategy(name=rule.pop("strategy"), **rule)
@@ -156,10 +156,10 @@ Examples:
 @click.option("--resume", is_flag=True, help="Go on from the last save in --out.")
 def train(model: str, recipe: str, out: Path, **options: Any) -> None:
     """Train HAMburger weights for a base model."""
-    from hambench.methods.hamburger.budget import RunOptions
-    from hambench.methods.hamburger.recipes import RECIPES
-    from hambench.methods.hamburger.train import DataSource, SelfDistillation
-    from hambench.methods.hamburger.train import train as run
+    from hambench.methods.hamburger.data.pipeline import DataSource, SelfDistillation
+    from hambench.methods.hamburger.data.pipeline import train as run
+    from hambench.methods.hamburger.training.budget import RunOptions
+    from hambench.methods.hamburger.training.recipes import RECIPES
 
     changes = {name: options[name] for name in ("epochs", "lora_rank") if options[name] is not None}
     asked = options["self_distil"]
@@ -218,12 +218,12 @@ Example:
 @click.option("--limit", type=click.IntRange(min=1), help="Answers to decode along; by default all.")
 def measure(model: str, answers: Path, checkpoint: str | None, confidences: str, limit: int | None) -> None:
     """How much weights fuse and how often they are right, by confidence, along the base's own answers."""
-    from hambench import models
+    from hambench.methods.hamburger.agreement import measure as along
     from hambench.methods.hamburger.base import tokenizer_of
     from hambench.methods.hamburger.config import HamburgerConfig
-    from hambench.methods.hamburger.measure import measure as along
+    from hambench.methods.hamburger.data.segment import read_conversations
     from hambench.methods.hamburger.method import build
-    from hambench.methods.hamburger.segment import read_conversations
+    from hambench.models import target as models
 
     try:
         wanted = [float(part) for part in confidences.split(",")]

@@ -11,7 +11,7 @@ import click
 from hambench.errors import HambenchError
 
 if TYPE_CHECKING:
-    from hambench.history import Entry, History
+    from hambench.history.archive import Entry, History
 
 root_option = click.option(
     "--root",
@@ -42,8 +42,8 @@ def command() -> None:
 def add(root: Path, runs: tuple[Path, ...]) -> None:
     """Add finished RUNS; adding one twice changes nothing."""
     from hambench.gating.checks import IncompleteError
-    from hambench.history import add as add_entry
-    from hambench.history import entry_of
+    from hambench.history.archive import add as add_entry
+    from hambench.history.archive import entry_of
     from hambench.store import load_run
 
     for folder in runs:
@@ -131,7 +131,7 @@ def show(root: Path, machine: str | None, suite: str | None, as_json: bool, **op
 @click.option("--note", default="")
 def pin(root: Path, name: str, run_id: str, note: str) -> None:
     """Give run RUN_ID the NAME that later runs are compared with."""
-    from hambench.history import pin as make_pin
+    from hambench.history.archive import pin as make_pin
 
     made = make_pin(_load(root), name, run_id, note=note)
     click.echo(f"{made.name}: {made.run_id}")
@@ -145,7 +145,7 @@ def pin(root: Path, name: str, run_id: str, note: str) -> None:
 @click.option("--machine", help="Only this machine.")
 def annotate(root: Path, text: str, at: str | None, breaks: bool, machine: str | None) -> None:
     """Remark TEXT at a point in time."""
-    from hambench.history import annotate as make_annotation
+    from hambench.history.archive import annotate as make_annotation
 
     made = make_annotation(root, text, at=at, breaks=breaks, machine=machine)
     click.echo(f"{made.at[:16]}  {made.text}")
@@ -157,7 +157,7 @@ def annotate(root: Path, text: str, at: str | None, breaks: bool, machine: str |
 @click.option("--yes", is_flag=True, help="Delete; without it the files are only listed.")
 def prune(root: Path, keep: int, yes: bool) -> None:
     """Delete old runs; pinned ones stay."""
-    from hambench.history import prune as old_files
+    from hambench.history.archive import prune as old_files
 
     files = old_files(_load(root), keep=keep)
     for path in files:
@@ -175,7 +175,7 @@ def prune(root: Path, keep: int, yes: bool) -> None:
 @root_option
 def verify(root: Path) -> None:
     """Read every file and check its digest; exit code 3 if one can't be used."""
-    from hambench.history import load_history
+    from hambench.history.archive import load_history
 
     history = load_history(root)
     for problem in history.problems:
@@ -186,7 +186,7 @@ def verify(root: Path) -> None:
 
 
 def _load(root: Path) -> History:
-    from hambench.history import load_history
+    from hambench.history.archive import load_history
 
     history = load_history(root)
     for problem in history.problems:
@@ -209,8 +209,8 @@ def _show(
     import json
 
     from hambench.gating.config import like
-    from hambench.history import series_names
-    from hambench.shifts import describe_series
+    from hambench.history.archive import series_names
+    from hambench.history.shifts import describe_series
 
     if not 0 < threshold < 1:
         raise HambenchError(f"threshold must be between 0 and 1, got {threshold:g}")

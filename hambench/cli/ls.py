@@ -58,7 +58,7 @@ def _suites(data: Path | None) -> list[dict[str, Any]]:
 
 
 def _models() -> list[dict[str, Any]]:
-    from hambench.embedded import EMBEDDED, find_damage, folder_of
+    from hambench.models.embedded import EMBEDDED, find_damage, folder_of
 
     rows = []
     for model in EMBEDDED.values():
@@ -94,7 +94,7 @@ def _runs(root: Path) -> list[dict[str, Any]]:
 
 
 def _metrics() -> list[dict[str, Any]]:
-    from hambench.glossary import definitions
+    from hambench.analysis.glossary import definitions
 
     return [
         {

@@ -11,7 +11,7 @@ import click
 from hambench.errors import ModelError, UnknownNameError
 
 if TYPE_CHECKING:
-    from hambench.embedded import EmbeddedModel
+    from hambench.models.embedded import EmbeddedModel
 
 
 @click.group()
@@ -26,7 +26,7 @@ def command() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_models(as_json: bool) -> None:
     """Show the embedded models and what is cached of them."""
-    from hambench import embedded
+    from hambench.models import embedded
 
     rows = []
     for model in embedded.EMBEDDED.values():
@@ -56,7 +56,7 @@ def list_models(as_json: bool) -> None:
 @click.argument("name")
 def pull(name: str) -> None:
     """Fetch and prepare NAME, unless it is here already; print its folder."""
-    from hambench import embedded
+    from hambench.models import embedded
 
     click.echo(embedded.ensure(_find(name)))
 
@@ -65,7 +65,7 @@ def pull(name: str) -> None:
 @click.argument("name")
 def verify(name: str) -> None:
     """Compare every file of NAME with the sha256 it had when it was made."""
-    from hambench import embedded
+    from hambench.models import embedded
 
     folder = embedded.folder_of(_find(name))
     damage = embedded.find_damage(folder, deep=True)
@@ -78,7 +78,7 @@ def verify(name: str) -> None:
 @click.argument("name")
 def remove(name: str) -> None:
     """Delete the cached copy of NAME."""
-    from hambench import embedded
+    from hambench.models import embedded
 
     model = _find(name)
     removed = embedded.remove(model)
@@ -86,7 +86,7 @@ def remove(name: str) -> None:
 
 
 def _find(name: str) -> EmbeddedModel:
-    from hambench import embedded
+    from hambench.models import embedded
 
     if name not in embedded.EMBEDDED:
         raise UnknownNameError("model", name, embedded.EMBEDDED)

@@ -17,7 +17,7 @@ def command(as_json: bool, **options: Any) -> None:
     """Show the cells, samples and tokens of a run, and an estimate of its time and memory."""
     import json
 
-    from hambench.planning import plan_run, render_plan
+    from hambench.runner.plan import plan_run, render_plan
 
     plan = plan_run(request_from(**options))
     click.echo(json.dumps(plan.as_dict()) if as_json else render_plan(plan))

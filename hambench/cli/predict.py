@@ -45,10 +45,10 @@ def command(
     import json
 
     from hambench.errors import HambenchError
-    from hambench.gpus import find_gpu, parse_bandwidth
-    from hambench.model_shape import find_shape
-    from hambench.predictions import forecast, render_forecast
-    from hambench.roofline import ByteModel
+    from hambench.models.sizes import find_shape
+    from hambench.roofline.byte_model import ByteModel
+    from hambench.roofline.forecast import forecast, render_forecast
+    from hambench.roofline.gpu_specs import find_gpu, parse_bandwidth
 
     if gpu is not None and bandwidth is not None:
         raise HambenchError("give --gpu or --bandwidth, not both")
@@ -78,8 +78,8 @@ def command(
 def _measure_here() -> tuple[str, float, str]:
     import torch
 
-    from hambench.environment import cpu_model
-    from hambench.telemetry import measure_bandwidth
+    from hambench.machine.fingerprint import cpu_model
+    from hambench.machine.telemetry import measure_bandwidth
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     machine = torch.cuda.get_device_name() if device == "cuda" else cpu_model() or "this CPU"

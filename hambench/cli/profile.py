@@ -11,8 +11,8 @@ from hambench.cli._options import model_options
 from hambench.errors import HambenchError
 
 if TYPE_CHECKING:
-    from hambench.models import TargetModel
-    from hambench.profiling import Profile
+    from hambench.models.target import TargetModel
+    from hambench.profiling.profile import Profile
 
 PROMPT = "Write a Python function that returns the n-th Fibonacci number, and explain it step by step."
 
@@ -49,8 +49,8 @@ def command(
         raise HambenchError(f"-n must be >= 2 (the first token comes with the prefill), got {num_tokens}")
     # torch's profiler announces each start and stop on stderr above any level but this
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
-    from hambench.models import load
-    from hambench.profile_text import render_profiles
+    from hambench.models.target import load
+    from hambench.reports.terminal.profile import render_profiles
 
     target = load(where["model"], dtype=where["dtype"], device=where["device"])
     names = [method] if against is None else [method, against]
@@ -69,9 +69,9 @@ def _profile(
     import re
 
     from hambench.decoding import SamplingParams
-    from hambench.profiling import profile_method
-    from hambench.sweep import Sweep, config_of, split_methods
-    from hambench.telemetry import measure_kv_memory
+    from hambench.machine.telemetry import measure_kv_memory
+    from hambench.profiling.profile import profile_method
+    from hambench.runner.sweep import Sweep, config_of, split_methods
 
     sweep = Sweep(model=where["model"], methods=split_methods(name), knobs={}, dtype=where["dtype"])
     cell = sweep.single()

@@ -15,8 +15,8 @@ def command(run: Path, device: str | None, as_json: bool) -> None:
     """Score RUN's answers by the target's own probabilities, and show where lossless methods leave vanilla's."""
     import json
 
-    from hambench.proxies import judge
-    from hambench.proxies_table import proxy_rows, render_proxies
+    from hambench.analysis.proxy_rows import proxy_rows, render_proxies
+    from hambench.runner.judge import judge
 
     rows = proxy_rows(judge(run, device=device))
     if as_json:

@@ -12,7 +12,7 @@ from hambench.errors import HambenchError
 
 if TYPE_CHECKING:
     from hambench.reports import ReportOptions
-    from hambench.reports.html import SampleLimit
+    from hambench.reports.page.html import SampleLimit
     from hambench.store import Run
 
 WATCH_SECONDS = 5

@@ -21,7 +21,7 @@ from hambench.cli._options import (
 from hambench.errors import HambenchError
 
 if TYPE_CHECKING:
-    from hambench.runner import RunRequest
+    from hambench.runner.start import RunRequest
     from hambench.store import Run
 
 
@@ -105,7 +105,7 @@ def command(
     **options: Any,
 ) -> None:
     """Measure speed, KV memory and accuracy of the same tokens, for every method."""
-    from hambench.runner import resume_run, start_run
+    from hambench.runner.start import resume_run, start_run
 
     if resume is None:
         request = request_from(suite=suite, allow_code_execution=allow_code_execution, **options)
@@ -133,25 +133,25 @@ def command(
         raise
     proxies: list[dict[str, Any]] = []
     if losslessness:
-        from hambench.proxies import judge
-        from hambench.proxies_table import proxy_rows
+        from hambench.analysis.proxy_rows import proxy_rows
+        from hambench.runner.judge import judge
 
         run = judge(folder, device=str(run.header.model["device"]))
         proxies = proxy_rows(run)
     report_path = _write_report(run) if report else None
     if as_json:
-        from hambench.summary import cell_objects, to_json_line
+        from hambench.analysis.summary import cell_objects, to_json_line
 
         judged = {row["cell"]: row for row in proxies}
         for item in cell_objects(run):
             more = {"losslessness": judged[item["cell"]]} if judged else {}
             click.echo(to_json_line({**item, **more}))
         return
-    from hambench.summary import render_table
+    from hambench.analysis.summary import render_table
 
     click.echo(render_table(run))
     if proxies:
-        from hambench.proxies_table import render_proxies
+        from hambench.analysis.proxy_rows import render_proxies
 
         click.echo(f"\n{render_proxies(proxies)}\n")
     click.echo(f"run: {run.path}")
@@ -161,8 +161,8 @@ def command(
 
 def request_from(suite: str | None, allow_code_execution: bool, **options: Any) -> RunRequest:
     """The request that the options of ``hambench run`` (or ``plan``) describe."""
-    from hambench.generation import DecodingOptions
-    from hambench.runner import RunRequest
+    from hambench.runner.generator import DecodingOptions
+    from hambench.runner.start import RunRequest
 
     tasks = tuple(name.strip() for name in (options["tasks"] or "").split(",") if name.strip())
     if suite is None and not tasks:

@@ -55,8 +55,8 @@ def command(
     except ImportError as error:
         missing = f"serving needs {error.name}, which is not installed"
         raise HambenchError(f"{missing}: pip install 'hambench[serve]'") from error
-    from hambench.models import load
-    from hambench.sweep import config_of
+    from hambench.models.target import load
+    from hambench.runner.sweep import config_of
 
     target = load(options["model"], dtype=options["dtype"], device=options["device"])
     if target.tokenizer is None:

@@ -18,9 +18,9 @@ from hambench.errors import UnknownNameError
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per cell.")
 def command(run: Path, by: str, tokens: str | None, as_json: bool) -> None:
     """Show RUN as a table; works while it is going on."""
+    from hambench.analysis.summary import cell_objects, render_table, to_json_line
     from hambench.groups import ALL, group_kind, group_names, group_title
     from hambench.store import load_run
-    from hambench.summary import cell_objects, render_table, to_json_line
 
     loaded = load_run(run)
     if tokens is not None:
@@ -40,7 +40,7 @@ def command(run: Path, by: str, tokens: str | None, as_json: bool) -> None:
 
 
 def _show_tokens(run: object, sample_id: str) -> None:
-    from hambench.steps_text import render_steps
+    from hambench.reports.terminal.steps import render_steps
     from hambench.store import Run
 
     assert isinstance(run, Run)

@@ -2,6 +2,6 @@
 
 :mod:`~hambench.gating.checks` holds the words and exit codes, :mod:`~hambench.gating.exact` counts compared with ==,
 :mod:`~hambench.gating.speed` paired blocks of fresh processes, :mod:`~hambench.gating.markdown` and
-:mod:`~hambench.gating.machine` what is written for people and for programs. The commands are ``hambench gate``,
+:mod:`~hambench.gating.exports` what is written for people and for programs. The commands are ``hambench gate``,
 ``compare``, ``calibrate`` and ``history``.
 """

@@ -18,7 +18,7 @@ from hambench.gating.exact import Answer, answer_of, compare_answers
 from hambench.records import Cell
 
 if TYPE_CHECKING:
-    from hambench.models import TargetModel
+    from hambench.models.target import TargetModel
 
 SCHEMA_VERSION = 1
 DEFAULT_METHODS = (
@@ -54,10 +54,10 @@ def measure_exact(methods: Sequence[str]) -> ExactBaseline:
     import torch
 
     from hambench.decoding import SamplingParams
-    from hambench.engine import generate
+    from hambench.engine.loop import generate
     from hambench.gating import toy
-    from hambench.generation import torch_threads
-    from hambench.sweep import Sweep, config_of
+    from hambench.runner.generator import torch_threads
+    from hambench.runner.sweep import Sweep, config_of
 
     cells = Sweep(model=toy.NAME, methods=tuple(methods), dtype="float32").expand().cells
     target = toy.load_toy()

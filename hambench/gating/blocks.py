@@ -25,10 +25,10 @@ from typing import IO, Any, Literal, Self
 import msgspec
 import psutil
 
+from hambench.analysis.metrics import decode_seconds, decode_steps, num_decode_tokens
 from hambench.gating.checks import CrashedError
-from hambench.metrics import decode_seconds, decode_steps, num_decode_tokens
+from hambench.machine.telemetry import read_cpu_times
 from hambench.records import Cell, GenerationTrace
-from hambench.telemetry import read_cpu_times
 
 Side = Literal["base", "head"]
 SIDES: tuple[Side, Side] = ("base", "head")
@@ -386,7 +386,7 @@ class Worker:
 
 
 def _throttles() -> tuple[str, ...]:
-    from hambench.nvml import Gpu
+    from hambench.machine.nvml import Gpu
 
     gpu = Gpu.open()
     return (gpu.read().throttles or ()) if gpu is not None else ()

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from hambench.analysis.metrics import Better, MetricClass
 from hambench.errors import HambenchError
 from hambench.groups import ALL
-from hambench.metrics import Better, MetricClass
 from hambench.records import Estimate
 from hambench.records import Verdict as PairVerdict
 

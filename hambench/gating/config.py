@@ -14,13 +14,13 @@ from pathlib import Path
 
 import msgspec
 
+from hambench.analysis.metrics import METRICS, MetricClass
+from hambench.analysis.verdicts import MIN_BLOCKS, Margins
 from hambench.errors import HambenchError, UnknownNameError
 from hambench.gating.baseline import DEFAULT_METHODS
 from hambench.gating.checks import Check, Outcome
 from hambench.gating.exact import KV_BYTE_STEPS, TOKEN_IDS
 from hambench.groups import ALL
-from hambench.metrics import METRICS, MetricClass
-from hambench.verdicts import MIN_BLOCKS, Margins
 
 FILE = "hambench.toml"
 MAX_BLOCKS = 64

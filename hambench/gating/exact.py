@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from hambench import metrics
+from hambench.analysis import metrics
+from hambench.analysis.metrics import METRICS, Better
 from hambench.gating.checks import Check, Verdict, count
-from hambench.metrics import METRICS, Better
 from hambench.records import Estimate, GenerationTrace
 
 TOKEN_IDS = "token_ids"

@@ -44,7 +44,7 @@ def _from_suite(gate: SpeedGate) -> tuple[GatePrompt, ...]:
     from transformers import AutoTokenizer
 
     from hambench import suites
-    from hambench.models import locate
+    from hambench.models.target import locate
 
     folder: Path = locate(gate.model)[0]
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from hambench.analysis.paired_tests import CONFIDENCE, PairedResult
+from hambench.analysis.verdicts import verdict_of
 from hambench.gating.blocks import SIDES, Arm, Block, Progress, Side, Work, counted, run_blocks
 from hambench.gating.checks import FROM_PAIR, Check, CrashedError, Outcome
 from hambench.gating.exact import Answer, answer_of, compare_answers
-from hambench.paired import CONFIDENCE, PairedResult
 from hambench.records import Estimate, GenerationTrace
-from hambench.verdicts import verdict_of
 
 DEFAULT_BLOCKS = 10
 GPU_THRESHOLD, CPU_THRESHOLD = 0.03, 0.05

@@ -21,8 +21,8 @@ from hambench.decoding import KnobValue
 if TYPE_CHECKING:
     import torch
 
-    from hambench.llama import Llama, LlamaShape
-    from hambench.models import TargetModel
+    from hambench.engine.llama import Llama, LlamaShape
+    from hambench.models.target import TargetModel
 
 NAME = "toy"
 SEED = 29
@@ -65,8 +65,8 @@ def load_toy() -> TargetModel:
     """The toy as a target model, in float32 on the CPU."""
     import torch
 
-    from hambench.llama import Llama, LlamaShape
-    from hambench.models import ModelIdentity, TargetModel
+    from hambench.engine.llama import Llama, LlamaShape
+    from hambench.models.target import ModelIdentity, TargetModel
 
     shape = LlamaShape(rms_norm_eps=1e-5, rope_theta=10_000.0, tie_embeddings=False, **_SIZES)
     return TargetModel(
@@ -147,7 +147,7 @@ def save_hamburger(folder: Path, target: TargetModel) -> Path:
 @contextlib.contextmanager
 def watched_margins(target: TargetModel) -> Iterator[Callable[[], float]]:
     """Notes the gap between the two largest logits of every row that target and draft compute meanwhile."""
-    from hambench.methods.drafting import load_draft
+    from hambench.methods.common.drafting import load_draft
 
     smallest = [float("inf")]
 

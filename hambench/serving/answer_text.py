@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
-from hambench.prompts import TextStream
+from hambench.engine.text import TextStream
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

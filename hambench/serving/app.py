@@ -19,8 +19,8 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from hambench import __version__
 from hambench.decoding import DecodingMethod
-from hambench.models import TargetModel
-from hambench.prompts import encode_text
+from hambench.engine.text import encode_text
+from hambench.models.target import TargetModel
 from hambench.records import GenerationTrace, StepRecord
 from hambench.serving.answer_text import AnswerText
 from hambench.serving.body_limit import BodyLimit

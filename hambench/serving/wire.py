@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from hambench.analysis.metrics import acceptance_rate, num_tokens, tokens_per_target_forward
 from hambench.decoding import SamplingParams
-from hambench.metrics import acceptance_rate, num_tokens, tokens_per_target_forward
 from hambench.records import FinishReason, GenerationTrace, StepRecord
 
 MAX_STOP_STRINGS = 16

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from hambench.decoding import DecodingMethod, SamplingParams
-from hambench.engine import DecodeText, stream
+from hambench.engine.loop import DecodeText, stream
 from hambench.errors import HambenchError
 from hambench.records import FinishReason, StepRecord
 

@@ -98,7 +98,7 @@ def tokenizer_of(folder: Path) -> tuple[Any | None, frozenset[int]]:
     """A base's tokenizer, ``None`` if its folder has none, and the ids that end its answers."""
     from transformers import AutoConfig, AutoTokenizer
 
-    from hambench.models import _eos_ids
+    from hambench.models.target import _eos_ids
 
     has_one = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True) if has_one else None

@@ -17,8 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from hambench.engine.llama import LlamaShape
 from hambench.errors import ModelError
-from hambench.llama import LlamaShape
 from hambench.methods.hamburger.architecture import Architecture, BaseReference, BaseWeights
 
 FORMAT = 1

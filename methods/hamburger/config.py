@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, ClassVar
 from hambench.decoding import DecodingMethod, KnobValue, MethodConfig
 
 if TYPE_CHECKING:
-    from hambench.models import TargetModel
+    from hambench.models.target import TargetModel
 
 ONE_TOKEN_CONTROL = 1.1
 """A confidence that no probability reaches: one token per macro-step, from the weights that HAMburger uses. Without
 this point a gain in quality can't be told from the effect of fine-tuning."""
 LOOPS = ("run-ahead", "predicated", "conditional")
-"""Those of :mod:`hambench.loops` that the graph regime has, named here because that needs torch."""
+"""Those of :mod:`hambench.engine.cuda.early_exit` that the graph regime has, named here because that needs torch."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class HamburgerConfig(MethodConfig):
     """``train`` or ``hf`` instead of what the weights say."""
     loop: str = "run-ahead"
     """How greedy macro-steps are launched where they run on the device (regime ``graph``): ``run-ahead``,
-    ``predicated`` or ``conditional``, see :mod:`hambench.loops`; elsewhere it changes nothing."""
+    ``predicated`` or ``conditional``, see :mod:`hambench.engine.cuda.early_exit`; elsewhere it changes nothing."""
 
     def __post_init__(self) -> None:
         if not self.confidence >= 0:

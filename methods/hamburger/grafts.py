@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hambench.llama import LlamaShape, rope_frequencies, rotate
+from hambench.engine.llama import LlamaShape, rope_frequencies, rotate
 from hambench.methods.hamburger.architecture import Architecture
 
 

@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING, cast
 
 from torch import Tensor
 
-from hambench.checkpoint import weight_files
 from hambench.decoding import SamplingParams
+from hambench.engine.cuda.early_exit import Loop
+from hambench.engine.cuda.graphs import log_once
+from hambench.engine.llama import Llama
 from hambench.errors import ModelError
-from hambench.launches import log_once
-from hambench.llama import Llama
-from hambench.loops import Loop
+from hambench.methods.common.sequence import check_context, decode_a_little
 from hambench.methods.hamburger import checkpoint as checkpoints
 from hambench.methods.hamburger.architecture import Architecture, BaseReference, PositionConvention
 from hambench.methods.hamburger.config import HamburgerConfig
 from hambench.methods.hamburger.model import HamburgerModel
 from hambench.methods.hamburger.session import HamburgerSession
-from hambench.methods.sequence import check_context, decode_a_little
-from hambench.models import TargetModel, locate
+from hambench.models.safetensors import weight_files
+from hambench.models.target import TargetModel, locate
 
 if TYPE_CHECKING:
-    from hambench.methods.hamburger.device_session import DeviceSession
+    from hambench.methods.hamburger.device.session import DeviceSession
 
 SHIPPED = Path(__file__).parent / "checkpoints"
 """Weights that come with the package, a folder a model name."""
@@ -51,7 +51,7 @@ class Hamburger:
         """Opens a session; see :class:`hambench.decoding.DecodingMethod`."""
         check_context(self.target, len(prompt_ids), params.max_new_tokens)
         if params.greedy and self._runs_on_device():
-            from hambench.methods.hamburger.device_session import DeviceSession
+            from hambench.methods.hamburger.device.session import DeviceSession
 
             return DeviceSession(
                 self.model,
@@ -70,11 +70,11 @@ class Hamburger:
         )
 
     def _runs_on_device(self) -> bool:
-        from hambench.fused import FusedLlama
+        from hambench.engine.cuda.fused_llama import FusedLlama
 
         if not isinstance(self.target.llama, FusedLlama):
             return False
-        from hambench.methods.hamburger.device_step import obstacle
+        from hambench.methods.hamburger.device.step import obstacle
 
         reason = obstacle(self.model)
         if reason is not None:

@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hambench.engine.kvcache import KVCache
+from hambench.engine.linear import Linear, make_linear
+from hambench.engine.llama import DecoderStack, Llama
 from hambench.errors import ModelError
 from hambench.kernels.merge_tokens import MergeWeights
 from hambench.kernels.stop_head import StopWeights
-from hambench.kvcache import KVCache
-from hambench.linear import Linear, make_linear
-from hambench.llama import DecoderStack, Llama
 from hambench.methods.hamburger.architecture import MergeResidual
 from hambench.methods.hamburger.checkpoint import Checkpoint
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from hambench.decoding import KVUsage, SamplingParams, Step
-from hambench.llama import ForwardOutput
+from hambench.engine.llama import ForwardOutput
+from hambench.methods.common.sampling import choose, generator_for
 from hambench.methods.hamburger.architecture import PositionConvention
 from hambench.methods.hamburger.model import HamburgerModel
-from hambench.methods.sampling import choose, generator_for
 
 
 class HamburgerSession:

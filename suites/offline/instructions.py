@@ -76,8 +76,8 @@ def _arguments(name: str, rng: random.Random) -> dict[str, Any]:
 
 
 def _registry() -> dict[str, Any]:
-    from hambench.suites.lm_tasks import tasks_folder
-    from hambench.suites.shims import task_imports
+    from hambench.suites.harness.lm_tasks import tasks_folder
+    from hambench.suites.harness.shims import task_imports
 
     with task_imports(tasks_folder() / "ifeval" / "ifeval.yaml"):
         from lm_eval.tasks.ifeval import instructions_registry

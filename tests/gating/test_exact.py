@@ -7,12 +7,12 @@ import pytest
 from click.testing import CliRunner
 
 from hambench.cli.gate import command as gate
+from hambench.engine.kvcache import KVCache
 from hambench.gating import baseline as exact_baseline
 from hambench.gating import toy
 from hambench.gating.baseline import compare_exact, format_baseline, measure_exact, read_baseline
 from hambench.gating.checks import ExitCode, IncompleteError, mark_primary
 from hambench.gating.exact import COUNTS, answer_of, compare_answers
-from hambench.kvcache import KVCache
 from hambench.records import GenerationTrace, StepRecord
 
 METHODS = ("vanilla", "prompt_lookup")
@@ -209,7 +209,7 @@ def project(tmp_path, measured):
 @pytest.fixture
 def counted_once(measured, monkeypatch):
     """The command judges these counts instead of decoding again."""
-    monkeypatch.setattr("hambench.gate.measure_exact", lambda methods: measured)
+    monkeypatch.setattr("hambench.gating.gate.measure_exact", lambda methods: measured)
 
 
 def run_gate(project, *words):
@@ -253,7 +253,7 @@ def test_a_method_that_crashes_is_code_5(project, monkeypatch):
     def crash(*args, **kwargs):
         raise RuntimeError("planted")
 
-    monkeypatch.setattr("hambench.engine.generate", crash)
+    monkeypatch.setattr("hambench.engine.loop.generate", crash)
     result = run_gate(project)
     assert result.exit_code == 5
     assert "planted" in result.output
@@ -269,7 +269,9 @@ def test_exit_codes_reach_the_shell_through_the_program_itself(project, counted_
 
 
 def test_accepting_the_new_counts_makes_the_gate_pass(project, monkeypatch, measured):
-    monkeypatch.setattr("hambench.gate.measure_exact", lambda methods: edited(measured, num_kv_slots=4))
+    monkeypatch.setattr(
+        "hambench.gating.gate.measure_exact", lambda methods: edited(measured, num_kv_slots=4)
+    )
     assert run_gate(project).exit_code == 1
     assert run_gate(project, "--update-baseline").exit_code == 0
     assert run_gate(project).exit_code == 0
@@ -277,13 +279,13 @@ def test_accepting_the_new_counts_makes_the_gate_pass(project, monkeypatch, meas
 
 def test_a_baseline_whose_ids_rounding_could_change_is_refused(project, monkeypatch, measured):
     narrow = dataclasses.replace(measured, smallest_margin=1e-5)
-    monkeypatch.setattr("hambench.gate.measure_exact", lambda methods: narrow)
+    monkeypatch.setattr("hambench.gating.gate.measure_exact", lambda methods: narrow)
     result = run_gate(project, "--update-baseline")
     assert "another machine could choose another token" in str(result.exception)
 
 
 def test_the_baseline_module_names_methods_that_exist():
-    from hambench.sweep import Sweep
+    from hambench.runner.sweep import Sweep
 
     cells = Sweep(model="toy", methods=exact_baseline.DEFAULT_METHODS, dtype="float32").expand().cells
     assert len(cells) == len(exact_baseline.DEFAULT_METHODS)

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from hambench.gating.checks import Check, ExitCode, Outcome, merge
-from hambench.gating.machine import read_outcome, render_action_benchmark, render_json, render_junit
+from hambench.gating.exports import read_outcome, render_action_benchmark, render_json, render_junit
 from hambench.gating.markdown import MAX_CHARACTERS, marker, render_markdown
 from hambench.records import Estimate
 

@@ -381,8 +381,8 @@ def sleeping(folder: Path) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_a_sleep_in_one_method_shows_in_fresh_processes_and_its_counts_do_not_move(tmp_path):
-    from hambench.gate import work_of
     from hambench.gating.blocks import run_block
+    from hambench.gating.gate import work_of
 
     arms = {"base": Arm(cell=CELL), "head": Arm(cell=CELL, environment=sleeping(tmp_path))}
     found = run_block(arms, work_of(TOY), 0)
@@ -399,8 +399,8 @@ def test_a_sleep_in_one_method_shows_in_fresh_processes_and_its_counts_do_not_mo
 
 @pytest.mark.slow
 def test_a_process_that_dies_leaves_a_block_with_its_last_words(tmp_path):
-    from hambench.gate import work_of
     from hambench.gating.blocks import run_block
+    from hambench.gating.gate import work_of
 
     (tmp_path / "sitecustomize.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
     arms = {"base": Arm(cell=CELL, environment={"PYTHONPATH": str(tmp_path)}), "head": Arm(cell=CELL)}
@@ -412,8 +412,8 @@ def test_a_process_that_dies_leaves_a_block_with_its_last_words(tmp_path):
 
 @pytest.mark.slow
 def test_an_arm_that_imports_other_code_than_it_should_is_no_measurement(tmp_path):
-    from hambench.gate import work_of
     from hambench.gating.blocks import run_block
+    from hambench.gating.gate import work_of
 
     arms = {"base": Arm(cell=CELL, code=tmp_path), "head": Arm(cell=CELL)}
     assert "instead of the version to be measured" in run_block(arms, work_of(TOY), 0).error

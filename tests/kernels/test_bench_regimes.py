@@ -3,10 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hambench import bench_regimes, fused
-from hambench.bench_regimes import Pace, RegimeReport, markdown, random_llama
+from hambench.bench import regimes
+from hambench.bench.regimes import Pace, RegimeReport, markdown, random_llama
+from hambench.engine.cuda import fused_llama as fused
 from hambench.errors import HambenchError, UnknownNameError
-from hambench.kernels.shapes import SHAPES, KernelShape
+from hambench.kernels.tools.shapes import SHAPES, KernelShape
 
 TINY = KernelShape(
     name="tiny",
@@ -44,9 +45,9 @@ def test_the_table_composes_a_macro_step_of_forced_length():
 def test_without_a_gpu_it_says_why_not(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(HambenchError, match="needs a CUDA device"):
-        bench_regimes.run("llama-3.2-1b", "cuda", context=10, progress=say_nothing)
+        regimes.run("llama-3.2-1b", "cuda", context=10, progress=say_nothing)
     with pytest.raises(UnknownNameError, match="unknown shape 'llama'"):
-        bench_regimes.run("llama", "cuda", context=10, progress=say_nothing)
+        regimes.run("llama", "cuda", context=10, progress=say_nothing)
 
 
 def test_a_random_model_of_a_shape_has_its_weight_bytes():
@@ -62,7 +63,7 @@ def test_disagreeing_logits_stop_the_benchmark(monkeypatch, device):
     monkeypatch.setattr(
         fused, "accelerate", lambda plain, **kwargs: fused.FusedLlama(plain, impl="reference")
     )
-    assert bench_regimes._check(model, device, "step") < 1e-4
+    assert regimes._check(model, device, "step") < 1e-4
     monkeypatch.setattr(fused, "accelerate", lambda plain, **kwargs: other)
     with pytest.raises(HambenchError, match="the kernels' step logits are off by"):
-        bench_regimes._check(model, device, "step")
+        regimes._check(model, device, "step")

@@ -11,12 +11,12 @@ from fakes import random_weights
 from fakes_hamburger import import_golden, shape_of, tiny_checkpoint
 
 from hambench.decoding import SamplingParams
-from hambench.fused import FusedLlama
+from hambench.engine.cuda.fused_llama import FusedLlama
+from hambench.engine.llama import Llama, LlamaShape
 from hambench.kernels import tuning
 from hambench.kernels.tuning import Tile
-from hambench.llama import Llama, LlamaShape
 from hambench.methods.hamburger.architecture import Architecture
-from hambench.methods.hamburger.device_session import DeviceSession
+from hambench.methods.hamburger.device.session import DeviceSession
 from hambench.methods.hamburger.model import HamburgerModel
 from hambench.methods.hamburger.session import HamburgerSession
 

@@ -9,11 +9,11 @@ import torch
 from fake_launches import Queued, Replayed
 from fakes import random_weights
 
+from hambench.engine.cuda.fused_layer import Weight
+from hambench.engine.cuda.fused_llama import FusedLlama, accelerate
+from hambench.engine.int8 import quantize_int8
+from hambench.engine.llama import Llama, LlamaShape
 from hambench.errors import ModelError
-from hambench.fused import FusedLlama, accelerate
-from hambench.fused_layers import Weight
-from hambench.llama import Llama, LlamaShape
-from hambench.quantize import quantize_int8
 
 SHAPE = LlamaShape(
     vocab_size=41,

@@ -9,19 +9,19 @@ from fakes_hamburger import tiny_checkpoint
 from kernel_checks import assert_close, draw, draw_weight, flag
 
 from hambench.decoding import SamplingParams
-from hambench.fused import FusedLlama
+from hambench.engine.cuda.early_exit import GRAPH_LOOPS
+from hambench.engine.cuda.fused_llama import FusedLlama
+from hambench.engine.cuda.graphs import CudaGraphs
+from hambench.engine.int8 import quantize_int8
+from hambench.engine.llama import Llama, LlamaShape
 from hambench.kernels.decode_attention import decode_attention
 from hambench.kernels.gemv_residual import gemv_residual
 from hambench.kernels.lm_head_argmax import HeadOutput, lm_head_argmax
 from hambench.kernels.norm_gateup_silu import norm_gateup_silu
 from hambench.kernels.norm_gemv import norm_gemv, reference
-from hambench.launches import CudaGraphs
-from hambench.llama import Llama, LlamaShape
-from hambench.loops import GRAPH_LOOPS
 from hambench.methods.hamburger.architecture import Architecture
-from hambench.methods.hamburger.device_session import DeviceSession
+from hambench.methods.hamburger.device.session import DeviceSession
 from hambench.methods.hamburger.model import HamburgerModel
-from hambench.quantize import quantize_int8
 
 pytestmark = [
     pytest.mark.gpu,

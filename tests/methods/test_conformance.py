@@ -5,13 +5,13 @@ from fakes import TINY_SHAPE, save_tiny_model
 from fakes_hamburger import save_tiny_hamburger
 
 from hambench.decoding import SamplingParams
-from hambench.engine import generate
+from hambench.engine.loop import generate
 from hambench.errors import ContextOverflowError
 from hambench.methods.hamburger import HamburgerConfig, method
+from hambench.methods.peers.transformers_generate import MODEL_KEY, TransformersConfig
+from hambench.methods.peers.transformers_models import load_model
 from hambench.methods.prompt_lookup import PromptLookupConfig
 from hambench.methods.speculative import SpeculativeConfig
-from hambench.methods.transformers_generate import MODEL_KEY, TransformersConfig
-from hambench.methods.transformers_models import load_model
 from hambench.methods.vanilla import VanillaConfig
 
 METHODS = [

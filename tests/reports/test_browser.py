@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hambench import metrics
+from hambench.analysis import metrics
 from hambench.groups import ALL
 from hambench.reports import ReportOptions, render_html
 from hambench.reports.view import View

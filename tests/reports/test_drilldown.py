@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from hambench.proxies_table import GAP
+from hambench.analysis.proxy_rows import GAP
 from hambench.records import GenerationTrace, SampleRecord, Score, StepRecord
-from hambench.reports.answers import steps_markup
-from hambench.reports.calibration import calibration_figure
-from hambench.reports.drilldown import drilldown
-from hambench.reports.example import example
+from hambench.reports.page.answers import steps_markup
+from hambench.reports.page.drilldown import drilldown
+from hambench.reports.sections.calibration import calibration_figure
+from hambench.reports.sections.example import example
 from hambench.reports.view import View
 from hambench.store import Run
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from hambench.analysis.bandwidth_limit import limits_of
 from hambench.errors import HambenchError
-from hambench.history import add, entry_of, load_history, pin
-from hambench.limits import limits_of
-from hambench.reports.history_page import history_section
-from hambench.reports.kernels_page import kernels_section
-from hambench.reports.paper_figures import paper_section
-from hambench.reports.roofline_figure import roofline_section
+from hambench.history.archive import add, entry_of, load_history, pin
+from hambench.reports.sections.history_page import history_section
+from hambench.reports.sections.kernels_page import kernels_section
+from hambench.reports.sections.paper_figures import paper_section
+from hambench.reports.sections.roofline_figure import roofline_section
 from hambench.reports.view import View
 from hambench.store import Run
 

@@ -12,7 +12,7 @@ import pytest
 import synthetic
 from click.testing import CliRunner
 
-from hambench import metrics
+from hambench.analysis import metrics
 from hambench.cli.report import command
 from hambench.errors import HambenchError
 from hambench.groups import ALL

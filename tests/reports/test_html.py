@@ -149,7 +149,7 @@ def test_the_same_run_gives_the_same_bytes_in_another_process(tiny_run: Run) -> 
 
 def test_reports_import_neither_torch_nor_methods() -> None:
     program = (
-        "import sys, hambench.reports, hambench.reports.pages;"
+        "import sys, hambench.reports, hambench.reports.page.pages;"
         "bad = [n for n in sys.modules if n.split('.')[0] == 'torch' or n.startswith('hambench.methods')];"
         "sys.exit(str(bad) if bad else 0)"
     )

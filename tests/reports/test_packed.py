@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import synthetic
 
+from hambench.bench.report import grown
 from hambench.reports import ReportOptions, render_html
-from hambench.reports import packed as packed_module
-from hambench.reports.bench import grown
-from hambench.reports.drilldown import MOST_PLAIN
+from hambench.reports.page import packing as packed_module
+from hambench.reports.page.drilldown import MOST_PLAIN
 from hambench.store import Run, load_run
 
 MANY = MOST_PLAIN + 120

@@ -7,9 +7,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from hambench.reports.labels import Label, place_labels
-from hambench.reports.plate import Plate, padded, tick_text, titles
-from hambench.reports.theme import DARK, KNOWN, LIGHT, SENTINEL, method_styles
+from hambench.reports.draw.canvas import Plate, padded, tick_text, titles
+from hambench.reports.draw.labels import Label, place_labels
+from hambench.reports.draw.theme import DARK, KNOWN, LIGHT, SENTINEL, method_styles
 
 
 def contrast(first: str, second: str) -> float:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from hambench.reports.html_text import printable, without_paths
+from hambench.reports.page.html_text import printable, without_paths
 from hambench.reports.values import (
     ABSENT,
     Column,

@@ -9,9 +9,9 @@ import synthetic
 
 from hambench.groups import ALL
 from hambench.records import Comparison, Estimate, Verdict
-from hambench.reports.cautions import cautions, watermark
 from hambench.reports.compared import around
-from hambench.reports.verdicts import answer, method_verdicts, percent_change, sentence
+from hambench.reports.page.cautions import cautions, watermark
+from hambench.reports.page.verdicts import answer, method_verdicts, percent_change, sentence
 from hambench.reports.view import View, merge, view_cells
 from hambench.store import Run
 

@@ -14,7 +14,7 @@ CHAT_TEMPLATE = (
 
 @pytest.fixture(scope="session")
 def served_target(tmp_path_factory):
-    from hambench.models import load
+    from hambench.models.target import load
 
     folder = save_tiny_model(tmp_path_factory.mktemp("served"), TINY_SHAPE)
     target = load(str(folder), dtype="float32", device="cpu")

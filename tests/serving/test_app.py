@@ -10,10 +10,10 @@ from fastapi.testclient import TestClient
 from serving_server import running
 
 from hambench.decoding import KVUsage, SamplingParams, Step
-from hambench.engine import generate
+from hambench.engine.loop import generate
+from hambench.engine.text import answer_text
 from hambench.methods.speculative import SpeculativeConfig
 from hambench.methods.vanilla import VanillaConfig
-from hambench.prompts import answer_text
 from hambench.serving.app import create_app
 
 PROMPT = "The quick brown fox"

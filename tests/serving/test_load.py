@@ -3,9 +3,9 @@
 import pytest
 from click.testing import CliRunner
 
-from hambench.cli.bench_endpoint import command
+from hambench.bench.endpoint import measure_level
+from hambench.cli.bench.endpoint import command
 from hambench.serving.client import EndpointClient
-from hambench.serving.load import measure_level
 
 
 def test_a_level_counts_every_request_and_reads_the_servers_acceptance(speculative_url):

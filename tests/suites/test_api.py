@@ -16,8 +16,8 @@ from hambench.suites import (
     capture,
     chat_template_of,
     check,
-    planning,
     prompt_hashes,
+    resolve,
     score,
     sources,
 )
@@ -27,8 +27,8 @@ from hambench.suites.catalogue import ENTRIES, tasks_of
 @pytest.fixture(autouse=True)
 def _no_hub(monkeypatch):
     """No test asks the network; one that plays the hub says so."""
-    monkeypatch.setattr(planning, "hub_reachable", lambda: False)
-    monkeypatch.setattr(planning, "cached_data_set", lambda name: False)
+    monkeypatch.setattr(resolve, "hub_reachable", lambda: False)
+    monkeypatch.setattr(resolve, "cached_data_set", lambda name: False)
 
 
 @pytest.fixture
@@ -183,7 +183,7 @@ def test_code_is_scored_only_when_running_it_is_allowed():
 
 
 def test_each_distinct_answer_is_scored_once(gsm8k, monkeypatch):
-    from hambench.suites import replay
+    from hambench.suites.harness import replay
 
     captured = capture(CaptureRequest("standard", tasks=("gsm8k_cot_llama",), data=gsm8k, limit=1))
     calls = []
@@ -302,7 +302,7 @@ def test_the_hub_is_used_when_it_answers(monkeypatch):
             }
         ]
 
-    monkeypatch.setattr(planning, "hub_reachable", lambda: True)
+    monkeypatch.setattr(resolve, "hub_reachable", lambda: True)
     monkeypatch.setattr(datasets, "load_dataset", load)
     captured = capture(CaptureRequest("longbench", tasks=("lcc",)))
     assert (captured.edition, captured.data_source) == ("official", "hub")
@@ -318,7 +318,7 @@ def test_a_data_set_that_the_hub_refuses_is_missing_with_its_reason(monkeypatch)
             raise ConnectionError("gated")
         return [{"question": "1+1?", "answer": "#### 2"}]
 
-    monkeypatch.setattr(planning, "hub_reachable", lambda: True)
+    monkeypatch.setattr(resolve, "hub_reachable", lambda: True)
     monkeypatch.setattr(datasets, "load_dataset", load)
     captured = capture(CaptureRequest("standard", tasks=("ifeval", "gsm8k_cot_llama")))
     assert "ConnectionError: gated" in captured.missing["ifeval"]
@@ -326,7 +326,7 @@ def test_a_data_set_that_the_hub_refuses_is_missing_with_its_reason(monkeypatch)
 
 
 def test_the_catalogue_names_the_hubs_data_sets_as_lm_eval_does():
-    from hambench.suites.lm_tasks import load_config
+    from hambench.suites.harness.lm_tasks import load_config
 
     for entry in ENTRIES.values():
         loaded = load_config(entry.config)

@@ -5,8 +5,8 @@ import os
 import pytest
 
 from hambench.decoding import SamplingParams
-from hambench.engine import generate
-from hambench.prompts import answer_text, encode_prompt
+from hambench.engine.loop import generate
+from hambench.engine.text import answer_text, encode_prompt
 from hambench.records import SampleRecord
 from hambench.suites import CaptureRequest, capture, chat_template_of, score
 from hambench.suites.api import _make_task
@@ -23,7 +23,7 @@ LONGEST_CHARACTERS = 18_000
 
 @pytest.fixture(scope="module")
 def target():
-    from hambench.models import load
+    from hambench.models.target import load
 
     return load("smollm2-135m", dtype="float32")
 
@@ -32,7 +32,7 @@ def target():
 def hf_model():
     from lm_eval.models.huggingface import HFLM
 
-    from hambench.embedded import SMOLLM2_135M, ensure
+    from hambench.models.embedded import SMOLLM2_135M, ensure
 
     return HFLM(
         pretrained=str(ensure(SMOLLM2_135M)), dtype="float32", device="cpu", batch_size=1, max_length=8192

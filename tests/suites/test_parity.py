@@ -7,13 +7,13 @@ import math
 import pytest
 
 from hambench.decoding import SamplingParams
-from hambench.engine import generate
-from hambench.prompts import answer_text, encode_prompt
+from hambench.engine.loop import generate
+from hambench.engine.text import answer_text, encode_prompt
 from hambench.records import SampleRecord
 from hambench.suites import CaptureRequest, capture, score
 from hambench.suites.api import _make_task
 from hambench.suites.catalogue import ENTRIES, tasks_of
-from hambench.suites.code_eval import CODE_EVAL
+from hambench.suites.harness.code_eval import CODE_EVAL
 from hambench.suites.rows import read_task
 
 QUICK = ("gsm8k_cot_llama", "trec", "lcc")
@@ -30,7 +30,7 @@ def hf_model(tiny_model):
 
 @pytest.fixture(scope="module")
 def target(tiny_model):
-    from hambench.models import load
+    from hambench.models.target import load
 
     return load(str(tiny_model), dtype="float32")
 

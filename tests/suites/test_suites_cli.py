@@ -6,7 +6,8 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from hambench.cli import bench_suites, data, score
+from hambench.cli import data, score
+from hambench.cli.bench import suites as bench_suites
 from hambench.errors import DataError, HambenchError, UnknownNameError
 from hambench.records import Cell, RunHeader, SampleRecord
 from hambench.store import RunWriter, load_run

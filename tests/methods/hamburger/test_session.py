@@ -6,13 +6,13 @@ from fakes import TINY_SHAPE, tiny_target
 from fakes_hamburger import TINY_ARCHITECTURE, hf_twin, save_tiny_hamburger, tiny_checkpoint, tiny_grafts
 
 from hambench.decoding import SamplingParams
-from hambench.engine import generate
+from hambench.engine.loop import generate
 from hambench.errors import HambenchError, ModelError
 from hambench.methods.hamburger import HamburgerConfig
 from hambench.methods.hamburger.config import ONE_TOKEN_CONTROL
-from hambench.methods.hamburger.fused import collate, teacher_forced
 from hambench.methods.hamburger.model import HamburgerModel
 from hambench.methods.hamburger.session import HamburgerSession
+from hambench.methods.hamburger.training.merged_forward import collate, teacher_forced
 
 PROMPT = [5, 6, 7, 80, 9]
 ARCHITECTURES = {

@@ -1,0 +1,172 @@
+"""Measured speed beside what the memory allowed: each cell's bytes, its ceiling, and a word where the two don't fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hambench.analysis.metrics import (
+    Traces,
+    decode_seconds,
+    decode_steps,
+    num_decode_tokens,
+    num_draft_forwards,
+    num_micro_forwards,
+    num_target_forwards,
+)
+from hambench.models.sizes import SHAPES, ModelShape
+from hambench.records import Cell, GenerationTrace
+from hambench.roofline.byte_model import ByteModel
+from hambench.store import Run
+
+PLAUSIBLE = (0.5, 1.02)
+"""Measured over predicted speed that needs no explanation."""
+
+_DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_BUSY = 0.1
+_DRIFT = 1.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """One cell against the machine's memory bandwidth, over all its decode steps."""
+
+    cell: str
+    bandwidth: float
+    """The run's :attr:`Ceiling.bandwidth`, bytes per second."""
+    bytes_per_token: float
+    """Weights and cache that the counted forwards had to read, per token kept."""
+    predicted_tps: float
+    """Tokens per second if those bytes were all that takes time."""
+    measured_tps: float
+    flag: str = ""
+    """Likely reason when measured / predicted is outside :data:`PLAUSIBLE`."""
+
+    @property
+    def mbu(self) -> float:
+        """Model bandwidth utilisation: bytes that had to be read / seconds / bandwidth = measured / predicted speed."""
+        return self.measured_tps / self.predicted_tps
+
+
+@dataclass(frozen=True, slots=True)
+class Ceiling:
+    """The read bandwidth that speeds of a run are judged against."""
+
+    readings: tuple[float, ...]
+    """What the run's probes measured, bytes per second, in order; at least one."""
+
+    @property
+    def bandwidth(self) -> float:
+        """The best reading, not the mean: what disturbs a probe can only slow it."""
+        return max(self.readings)
+
+    @property
+    def drift(self) -> float:
+        """Best over worst reading: how far the machine was disturbed, or throttled, between the probes."""
+        return max(self.readings) / min(self.readings)
+
+
+def ceiling_of(run: Run) -> Ceiling | None:
+    """What a run's bandwidth probes say; ``None`` without one, since a data sheet would judge another machine."""
+    probes = [float(r["read"]) for r in run.telemetry if r.get("kind") == "bandwidth" and r.get("read")]
+    return Ceiling(tuple(probes)) if probes else None
+
+
+def shape_of(run: Run) -> ModelShape | None:
+    """The sizes of a run's model, from its header or of a known model by its name."""
+    model = run.header.model
+    return ModelShape.from_scalars(model) or SHAPES.get(str(model.get("name", "")).lower())
+
+
+def limits_of(run: Run) -> dict[str, Limit]:
+    """The limit of each cell that the byte model covers; empty if the run has no bandwidth or no model sizes."""
+    shape, ceiling = shape_of(run), ceiling_of(run)
+    if shape is None or ceiling is None:
+        return {}
+    limits = {}
+    for cell in run.header.cells:
+        records = [record for record in run.measured if record.cell == cell.label and record.trace]
+        traces = [record.trace for record in records if record.trace is not None]
+        needed = decode_bytes(traces, shape, cell)
+        seconds, tokens = decode_seconds(traces), num_decode_tokens(traces)
+        if needed is None or not seconds or not tokens:
+            continue
+        loads = [record.other_load for record in records if record.other_load is not None]
+        mbu = needed / seconds / ceiling.bandwidth
+        limits[cell.label] = Limit(
+            cell=cell.label,
+            bandwidth=ceiling.bandwidth,
+            bytes_per_token=needed / tokens,
+            predicted_tps=tokens * ceiling.bandwidth / needed,
+            measured_tps=tokens / seconds,
+            flag=_reason(
+                mbu, ceiling, float(np.mean(loads)) if loads else 0.0, _idle_share(mbu, seconds, traces)
+            ),
+        )
+    return limits
+
+
+def decode_bytes(traces: Traces, shape: ModelShape, cell: Cell) -> float | None:
+    """Bytes that the decode steps of a cell had to read: its counted forwards times what each reads.
+
+    ``None`` where the byte model doesn't know what a forward reads: a draft that is another model, a method
+    of another distribution with forwards of its own kinds, weights of another type.
+    """
+    width = _DTYPE_BYTES.get(cell.dtype)
+    if width is None:
+        return None
+    each = ByteModel(shape=shape, dtype_bytes=width, scale_bytes=width)
+    forwards = num_target_forwards(traces)
+    drafts, micros = num_draft_forwards(traces), num_micro_forwards(traces)
+    cache_reads = _cache_reads(traces)
+    if forwards is None or drafts is None or micros is None or cache_reads is None:
+        return None
+    weights: float
+    if cell.method == "hamburger":
+        num_heads = sum(len(step.tokens) + step.discarded for step in decode_steps(traces))
+        weights = forwards * each.body + _num_merges(traces) * each.merge
+        # the stop head is not asked after the last possible token, nor by the one-token control
+        num_stops = sum(len(step.continue_probs) for step in decode_steps(traces))
+        weights += num_heads * each.head + num_stops * each.stop + micros * each.micro
+    elif micros or (drafts and cell.knobs.get("draft") != "int8"):
+        return None
+    else:
+        weights = forwards * each.step + drafts * each.int8_draft
+    return weights + cache_reads * each.kv_per_slot
+
+
+def _cache_reads(traces: Traces) -> int | None:
+    """Σ over decode steps of the slots in use times the forwards that read them."""
+    total = 0
+    for step in decode_steps(traces):
+        if step.kv_slots is None or step.target_forwards is None or step.draft_forwards is None:
+            return None
+        total += step.kv_slots * (step.target_forwards + step.draft_forwards)
+    return total
+
+
+def _num_merges(traces: Sequence[GenerationTrace]) -> int:
+    # a group of one token enters the base model as its own embedding
+    return sum(len(before.tokens) > 1 for trace in traces for before in trace.steps[:-1])
+
+
+def _idle_share(mbu: float, seconds: float, traces: Traces) -> float:
+    """Seconds per decode step that memory traffic doesn't account for."""
+    return (1 - mbu) * seconds / max(1, sum(1 for _ in decode_steps(traces)))
+
+
+def _reason(mbu: float, ceiling: Ceiling, load: float, idle_s: float) -> str:
+    low, high = PLAUSIBLE
+    if low <= mbu <= high:
+        return ""
+    if mbu > high:
+        if ceiling.drift > _DRIFT or load > _BUSY:
+            return "faster than the ceiling: the bandwidth probe was disturbed, so the ceiling is too low"
+        return "faster than the ceiling: part of the weights stays in a cache, or the ceiling is wrong"
+    if load > _BUSY:
+        return f"below half of the ceiling: others took {load:.0%} of the machine"
+    return (
+        f"below half of the ceiling: overhead-bound, {idle_s * 1e3:.2g} ms of each step are no memory traffic"
+    )

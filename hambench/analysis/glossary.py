@@ -1,0 +1,128 @@
+"""Numbers that are shown beside the metrics of a cell: counts, ratios, limits, identity, proxies, energy.
+
+Metrics define themselves (:mod:`hambench.analysis.metrics`); ``hambench ls metrics`` prints both, and a test holds
+every number of ``hambench run --json`` and ``hambench proxies --json`` to have a definition.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from hambench.analysis.metrics import METRICS, Better
+
+
+class Definition(NamedTuple):
+    """One row of ``hambench ls metrics``."""
+
+    name: str
+    unit: str
+    better: Better | None
+    """``None`` where neither direction is."""
+    kind: str
+    """The metric's class, or what a number is that is no metric: ``count``, ``paired``, ``limit``, ``proxy``, …"""
+    text: str
+
+
+def _more(
+    name: str, unit: str, better: Literal["higher", "lower"] | None, kind: str, text: str
+) -> Definition:
+    return Definition(name, unit, better, kind, text)
+
+
+DERIVED = (
+    _more("num_samples", "samples", None, "count", "Samples answered at least once."),
+    _more("num_errors", "samples", "lower", "count", "Samples with a failed record: prompt too long, no memory left."),
+    _more("num_score_errors", "samples", "lower", "count", "Samples that were answered but whose scorer failed."),
+    _more("num_truncated", "samples", None, "count", "Samples whose prompt was cut by the suite's own rule."),
+    _more(
+        "tokens_per_step_histogram", "steps", None, "count", "How many decode steps kept 1, 2, 3, … tokens."
+    ),
+    _more(
+        "other_load", "share", "lower", "machine",
+        "Share of the machine's CPU time that other processes took while answers were made; mean over answers. Above "
+        "0.1 a timing is taken again, at most twice.",
+    ),
+    _more(
+        "cold_start_s", "s", "lower", "start",
+        "A method's own warm-up (compiling, capturing graphs) and its first pass; in no other number.",
+    ),
+    _more(
+        "warmup_settled", "yes or no", None, "start",
+        "Whether three passes in a row agreed within 2 % before the first sample; six passes at most.",
+    ),
+    _more(
+        "extra_weight_bytes", "bytes", "lower", "start",
+        "Weights that a method adds to the target's: a draft, grafted layers.",
+    ),
+    _more(
+        "pays_from_tokens", "tokens", "lower", "start",
+        "Length of an answer from which the method's smaller cache has saved its extra weights; absent where it "
+        "never does.",
+    ),
+    _more(
+        "tps_ratio", "× baseline", "higher", "paired",
+        "Decode tokens/s over that of vanilla under the same conditions. Its interval is paired by sample: a ratio of "
+        "sums, Student's t on the jackknife of its logarithm; sign flips must agree.",
+    ),
+    _more(
+        "accuracy_delta", "points", "higher", "paired",
+        "Accuracy less the baseline's over the same samples, mean over tasks. What only one side failed to answer "
+        "counts as 0 points for it; what both failed, or a scorer failed on, is left out.",
+    ),
+    _more(
+        "minimum_detectable_effect", "as its metric", "lower", "paired",
+        "Smallest true effect that these samples would show, 80 times in 100.",
+    ),
+    _more(
+        "predicted_tps", "tokens/s", None, "limit",
+        "Tokens/s if reading the weights and cache of the counted forwards took all the time, at the best read "
+        "bandwidth that the run's probes measured.",
+    ),
+    _more(
+        "mbu", "ratio", "higher", "limit",
+        "Model bandwidth utilisation: measured tps / predicted tps. Outside 0.5 to 1.02 mbu_flag names the likely "
+        "reason.",
+    ),
+    _more(
+        "identity.num_samples", "answers", None, "identity", "Answers that the cell and its baseline both have."
+    ),
+    _more(
+        "identity.num_identical", "answers", "higher", "identity",
+        "Answers equal to the baseline's token by token (`same` in the table).",
+    ),
+    _more(
+        "identity.first_difference", "token index", "higher", "identity",
+        "Smallest index, counted from 0, at which an answer leaves the baseline's.",
+    ),
+    _more(
+        "identity.share_before", "share", "higher", "identity",
+        "Tokens before the first difference, over all tokens of the baseline's answers.",
+    ),
+    _more(
+        "target_logprob_per_token", "nats", "higher", "proxy",
+        "Mean log-probability per token of the answers under the target model itself (`hambench proxies`).",
+    ),
+    _more(
+        "median_top_two_gap", "logits", "lower", "proxy",
+        "Gap between the target's two best logits where an answer first leaves the baseline's; near 0, rounding "
+        "decided. Median over answers.",
+    ),
+    _more(
+        "joules_per_token", "J/token", "lower", "energy",
+        "The GPU's own energy counter over a window of at least 10 s of repeated answers (`hambench bench energy`); "
+        "not available without a counter, never modelled.",
+    ),
+    _more(
+        "net_joules_per_token", "J/token", "lower", "energy", "The same less what the GPU draws when idle."
+    ),
+)  # fmt: skip
+"""Every number that is shown and is no metric."""
+
+
+def definitions() -> tuple[Definition, ...]:
+    """Metrics first, in their order, then what is derived from them or measured apart."""
+    metrics = (
+        Definition(info.name, info.unit, info.better, info.metric_class, info.definition)
+        for info in METRICS.values()
+    )
+    return (*metrics, *DERIVED)

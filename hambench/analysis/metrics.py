@@ -1,0 +1,393 @@
+"""Metrics: pure functions from stored counts and seconds to numbers.
+
+The docstring of a metric is its definition, the one that ``hambench ls metrics`` and every report print. All
+of them read answered records only (a failed sample has no numbers; it is counted in ``num_errors``), leave
+warm-ups out, and return ``None`` where there is nothing to derive the number from, or where a count it needs
+can't be known (of a peer). Sums run over samples and repeats before any division: a rate is never an average
+of rates. *Decode* means every step after the first; the first step is the prefill.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from hambench.analysis.intervals import macro_average
+from hambench.groups import ALL, group_names, in_group
+from hambench.records import Estimate, GenerationTrace, Measurement, Sample, SampleRecord, Score, StepRecord
+from hambench.store import Run
+
+Traces = Sequence[GenerationTrace]
+Better = Literal["higher", "lower"]
+MetricClass = Literal["exact", "near-exact", "speed", "accuracy"]
+
+
+# speed
+
+
+def tps(traces: Traces) -> float | None:
+    """Decode tokens per second: Σ tokens after the first step / Σ seconds of the steps after the first."""
+    return _ratio(num_decode_tokens(traces), decode_seconds(traces))
+
+
+def prefill_tps(traces: Traces) -> float | None:
+    """Prompt tokens processed per second of prefill: Σ prompt tokens / Σ seconds of the first step."""
+    return _ratio(sum(trace.prompt_tokens for trace in traces), sum(_ttfts(traces)))
+
+
+def end_to_end_tps(traces: Traces) -> float | None:
+    """Tokens per second as a user waits for them: Σ tokens / Σ seconds of all steps, the prefill included."""
+    return _ratio(num_tokens(traces), sum(step.seconds for trace in traces for step in trace.steps))
+
+
+def ttft_s(traces: Traces) -> float | None:
+    """Time to first token: seconds from the request to its first tokens on the host; median over answers."""
+    return percentile(_ttfts(traces), 50)
+
+
+def tpots(traces: Traces) -> list[float]:
+    """Decode seconds / tokens after the first step, of each answer that has such tokens."""
+    each = (_ratio(decode_seconds([trace]), num_decode_tokens([trace])) for trace in traces)
+    return [value for value in each if value is not None]
+
+
+def tpot_p50_s(traces: Traces) -> float | None:
+    """Median over answers of decode seconds / tokens after the first step."""
+    return percentile(tpots(traces), 50)
+
+
+def tpot_p90_s(traces: Traces) -> float | None:
+    """90th percentile over answers of decode seconds / tokens after the first step."""
+    return percentile(tpots(traces), 90)
+
+
+def tpot_p99_s(traces: Traces) -> float | None:
+    """99th percentile over answers of decode seconds / tokens after the first step."""
+    return percentile(tpots(traces), 99)
+
+
+def burst_p50_s(traces: Traces) -> float | None:
+    """Median seconds of one decode step: how long a reader waits between bursts of tokens."""
+    return percentile([step.seconds for step in decode_steps(traces)], 50)
+
+
+def burst_p99_s(traces: Traces) -> float | None:
+    """99th percentile of the seconds of one decode step: the longest waits between bursts of tokens."""
+    return percentile([step.seconds for step in decode_steps(traces)], 99)
+
+
+# what a method did
+
+
+def num_tokens(traces: Traces) -> int:
+    """Tokens kept: the end-of-sequence token when it was emitted, nothing past it or past the limit."""
+    return sum(len(step.tokens) for trace in traces for step in trace.steps)
+
+
+def tokens_per_target_forward(traces: Traces) -> float | None:
+    """m: Σ tokens kept / Σ forwards of the target, in the decode phase; comparable over all methods."""
+    return _ratio(num_decode_tokens(traces), num_target_forwards(traces))
+
+
+def acceptance_rate(traces: Traces) -> float | None:
+    """Σ accepted / Σ drafted tokens; the bonus token is in neither. Never a mean of per-sample rates."""
+    return _ratio(num_accepted(traces), num_drafted(traces))
+
+
+def mean_acceptance_length(traces: Traces) -> float | None:
+    """1 + Σ accepted / Σ rounds of drafting: tokens that one round of drafting and verifying yields."""
+    rounds = _total(None if step.drafted is None else int(step.drafted > 0) for step in decode_steps(traces))
+    per_round = _ratio(num_accepted(traces), rounds)
+    return None if per_round is None else 1 + per_round
+
+
+def tokens_per_step_histogram(traces: Traces) -> dict[int, int]:
+    """How many decode steps kept 1, 2, 3, … tokens."""
+    return dict(sorted(Counter(len(step.tokens) for step in decode_steps(traces)).items()))
+
+
+def num_decode_steps(traces: Traces) -> int:
+    """Steps after the first; for HAMburger, macro-steps."""
+    return sum(1 for _ in decode_steps(traces))
+
+
+def num_target_forwards(traces: Traces) -> int | None:
+    """Forwards of the target in the decode phase, whatever their width."""
+    return _total(step.target_forwards for step in decode_steps(traces))
+
+
+def num_draft_forwards(traces: Traces) -> int | None:
+    """Forwards of the draft model in the decode phase."""
+    return _total(step.draft_forwards for step in decode_steps(traces))
+
+
+def num_micro_forwards(traces: Traces) -> int | None:
+    """Forwards of the micro-step decoder in the decode phase."""
+    return _total(step.micro_forwards for step in decode_steps(traces))
+
+
+def num_drafted(traces: Traces) -> int | None:
+    """Tokens proposed by a drafter in the decode phase."""
+    return _total(step.drafted for step in decode_steps(traces))
+
+
+def num_accepted(traces: Traces) -> int | None:
+    """Proposed tokens that were kept, in the decode phase."""
+    return _total(step.accepted for step in decode_steps(traces))
+
+
+# memory
+
+
+def kv_bytes(traces: Traces) -> float | None:
+    """Bytes of all KV caches in use, a draft's included: the peak of each answer, mean over answers."""
+    peaks = [peak_kv_bytes(trace) for trace in traces if trace.steps]
+    known = [peak for peak in peaks if peak is not None]
+    return float(np.mean(known)) if known and len(known) == len(peaks) else None
+
+
+def peak_kv_bytes(trace: GenerationTrace) -> int | None:
+    """Most bytes of KV cache in use during one answer; ``None`` where a step's can't be known."""
+    sizes = [step.kv_bytes for step in trace.steps]
+    known = [size for size in sizes if size is not None]
+    return max(known) if known and len(known) == len(sizes) else None
+
+
+def num_kv_slots(traces: Traces) -> int | None:
+    """Σ over answers of the target's KV slots in use at the end, the prompt's included."""
+    return _total(trace.steps[-1].kv_slots for trace in traces if trace.steps)
+
+
+def kv_compression_output(traces: Traces) -> float | None:
+    """Tokens per slot of the answer: Σ tokens kept after the first step / Σ slots added after it.
+
+    The axis of HAMburger's figures. Slots spent on tokens past the end of an answer count, those tokens
+    don't: a method that drafts may show a hair under 1.
+    """
+    return _ratio(num_decode_tokens(traces), _decode_slots(traces))
+
+
+def kv_compression_total(traces: Traces) -> float | None:
+    """Positions per slot: Σ (prompt + tokens kept after the first step) / Σ slots at the end."""
+    positions = sum(trace.prompt_tokens for trace in traces) + num_decode_tokens(traces)
+    return _ratio(positions, num_kv_slots(traces))
+
+
+def peak_memory_bytes(records: Iterable[SampleRecord]) -> int | None:
+    """Largest peak seen, weights included: of the allocator on a GPU, of the resident set on a CPU."""
+    return max((r.peak_memory_bytes for r in records if r.peak_memory_bytes is not None), default=None)
+
+
+# quality
+
+
+def accuracy(points: Mapping[str, Sequence[float]]) -> Estimate | None:
+    """Points, 0 to 100: the macro-average over tasks of each task's mean primary score / its scale.
+
+    The scores of a sample are averaged over repeats first. The 95 % interval is stratified by task (Wilson's
+    for one task of 0/1 scores). A sample that failed, or whose scorer failed, is in neither mean nor n; a
+    comparison counts what only one side failed to answer as 0 points for it, and says so.
+    """
+    return macro_average(points)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricInfo:
+    """What a number is: one row of ``hambench ls metrics``."""
+
+    name: str
+    """Field of :class:`~hambench.records.Measurement`."""
+    unit: str
+    better: Better
+    metric_class: MetricClass
+    """``exact`` counts must be equal, ``near-exact`` within a whisker; the others are paired statistics."""
+    definition: str
+    """First paragraph of the metric's docstring."""
+
+
+def _info(
+    function: Callable[..., object], unit: str, better: Better, metric_class: MetricClass
+) -> MetricInfo:
+    definition = " ".join((inspect.getdoc(function) or "").split("\n\n")[0].split())
+    return MetricInfo(
+        name=function.__name__, unit=unit, better=better, metric_class=metric_class, definition=definition
+    )
+
+
+METRICS: dict[str, MetricInfo] = {
+    info.name: info
+    for info in (
+        _info(tps, "tokens/s", "higher", "speed"),
+        _info(ttft_s, "s", "lower", "speed"),
+        _info(tpot_p50_s, "s/token", "lower", "speed"),
+        _info(tpot_p90_s, "s/token", "lower", "speed"),
+        _info(tpot_p99_s, "s/token", "lower", "speed"),
+        _info(burst_p50_s, "s", "lower", "speed"),
+        _info(burst_p99_s, "s", "lower", "speed"),
+        _info(prefill_tps, "tokens/s", "higher", "speed"),
+        _info(end_to_end_tps, "tokens/s", "higher", "speed"),
+        _info(accuracy, "points", "higher", "accuracy"),
+        _info(kv_bytes, "bytes", "lower", "exact"),
+        _info(num_kv_slots, "slots", "lower", "exact"),
+        _info(kv_compression_output, "tokens/slot", "higher", "exact"),
+        _info(kv_compression_total, "positions/slot", "higher", "exact"),
+        _info(peak_memory_bytes, "bytes", "lower", "near-exact"),
+        _info(tokens_per_target_forward, "tokens", "higher", "exact"),
+        _info(acceptance_rate, "ratio", "higher", "exact"),
+        _info(mean_acceptance_length, "tokens", "higher", "exact"),
+        _info(num_tokens, "tokens", "higher", "exact"),
+        _info(num_decode_steps, "steps", "lower", "exact"),
+        _info(num_target_forwards, "forwards", "lower", "exact"),
+        _info(num_draft_forwards, "forwards", "lower", "exact"),
+        _info(num_micro_forwards, "forwards", "lower", "exact"),
+        _info(num_drafted, "tokens", "lower", "exact"),
+        _info(num_accepted, "tokens", "higher", "exact"),
+    )
+}
+"""Every metric by name."""
+
+
+def metric_value(measurement: Measurement, name: str) -> float | None:
+    """The plain number of a metric, e.g. the value of the accuracy estimate."""
+    value = getattr(measurement, METRICS[name].name)
+    return value.value if isinstance(value, Estimate) else value
+
+
+def measure_run(run: Run) -> list[Measurement]:
+    """Measures every cell over all samples, then over each suite, category and task."""
+    groups = group_names(run.samples.values())
+    measurements = []
+    for cell in run.header.cells:
+        records = [record for record in run.measured if record.cell == cell.label]
+        scores = [score for score in run.scores if score.cell == cell.label]
+        measurements += [
+            measure(records, scores, run.samples, cell=cell.label, group=group) for group in groups
+        ]
+    return measurements
+
+
+def measure(
+    records: Iterable[SampleRecord],
+    scores: Iterable[Score],
+    samples: Mapping[str, Sample],
+    *,
+    cell: str,
+    group: str = ALL,
+) -> Measurement:
+    """What one cell measured over one group of samples.
+
+    ``num_samples`` counts the samples answered at least once, ``num_errors`` those with a failed record.
+    """
+    wanted = {sample_id for sample_id, sample in samples.items() if in_group(sample, group)}
+    mine = [r for r in records if r.cell == cell and not r.warmup and r.sample_id in wanted]
+    answered = [record for record in mine if record.trace is not None]
+    traces = [record.trace for record in answered if record.trace is not None]
+    answers = {(record.sample_id, record.repeat) for record in answered}
+    primary = [s for s in scores if s.cell == cell and s.primary and (s.sample_id, s.repeat) in answers]
+    loads = [record.other_load for record in answered if record.other_load is not None]
+    return Measurement(
+        cell=cell,
+        group=group,
+        num_samples=len({record.sample_id for record in answered}),
+        num_errors=len({record.sample_id for record in mine if record.trace is None}),
+        num_score_errors=len({score.sample_id for score in primary if not _usable(score)}),
+        num_truncated=len({record.sample_id for record in answered if record.truncated_tokens}),
+        num_tokens=num_tokens(traces),
+        tps=tps(traces),
+        prefill_tps=prefill_tps(traces),
+        end_to_end_tps=end_to_end_tps(traces),
+        ttft_s=ttft_s(traces),
+        tpot_p50_s=tpot_p50_s(traces),
+        tpot_p90_s=tpot_p90_s(traces),
+        tpot_p99_s=tpot_p99_s(traces),
+        burst_p50_s=burst_p50_s(traces),
+        burst_p99_s=burst_p99_s(traces),
+        tokens_per_target_forward=tokens_per_target_forward(traces),
+        tokens_per_step_histogram=tokens_per_step_histogram(traces),
+        acceptance_rate=acceptance_rate(traces),
+        mean_acceptance_length=mean_acceptance_length(traces),
+        num_decode_steps=num_decode_steps(traces),
+        num_target_forwards=num_target_forwards(traces),
+        num_draft_forwards=num_draft_forwards(traces),
+        num_micro_forwards=num_micro_forwards(traces),
+        num_drafted=num_drafted(traces),
+        num_accepted=num_accepted(traces),
+        kv_bytes=kv_bytes(traces),
+        num_kv_slots=num_kv_slots(traces),
+        kv_compression_output=kv_compression_output(traces),
+        kv_compression_total=kv_compression_total(traces),
+        peak_memory_bytes=peak_memory_bytes(answered),
+        other_load=float(np.mean(loads)) if loads else None,
+        accuracy=accuracy(points_by_task(primary, samples)),
+    )
+
+
+def points_by_task(scores: Iterable[Score], samples: Mapping[str, Sample]) -> dict[str, list[float]]:
+    """Points (0 to 100) of each sample of each ``suite/task``: primary scores only, averaged over repeats."""
+    by_sample: dict[str, list[float]] = {}
+    for score in scores:
+        if score.primary and _usable(score) and score.value is not None:
+            by_sample.setdefault(score.sample_id, []).append(100 * score.value / score.scale)
+    by_task: dict[str, list[float]] = {}
+    for sample_id, points in by_sample.items():
+        sample = samples[sample_id]
+        by_task.setdefault(f"{sample.suite}/{sample.task}", []).append(float(np.mean(points)))
+    return by_task
+
+
+def decode_steps(traces: Traces) -> Iterable[StepRecord]:
+    """All steps after the first of each trace."""
+    return (step for trace in traces for step in trace.steps[1:])
+
+
+def decode_seconds(traces: Traces) -> float:
+    """Σ seconds of the steps after the first."""
+    return sum(step.seconds for step in decode_steps(traces))
+
+
+def num_decode_tokens(traces: Traces) -> int:
+    """Σ tokens kept by the steps after the first."""
+    return sum(len(step.tokens) for step in decode_steps(traces))
+
+
+def percentile(values: Sequence[float], q: float) -> float | None:
+    """Linear-interpolation percentile; ``None`` for no values."""
+    return float(np.percentile(values, q)) if len(values) else None
+
+
+def _ttfts(traces: Traces) -> list[float]:
+    return [trace.steps[0].seconds for trace in traces if trace.steps]
+
+
+def _decode_slots(traces: Traces) -> int | None:
+    at_end, at_start = (
+        num_kv_slots(traces),
+        _total(trace.steps[0].kv_slots for trace in traces if trace.steps),
+    )
+    return None if at_end is None or at_start is None else at_end - at_start
+
+
+def _total(counts: Iterable[int | None]) -> int | None:
+    """The sum; ``None`` as soon as one count is unknown, since the rest would pass for all of them."""
+    total = 0
+    for count in counts:
+        if count is None:
+            return None
+        total += count
+    return total
+
+
+def _usable(score: Score) -> bool:
+    # a scorer that answers NaN has failed, whatever it says
+    return score.value is not None and score.error is None and bool(np.isfinite(score.value))
+
+
+def _ratio(numerator: float | None, denominator: float | None) -> float | None:
+    if numerator is None or denominator is None or denominator <= 0:
+        return None
+    return numerator / denominator

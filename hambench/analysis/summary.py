@@ -1,0 +1,230 @@
+"""A run in short: one object per cell for programs, one table for a terminal."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from hambench.analysis.bandwidth_limit import limits_of
+from hambench.analysis.baselines import baseline_of, has_several
+from hambench.analysis.cold_start import start_ups
+from hambench.analysis.comparisons import compare_cells
+from hambench.analysis.metrics import measure_run
+from hambench.groups import ALL
+from hambench.records import Cell, Comparison, Estimate, Measurement, SampleRecord
+from hambench.store import Run
+
+_SPOKEN = {"tps": "speed", "kv_bytes": "KV memory"}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Identity:
+    """How far a cell's answers are the baseline's, token by token."""
+
+    num_samples: int
+    """Answers both have."""
+    num_identical: int
+    first_difference: int | None
+    """Smallest token index at which an answer differs; ``None`` when none does."""
+    share_before: float | None
+    """Tokens before the first difference, as a share of all the baseline's tokens."""
+
+
+def token_identity(run: Run, cell: str, baseline: str) -> Identity | None:
+    """Compares a cell's tokens with the baseline's; ``None`` when they share no answered sample."""
+    theirs = {(r.sample_id, r.repeat): r for r in run.measured if r.cell == baseline and r.trace}
+    pairs: list[tuple[SampleRecord, SampleRecord]] = [
+        (record, theirs[record.sample_id, record.repeat])
+        for record in run.measured
+        if record.cell == cell and record.trace and (record.sample_id, record.repeat) in theirs
+    ]
+    if not pairs:
+        return None
+    firsts = []
+    num_before = num_tokens = 0
+    for mine, other in pairs:
+        assert mine.trace is not None
+        assert other.trace is not None
+        a, b = mine.trace.token_ids, other.trace.token_ids
+        first = first_difference(a, b)
+        num_before += len(b) if first is None else first
+        num_tokens += len(b)
+        if first is not None:
+            firsts.append(first)
+    return Identity(
+        num_samples=len(pairs),
+        num_identical=len(pairs) - len(firsts),
+        first_difference=min(firsts, default=None),
+        share_before=num_before / num_tokens if num_tokens else None,
+    )
+
+
+def first_difference(tokens: Sequence[int], others: Sequence[int]) -> int | None:
+    """Index of the first token that differs (the shorter length when one is the other's beginning), or ``None``."""
+    for index, (mine, other) in enumerate(zip(tokens, others, strict=False)):
+        if mine != other:
+            return index
+    return None if len(tokens) == len(others) else min(len(tokens), len(others))
+
+
+def cell_objects(run: Run) -> list[dict[str, Any]]:
+    """One JSON-able object per cell: everything measured over all samples. What is not known is ``None``."""
+    overall = {m.cell: m for m in measure_run(run) if m.group == ALL}
+    limits, starts = limits_of(run), start_ups(run)
+    objects = []
+    for cell in run.header.cells:
+        baseline = baseline_of(cell, run.header.cells)
+        base_tps = overall[baseline.label].tps if baseline else None
+        measured = overall[cell.label]
+        numbers = dataclasses.asdict(measured)
+        numbers["m"] = numbers.pop("tokens_per_target_forward")
+        limit, began = limits.get(cell.label), starts.get(cell.label)
+        identity = token_identity(run, cell.label, baseline.label) if baseline else None
+        objects.append(
+            {
+                "cell": cell.label,
+                "method": cell.method,
+                "knobs": cell.knobs,
+                "model": cell.model,
+                "dtype": cell.dtype,
+                "regime": cell.regime,
+                "kernels": cell.kernels,
+                "threads": cell.threads,
+                "context": cell.context,
+                "max_new_tokens": cell.max_new_tokens,
+                "baseline": baseline.label if baseline else None,
+                **{name: value for name, value in numbers.items() if name not in ("cell", "group")},
+                "tps_ratio": measured.tps / base_tps if measured.tps and base_tps else None,
+                "predicted_tps": limit.predicted_tps if limit else None,
+                "mbu": limit.mbu if limit else None,
+                "mbu_flag": limit.flag or None if limit else None,
+                "cold_start_s": began.cold_start_s if began else None,
+                "warmup_settled": began.settled if began else None,
+                "extra_weight_bytes": began.extra_weight_bytes if began else None,
+                "pays_from_tokens": began.pays_from_tokens if began else None,
+                "identity": dataclasses.asdict(identity) if identity else None,
+                "edition": run.header.edition,
+                "complete": run.complete,
+                "run": str(run.path),
+            }
+        )
+    return objects
+
+
+def to_json_line(item: dict[str, Any]) -> str:
+    """Compact JSON; NaN and infinities become null."""
+    return msgspec.json.encode(item).decode()
+
+
+def render_table(run: Run, *, group: str = ALL, width: int = 150) -> str:
+    """The run as a table for a terminal, warnings first.
+
+    ``same`` counts the answers that equal the baseline's token by token, over the whole run.
+    """
+    measured = [m for m in measure_run(run) if m.group == group]
+    cells = run.header.cells
+    baselines = {cell.label: baseline_of(cell, cells) for cell in cells}
+    several = has_several(cells)
+    comparisons = _comparisons(run, baselines, group)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    # the label gives way, never a number
+    table.add_column("method", overflow="fold")
+    for title in (
+        "tok/s",
+        "× vanilla [95 %]",
+        "TTFT ms",
+        "TPOT ms",
+        "m",
+        "accept",
+        "KV MiB",
+        "KV out×",
+        "KV all×",
+    ):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("accuracy [95 %]", justify="right", no_wrap=True)
+    table.add_column("same", justify="right", no_wrap=True)
+    table.add_column("n", justify="right", no_wrap=True)
+    for measurement in measured:
+        baseline = baselines[measurement.cell]
+        identity = token_identity(run, measurement.cell, baseline.label) if baseline else None
+        against = comparisons.get(measurement.cell, [])
+        table.add_row(*_row(measurement, against, identity))
+    out = io.StringIO()
+    console = Console(file=out, width=width, no_color=True, highlight=False)
+    for note in run.header.notes:
+        console.print(Text(f"! {note}"), soft_wrap=True)
+    if not run.complete:
+        console.print(Text(f"! Unfinished: {len(run.measured)} of {run.num_expected} records."))
+    console.print(table)
+    if comparisons:
+        console.print()
+    if several:
+        console.print(
+            "Each ratio is to vanilla under the same conditions; of the other vanilla cells, to the first."
+        )
+    for label, against in comparisons.items():
+        judge = baselines[label]
+        beside = f" against {judge.label}" if several and judge else ""
+        console.print(Text(f"{label}{beside}: {verdict_words(against)}"), soft_wrap=True)
+    return out.getvalue().rstrip("\n")
+
+
+def verdict_words(against: Sequence[Comparison]) -> str:
+    """The verdicts on one cell, in words: ``speed better, KV memory worse, accuracy inconclusive (…)``."""
+    parts = []
+    for comparison in against:
+        reason = f" ({comparison.reason})" if comparison.reason else ""
+        parts.append(f"{_SPOKEN.get(comparison.metric, comparison.metric)} {comparison.verdict}{reason}")
+    return "; ".join(parts)
+
+
+def _comparisons(run: Run, baselines: Mapping[str, Cell | None], group: str) -> dict[str, list[Comparison]]:
+    if not run.measured:
+        return {}
+    return {
+        label: compare_cells(run, label, baseline.label, groups=[group])
+        for label, baseline in baselines.items()
+        if baseline is not None and baseline.label != label
+    }
+
+
+def _row(m: Measurement, against: Sequence[Comparison], identity: Identity | None) -> list[Text]:
+    speed = next((c.effect for c in against if c.metric == "tps"), None)
+    accuracy = _interval(m.accuracy, 1) if m.accuracy else "–"
+    count = str(m.num_samples) + (f" (+{m.num_errors} failed)" if m.num_errors else "")
+    cells = [
+        m.cell,
+        _number(m.tps, 1),
+        _interval(speed, 2) if speed else ("1" if m.tps and not against else "–"),
+        _number(m.ttft_s, 0, 1e3),
+        _number(m.tpot_p50_s, 1, 1e3),
+        _number(m.tokens_per_target_forward, 2),
+        _number(m.acceptance_rate, 2),
+        _number(m.kv_bytes, 1, 1 / 2**20),
+        _number(m.kv_compression_output, 2),
+        _number(m.kv_compression_total, 2),
+        accuracy,
+        f"{identity.num_identical}/{identity.num_samples}" if identity else "–",
+        count,
+    ]
+    # Text, not str: names may hold brackets, which rich would read as markup
+    return [Text(cell) for cell in cells]
+
+
+def _number(value: float | None, digits: int, scale: float = 1.0) -> str:
+    return "–" if value is None or math.isnan(value) else f"{value * scale:.{digits}f}"
+
+
+def _interval(estimate: Estimate, digits: int) -> str:
+    value = _number(estimate.value, digits)
+    if estimate.low is None or estimate.high is None:
+        return value
+    return f"{value} [{_number(estimate.low, digits)}, {_number(estimate.high, digits)}]"

@@ -1,0 +1,1 @@
+"""Benchmarks of hambench's own parts; ``hambench bench X`` is ``bench/X.py``."""

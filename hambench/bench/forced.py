@@ -1,0 +1,451 @@
+"""Whole steps of real sessions at forced lengths: how fast a method is at a given number of tokens a step.
+
+Speed depends on sizes and lengths alone, so weights are random and lengths are *forced*: HAMburger's stop head is asked
+and overruled, a draft is verified and kept as far as told. Every row says so; no acceptance, confidence or quality is
+in it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from hambench.errors import HambenchError
+
+if TYPE_CHECKING:
+    import torch
+
+    from hambench.decoding import DecodeSession
+    from hambench.engine.cuda.early_exit import Loop
+    from hambench.engine.llama import Llama
+    from hambench.kernels.tools.shapes import KernelShape
+    from hambench.methods.hamburger.model import HamburgerModel
+    from hambench.models.target import TargetModel
+    from hambench.roofline.byte_model import ByteModel
+
+LENGTHS = ((1,), (2,), (3,), (4,), (1, 3), (2, 4))
+"""Forced tokens of HAMburger's macro-steps, in turns: each length alone, and means of 2 and 3 from unlike lengths."""
+NUM_DRAFTED = 4
+KEPT = (0, 2, 4)
+"""Forced numbers of accepted drafts."""
+WARM_STEPS = 4
+CHECKED_STEPS = 6
+TOLERANCE = 0.05
+"""Largest difference of a P(continue) between torch's operations and the kernels, in bfloat16."""
+
+Engine = Callable[["Llama", str, str], "Llama"]
+"""From a plain model, a regime and kernels to the model that runs so."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Amount:
+    """How much is timed."""
+
+    steps: int
+    """Steps of one repeat; even, so that lengths in turns come out."""
+    repeats: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ForcedPace:
+    """Seconds a token of one method at forced lengths."""
+
+    method: str
+    regime: str
+    kernels: str
+    loop: str | None
+    """The loop that ran (:mod:`hambench.engine.cuda.early_exit`), where the method has one on the device."""
+    lengths: tuple[int, ...]
+    """Forced tokens of its steps, in turns."""
+    predicted: float
+    """Speed-up over vanilla that the bytes read allow, without a context."""
+    seconds: tuple[float, ...]
+    """Seconds a token in each repeat; empty in a dry run."""
+
+    @property
+    def mean_length(self) -> float:
+        """Tokens a step."""
+        return statistics.mean(self.lengths)
+
+    @property
+    def median_s(self) -> float:
+        """Median seconds a token."""
+        return statistics.median(self.seconds)
+
+
+def run(
+    plain: Llama,
+    sizes: KernelShape,
+    *,
+    engine: Engine,
+    context: int,
+    amount: Callable[[str], Amount],
+    progress: Callable[[str], None],
+) -> Iterator[ForcedPace]:
+    """Checks the macro-steps against each other, then times vanilla, HAMburger and speculation in each regime.
+
+    Args:
+        plain: The model on torch's operations.
+        sizes: Of it.
+        engine: Makes it run in a regime.
+        context: Prompt tokens.
+        amount: How much to time in a regime.
+        progress: Told what is timed.
+
+    Raises:
+        HambenchError: If the numerics disagree, or a step was not as long as forced.
+    """
+    from hambench.engine.cuda.early_exit import GRAPH_LOOPS
+
+    checkpoint = random_grafts(plain, merge_heads=sizes.merge_heads)
+    prompt = [number % min(1000, sizes.vocabulary) for number in range(1, context + 1)]
+
+    def regime(name: str, kernels: str) -> _Regime:
+        llama = engine(plain, name, kernels)
+        return _Regime(
+            name, kernels, llama, sizes, checkpoint, Stopwatch(llama, amount(name), prompt), progress
+        )
+
+    torchs = regime("eager", "reference")
+    yield torchs.vanilla()
+    yield from torchs.hamburger(None)
+    yield from torchs.speculative()
+    eager = regime("eager", "fused")
+    progress("macro-steps: kernels against torch")
+    check_against_torch(torchs.model, eager.model, prompt)
+    yield eager.vanilla()
+    yield from eager.hamburger("stepwise")
+    yield from eager.speculative()
+    graph = regime("graph", "fused")
+    yield graph.vanilla()
+    for loop in GRAPH_LOOPS:
+        progress(f"macro-steps: {loop} against launched as they come")
+        check_loop(eager.model, graph.model, prompt, loop)
+        yield from graph.hamburger(loop)
+    yield from graph.speculative()
+
+
+Start = Callable[[], tuple["DecodeSession", Callable[[int], None]]]
+"""Opens a session; with it what forces the length of its next steps."""
+
+
+class _Regime:
+    """One way of running the model, and the paces of the methods in it."""
+
+    def __init__(
+        self,
+        name: str,
+        kernels: str,
+        llama: Llama,
+        sizes: KernelShape,
+        checkpoint: Any,
+        stopwatch: Stopwatch,
+        progress: Callable[[str], None],
+    ) -> None:
+        from hambench.methods.hamburger.model import HamburgerModel
+
+        self._where, self._llama, self._stopwatch, self._progress = (
+            (name, kernels),
+            llama,
+            stopwatch,
+            progress,
+        )
+        self._target, self._bytes = _target(llama, sizes), _byte_model(sizes)
+        self.model = HamburgerModel(llama, checkpoint)
+
+    def vanilla(self) -> ForcedPace:
+        """Plain decoding."""
+        from hambench.methods.vanilla import VanillaConfig
+
+        method, watch = VanillaConfig().build(self._target), self._stopwatch
+        return self._pace("vanilla", (1,), 1.0, lambda: (method.start(watch.prompt, watch.params), _let_be))
+
+    def hamburger(self, loop: Loop | None) -> Iterator[ForcedPace]:
+        """Macro-steps of every forced length, in a loop on the device or (``None``) led by the host."""
+        from hambench.engine.cuda.early_exit import available
+        from hambench.engine.cuda.fused_llama import FusedLlama
+        from hambench.methods.hamburger.device.session import DeviceSession
+
+        prompt, params = self._stopwatch.prompt, self._stopwatch.params
+        found = None
+        if loop is not None:
+            assert isinstance(self._llama, FusedLlama)
+            found = available(loop, self._llama.launches)
+
+        def start() -> tuple[DecodeSession, Callable[[int], None]]:
+            if loop is None:
+                return _forced_plain(self.model, prompt, params)
+            session = DeviceSession(self.model, prompt, params, **_SETTINGS, loop=loop)
+            return session, session.macro_step.force
+
+        for lengths in LENGTHS:
+            ceiling = self._bytes.hamburger_speedup(statistics.mean(lengths))
+            yield self._pace("hamburger", lengths, ceiling, start, found)
+
+    def speculative(self) -> Iterator[ForcedPace]:
+        """Drafts of an INT8 copy, kept as far as told."""
+        from hambench.methods.speculative import SpeculativeConfig
+
+        method = SpeculativeConfig(num_draft_tokens=NUM_DRAFTED).build(self._target)
+        spent = NUM_DRAFTED * self._bytes.int8_draft + self._bytes.step
+
+        def start(kept: int) -> tuple[DecodeSession, Callable[[int], None]]:
+            session = method.start(self._stopwatch.prompt, self._stopwatch.params)
+            session.accept = _keeping(kept)
+            return session, _let_be
+
+        for kept in KEPT:
+            ceiling = (kept + 1) * self._bytes.step / spent
+            yield self._pace("speculative", (kept + 1,), ceiling, functools.partial(start, kept))
+
+    def _pace(
+        self, method: str, lengths: tuple[int, ...], predicted: float, start: Start, loop: str | None = None
+    ) -> ForcedPace:
+        shown = ", ".join(word for word in (method, *self._where, loop) if word)
+        self._progress(f"{shown}, forced to {', '.join(map(str, lengths))} tokens a step")
+        seconds = self._stopwatch.time(start, lengths)
+        return ForcedPace(method, *self._where, loop, lengths, predicted, seconds)
+
+
+_SETTINGS: dict[str, Any] = {"confidence": 0.5, "position_convention": "train"}
+
+
+class Stopwatch:
+    """Times sessions of one model over one prompt.
+
+    Args:
+        llama: Says which device to wait for.
+        amount: How much.
+        prompt: Token ids.
+    """
+
+    def __init__(self, llama: Llama, amount: Amount, prompt: list[int]) -> None:
+        from hambench.decoding import SamplingParams
+
+        self._amount, self._device, self.prompt = amount, llama.device, prompt
+        longest = max(NUM_DRAFTED + 1, *itertools.chain(*LENGTHS))
+        self.params = SamplingParams(max_new_tokens=longest * (amount.steps + WARM_STEPS + 2))
+
+    def time(self, start: Start, lengths: tuple[int, ...]) -> tuple[float, ...]:
+        """Seconds a token in each repeat, each in a session of its own.
+
+        Raises:
+            HambenchError: If a step was not as long as forced.
+        """
+        import torch
+
+        seconds = []
+        with torch.inference_mode():
+            for _ in range(self._amount.repeats):
+                session, force = start()
+                session.prefill()
+                force(lengths[0])
+                self._steps(session, force, lengths, WARM_STEPS)
+                self._synchronize()
+                began = time.perf_counter()
+                num_tokens = self._steps(session, force, lengths, self._amount.steps)
+                self._synchronize()
+                seconds.append((time.perf_counter() - began) / num_tokens)
+        return tuple(seconds)
+
+    def _steps(
+        self, session: DecodeSession, force: Callable[[int], None], lengths: tuple[int, ...], number: int
+    ) -> int:
+        turns = itertools.cycle(lengths)
+        emitted = 0
+        for _ in range(number):
+            length = next(turns)
+            if len(lengths) > 1:
+                force(length)
+            found = len(session.step().tokens)
+            if found != length:
+                raise HambenchError(f"a step was forced to {length} tokens and emitted {found}")
+            emitted += found
+        return emitted
+
+    def _synchronize(self) -> None:
+        import torch
+
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+
+def check_against_torch(plain: HamburgerModel, fused: HamburgerModel, prompt: list[int]) -> None:
+    """Compares macro-steps on the kernels with torch's: where the tokens before agree, P(continue) must.
+
+    Tokens of random weights may part at a rounding, which is no fault; from there on nothing is compared.
+
+    Raises:
+        HambenchError: If they disagree.
+    """
+    from hambench.decoding import SamplingParams
+    from hambench.methods.hamburger.device.session import DeviceSession
+    from hambench.methods.hamburger.session import HamburgerSession
+
+    settings = {**_SETTINGS, "confidence": 0.0}
+    params = SamplingParams(max_new_tokens=8)
+    want, got = (
+        session.prefill()
+        for session in (
+            HamburgerSession(plain, prompt, params, **settings),
+            DeviceSession(fused, prompt, params, **settings, loop="run-ahead"),
+        )
+    )
+    for place, (a, b) in enumerate(zip(want.continue_probs, got.continue_probs, strict=True)):
+        if not abs(a - b) <= TOLERANCE:
+            raise HambenchError(
+                f"P(continue) after token {place + 1} is {b:.4f} on the kernels and {a:.4f} on torch's operations: "
+                "no speed is given"
+            )
+        if want.tokens[: place + 2] != got.tokens[: place + 2]:
+            break
+
+
+def check_loop(eager: HamburgerModel, graph: HamburgerModel, prompt: list[int], loop: Loop) -> None:
+    """Compares a loop with the same kernels launched as they come: not a bit may differ, at any length.
+
+    Raises:
+        HambenchError: If they disagree.
+    """
+    from hambench.decoding import SamplingParams
+    from hambench.methods.hamburger.device.session import DeviceSession
+
+    params = SamplingParams(max_new_tokens=8 * CHECKED_STEPS)
+    sessions = [DeviceSession(m, prompt, params, **_SETTINGS, loop=loop) for m in (eager, graph)]
+    for number in range(CHECKED_STEPS):
+        steps = []
+        for session in sessions:
+            if number:
+                session.macro_step.force(1 + number % 4)
+            steps.append(session.step() if number else session.prefill())
+        if steps[0] != steps[1]:
+            raise HambenchError(
+                f"macro-step {number} is {steps[1].tokens} in the {loop} loop and {steps[0].tokens} launched as it "
+                "comes: no speed is given"
+            )
+
+
+def random_grafts(llama: Llama, *, merge_heads: int) -> Any:
+    """A HAMburger checkpoint of random weights for a model."""
+    import torch
+
+    from hambench.methods.hamburger.architecture import Architecture, BaseReference
+    from hambench.methods.hamburger.checkpoint import Checkpoint, sizes_of
+    from hambench.methods.hamburger.grafts import Grafts
+
+    architecture = Architecture.for_base(llama.shape.num_layers, merge_heads=merge_heads)
+    with torch.device("meta"):
+        sizes = {
+            name: tensor.shape for name, tensor in Grafts(llama.shape, architecture).state_dict().items()
+        }
+
+    def draw(name: str, size: torch.Size) -> torch.Tensor:
+        if "norm" in name:
+            return torch.ones(size, dtype=llama.dtype, device=llama.device)
+        return torch.randn(size, dtype=llama.dtype, device=llama.device).mul_(size[-1] ** -0.5)
+
+    return Checkpoint(
+        architecture=architecture,
+        base=BaseReference(name="random", fingerprint=None, sizes=sizes_of(llama.shape)),
+        base_weights="unchanged",
+        tensors={name: draw(name, size) for name, size in sizes.items()},
+    )
+
+
+def markdown(paces: Sequence[ForcedPace]) -> list[str]:
+    """A table of the paces; without figures where nothing was timed."""
+    lines = [
+        "Forced: whole steps of the real sessions, waited for as the engine does, their lengths forced whatever stop "
+        f"head or verification say ({NUM_DRAFTED} drafts a step by an INT8 copy). × vanilla is in the same regime; the "
+        "byte model's ratio is without a context.",
+        "",
+        "| method | regime | kernels | loop | tokens a step | mean | µs a token | × vanilla | byte model | reached |",
+        "|---|---|---|---|---|--:|--:|--:|--:|--:|",
+    ]
+    base = {(p.regime, p.kernels): p for p in paces if p.method == "vanilla"}
+    for pace in paces:
+        figures = ["–", "–", "–"]
+        vanilla = base.get((pace.regime, pace.kernels))
+        if pace.seconds and vanilla is not None:
+            gain = vanilla.median_s / pace.median_s
+            figures = [f"{pace.median_s * 1e6:.1f}", f"{gain:.2f}×", f"{100 * gain / pace.predicted:.0f} %"]
+        lines.append(
+            f"| {pace.method} | {pace.regime} | {pace.kernels} | {pace.loop or '–'} | "
+            f"{', '.join(map(str, pace.lengths))} | {pace.mean_length:g} | {figures[0]} | {figures[1]} | "
+            f"{pace.predicted:.2f}× | {figures[2]} |"
+        )
+    return lines
+
+
+def _forced_plain(
+    model: HamburgerModel, prompt: list[int], params: Any
+) -> tuple[DecodeSession, Callable[[int], None]]:
+    from hambench.methods.hamburger.session import HamburgerSession
+
+    class Forced(HamburgerSession):
+        """Asks the stop head, and goes on as told."""
+
+        length = 1
+
+        def _goes_on(self, hidden: torch.Tensor, continue_probs: list[float]) -> bool:
+            super()._goes_on(hidden, continue_probs)
+            return len(continue_probs) < self.length
+
+        def force(self, length: int) -> None:
+            self.length = length
+
+    session = Forced(model, prompt, params, **_SETTINGS)
+    return session, session.force
+
+
+def _keeping(kept: int) -> Any:
+    from hambench.methods.common.sampling import Accepted
+
+    return lambda wanted, drafted: Accepted(kept, wanted[kept])
+
+
+def _let_be(length: int) -> None:
+    """What is forced otherwise, or has one length only."""
+
+
+def _byte_model(sizes: KernelShape) -> ByteModel:
+    from hambench.models.sizes import ModelShape
+    from hambench.roofline.byte_model import ByteModel
+
+    return ByteModel(
+        shape=ModelShape(
+            num_layers=sizes.num_layers,
+            hidden_size=sizes.hidden,
+            intermediate_size=sizes.intermediate,
+            num_heads=sizes.heads,
+            num_kv_heads=sizes.kv_heads,
+            head_dim=sizes.head_dim,
+            vocab_size=sizes.vocabulary,
+            tie_embeddings=True,
+        )
+    )
+
+
+def _target(llama: Llama, sizes: KernelShape) -> TargetModel:
+    from hambench.models.target import ModelIdentity, TargetModel
+
+    identity = ModelIdentity(
+        name=sizes.name,
+        source="random weights",
+        sha256="",
+        architecture="llama",
+        dtype=str(llama.dtype).removeprefix("torch."),
+    )
+    return TargetModel(
+        name=sizes.name,
+        llama=llama,
+        tokenizer=None,
+        eos_ids=frozenset(),
+        context_length=sizes.capacity,
+        identity=identity,
+    )

@@ -1,0 +1,108 @@
+"""``hambench bench kernels``: numerics, then bandwidth, of each decoding kernel."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from hambench.errors import HambenchError, UnknownNameError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@click.command()
+@click.option("--shape", "shape_name", default="llama-3.2-1b", show_default=True, metavar="NAME")
+@click.option("--device", "device_name", metavar="NAME", help="cpu, cuda, cuda:1; the GPU if there is one.")
+@click.option("--rows", default="1,5", show_default=True, metavar="LIST", help="Rows of a call, 1 to 8.")
+@click.option("--only", default="", metavar="TEXT", help="Ops whose name contains this.")
+@click.option("--compile/--no-compile", "compiled", default=True, help="Also time torch.compile (CUDA).")
+@click.option(
+    "--tune",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="First search the fastest tiles, write them to this table, and use it (CUDA).",
+)
+@click.option("--tiles", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="Also write .json and .md.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Raw repeats instead of the table.")
+def command(
+    shape_name: str,
+    device_name: str | None,
+    rows: str,
+    only: str,
+    compiled: bool,
+    tune: Path | None,
+    tiles: Path | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Check each fused kernel against its reference, then time it beside plain and compiled torch."""
+    import torch
+
+    from hambench.bench.kernels import markdown
+    from hambench.kernels import tuning
+    from hambench.kernels.tools import bench
+    from hambench.kernels.tools.shapes import SHAPES
+
+    if shape_name not in SHAPES:
+        raise UnknownNameError("shape", shape_name, SHAPES)
+    device = _device(device_name)
+    counts = _rows(rows)
+
+    def say(text: str) -> None:
+        click.echo(text, err=True)
+
+    if device.type == "cpu":
+        say("no CUDA device here: fused kernels are not timed, only plain torch on the CPU")
+    if tiles is not None:
+        tuning.use_table(tiles)
+    try:
+        if tune is not None:
+            if device.type == "cpu":
+                raise HambenchError("--tune needs a CUDA device: tiles are measured there")
+            found = bench.tune(SHAPES[shape_name], device, dtype=torch.bfloat16, progress=say)
+            tuning.write(tune, bench.device_name(device), bench.triton_version(), found)
+            tuning.use_table(tune)
+        report = bench.run(
+            SHAPES[shape_name], device, rows=counts, compiled=compiled, only=only, progress=say
+        )
+    except bench.NumericsError as error:
+        raise HambenchError(str(error)) from error
+    text = json.dumps(report.to_json(), indent=2) + "\n"
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / f"kernels-{shape_name}.json").write_text(text, encoding="utf-8")
+        (out / f"kernels-{shape_name}.md").write_text(markdown(report), encoding="utf-8")
+    click.echo(text if as_json else markdown(report), nl=False)
+
+
+def _device(name: str | None) -> torch.device:
+    import torch
+
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise HambenchError(f"--device must be cpu, cuda or cuda:N, got {name!r}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise HambenchError(f"--device must be cpu, cuda or cuda:N, got {name!r}")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise HambenchError("--device cuda: torch finds no CUDA device here; without it, use --device cpu")
+    return device
+
+
+def _rows(text: str) -> list[int]:
+    counts = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
+    if not all(1 <= count <= 8 for count in counts):
+        raise HambenchError(f"--rows must be whole numbers from 1 to 8 with commas between, got {text!r}")
+    return counts

@@ -1,0 +1,64 @@
+"""``hambench bench overhead``: what the harness costs beside the decoding it measures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import click
+
+from hambench.cli._options import model_options
+
+
+@click.command()
+@model_options
+@click.option("--methods", default="vanilla", show_default=True, metavar="LIST")
+@click.option("--records", "num_records", default=3, show_default=True, type=click.IntRange(min=1))
+@click.option("--max-new-tokens", default=128, show_default=True, type=click.IntRange(min=2))
+@click.option("--executor", type=click.Choice(["local", "ray"]), default="local", show_default=True)
+@click.option(
+    "--ray-address", metavar="ADDR", help="host:port of a Ray cluster with one worker; else one is started."
+)
+@click.option("--json", "as_json", is_flag=True)
+def command(
+    model: str,
+    dtype: str,
+    device: str | None,
+    methods: str,
+    num_records: int,
+    max_new_tokens: int,
+    executor: str,
+    ray_address: str | None,
+    as_json: bool,
+) -> None:
+    """Compare the wall time of making records with the time inside the methods' steps.
+
+    Also what the profiler's ranges cost while nothing is profiled.
+    """
+    from hambench.bench.overhead import measure_overhead
+    from hambench.runner.sweep import split_methods
+
+    results = measure_overhead(
+        model=model,
+        dtype=dtype,
+        device=device,
+        methods=split_methods(methods),
+        num_records=num_records,
+        max_new_tokens=max_new_tokens,
+        executor=executor,
+        ray_address=ray_address,
+    )
+    for result in results:
+        if as_json:
+            shares = {"share": result.share, "profiling_share": result.profiling_share}
+            click.echo(json.dumps({**dataclasses.asdict(result), **shares}))
+        else:
+            click.echo(
+                f"{result.cell}: {result.share:.2%} of {result.wall_s:.2f} s is the harness "
+                f"({result.num_tokens} tokens, {result.microseconds_per_token:.0f} µs each)"
+                + (f"; {result.start_s:.1f} s to start" if result.start_s is not None else "")
+            )
+            cost, part = result.profiling, result.profiling_share
+            if cost is not None and part is not None:
+                each = f"{cost.num_ranges} ranges a record, {cost.seconds_each * 1e9:.0f} ns each"
+                click.echo(f"  profiling, off: {part:.3%} of the steps ({each})")

@@ -1,0 +1,44 @@
+"""``hambench bench regimes``: decode steps with and without fused kernels and CUDA graphs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.option("--shape", "shape_name", default="llama-3.2-1b", show_default=True, metavar="NAME")
+@click.option("--device", "device_name", default="cuda", show_default=True, metavar="NAME")
+@click.option("--context", default=1000, show_default=True, type=click.IntRange(min=1, max=4000))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="Also write .json and .md.",
+)
+@click.option("--dry-run", is_flag=True, help="Walk the forced steps on a CPU; nothing is measured.")
+@click.option("--json", "as_json", is_flag=True, help="Raw repeats instead of the table.")
+def command(
+    shape_name: str, device_name: str, context: int, out: Path | None, dry_run: bool, as_json: bool
+) -> None:
+    """Time steps, drafts, verifications, micro-steps and forced macro-steps of a shape in each regime (CUDA only)."""
+    from hambench.bench.regimes import RegimeReport, markdown, run, walk
+
+    def tell(text: str) -> None:
+        click.echo(text, err=True)
+
+    def save(report: RegimeReport) -> None:
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            page = out / f"regimes-{report.shape}.md"
+            page.write_text(markdown(report), encoding="utf-8")
+            raw = json.dumps(report.to_json(), indent=2) + "\n"
+            page.with_suffix(".json").write_text(raw, encoding="utf-8")
+
+    report = (
+        walk(tell) if dry_run else run(shape_name, device_name, context=context, progress=tell, save=save)
+    )
+    save(report)
+    click.echo(json.dumps(report.to_json(), indent=2) if as_json else markdown(report).rstrip("\n"))

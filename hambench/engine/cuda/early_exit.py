@@ -1,0 +1,147 @@
+"""Work in parts, each of which may be the last: how the host finds out, or need not.
+
+The parts set a flag on the device, and their kernels return at once where it is set. A *loop* is a way of running a
+chain of parts until then and bringing the state to the host:
+
+- ``stepwise``: the host waits for each part's flag before it launches the next;
+- ``run-ahead``: the next part is launched before the last one's flag is read, so that the device never waits for the
+  host; the part too many returns at once;
+- ``predicated``: all parts are one graph, launched once and waited for once; parts too many return at once;
+- ``conditional``: likewise, but parts too many are skipped whole, by conditional graph nodes.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Literal, Protocol, get_args
+
+import torch
+
+from hambench.engine.cuda.graphs import Launches, Run, log_once
+from hambench.engine.cuda.staging import Packed
+
+Loop = Literal["stepwise", "run-ahead", "predicated", "conditional"]
+GRAPH_LOOPS: tuple[Loop, ...] = ("run-ahead", "predicated", "conditional")
+"""The loops of the graph regime."""
+
+Chain = Callable[[], Packed]
+"""Runs parts to their end and gives the state on the host, valid until the chain runs again."""
+
+
+class LoopMaker(Protocol):
+    """Makes chains over one state."""
+
+    def chain(self, parts: Sequence[Run]) -> Chain:
+        """A chain of at least one part; the last part must set the flag."""
+
+
+def loop_maker(loop: Loop, launches: Launches, state: Packed) -> LoopMaker:
+    """What makes chains that run in the way ``loop``, or in the nearest way that there is here.
+
+    Args:
+        loop: See this module.
+        launches: How parts reach the device.
+        state: What the parts write, on the device; its field ``done`` is the flag.
+
+    Raises:
+        ValueError: If there is no such loop.
+    """
+    found = available(loop, launches)
+    if found == "stepwise":
+        return _Stepped(launches, state, ahead=0)
+    if found == "run-ahead":
+        return _Stepped(launches, state, ahead=1)
+    return _Whole(launches, state, skips=found == "conditional")
+
+
+def available(loop: Loop, launches: Launches) -> Loop:
+    """The loop that runs where ``loop`` is asked for.
+
+    Raises:
+        ValueError: If there is no such loop.
+    """
+    if loop not in get_args(Loop):
+        raise ValueError(f"loop must be one of {', '.join(get_args(Loop))}, got {loop!r}")
+    if not launches.keeps:
+        # without graphs there is nothing to gain from running ahead
+        return "stepwise"
+    if loop == "conditional" and (obstacle := launches.conditional_obstacle()) is not None:
+        log_once(f"the loop is predicated instead of conditional: {obstacle}")
+        return "predicated"
+    return loop
+
+
+class _Part:
+    """A part and what it leaves on the host: a cell of its own, because the part after it may be running already."""
+
+    def __init__(self, run: Run, launches: Launches, state: Packed) -> None:
+        self.cell, self._fence = state.mirror(), launches.fence()
+
+        def run_and_post() -> None:
+            run()
+            self.cell.copy_(state)
+
+        self._replay = launches.prepare(run_and_post)
+
+    def launch(self) -> None:
+        self._replay()
+        self._fence.record()
+
+    def wait(self) -> bool:
+        """Whether it was the last one."""
+        self._fence.wait()
+        return bool(self.cell["done"])
+
+
+class _Stepped:
+    def __init__(self, launches: Launches, state: Packed, *, ahead: int) -> None:
+        self._launches, self._state, self._ahead = launches, state, ahead
+        self._parts: dict[Run, _Part] = {}
+
+    def chain(self, parts: Sequence[Run]) -> Chain:
+        for run in parts:
+            if run not in self._parts:
+                self._parts[run] = _Part(run, self._launches, self._state)
+        return functools.partial(self._run, [self._parts[run] for run in parts])
+
+    @torch.inference_mode()
+    def _run(self, parts: Sequence[_Part]) -> Packed:
+        num_launched = 0
+        for index, part in enumerate(parts):
+            while num_launched < min(index + 1 + self._ahead, len(parts)):
+                parts[num_launched].launch()
+                num_launched += 1
+            if part.wait():
+                break
+        return part.cell
+
+
+class _Whole:
+    def __init__(self, launches: Launches, state: Packed, *, skips: bool) -> None:
+        self._launches, self._state, self._skips = launches, state, skips
+
+    def chain(self, parts: Sequence[Run]) -> Chain:
+        cell, fence, state = self._state.mirror(), self._launches.fence(), self._state
+
+        def post() -> None:
+            cell.copy_(state)
+
+        def whole() -> None:
+            for part in parts:
+                part()
+            post()
+
+        if self._skips:
+            replay = self._launches.prepare_nested(parts, state["done"], post)
+        else:
+            replay = self._launches.prepare(whole)
+
+        @torch.inference_mode()
+        def run() -> Packed:
+            replay()
+            fence.record()
+            fence.wait()
+            return cell
+
+        return run

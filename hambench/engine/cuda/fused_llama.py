@@ -1,0 +1,440 @@
+"""A Llama on the fused kernels, its short forwards replayed from CUDA graphs.
+
+Decoding on a GPU is bound by two things: reading weights, and launching kernels. The fused kernels read each weight
+once with little between them; a graph replays a whole forward with one launch. Both serve every method alike, because
+a method sees the same calls as on :class:`hambench.engine.llama.Llama`: vanilla's one row, a draft's one or two, a
+verification's k + 1, HAMburger's macro-step with its features. Greedy tokens are found by the kernels too, so that
+what a step moves between host and device is a few integers each way, inside its graph. Longer forwards (prefill) run
+as they do there.
+
+Checked on a CPU with the kernels' references, and with the kernels themselves under Triton's interpreter. No part of
+this has run on a GPU yet: docs/results/README.md keeps the list.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import weakref
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+
+from hambench.engine.cuda.fused_layer import FusedLayer, Impl, LayerBuffers, Weight
+from hambench.engine.cuda.graphs import CudaGraphs, Direct, Launches, Run
+from hambench.engine.cuda.staging import Packed
+from hambench.engine.kvcache import KVCache
+from hambench.engine.llama import ForwardOutput, Llama
+from hambench.errors import ModelError
+from hambench.kernels.decode_attention import decode_attention
+from hambench.kernels.lm_head_argmax import HeadOutput, lm_head_argmax
+from hambench.kernels.norm_gemv import norm_gemv
+
+T = TypeVar("T")
+
+MAX_ROWS = 8
+"""Rows of the longest forward that the kernels take."""
+SMALLEST_CACHE = 256
+"""Slots; caches are lent in powers of two from here, so that few sizes need graphs of their own."""
+
+
+class FusedLlama(Llama):
+    """A Llama with the same calls and weights, whose forwards of up to 8 rows run the kernels.
+
+    Args:
+        llama: The model; its weights are shared, not copied (on a CPU, where they are packed, they are unpacked).
+        impl: Which kernels; ``reference`` is slow and for comparison.
+        launches: How a forward over fixed buffers reaches the device; by default each as it comes.
+
+    Raises:
+        ModelError: If the kernels don't do what the architecture needs.
+    """
+
+    def __init__(self, llama: Llama, *, impl: Impl = "auto", launches: Launches | None = None) -> None:
+        head_dim = llama.shape.head_dim
+        if impl == "fused" and head_dim & (head_dim - 1):
+            raise ModelError(
+                f"the fused kernels need a head size that is a power of two, got {head_dim}: use --kernels reference"
+            )
+        self.__dict__.update(llama.__dict__)
+        self.impl = impl
+        self.launches: Launches = launches or Direct(llama.device)
+        self._adopt()
+
+    def _adopt(self) -> None:
+        """Derives what depends on the weights, anew after a copy with other weights (an INT8 draft)."""
+        self._owner = id(self)
+        self._layers = [FusedLayer(layer, self.impl) for layer in self.stack.layers]
+        self._head = Weight.of(self.head)
+        self._made: dict[tuple[object, ...], object] = {}
+        self._free: dict[int, list[KVCache]] = {}
+        places = torch.arange(self.shape.max_positions, device=self.device, dtype=torch.float32)
+        angles = places[:, None] * self.stack._frequencies.to(torch.float32)
+        # as the plain forward has them: rounded to the model's type
+        self._cos, self._sin = (
+            turn.to(self.dtype).float().contiguous() for turn in (angles.cos(), angles.sin())
+        )
+
+    @property
+    def layers(self) -> list[FusedLayer]:
+        """The decoder layers in the kernels' form."""
+        self._check_owner()
+        return self._layers
+
+    @property
+    def turns(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines of every position, ``[max_positions, Dh / 2]`` float32 each."""
+        return self._cos, self._sin
+
+    def like(self, other: Llama) -> Llama:
+        """See :meth:`hambench.engine.llama.Llama.like`."""
+        if isinstance(other, FusedLlama) or not isinstance(other, Llama):
+            return other
+        return FusedLlama(other, impl=self.impl, launches=self.launches)
+
+    def new_cache(self, capacity: int) -> KVCache:
+        """An empty cache of at least ``capacity`` slots.
+
+        Graphs know a cache by its storage, so storage goes back to a pool when its cache is no longer used.
+        """
+        size = max(SMALLEST_CACHE, 1 << (capacity - 1).bit_length())
+        if not self.launches.keeps or capacity < 1:
+            return super().new_cache(capacity)
+        self._check_owner()
+        free = self._free.setdefault(size, [])
+        whole = free.pop() if free else super().new_cache(size)
+        lent = copy.copy(whole)
+        weakref.finalize(lent, free.append, whole)
+        return lent
+
+    def over(self, cache: KVCache, key: tuple[object, ...], make: Callable[[], T]) -> T:
+        """What ``make`` prepares over a cache's storage: kept with it where graphs are, else made anew."""
+        self._check_owner()
+        if not self.launches.keeps:
+            return make()
+        key = (cache.keys.data_ptr(), cache.capacity, *key)
+        if key not in self._made:
+            self._made[key] = make()
+        made: T = self._made[key]  # type: ignore[assignment]
+        return made
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        inputs: torch.Tensor,
+        cache: KVCache,
+        *,
+        positions: torch.Tensor | None = None,
+        num_logits: int | None = 1,
+        feature_layers: tuple[int, ...] = (),
+    ) -> ForwardOutput:
+        """See :meth:`hambench.engine.llama.Llama.forward`."""
+        num_rows = inputs.shape[0]
+        if num_rows > MAX_ROWS:
+            return super().forward(
+                inputs, cache, positions=positions, num_logits=num_logits, feature_layers=feature_layers
+            )
+        cache.require(num_rows)
+        wanted = num_rows if num_logits is None else min(num_logits, num_rows)
+        made = self.over(
+            cache,
+            ("forward", num_rows, inputs.ndim, wanted, feature_layers),
+            lambda: _make_forward(self, inputs, cache, wanted, feature_layers),
+        )
+        out = made(inputs, positions, cache.slots)
+        cache.advance(num_rows)
+        return out
+
+    @torch.inference_mode()
+    def greedy(self, tokens: Sequence[int], cache: KVCache, *, num_tokens: int = 1) -> list[int]:
+        """See :meth:`hambench.engine.llama.Llama.greedy`: no logits are written, and one copy brings the tokens."""
+        if len(tokens) > MAX_ROWS:
+            return super().greedy(tokens, cache, num_tokens=num_tokens)
+        cache.require(len(tokens))
+        forward = self._greedy_forward(cache, len(tokens), num_tokens, self._newest(cache))
+        forward.launch(tokens, cache.slots)
+        cache.advance(len(tokens))
+        return forward.tokens()
+
+    @torch.inference_mode()
+    def decode_greedily(self, tokens: Sequence[int], cache: KVCache, num_tokens: int) -> list[int]:
+        """See :meth:`hambench.engine.llama.Llama.decode_greedily`: each token feeds the next forward on the device."""
+        if num_tokens == 0 or len(tokens) > MAX_ROWS:
+            return super().decode_greedily(tokens, cache, num_tokens)
+        cache.require(len(tokens) + num_tokens - 1)
+        newest = self._newest(cache)
+        forwards = [self._greedy_forward(cache, len(tokens), 1, newest)]
+        forwards += [self._greedy_forward(cache, 1, 1, newest, place) for place in range(1, num_tokens)]
+        for place, forward in enumerate(forwards):
+            forward.launch(None if place else tokens, cache.slots)
+            cache.advance(1 if place else len(tokens))
+        return [token for forward in forwards for token in forward.tokens()]
+
+    @torch.inference_mode()
+    def prepare_greedy(self, cache: KVCache, *, rows: Sequence[int] = (), chain: int = 0) -> None:
+        """See :meth:`hambench.engine.llama.Llama.prepare_greedy`: captures the forwards."""
+        if not self.launches.keeps:
+            return
+        newest = self._newest(cache)
+        calls = [(length, length, 0) for length in rows]
+        if chain:
+            calls += [(1, 1, 0), (2, 1, 0), *((1, 1, place) for place in range(1, chain))]
+        for num_rows, num_tokens, place in calls:
+            if num_rows <= MAX_ROWS:
+                self._greedy_forward(cache, num_rows, num_tokens, newest, place)
+
+    def _newest(self, cache: KVCache) -> torch.Tensor:
+        """The newest greedy token over a cache ``[1]``, on the device."""
+        return self.over(cache, ("newest",), lambda: torch.zeros(1, dtype=torch.int64, device=self.device))
+
+    def _greedy_forward(
+        self, cache: KVCache, num_rows: int, num_tokens: int, newest: torch.Tensor, place: int = 0
+    ) -> _GreedyForward:
+        """A forward and its greedy tokens; at a ``place`` > 0 of a chain it takes the newest token as it is."""
+        return self.over(
+            cache,
+            ("greedy", num_rows, num_tokens, place),
+            lambda: _GreedyForward(self, cache, num_rows, num_tokens, newest, follows=place > 0),
+        )
+
+    def _check_owner(self) -> None:
+        if self._owner != id(self):
+            self._adopt()
+
+    def project(self, stream: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """Logits ``[R, V]``, in the model's type, of a residual stream ``[R, D]`` that is not normed yet."""
+        return norm_gemv(
+            stream,
+            self._head.matrix,
+            norm_weight=self.norm.weight,
+            eps=self.norm.eps,
+            scale=self._head.scale,
+            bias=self._head.bias,
+            out=out,
+            impl=self.impl,
+        )
+
+    def greedy_head(
+        self, rows: torch.Tensor, out: HeadOutput, *, normed: bool = False, done: torch.Tensor | None = None
+    ) -> None:
+        """The most probable token of each row ``[R, D]``, of the residual stream or ``normed`` already."""
+        lm_head_argmax(
+            rows,
+            self._head.matrix,
+            norm_weight=None if normed else self.norm.weight,
+            eps=self.norm.eps,
+            scale=self._head.scale,
+            out=out,
+            done=done,
+            impl=self.impl,
+        )
+
+
+class Trunk:
+    """The decoder layers over one cache and over buffers that stay where they are; after :meth:`run` they are full.
+
+    Args:
+        llama: The model.
+        cache: Rows go to its storage, at the slots that ``slots`` says.
+        inputs: Ids ``[T]`` or embeddings ``[T, D]``.
+        positions: Rotary positions ``[T]``, int64.
+        slots: Slots in use before the rows ``[1]``, int32.
+        feature_layers: Layers (0-based) whose residual stream to keep; the last one's is normed.
+        features: Where, ``[F, T, D]``.
+    """
+
+    def __init__(
+        self,
+        llama: FusedLlama,
+        cache: KVCache,
+        *,
+        inputs: torch.Tensor,
+        positions: torch.Tensor,
+        slots: torch.Tensor,
+        feature_layers: tuple[int, ...] = (),
+        features: torch.Tensor | None = None,
+    ) -> None:
+        num_rows, shape = positions.shape[0], llama.shape
+        self._llama, self._inputs, self._positions, self._slots = llama, inputs, positions, slots
+        self._keys, self._values = cache.keys, cache.values
+        self._buffers = LayerBuffers.empty(num_rows, shape, llama.dtype, llama.device)
+        self._tickets = torch.zeros(shape.num_kv_heads, dtype=torch.int32, device=llama.device)
+        self.features = (
+            torch.empty(
+                len(feature_layers), num_rows, shape.hidden_size, dtype=llama.dtype, device=llama.device
+            )
+            if features is None
+            else features
+        )
+        kept = dict(zip(feature_layers, self.features, strict=True))
+        self._normed_feature = kept.pop(shape.num_layers - 1, None)
+        self._kept = kept
+
+    @property
+    def stream(self) -> torch.Tensor:
+        """The residual stream behind the last layer, ``[T, D]``."""
+        return self._buffers.stream
+
+    def run(self) -> None:
+        """Runs the layers."""
+        llama, buffers = self._llama, self._buffers
+        cos, sin = llama.turns
+        ids = self._inputs if self._inputs.ndim == 1 else None
+        stream = self._inputs if ids is None else buffers.stream
+        for index, layer in enumerate(llama.layers):
+            if index == 0 and ids is not None:
+                qkv = layer.project(llama.embedding, buffers, ids=ids)
+            else:
+                qkv = layer.project(stream, buffers)
+            heads = decode_attention(
+                qkv,
+                self._keys[index],
+                self._values[index],
+                slots=self._slots,
+                positions=self._positions,
+                cos=cos,
+                sin=sin,
+                num_heads=llama.shape.num_heads,
+                tickets=self._tickets,
+                out=buffers.heads,
+                impl=llama.impl,
+            )
+            stream = layer.finish(stream, heads, buffers, out=self._kept.get(index))
+        if self._normed_feature is not None:
+            self._normed_feature.copy_(llama.norm(stream))
+
+
+@dataclasses.dataclass
+class _Forward:
+    """One forward over buffers that stay where they are: what a graph needs."""
+
+    inputs: torch.Tensor
+    positions: torch.Tensor
+    slots: torch.Tensor
+    logits: torch.Tensor
+    hidden: torch.Tensor
+    features: torch.Tensor
+    replay: Run
+
+    def __call__(self, inputs: torch.Tensor, positions: torch.Tensor | None, slots: int) -> ForwardOutput:
+        """Runs it on other inputs; what it returns is the caller's own."""
+        self.inputs.copy_(inputs)
+        self.slots.fill_(slots)
+        if positions is None:
+            torch.arange(slots, slots + self.positions.shape[0], out=self.positions)
+        else:
+            self.positions.copy_(positions)
+        self.replay()
+        # .float() copies half-precision logits; float32 ones are copied for the same reason
+        logits = self.logits.to(torch.float32, copy=True)
+        return ForwardOutput(logits=logits, hidden=self.hidden.clone(), features=self.features.clone())
+
+
+def _make_forward(
+    llama: FusedLlama,
+    inputs: torch.Tensor,
+    cache: KVCache,
+    wanted: int,
+    feature_layers: tuple[int, ...],
+) -> _Forward:
+    num_rows, device, dtype = inputs.shape[0], llama.device, llama.dtype
+    own = inputs.clone() if inputs.ndim == 1 else inputs.to(dtype, copy=True)
+    positions = torch.zeros(num_rows, dtype=torch.int64, device=device)
+    slots = torch.full((1,), cache.slots, dtype=torch.int32, device=device)
+    trunk = Trunk(llama, cache, inputs=own, positions=positions, slots=slots, feature_layers=feature_layers)
+    hidden = torch.empty(num_rows, llama.shape.hidden_size, dtype=dtype, device=device)
+    logits = torch.empty(wanted, llama.shape.vocab_size, dtype=dtype, device=device)
+
+    def run() -> None:
+        trunk.run()
+        hidden.copy_(llama.norm(trunk.stream))
+        if wanted:
+            llama.project(trunk.stream[num_rows - wanted :], logits)
+
+    return _Forward(own, positions, slots, logits, hidden, trunk.features, llama.launches.prepare(run))
+
+
+class _GreedyForward:
+    """One forward and its greedy tokens: a few integers in, a few out, both copies part of the work."""
+
+    def __init__(
+        self,
+        llama: FusedLlama,
+        cache: KVCache,
+        num_rows: int,
+        num_tokens: int,
+        newest: torch.Tensor,
+        *,
+        follows: bool,
+    ) -> None:
+        device = llama.device
+        fields = {
+            "slots": (torch.int32, 1),
+            "positions": (torch.int64, num_rows),
+            "ids": (torch.int64, num_rows),
+        }
+        inbox = Packed(fields, device)
+        outbox = Packed({"tokens": (torch.int64, num_tokens)}, device)
+        self._sent, self._got = inbox.mirror(), outbox.mirror()
+        # written by the interpreter at each step: numpy's views take plain integers at once
+        self._fields = {name: self._sent[name].numpy() for name in fields}
+        trunk = Trunk(
+            llama,
+            cache,
+            inputs=newest if follows else inbox["ids"],
+            positions=inbox["positions"],
+            slots=inbox["slots"],
+        )
+        chosen = newest if num_tokens == 1 else outbox["tokens"]
+        head = HeadOutput(chosen, torch.empty(num_tokens, dtype=torch.float32, device=device), None)
+
+        def run() -> None:
+            inbox.copy_(self._sent)
+            trunk.run()
+            llama.greedy_head(trunk.stream[num_rows - num_tokens :], head)
+            self._got["tokens"].copy_(chosen, non_blocking=True)
+
+        # preparing may run it: what that writes is what the first real run writes again
+        self._place(cache.slots)
+        self._fence = llama.launches.fence()
+        self._replay = llama.launches.prepare(run)
+
+    def launch(self, tokens: Sequence[int] | None, slots: int) -> None:
+        """Runs it over ``tokens``, or over the newest one that the device has, without waiting."""
+        self._place(slots)
+        if tokens is not None:
+            self._fields["ids"][:] = tokens
+        self._replay()
+        self._fence.record()
+
+    def _place(self, slots: int) -> None:
+        positions = self._fields["positions"]
+        self._fields["slots"][0] = slots
+        positions[:] = range(slots, slots + len(positions))
+
+    def tokens(self) -> list[int]:
+        """Waits for the tokens."""
+        self._fence.wait()
+        found: list[int] = self._got["tokens"].tolist()
+        return found
+
+
+def accelerate(llama: Llama, *, regime: str, kernels: str) -> Llama:
+    """The model for a cell's regime (``eager``, ``graph``) and kernels (``fused``, ``reference``).
+
+    ``reference`` means torch's own operations: in ``eager`` that is the model as it is.
+
+    Raises:
+        ModelError: If the combination is not to be had on this device or for this model.
+    """
+    if regime == "eager" and kernels == "reference":
+        return llama
+    if llama.device.type != "cuda":
+        raise ModelError(
+            f"regime {regime!r} with {kernels} kernels needs a CUDA device, the model is on {llama.device}: "
+            "use --regime eager --kernels reference"
+        )
+    if kernels == "reference":
+        raise ModelError("regime 'graph' runs on the fused kernels: use --kernels fused")
+    return FusedLlama(llama, impl="fused", launches=CudaGraphs() if regime == "graph" else None)

@@ -1,0 +1,127 @@
+"""INT8 weight-only copy of a model: the draft of the paper's speculative baseline.
+
+Each output channel of a weight is rounded to the nearest of 255 levels between ± its largest magnitude (symmetric,
+no calibration); activations, norms and embeddings keep their type. The LM head is quantised as well, since a decode
+step reads it like any other weight.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+
+from hambench.engine.linear import GatedLinear, Linear, must_widen
+from hambench.engine.llama import DecoderLayer, DecoderStack, Llama
+from hambench.errors import ModelError
+
+MOST_ROWS_UNPACKED = 16
+"""Up to here int8 weights are multiplied as they are; above, enough rows share the cost of widening them."""
+
+
+class Int8Linear:
+    """A weight as int8 with one scale an output channel.
+
+    Args:
+        weight: ``[out, in]`` in floating point.
+        bias: ``[out]`` or ``None``.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        self.codes, self.scales = quantize_rows(weight)
+        self.bias = bias
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The weight that the codes stand for, ``[out, in]``."""
+        return self.codes.to(self.scales.dtype) * self.scales[:, None]
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes read by one call."""
+        return self.codes.nbytes + self.scales.nbytes + (0 if self.bias is None else self.bias.nbytes)
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        """``[T, in] -> [T, out]``."""
+        # on a CPU the int8 kernel is vectorised for bfloat16 rows only; elsewhere it is not there at all
+        if rows.device.type == "cpu" and rows.dtype == torch.bfloat16 and rows.shape[0] <= MOST_ROWS_UNPACKED:
+            projected: torch.Tensor = torch.ops.aten._weight_int8pack_mm(rows, self.codes, self.scales)
+        else:
+            # codes up to 127 are exact in every float type: scaling the product loses nothing
+            type_ = torch.float32 if must_widen(rows) else rows.dtype
+            projected = (F.linear(rows.to(type_), self.codes.to(type_)) * self.scales).to(rows.dtype)
+        return projected if self.bias is None else projected + self.bias
+
+    def add_to(self, stream: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """``stream`` plus the projected rows."""
+        return stream + self(rows)
+
+
+class Int8Gated:
+    """Gate and up as one int8 product.
+
+    Args:
+        weight: ``[2 * out, in]``, gate above up.
+    """
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        self._both = Int8Linear(weight)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The weight that the codes stand for, gate above up."""
+        return self._both.weight
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes read by one call."""
+        return self._both.weight_bytes
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        """``[T, in] -> [T, out]``."""
+        gate, up = self._both(rows).chunk(2, dim=-1)
+        return F.silu(gate) * up
+
+
+def quantize_int8(llama: Llama) -> Llama:
+    """An INT8 weight-only copy with the same forward; norms and embeddings are shared with the original.
+
+    Raises:
+        ModelError: For a model that runs through the transformers adapter.
+    """
+    if not isinstance(llama, Llama):
+        raise ModelError(
+            "an INT8 copy needs the lean forward pass; this model runs through the transformers adapter"
+        )
+    quantized = copy.copy(llama)
+    quantized.stack = _quantize_stack(llama.stack)
+    quantized.head = _quantize(llama.head)
+    return quantized
+
+
+def quantize_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes ``[out, in]`` in -127..127 and scales ``[out]`` in the weight's type: ``weight ≈ codes * scales``."""
+    largest = weight.abs().amax(dim=1).float()
+    # an all-zero row has no scale of its own; any will do. the codes are made for the scale as it is stored
+    scales = torch.where(largest > 0, largest / 127, torch.ones_like(largest)).to(weight.dtype)
+    codes = (weight.float() / scales.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
+    return codes, scales
+
+
+def _quantize_stack(stack: DecoderStack) -> DecoderStack:
+    quantized = copy.copy(stack)
+    quantized.layers = [_quantize_layer(layer) for layer in stack.layers]
+    return quantized
+
+
+def _quantize_layer(layer: DecoderLayer) -> DecoderLayer:
+    quantized = copy.copy(layer)
+    quantized.qkv, quantized.out, quantized.down = map(_quantize, (layer.qkv, layer.out, layer.down))
+    gate_up: GatedLinear = Int8Gated(layer.gate_up.weight)
+    quantized.gate_up = gate_up
+    return quantized
+
+
+def _quantize(linear: Linear) -> Linear:
+    return Int8Linear(linear.weight, linear.bias)

@@ -1,0 +1,326 @@
+"""A lean forward pass for Llama-family models: one sequence, no batch dimension.
+
+Letters in shapes: T query rows, D hidden size, H query heads, KVH key/value heads, Dh head size, V vocabulary,
+S slots a query may see. Row ``t`` of a forward goes to slot ``cache.slots + t`` and sees every slot up to its own
+(the lower right corner of the causal triangle), so prefill, one decode step and the verify pass of speculation are
+the same call. Slots order the cache; ``positions`` turn queries and keys, and default to the slot numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+
+from hambench.engine.attention import attend, causal_mask
+from hambench.engine.kvcache import KVCache
+from hambench.engine.language_model import GreedyCalls
+from hambench.engine.linear import GatedLinear, Linear, make_gated, make_linear
+from hambench.engine.norm import RMSNorm
+from hambench.engine.shape import LlamaShape, rope_frequencies
+from hambench.errors import ModelError
+
+__all__ = ["DecoderStack", "ForwardOutput", "Llama", "LlamaShape", "rope_frequencies", "rotate"]
+
+PREFILL_CHUNK = 2048
+"""Rows of one prefill forward: enough to be bound by arithmetic, few enough for bounded activations."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ForwardOutput:
+    """What one forward gives."""
+
+    logits: torch.Tensor
+    """``[R, V]`` float32, for the last R rows asked for."""
+    hidden: torch.Tensor
+    """``[T, D]`` after the final norm (of :meth:`Llama.prefill`: the last row only)."""
+    features: torch.Tensor
+    """``[len(feature_layers), T, D]``: the residual stream after each layer asked for (0-based); of the last layer,
+    its value after the final norm."""
+
+
+class DecoderLayer:
+    """The weights of one layer: q, k and v fused in one projection, gate and up in another.
+
+    Args:
+        shape: Sizes of the model.
+        weights: The layer's tensors by Hugging Face name without the ``model.layers.N.`` prefix.
+    """
+
+    def __init__(self, shape: LlamaShape, weights: Mapping[str, torch.Tensor]) -> None:
+        q, k, v = (f"self_attn.{name}_proj" for name in "qkv")
+        bias = torch.cat([weights[f"{name}.bias"] for name in (q, k, v)]) if shape.qkv_bias else None
+        self.qkv: Linear = make_linear(torch.cat([weights[f"{name}.weight"] for name in (q, k, v)]), bias)
+        self.out: Linear = make_linear(weights["self_attn.o_proj.weight"])
+        self.gate_up: GatedLinear = make_gated(weights["mlp.gate_proj.weight"], weights["mlp.up_proj.weight"])
+        self.down: Linear = make_linear(weights["mlp.down_proj.weight"])
+        eps = shape.rms_norm_eps
+        self.input_norm = RMSNorm(weights["input_layernorm.weight"], eps)
+        self.mlp_norm = RMSNorm(weights["post_attention_layernorm.weight"], eps)
+        self.q_norm = RMSNorm(weights["self_attn.q_norm.weight"], eps) if shape.qk_norm else None
+        self.k_norm = RMSNorm(weights["self_attn.k_norm.weight"], eps) if shape.qk_norm else None
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes read by one forward of the layer."""
+        parts = (self.qkv, self.out, self.gate_up, self.down)
+        norms = (self.input_norm, self.mlp_norm, self.q_norm, self.k_norm)
+        return sum(part.weight_bytes for part in (*parts, *norms) if part is not None)
+
+
+class DecoderStack:
+    """Decoder layers without embedding, final norm or head: a whole model's, or a small decoder's grafted on one.
+
+    Args:
+        shape: Sizes; ``num_layers`` is taken from ``layer_weights`` instead.
+        layer_weights: For each layer, its tensors by Hugging Face name without the ``model.layers.N.`` prefix.
+        dtype: Type of weights and activations.
+        device: Where they live.
+    """
+
+    def __init__(
+        self,
+        shape: LlamaShape,
+        layer_weights: Sequence[Mapping[str, torch.Tensor]],
+        *,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> None:
+        self.shape = dataclasses.replace(shape, num_layers=len(layer_weights))
+        self.dtype, self.device = dtype, torch.device(device)
+        self.layers: list[DecoderLayer] = []
+        for index, weights in enumerate(layer_weights):
+            moved = {name: tensor.to(device, dtype) for name, tensor in weights.items()}
+            try:
+                self.layers.append(DecoderLayer(shape, moved))
+            except KeyError as error:
+                raise ModelError(
+                    f"layer {index} of the checkpoint has no tensor {error.args[0]!r}"
+                ) from error
+        self._frequencies = rope_frequencies(shape).to(device)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes read by one forward."""
+        return sum(layer.weight_bytes for layer in self.layers)
+
+    def new_cache(self, capacity: int) -> KVCache:
+        """An empty cache of ``capacity`` slots for these layers."""
+        return KVCache(
+            num_layers=self.shape.num_layers,
+            num_kv_heads=self.shape.num_kv_heads,
+            head_dim=self.shape.head_dim,
+            capacity=capacity,
+            dtype=self.dtype,
+            device=self.device,
+        )
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        stream: torch.Tensor,
+        cache: KVCache,
+        *,
+        positions: torch.Tensor | None = None,
+        feature_layers: tuple[int, ...] = (),
+        keep: int | None = None,
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Runs the layers over ``[T, D]``; the residual stream after the last one, and after ``feature_layers``.
+
+        Args:
+            stream: Inputs of the first layer.
+            cache: Grows by T slots.
+            positions: Rotary positions ``[T]``; by default they continue from ``cache.slots``.
+            feature_layers: Layers (0-based) whose residual stream to return.
+            keep: Give only this many last rows, all by default. The last layer computes no others: a prompt's next to
+                last token is read by attention alone.
+
+        Raises:
+            ContextOverflowError: If the cache has no room for T more slots.
+        """
+        num_rows = stream.shape[0]
+        cache.require(num_rows)
+        rotation = self._rotation(num_rows, cache.slots, positions)
+        mask = causal_mask(num_rows, cache.slots, self.dtype, self.device)
+        first = 0 if keep is None else num_rows - keep
+        taken: dict[int, torch.Tensor] = {}
+        for index, layer in enumerate(self.layers):
+            last = index == len(self.layers) - 1
+            heads = self._attention(layer, index, stream, cache, rotation, mask, first if last else 0)
+            stream = layer.out.add_to(stream[first:] if last else stream, heads)
+            stream = layer.down.add_to(stream, layer.gate_up(layer.mlp_norm(stream)))
+            if index in feature_layers:
+                taken[index] = stream if last else stream[first:]
+        cache.advance(num_rows)
+        return stream, [taken[index] for index in feature_layers]
+
+    def _attention(
+        self,
+        layer: DecoderLayer,
+        index: int,
+        stream: torch.Tensor,
+        cache: KVCache,
+        rotation: tuple[torch.Tensor, torch.Tensor],
+        mask: torch.Tensor | None,
+        first: int,
+    ) -> torch.Tensor:
+        """The heads' outputs of the rows from ``first`` on, side by side: ``[T, D] -> [T - first, H * Dh]``."""
+        shape, num_rows = self.shape, stream.shape[0]
+        num_heads, num_kv_heads = shape.num_heads, shape.num_kv_heads
+        qkv = layer.qkv(layer.input_norm(stream))
+        qkv = qkv.view(num_rows, num_heads + 2 * num_kv_heads, shape.head_dim)
+        qk, v = qkv[:, : num_heads + num_kv_heads], qkv[:, num_heads + num_kv_heads :]
+        if layer.q_norm is not None and layer.k_norm is not None:
+            qk = torch.cat([layer.q_norm(qk[:, :num_heads]), layer.k_norm(qk[:, num_heads:])], dim=1)
+        cos, signed_sin = rotation
+        qk = torch.addcmul(qk * cos, qk.roll(shape.head_dim // 2, -1), signed_sin)
+        keys, values = cache.write(index, qk[:, num_heads:].transpose(0, 1), v.transpose(0, 1))
+        queries = qk[first:, :num_heads].transpose(0, 1)
+        mixed = attend(queries, keys, values, None if mask is None else mask[first:])
+        return mixed.transpose(0, 1).reshape(num_rows - first, num_heads * shape.head_dim)
+
+    def _rotation(
+        self, num_rows: int, past: int, positions: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and signed sines ``[T, 1, Dh]``; the angles are float32 whatever the model's type.
+
+        With the halves of a head swapped, RoPE is ``head * cos + swapped * sin`` if the first half's sine is negative.
+        """
+        if positions is None:
+            positions = torch.arange(past, past + num_rows, device=self.device)
+        angles = positions.to(self._frequencies.dtype)[:, None, None] * self._frequencies
+        cos, sin = angles.cos().to(self.dtype), angles.sin().to(self.dtype)
+        return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+
+
+class Llama(GreedyCalls):
+    """A Llama-family causal LM on one device.
+
+    Args:
+        shape: Its sizes.
+        weights: Tensors by Hugging Face name (``model.embed_tokens.weight``, ``model.layers.0. ...``).
+        dtype: Type of weights and activations.
+        device: Where they live.
+
+    Raises:
+        ModelError: If a tensor is missing.
+    """
+
+    def __init__(
+        self,
+        shape: LlamaShape,
+        weights: Mapping[str, torch.Tensor],
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.shape, self.dtype, self.device = shape, dtype, torch.device(device)
+        try:
+            self.embedding = weights["model.embed_tokens.weight"].to(device, dtype)
+            self.norm = RMSNorm(weights["model.norm.weight"].to(device, dtype), shape.rms_norm_eps)
+            head = self.embedding if shape.tie_embeddings else weights["lm_head.weight"].to(device, dtype)
+            self.stack = DecoderStack(
+                shape, _split_layers(weights, shape.num_layers), dtype=dtype, device=device
+            )
+        except KeyError as error:
+            raise ModelError(f"the checkpoint has no tensor {error.args[0]!r}") from error
+        self.head: Linear = make_linear(head)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes read by one decode step: layers, final norm and head (of the embedding only a row is read)."""
+        return self.stack.weight_bytes + self.norm.weight_bytes + self.head.weight_bytes
+
+    def new_cache(self, capacity: int) -> KVCache:
+        """An empty cache of ``capacity`` slots."""
+        return self.stack.new_cache(capacity)
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """Embeddings ``[T, D]`` of ids ``[T]``."""
+        return F.embedding(ids, self.embedding)
+
+    @torch.inference_mode()
+    def lm_head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits ``[R, V]`` in float32 of normed hidden states ``[R, D]``."""
+        if hidden.shape[0] == 0:
+            return hidden.new_empty(0, self.shape.vocab_size, dtype=torch.float32)
+        return self.head(hidden).float()
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        inputs: torch.Tensor,
+        cache: KVCache,
+        *,
+        positions: torch.Tensor | None = None,
+        num_logits: int | None = 1,
+        feature_layers: tuple[int, ...] = (),
+    ) -> ForwardOutput:
+        """Runs T rows through the model and appends T slots to the cache.
+
+        Args:
+            inputs: Ids ``[T]`` (int64) or embeddings ``[T, D]``.
+            cache: Grows by T slots.
+            positions: Rotary positions ``[T]``; by default they continue from ``cache.slots``.
+            num_logits: Logits for this many last rows; ``None`` for all.
+            feature_layers: Layers (0-based) whose residual stream to return.
+
+        Raises:
+            ContextOverflowError: If the cache has no room for T more slots.
+        """
+        stream = self.embed(inputs) if inputs.ndim == 1 else inputs.to(self.dtype)
+        stream, features = self.stack.forward(
+            stream, cache, positions=positions, feature_layers=feature_layers
+        )
+        return self._output(stream, features, feature_layers, num_logits)
+
+    def _output(
+        self,
+        stream: torch.Tensor,
+        features: Sequence[torch.Tensor],
+        feature_layers: tuple[int, ...],
+        num_logits: int | None,
+    ) -> ForwardOutput:
+        """The heads' part of a forward: norm, logits of the last rows, and features with the last layer's normed."""
+        hidden = self.norm(stream)
+        num_rows = hidden.shape[0]
+        wanted = num_rows if num_logits is None else min(num_logits, num_rows)
+        last = self.shape.num_layers - 1
+        kept = [hidden if layer == last else f for layer, f in zip(feature_layers, features, strict=True)]
+        return ForwardOutput(
+            logits=self.lm_head(hidden[num_rows - wanted :]),
+            hidden=hidden,
+            features=torch.stack(kept) if kept else hidden.new_empty(0, *hidden.shape),
+        )
+
+    def prefill(
+        self, ids: torch.Tensor, cache: KVCache, *, feature_layers: tuple[int, ...] = ()
+    ) -> ForwardOutput:
+        """Runs a prompt ``[T]`` in chunks; logits, hidden state and features of the last row only."""
+        if ids.shape[0] == 0:
+            raise ValueError("ids must hold at least one token, got none")
+        chunks = torch.split(ids, PREFILL_CHUNK)
+        for chunk in chunks[:-1]:
+            self.stack.forward(self.embed(chunk), cache, keep=0)
+        stream, features = self.stack.forward(
+            self.embed(chunks[-1]), cache, feature_layers=feature_layers, keep=1
+        )
+        return self._output(stream, features, feature_layers, num_logits=1)
+
+
+def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turns ``[..., T, Dh]`` by the angles of ``[T, Dh]``: RoPE in the split-halves convention, as it is written."""
+    first, second = heads.chunk(2, dim=-1)
+    return heads * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+def _split_layers(weights: Mapping[str, torch.Tensor], num_layers: int) -> list[dict[str, torch.Tensor]]:
+    layers: list[dict[str, torch.Tensor]] = [{} for _ in range(num_layers)]
+    prefix = "model.layers."
+    for name, tensor in weights.items():
+        if name.startswith(prefix):
+            number, rest = name.removeprefix(prefix).split(".", 1)
+            if int(number) < num_layers:
+                layers[int(number)][rest] = tensor
+    return layers

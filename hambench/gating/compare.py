@@ -1,0 +1,265 @@
+"""Two stored runs, base against head: counts with ==, accuracy by sample, and speed as far as two runs can tell.
+
+Two runs are two moments of a machine: between jobs on shared runners it drifts by 15 %, and no statistic within a run
+sees that. So a speed here is the ratio to vanilla of the same run, compared by sample, and it never decides unless a
+project says so; :mod:`hambench.gating.gate` measures both sides in turns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from hambench.analysis.baselines import baseline_of
+from hambench.analysis.comparisons import Arm, compare_arms
+from hambench.analysis.metrics import decode_seconds, num_decode_tokens
+from hambench.analysis.verdicts import Margins
+from hambench.gating.checks import FROM_PAIR, Check, IncompleteError, Outcome
+from hambench.gating.exact import Answer, answer_of, compare_answers
+from hambench.gating.speed import near_exact_check, speed_check
+from hambench.groups import ALL
+from hambench.machine.fingerprint import ACCURACY_KEYS, SPEED_KEYS, differences
+from hambench.records import Cell, Comparison, Sample
+from hambench.store import Run
+
+NUMERIC_KEYS = ("machine", "cpu", "cpu_flags", "gpu", "torch", "triton", "torch_threads")
+"""Keys that must agree before equal code must give equal token ids."""
+
+
+def compare_runs(base: Run, head: Run, *, margins: Margins | None = None) -> Outcome:
+    """Every cell of the base against the head's cell of the same name.
+
+    Raises:
+        IncompleteError: If a run measured nothing, or they were asked nothing in common.
+    """
+    _refuse_empty(base, "base")
+    _refuse_empty(head, "head")
+    shared = {key: sample for key, sample in base.samples.items() if key in head.samples}
+    if not shared:
+        raise IncompleteError(f"{_name(base)} and {_name(head)} have no sample in common")
+    margins = margins or Margins.of(base)
+    ours = {cell.label: cell for cell in head.header.cells}
+    checks: list[Check] = list(_missing_samples(base, head))
+    for cell in base.header.cells:
+        if cell.label not in ours:
+            checks.append(_missing(cell.label, "the head has no such cell"))
+            continue
+        checks += _exact(base, head, cell.label)
+        checks += _accuracy(base, head, cell.label, shared, margins)
+        checks += _peak(base, head, cell.label)
+        checks += _speed(base, head, cell.label, margins)
+    added = [label for label in ours if label not in {cell.label for cell in base.header.cells}]
+    return Outcome(
+        title="Two runs",
+        base=_name(base),
+        head=_name(head),
+        checks=tuple(checks),
+        notes=(*_notes(base, head), *(f"{label} is new: the base has no such cell" for label in added)),
+        suite="+".join(head.header.suites),
+    )
+
+
+def _refuse_empty(run: Run, side: str) -> None:
+    answered = [record for record in run.measured if record.trace is not None]
+    if not run.samples or not answered:
+        raise IncompleteError(f"the {side} {_name(run)} measured nothing")
+
+
+def _missing_samples(base: Run, head: Run) -> list[Check]:
+    """A task that one side was not asked is not a smaller n: it is a hole."""
+    tasks = {
+        side: {f"task:{s.suite}/{s.task}" for s in run.samples.values()}
+        for side, run in (("base", base), ("head", head))
+    }
+    checks = [
+        _missing(ALL, f"the {other} was not asked this task", group=task)
+        for side, other in (("base", "head"), ("head", "base"))
+        for task in sorted(tasks[side] - tasks[other])
+    ]
+    for side, run, other in (("base", base, head), ("head", head, base)):
+        alone = [s for key, s in run.samples.items() if key not in other.samples]
+        partial = sorted({f"task:{s.suite}/{s.task}" for s in alone} & tasks["base"] & tasks["head"])
+        checks += [
+            _missing(ALL, f"some samples were asked of the {side} only", group=task) for task in partial
+        ]
+    if not base.complete or not head.complete:
+        side = "base" if not base.complete else "head"
+        checks.append(_missing(ALL, f"the {side} is unfinished"))
+    return checks
+
+
+def _missing(cell: str, reason: str, *, group: str = ALL) -> Check:
+    # a hole decides whatever the project declared: its group is the task, its primary flag is set here
+    return Check(
+        cell=cell,
+        metric="samples",
+        metric_class="exact",
+        group=group,
+        verdict="not comparable",
+        primary=True,
+        reason=reason,
+    )
+
+
+def _exact(base: Run, head: Run, label: str) -> list[Check]:
+    def numerics(run: Run) -> dict[str, object]:
+        return {key: run.header.environment.get(key) for key in NUMERIC_KEYS}
+
+    def asked(run: Run) -> tuple[object, ...]:
+        header = run.header
+        return (
+            header.model.get("sha256"),
+            header.temperature,
+            header.top_p,
+            header.seed,
+            header.max_new_tokens,
+        )
+
+    dtypes = {c.dtype for run in (base, head) for c in run.header.cells if c.label == label}
+    if asked(base) != asked(head):
+        reason = "another model, sampling or limit"
+        return [replace(_missing(label, reason), metric="token_ids")]
+    same = dtypes == {"float32"} and numerics(base) == numerics(head)
+    return compare_answers(label, _answers(base, label), _answers(head, label), same_numerics=same)
+
+
+def _answers(run: Run, label: str) -> list[Answer]:
+    return [
+        answer_of(r.trace, sample_id=r.sample_id, prompt_hash=r.prompt_hash, repeat=r.repeat)
+        for r in run.measured
+        if r.cell == label and r.trace is not None
+    ]
+
+
+def _accuracy(
+    base: Run, head: Run, label: str, samples: Mapping[str, Sample], margins: Margins
+) -> list[Check]:
+    if not base.scores and not head.scores:
+        return []
+    rows = compare_arms(
+        Arm.of(head, label),
+        Arm.of(base, label),
+        samples,
+        metrics=("accuracy",),
+        margins=margins,
+        # what only one run answered is a hole in a gate, not a sample to leave out
+        most_one_sided=0.0,
+    )
+    changed = differences(base.header.environment, head.header.environment, ACCURACY_KEYS)
+    return [_accuracy_check(row, margins.accuracy, changed) for row in rows]
+
+
+def _accuracy_check(row: Comparison, margin: float, changed: Mapping[str, str]) -> Check:
+    verdict, reason = FROM_PAIR[row.verdict], row.reason
+    low = row.effect.low if row.effect else None
+    if verdict == "inconclusive" and low is not None and low > -margin:
+        # the question is whether it got worse: that it may be better needs no further samples
+        verdict, reason = "equivalent", f"not worse by {margin:g} points"
+    if changed and row.verdict != "not comparable":
+        versions = ", ".join(f"{key} {change}" for key, change in changed.items())
+        reason = (
+            f"{reason}; scored with other versions: {versions}" if reason else f"other versions: {versions}"
+        )
+    return Check(
+        cell=row.candidate,
+        metric="accuracy",
+        metric_class="accuracy",
+        unit="points",
+        group=row.group,
+        effect=row.effect,
+        threshold=margin,
+        verdict=verdict,
+        p_value=row.p_value,
+        minimum_detectable_effect=row.minimum_detectable_effect,
+        reason=reason,
+    )
+
+
+def _peak(base: Run, head: Run, label: str) -> list[Check]:
+    # the resident set of a CPU process depends on too much else; an allocator's peak does not
+    gpus = [run.header.environment.get("gpu") for run in (base, head)]
+    same = not differences(base.header.environment, head.header.environment, ("gpu", "gpu_driver", "torch"))
+    if None in gpus or not same:
+        return []
+    peaks = [
+        [r.peak_memory_bytes for r in run.measured if r.cell == label and r.peak_memory_bytes is not None]
+        for run in (base, head)
+    ]
+    return [near_exact_check(label, max(peaks[0]), max(peaks[1]))] if all(peaks) else []
+
+
+def _speed(base: Run, head: Run, label: str, margins: Margins) -> list[Check]:
+    """The ratio to vanilla of the same run, head against base, a sample a block."""
+    ours_vanilla, vanilla = _baseline(head, label), _baseline(base, label)
+    relative = ours_vanilla is not None and vanilla is not None and vanilla.label != label
+    changed = differences(base.header.environment, head.header.environment, SPEED_KEYS)
+    ours, theirs = _log_speeds(head, label), _log_speeds(base, label)
+    keys = [key for key in theirs if key in ours]
+    logs = {key: ours[key] - theirs[key] for key in keys}
+    metric = "tps"
+    if relative and vanilla is not None and ours_vanilla is not None:
+        metric = "tps_ratio"
+        head_vanilla = _log_speeds(head, ours_vanilla.label)
+        base_vanilla = _log_speeds(base, vanilla.label)
+        keys = [key for key in keys if key in head_vanilla and key in base_vanilla]
+        logs = {key: logs[key] - head_vanilla[key] + base_vanilla[key] for key in keys}
+    if not keys:
+        return []
+    by_sample: dict[str, list[float]] = {}
+    for (sample_id, _), value in logs.items():
+        by_sample.setdefault(sample_id, []).append(value)
+    means = [sum(values) / len(values) for values in by_sample.values()]
+    note = "two moments of a machine: `hambench gate` measures in turns"
+    check = replace(speed_check(label, means, threshold=margins.tps, note=note), metric=metric)
+    if changed and not relative:
+        what = ", ".join(f"{key} {change}" for key, change in changed.items())
+        return [replace(check, verdict="not comparable", reason=what)]
+    if changed:
+        check = replace(
+            check, reason=f"{check.reason}; another machine or other versions: {', '.join(changed)}"
+        )
+    return [check]
+
+
+def _baseline(run: Run, label: str) -> Cell | None:
+    cells = run.header.cells
+    return next((baseline_of(cell, cells) for cell in cells if cell.label == label), None)
+
+
+def _log_speeds(run: Run, label: str) -> dict[tuple[str, int], float]:
+    speeds = {}
+    for record in run.measured:
+        if record.cell == label and record.trace is not None:
+            tokens, seconds = num_decode_tokens([record.trace]), decode_seconds([record.trace])
+            if tokens and seconds > 0 and math.isfinite(seconds):
+                speeds[record.sample_id, record.repeat] = math.log(tokens / seconds)
+    return speeds
+
+
+def _notes(base: Run, head: Run) -> list[str]:
+    changed = differences(base.header.environment, head.header.environment, (*SPEED_KEYS, "python", "kernel"))
+    notes = [f"{key}: {change}" for key, change in changed.items()]
+    models = {str(run.header.model.get("sha256")) for run in (base, head)}
+    if len(models) > 1:
+        notes.append("the two runs used different weights")
+    return notes
+
+
+def _name(run: Run) -> str:
+    commit = run.header.commit
+    return f"{run.header.run_id}{f' ({commit[:8]})' if commit else ''}"
+
+
+def load_side(path: Path, side: str) -> Run:
+    """A run folder; what is missing is incomplete rather than a usage error.
+
+    Raises:
+        IncompleteError: If there is no such run.
+    """
+    from hambench.store import HEADER, load_run
+
+    if not (path / HEADER).is_file():
+        raise IncompleteError(f"there is no {side} run in {path}")
+    return load_run(path)

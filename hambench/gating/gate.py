@@ -1,0 +1,308 @@
+"""The gates of a project, run: each measures base and head itself, or against a committed file, and then judges.
+
+``hambench.toml`` declares them (:mod:`hambench.gating.config`); the command is ``hambench gate``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hambench.analysis.verdicts import Margins
+from hambench.errors import HambenchError
+from hambench.files import write_text
+from hambench.gating.baseline import (
+    ExactBaseline,
+    compare_exact,
+    format_baseline,
+    measure_exact,
+    read_baseline,
+)
+from hambench.gating.blocks import Arm, Block, Work, run_blocks
+from hambench.gating.checkout import Code, checked_out
+from hambench.gating.checks import CrashedError, IncompleteError, Outcome, merge
+from hambench.gating.compare import compare_runs, load_side
+from hambench.gating.config import (
+    AccuracyGate,
+    ExactGate,
+    GateConfig,
+    Primary,
+    SpeedGate,
+    decide,
+    validate_speed,
+)
+from hambench.gating.noise import Calibration, load_calibration, now, refuse_below_floor
+from hambench.gating.prompts import gate_prompts
+from hambench.gating.speed import CPU_THRESHOLD, GPU_THRESHOLD, Pair, gate_speed, paired_log_ratios
+from hambench.history.archive import machine_id
+from hambench.records import Cell
+from hambench.runner.sweep import Sweep
+
+KINDS = ("exact", "speed", "accuracy")
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateRequest:
+    """What one call of ``hambench gate`` is asked."""
+
+    config: GateConfig
+    root: Path
+    """Folder of ``hambench.toml``: the files it names lie relative to it."""
+    only: tuple[str, ...] = ()
+    """Kinds to run; empty for all that are declared and can run."""
+    base_ref: str | None = None
+    """A commit that base is built from."""
+    base_method: str | None = None
+    head_method: str | None = None
+    """Two configurations of this code instead of two versions."""
+    noise: Path | None = None
+    """Where calibrations lie."""
+    new_baseline: Path | None = None
+    """Where to write the counts of this code, ready to commit."""
+
+
+def run_gates(request: GateRequest, *, say: Say | None = None) -> Outcome:
+    """Runs what is declared and asked for, and marks what decides.
+
+    Raises:
+        IncompleteError: If nothing can be compared.
+        HambenchError: For a request that makes no sense.
+    """
+    kinds = _kinds(request)
+    say = say or (lambda line: None)
+    outcomes: list[Outcome] = []
+    with contextlib.ExitStack() as stack:
+        if "exact" in kinds and request.config.exact is not None:
+            say("exact: counts of the toy model")
+            outcomes.append(exact_gate(request.config.exact, request, request.config.primary))
+        base: Code | None = None
+        if request.base_ref is not None and {"speed", "accuracy"} & set(kinds):
+            say(f"base: installing {request.base_ref} into an environment of its own")
+            base = stack.enter_context(checked_out(request.base_ref, repository=request.root))
+        if "speed" in kinds and request.config.speed is not None:
+            outcomes.append(speed_gate(request.config.speed, request, base, say=say))
+        if "accuracy" in kinds and request.config.accuracy is not None and base is not None:
+            outcomes.append(accuracy_gate(request.config.accuracy, request, base, say=say))
+    outcome = merge(outcomes, title="hambench gate") if len(outcomes) > 1 else outcomes[0]
+    return replace(outcome, notes=(*outcome.notes, *_left_out(request, kinds)))
+
+
+def _kinds(request: GateRequest) -> list[str]:
+    config = request.config
+    declared = [kind for kind in KINDS if getattr(config, kind) is not None]
+    for kind in request.only:
+        if kind not in declared:
+            raise HambenchError(
+                f"hambench.toml has no [gate.{kind}]; declared: {', '.join(declared) or 'none'}"
+            )
+    kinds = [kind for kind in declared if not request.only or kind in request.only]
+    two_methods = request.base_method is not None
+    if two_methods:
+        kinds = [kind for kind in kinds if kind == "speed"]
+    if request.base_ref is None and not two_methods:
+        needy = [kind for kind in kinds if kind != "exact"]
+        if needy and (request.only or kinds == needy):
+            raise HambenchError(
+                f"the {needy[0]} gate compares two versions or two methods: give --base-ref COMMIT, or --base METHOD"
+            )
+        kinds = [kind for kind in kinds if kind == "exact"]
+    if not kinds:
+        raise IncompleteError(
+            "hambench.toml declares no gate that can run here: add [gate.exact] or [gate.speed]"
+        )
+    return kinds
+
+
+def _left_out(request: GateRequest, kinds: Sequence[str]) -> list[str]:
+    """What is declared, was not excluded, and still did not run: no gate is skipped silently."""
+    if request.only or request.base_method is not None:
+        return []
+    declared = [kind for kind in KINDS if getattr(request.config, kind) is not None]
+    return [
+        f"the {kind} gate did not run: it needs --base-ref COMMIT" for kind in declared if kind not in kinds
+    ]
+
+
+def exact_gate(gate: ExactGate, request: GateRequest, declared: Sequence[Primary]) -> Outcome:
+    """Counts of the toy model against the committed file; writes the new one where asked."""
+    path = request.root / gate.baseline
+    try:
+        head = measure_exact(gate.methods)
+    except CrashedError as crash:
+        return replace(_crashed("exact", gate.baseline), crashes=(str(crash),))
+    if request.new_baseline is not None:
+        write_text(request.new_baseline, format_baseline(head))
+    outcome = compare_exact(read_baseline(path), head, name=gate.baseline)
+    return decide(outcome, declared, kind="exact", classes=("exact",))
+
+
+def _crashed(kind: str, base: str) -> Outcome:
+    return Outcome(title=f"The {kind} gate", base=base, head="this code", checks=(), suite=kind)
+
+
+def update_baseline(gate: ExactGate, root: Path) -> tuple[Path, ExactBaseline]:
+    """Writes the counts of this code as the baseline file.
+
+    Raises:
+        HambenchError: If a method crashes, or two logits lie so near that ids could differ between machines.
+    """
+    from hambench.gating.toy import SAFE_MARGIN
+
+    measured = measure_exact(gate.methods)
+    if measured.smallest_margin < SAFE_MARGIN:
+        raise HambenchError(
+            f"two logits of the toy model lie within {measured.smallest_margin:g}, less than {SAFE_MARGIN:g}: another "
+            "machine could choose another token; choose another seed in hambench/gating/toy.py"
+        )
+    path = root / gate.baseline
+    write_text(path, format_baseline(measured))
+    return path, measured
+
+
+def speed_gate(gate: SpeedGate, request: GateRequest, base: Code | None, *, say: Say) -> Outcome:
+    """Paired blocks of every method of the gate."""
+    validate_speed(gate)
+    threshold = gate.threshold if gate.threshold is not None else default_threshold()
+    notes = []
+    if request.noise is not None:
+        known = load_calibration(request.noise, machine=machine_id(), model=gate.model, dtype=gate.dtype)
+        notes.append(refuse_below_floor(threshold, gate.blocks, known))
+    pairs = speed_pairs(gate, request, base)
+    outcome = gate_speed(
+        pairs,
+        work_of(gate),
+        num_blocks=gate.blocks,
+        threshold=threshold,
+        base=base.name if base is not None else str(request.base_method),
+        head="this code" if base is not None else str(request.head_method or request.base_method),
+        progress=say,
+    )
+    outcome = replace(outcome, notes=(*outcome.notes, *notes))
+    return decide(outcome, request.config.primary, kind="speed", classes=("speed", "near-exact"))
+
+
+def default_threshold() -> float:
+    """3 % where there is a GPU, 5 % on a CPU, which is rarely left alone."""
+    from hambench.machine.nvml import Gpu
+
+    return GPU_THRESHOLD if Gpu.open() is not None else CPU_THRESHOLD
+
+
+def work_of(gate: SpeedGate) -> Work:
+    """What the blocks of a gate do."""
+    return Work(
+        prompts=gate_prompts(gate),
+        max_new_tokens=gate.max_new_tokens,
+        turns=gate.turns,
+        device=gate.device,
+        together=gate.together,
+    )
+
+
+def speed_pairs(gate: SpeedGate, request: GateRequest, base: Code | None) -> list[Pair]:
+    """The pairs of a speed gate: every method in two versions, or two methods in this one."""
+    if request.base_method is not None:
+        theirs = single_cell(gate, request.base_method)
+        ours = single_cell(gate, request.head_method or request.base_method)
+        label = ours.label if ours.label == theirs.label else f"{ours.label} against {theirs.label}"
+        return [Pair(label=label, base=Arm(cell=theirs), head=Arm(cell=ours))]
+    assert base is not None
+    sweep = Sweep(model=gate.model, methods=gate.methods, dtype=gate.dtype, threads=(gate.threads,))
+    return [
+        Pair(
+            label=cell.label,
+            base=Arm(cell=cell, python=base.python, code=base.package),
+            head=Arm(cell=cell),
+        )
+        for cell in sweep.expand().cells
+    ]
+
+
+def single_cell(gate: SpeedGate, method: str) -> Cell:
+    """The one configuration that a method's words give."""
+    return Sweep(model=gate.model, methods=(method,), dtype=gate.dtype, threads=(gate.threads,)).single()
+
+
+def accuracy_gate(gate: AccuracyGate, request: GateRequest, base: Code, *, say: Say) -> Outcome:
+    """Both versions answer the same samples with ``hambench run``; the two runs are compared."""
+    with tempfile.TemporaryDirectory(prefix="hambench-accuracy-") as scratch:
+        for side, python in (("base", base.python), ("head", sys.executable)):
+            say(f"accuracy: {side} answers {gate.suite}")
+            try:
+                _run_suite(gate, python, Path(scratch) / side, clean=side == "base")
+            except CrashedError as crash:
+                return replace(_crashed("accuracy", base.name), crashes=(f"{side}: {crash}",))
+        runs = [load_side(Path(scratch) / side, side) for side in ("base", "head")]
+        outcome = compare_runs(*runs, margins=replace(Margins.of(runs[0]), accuracy=gate.margin))
+    # speeds of two runs one after the other are two moments: the speed gate is for that
+    kept = tuple(check for check in outcome.checks if check.metric_class != "speed")
+    outcome = replace(
+        outcome, title="Accuracy", base=base.name, head="this code", checks=kept, suite="accuracy"
+    )
+    return decide(outcome, request.config.primary, kind="accuracy", classes=("accuracy",))
+
+
+def _run_suite(gate: AccuracyGate, python: str, folder: Path, *, clean: bool) -> None:
+    command = [
+        *(python, "-P", "-c", "from hambench.cli import main; main()", "run", "--no-report"),
+        *("--suite", gate.suite, "--model", gate.model, "--dtype", gate.dtype),
+        *("--methods", ",".join(gate.methods), "--out", str(folder)),
+        *(("--tasks", ",".join(gate.tasks)) if gate.tasks else ()),
+        *(("--limit", str(gate.limit)) if gate.limit is not None else ()),
+    ]
+    environment = dict(os.environ)
+    if clean:
+        environment.pop("PYTHONPATH", None)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode != 0:
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        raise CrashedError(
+            f"{shlex.join(command[4:8])} …: {lines[-1] if lines else f'exit code {done.returncode}'}"
+        )
+
+
+def calibrate(
+    gate: SpeedGate,
+    method: str,
+    *,
+    say: Say | None = None,
+    measure: Callable[[Arm, Work, int], list[Block]] | None = None,
+) -> Calibration:
+    """An A/A gate: the same configuration on both sides.
+
+    Raises:
+        CrashedError: If blocks keep dying.
+        IncompleteError: If a block measured nothing.
+    """
+    validate_speed(gate)
+    arm, work = Arm(cell=single_cell(gate, method)), work_of(gate)
+    if measure is not None:
+        blocks = measure(arm, work, gate.blocks)
+    else:
+        blocks = run_blocks({"base": arm, "head": arm}, work, gate.blocks, progress=say)
+    logs = [block.log_ratio for block in blocks if block.error is None]
+    usable = [value for value in logs if value is not None]
+    if len(usable) < gate.blocks:
+        raise IncompleteError(f"{len(usable)} of {gate.blocks} blocks measured anything")
+    result = paired_log_ratios(usable)
+    assert result.standard_error is not None
+    return Calibration(
+        schema_version=1,
+        created_at=now(),
+        machine=machine_id(),
+        model=gate.model,
+        dtype=gate.dtype,
+        method=arm.cell.label,
+        num_blocks=len(usable),
+        effect=result.effect,
+        # disturbed blocks stay in: the floor is that of the machine as it is
+        sd=result.standard_error * len(usable) ** 0.5,
+    )

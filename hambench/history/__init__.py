@@ -1,0 +1,1 @@
+"""History: runs over time, and whether they shifted."""

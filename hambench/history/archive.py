@@ -1,0 +1,391 @@
+"""History: what a method was worth over time, as one file a run that is written once and never changed.
+
+    <root>/runs/<machine>/<suite>/<utc>-<commit>-<run id>.json
+    <root>/pins/<name>/<utc>-<id>.json
+    <root>/annotations/<utc>-<id>.json
+
+Files of two jobs never touch, so branches that both added runs merge without a conflict. What is tracked is the ratio
+to vanilla in the same run, which survives a busy or a replaced machine; absolute speeds are kept beside it, by machine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import json
+import re
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from hambench.analysis.baselines import baseline_of
+from hambench.analysis.metrics import METRICS, Better, measure_run, metric_value
+from hambench.decoding import KnobValue
+from hambench.errors import HambenchError, StoreError, UnknownNameError
+from hambench.files import write_new
+from hambench.gating.checks import IncompleteError
+from hambench.groups import ALL
+from hambench.store import Run
+
+SCHEMA_VERSION = 1
+RUNS, PINS, ANNOTATIONS = "runs", "pins", "annotations"
+MACHINE_KEYS = (
+    "platform",
+    "machine",
+    "cpu",
+    "cpu_cores",
+    "cpu_affinity",
+    "cpu_flags",
+    "gpu",
+    "gpu_memory_bytes",
+)
+VERSION_KEYS = ("torch", "triton", "transformers", "lm_eval", "python", "gpu_driver")
+"""A change of these breaks a series: most shifts are the environment's."""
+_RATIOS = ("tps", "prefill_tps", "end_to_end_tps")
+_ABSOLUTE = (
+    "tps",
+    "ttft_s",
+    "tokens_per_target_forward",
+    "acceptance_rate",
+    "kv_bytes",
+    "kv_compression_output",
+    "kv_compression_total",
+    "peak_memory_bytes",
+    "accuracy",
+)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tracked:
+    """One number of one run."""
+
+    value: float
+    unit: str
+    better: Better
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One run of the history."""
+
+    schema_version: int
+    run_id: str
+    created_at: str
+    """UTC, ISO 8601."""
+    commit: str | None
+    suite: str
+    edition: str
+    machine: str
+    machine_facts: dict[str, KnobValue]
+    versions: dict[str, KnobValue]
+    model: str
+    """Name and first digits of the weights' sha256."""
+    data: str
+    """Hash of the prompts: other prompts are another series."""
+    series: dict[str, dict[str, Tracked]]
+    """By metric, then by cell."""
+    digest: str = ""
+    """sha256 of everything else: shows a file that was changed by hand or by a merge."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pin:
+    """A run with a name, e.g. a release."""
+
+    name: str
+    run_id: str
+    created_at: str
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Annotation:
+    """A remark at a point in time, which may break every series there."""
+
+    created_at: str
+    at: str
+    """UTC time it speaks of."""
+    text: str
+    breaks: bool = False
+    machine: str | None = None
+    """Only on this machine; ``None`` for all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """Everything under a root, oldest first."""
+
+    root: Path
+    entries: tuple[Entry, ...]
+    pins: dict[str, Pin]
+    """The newest of each name."""
+    annotations: tuple[Annotation, ...]
+    paths: dict[str, Path] = field(default_factory=dict)
+    """File of each run id."""
+    problems: tuple[str, ...] = ()
+    """Files that can't be used, and why: left out, never silently."""
+
+
+def machine_id(environment: Mapping[str, KnobValue] | None = None) -> str:
+    """A short readable name of a kind of machine: equal CPUs, GPUs and core counts are one machine."""
+    if environment is None:
+        from hambench.machine.fingerprint import fingerprint
+
+        environment = fingerprint()
+    facts = {key: environment.get(key) for key in MACHINE_KEYS}
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
+    name = facts.get("gpu") or facts.get("cpu") or facts.get("machine") or "unknown"
+    return f"{_slug(str(name))[:40].strip('-')}-{digest}"
+
+
+def entry_of(run: Run) -> Entry:
+    """The history entry of a complete run.
+
+    Raises:
+        IncompleteError: If the run is unfinished, or measured nothing.
+    """
+    if not run.complete:
+        raise IncompleteError(
+            f"run {run.header.run_id} is unfinished: {len(run.measured)} of {run.num_expected}"
+        )
+    series = _series_of(run)
+    if not series:
+        raise IncompleteError(f"run {run.header.run_id} measured nothing")
+    header = run.header
+    environment = header.environment
+    data = hashlib.sha256(json.dumps(header.data_hashes, sort_keys=True).encode()).hexdigest()[:16]
+    entry = Entry(
+        schema_version=SCHEMA_VERSION,
+        run_id=header.run_id,
+        created_at=_utc(header.created_at),
+        commit=header.commit,
+        suite="+".join(header.suites),
+        edition=header.edition,
+        machine=machine_id(environment),
+        machine_facts={key: environment.get(key) for key in MACHINE_KEYS},
+        versions={key: environment.get(key) for key in VERSION_KEYS},
+        model=f"{header.model.get('name')} {str(header.model.get('sha256'))[:12]} {header.cells[0].dtype}",
+        data=data,
+        series=series,
+    )
+    return dataclasses.replace(entry, digest=digest_of(entry))
+
+
+def digest_of(entry: Entry) -> str:
+    """The digest that an entry must carry."""
+    plain = msgspec.to_builtins(dataclasses.replace(entry, digest=""))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def add(root: Path, entry: Entry) -> tuple[Path, bool]:
+    """Writes an entry; gives its file, and whether it is new.
+
+    Raises:
+        StoreError: If another run of that id is there already, or the file can't be written.
+    """
+    stamp = re.sub(r"[^0-9TZ]", "", entry.created_at)[:15]
+    name = f"{stamp}-{(entry.commit or 'nocommit')[:8]}-{_slug(entry.run_id)}.json"
+    path = root / RUNS / entry.machine / _slug(entry.suite) / name
+    others = [other for other in (root / RUNS).glob(f"*/*/*-{_slug(entry.run_id)}.json") if other != path]
+    try:
+        if others:
+            raise FileExistsError
+        write_new(path, msgspec.json.format(msgspec.json.encode(entry), indent=2) + b"\n")
+    except FileExistsError:
+        there = others[0] if others else path
+        if _read(there, Entry).digest == entry.digest:
+            return there, False
+        raise StoreError(
+            f"{there} holds a run with the id {entry.run_id} and other content: nothing was written"
+        ) from None
+    return path, True
+
+
+def pin(history: History, name: str, run_id: str, *, note: str = "") -> Pin:
+    """Gives a run a name; an earlier run of that name stays in the files, and the newest counts.
+
+    Raises:
+        UnknownNameError: If the history has no such run.
+    """
+    if _slug(name) != name:
+        raise HambenchError(f"a pin is named with letters, digits, dots and dashes, got {name!r}")
+    entry = find(history, run_id)
+    made = Pin(name=name, run_id=entry.run_id, created_at=_now(), note=note)
+    write_new(history.root / PINS / name / _own_name(), _lines(made))
+    return made
+
+
+def annotate(
+    root: Path, text: str, *, at: str | None = None, breaks: bool = False, machine: str | None = None
+) -> Annotation:
+    """Adds a remark; one that breaks makes every series start anew there."""
+    if not text.strip():
+        raise HambenchError("an annotation needs a text")
+    made = Annotation(
+        created_at=_now(), at=_utc(at) if at else _now(), text=text.strip(), breaks=breaks, machine=machine
+    )
+    write_new(root / ANNOTATIONS / _own_name(), _lines(made))
+    return made
+
+
+def prune(history: History, *, keep: int) -> list[Path]:
+    """Files beyond the newest ``keep`` runs of each machine and suite, pinned ones left out; deletes nothing."""
+    if keep < 1:
+        raise HambenchError(f"keep must be >= 1, got {keep}")
+    pinned = {each.run_id for each in history.pins.values()}
+    groups: dict[tuple[str, str], list[Entry]] = {}
+    for entry in history.entries:
+        groups.setdefault((entry.machine, entry.suite), []).append(entry)
+    old = [entry for entries in groups.values() for entry in entries[:-keep]]
+    return [history.paths[entry.run_id] for entry in old if entry.run_id not in pinned]
+
+
+def find(history: History, run_id: str) -> Entry:
+    """The run of an id, or of the only id that begins so.
+
+    Raises:
+        UnknownNameError: If there is none, or more than one.
+    """
+    exact = [entry for entry in history.entries if entry.run_id == run_id]
+    begins = exact or [entry for entry in history.entries if entry.run_id.startswith(run_id)]
+    if len(begins) != 1:
+        raise UnknownNameError("run", run_id, [entry.run_id for entry in history.entries])
+    return begins[0]
+
+
+def load_history(root: Path) -> History:
+    """Everything that can be read; what can't is named in ``problems``.
+
+    Raises:
+        StoreError: If the folder is not there.
+    """
+    if not root.is_dir():
+        raise StoreError(
+            f"there is no history in {root}: begin one with `hambench history add RUN --root {root}`"
+        )
+    problems: list[str] = []
+    entries: dict[str, Entry] = {}
+    paths: dict[str, Path] = {}
+    for path, entry in _read_all(root / RUNS, "*/*/*.json", Entry, problems):
+        damage = _damage(path, entry, entries)
+        if damage:
+            problems.append(f"{path}: {damage}")
+        else:
+            entries[entry.run_id], paths[entry.run_id] = entry, path
+    pins: dict[str, Pin] = {}
+    for _, made in _read_all(root / PINS, "*/*.json", Pin, problems):
+        if made.name not in pins or pins[made.name].created_at <= made.created_at:
+            pins[made.name] = made
+    problems += [
+        f"pin {name} names the run {made.run_id}, which is not there"
+        for name, made in pins.items()
+        if made.run_id not in entries
+    ]
+    annotations = [made for _, made in _read_all(root / ANNOTATIONS, "*.json", Annotation, problems)]
+    return History(
+        root=root,
+        entries=tuple(sorted(entries.values(), key=lambda entry: (entry.created_at, entry.run_id))),
+        pins=pins,
+        annotations=tuple(sorted(annotations, key=lambda made: made.at)),
+        paths=paths,
+        problems=tuple(problems),
+    )
+
+
+def _damage(path: Path, entry: Entry, seen: Mapping[str, Entry]) -> str:
+    if entry.schema_version > SCHEMA_VERSION:
+        return f"schema {entry.schema_version}, this hambench reads up to {SCHEMA_VERSION}: upgrade hambench"
+    if entry.digest != digest_of(entry):
+        return "its content was changed after it was written"
+    if path.parent.parent.name != entry.machine:
+        return f"it lies under another machine than its own, {entry.machine}"
+    if entry.run_id in seen:
+        return f"the run {entry.run_id} is there twice"
+    return ""
+
+
+def _series_of(run: Run) -> dict[str, dict[str, Tracked]]:
+    overall = {m.cell: m for m in measure_run(run) if m.group == ALL}
+    baselines = {cell.label: baseline_of(cell, run.header.cells) for cell in run.header.cells}
+    series: dict[str, dict[str, Tracked]] = {}
+    for cell, measurement in overall.items():
+        vanilla = baselines[cell]
+        for name in _ABSOLUTE:
+            value = metric_value(measurement, name)
+            if value is not None and measurement.num_samples:
+                info = METRICS[name]
+                series.setdefault(name, {})[cell] = Tracked(
+                    value=float(value), unit=info.unit, better=info.better
+                )
+        if vanilla is None or cell == vanilla.label:
+            continue
+        for name in _RATIOS:
+            value, reference = metric_value(measurement, name), metric_value(overall[vanilla.label], name)
+            if value and reference:
+                tracked = Tracked(value=value / reference, unit="× vanilla", better="higher")
+                series.setdefault(f"{name}_ratio", {})[cell] = tracked
+    return series
+
+
+def _read_all(folder: Path, pattern: str, kind: type[T], problems: list[str]) -> list[tuple[Path, T]]:
+    found = []
+    for path in sorted(folder.glob(pattern)):
+        if path.name.startswith("."):
+            continue  # another writer's file that is not whole yet
+        try:
+            found.append((path, _read(path, kind)))
+        except StoreError as error:
+            problems.append(str(error))
+    return found
+
+
+def _read(path: Path, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise StoreError(f"{path}: not a history file: {error}") from error
+
+
+def _lines(made: Any) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(made), indent=2) + b"\n"
+
+
+def _own_name() -> str:
+    return f"{re.sub(r'[^0-9T]', '', _now())[:15]}-{uuid.uuid4().hex[:8]}.json"
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
+
+
+def _utc(text: str) -> str:
+    try:
+        moment = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        raise HambenchError(
+            f"a time is ISO 8601, like 2026-01-31 or 2026-01-31T12:00:00, got {text!r}"
+        ) from None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=datetime.UTC)
+    return moment.astimezone(datetime.UTC).isoformat(timespec="microseconds")
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.") or "none"
+
+
+def series_names(entries: Sequence[Entry]) -> list[tuple[str, str]]:
+    """Every (metric, cell) that some entry tracks, ratios first."""
+    names = dict.fromkeys(
+        (metric, cell) for e in entries for metric, cells in e.series.items() for cell in cells
+    )
+    return sorted(names, key=lambda name: (not name[0].endswith("_ratio"), name))

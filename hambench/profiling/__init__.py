@@ -1,0 +1,1 @@
+"""Profiling: where the time and the memory of one answer go."""

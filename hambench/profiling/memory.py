@@ -1,0 +1,136 @@
+"""Memory over the steps of one answer: caches in use and held, activations, and the allocator's peak.
+
+The allocator says what is held: torch's own counters on a GPU, its recorded allocations on a CPU. Everything is
+counted from the moment before the session is opened, so weights are not in it; they are known apart. Scratch memory
+that a library takes by itself (oneDNN, cuBLAS outside torch's workspace) is seen by neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hambench.decoding import DecodingMethod, SamplingParams
+    from hambench.records import StepRecord
+
+_RANGE = "hambench memory step"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPoint:
+    """Memory at one step; the first is the prefill."""
+
+    num_tokens: int
+    """Tokens kept so far."""
+    kv_bytes: int | None
+    """Bytes of all caches in use after the step: what the method counts itself."""
+    held_bytes: int
+    """What the allocator holds after the step: the caches' storage, used or not, and other state of the session."""
+    peak_bytes: int
+    """Most that the allocator held during the step."""
+
+    @property
+    def activation_bytes(self) -> int:
+        """What the step needed for its own time only: its peak less what is held after it."""
+        return self.peak_bytes - self.held_bytes
+
+
+def memory_timeline(
+    method: DecodingMethod, prompt_ids: Sequence[int], params: SamplingParams, *, device: str = "cpu"
+) -> tuple[MemoryPoint, ...]:
+    """Decodes one answer and reads the allocator around every step; its times mean nothing.
+
+    Args:
+        method: The method, built and warm: what it allocates only once is then no activation.
+        prompt_ids: The prompt.
+        params: Limit and sampling; EOS is ignored.
+        device: Where the method runs.
+    """
+    on_gpu = device.startswith("cuda")
+    steps, levels = (_on_gpu if on_gpu else _on_cpu)(method, prompt_ids, params, device)
+    points, num_tokens = [], 0
+    for step, (held, peak) in zip(steps, levels, strict=True):
+        num_tokens += len(step.tokens)
+        points.append(
+            MemoryPoint(num_tokens=num_tokens, kv_bytes=step.kv_bytes, held_bytes=held, peak_bytes=peak)
+        )
+    return tuple(points)
+
+
+_Reading = tuple[list["StepRecord"], list[tuple[int, int]]]
+"""Steps, and for each what was held after it and its peak."""
+
+
+def _on_gpu(
+    method: DecodingMethod, prompt_ids: Sequence[int], params: SamplingParams, device: str
+) -> _Reading:
+    import torch
+
+    from hambench.engine.loop import stream
+
+    before = torch.cuda.memory_allocated(device)
+    run = stream(method, prompt_ids, params)
+    steps: list[StepRecord] = []
+    levels: list[tuple[int, int]] = []
+    while True:
+        torch.cuda.reset_peak_memory_stats(device)
+        step = next(run, None)
+        if step is None:
+            return steps, levels
+        steps.append(step)
+        held, peak = torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
+        levels.append((held - before, peak - before))
+
+
+def _on_cpu(
+    method: DecodingMethod, prompt_ids: Sequence[int], params: SamplingParams, device: str
+) -> _Reading:
+    from torch.profiler import ProfilerActivity, profile, record_function
+
+    from hambench.engine.loop import stream
+
+    run = stream(method, prompt_ids, params)
+    steps: list[StepRecord] = []
+    # a CPU allocator has no counters; the profiler records its every allocation and release
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        while True:
+            with record_function(_RANGE):
+                step = next(run, None)
+            if step is None:
+                break
+            steps.append(step)
+    # the last range held no step
+    return steps, list(levels_of(_changes(profiler)))[: len(steps)]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """An allocation (positive), a release (negative), or the end of a step (``None``)."""
+
+    at_ns: int
+    num_bytes: int | None
+
+
+def levels_of(changes: Sequence[Change]) -> Iterator[tuple[int, int]]:
+    """What is held after each step and the most that was held during it."""
+    held = peak = 0
+    for change in sorted(changes, key=lambda change: change.at_ns):
+        if change.num_bytes is None:
+            yield held, peak
+            peak = held
+        else:
+            held += change.num_bytes
+            peak = max(peak, held)
+
+
+def _changes(profiler: Any) -> list[Change]:
+    changes = []
+    for event in profiler.profiler.kineto_results.events():
+        name = event.name()
+        if name == "[memory]":
+            changes.append(Change(event.start_ns(), event.nbytes()))
+        elif name == _RANGE:
+            changes.append(Change(event.start_ns() + event.duration_ns(), None))
+    return changes

@@ -1,0 +1,1 @@
+"""The roofline: bytes per token of each method, and the speed that the hardware allows."""

@@ -1,0 +1,1 @@
+"""The runner: from a request to a run folder."""

@@ -1,0 +1,76 @@
+"""Where a run's records are made: in this process, or on the workers of a Ray cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from hambench.errors import HambenchError, UnknownNameError
+
+if TYPE_CHECKING:
+    from hambench.records import Sample
+    from hambench.runner.generator import Generator, Progress
+    from hambench.store import RecordKey, RunWriter
+
+NAMES = ("local", "ray")
+
+
+class Executor(Protocol):
+    """Makes the records of a run; the store has one writer, and it is here."""
+
+    def run(
+        self,
+        generator: Generator,
+        writer: RunWriter,
+        samples: Sequence[Sample],
+        *,
+        repeats: int,
+        done: set[RecordKey],
+        progress: Progress | None = None,
+    ) -> None:
+        """Makes every record that is not in ``done``; see :meth:`hambench.runner.generator.Generator.run`."""
+
+    def placement(self) -> tuple[str, ...]:
+        """One line for each place that would work, for ``hambench plan``."""
+
+
+class LocalExecutor:
+    """This process."""
+
+    def run(
+        self,
+        generator: Generator,
+        writer: RunWriter,
+        samples: Sequence[Sample],
+        *,
+        repeats: int,
+        done: set[RecordKey],
+        progress: Progress | None = None,
+    ) -> None:
+        """Makes the records one after the other."""
+        generator.run(writer, samples, repeats=repeats, done=done, progress=progress)
+
+    def placement(self) -> tuple[str, ...]:
+        """Nothing worth a line."""
+        return ()
+
+
+def get_executor(name: str, *, ray_address: str | None = None) -> Executor:
+    """The executor of a name.
+
+    Raises:
+        HambenchError: For an unknown name, or if Ray is asked for and not installed.
+    """
+    if name == "local":
+        if ray_address is not None:
+            raise HambenchError("a Ray address needs --executor ray")
+        return LocalExecutor()
+    if name != "ray":
+        raise UnknownNameError("executor", name, NAMES)
+    try:
+        from hambench.runner.executors.ray_executor import RayExecutor
+    except ImportError as error:
+        if error.name != "ray":
+            raise
+        raise HambenchError("Ray is not installed: pip install 'hambench[ray]'") from error
+    return RayExecutor(ray_address)

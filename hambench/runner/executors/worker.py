@@ -1,0 +1,59 @@
+"""What a worker of a cluster holds: the model, loaded once, and its methods."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hambench.machine.fingerprint import Fingerprint, differences, fingerprint
+from hambench.machine.telemetry import CpuLoadMeter
+from hambench.records import Cell, SampleRecord
+from hambench.runner.generator import DecodingOptions, Generator, Job
+
+SOFTWARE_KEYS = ("hambench", "commit", "torch", "transformers", "python")
+"""Keys of the fingerprint that a worker must share with the driver: other software makes other tokens."""
+
+
+class Worker:
+    """One model on one device; the class that becomes a Ray actor.
+
+    Args:
+        cells: The run's cells, all of one model.
+        options: How samples are decoded.
+        device: As given to the run; by default the GPU that Ray has assigned, else the CPU.
+    """
+
+    def __init__(self, cells: Sequence[Cell], options: DecodingOptions, device: str | None) -> None:
+        from hambench.models.target import load
+
+        target = load(cells[0].model, dtype=cells[0].dtype, device=device)
+        self._generator = Generator(target, cells, options)
+        self._load = CpuLoadMeter()
+
+    def describe(self) -> tuple[Fingerprint, str]:
+        """The worker's own fingerprint, and the sha256 of its weights."""
+        return fingerprint(), self._generator.target.identity.sha256
+
+    def prepare(self) -> list[dict[str, Any]]:
+        """Warms every method up; the readings, as telemetry."""
+        readings = _Readings()
+        self._generator.warm_up(readings.append_telemetry)
+        return readings.items
+
+    def record(self, job: Job) -> SampleRecord:
+        """One record."""
+        return self._generator.record(job, self._load)
+
+
+class _Readings:
+    def __init__(self) -> None:
+        self.items: list[dict[str, Any]] = []
+
+    def append_telemetry(self, item: dict[str, Any]) -> None:
+        self.items.append(item)
+
+
+def mismatch(driver: Fingerprint, worker: Fingerprint) -> str | None:
+    """What of a worker's software differs from the driver's; ``None`` if nothing does."""
+    found = differences(driver, worker, SOFTWARE_KEYS)
+    return ", ".join(f"{key} {change}" for key, change in found.items()) or None

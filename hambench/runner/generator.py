@@ -1,0 +1,235 @@
+"""Making the records of a run: which (cell, sample) comes when, decoding it, and what goes into its record."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from hambench.decoding import DecodingMethod, SamplingParams
+from hambench.errors import HambenchError
+from hambench.machine.nvml import Gpu, gpu_of
+from hambench.machine.telemetry import CpuLoadMeter, measure_bandwidth, peak_memory_bytes
+from hambench.records import Cell, Sample, SampleRecord
+from hambench.runner.sweep import config_of
+from hambench.store import RecordKey, RunWriter
+
+if TYPE_CHECKING:
+    from hambench.models.target import TargetModel
+
+CONTAMINATED_LOAD = 0.10
+"""Share of the machine in others' hands above which a timing is flagged and taken again."""
+MAX_REMEASURED_SHARE = 0.2
+"""Most extra work a noisy machine may cause, as a share of the run's records."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Job:
+    """One record to make."""
+
+    cell: Cell
+    sample: Sample
+    repeat: int
+
+    @property
+    def key(self) -> RecordKey:
+        """Key of the record it makes."""
+        return (self.cell.label, self.sample.sample_id, self.repeat)
+
+
+Progress = Callable[[Job, int, int], None]
+"""Called after each job with the job, how many are done and how many there are."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecodingOptions:
+    """How every sample of a run is decoded, whatever the method."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    ignore_eos: bool = False
+    """Decode to the limit whatever is emitted: fixed lengths for speed, no scores."""
+    max_remeasured: int = 2
+    """How often a contaminated timing is taken again."""
+
+    def params(self, sample: Sample, repeat: int) -> SamplingParams:
+        """Sampling of one record; a repeat of a sampled answer is another draw."""
+        return SamplingParams(
+            max_new_tokens=sample.max_new_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            seed=self.seed + repeat,
+        )
+
+
+def interleave_tasks(samples: Sequence[Sample]) -> list[Sample]:
+    """Samples with tasks taking turns, in document order within each: a run cut short covers them evenly."""
+    by_task: dict[tuple[str, str], list[Sample]] = {}
+    for sample in samples:
+        by_task.setdefault((sample.suite, sample.task), []).append(sample)
+    rounds = itertools.zip_longest(*by_task.values())
+    return [sample for turn in rounds for sample in turn if sample is not None]
+
+
+def schedule(cells: Sequence[Cell], samples: Sequence[Sample], repeats: int) -> Iterator[Job]:
+    """Every (cell, sample, repeat), cells interleaved per sample in rotating order.
+
+    Drift of the machine then hits all cells alike, and no cell always runs first.
+    """
+    ordered = interleave_tasks(samples)
+    for repeat in range(repeats):
+        for index, sample in enumerate(ordered):
+            first = (index + repeat) % len(cells)
+            for cell in (*cells[first:], *cells[:first]):
+                yield Job(cell, sample, repeat)
+
+
+class Generator:
+    """Makes records with methods that are built once.
+
+    Args:
+        target: The loaded model.
+        cells: What is compared.
+        options: How samples are decoded.
+    """
+
+    def __init__(self, target: TargetModel, cells: Sequence[Cell], options: DecodingOptions) -> None:
+        self.target, self.cells, self.options = target, cells, options
+        self._methods: dict[str, DecodingMethod] = {}
+        self._targets: dict[tuple[str, str], TargetModel] = {}
+
+    @cached_property
+    def _gpu(self) -> Gpu | None:
+        return gpu_of(self.target.device)
+
+    def _target_for(self, cell: Cell) -> TargetModel:
+        """The target as the cell's regime and kernels run it; drafts made of one never serve another."""
+        if (cell.regime, cell.kernels) == ("eager", "reference"):
+            return self.target
+        from hambench.engine.cuda.fused_llama import accelerate
+
+        key = (cell.regime, cell.kernels)
+        if key not in self._targets:
+            llama = accelerate(self.target.llama, regime=cell.regime, kernels=cell.kernels)
+            self._targets[key] = dataclasses.replace(self.target, llama=llama, _shared={})
+        return self._targets[key]
+
+    def method(self, cell: Cell) -> DecodingMethod:
+        """The cell's method, built on first use."""
+        if cell.label not in self._methods:
+            try:
+                self._methods[cell.label] = config_of(cell).build(self._target_for(cell))
+            except ValueError as error:
+                raise HambenchError(f"{cell.label}: {error}") from error
+        return self._methods[cell.label]
+
+    def run(
+        self,
+        writer: RunWriter,
+        samples: Sequence[Sample],
+        *,
+        repeats: int,
+        done: set[RecordKey],
+        progress: Progress | None = None,
+    ) -> None:
+        """Makes every record that is not in ``done``, each on the disk before the next is begun."""
+        jobs = list(schedule(self.cells, samples, repeats))
+        left = [job for job in jobs if job.key not in done]
+        if not left:
+            return
+        self.warm_up(writer.append_telemetry)
+        self._probe(writer, "start")
+        load = CpuLoadMeter()
+        extra = int(MAX_REMEASURED_SHARE * len(left))
+        for num_done, job in enumerate(left, start=len(jobs) - len(left) + 1):
+            for attempt in itertools.count():
+                record = self.record(job, load)
+                writer.append_record(record)
+                if not record.contaminated or attempt >= self.options.max_remeasured or extra <= 0:
+                    break
+                extra -= 1
+            if progress is not None:
+                progress(job, num_done, len(jobs))
+        self._probe(writer, "end")
+
+    def record(self, job: Job, load: CpuLoadMeter) -> SampleRecord:
+        """One record; what goes wrong with a sample becomes its error, and the run goes on."""
+        from hambench.engine.loop import generate
+        from hambench.engine.text import answer_text, encode_prompt, step_texts
+
+        sample, target, options = job.cell.asks(job.sample), self.target, self.options
+        assert target.tokenizer is not None
+        base: dict[str, Any] = {
+            "cell": job.cell.label,
+            "sample_id": sample.sample_id,
+            "prompt_hash": sample.prompt_hash,
+            "repeat": job.repeat,
+            "started_at": time.time(),
+        }
+        method = self.method(job.cell)
+        try:
+            positions = job.cell.positions(target.context_length)
+            prompt = encode_prompt(sample, target.tokenizer, context_length=positions)
+            with torch_threads(job.cell.threads):
+                load.read()
+                trace = generate(
+                    method,
+                    prompt.ids,
+                    options.params(sample, job.repeat),
+                    eos_ids=() if options.ignore_eos else target.eos_ids,
+                    stop=() if options.ignore_eos else sample.stop,
+                    decode_text=target.tokenizer.decode,
+                )
+                meanwhile = load.read()
+            throttles = (self._gpu.read().throttles or ()) if self._gpu is not None else ()
+        except (HambenchError, RuntimeError, ValueError, ArithmeticError) as error:
+            return SampleRecord(**base, error=f"{type(error).__name__}: {error}"[:2000])
+        return SampleRecord(
+            **base,
+            trace=trace,
+            text=answer_text(trace, target.tokenizer, sample.stop),
+            step_texts=step_texts(trace, target.tokenizer),
+            truncated_tokens=prompt.num_truncated,
+            peak_memory_bytes=peak_memory_bytes(str(target.device)),
+            other_load=meanwhile.other if meanwhile else None,
+            throttles=throttles,
+            contaminated=bool(throttles) or (meanwhile is not None and meanwhile.other > CONTAMINATED_LOAD),
+        )
+
+    def warm_up(self, append_telemetry: Callable[[dict[str, Any]], None]) -> None:
+        """Builds and warms up the method of every cell; its readings go to ``append_telemetry``."""
+        from hambench.engine.warmup import warm_up
+
+        for cell in self.cells:
+            with torch_threads(cell.threads):
+                readings = warm_up(self.method(cell), self.target.context_length)
+            extra = {"extra_weight_bytes": self.method(cell).extra_weight_bytes}
+            append_telemetry({"kind": "warmup", "cell": cell.label, **dataclasses.asdict(readings), **extra})
+
+    def _probe(self, writer: RunWriter, when: str) -> None:
+        measured = measure_bandwidth(str(self.target.device))
+        writer.append_telemetry({"kind": "bandwidth", "when": when, **dataclasses.asdict(measured)})
+        # after the probe: a GPU that was idle has had time to raise its clocks
+        if self._gpu is not None:
+            writer.append_telemetry({"kind": "gpu", "when": when, **dataclasses.asdict(self._gpu.read())})
+
+
+@contextlib.contextmanager
+def torch_threads(num_threads: int | None) -> Iterator[None]:
+    """Runs a block with so many torch threads; ``None`` leaves them as they are."""
+    if num_threads is None:
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

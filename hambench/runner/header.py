@@ -1,0 +1,97 @@
+"""The header of a run: what was asked, of which model, with which data, on which machine, and what to warn of."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import os
+import sys
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hambench import __version__
+from hambench.machine.fingerprint import fingerprint
+from hambench.models.sizes import shape_scalars
+from hambench.records import SCHEMA_VERSION, RunHeader
+
+if TYPE_CHECKING:
+    from hambench.runner.start import Prepared
+
+
+def make_header(prepared: Prepared, folder: Path) -> RunHeader:
+    """The header of a run about to begin."""
+    request, target, captured = prepared.request, prepared.target, prepared.captured
+    environment = fingerprint()
+    commit = environment.get("commit")
+    return RunHeader(
+        schema_version=SCHEMA_VERSION,
+        run_id=f"{folder.name}-{uuid.uuid4().hex[:6]}",
+        created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        hambench_version=__version__,
+        commit=str(commit) if commit else None,
+        command=command_line(),
+        suites=tuple(dict.fromkeys(sample.suite for sample in prepared.samples)),
+        edition=captured.edition,
+        data_source=captured.data_source,
+        data_hashes=captured.data_hashes,
+        cells=prepared.expansion.cells,
+        num_samples=len(prepared.samples),
+        limit=request.limit,
+        repeats=request.repeats,
+        seed=request.decoding.seed,
+        temperature=request.decoding.temperature,
+        top_p=request.decoding.top_p,
+        max_new_tokens=request.max_new_tokens,
+        ignore_eos=request.decoding.ignore_eos,
+        max_remeasured=request.decoding.max_remeasured,
+        model={
+            **dataclasses.asdict(target.identity),
+            "context_length": target.context_length,
+            "weight_bytes": target.weight_bytes,
+            "device": str(target.device),
+            # sizes: reports judge speeds against the bytes that a step reads
+            **shape_scalars(target.llama.shape),
+        },
+        environment=environment,
+        suite_spec=captured.spec,
+        notes=warnings_of(prepared),
+    )
+
+
+def command_line() -> tuple[str, ...]:
+    """The command as typed, without the folder the program lies in."""
+    return (Path(sys.argv[0]).name, *sys.argv[1:])
+
+
+def warnings_of(prepared: Prepared) -> tuple[str, ...]:
+    """What every report must say first, worst first."""
+    request, target, captured = prepared.request, prepared.target, prepared.captured
+    notes = list(captured.notes)
+    if target.identity.note:
+        notes.append(f"Model: {target.identity.note}.")
+    if target.device.type == "cpu":
+        notes.append(
+            f"Measured on a CPU ({os.cpu_count()} logical cores): the speeds say nothing about a GPU."
+        )
+    if request.limit is not None or request.budget_s is not None:
+        notes.append("Partial run: some rows of each task only; the intervals show what they allow to say.")
+    if request.max_new_tokens is not None:
+        notes.append(f"Answers end at {request.max_new_tokens} tokens instead of the tasks' own limits.")
+    if limits := [limit for limit in request.sweep.max_new_tokens if limit is not None]:
+        notes.append(f"Answers end at {_either(limits)} tokens, by cell, instead of the tasks' own limits.")
+    if contexts := [context for context in request.sweep.contexts if context is not None]:
+        notes.append(
+            f"Prompt and answer are held to {_either(contexts)} positions: a longer prompt is cut or refused by its "
+            "suite's rule."
+        )
+    if request.decoding.ignore_eos:
+        notes.append("EOS ignored: every answer has its full length, and nothing is scored.")
+    notes += [f"{task} is missing: {reason}" for task, reason in captured.missing.items()]
+    return (*notes, *prepared.expansion.left_out)
+
+
+def _either(values: Sequence[int]) -> str:
+    *most, last = map(str, values)
+    return f"{', '.join(most)} or {last}" if most else last

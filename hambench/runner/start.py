@@ -1,0 +1,244 @@
+"""One run from request to stored records: capture → generate → score. Knows every part, each through its registry."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from hambench.decoding import SamplingParams
+from hambench.errors import HambenchError
+from hambench.records import RunHeader, Sample
+from hambench.runner.executors import get_executor
+from hambench.runner.generator import DecodingOptions, Generator, Progress, torch_threads
+from hambench.runner.sweep import Expansion, Sweep
+from hambench.store import Run, RunWriter, load_run, record_key, refuse_existing
+
+if TYPE_CHECKING:
+    from hambench.models.target import TargetModel
+    from hambench.runner.budget import Speed
+    from hambench.suites.api import Capture
+
+EditionChoice = Literal["auto", "official", "offline"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunRequest:
+    """Everything a run is asked to do."""
+
+    sweep: Sweep
+    suite: str | None
+    tasks: tuple[str, ...] = ()
+    limit: int | None = None
+    """Most rows of each task."""
+    data: Path | None = None
+    edition: EditionChoice = "auto"
+    preset: str | None = None
+    repeats: int = 1
+    max_new_tokens: int | None = None
+    """Replaces the tasks' own limits; the scores are then not the tasks'."""
+    budget_s: float | None = None
+    """Choose as many samples of each task as surely fit into this many seconds."""
+    device: str | None = None
+    allow_code_execution: bool = False
+    executor: str = "local"
+    """Where records are made: ``local`` or ``ray``."""
+    ray_address: str | None = None
+    """Of a running cluster; by default one is started for the run."""
+    decoding: DecodingOptions = dataclasses.field(default_factory=DecodingOptions)
+
+    def __post_init__(self) -> None:
+        for name in ("limit", "repeats", "max_new_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise HambenchError(f"{name} must be >= 1, got {value}")
+        if self.budget_s is not None and not self.budget_s > 0:
+            raise HambenchError(f"budget must be > 0 seconds, got {self.budget_s:g}")
+        try:
+            SamplingParams(max_new_tokens=1, temperature=self.decoding.temperature, top_p=self.decoding.top_p)
+        except ValueError as error:
+            raise HambenchError(str(error)) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A request with its model loaded and its samples chosen: ready to run, nothing written yet."""
+
+    request: RunRequest
+    expansion: Expansion
+    target: TargetModel
+    captured: Capture
+    samples: tuple[Sample, ...]
+    generator: Generator
+    speeds: dict[str, Speed]
+    """By cell label; empty unless the request has a budget or a plan was asked for."""
+
+
+def prepare(request: RunRequest, *, calibrated: bool = False) -> Prepared:
+    """Loads the model, captures the suite and chooses the samples; every scorer's needs are checked here.
+
+    Raises:
+        HambenchError: For a request that can't be run.
+    """
+    from hambench.models.target import load
+    from hambench.runner.budget import calibrate, fit_budget
+
+    began = time.monotonic()
+    expansion = request.sweep.expand()
+    target = load(request.sweep.model, dtype=request.sweep.dtype, device=request.device)
+    _refuse_longer_context(request.sweep, target)
+    captured = _capture(request, target)
+    if captured.speed_only:
+        request = dataclasses.replace(
+            request, decoding=dataclasses.replace(request.decoding, ignore_eos=True)
+        )
+    samples = captured.samples
+    generator = Generator(target, expansion.cells, request.decoding)
+    # built before anything is written: a bad checkpoint or knob must not leave half a run behind
+    methods = {cell.label: generator.method(cell) for cell in expansion.cells}
+    speeds: dict[str, Speed] = {}
+    if calibrated or request.budget_s is not None:
+        for cell in expansion.cells:
+            with torch_threads(cell.threads):
+                speeds[cell.label] = calibrate(methods[cell.label], target.context_length)
+    if request.budget_s is not None:
+        samples = fit_budget(
+            samples,
+            expansion.cells,
+            speeds,
+            request.budget_s,
+            repeats=request.repeats,
+            count_tokens=lambda text: len(target.tokenizer(text)["input_ids"]) if target.tokenizer else 0,
+            spent_s=time.monotonic() - began,
+        )
+    return Prepared(request, expansion, target, captured, samples, generator, speeds)
+
+
+def start_run(request: RunRequest, folder: Path, *, progress: Progress | None = None) -> Run:
+    """Makes a new run in ``folder``.
+
+    Raises:
+        HambenchError: For a request that can't be run; nothing is written then.
+    """
+    from hambench.runner.header import make_header
+
+    # asked before the model is loaded: a refusal should not take a minute
+    refuse_existing(folder)
+    executor = get_executor(request.executor, ray_address=request.ray_address)
+    prepared = prepare(request)
+    with RunWriter.create(folder, make_header(prepared, folder), prepared.samples) as writer:
+        executor.run(
+            prepared.generator,
+            writer,
+            prepared.samples,
+            repeats=request.repeats,
+            done=set(),
+            progress=progress,
+        )
+        score_run(writer, allow_code_execution=request.allow_code_execution)
+    return load_run(folder)
+
+
+def resume_run(
+    folder: Path,
+    *,
+    allow_code_execution: bool = False,
+    progress: Progress | None = None,
+    executor: str = "local",
+    ray_address: str | None = None,
+) -> Run:
+    """Finishes an interrupted run with the same result as an undisturbed one.
+
+    Raises:
+        HambenchError: If the model is no longer the one the run began with.
+    """
+    from hambench.models.target import load
+
+    place = get_executor(executor, ray_address=ray_address)
+    run = load_run(folder)
+    header, cell = run.header, run.header.cells[0]
+    target = load(cell.model, dtype=cell.dtype, device=str(header.model["device"]))
+    _refuse_other_model(header, target)
+    with RunWriter.resume(folder) as writer:
+        place.run(
+            Generator(target, header.cells, decoding_options(header)),
+            writer,
+            list(run.samples.values()),
+            repeats=header.repeats,
+            done={record_key(record) for record in run.measured},
+            progress=progress,
+        )
+        score_run(writer, allow_code_execution=allow_code_execution)
+    return load_run(folder)
+
+
+def score_run(writer: RunWriter, *, allow_code_execution: bool) -> None:
+    """Scores every stored answer that has no score yet; a run of fixed lengths has nothing to score."""
+    from hambench import suites
+
+    run = load_run(writer.folder)
+    if decoding_options(run.header).ignore_eos:
+        return
+    scored = {(item.cell, item.sample_id, item.repeat) for item in run.scores if item.error is None}
+    left = [record for record in run.measured if record_key(record) not in scored]
+    if left:
+        scores = suites.score(
+            run.header.suite_spec, run.samples, left, allow_code_execution=allow_code_execution
+        )
+        writer.append_scores(scores)
+
+
+def decoding_options(header: RunHeader) -> DecodingOptions:
+    """The options a run was begun with."""
+    names = [field.name for field in dataclasses.fields(DecodingOptions)]
+    return DecodingOptions(**{name: getattr(header, name) for name in names})
+
+
+def _capture(request: RunRequest, target: TargetModel) -> Capture:
+    from hambench import suites
+
+    tokenizer = target.tokenizer
+    if tokenizer is None:
+        raise HambenchError(
+            f"{target.name} has no tokenizer, which a suite needs to ask in words: use a folder with tokenizer.json, "
+            "or `hambench generate --prompt-ids`"
+        )
+    captured = suites.capture(
+        suites.CaptureRequest(
+            suite=request.suite,
+            tasks=request.tasks,
+            limit=request.limit,
+            data=request.data,
+            edition=request.edition,
+            preset=request.preset,
+            apply_chat_template=suites.chat_template_of(tokenizer),
+            count_tokens=lambda text: len(tokenizer(text)["input_ids"]),
+            context_length=target.context_length,
+        )
+    )
+    notes = suites.scoring_notes(captured, allow_code_execution=request.allow_code_execution)
+    captured = dataclasses.replace(captured, notes=(*captured.notes, *notes))
+    if request.max_new_tokens is None:
+        return captured
+    limit = request.max_new_tokens
+    limited = tuple(dataclasses.replace(sample, max_new_tokens=limit) for sample in captured.samples)
+    return dataclasses.replace(captured, samples=limited)
+
+
+def _refuse_longer_context(sweep: Sweep, target: TargetModel) -> None:
+    # a longer one would be the model's own under another label
+    for context in sweep.contexts:
+        if context is not None and context > target.context_length:
+            raise HambenchError(
+                f"context must be <= {target.context_length}, the positions that {target.name} has, got {context}"
+            )
+
+
+def _refuse_other_model(header: RunHeader, target: TargetModel) -> None:
+    before, now = str(header.model.get("sha256")), target.identity.sha256
+    if before != now:
+        raise HambenchError(
+            f"{target.name} has changed since this run began (weights {before[:12]} then, {now[:12]} now): "
+            "start a new run"
+        )

@@ -1,0 +1,1 @@
+"""Tools for kernels: shapes, benchmarks and the ahead-of-time gate."""

@@ -1,0 +1,1 @@
+"""Parts that several methods share: the target's sequence, sampling, drafting and verification."""

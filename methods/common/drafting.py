@@ -1,0 +1,151 @@
+"""Drafters of speculative decoding: where the proposals come from and whose cache they are computed in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from hambench.errors import ModelError
+from hambench.methods.common.sampling import draw, probabilities
+from hambench.methods.common.sequence import TargetSequence
+
+if TYPE_CHECKING:
+    from hambench.engine.kvcache import KVCache
+    from hambench.engine.llama import Llama
+    from hambench.models.target import TargetModel
+
+
+class Drafter(Protocol):
+    """The draft's side of one sequence."""
+
+    def prepare(self, num_tokens: int) -> None:
+        """Does once what must not be timed before proposals of up to ``num_tokens``."""
+
+    def prefill(self) -> int:
+        """Does what must precede the first token; returns the number of draft forwards."""
+
+    def propose(self, num_tokens: int) -> tuple[list[int], Tensor | None]:
+        """``num_tokens`` proposals, one draft forward each, and the ``[k, V]`` distributions they were drawn from.
+
+        The distributions are ``None`` when greedy.
+        """
+
+    def settle(self) -> None:
+        """Forgets what the verification rejected."""
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes in use in caches of the draft's own."""
+
+
+def load_draft(name: str, target: TargetModel) -> Llama:
+    """The draft model: an INT8 copy of the target, or another model by name; loaded once per target.
+
+    Raises:
+        ModelError: If another model's vocabulary is not the target's.
+    """
+    from hambench.engine.int8 import quantize_int8
+    from hambench.models.target import load
+
+    if name == "int8":
+        return target.shared("draft/int8", lambda: quantize_int8(target.llama))
+    draft = target.shared(
+        f"draft/{name}",
+        lambda: load(name, dtype=str(target.dtype).removeprefix("torch."), device=str(target.device)),
+    )
+    if draft.llama.shape.vocab_size != target.llama.shape.vocab_size:
+        raise ModelError(
+            f"draft {name} has a vocabulary of {draft.llama.shape.vocab_size} tokens, {target.name} has "
+            f"{target.llama.shape.vocab_size}: a draft must share the target's tokenizer"
+        )
+    return target.shared(f"draft/{name}/as the target", lambda: target.llama.like(draft.llama))
+
+
+def _draft(
+    model: Llama, cache: KVCache, sequence: TargetSequence, first_input: list[int], num_tokens: int
+) -> tuple[list[int], Tensor | None]:
+    """Proposes autoregressively; the first forward may take two tokens (what the draft has not seen yet)."""
+    if sequence.generator is None:
+        return model.decode_greedily(first_input, cache, num_tokens), None
+    drafted: list[int] = []
+    rows: list[Tensor] = []
+    inputs = first_input
+    for _ in range(num_tokens):
+        logits = model.forward(sequence.ids(inputs), cache, num_logits=1).logits
+        rows.append(probabilities(logits, sequence.params))
+        drafted.append(draw(rows[-1][0], sequence.generator))
+        inputs = drafted[-1:]
+    nothing = torch.empty(0, model.shape.vocab_size, device=sequence.device)
+    return drafted, torch.cat(rows) if rows else nothing
+
+
+class SeparateDrafter:
+    """A draft with its own cache and prefill.
+
+    After full acceptance it lags by two tokens and takes both in its next forward: the same weight traffic as one,
+    where a forward of its own would cost as much as drafting another token.
+    """
+
+    def __init__(self, model: Llama, sequence: TargetSequence) -> None:
+        self._model = model
+        self._sequence = sequence
+        self._cache = model.new_cache(sequence.capacity)
+
+    def prepare(self, num_tokens: int) -> None:
+        """See :class:`Drafter`."""
+        if self._sequence.generator is None:
+            self._model.prepare_greedy(self._cache, chain=num_tokens)
+
+    def prefill(self) -> int:
+        """Processes the prompt."""
+        self._model.prefill(self._sequence.ids(self._sequence.prompt_ids), self._cache)
+        return 1
+
+    def propose(self, num_tokens: int) -> tuple[list[int], Tensor | None]:
+        """See :class:`Drafter`."""
+        unseen = self._sequence.tokens[self._cache.slots :]
+        return _draft(self._model, self._cache, self._sequence, unseen, num_tokens)
+
+    def settle(self) -> None:
+        """Keeps the slots of tokens that stand: all but the newest, which no forward has taken yet."""
+        self._cache.truncate(min(self._cache.slots, len(self._sequence.tokens) - 1))
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes in use in the draft's cache."""
+        return self._cache.bytes_used
+
+
+class SharedDrafter:
+    """A draft of the same model that works in the target's cache: no prefill, no memory, always exact history."""
+
+    def __init__(self, model: Llama, sequence: TargetSequence) -> None:
+        self._model = model
+        self._sequence = sequence
+
+    def prepare(self, num_tokens: int) -> None:
+        """See :class:`Drafter`."""
+        if self._sequence.generator is None:
+            self._model.prepare_greedy(self._sequence.cache, chain=num_tokens)
+
+    def prefill(self) -> int:
+        """Nothing to do: the target's prefill serves both."""
+        return 0
+
+    def propose(self, num_tokens: int) -> tuple[list[int], Tensor | None]:
+        """See :class:`Drafter`; the slots written here are given back for the verify pass to overwrite."""
+        cache = self._sequence.cache
+        base = cache.slots
+        drafted, probs = _draft(self._model, cache, self._sequence, [self._sequence.pending], num_tokens)
+        cache.truncate(base)
+        return drafted, probs
+
+    def settle(self) -> None:
+        """Nothing of the draft's is left."""
+
+    @property
+    def kv_bytes(self) -> int:
+        """No cache of its own."""
+        return 0

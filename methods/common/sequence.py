@@ -1,0 +1,112 @@
+"""The target's side of one sequence: its tokens, its cache and its random generator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from hambench.decoding import DecodingMethod, SamplingParams
+from hambench.errors import ContextOverflowError
+from hambench.methods.common.sampling import choose, generator_for
+
+if TYPE_CHECKING:
+    from hambench.models.target import TargetModel
+
+
+class TargetSequence:
+    """Tokens so far and the target's cache, which lags by one: the last token is *pending*, not yet in a slot.
+
+    Args:
+        target: The loaded target model.
+        prompt_ids: The prompt.
+        params: Limit and sampling.
+        spare_slots: Slots beyond prompt and limit that a method writes and rolls back.
+
+    Raises:
+        ContextOverflowError: If the prompt and ``max_new_tokens`` don't fit the context.
+    """
+
+    def __init__(
+        self, target: TargetModel, prompt_ids: Sequence[int], params: SamplingParams, *, spare_slots: int = 0
+    ) -> None:
+        check_context(target, len(prompt_ids), params.max_new_tokens)
+        self.model = target.llama
+        self.device = target.device
+        self.params = params
+        self.prompt_ids = list(prompt_ids)
+        self.tokens = list(prompt_ids)
+        self.capacity = len(prompt_ids) + params.max_new_tokens + spare_slots
+        self.cache = self.model.new_cache(self.capacity)
+        self.generator = generator_for(params, target.device)
+
+    @property
+    def pending(self) -> int:
+        """The newest token, whose key and value are not in the cache yet."""
+        return self.tokens[-1]
+
+    @property
+    def num_emitted(self) -> int:
+        """Tokens after the prompt."""
+        return len(self.tokens) - len(self.prompt_ids)
+
+    @property
+    def num_left(self) -> int:
+        """Tokens that still count."""
+        return self.params.max_new_tokens - self.num_emitted
+
+    def ids(self, tokens: Sequence[int]) -> Tensor:
+        """Token ids ``[T]`` on the model's device."""
+        return torch.tensor(tokens, dtype=torch.int64, device=self.device)
+
+    def prefill(self) -> int:
+        """Processes the prompt and appends the first token."""
+        logits = self.model.prefill(self.ids(self.prompt_ids), self.cache).logits
+        self.tokens.append(choose(logits[-1], self.params, self.generator))
+        return self.pending
+
+    def advance(self) -> int:
+        """Gives the pending token its slot and appends the next one."""
+        if self.generator is None:
+            self.tokens += self.greedy([self.pending])
+        else:
+            logits = self.forward([self.pending], num_logits=1)
+            self.tokens.append(choose(logits[-1], self.params, self.generator))
+        return self.pending
+
+    def prepare(self, rows: Sequence[int]) -> None:
+        """Does once what must not be timed before greedy forwards of these lengths (sampled ones need nothing)."""
+        if self.generator is None:
+            self.model.prepare_greedy(self.cache, rows=rows)
+
+    def greedy(self, tokens: Sequence[int]) -> list[int]:
+        """The greedy next token after each of ``tokens``, which get slots."""
+        return self.model.greedy(tokens, self.cache, num_tokens=len(tokens))
+
+    def forward(self, tokens: Sequence[int], *, num_logits: int) -> Tensor:
+        """Logits ``[num_logits, V]`` of the last rows of a forward over ``tokens``, which get slots."""
+        return self.model.forward(self.ids(tokens), self.cache, num_logits=num_logits).logits
+
+
+def decode_a_little(method: DecodingMethod, *, num_steps: int = 4) -> None:
+    """Decodes a few tokens of a made-up prompt: what a method's ``warmup`` usually needs."""
+    with torch.inference_mode():
+        session = method.start([1] * 8, SamplingParams(max_new_tokens=8 * num_steps))
+        session.prefill()
+        for _ in range(num_steps):
+            session.step()
+
+
+def check_context(target: TargetModel, num_prompt_tokens: int, max_new_tokens: int) -> None:
+    """Refuses a request that can't fit.
+
+    Raises:
+        ContextOverflowError: If prompt and new tokens exceed the model's context.
+    """
+    if num_prompt_tokens + max_new_tokens > target.context_length:
+        raise ContextOverflowError(
+            f"a prompt of {num_prompt_tokens} tokens and max_new_tokens = {max_new_tokens} exceed the context of "
+            f"{target.name} ({target.context_length} tokens): shorten the prompt or lower max_new_tokens"
+        )

@@ -1,0 +1,53 @@
+"""Verification, shared by every method that drafts: one target forward over the pending token and the proposals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from hambench.methods.common.sampling import Accepted, accept_greedy, accept_sampled, probabilities
+from hambench.methods.common.sequence import TargetSequence
+
+Accept = Callable[[list[int], list[int]], Accepted]
+"""From the target's greedy tokens and the proposals to what is kept."""
+
+
+def verify(
+    sequence: TargetSequence,
+    drafted: list[int],
+    draft_probs: Tensor | None,
+    *,
+    accept: Accept | None = None,
+) -> Accepted:
+    """Runs the target once over [pending token, k proposals], keeps what it accepts and rolls the cache back.
+
+    Args:
+        sequence: The target's side; afterwards it ends with the kept proposals and the next token.
+        drafted: k >= 0 proposals.
+        draft_probs: ``[k, V]`` distributions they were drawn from; ``None`` when greedy.
+        accept: Decides over greedy proposals; another than :func:`accept_greedy` is for benchmarks that force it.
+    """
+    base = sequence.cache.slots
+    tokens = [sequence.pending, *drafted]
+    if sequence.generator is None:
+        accepted = (accept or accept_greedy)(sequence.greedy(tokens), drafted)
+    else:
+        assert draft_probs is not None
+        logits = sequence.forward(tokens, num_logits=len(tokens))
+        target_probs = probabilities(logits, sequence.params)
+        accepted = accept_sampled(target_probs, draft_probs, drafted, sequence.generator)
+    # slots of rejected proposals are forgotten: rollback is a counter
+    sequence.cache.truncate(base + 1 + accepted.num_accepted)
+    sequence.tokens += [*drafted[: accepted.num_accepted], accepted.next_token]
+    return accepted
+
+
+def certain(sequence: TargetSequence, drafted: list[int]) -> Tensor | None:
+    """Draft distributions ``[k, V]`` of a drafter that had no doubt; ``None`` when greedy, where none is needed."""
+    if sequence.generator is None:
+        return None
+    probs = torch.zeros(len(drafted), sequence.model.shape.vocab_size, device=sequence.device)
+    probs[torch.arange(len(drafted)), sequence.ids(drafted)] = 1.0
+    return probs

@@ -1,0 +1,1 @@
+"""Training data for HAMburger: prompts, answers, windows and segments."""

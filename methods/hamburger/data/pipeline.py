@@ -1,0 +1,244 @@
+"""``hambench hamburger train``: from data, or from no data at all, to weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hambench.errors import DataError, ModelError
+from hambench.methods.hamburger.base import tokenizer_of
+from hambench.methods.hamburger.data.segment import Segmented, read_conversations, read_segments, segment
+from hambench.methods.hamburger.training.budget import RunOptions
+from hambench.methods.hamburger.training.recipes import Recipe
+from hambench.methods.hamburger.training.trainer import Trainer
+
+_WINDOWS_AT_ONCE = 32
+CORPUS_NAME, ANSWERS_NAME = "corpus.safetensors", "answers.jsonl"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataSource:
+    """A JSONL file, and how often its rows are repeated in training."""
+
+    path: Path
+    times: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> DataSource:
+        """Reads ``FILE`` or ``FILE:TIMES``.
+
+        Raises:
+            DataError: If there is no such file or the number is none.
+        """
+        path, _, times = text.rpartition(":")
+        source = cls(path=Path(path), times=int(times)) if path and times.isdigit() else cls(path=Path(text))
+        if source.times < 1:
+            raise DataError(f"{text}: rows must be repeated at least once")
+        if not source.path.is_file():
+            raise DataError(f"there is no file {source.path}")
+        return source
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SelfDistillation:
+    """How many prompts the base answers itself, when no data is given."""
+
+    num_prompts: int = 2000
+    num_user_turns: int = 400
+    """Of them, user turns that the instruct model is made to say first."""
+    max_new_tokens: int = 160
+    max_prompt_tokens: int = 512
+
+
+def train(
+    model_name: str,
+    recipe: Recipe,
+    options: RunOptions,
+    *,
+    sources: Sequence[DataSource] = (),
+    segments: Path | None = None,
+    self_distillation: SelfDistillation | None = None,
+    num_windows: int = 0,
+    report: Callable[[str], None] = lambda _: None,
+) -> Trainer:
+    """Trains and writes the checkpoint to ``options.out``.
+
+    Args:
+        model_name: The base.
+        recipe: How.
+        options: Where, how long, whether to resume.
+        sources: Conversations; or
+        segments: a file of ``hambench hamburger segment`` (published objective only); or
+        self_distillation: the base's own answers.
+        num_windows: Windows of installed text that are read beside them (distilling objective only).
+        report: Is told what goes on.
+
+    Raises:
+        DataError: For data that can't be used, before the model is loaded where that is possible.
+        ModelError: For an output folder in use, or a base that can't be trained.
+    """
+    given = [bool(sources), segments is not None, self_distillation is not None]
+    if sum(given) != 1:
+        raise DataError("give exactly one of --data, --segments and --self-distil")
+    if segments is not None and recipe.objective != "published":
+        raise DataError(
+            f"recipe {recipe.name!r} cuts segments itself, anew for each epoch; give --data instead"
+        )
+    if num_windows and recipe.objective != "distil":
+        raise DataError(f"recipe {recipe.name!r} learns from answers only; leave --read out")
+    max_steps = 4
+    rows = read_segments(segments, max_length=max_steps) if segments is not None else []
+    options.out.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(model_name, recipe, options)
+    if rows:
+        trainer.train_segmented(rows)
+        return trainer
+    trainer.model.to(trainer.accelerator.device)
+    with trainer.as_it_was() as base:
+        sequences, replication = _sequences(trainer, base, sources, self_distillation, report)
+        if recipe.objective == "published":
+            report(f"cutting {len(sequences)} responses in segments")
+            rows = _in_order(list(segment(base, sequences, recipe.strategy)), sequences)
+        else:
+            num_answers = len(sequences)
+            sequences += _windows(trainer, num_windows, report)
+            replication += [1] * (len(sequences) - num_answers)
+            corpus = _corpus(trainer, base, sequences, num_answers, report)
+    if recipe.objective == "published":
+        trainer.train_segmented(rows, replication=replication)
+    else:
+        trainer.train_corpus(corpus, replication=replication[: corpus.num_sequences], num_answers=num_answers)
+    return trainer
+
+
+def _windows(trainer: Trainer, count: int, report: Callable[[str], None]) -> list[tuple[list[int], int]]:
+    from hambench.methods.hamburger.data.windows import read_windows
+
+    if not count:
+        return []
+    tokenizer, _ = tokenizer_of(trainer.folder)
+    if tokenizer is None:
+        raise ModelError(
+            f"{trainer.model_name} has no tokenizer, so it can't read anything; leave --read out"
+        )
+    found = list(
+        read_windows(
+            lambda text: tokenizer(text, add_special_tokens=False).input_ids, count, seed=trainer.options.seed
+        )
+    )
+    report(f"{len(found)} windows of installed text")
+    return found
+
+
+def _sequences(
+    trainer: Trainer,
+    base: Any,
+    sources: Sequence[DataSource],
+    self_distillation: SelfDistillation | None,
+    report: Callable[[str], None],
+) -> tuple[list[tuple[list[int], int]], list[int]]:
+    tokenizer, eos_ids = tokenizer_of(trainer.folder)
+    if self_distillation is not None:
+        answers = trainer.options.out / ANSWERS_NAME
+        if not answers.is_file():
+            _answer(trainer, base, tokenizer, eos_ids, self_distillation, answers, report)
+        sources = [DataSource(path=answers)]
+    sequences: list[tuple[list[int], int]] = []
+    replication: list[int] = []
+    for source in sources:
+        eos_id = tokenizer.eos_token_id if tokenizer is not None else None
+        rows = list(read_conversations(source.path, tokenizer, eos_id=eos_id))
+        fitting = [row for row in rows if len(row[0]) <= trainer.shape.max_positions]
+        if len(fitting) < len(rows):
+            report(f"{source.path.name}: {len(rows) - len(fitting)} rows exceed the context and are left out")
+        sequences += fitting
+        replication += [source.times] * len(fitting)
+    if len(sequences) < 2:
+        raise DataError(f"training needs at least 2 responses (one is held out), got {len(sequences)}")
+    return sequences, replication
+
+
+def _answer(
+    trainer: Trainer,
+    base: Any,
+    tokenizer: Any,
+    eos_ids: frozenset[int],
+    wanted: SelfDistillation,
+    path: Path,
+    report: Callable[[str], None],
+) -> None:
+    from hambench.methods.hamburger.data.prompts import Prompt, build_prompts
+    from hambench.methods.hamburger.data.self_distill import generate, prompt_ids, sample_user_turns
+
+    if tokenizer is None:
+        raise ModelError(f"{trainer.model_name} has no tokenizer, so it can't be asked anything; give --data")
+    seed = trainer.options.seed
+    turns: list[str] = []
+    if tokenizer.chat_template and wanted.num_user_turns:
+        report(f"sampling {wanted.num_user_turns} user turns")
+        turns = sample_user_turns(base, tokenizer, wanted.num_user_turns, eos_ids=eos_ids, seed=seed)
+    made = build_prompts(max(0, wanted.num_prompts - len(turns)), seed=seed)
+    prompts = [*made, *(Prompt(turn, "self", chat=True) for turn in turns)]
+    asked = [ids for p in prompts if 0 < len(ids := prompt_ids(tokenizer, p)) <= wanted.max_prompt_tokens]
+    report(f"answering {len(asked)} prompts")
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        answered = generate(base, asked, max_new_tokens=wanted.max_new_tokens, eos_ids=eos_ids)
+        for number, (index, response) in enumerate(answered, 1):
+            file.write(json.dumps({"prompt_ids": asked[index], "response_ids": response}) + "\n")
+            if number % 64 == 0:
+                report(f"{number} answers, {trainer.clock.seconds:.0f} s")
+                # the other half of the time for data goes to the base's reading
+                if trainer.clock.is_past(trainer.recipe.data_share / 2):
+                    break
+    partial.replace(path)
+
+
+def _corpus(
+    trainer: Trainer,
+    base: Any,
+    sequences: Sequence[tuple[list[int], int]],
+    num_answers: int,
+    report: Callable[[str], None],
+) -> Any:
+    """The base's lessons of all answers, and of as many windows as there is time for."""
+    from hambench.methods.hamburger.training.teacher import Corpus, study
+
+    path = trainer.options.out / CORPUS_NAME
+    if trainer.options.resume and path.is_file():
+        return Corpus.load(path)
+    report(f"the base reads {len(sequences)} responses")
+    layers = trainer.architecture.feature_layers
+    lessons = [
+        lesson
+        for _, lesson in sorted(study(base, sequences[:num_answers], feature_layers=layers), key=_index)
+    ]
+    for start in range(num_answers, len(sequences), _WINDOWS_AT_ONCE):
+        part = sequences[start : start + _WINDOWS_AT_ONCE]
+        lessons += [lesson for _, lesson in sorted(study(base, part, feature_layers=layers), key=_index)]
+        if trainer.clock.is_past(trainer.recipe.data_share):
+            break
+    corpus = Corpus.of(sequences[: len(lessons)], lessons)
+    answered = int(corpus.row_offsets[num_answers])
+    trainer.data = {
+        "answers": num_answers,
+        "answer_tokens": answered,
+        "windows": len(lessons) - num_answers,
+        "window_tokens": corpus.num_rows - answered,
+    }
+    report(f"{answered} answer tokens, {corpus.num_rows - answered} read, {trainer.clock.seconds:.0f} s")
+    corpus.save(path)
+    return corpus
+
+
+def _index(studied: tuple[int, Any]) -> int:
+    return studied[0]
+
+
+def _in_order(rows: Sequence[Segmented], sequences: Sequence[tuple[list[int], int]]) -> list[Segmented]:
+    """Segmented rows in the order of their sequences (batches of like length shuffle them)."""
+    by_ids = {(row.ids, row.prompt_tokens): row for row in rows}
+    return [by_ids[tuple(ids), prompt] for ids, prompt in sequences]

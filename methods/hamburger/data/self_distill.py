@@ -1,0 +1,80 @@
+"""The base model's own answers as training data: batched generation with transformers, no data set needed.
+
+Answers are the model's greedy ones, because those are what a benchmark decodes: on them the segmentation's entropies
+are the model's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hambench.methods.hamburger.data.batched import decode_batch
+
+if TYPE_CHECKING:
+    from hambench.methods.hamburger.data.prompts import Prompt
+
+
+def prompt_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
+    """Ids of a prompt, inside the model's chat template where it has one and the prompt wants it."""
+    if not (prompt.chat and tokenizer.chat_template):
+        return list(tokenizer(prompt.text).input_ids)
+    return render_chat(tokenizer, [{"role": "user", "content": prompt.text}])
+
+
+def render_chat(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]:
+    """Ids of a conversation up to and including the opening of the assistant's turn."""
+    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    return list(tokenizer(text, add_special_tokens=False).input_ids)
+
+
+@torch.inference_mode()
+def generate(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    eos_ids: frozenset[int],
+    batch_size: int = 64,
+    temperature: float = 0.0,
+) -> Iterator[tuple[int, list[int]]]:
+    """Yields ``(prompt index, response ids)`` batch by batch; a response ends with its end-of-sequence id, if reached.
+
+    Prompts of like length share a batch; within a window of eight batches only, so that what is there when somebody
+    interrupts is a fair sample of all prompts.
+    """
+    window = 8 * batch_size
+    for start in range(0, len(prompts), window):
+        order = sorted(range(start, min(start + window, len(prompts))), key=lambda i: len(prompts[i]))
+        for first in range(0, len(order), batch_size):
+            chosen = order[first : first + batch_size]
+            decoded = decode_batch(
+                model,
+                [prompts[i] for i in chosen],
+                max_new_tokens=max_new_tokens,
+                eos_ids=eos_ids,
+                temperature=temperature,
+            )
+            yield from zip(chosen, decoded, strict=True)
+
+
+def sample_user_turns(
+    model: Any,
+    tokenizer: Any,
+    count: int,
+    *,
+    eos_ids: frozenset[int],
+    seed: int = 0,
+) -> list[str]:
+    """User turns sampled from the instruct model itself: prompted with its template up to where the user speaks."""
+    marker = "\u2402"
+    text = tokenizer.apply_chat_template([{"role": "user", "content": marker}], tokenize=False)
+    opening = tokenizer(text.partition(marker)[0], add_special_tokens=False).input_ids
+    torch.manual_seed(seed)
+    turns = []
+    for _, ids in generate(model, [opening] * count, max_new_tokens=80, eos_ids=eos_ids, temperature=0.9):
+        if ids and ids[-1] in eos_ids:
+            turns.append(tokenizer.decode(ids[:-1], skip_special_tokens=True).strip())
+    return [turn for turn in dict.fromkeys(turns) if len(turn) > 10]

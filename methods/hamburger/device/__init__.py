@@ -1,0 +1,1 @@
+"""HAMburger's greedy macro-step on the device."""

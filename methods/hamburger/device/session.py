@@ -1,0 +1,85 @@
+"""Greedy decoding of one sequence by macro-steps that stay on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from hambench.decoding import KVUsage, SamplingParams, Step
+from hambench.engine.cuda.early_exit import Loop
+from hambench.methods.hamburger.architecture import PositionConvention
+from hambench.methods.hamburger.device.step import Emitted, device_step
+from hambench.methods.hamburger.model import HamburgerModel
+
+
+class DeviceSession:
+    """One greedy sequence: the tokens and counts of :class:`~.session.HamburgerSession`, found without waiting between.
+
+    What must not be timed (capturing graphs) is done here, before the prompt.
+
+    Args:
+        model: Its base is a :class:`~hambench.engine.cuda.fused_llama.FusedLlama`; see :func:`.device_step.obstacle`.
+        prompt_ids: The prompt; never merged.
+        params: Limit; greedy.
+        confidence: Go on while P(continue) reaches this.
+        position_convention: Where a generated slot sits.
+        loop: How macro-steps are launched, see :mod:`hambench.engine.cuda.early_exit`.
+    """
+
+    def __init__(
+        self,
+        model: HamburgerModel,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        confidence: float,
+        position_convention: PositionConvention,
+        loop: Loop,
+    ) -> None:
+        if not params.greedy:
+            raise ValueError(f"params must be greedy, got temperature {params.temperature}")
+        self._model, self._prompt_ids, self._confidence = model, prompt_ids, confidence
+        self._offset = 0 if position_convention == "hf" else -1
+        self._cache = model.base.new_cache(len(prompt_ids) + params.max_new_tokens)
+        self.macro_step = device_step(model, self._cache, asks=confidence <= 1, loop=loop)
+
+    def prefill(self) -> Step:
+        """Processes the prompt and emits the first macro-step."""
+        model = self._model
+        ids = torch.tensor(list(self._prompt_ids), device=model.base.device)
+        out = model.base.prefill(ids, self._cache, feature_layers=model.architecture.feature_layers)
+        features = out.features[:, -1]
+        logits = out.logits if model.first_from_base else model.base.lm_head(features[-1:])
+        self.macro_step.begin(
+            features,
+            logits[-1:].argmax(dim=-1),
+            slots=self._cache.slots,
+            position=len(self._prompt_ids) + self._offset,
+            confidence=self._confidence,
+        )
+        return _step(self.macro_step.first())
+
+    def step(self) -> Step:
+        """Gives the last macro-step's tokens their one slot and emits the next macro-step."""
+        self._cache.require(1)
+        emitted = self.macro_step.next()
+        self._cache.advance(1)
+        return _step(emitted)
+
+    def replace_last(self, tokens: Sequence[int]) -> None:
+        """See :meth:`.device_step.DeviceStep.replace_last`."""
+        self.macro_step.replace_last(tokens)
+
+    @property
+    def kv(self) -> KVUsage:
+        """The base's cache."""
+        return KVUsage(self._cache.slots, self._cache.bytes_used)
+
+
+def _step(emitted: Emitted) -> Step:
+    return Step(
+        tokens=emitted.tokens,
+        micro_forwards=len(emitted.tokens) - 1,
+        continue_probs=emitted.continue_probs,
+    )

@@ -1,0 +1,223 @@
+"""The greedy macro-step on the device: its tokens, their count and where it ends never pass through the host.
+
+Letters in shapes: F feature vectors, S tokens of a macro-step at most, D hidden size.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hambench.engine.cuda.early_exit import Chain, Loop, loop_maker
+from hambench.engine.cuda.fused_llama import FusedLlama, Trunk
+from hambench.engine.cuda.graphs import Run
+from hambench.engine.cuda.staging import Packed
+from hambench.engine.kvcache import KVCache
+from hambench.kernels.lm_head_argmax import HeadOutput
+from hambench.kernels.merge_tokens import merge_tokens
+from hambench.kernels.stop_head import MicroState, stop_head
+from hambench.methods.hamburger.device.micro_kernels import MicroSteps
+from hambench.methods.hamburger.model import HamburgerModel
+
+ALWAYS, NEVER = 0.0, 2.0
+"""Thresholds that every P(continue) reaches, and that none does."""
+
+
+class Emitted(NamedTuple):
+    """What one macro-step brought to the host."""
+
+    tokens: tuple[int, ...]
+    continue_probs: tuple[float, ...]
+    """After each token that the stop head was asked about."""
+
+
+class DeviceStep:
+    """Macro-steps over one cache of the base, one copy to the host each.
+
+    Slots, positions, the tokens to be merged and the flag that ends a macro-step are device scalars. A macro-step is a
+    chain of parts: merged tokens, base and token 1; then one micro-step a part, every kernel of which returns at once
+    when the flag is set. How the chain is launched is the ``loop``.
+
+    Args:
+        model: Its base is a :class:`~hambench.engine.cuda.fused_llama.FusedLlama` and :func:`obstacle` finds nothing.
+        cache: Of the base, empty; its storage is what the macro-steps write.
+        asks: Whether the stop head is asked; without it every macro-step is one token.
+        loop: See :mod:`hambench.engine.cuda.early_exit`.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, model: HamburgerModel, cache: KVCache, *, asks: bool, loop: Loop) -> None:
+        base, architecture = model.base, model.architecture
+        assert isinstance(base, FusedLlama)
+        # the cache itself is its session's: kept here, its storage would never be lent again
+        self._model, self._base = model, base
+        self._steps = architecture.max_micro_steps if asks else 1
+        self._weights = model.kernel_weights()
+        device, num_slots = base.device, architecture.max_micro_steps
+        self._state = Packed(
+            {
+                "num_tokens": (torch.int32, 1),
+                "done": (torch.int32, 1),
+                "tokens": (torch.int64, num_slots),
+                "probs": (torch.float32, num_slots),
+            },
+            device,
+        )
+        state = self._state
+        self._micro_state = MicroState(state["tokens"], state["probs"], state["num_tokens"], state["done"])
+        # what ends one macro-step begins the next: both counters lie at the buffer's start
+        self._counters = state.buffer[: state["done"].data_ptr() - state.buffer.data_ptr() + 4]
+        # preparing runs the parts, and tokens can only be merged if there is one
+        state["num_tokens"].fill_(1)
+        self._slots = torch.zeros(1, dtype=torch.int32, device=device)
+        self._position = torch.zeros(1, dtype=torch.int64, device=device)
+        # a threshold for each token, four apart to be aligned as kernels expect
+        self._thresholds = torch.zeros(num_slots, 4, dtype=torch.float32, device=device)
+        ended = torch.arange(num_slots, device=device) >= torch.arange(num_slots, device=device)[:, None]
+        self._forced = torch.where(ended, NEVER, ALWAYS)[..., None].expand(-1, -1, 4).contiguous()
+        self._head = HeadOutput(
+            torch.zeros(1, dtype=torch.int64, device=device), torch.zeros(1, device=device), None
+        )
+        self._micro = MicroSteps(model, self._head.tokens, state["done"])
+        self._merged = torch.zeros(1, base.shape.hidden_size, dtype=base.dtype, device=device)
+        maker = loop_maker(loop, base.launches, state)
+        micro_parts = [functools.partial(self._micro_part, number) for number in range(1, self._steps)]
+        self._first = maker.chain([self._start, *micro_parts])
+        self._chains: dict[int, Chain] = {}
+        """By the base that a slot goes through: one, or another for slots of several tokens."""
+        for count in (1, architecture.max_micro_steps):
+            through = model.base_for(count)
+            if id(through) not in self._chains:
+                assert isinstance(through, FusedLlama)
+                self._chains[id(through)] = maker.chain([self._base_part(through, cache), *micro_parts])
+        self._last_count = 1
+
+    @torch.inference_mode()
+    def begin(self, features: Tensor, token: Tensor, *, slots: int, position: int, confidence: float) -> None:
+        """Gets ready for the macro-step that follows a prompt, without waiting for the device.
+
+        Args:
+            features: Of the prompt's last row ``[F, D]``.
+            token: Token 1 ``[1]``, int64.
+            slots: Slots of the cache in use.
+            position: Where the next slot would sit if this macro-step had no tokens.
+            confidence: Go on while P(continue) reaches this.
+        """
+        self._micro.rows[:-1].copy_(features)
+        self._head.tokens.copy_(token)
+        self._slots.fill_(slots)
+        self._position.fill_(position)
+        self._thresholds.fill_(confidence)
+
+    @torch.inference_mode()
+    def force(self, num_tokens: int) -> None:
+        """Makes the next macro-steps this long, whatever the stop head says (for benchmarks)."""
+        if not 1 <= num_tokens <= self._steps:
+            raise ValueError(f"num_tokens must be 1..{self._steps}, got {num_tokens}")
+        self._thresholds.copy_(self._forced[num_tokens - 1])
+
+    @torch.inference_mode()
+    def replace_last(self, tokens: Sequence[int]) -> None:
+        """Puts other tokens in the place of the last macro-step's, before they get their slot (teacher forcing).
+
+        Raises:
+            ValueError: If there are more or fewer of them.
+        """
+        if len(tokens) != self._last_count:
+            raise ValueError(f"tokens must be {self._last_count}, as many as were emitted, got {len(tokens)}")
+        self._state["tokens"][: len(tokens)].copy_(torch.tensor(list(tokens)))
+
+    def first(self) -> Emitted:
+        """The macro-step that :meth:`begin` made ready."""
+        return self._emitted(self._first())
+
+    def next(self) -> Emitted:
+        """Gives the last macro-step's tokens their one slot, which the cache must have, and emits the next one."""
+        return self._emitted(self._chains[id(self._model.base_for(self._last_count))]())
+
+    def _emitted(self, state: Packed) -> Emitted:
+        self._last_count = count = int(state["num_tokens"])
+        num_asked = min(count, self._steps - 1)
+        return Emitted(tuple(state["tokens"][:count].tolist()), tuple(state["probs"][:num_asked].tolist()))
+
+    def _base_part(self, base: FusedLlama, cache: KVCache) -> Run:
+        num_features = self._model.architecture.num_features
+        features = self._micro.rows[:num_features]
+        trunk = Trunk(
+            base,
+            cache,
+            inputs=self._merged,
+            positions=self._position,
+            slots=self._slots,
+            feature_layers=self._model.architecture.feature_layers,
+            features=features[:, None],
+        )
+        weights, count = self._weights, self._state["num_tokens"]
+
+        def run() -> None:
+            merge_tokens(
+                self._state["tokens"],
+                count,
+                self._base.embedding,
+                weights.merge,
+                num_heads=weights.merge_heads,
+                residual=weights.merge_residual,
+                out=self._merged,
+                impl=base.impl,
+            )
+            self._position.add_(count)
+            trunk.run()
+            self._slots.add_(1)
+            if self._model.first_from_base:
+                base.greedy_head(trunk.stream, self._head)
+            else:
+                self._base.greedy_head(features[-1:], self._head, normed=True)
+            self._start()
+
+        return run
+
+    def _start(self) -> None:
+        """Emits token 1, which comes from the last feature."""
+        self._counters.zero_()
+        if self._steps > 1:
+            self._micro.embed_first()
+        self._emit(0, self._micro.rows[-2:-1])
+
+    def _micro_part(self, number: int) -> None:
+        """One more token, unless the macro-step is over."""
+        self._micro.run(number)
+        self._base.greedy_head(self._micro.hidden, self._head, normed=True, done=self._state["done"])
+        self._emit(number, self._micro.hidden)
+
+    def _emit(self, index: int, hidden: Tensor) -> None:
+        stop_head(
+            hidden,
+            self._head.tokens,
+            # after the last possible token nothing is asked
+            self._weights.stop if index < self._steps - 1 else None,
+            self._micro_state,
+            confidence=self._thresholds[index, :1],
+            impl=self._base.impl,
+        )
+
+
+def obstacle(model: HamburgerModel) -> str | None:
+    """Why this model's macro-steps can't run on the device, ``None`` if they can."""
+    for base in {id(b): b for b in (model.base_for(1), model.base_for(2))}.values():
+        if not isinstance(base, FusedLlama):
+            return "its base does not run on the fused kernels"
+    return MicroSteps.obstacle(model)
+
+
+def device_step(model: HamburgerModel, cache: KVCache, *, asks: bool, loop: Loop) -> DeviceStep:
+    """The macro-steps over a cache, kept with its storage where graphs are."""
+    assert isinstance(model.base, FusedLlama)
+    return model.base.over(
+        cache,
+        ("macro-step", id(model), asks, loop),
+        lambda: DeviceStep(model, cache, asks=asks, loop=loop),
+    )

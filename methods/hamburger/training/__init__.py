@@ -1,0 +1,1 @@
+"""Training of HAMburger weights: stages, losses and the run folder."""

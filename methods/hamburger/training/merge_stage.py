@@ -1,0 +1,109 @@
+"""Training through fused inputs, over all of the base or over its first layers."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hambench.methods.hamburger.training.merged_forward import FusedBatch
+from hambench.methods.hamburger.training.objectives import BatchLesson
+
+if TYPE_CHECKING:
+    from hambench.methods.hamburger.training.trainer import Trainer
+
+BatchMaker = Callable[[Sequence[int], "random.Random | None"], tuple[FusedBatch, "BatchLesson | None"]]
+"""A batch of sequences by index, segments cut with the given random generator, and what the base says of it."""
+
+
+def fused_stage(
+    run: Trainer,
+    train: Sequence[int],
+    batch_of: BatchMaker,
+    lengths: Sequence[int],
+    *,
+    epochs: float,
+    first_layers_only: bool = False,
+) -> None:
+    """Trains the student over batches of sequences of like length.
+
+    Args:
+        run: Whose student.
+        train: Sequences to draw from.
+        batch_of: Makes a batch of some.
+        lengths: Tokens of each sequence.
+        epochs: Over ``train``, unless the run's options give steps.
+        first_layers_only: Whether the base is cut behind the first feature (the ``reader`` stage).
+    """
+    recipe, accelerator = run.recipe, run.accelerator
+    per_step = recipe.batch_size * recipe.accumulate * accelerator.num_processes
+    total = max(1, math.ceil(epochs * len(train) / per_step))
+    if run.options.steps is not None:
+        total = run.options.steps
+    trained = [p for p in run.student.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        _parameter_groups(run), lr=recipe.graft_lr, betas=recipe.betas, weight_decay=recipe.weight_decay
+    )
+    student = accelerator.prepare_model(run.student)
+    run.restore(optimizer)
+    student.train()
+    while run.step < total and not run.out_of_time():
+        rng = random.Random(f"step {run.options.seed} {run.step}")
+        for micro in range(recipe.accumulate):
+            # every process draws the same batch list and takes its own share
+            drawn = _draw(train, recipe.batch_size * accelerator.num_processes, rng, lengths)
+            mine = drawn[accelerator.process_index :: accelerator.num_processes]
+            batch, lesson = batch_of(mine, rng)
+            batch, lesson = batch.to(accelerator.device), lesson and lesson.to(accelerator.device)
+            with accelerator.autocast():
+                losses = student(batch, lesson, first_layers_only=first_layers_only)
+            accelerator.backward(losses["loss"] / recipe.accumulate)
+            if micro == recipe.accumulate - 1:
+                run.apply(optimizer, trained, run.step / total)
+        run.record({name: float(value.detach()) for name, value in losses.items()}, optimizer)
+
+
+@torch.no_grad()
+def held_out_losses(run: Trainer, held: Sequence[int], batch_of: BatchMaker) -> dict[str, float]:
+    """Mean losses over held-out responses, whole base and fused inputs."""
+    run.student.eval()
+    totals: dict[str, float] = {}
+    size = run.recipe.batch_size
+    chunks = [held[i : i + size] for i in range(0, len(held), size)]
+    for chunk in chunks:
+        batch, lesson = batch_of(chunk, None)
+        batch, lesson = batch.to(run.accelerator.device), lesson and lesson.to(run.accelerator.device)
+        with run.accelerator.autocast():
+            losses = run.student(batch, lesson)
+        for name, value in losses.items():
+            totals[name] = totals.get(name, 0.0) + float(value) / len(chunks)
+    run.student.train()
+    return {name: round(value, 4) for name, value in totals.items()}
+
+
+def _parameter_groups(run: Trainer) -> list[dict[str, Any]]:
+    recipe = run.recipe
+    base = [p for p in run.student.model.parameters() if p.requires_grad]
+    # the embedder learns to be read by the base, so it goes at the base's pace when that is low-rank
+    embedder = list(run.grafts.embedder.parameters())
+    others = [p for n, p in run.grafts.named_parameters() if not n.startswith("embedder.")]
+    merged_lr = recipe.base_lr if recipe.lora_rank else recipe.graft_lr
+    return [
+        {
+            "params": base,
+            "peak": recipe.base_lr,
+            "weight_decay": 0.0 if recipe.lora_rank else recipe.weight_decay,
+        },
+        {"params": embedder, "peak": merged_lr},
+        {"params": others, "peak": recipe.graft_lr},
+    ]
+
+
+def _draw(train: Sequence[int], num: int, rng: random.Random, lengths: Sequence[int]) -> list[int]:
+    """``num`` sequences of like length: a random one and its neighbours in a random sample, to pad little."""
+    sample = sorted(rng.choices(train, k=max(num, 8 * num)), key=lambda i: lengths[i])
+    start = rng.randrange(len(sample) - num + 1)
+    return sample[start : start + num]

@@ -1,0 +1,151 @@
+"""The two objectives of training, over a batch of fused sequences.
+
+Letters in shapes: M macro-steps, S tokens of one at most, F feature layers, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hambench.methods.hamburger.base import FusedGate, first_layers
+from hambench.methods.hamburger.grafts import Grafts
+from hambench.methods.hamburger.training.losses import MicroTargets, frozen_head_loss, micro_loss
+from hambench.methods.hamburger.training.merged_forward import FusedBatch, base_features, fuse, teacher_forced
+from hambench.methods.hamburger.training.recipes import Recipe
+from hambench.methods.hamburger.training.teacher import hidden_layers
+
+Losses = dict[str, Tensor]
+
+
+class BatchLesson:
+    """What the un-fused base says at the start of each macro-step of a batch.
+
+    Args:
+        features: ``[M, F, D]``.
+        spread: ``[F, D]``: standard deviation of each feature over the corpus.
+        targets: The tokens that follow, whatever the segments.
+    """
+
+    def __init__(self, features: Tensor, spread: Tensor, targets: MicroTargets) -> None:
+        self.features, self.spread, self.targets = features, spread, targets
+
+    def to(self, device: torch.device | str) -> BatchLesson:
+        """The same on another device."""
+        moved = MicroTargets(**{name: getattr(self.targets, name).to(device) for name in vars(self.targets)})
+        return BatchLesson(self.features.to(device), self.spread.to(device), moved)
+
+    def rows(self, chosen: Tensor) -> BatchLesson:
+        """Some of its macro-steps."""
+        targets = {name: value[chosen] for name, value in vars(self.targets).items()}
+        return BatchLesson(self.features[chosen], self.spread, MicroTargets(**targets))
+
+    @staticmethod
+    def joined(parts: Sequence[BatchLesson]) -> BatchLesson:
+        """Several as one."""
+        targets = {
+            name: torch.cat([getattr(part.targets, name) for part in parts])
+            for name in vars(parts[0].targets)
+        }
+        features = torch.cat([part.features for part in parts])
+        return BatchLesson(features, parts[0].spread, MicroTargets(**targets))
+
+
+class Student(nn.Module):
+    """Base and grafts as one module, so that one optimiser, one wrapper and one device placement serve both.
+
+    Args:
+        model: A transformers causal LM, low-rank adapters inside it or not.
+        grafts: What is grafted on it.
+        recipe: Which objective, with which weights.
+        gate: Behind the adapters, if they count at fused slots only.
+    """
+
+    def __init__(
+        self, model: nn.Module, grafts: Grafts, recipe: Recipe, gate: FusedGate | None = None
+    ) -> None:
+        super().__init__()
+        self.model, self.grafts, self.recipe, self.gate = model, grafts, recipe, gate
+
+    def forward(
+        self, batch: FusedBatch, lesson: BatchLesson | None = None, *, first_layers_only: bool = False
+    ) -> Losses:
+        """Losses by name, ``loss`` being what is minimised; the others are for the curve."""
+        if lesson is not None and first_layers_only:
+            return self._read(batch, lesson)
+        if lesson is not None:
+            return self._distil(batch, lesson)
+        return self._published(batch)
+
+    def _published(self, batch: FusedBatch) -> Losses:
+        hidden, stop_logits = teacher_forced(self.model, self.grafts, batch, self.gate)
+        real = batch.target_mask
+        head = self.model.get_output_embeddings()  # type: ignore[operator]
+        logits = head(hidden[real].to(head.weight.dtype)).float()
+        tokens = F.cross_entropy(logits, batch.targets[real])
+        is_last = F.one_hot(batch.target_lengths - 1, batch.targets.shape[1])
+        stop = F.binary_cross_entropy_with_logits(stop_logits[real].float(), is_last[real].float())
+        accuracy = (logits.argmax(-1) == batch.targets[real]).float().mean()
+        return {
+            "loss": tokens + self.recipe.stop_weight * stop,
+            "tokens": tokens,
+            "stop": stop,
+            "accuracy": accuracy,
+        }
+
+    def _read(self, batch: FusedBatch, lesson: BatchLesson) -> Losses:
+        """How far the stream at the first feature is from the un-fused one, fused slots counting three times."""
+        first = self.grafts.architecture.feature_layers[0]
+        inputs = fuse(batch, self.model.get_input_embeddings().weight, self.grafts.embedder)  # type: ignore[operator]
+        gated = nullcontext() if self.gate is None else self.gate.only(batch.lengths > 1)
+        with gated, first_layers(self.model, first + 1):
+            (stream,) = hidden_layers(
+                self.model,
+                (first,),
+                inputs_embeds=inputs,
+                attention_mask=batch.mask,
+                position_ids=batch.positions,
+            )
+        at, slot = batch.sources.T
+        distance = (stream[at, slot].float() - lesson.features[:, 0].float()) / lesson.spread[0]
+        errors = distance.clamp(-10, 10).square().mean(-1)
+        weights = torch.where(batch.lengths[at, slot] > 1, 3.0, 1.0)
+        return {"loss": (weights * errors).sum() / weights.sum()}
+
+    def _distil(self, batch: FusedBatch, lesson: BatchLesson) -> Losses:
+        recipe, targets = self.recipe, lesson.targets
+        features = base_features(self.model, self.grafts, batch, self.gate)
+        head = self.model.get_output_embeddings().weight.detach()  # type: ignore[operator]
+        num = features.shape[0]
+        first = frozen_head_loss(
+            features[:, -1].float(),
+            head,
+            ids=targets.top_ids[:, 0],
+            probs=targets.top_probs[:, 0],
+            weights=torch.ones(num, device=features.device),
+        )
+        distance = (features.float() - lesson.features.float()) / lesson.spread
+        feature = distance.clamp(-20, 20).square().mean()
+        micro = micro_loss(
+            self.grafts,
+            features,
+            targets,
+            embedding=self.model.get_input_embeddings().weight.detach(),  # type: ignore[operator]
+            head=head,
+        )
+        tokens = micro.tokens / micro.num_tokens.clamp(min=1)
+        stop = micro.stop / micro.num_stops.clamp(min=1)
+        loss = first.loss / num + recipe.feature_weight * feature + recipe.micro_weight * tokens
+        accuracy = (first.argmax == targets.top_ids[:, 0, 0]).float().mean()
+        return {
+            "loss": loss + recipe.micro_weight * recipe.stop_weight * stop,
+            "tokens": first.loss.detach() / num,
+            "features": feature.detach(),
+            "micro": tokens.detach(),
+            "stop": stop.detach(),
+            "accuracy": accuracy,
+        }

@@ -1,0 +1,341 @@
+"""One training run: its stages in order, its saves, and the checkpoint that comes out."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hambench.engine.llama import LlamaShape
+from hambench.errors import DataError
+from hambench.methods.hamburger.architecture import Architecture, BaseReference, BaseWeights
+from hambench.methods.hamburger.base import (
+    LORA_SCALE,
+    add_low_rank,
+    gate_low_rank,
+    load_base,
+    low_rank_tensors,
+)
+from hambench.methods.hamburger.checkpoint import Checkpoint, digest, fingerprint, load, save, sizes_of
+from hambench.methods.hamburger.data.segment import Segmented
+from hambench.methods.hamburger.grafts import Grafts
+from hambench.methods.hamburger.training.budget import Clock, RunOptions, learning_rate_share
+from hambench.methods.hamburger.training.calibration import calibrate
+from hambench.methods.hamburger.training.initial import start_from, start_sane
+from hambench.methods.hamburger.training.lessons import Lessons
+from hambench.methods.hamburger.training.merge_stage import fused_stage, held_out_losses
+from hambench.methods.hamburger.training.merged_forward import FusedBatch, collate
+from hambench.methods.hamburger.training.micro_stage import micro_stage, student_stage
+from hambench.methods.hamburger.training.objectives import BatchLesson, Student
+from hambench.methods.hamburger.training.recipes import Recipe
+from hambench.methods.hamburger.training.run_folder import RunFolder
+from hambench.methods.hamburger.training.teacher import Corpus
+from hambench.models.safetensors import weight_files
+from hambench.models.target import locate
+
+__all__ = ["RunOptions", "Trainer", "split_held_out"]
+
+
+def split_held_out(num: int, share: float, *, seed: int) -> tuple[list[int], list[int]]:
+    """Indices to train on and to hold out, before anything is replicated; the same for the same seed.
+
+    Raises:
+        DataError: If nothing is left to train on.
+    """
+    order = list(range(num))
+    random.Random(f"held out {seed}").shuffle(order)
+    held = min(max(1, round(share * num)), num - 1) if share > 0 else 0
+    if num - held < 1:
+        raise DataError(f"nothing to train on: {num} responses")
+    return sorted(order[held:]), sorted(order[:held])
+
+
+class Trainer:
+    """One run on one base.
+
+    Args:
+        model_name: The base: a name, folder or hub id.
+        recipe: How to train.
+        options: Where, how long.
+        architecture: By default the recipe's, for this base.
+    """
+
+    def __init__(
+        self,
+        model_name: str,
+        recipe: Recipe,
+        options: RunOptions,
+        *,
+        architecture: Architecture | None = None,
+    ) -> None:
+        from accelerate import Accelerator
+        from accelerate.utils import DistributedDataParallelKwargs, set_seed
+
+        set_seed(options.seed)
+        self.recipe, self.options = recipe, options
+        self.accelerator = Accelerator(
+            mixed_precision="bf16",
+            cpu=not torch.cuda.is_available(),
+            # the stage over the first layers gives the grafts behind them no gradient
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
+        self.model_name = model_name
+        self.folder, _, _ = locate(model_name)
+        self.model = load_base(self.folder, full=recipe.lora_rank == 0)
+        self.shape = LlamaShape.from_hf(self.model.config)
+        self.architecture = architecture or Architecture.for_base(
+            self.shape.num_layers,
+            merge_heads=largest_divisor(self.shape.hidden_size, 64),
+            num_micro_layers=recipe.num_micro_layers,
+            merge_residual=recipe.merge_residual,
+            micro_norm=recipe.micro_norm,
+        )
+        self.grafts = Grafts(self.shape, self.architecture)
+        if recipe.start_from_base:
+            start_sane(self.grafts, {n: t.detach() for n, t in self.model.state_dict().items()})
+        self.student = self._student()
+        if options.start_from is not None:
+            start_from(load(options.start_from), self.grafts, self.student.model, self._reference())
+        self._started_from = None if options.start_from is None else digest(options.start_from)
+        self.clock = Clock(options.minutes)
+        self.files = RunFolder(options.out)
+        self._saved = time.monotonic()
+        self._stage, self.step = 0, 0
+        self._optimizer_state: dict[str, Any] | None = None
+        self.held_out: dict[str, float] = {}
+        self.data: dict[str, int] = {}
+        """Counts of what was trained on, for the provenance."""
+        self._steps_by_stage: dict[str, int] = {}
+        self._calibration: dict[str, Any] = {}
+
+    def _student(self) -> Student:
+        recipe = self.recipe
+        if not recipe.lora_rank:
+            return Student(self.model, self.grafts, recipe)
+        first = self.architecture.feature_layers[0] + 1
+        num_layers = first if recipe.adapt_first_layers_only else None
+        adapted = add_low_rank(self.model, recipe.lora_rank, num_layers=num_layers)
+        gate = gate_low_rank(adapted) if recipe.adapt_fused_slots_only else None
+        return Student(adapted, self.grafts, recipe, gate)
+
+    @property
+    def base(self) -> Any:
+        """The transformers model, adapters inside it."""
+        return self.model
+
+    @contextmanager
+    def as_it_was(self) -> Iterator[Any]:
+        """The base as it was before any training: its adapters, which may have come from another run, left out."""
+        with self.student.model.disable_adapter() if self.recipe.lora_rank else nullcontext():  # type: ignore[operator]
+            yield self.model.eval()
+
+    @property
+    def stage(self) -> str:
+        """The name of the stage that the run is in."""
+        return self.recipe.stages[self._stage][0]
+
+    def train_segmented(self, rows: Sequence[Segmented], *, replication: Sequence[int] | None = None) -> None:
+        """The published objective over a segmented data set; ``replication`` repeats rows that are trained on."""
+        train, held = split_held_out(len(rows), self.options.held_out_share, seed=self.options.seed)
+        # only now, so that no copy of a held-out row is ever trained on
+        train = [i for i in train for _ in range(replication[i] if replication else 1)]
+
+        def batch_of(
+            indices: Sequence[int], rng: random.Random | None
+        ) -> tuple[FusedBatch, BatchLesson | None]:
+            chosen = [(rows[i].ids, rows[i].prompt_tokens, rows[i].segments) for i in indices]
+            return collate(chosen, self.architecture.max_micro_steps), None
+
+        self._load_state()
+        fused_stage(self, train, batch_of, [len(row.ids) for row in rows], epochs=self.recipe.epochs)
+        if self.accelerator.is_main_process:
+            self.held_out = held_out_losses(self, held, batch_of) if held else {}
+            self.save(None)
+
+    def train_corpus(
+        self,
+        corpus: Corpus,
+        *,
+        replication: Sequence[int] | None = None,
+        num_answers: int | None = None,
+    ) -> None:
+        """The distilling objective, stage by stage, over the base's lessons.
+
+        Args:
+            corpus: Answers first, then windows that were only read.
+            replication: How often each sequence is repeated if it is trained on.
+            num_answers: How many are answers; only those are held out. By default all.
+        """
+        num_answers = num_answers or corpus.num_sequences
+        train, held = split_held_out(num_answers, self.options.held_out_share, seed=self.options.seed)
+        train += range(num_answers, corpus.num_sequences)
+        train = [i for i in train for _ in range(replication[i] if replication else 1)]
+        lessons = Lessons(corpus, self.recipe, self.architecture.max_micro_steps, train=train, held=held)
+        self._load_state()
+        for number in range(self._stage, len(self.recipe.stages)):
+            if number > self._stage:
+                self._stage, self.step, self._optimizer_state = number, 0, None
+            if self.recipe.cut_by_stop_head and (self._started_from or self._has_finished("micro")):
+                lessons.cut_by_stop_head(self.grafts)
+            self._run_stage(lessons)
+            self._steps_by_stage[self.stage] = self.step
+            if self.accelerator.is_main_process:
+                self.save(None)
+        if self.accelerator.is_main_process:
+            self._finish(lessons)
+
+    def _has_finished(self, stage: str) -> bool:
+        return any(name == stage for name, _ in self.recipe.stages[: self._stage])
+
+    def _run_stage(self, lessons: Lessons) -> None:
+        recipe = self.recipe
+        if self.stage == "micro":
+            micro_stage(self, lessons)
+        elif self.stage == "student":
+            student_stage(self, lessons)
+        else:
+            reading = self.stage == "reader"
+            fused_stage(
+                self,
+                lessons.train,
+                lessons.batch_of,
+                lessons.lengths,
+                epochs=recipe.reader_epochs if reading else recipe.epochs,
+                first_layers_only=reading,
+            )
+
+    def _finish(self, lessons: Lessons) -> None:
+        """Calibrates on one half of what was held out, takes the losses of the other, writes the checkpoint.
+
+        The state to resume from stays as it was before the calibration, which a longer run has to make anew.
+        """
+        held = lessons.held
+        if self.recipe.calibrate and len(held) > 1:
+            fitted = calibrate(self, lessons, held[::2])
+            self._calibration = {} if fitted is None else dataclasses.asdict(fitted)
+            held = held[1::2]
+        self.files.write_held_out(map(lessons.corpus.sequence, held))
+        self.held_out = held_out_losses(self, held, lessons.batch_of) if held else {}
+        save(self.checkpoint(), self.options.out)
+
+    def out_of_time(self) -> bool:
+        """Whether the stage has used up its share of the budget."""
+        return self.clock.is_past(self.recipe.stages[self._stage][1])
+
+    def _stage_done(self) -> float:
+        """Share of the stage's time that is over; 0 without a budget."""
+        begins = self.recipe.stages[self._stage - 1][1] if self._stage else self.recipe.data_share
+        ends = self.recipe.stages[self._stage][1]
+        return (self.clock.share - begins) / max(1e-9, ends - begins)
+
+    def apply(self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], done: float) -> None:
+        """Takes an optimiser step, ``done`` being the share of the stage's steps that are over."""
+        done = max(done, self._stage_done())
+        share = learning_rate_share(self.recipe, self.step, done)
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * share
+        nn.utils.clip_grad_norm_(parameters, self.recipe.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+
+    def restore(self, optimizer: torch.optim.Optimizer) -> None:
+        """Gives a new optimiser the state of the save that the run goes on from, once."""
+        if self._optimizer_state is not None:
+            optimizer.load_state_dict(self._optimizer_state)
+            self._optimizer_state = None
+
+    def record(self, values: dict[str, float], optimizer: torch.optim.Optimizer) -> None:
+        """A line of the curve, and a save when one is due."""
+        if not self.accelerator.is_main_process:
+            return
+        if self.step % 10 == 0 or self.step == 1:
+            line = {
+                "stage": self.stage,
+                "step": self.step,
+                "seconds": round(self.clock.seconds, 1),
+                **{name: round(value, 4) for name, value in values.items()},
+            }
+            self.files.add_to_curve(line)
+            if self.options.progress:
+                print("  ".join(f"{name} {value}" for name, value in line.items()), flush=True)
+        if time.monotonic() - self._saved > 60 * self.options.save_minutes:
+            self.save(optimizer)
+
+    def _trainable(self) -> dict[str, Tensor]:
+        base = {f"model.{n}": p for n, p in self.student.model.named_parameters() if p.requires_grad}
+        return {**base, **{f"grafts.{n}": p for n, p in self.grafts.named_parameters()}}
+
+    def save(self, optimizer: torch.optim.Optimizer | None) -> None:
+        """State to resume from, then the checkpoint as it stands; an interruption loses what came after."""
+        self.files.save_state(
+            self._trainable(),
+            stage=self._stage,
+            step=self.step,
+            seconds=self.clock.seconds,
+            optimizer=None if optimizer is None else optimizer.state_dict(),
+            steps_by_stage=self._steps_by_stage,
+            data=self.data,
+        )
+        save(self.checkpoint(), self.options.out)
+        self._saved = time.monotonic()
+
+    def _load_state(self) -> None:
+        state = self.files.load_state(self._trainable(), resume=self.options.resume)
+        if state is not None:
+            self._stage, self.step = state["stage"], state["step"]
+            self._optimizer_state = state["optimizer"]
+            self._steps_by_stage, self.data = state["steps_by_stage"], state["data"]
+            self.clock.resume(state["seconds"])
+
+    def _reference(self) -> BaseReference:
+        return BaseReference(
+            name=self.model_name,
+            fingerprint=fingerprint(weight_files(self.folder)),
+            sizes=sizes_of(self.shape),
+        )
+
+    def checkpoint(self) -> Checkpoint:
+        """The weights as they stand, in bfloat16 unless the base is in float32."""
+        dtype = (
+            torch.bfloat16 if self.model.dtype != torch.float32 or self.recipe.lora_rank else torch.float32
+        )
+        tensors = {name: t.detach().to(dtype).cpu() for name, t in self.grafts.state_dict().items()}
+        if self.recipe.lora_rank:
+            tensors |= {n: t.to(dtype) for n, t in low_rank_tensors(self.student.model).items()}
+            kind: BaseWeights = "fused_lora" if self.recipe.adapt_fused_slots_only else "lora"
+        else:
+            base = {f"base.{n}": t.detach().to(dtype).cpu() for n, t in self.model.state_dict().items()}
+            if self.shape.tie_embeddings:
+                base.pop("base.lm_head.weight", None)
+            tensors |= base
+            kind = "full"
+        return Checkpoint(
+            architecture=self.architecture,
+            base=self._reference(),
+            base_weights=kind,
+            lora_scale=LORA_SCALE,
+            tensors=tensors,
+            provenance={
+                "recipe": dataclasses.asdict(self.recipe),
+                "seed": self.options.seed,
+                "minutes": self.options.minutes,
+                "start_from": self._started_from,
+                "data": self.data,
+                "stage": self.stage,
+                "steps": {**self._steps_by_stage, self.stage: self.step},
+                "calibration": self._calibration,
+                "held_out": self.held_out,
+            },
+        )
+
+
+def largest_divisor(number: int, most: int) -> int:
+    """The largest divisor of ``number`` that is at most ``most``."""
+    return max(d for d in range(1, most + 1) if number % d == 0)

@@ -1,0 +1,1 @@
+"""Peers: engines other than this one, measured under the same harness."""

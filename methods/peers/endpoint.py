@@ -1,0 +1,104 @@
+"""A server as a peer: any OpenAI-compatible endpoint (vLLM, SGLang, llama.cpp, ``hambench serve``), by its address.
+
+Times are the client's: a step is the wait for the next event that brings tokens, so a server that sends bursts shows
+bursts. What a server does not tell (forwards, cache) is absent from the record. Ids are the server's own where it
+gives them; elsewhere each piece of text is tokenised by the target's tokenizer, and what that gets wrong is said once.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from hambench.decoding import MethodConfig, SamplingParams
+from hambench.errors import HambenchError
+from hambench.serving.address import check_url
+
+if TYPE_CHECKING:
+    from hambench.methods.peers.endpoint_session import EndpointSession, Talk
+    from hambench.models.target import TargetModel
+
+APIS, PROMPTS = ("completions", "chat"), ("text", "ids")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndpointConfig(MethodConfig):
+    """Where the server is and how it is asked. Nothing here is secret: the key stays in the environment."""
+
+    method: ClassVar[str] = "endpoint"
+    in_all: ClassVar[bool] = False
+
+    url: str = "http://127.0.0.1:8000/v1"
+    """Its address; by default that of ``hambench serve``."""
+    served_model: str | None = None
+    """The model's name there; by default the target's, or the only one."""
+    api: str = "completions"
+    """``completions``, or ``chat``: the user's turn is taken out of the prompt's template and sent as a message."""
+    prompt: str = "text"
+    """``text``, or ``ids`` where the server takes them (vLLM, llama.cpp, ``hambench serve``)."""
+    key_env: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key, if there is one."""
+    timeout_s: float = 60.0
+    """Longest wait for a connection and for each next event."""
+    retries: int = 3
+    """How often a busy server is asked again before the first event; never after it."""
+    ignore_eos: bool = False
+    """Ask the server to decode to the limit (vLLM's field), for runs with ``--ignore-eos``."""
+
+    def __post_init__(self) -> None:
+        if self.api not in APIS:
+            raise ValueError(f"api must be one of {', '.join(APIS)}, got {self.api!r}")
+        if self.prompt not in PROMPTS:
+            raise ValueError(f"prompt must be one of {', '.join(PROMPTS)}, got {self.prompt!r}")
+        if self.api == "chat" and self.prompt == "ids":
+            raise ValueError("prompt='ids' needs api='completions': a chat message is text")
+        if not self.timeout_s > 0:
+            raise ValueError(f"timeout_s must be > 0, got {self.timeout_s:g}")
+        if self.retries < 0:
+            raise ValueError(f"retries must be >= 0, got {self.retries}")
+        check_url(self.url)
+
+    def unavailable_for(self, model: str) -> str | None:
+        """Whether the client is installed."""
+        if importlib.util.find_spec("httpx2") is None:
+            return "endpoint needs httpx2, which is not installed: pip install 'hambench[endpoint]'"
+        return None
+
+    def build(self, target: TargetModel) -> Endpoint:
+        """Asks the server who it is, and whether its tokenizer is the target's."""
+        from hambench.methods.peers.endpoint_session import Talk
+        from hambench.serving.client import EndpointClient
+
+        if target.tokenizer is None:
+            raise HambenchError(f"{target.name} has no tokenizer, which an endpoint's text needs")
+        key = os.environ.get(self.key_env) or None
+        client = EndpointClient(self.url, key=key, timeout_s=self.timeout_s, retries=self.retries)
+        return Endpoint(
+            self.label, Talk(self, client, target, client.choose_model(self.served_model, target.name))
+        )
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A server that answers."""
+
+    name: str
+    talk: Talk
+    lossless: bool = False
+    """Unknown, so not claimed."""
+    extra_weight_bytes: int = 0
+
+    def warmup(self) -> None:
+        """Asks for a few tokens, and for the server's ids of a text that tokenizers disagree about."""
+        self.talk.check_tokenizer()
+
+    def start(self, prompt_ids: Sequence[int], params: SamplingParams) -> EndpointSession:
+        """Opens a session; the request is sent by ``prefill``."""
+        from hambench.methods.common.sequence import check_context
+        from hambench.methods.peers.endpoint_session import EndpointSession
+
+        check_context(self.talk.target, len(prompt_ids), params.max_new_tokens)
+        return EndpointSession(self.talk, list(prompt_ids), params)

@@ -1,0 +1,258 @@
+"""One answer of a server: what is asked, what its events mean, and what it got wrong."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from hambench.decoding import KVUsage, SamplingParams, SessionEndedError, Step
+from hambench.engine.text import encode_text
+from hambench.serving.client import Chunk, EndpointClient, EndpointError
+
+if TYPE_CHECKING:
+    from hambench.methods.peers.endpoint import EndpointConfig
+    from hambench.models.target import TargetModel
+
+log = logging.getLogger(__name__)
+
+PROBE = "Tokenizers differ:  naïve café,\n\tx += 0x1F; 東京 №7…"
+"""Accents, spaces, code, digits and other scripts: where vocabularies part."""
+
+
+class Talk:
+    """How one server is spoken to, and what has been said about it already.
+
+    Args:
+        config: The method's knobs.
+        client: The server.
+        target: Whose tokenizer turns text into ids.
+        model: The model's name on the server.
+    """
+
+    def __init__(
+        self, config: EndpointConfig, client: EndpointClient, target: TargetModel, model: str
+    ) -> None:
+        assert target.tokenizer is not None
+        self.config, self.target, self.tokenizer = config, target, target.tokenizer
+        self._client, self._model = client, model
+        self._extended = True
+        self._said: set[str] = set()
+
+    def say_once(self, kind: str, message: str) -> None:
+        """One line about the server, once a run."""
+        if kind not in self._said:
+            self._said.add(kind)
+            log.warning("%s: %s", self.config.label, message)
+
+    def check_tokenizer(self) -> None:
+        """Compares the server's tokens of a difficult text with the target's, by its ids or by its count."""
+        ids = encode_text(PROBE, self.tokenizer, add_special_tokens=False)
+        for chunk in self.ask(ids, SamplingParams(max_new_tokens=4)):
+            self.compare_prompt(ids, chunk)
+
+    def compare_prompt(self, ids: Sequence[int], chunk: Chunk) -> None:
+        """Says so if the server read another prompt than was meant."""
+        if self.config.api == "chat":
+            return
+        reported = chunk.usage.get("prompt_tokens") if chunk.usage else None
+        theirs = None if chunk.prompt_token_ids is None else len(chunk.prompt_token_ids)
+        differs = chunk.prompt_token_ids is not None and list(chunk.prompt_token_ids) != list(ids)
+        if differs or (reported is not None and reported != len(ids)):
+            self.say_once(
+                "tokenizer",
+                f"the server reads {theirs or reported} tokens where {self.target.name} has {len(ids)}: another "
+                "tokenizer, or it adds tokens of its own; counts and speeds per token are then not comparable",
+            )
+
+    def ask(self, ids: Sequence[int], params: SamplingParams) -> Iterator[Chunk]:
+        """The events of one answer; the request is sent when the first is asked for.
+
+        Fields that only some servers know are left out for good after a server has refused them.
+        """
+        return self._ask(*self._request(ids, params))
+
+    def _ask(self, path: str, body: dict[str, Any]) -> Iterator[Chunk]:
+        chunks = self._client.stream(path, body | self._extensions())
+        try:
+            first = next(chunks, None)
+        except EndpointError as error:
+            if not self._extended or not any(f"answered {status}" in str(error) for status in (400, 422)):
+                raise
+            self._extended = False
+            chunks = self._client.stream(path, body | self._extensions())
+            try:
+                first = next(chunks, None)
+            except EndpointError:
+                # not the fields' fault
+                self._extended = True
+                raise
+        if first is not None:
+            yield from itertools.chain([first], chunks)
+
+    def _request(self, ids: Sequence[int], params: SamplingParams) -> tuple[str, dict[str, Any]]:
+        body: dict[str, Any] = {
+            "model": self._model,
+            "max_tokens": params.max_new_tokens,
+            "temperature": params.temperature,
+            "top_p": params.top_p,
+            "seed": params.seed,
+            "stream_options": {"include_usage": True},
+        }
+        if self.config.api == "chat":
+            return "/v1/chat/completions", body | {"messages": self._messages(self._text(ids))}
+        prompt = list(ids) if self.config.prompt == "ids" else self._text(ids)
+        return "/v1/completions", body | {"prompt": prompt}
+
+    def _extensions(self) -> dict[str, Any]:
+        if not self._extended:
+            return {}
+        extensions: dict[str, Any] = {"return_token_ids": True}
+        if self.config.ignore_eos:
+            extensions["ignore_eos"] = True
+        if self.config.api == "completions" and self.config.prompt == "text":
+            # the text has the special tokens that the ids had
+            extensions["add_special_tokens"] = False
+        return extensions
+
+    def _text(self, ids: Sequence[int]) -> str:
+        text: str = self.tokenizer.decode(list(ids))
+        if encode_text(text, self.tokenizer, add_special_tokens=False) != list(ids):
+            self.say_once(
+                "prompt", "the prompt does not survive as text: its ids change on the way; try prompt=ids"
+            )
+        return text
+
+    def _messages(self, text: str) -> list[dict[str, str]]:
+        """The user's turn inside a chat-templated prompt; a text that is no such prompt is sent as it is."""
+        if getattr(self.tokenizer, "chat_template", None):
+            mark = "\x00user\x00"
+            wrapped = self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": mark}], tokenize=False, add_generation_prompt=True
+            )
+            opening, _, closing = str(wrapped).partition(mark)
+            if (
+                text.startswith(opening)
+                and text.endswith(closing)
+                and len(text) >= len(opening) + len(closing)
+            ):
+                text = text[len(opening) : len(text) - len(closing)]
+        return [{"role": "user", "content": text}]
+
+
+class EndpointSession:
+    """One answer, event by event.
+
+    Args:
+        talk: The server.
+        prompt_ids: The prompt.
+        params: Limit and sampling.
+    """
+
+    def __init__(self, talk: Talk, prompt_ids: list[int], params: SamplingParams) -> None:
+        self._state = _State(talk, prompt_ids, params)
+        # the rest of the answer is read, and the connection given back, when nobody times it any more
+        weakref.finalize(self, self._state.settle)
+
+    def prefill(self) -> Step:
+        """Sends the prompt and waits for the first tokens; waiting for a busy server counts."""
+        return self._state.next_step()
+
+    def step(self) -> Step:
+        """Waits for the next tokens.
+
+        Raises:
+            SessionEndedError: If the server has ended its answer.
+            EndpointError: If it broke off.
+        """
+        return self._state.next_step()
+
+    @property
+    def kv(self) -> KVUsage:
+        """What the server says of its cache: nothing, unless it is hambench."""
+        return self._state.kv
+
+
+class _State:
+    """What outlives a session by the moment it takes to read the rest."""
+
+    def __init__(self, talk: Talk, prompt_ids: list[int], params: SamplingParams) -> None:
+        self._talk, self._prompt_ids = talk, prompt_ids
+        self._chunks = talk.ask(prompt_ids, params)
+        self._finish: str | None = None
+        self._limit = params.max_new_tokens
+        self._num_ids = 0
+        self._num_counted: int | None = None
+        self._gives_ids = False
+        self.kv = KVUsage(None, None)
+
+    def next_step(self) -> Step:
+        """The next tokens, however many events they take.
+
+        Raises:
+            SessionEndedError: If there are no more.
+        """
+        while self._finish is None and (chunk := next(self._chunks, None)) is not None:
+            self._note(chunk)
+            ids = (*self._ids_of(chunk), *self._hidden_end())
+            if ids:
+                self._num_ids += len(ids)
+                counts = chunk.step or {}
+                return Step(
+                    tokens=ids,
+                    target_forwards=counts.get("target_forwards"),
+                    draft_forwards=counts.get("draft_forwards"),
+                    micro_forwards=counts.get("micro_forwards"),
+                    drafted=counts.get("drafted"),
+                    accepted=counts.get("accepted"),
+                )
+        raise SessionEndedError("length" if self._finish == "length" else "stop")
+
+    def _hidden_end(self) -> Sequence[int]:
+        """The end token that a server without ids counts but does not show."""
+        ends = self._finish == "stop" and not self._gives_ids
+        return sorted(self._talk.target.eos_ids)[:1] if ends else ()
+
+    def settle(self) -> None:
+        """Reads what is left of a finished answer, for the server's counts; an unfinished one is broken off."""
+        complete = self._finish is not None or self._num_ids >= self._limit
+        try:
+            while complete and (chunk := next(self._chunks, None)) is not None:
+                self._note(chunk)
+            # the end token is counted by some servers and not by others
+            if complete and self._num_counted is not None and abs(self._num_counted - self._num_ids) > 1:
+                self._talk.say_once(
+                    "count",
+                    f"the server counts {self._num_counted} tokens where {self._num_ids} were seen: "
+                    "rates use the latter",
+                )
+        except EndpointError:
+            pass  # the answer was complete: what comes after it is not worth a word
+        finally:
+            self._chunks.close()  # type: ignore[attr-defined]
+
+    def _note(self, chunk: Chunk) -> None:
+        self._finish = chunk.finish or self._finish
+        if chunk.token_ids is not None:
+            self._gives_ids = True
+        if chunk.step is not None:
+            self.kv = KVUsage(chunk.step.get("kv_slots"), chunk.step.get("kv_bytes"))
+        if chunk.usage or chunk.prompt_token_ids is not None:
+            self._talk.compare_prompt(self._prompt_ids, chunk)
+        if chunk.usage:
+            self._num_counted = chunk.usage.get("completion_tokens")
+
+    def _ids_of(self, chunk: Chunk) -> Sequence[int]:
+        if chunk.token_ids is not None:
+            return chunk.token_ids
+        if not chunk.text:
+            return ()
+        tokenizer = self._talk.tokenizer
+        ids = encode_text(chunk.text, tokenizer, add_special_tokens=False)
+        if tokenizer.decode(ids) != chunk.text:
+            self._talk.say_once(
+                "pieces", "pieces of text change when tokenised one by one: counts are approximate"
+            )
+        return ids

@@ -1,0 +1,210 @@
+"""llama.cpp as a peer, through ``llama-cpp-python``: the CPU's strongest competitor, token ids in and out.
+
+It runs the GGUF file itself (of the default model: the very file that hambench's copy was de-quantised from), so its
+weights stay in their 4 or 5 bits and its activations are quantised on the way: close to the target, but another
+arithmetic, hence not called lossless.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from hambench.decoding import KVUsage, MethodConfig, SamplingParams, SessionEndedError, Step
+from hambench.errors import ModelError
+from hambench.models.embedded import EMBEDDED, ensure_gguf
+
+if TYPE_CHECKING:
+    from hambench.models.target import TargetModel
+
+PROBE = """
+import sys
+from llama_cpp import Llama
+context = Llama(model_path=sys.argv[1], n_ctx=64, verbose=False)
+context.eval([0] * 40)
+context.eval([0])
+"""
+WITHOUT_AMX = (
+    "CMAKE_ARGS='-DGGML_NATIVE=OFF -DGGML_AVX512=ON -DGGML_AVX512_VNNI=ON -DGGML_AVX512_BF16=ON' "
+    "pip install --force-reinstall --no-cache-dir --no-deps llama-cpp-python"
+)
+F16_BYTES = 2
+"""llama.cpp keeps keys and values as float16 unless told otherwise; it is not told otherwise here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlamaCppConfig(MethodConfig):
+    """Which file, on how many threads."""
+
+    method: ClassVar[str] = "llama_cpp"
+    in_all: ClassVar[bool] = False
+
+    gguf: str | None = None
+    """GGUF file of the target model; by default the embedded model's own."""
+    num_threads: int | None = None
+    """Threads; by default as many as torch uses."""
+
+    def __post_init__(self) -> None:
+        if self.num_threads is not None and self.num_threads < 1:
+            raise ValueError(f"num_threads must be >= 1, got {self.num_threads}")
+
+    def unavailable_for(self, model: str) -> str | None:
+        """Whether the package is installed and there is a file to run."""
+        if importlib.util.find_spec("llama_cpp") is None:
+            return (
+                "llama_cpp needs llama-cpp-python, which is not installed: pip install 'hambench[llama-cpp]'"
+            )
+        if self.gguf is None and model not in EMBEDDED:
+            return f"llama_cpp needs a GGUF file of {model}: --method-arg llama_cpp.gguf=FILE"
+        return None
+
+    def build(self, target: TargetModel) -> LlamaCpp:
+        """Finds the file and checks that its vocabulary is the target's.
+
+        Raises:
+            ModelError: If the file can't be used for this target.
+        """
+        if self.gguf is None and target.name not in EMBEDDED:
+            raise ModelError(f"llama_cpp needs a GGUF file of {target.name}: set gguf=FILE")
+        path = ensure_gguf(EMBEDDED[target.name]) if self.gguf is None else Path(self.gguf).expanduser()
+        if not path.is_file():
+            raise ModelError(f"llama_cpp: there is no file {path}")
+        check_it_runs(path)
+        method = LlamaCpp(self.label, self, target, path)
+        context = method.borrow()
+        size, wanted = context.n_vocab(), target.llama.shape.vocab_size
+        method.give_back(context)
+        if size != wanted:
+            raise ModelError(
+                f"{path.name} has {size} tokens, {target.name} has {wanted}: it is another model"
+            )
+        return method
+
+
+@dataclass(frozen=True)
+class LlamaCpp:
+    """A GGUF file, and contexts that sessions borrow: one has the state of one sequence."""
+
+    name: str
+    config: LlamaCppConfig
+    target: TargetModel
+    path: Path
+    lossless: bool = False
+    extra_weight_bytes: int = 0
+    _free: list[Any] = field(default_factory=list, repr=False)
+
+    def warmup(self) -> None:
+        """Decodes a few tokens."""
+        from hambench.methods.common.sequence import decode_a_little
+
+        decode_a_little(self)
+
+    def start(self, prompt_ids: Sequence[int], params: SamplingParams) -> LlamaCppSession:
+        """Opens a session; see :class:`hambench.decoding.DecodingMethod`."""
+        from hambench.methods.common.sequence import check_context
+
+        check_context(self.target, len(prompt_ids), params.max_new_tokens)
+        return LlamaCppSession(self, list(prompt_ids), params)
+
+    def borrow(self) -> Any:
+        """A context that no session uses."""
+        return self._free.pop() if self._free else self._new_context()
+
+    def give_back(self, context: Any) -> None:
+        """Lets the next session have a context."""
+        self._free.append(context)
+
+    def _new_context(self) -> Any:
+        import torch
+        from llama_cpp import Llama
+
+        num_threads = self.config.num_threads or torch.get_num_threads()
+        return Llama(
+            model_path=str(self.path),
+            n_ctx=self.target.context_length,
+            n_threads=num_threads,
+            n_threads_batch=num_threads,
+            n_gpu_layers=-1 if self.target.device.type == "cuda" else 0,
+            verbose=False,
+        )
+
+
+class LlamaCppSession:
+    """One sequence in a context of its own.
+
+    Args:
+        method: The method it belongs to.
+        prompt_ids: The prompt.
+        params: Limit and sampling.
+    """
+
+    def __init__(self, method: LlamaCpp, prompt_ids: list[int], params: SamplingParams) -> None:
+        self._context = method.borrow()
+        weakref.finalize(self, method.give_back, self._context)
+        # what is left of another prompt would be reused as a prefix, and this one's prefill be too short
+        self._context.reset()
+        self._context.set_seed(params.seed)
+        self._num_left = params.max_new_tokens
+        self._tokens: Iterator[int] = self._context.generate(
+            prompt_ids,
+            temp=params.temperature,
+            top_p=params.top_p,
+            top_k=0,
+            min_p=0.0,
+            repeat_penalty=1.0,
+        )
+        self._bytes_per_slot = _bytes_per_slot(method.target)
+
+    def prefill(self) -> Step:
+        """Processes the prompt and emits the first token."""
+        return self.step()
+
+    def step(self) -> Step:
+        """Emits the next token.
+
+        Raises:
+            SessionEndedError: At the limit: the context has no room past it.
+        """
+        if self._num_left == 0:
+            raise SessionEndedError("length")
+        self._num_left -= 1
+        return Step(tokens=(int(next(self._tokens)),))
+
+    @property
+    def kv(self) -> KVUsage:
+        """llama.cpp's own count of evaluated tokens; bytes follow from the model's shape."""
+        slots = int(self._context.n_tokens)
+        return KVUsage(slots, slots * self._bytes_per_slot)
+
+
+@cache
+def check_it_runs(path: Path) -> None:
+    """Tries the file in a process of its own: where llama.cpp crashes, it would take the whole run with it.
+
+    Raises:
+        ModelError: If it does.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, str(path)], capture_output=True, text=True, check=False, timeout=600
+    )
+    if done.returncode < 0:
+        # seen with Q4_1 on Sapphire Rapids: https://github.com/ggml-org/llama.cpp/issues/20824
+        raise ModelError(
+            f"llama.cpp dies of signal {-done.returncode} on this machine; if its CPU has AMX, whose kernels are known "
+            f"to, build it without: {WITHOUT_AMX}"
+        )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["it gave no reason"]
+        raise ModelError(f"llama.cpp can't run {path.name}: {lines[-1]}")
+
+
+def _bytes_per_slot(target: TargetModel) -> int:
+    shape = target.llama.shape
+    return 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * F16_BYTES

@@ -1,0 +1,204 @@
+"""transformers' own ``generate`` as a peer: what a user gets without this engine, step by step.
+
+``mode`` picks the form: ``dynamic`` (the default cache), ``static`` (a cache of fixed size, with which transformers
+compiles the forward where it does so: on a GPU), ``assistant`` (assisted generation with a draft model) and
+``prompt_lookup``. Generation runs in a thread of its own and is held at every token it streams until the next step is
+asked for, so that a step's time is that of the work between two streamed pieces and of nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from hambench.decoding import KVUsage, MethodConfig, SamplingParams, SessionEndedError, Step
+
+if TYPE_CHECKING:
+    from hambench.methods.peers.paused_generate import Lockstep
+    from hambench.models.target import TargetModel
+
+MODES = ("dynamic", "static", "assistant", "prompt_lookup")
+INT8 = "int8"
+MODEL_KEY = "transformers/target"
+"""Key of the transformers model in :meth:`hambench.models.target.TargetModel.shared`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformersConfig(MethodConfig):
+    """Which form of ``generate``, and how much it drafts."""
+
+    method: ClassVar[str] = "transformers"
+    aliases: ClassVar[dict[str, str]] = {"k": "num_draft_tokens", "n": "max_ngram"}
+    in_all: ClassVar[bool] = False
+
+    mode: str = "dynamic"
+    """``dynamic``, ``static``, ``assistant`` or ``prompt_lookup``."""
+    num_draft_tokens: int = 4
+    """Tokens drafted a step (``assistant``, ``prompt_lookup``); held constant, where transformers would adapt it."""
+    max_ngram: int = 3
+    """Longest n-gram looked up (``prompt_lookup``)."""
+    assistant: str = INT8
+    """Draft model (``assistant``): ``int8`` for a weight-only copy of the target, or a model's name or folder."""
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ValueError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}")
+        if self.num_draft_tokens < 1:
+            raise ValueError(f"num_draft_tokens (k) must be >= 1, got {self.num_draft_tokens}")
+        if self.max_ngram < 1:
+            raise ValueError(f"max_ngram (n) must be >= 1, got {self.max_ngram}")
+
+    def build(self, target: TargetModel) -> TransformersGenerate:
+        """Loads the checkpoint once more, as a transformers model, for all cells that use it."""
+        from hambench.methods.peers.transformers_models import load_assistant, load_model, with_draft_length
+
+        model = target.shared(MODEL_KEY, lambda: load_model(target.name, target.dtype, target.device))
+        assistant = None
+        if self.mode == "assistant":
+            assistant = with_draft_length(
+                load_assistant(self.assistant, model, target), self.num_draft_tokens
+            )
+        return TransformersGenerate(self.label, self, target, model, assistant)
+
+
+@dataclass(frozen=True)
+class TransformersGenerate:
+    """The transformers model and, in ``assistant`` mode, its draft."""
+
+    name: str
+    config: TransformersConfig
+    target: TargetModel
+    model: Any
+    """A transformers causal LM, with a generation config that asks for nothing by itself."""
+    assistant: Any | None
+    lossless: bool = True
+
+    @property
+    def extra_weight_bytes(self) -> int:
+        """The draft's weights."""
+        if self.assistant is None:
+            return 0
+        tensors = [*self.assistant.parameters(), *self.assistant.buffers()]
+        return sum(int(tensor.nbytes) for tensor in tensors)
+
+    def warmup(self) -> None:
+        """Decodes a few tokens; with a static cache on a GPU this is where transformers compiles."""
+        from hambench.methods.common.sequence import decode_a_little
+
+        decode_a_little(self)
+
+    def start(self, prompt_ids: Sequence[int], params: SamplingParams) -> TransformersSession:
+        """Opens a session; see :class:`hambench.decoding.DecodingMethod`."""
+        from hambench.methods.common.sequence import check_context
+
+        check_context(self.target, len(prompt_ids), params.max_new_tokens)
+        return TransformersSession(self, list(prompt_ids), params)
+
+
+class TransformersSession:
+    """One call of ``generate``, held between its steps.
+
+    Args:
+        method: The method it belongs to.
+        prompt_ids: The prompt.
+        params: Limit and sampling.
+    """
+
+    def __init__(self, method: TransformersGenerate, prompt_ids: list[int], params: SamplingParams) -> None:
+        self._method, self._num_prompt = method, len(prompt_ids)
+        self._num_emitted = 0
+        self._generation = _lockstep(method, prompt_ids, params)
+
+    def prefill(self) -> Step:
+        """Processes the prompt and emits the first token, or the first burst where the prompt is drafted upon."""
+        return self.step()
+
+    def step(self) -> Step:
+        """Lets ``generate`` run up to the next piece it streams.
+
+        Raises:
+            SessionEndedError: If it had reached its limit.
+        """
+        burst = self._generation.advance()
+        if burst is None:
+            raise SessionEndedError("length")
+        # rows of the verifying forward that were neither prompt nor the token before
+        num_known = self._num_prompt if self._num_emitted == 0 else 1
+        self._num_emitted += len(burst.tokens)
+        return Step(
+            tokens=burst.tokens,
+            target_forwards=burst.num_forwards,
+            draft_forwards=burst.num_draft_forwards,
+            drafted=burst.num_rows - num_known,
+            accepted=len(burst.tokens) - 1,
+        )
+
+    @property
+    def kv(self) -> KVUsage:
+        """Slots in use are all tokens but the newest; the assistant's cache is out of sight, so no bytes are given."""
+        slots = self._num_prompt + self._num_emitted - 1
+        if self._method.assistant is not None:
+            return KVUsage(slots, None)
+        return KVUsage(slots, slots * bytes_per_slot(self._method.target))
+
+
+def bytes_per_slot(target: TargetModel) -> int:
+    """Bytes of one slot of a cache that has the target's shape and type."""
+    shape = target.llama.shape
+    return 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * target.dtype.itemsize
+
+
+def _lockstep(method: TransformersGenerate, prompt_ids: list[int], params: SamplingParams) -> Lockstep:
+    import torch
+    from transformers import DynamicCache, StaticCache
+
+    from hambench.methods.peers.paused_generate import Lockstep
+
+    _hush()
+    config, model = method.config, method.model
+    ids = torch.tensor([prompt_ids], dtype=torch.int64, device=method.target.device)
+    options: dict[str, Any] = {}
+    if config.mode == "static":
+        capacity = len(prompt_ids) + params.max_new_tokens
+        options["past_key_values"] = StaticCache(config=model.config, max_cache_len=capacity)
+    else:
+        options["past_key_values"] = DynamicCache(config=model.config)
+    if config.mode == "assistant":
+        options["assistant_model"] = method.assistant
+
+    def generate(streamer: Any) -> None:
+        model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=_generation_config(config, params),
+            streamer=streamer,
+            **options,
+        )
+
+    return Lockstep(
+        generate, model=model, assistant=method.assistant, seed=None if params.greedy else params.seed
+    )
+
+
+def _hush() -> None:
+    """Silences warnings about arguments that are right for the oldest transformers and new names for the newest."""
+    warnings.filterwarnings("ignore", message=".*past_key_values.*", category=FutureWarning)
+    logging.getLogger("transformers.generation.utils").setLevel(logging.ERROR)
+
+
+def _generation_config(config: TransformersConfig, params: SamplingParams) -> Any:
+    from transformers import GenerationConfig
+
+    options: dict[str, Any] = {"max_new_tokens": params.max_new_tokens, "do_sample": not params.greedy}
+    if not params.greedy:
+        # top_k = 0: transformers would otherwise keep the 50 most probable tokens only
+        options |= {"temperature": params.temperature, "top_p": params.top_p, "top_k": 0}
+    if config.mode == "prompt_lookup":
+        options |= {
+            "prompt_lookup_num_tokens": config.num_draft_tokens,
+            "max_matching_ngram_size": config.max_ngram,
+        }
+    return GenerationConfig(**options)

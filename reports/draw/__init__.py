@@ -1,0 +1,1 @@
+"""Drawing: figures, labels, colours and SVG."""

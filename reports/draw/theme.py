@@ -1,0 +1,114 @@
+"""Colours of page and figures: one table for light and dark, and what each method looks like.
+
+Figures are drawn in *sentinel* colours, which :mod:`hambench.reports.draw.svg` replaces by CSS variables (inline, so
+that one SVG serves light, dark and print) or by the light values (exported files).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+LIGHT = {
+    "ink": "#17191c",
+    "muted": "#5b626b",
+    "grid": "#dfe3e8",
+    "page": "#ffffff",
+    "panel": "#f5f6f8",
+    "band": "#dcefe4",
+    "line": "#c9ced5",
+    "accent": "#0b5cad",
+    "good": "#0a6b45",
+    "bad": "#b3261e",
+    "warn": "#8a5300",
+    "warnpage": "#fff4de",
+    "mark": "#fde9c8",
+    "h0": "#17191c",
+    "h1": "#0063a3",
+    "h2": "#b84a00",
+    "h3": "#00734f",
+    "h4": "#95407a",
+}
+"""Values in light mode and in print; every text hue has at least 4.5:1 on ``page``."""
+
+DARK = {
+    "ink": "#e8eaed",
+    "muted": "#a3abb5",
+    "grid": "#2b3138",
+    "page": "#12151a",
+    "panel": "#1a1f26",
+    "band": "#17332a",
+    "line": "#3a424c",
+    "accent": "#7cbcff",
+    "good": "#5fd3a0",
+    "bad": "#ff8f86",
+    "warn": "#f2b35e",
+    "warnpage": "#2b2211",
+    "mark": "#4a3a1c",
+    "h0": "#e8eaed",
+    "h1": "#5bb4f0",
+    "h2": "#ff9152",
+    "h3": "#3dcca0",
+    "h4": "#eba0cb",
+}
+"""The same names in dark mode."""
+
+SENTINEL = {name: f"#0102{index:02x}" for index, name in enumerate(LIGHT)}
+"""The colour a figure is drawn in, standing for the name; no real colour of ours looks like it."""
+
+HUES = ("h1", "h2", "h3", "h4")
+MARKERS = ("o", "s", "D", "^", "v", "P", "X", "p")
+DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.5), (6, 2, 1.5, 2))
+
+
+@dataclass(frozen=True, slots=True)
+class MethodStyle:
+    """How a method looks everywhere: never told apart by hue alone."""
+
+    hue: str
+    """Name in :data:`LIGHT` and :data:`DARK`."""
+    marker: str
+    """matplotlib marker."""
+    dash: tuple[float, ...]
+    """Dash pattern in points; empty is solid."""
+
+    @property
+    def colour(self) -> str:
+        """Sentinel colour to draw with."""
+        return SENTINEL[self.hue]
+
+    @property
+    def linestyle(self) -> tuple[float, tuple[float, ...]] | str:
+        """Line style as matplotlib wants it."""
+        return (0, self.dash) if self.dash else "solid"
+
+
+KNOWN = {
+    "vanilla": MethodStyle("h0", "X", ()),
+    "speculative": MethodStyle("h1", "s", (5, 2)),
+    "hamburger": MethodStyle("h2", "o", ()),
+    "prompt_lookup": MethodStyle("h3", "^", (1.5, 1.5)),
+}
+"""Methods that ship with hambench keep their look in every report."""
+
+
+def method_styles(methods: Sequence[str]) -> dict[str, MethodStyle]:
+    """A look for each method name, the same for the same names in the same order."""
+    taken = {(KNOWN[name].hue, KNOWN[name].marker) for name in methods if name in KNOWN}
+    free = (
+        MethodStyle(hue, marker, DASHES[index % len(DASHES)])
+        for index, (marker, hue) in enumerate(product(MARKERS[2:] + MARKERS[:2], (HUES[3], *HUES[:3])))
+        if (hue, marker) not in taken
+    )
+    styles: dict[str, MethodStyle] = {}
+    for name in methods:
+        if name not in styles:
+            # past every combination of hue and marker, looks repeat and only the labels tell them apart
+            styles[name] = KNOWN.get(name) or next(free, MethodStyle("h4", "p", DASHES[2]))
+    return styles
+
+
+def css_variables(values: dict[str, str]) -> str:
+    """Declarations of the colours as CSS custom properties."""
+    return "".join(f"--{name}:{value};" for name, value in values.items())

@@ -1,0 +1,1 @@
+"""The HTML page: its order, cautions, verdicts, answers and templates."""

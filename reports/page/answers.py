@@ -1,0 +1,132 @@
+"""One answer as markup: a span per step that yields several tokens or rejects some, everything else plain text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+from hambench.analysis.summary import first_difference
+from hambench.records import GenerationTrace, SampleRecord, StepRecord
+from hambench.reports.page.html_text import printable
+from hambench.reports.values import seconds_text, significant
+from hambench.reports.view import CellView
+
+MAX_CHARACTERS = 20_000
+"""Characters of one answer that are shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one cell said to one sample."""
+
+    cell: CellView
+    score: str
+    facts: str
+    """Tokens, steps, speed, and how it compares with the baseline's answer."""
+    error: str | None
+    markup: Markup
+
+
+def answer_of(
+    cell: CellView, record: SampleRecord, score: str, base: SampleRecord | None, *, gap: float | None = None
+) -> Answer:
+    """Lays out an answer.
+
+    Args:
+        cell: Who said it.
+        record: The answer, or its error.
+        score: What its scorer says.
+        base: The baseline's record of the same sample, if there is one.
+        gap: Between the target's two best logits where the answer leaves the baseline's, if it is known.
+    """
+    if record.trace is None:
+        return Answer(cell, score, "", record.error or "no answer", Markup(""))
+    trace = record.trace
+    first = None
+    if base is not None and base is not record and base.trace is not None:
+        first = first_difference(trace.token_ids, base.trace.token_ids)
+    return Answer(cell, score, _facts(trace, record, base, first, gap), None, steps_markup(record, first))
+
+
+def steps_markup(record: SampleRecord, first_differing: int | None = None) -> Markup:
+    """The answer with its steps marked; text only where the run stored none per step.
+
+    A step of several tokens is a span whose number of tokens stands behind it, rejected drafts stand struck before
+    it; colour only repeats that. A newline is shown as ``↵`` and kept.
+    """
+    trace = record.trace
+    if trace is None:
+        return Markup("")
+    if len(record.step_texts) != len(trace.steps):
+        return escape(_visible(record.text or "")[:MAX_CHARACTERS])
+    parts: list[str | Markup] = []
+    position = length = 0
+    for number, (step, piece) in enumerate(zip(trace.steps, record.step_texts, strict=True)):
+        text = _visible(piece)
+        length += len(text)
+        if length > MAX_CHARACTERS:
+            parts.append(f"\n[… {len(trace.steps) - number} more steps …]")
+            break
+        differs = first_differing is not None and position <= first_differing < position + len(step.tokens)
+        position += len(step.tokens)
+        rejected = (step.drafted or 0) - (step.accepted or 0)
+        if len(step.tokens) == 1 and not step.drafted and not differs:
+            parts.append(text)
+            continue
+        attributes = [f'title="{escape(_tip(number, step))}"']
+        if len(step.tokens) > 1:
+            attributes.append(f'data-n="{len(step.tokens)}"')
+        if rejected:
+            attributes.append(f'data-r="{rejected}"')
+        if differs:
+            attributes.append('class="split"')
+        parts.append(Markup("<i {}>{}</i>").format(Markup(" ".join(attributes)), text))
+    return Markup("").join(parts)
+
+
+def _facts(
+    trace: GenerationTrace,
+    record: SampleRecord,
+    base: SampleRecord | None,
+    first: int | None,
+    gap: float | None,
+) -> str:
+    tokens, steps = len(trace.token_ids), len(trace.steps)
+    facts = [f"{tokens} token{'s' * (tokens != 1)} in {steps} step{'s' * (steps != 1)}"]
+    decode = sum(step.seconds for step in trace.steps[1:])
+    later = sum(len(step.tokens) for step in trace.steps[1:])
+    if decode > 0 and later:
+        facts.append(f"{later / decode:.1f} tokens/s")
+    drafted = sum(step.drafted or 0 for step in trace.steps)
+    if drafted:
+        facts.append(
+            f"{sum(step.accepted or 0 for step in trace.steps)} of {drafted} drafted tokens accepted"
+        )
+    facts.append(f"ended by {trace.finish}")
+    if record.truncated_tokens:
+        facts.append(f"{record.truncated_tokens} prompt tokens cut")
+    if base is not None and base is not record and base.trace is not None:
+        if first is None:
+            facts.append("same tokens as the baseline")
+        else:
+            near = "" if gap is None else f" (two best logits {significant(gap)} apart)"
+            facts.append(f"leaves the baseline at token {first + 1}{near}")
+    if len(record.step_texts) != steps:
+        facts.append("no text per step was stored")
+    return ", ".join(facts)
+
+
+def _tip(number: int, step: StepRecord) -> str:
+    count = len(step.tokens)
+    tip = f"step {number}: {count} token{'s' * (count != 1)}, {seconds_text(step.seconds)}, ids "
+    tip += " ".join(map(str, step.tokens))
+    if step.drafted:
+        tip += f"; drafted {step.drafted}, accepted {step.accepted}, rejected {step.drafted - (step.accepted or 0)}"
+    if step.continue_probs:
+        tip += "; P(continue) " + " ".join(f"{p:.2f}" for p in step.continue_probs)
+    return tip
+
+
+def _visible(text: str) -> str:
+    return printable(text).replace("\n", "↵\n").replace("\t", "⇥\t")

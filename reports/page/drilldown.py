@@ -1,0 +1,253 @@
+"""Down to the token: the same sample answered by every cell, its steps visible without colour."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hambench.records import Sample, SampleRecord, Score
+from hambench.reports.page.answers import Answer, answer_of
+from hambench.reports.page.html_text import printable
+from hambench.reports.values import clip, listing, significant
+from hambench.reports.view import CellView, View
+
+PROMPT_HEAD, PROMPT_TAIL = 1200, 800
+"""Characters of a long prompt that are shown from its beginning and end."""
+MOST_PLAIN = 200
+"""Samples that stand in the page as plain HTML; the others are packed."""
+TELLING_SHARE = 0.6
+"""Share of the samples shown that are chosen for what they tell; the rest is drawn at random."""
+SEED = 0
+REGRESSED_POINTS = 10.0
+"""Points by which a graded answer must fall short of the baseline's to be called regressed."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampleView:
+    """One sample as the page shows it."""
+
+    number: int
+    sample_id: str
+    title: str
+    flags: tuple[str, ...]
+    search: str
+    tokens: int
+    """Of its longest answer."""
+    acceptance: float | None
+    """Lowest acceptance rate among its answers."""
+    prompt_tokens: int | None
+    prompt: str
+    references: tuple[str, ...]
+    answers: tuple[Answer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Drilldown:
+    """The samples shown and what was left out."""
+
+    samples: tuple[SampleView, ...]
+    total: int
+    counts: dict[str, int]
+    """How many of the samples shown carry each flag."""
+    num_plain: int
+    """How many of them, from the first, stand in the page as plain HTML; the others are packed."""
+    ties: str
+    """A sentence on how near a tie the first differences from the baseline were, empty when there are none."""
+
+    @property
+    def plain(self) -> tuple[SampleView, ...]:
+        """Samples that are read without a script."""
+        return self.samples[: self.num_plain]
+
+    @property
+    def packed(self) -> tuple[SampleView, ...]:
+        """Samples that the page's script unpacks when they are looked at."""
+        return self.samples[self.num_plain :]
+
+    @property
+    def left_out(self) -> str:
+        """A sentence, empty when nothing was."""
+        missing = self.total - len(self.samples)
+        if not missing:
+            return ""
+        return (
+            f"{len(self.samples)} of {self.total} samples are shown: those where methods disagree or fail first, then "
+            f"others drawn at random. All of them are in records.jsonl of the run; `hambench report --samples all` "
+            "puts them into the page."
+        )
+
+
+def drilldown(
+    view: View, *, limit: int | None, max_bytes: int | None, plain_bytes: int | None = None
+) -> Drilldown:
+    """Chooses samples and lays out their answers.
+
+    Args:
+        view: The run.
+        limit: Most samples to show; ``None`` for all.
+        max_bytes: Rough size at which to stop; ``None`` for no bound.
+        plain_bytes: Rough size of what may stand in the page as plain HTML, besides :data:`MOST_PLAIN`; ``None`` for
+            all of it, whatever the number.
+    """
+    by_sample: dict[str, dict[str, SampleRecord]] = {}
+    for record in view.run.measured:
+        # the first repeat stands for all: repeats are for timing
+        if record.repeat == 0 and record.sample_id in view.run.samples:
+            by_sample.setdefault(record.sample_id, {})[record.cell] = record
+    flags = {sample_id: _flags(view, sample_id, records) for sample_id, records in by_sample.items()}
+    shown: list[SampleView] = []
+    size = num_plain = 0
+    for sample_id in _ranked(view, by_sample, flags, limit):
+        sample = _sample_view(
+            view, view.run.samples[sample_id], by_sample[sample_id], flags[sample_id], len(shown)
+        )
+        size += len(sample.prompt) + 400 + sum(len(answer.markup) + 250 for answer in sample.answers)
+        if max_bytes is not None and size > max_bytes and shown:
+            break
+        shown.append(sample)
+        if plain_bytes is None or not num_plain or (size <= plain_bytes and num_plain < MOST_PLAIN):
+            num_plain = len(shown)
+    counts: dict[str, int] = {}
+    for sample in shown:
+        for flag in sample.flags:
+            counts[flag] = counts.get(flag, 0) + 1
+    return Drilldown(tuple(shown), len(by_sample), counts, num_plain, _ties(view, counts.get("differs", 0)))
+
+
+def _ranked(
+    view: View,
+    by_sample: dict[str, dict[str, SampleRecord]],
+    flags: dict[str, tuple[str, ...]],
+    limit: int | None,
+) -> list[str]:
+    weights = {"regressed": 8, "failed": 4, "disagree": 2, "differs": 1}
+    order = {sample_id: index for index, sample_id in enumerate(view.run.samples)}
+    ranked = sorted(by_sample, key=lambda s: (-sum(weights.get(flag, 0) for flag in flags[s]), order[s]))
+    if limit is None or limit >= len(ranked):
+        return ranked
+    telling = ranked[: int(limit * TELLING_SHARE)]
+    rest = ranked[len(telling) :]
+    return telling + random.Random(SEED).sample(rest, limit - len(telling))
+
+
+def _flags(view: View, sample_id: str, records: dict[str, SampleRecord]) -> tuple[str, ...]:
+    points = {
+        label: _points(score) for label in records if (score := _score(view, label, sample_id)) is not None
+    }
+    found = []
+    # each answer is held against that of vanilla under its own conditions
+    bases = {
+        cell.label: base.label
+        for cell in view.cells
+        if cell.label in records and (base := view.baseline_of(cell)) is not None
+    }
+    if len({round(value, 6) for value in points.values() if value is not None}) > 1:
+        found.append("disagree")
+    if any(_regressed(points.get(label), points.get(base)) for label, base in bases.items()):
+        found.append("regressed")
+    if any(record.error is not None for record in records.values()):
+        found.append("failed")
+    if any(_differ(records[label], records.get(base)) for label, base in bases.items()):
+        found.append("differs")
+    return tuple(found)
+
+
+def _regressed(points: float | None, reference: float | None) -> bool:
+    return points is not None and reference is not None and points <= reference - REGRESSED_POINTS
+
+
+def _differ(record: SampleRecord, base: SampleRecord | None) -> bool:
+    if record.trace is None or base is None or base.trace is None:
+        return False
+    return record.trace.token_ids != base.trace.token_ids
+
+
+def _sample_view(
+    view: View, sample: Sample, records: dict[str, SampleRecord], flags: tuple[str, ...], number: int
+) -> SampleView:
+    bases = {cell.label: view.baseline_of(cell) for cell in view.cells if cell.label in records}
+    answers = tuple(
+        answer_of(
+            cell,
+            records[cell.label],
+            _score_text(view, cell, sample.sample_id),
+            records.get(base.label) if (base := bases[cell.label]) else None,
+            gap=view.gaps.get((cell.label, sample.sample_id, 0)),
+        )
+        for cell in view.cells
+        if cell.label in records
+    )
+    traces = [record.trace for record in records.values() if record.trace is not None]
+    rates = []
+    for trace in traces:
+        drafted = sum(step.drafted or 0 for step in trace.steps)
+        if drafted:
+            rates.append(sum(step.accepted or 0 for step in trace.steps) / drafted)
+    prompt = _shortened(sample.prompt)
+    return SampleView(
+        number=number,
+        sample_id=sample.sample_id,
+        title=f"{sample.task} #{sample.doc_id}",
+        flags=flags,
+        search=clip(printable(f"{sample.sample_id} {sample.category} {sample.prompt[-200:]}").lower(), 400),
+        tokens=max((len(trace.token_ids) for trace in traces), default=0),
+        acceptance=min(rates, default=None),
+        prompt_tokens=traces[0].prompt_tokens if traces else None,
+        prompt=prompt,
+        references=tuple(clip(reference, 600) for reference in sample.references[:8]),
+        answers=answers,
+    )
+
+
+def _ties(view: View, num_differing: int) -> str:
+    """What is known of the target's two best logits where answers leave the baseline's."""
+    if not num_differing:
+        return ""
+    gaps = sorted(view.gaps.values())
+    if not gaps:
+        return (
+            "How near a tie each first difference was is not in this run: `hambench proxies RUN` adds the gap between "
+            "the target's two best logits there, and the report made after it shows it."
+        )
+    return (
+        f"Where an answer leaves the baseline's, the gap between the target's two best logits is given, from `hambench "
+        f"proxies` (median {significant(gaps[len(gaps) // 2])}). In bfloat16 logits between 16 and 32 lie 0.125 apart, "
+        "so a gap no larger is a tie that rounding alone can turn."
+    )
+
+
+def _shortened(prompt: str) -> str:
+    left = len(prompt) - PROMPT_HEAD - PROMPT_TAIL
+    if left <= 200:
+        return prompt
+    return f"{prompt[:PROMPT_HEAD]}\n\n[… {left} characters left out …]\n\n{prompt[-PROMPT_TAIL:]}"
+
+
+def _score(view: View, label: str, sample_id: str) -> Score | None:
+    return view.primary_scores.get((label, sample_id, 0))
+
+
+def _points(score: Score) -> float | None:
+    return 100 * score.value / score.scale if score.value is not None and math.isfinite(score.value) else None
+
+
+def _score_text(view: View, cell: CellView, sample_id: str) -> str:
+    score = _score(view, cell.label, sample_id)
+    if score is None:
+        return "not scored"
+    if score.value is None or not math.isfinite(score.value):
+        return f"{score.metric} failed: {clip(score.error or 'no reason given', 120)}"
+    return f"{score.metric} {score.value:.3g}"
+
+
+def words_of(flags: Sequence[str]) -> str:
+    """Flags as a reader sees them."""
+    words = {
+        "disagree": "scores differ",
+        "regressed": "worse than the baseline",
+        "failed": "failed somewhere",
+        "differs": "tokens differ",
+    }
+    return listing([words.get(flag, flag) for flag in flags])

@@ -1,0 +1,153 @@
+"""One self-contained page: inline SVG, hashed style and script, nothing fetched, everything escaped."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import jinja2
+from markupsafe import Markup
+
+from hambench.reports.draw.theme import DARK, LIGHT, css_variables
+from hambench.reports.page import pages
+from hambench.reports.page.drilldown import words_of
+from hambench.reports.page.html_text import printable, prose
+from hambench.reports.page.packing import pack_samples
+from hambench.reports.values import Figure
+from hambench.reports.view import View, merge
+from hambench.store import Run
+
+SampleLimit = int | Literal["all", "none"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportOptions:
+    """What to leave in or out."""
+
+    samples: SampleLimit = 200
+    """How many samples the drill-down may hold; the worst and the most telling come first."""
+    plain_bytes: int = 2_000_000
+    """Rough size of the samples that stand in the page as plain HTML; those past it are packed (see
+    :mod:`hambench.reports.page.packing`)."""
+    sample_bytes: int = 8_000_000
+    """Rough size of all samples before packing, whatever ``samples`` says (``all`` lifts it)."""
+    include_host: bool = False
+    """Whether absolute paths in commands and model names stay."""
+    script: bool = True
+    """Whether the page has its script; without it only sorting and filtering are lost, and no sample is packed."""
+    history: Path | None = None
+    """Folder of ``hambench history``, for the page of regressions."""
+    kernels: Path | None = None
+    """JSON of ``hambench bench kernels``."""
+    profile: Path | None = None
+    """JSON of ``hambench profile``."""
+    published: bool = False
+    """Whether to put the numbers that the HAMburger paper reports beside the run's."""
+    refresh_s: int | None = None
+    """Reload the page every so many seconds, for a run that goes on."""
+
+
+def render_html(runs: Sequence[Run], *, options: ReportOptions | None = None) -> str:
+    """The report of one or several runs as one HTML page; the same input gives the same bytes.
+
+    Runs that may share a plot (same model, data, sampling and machine) are merged, others follow one another.
+
+    Raises:
+        ValueError: If there is no run.
+    """
+    if not runs:
+        raise ValueError("runs must hold at least one run, got none")
+    options = options or ReportOptions()
+    merged = merge(runs)
+    views = [View(run, prefix=f"r{index}-" if len(merged) > 1 else "") for index, run in enumerate(merged)]
+    style = _style()
+    script = _read("report.js") if options.script else ""
+    page = (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            title=page_title(views),
+            views=[pages.build(view, options) for view in views],
+            policy=content_policy(style, script),
+            style=Markup(style),
+            script=Markup(script),
+            refresh_s=options.refresh_s,
+        )
+    )
+    return page.rstrip() + "\n"
+
+
+def page_title(views: Sequence[View]) -> str:
+    """Title of the page: the run, and whatever kind of run must not be mistaken."""
+    from hambench.reports.page.cautions import watermark
+
+    return f"hambench report – {watermark(views[0])}" + (
+        f" and {len(views) - 1} more" if len(views) > 1 else ""
+    )
+
+
+def content_policy(style: str, script: str) -> str:
+    """A Content-Security-Policy under which only our own style and script run and nothing is fetched or sent."""
+    parts = [
+        "default-src 'none'",
+        "img-src data:",
+        f"style-src '{_hash(style)}'",
+        "base-uri 'none'",
+        "form-action 'none'",
+    ]
+    if script:
+        parts.append(f"script-src '{_hash(script)}'")
+    return "; ".join(parts)
+
+
+def environment() -> jinja2.Environment:
+    """Templates with escaping always on; every string is also made fit for HTML."""
+    env = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_read),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_finalize,
+    )
+    env.filters["prose"] = prose
+    env.globals["inline_svg"] = inline_svg
+    env.globals["flag_words"] = words_of
+    env.globals["pack_samples"] = pack_samples
+    return env
+
+
+def inline_svg(figure: Figure) -> Markup:
+    """A figure as markup."""
+    return Markup(figure.plate.page_svg(title=figure.title, description=figure.finding))
+
+
+def _finalize(value: Any) -> Any:
+    if isinstance(value, str) and not isinstance(value, Markup):
+        return printable(value)
+    return value
+
+
+def _style() -> str:
+    light, dark = css_variables(LIGHT), css_variables(DARK)
+    # print comes last: paper is always light
+    themes = (
+        f":root{{color-scheme:light;{light}}}"
+        f"@media (prefers-color-scheme:dark){{:root:not([data-theme=light]){{color-scheme:dark;{dark}}}}}"
+        f":root[data-theme=dark]{{color-scheme:dark;{dark}}}"
+        f"@media print{{:root:root:root{{color-scheme:light;{light}}}}}\n"
+    )
+    return themes + _read("report.css")
+
+
+def _read(name: str) -> str:
+    return resources.files("hambench.reports.page").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def _hash(content: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()

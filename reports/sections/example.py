@@ -1,0 +1,56 @@
+"""The paper's figure 1: one HAMburger answer with its macro-steps coloured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from hambench.records import SampleRecord
+from hambench.reports.page.answers import steps_markup
+from hambench.reports.view import CellView, View
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """An answer picked to be looked at."""
+
+    cell: CellView
+    sample_id: str
+    caption: str
+    markup: Markup
+
+
+def example(view: View) -> Example | None:
+    """A HAMburger answer of readable length with many tokens per step; ``None`` without one.
+
+    It is the best of its kind and the caption says so, with the mean beside it.
+    """
+    cells = [cell for cell in view.cells if cell.method == "hamburger" and not cell.control]
+    picked = max(
+        ((_weight(record), cell, record) for cell in cells for record in view.records[cell.label]),
+        key=lambda item: item[0],
+        default=None,
+    )
+    if picked is None or picked[0] <= 0:
+        return None
+    _, cell, record = picked
+    assert record.trace is not None
+    tokens, steps = len(record.trace.token_ids), len(record.trace.steps)
+    mean = view.measured(cell).tokens_per_target_forward
+    return Example(
+        cell=cell,
+        sample_id=record.sample_id,
+        caption=(
+            f"Sample {record.sample_id} by {cell.label}: {tokens} tokens in {steps} steps. Chosen for its many tokens "
+            f"per step; the mean of this setting is {'–' if mean is None else f'{mean:.2f}'}."
+        ),
+        markup=steps_markup(record),
+    )
+
+
+def _weight(record: SampleRecord) -> float:
+    trace = record.trace
+    if trace is None or not 24 <= len(trace.token_ids) <= 120 or len(record.step_texts) != len(trace.steps):
+        return 0.0
+    return len(trace.token_ids) / len(trace.steps)

@@ -1,0 +1,209 @@
+"""Latency as distributions: the wait for the first token, for each burst, and the time per token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+
+from hambench.analysis import metrics
+from hambench.records import GenerationTrace
+from hambench.reports.draw.canvas import MUTED, Plate, titles
+from hambench.reports.values import Column, Figure, Section, Table, clip, number_cell, seconds_text, text_cell
+from hambench.reports.view import CellView, View
+
+MOST_POINTS = 120
+"""Points of a drawn curve; a million steps look the same."""
+
+Values = Callable[[Sequence[GenerationTrace]], list[float]]
+
+
+def latency_section(view: View) -> Section:
+    """ECDFs of the three waits, and the size of the bursts that they end with."""
+    figures = [
+        figure
+        for figure in (
+            ecdf_figure(
+                view,
+                "ttft",
+                "Wait for the first token",
+                "seconds from the request to its first tokens (log)",
+                _ttfts,
+                "an answer's first token",
+            ),
+            ecdf_figure(
+                view,
+                "burst",
+                "Wait between bursts",
+                "seconds of one step (log)",
+                _bursts,
+                "the next burst of tokens",
+            ),
+            ecdf_figure(
+                view,
+                "tpot",
+                "Time per token",
+                "decode seconds per token of an answer (log)",
+                metrics.tpots,
+                "a token on average",
+            ),
+        )
+        if figure is not None
+    ]
+    return Section(
+        name="latency",
+        title="Latency",
+        lead="Every answer or step, not means: read across at 50 % for the median, at 99 % for the worst. A method "
+        "that yields several tokens a step makes fewer and longer waits, so the time per token and the wait between "
+        "bursts are two figures. Warm-ups are left out.",
+        figures=tuple(figures),
+        missing=() if figures else ("No answer was timed.",),
+    )
+
+
+def ecdf_figure(view: View, kind: str, title: str, x_title: str, values: Values, what: str) -> Figure | None:
+    """One ECDF per cell; ``None`` when there is nothing to draw."""
+    curves = [(cell, np.sort(values(view.traces(cell)))) for cell in view.cells]
+    curves = [(cell, found[found > 0]) for cell, found in curves]
+    curves = [(cell, found) for cell, found in curves if len(found)]
+    if not curves:
+        return None
+    name = f"{view.prefix}latency-{kind}"
+    plate = Plate(name, width=6.9, height=3.4, margins=(0.55, 1.6, 0.55, 0.35))
+    ax = plate.axes[0]
+    ax.set_xscale("log")
+    low, high = min(found[0] for _, found in curves), max(found[-1] for _, found in curves)
+    ax.set_xlim(low * 0.9, high * 1.12 if high > low else high * 2)
+    ax.set_ylim(0, 100)
+    log_ticks(ax)
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g} %"))
+    for cell, found in curves:
+        xs, ys = _ecdf(found)
+        (line,) = ax.plot(
+            xs,
+            ys,
+            color=cell.style.colour,
+            linestyle=cell.style.linestyle,
+            linewidth=1.5,
+            alpha=cell.strength,
+            drawstyle="steps-post",
+        )
+        plate.tag(
+            line, tip=f"{cell.label}: median {seconds_text(float(np.median(found)))}", series=cell.series
+        )
+    _names(plate, ax, curves)
+    titles(ax, x=x_title, y=f"share that waits no longer for {what}")
+    ranked = sorted(curves, key=lambda item: float(np.median(item[1])))
+    (best, fast), (worst, slow) = ranked[0], ranked[-1]
+    finding = f"Median {seconds_text(float(np.median(fast)))} with {best.label}"
+    if best is not worst:
+        finding += f", {seconds_text(float(np.median(slow)))} with {worst.label}"
+    return Figure(
+        name=name,
+        title=title,
+        finding=f"{finding}.",
+        plate=plate,
+        series=tuple(dict.fromkeys((cell.series, cell.method) for cell, _ in curves)),
+        table=_table(name, curves),
+    )
+
+
+def log_ticks(ax: Axes) -> None:
+    """Ticks at 1, 2 and 5 of each decade that the axis shows, or finer, where their labels have room."""
+    low, high = ax.get_xlim()
+    decades = range(int(np.floor(np.log10(low))) - 1, int(np.ceil(np.log10(high))) + 1)
+    steps: tuple[float, ...] = (1,)
+    for finer in ((1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8), tuple(1 + 0.1 * i for i in range(90))):
+        shown = sum(low <= step * 10.0**decade <= high for decade in decades for step in steps)
+        if shown >= 4:
+            break
+        steps = finer
+    ticks = [step * 10.0**decade for decade in decades for step in steps]
+    visible = [tick for tick in ticks if low <= tick <= high]
+    # a label is about an eighth of the axis wide
+    apart = (high / low) ** 0.135
+    ticks = visible[:1]
+    for tick in visible[1:]:
+        if tick >= ticks[-1] * apart:
+            ticks.append(tick)
+    ax.xaxis.set_major_locator(FixedLocator(ticks))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
+
+
+def _names(plate: Plate, ax: Axes, curves: Sequence[tuple[CellView, np.ndarray]]) -> None:
+    """A list of names at the right, in the order in which the curves cross the middle."""
+    ranked = sorted(curves, key=lambda item: float(np.median(item[1])))
+    step = min(8.5, 92 / len(ranked))
+    for row, (cell, _) in enumerate(ranked[:24]):
+        y = 97 - row * step
+        (line,) = ax.plot(
+            [1.02, 1.075],
+            [y, y],
+            transform=ax.get_yaxis_transform(),
+            color=cell.style.colour,
+            linestyle=cell.style.linestyle,
+            linewidth=1.6,
+            alpha=cell.strength,
+            clip_on=False,
+        )
+        text = ax.text(
+            1.09,
+            y,
+            clip(f"{cell.method} {cell.short}".strip(), 22),
+            transform=ax.get_yaxis_transform(),
+            fontsize=7,
+            va="center",
+            color=MUTED,
+        )
+        for part in (line, text):
+            plate.tag(part, series=cell.series)
+
+
+def _ecdf(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    shares = np.arange(1, len(values) + 1) / len(values) * 100
+    if len(values) <= MOST_POINTS:
+        return np.concatenate([values[:1], values]), np.concatenate([[0.0], shares])
+    kept = np.unique(np.linspace(0, len(values) - 1, MOST_POINTS).round().astype(int))
+    return np.concatenate([values[:1], values[kept]]), np.concatenate([[0.0], shares[kept]])
+
+
+def _table(name: str, curves: Sequence[tuple[CellView, np.ndarray]]) -> Table:
+    quantiles = (10, 50, 90, 99)
+    return Table(
+        name=name,
+        caption="Percentiles.",
+        columns=(
+            Column("Cell", numeric=False),
+            Column("n"),
+            *(Column(f"p{q}") for q in quantiles),
+            Column("longest"),
+        ),
+        rows=tuple(
+            (
+                text_cell(cell.label),
+                number_cell(len(found), str(len(found))),
+                *(
+                    number_cell(value, seconds_text(value))
+                    for value in (*(float(np.percentile(found, q)) for q in quantiles), float(found[-1]))
+                ),
+            )
+            for cell, found in curves
+        ),
+    )
+
+
+def _ttfts(traces: Sequence[GenerationTrace]) -> list[float]:
+    return [trace.steps[0].seconds for trace in traces if trace.steps]
+
+
+def _bursts(traces: Sequence[GenerationTrace]) -> list[float]:
+    return [step.seconds for step in metrics.decode_steps(traces)]
+
+
+def _tick(value: float) -> str:
+    number, _, unit = seconds_text(value).partition(" ")
+    return f"{float(number):g} {unit}" if number.replace(".", "").isdecimal() else seconds_text(value)

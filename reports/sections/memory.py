@@ -1,0 +1,187 @@
+"""KV memory while an answer grows, and what it is next to the weights."""
+
+from __future__ import annotations
+
+from matplotlib.axes import Axes
+
+from hambench.records import SampleRecord
+from hambench.reports.draw.canvas import INK, MUTED, PAGE, Plate, padded, titles
+from hambench.reports.sections.steps_figures import end_labels
+from hambench.reports.values import (
+    Column,
+    Figure,
+    Section,
+    Table,
+    bytes_text,
+    clip,
+    number_cell,
+    significant,
+    text_cell,
+)
+from hambench.reports.view import CellView, View
+
+MIB = 2**20
+
+
+def memory_section(view: View) -> Section:
+    """Growth over the longest answer, and totals beside the weights."""
+    figures = [figure for figure in (growth_figure(view), totals_figure(view)) if figure is not None]
+    return Section(
+        name="memory",
+        title="Memory",
+        lead="Bytes in use by all KV caches, counted from slots (layers × key and value × heads × head size × bytes), "
+        "the draft's cache included. What is merely reserved is not counted.",
+        figures=tuple(figures),
+        missing=() if figures else ("No answer recorded its KV memory.",),
+    )
+
+
+def growth_figure(view: View) -> Figure | None:
+    """KV bytes against tokens of the answer for the sample whose answers are longest in all cells."""
+    sample_id = _longest(view)
+    if sample_id is None:
+        return None
+    lines: list[tuple[CellView, list[int], list[float]]] = []
+    for cell in view.cells:
+        record = next((r for r in view.records[cell.label] if r.sample_id == sample_id), None)
+        if record is None or record.trace is None or cell.control:
+            continue
+        in_use = [step.kv_bytes for step in record.trace.steps if step.kv_bytes is not None]
+        if len(in_use) < len(record.trace.steps):
+            continue
+        tokens, total = [], 0
+        for step in record.trace.steps:
+            total += len(step.tokens)
+            tokens.append(total)
+        lines.append((cell, tokens, [value / MIB for value in in_use]))
+    if not lines:
+        return None
+    name = f"{view.prefix}memory-growth"
+    plate = Plate(name, width=6.9, height=3.6, margins=(0.55, 1.4, 0.55, 0.35))
+    ax = plate.axes[0]
+    ax.set_xlim(0, max(tokens[-1] for _, tokens, _ in lines) * 1.02)
+    ax.set_ylim(*padded([value for _, _, values in lines for value in values], floor=0))
+    for cell, tokens, values in lines:
+        (line,) = ax.plot(
+            tokens,
+            values,
+            color=cell.style.colour,
+            linestyle=cell.style.linestyle,
+            drawstyle="steps-post",
+            linewidth=1.5,
+            alpha=cell.strength,
+        )
+        plate.tag(line, tip=f"{cell.label}: peak {max(values):.2f} MiB", series=cell.series)
+        peak = max(range(len(values)), key=values.__getitem__)
+        (mark,) = ax.plot(
+            [tokens[peak]],
+            [values[peak]],
+            marker=cell.style.marker,
+            markersize=5,
+            color=cell.style.colour,
+            linestyle="none",
+        )
+        plate.tag(
+            mark,
+            tip=f"{cell.label}: peak {values[peak]:.2f} MiB after {tokens[peak]} tokens",
+            series=cell.series,
+            point=cell.label,
+            x=repr(float(tokens[peak])),
+            y=repr(values[peak]),
+        )
+    end_labels(plate, ax, [(values[-1], float(tokens[-1]), cell) for cell, tokens, values in lines])
+    titles(ax, x="tokens of the answer", y="KV in use, MiB (the axis need not begin at 0)")
+    least = min(lines, key=lambda item: max(item[2]))
+    most = max(lines, key=lambda item: max(item[2]))
+    record = next(r for r in view.records[least[0].label] if r.sample_id == sample_id)
+    prompt = record.trace.prompt_tokens if record.trace else 0
+    return Figure(
+        name=name,
+        title="KV memory while the longest answer grows",
+        finding=f"{least[0].label} peaks lowest at {max(least[2]):.1f} MiB, {most[0].label} highest at "
+        f"{max(most[2]):.1f} MiB; {prompt} prompt tokens are in all of them.",
+        plate=plate,
+        series=tuple(dict.fromkeys((cell.series, cell.method) for cell, _, _ in lines)),
+        notes=(f"Sample {sample_id}. A step keeps its height until the next one; marks are peaks.",),
+    )
+
+
+def totals_figure(view: View) -> Figure | None:
+    """Weights and KV side by side, per cell: what a smaller cache is worth of the whole."""
+    weights = view.run.header.model.get("weight_bytes")
+    rows = [(cell, kv) for cell in view.cells if (kv := view.measured(cell).kv_bytes) is not None]
+    if not rows or not isinstance(weights, int | float) or isinstance(weights, bool):
+        return None
+    name = f"{view.prefix}memory-totals"
+    left = min(3.2, 0.35 + 0.074 * max(len(cell.label) for cell, _ in rows))
+    plate = Plate(name, width=left + 6.2, height=0.95 + 0.3 * len(rows), margins=(left, 1.3, 0.55, 0.35))
+    ax = plate.axes[0]
+    _total_bars(plate, ax, rows, float(weights))
+    base = next((kv for cell, kv in rows if cell is view.baseline), rows[0][1])
+    share = base / (base + weights)
+    return Figure(
+        name=name,
+        title="KV memory beside the weights",
+        finding=f"KV is {share:.1%} of weights and KV together for {(view.baseline or rows[0][0]).label}: "
+        f"halving it saves {share / 2:.1%}.",
+        plate=plate,
+        notes=(
+            "Weights of the target, one copy; what a method adds (a quantised draft, grafted layers) is not in the "
+            "bar. KV is the mean over answers of each answer's peak.",
+        ),
+        table=Table(
+            name=name,
+            caption="Bars as drawn.",
+            columns=(Column("Cell", numeric=False), Column("Weights"), Column("KV"), Column("KV share")),
+            rows=tuple(
+                (
+                    text_cell(cell.label),
+                    number_cell(float(weights), bytes_text(float(weights))),
+                    number_cell(kv, bytes_text(kv)),
+                    number_cell(kv / (kv + weights), f"{kv / (kv + weights):.1%}"),
+                )
+                for cell, kv in rows
+            ),
+        ),
+    )
+
+
+def _total_bars(plate: Plate, ax: Axes, rows: list[tuple[CellView, float]], weights: float) -> None:
+    ax.set_xlim(0, (weights + max(kv for _, kv in rows)) / MIB * 1.02)
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.grid(False, axis="y")
+    ax.set_yticks(range(len(rows)), [clip(cell.label, 42) for cell, _ in rows], fontsize=8.5, color=INK)
+    for row, (cell, kv) in enumerate(rows):
+        (plain,) = ax.barh(row, weights / MIB, height=0.6, color=MUTED, alpha=0.3, edgecolor=PAGE)
+        plate.tag(plain, tip=f"weights {bytes_text(weights)}")
+        (bar,) = ax.barh(
+            row, kv / MIB, left=weights / MIB, height=0.6, color=cell.style.colour, edgecolor=PAGE
+        )
+        plate.tag(bar, tip=f"{cell.label}: KV {bytes_text(kv)}")
+        ax.annotate(
+            f"KV {significant(kv / MIB)} MiB",
+            (1, row),
+            xycoords=("axes fraction", "data"),
+            xytext=(5, 0),
+            textcoords="offset points",
+            fontsize=8,
+            va="center",
+            color=INK,
+            annotation_clip=False,
+        )
+    titles(ax, x="MiB: weights, then KV")
+
+
+def _longest(view: View) -> str | None:
+    """The sample answered by the most cells, and of those the one with most tokens."""
+    found: dict[str, list[SampleRecord]] = {}
+    for records in view.records.values():
+        for record in records:
+            if record.repeat == 0:
+                found.setdefault(record.sample_id, []).append(record)
+
+    def weight(sample_id: str) -> tuple[int, int]:
+        mine = found[sample_id]
+        return len(mine), sum(len(r.trace.token_ids) for r in mine if r.trace is not None)
+
+    return max(found, key=weight, default=None)

@@ -1,0 +1,174 @@
+"""Every setting against the baseline at a glance: speed, accuracy and KV memory with their intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter
+
+from hambench.groups import ALL
+from hambench.records import Comparison
+from hambench.reports.compared import effect_of
+from hambench.reports.draw.canvas import BAND, INK, LINE, MUTED, PAGE, Plate, padded
+from hambench.reports.page.verdicts import SYMBOLS
+from hambench.reports.sections.pareto_figure import PAPER_MARGIN
+from hambench.reports.values import Column, Figure, Table, clip, listing, number_cell, text_cell
+from hambench.reports.view import CellView, View
+
+PANELS = (
+    ("tps", "speed, × baseline  (more is better →)"),
+    ("accuracy", "accuracy, Δ points  (more is better →)"),
+    ("kv_bytes", "KV memory, × baseline  (← less is better)"),
+)
+
+
+def overview_figure(view: View) -> Figure | None:
+    """One row per setting, one panel per question; ``None`` without a baseline or anything to compare."""
+    cells = [cell for cell in view.cells if cell is not view.baseline]
+    if view.baseline is None or not any(
+        view.compared(cell, metric) for cell in cells for metric, _ in PANELS
+    ):
+        return None
+    height = 0.75 + 0.27 * len(cells) + 0.25
+    longest = max(len(cell.label) for cell in cells)
+    left = min(3.4, 0.35 + 0.074 * longest)
+    name = f"{view.prefix}overview"
+    plate = Plate(
+        name,
+        width=left + 8.0,
+        height=height,
+        columns=len(PANELS),
+        margins=(left, 0.25, 0.5, 0.35),
+        wspace=0.12,
+    )
+    for ax, (metric, title) in zip(plate.axes, PANELS, strict=True):
+        _panel(plate, ax, view, cells, metric)
+        ax.set_title(title, loc="left", fontsize=8, color=MUTED, pad=6)
+    first = plate.axes[0]
+    first.set_yticks(range(len(cells)), [clip(cell.label, 44) for cell in cells], fontsize=8.5, color=INK)
+    faster = [cell.label for cell in cells if _verdict(view, cell, "tps") == "better"]
+    held = [
+        cell.label for cell in cells if cell.label in faster and _verdict(view, cell, "accuracy") in _HELD
+    ]
+    # under several conditions each setting has a baseline of its own
+    name_of_base = "its baseline" if view.several_baselines else view.baseline.label
+    number = f"{len(faster)} of {len(cells)} settings" if faster else f"None of {len(cells)} settings"
+    finding = f"{number} {'is' if len(faster) < 2 else 'are'} shown to be faster than "
+    finding += "their baselines" if view.several_baselines and len(faster) > 1 else name_of_base
+    if faster:
+        nobody = "none of them" if len(faster) > 1 else "not"
+        finding += f"; {listing(held[:4]) or nobody} with accuracy shown to hold"
+        finding += f" (and {len(held) - 4} more)" if len(held) > 4 else ""
+    return Figure(
+        name=name,
+        title=f"Every setting against {name_of_base}",
+        finding=f"{finding}.",
+        plate=plate,
+        table=_table(view, cells, name),
+        notes=(
+            "Bars are 95 % intervals of paired comparisons over all samples, cut where they leave a panel. Filled "
+            "marks are verdicts, rings are undecided. "
+            f"Band: accuracy within {PAPER_MARGIN} points. KV memory counts the prompt.",
+        ),
+    )
+
+
+_HELD = ("better", "equivalent")
+
+
+def _panel(plate: Plate, ax: Axes, view: View, cells: Sequence[CellView], metric: str) -> None:
+    neutral = 0.0 if metric == "accuracy" else 1.0
+    # what is smaller than matters must not fill the panel
+    values = [-2.0, 2.0] if metric == "accuracy" else [0.95, 1.05]
+    effects = [e for cell in cells if (e := effect_of(view.compared(cell, metric))) is not None]
+    values += [e.value for e in effects]
+    # an interval that dwarfs the values is cut at the frame; the table has its ends
+    span = max(values) - min(values)
+    ends = [end for e in effects for end in (e.low, e.high) if end is not None]
+    values += [min(max(end, min(values) - 2 * span), max(values) + 2 * span) for end in ends]
+    ax.set_xlim(*padded(values, share=0.07, floor=None if metric == "accuracy" else 0.0))
+    ax.set_ylim(len(cells) - 0.5, -0.5)
+    ax.set_yticks(range(len(cells)), [""] * len(cells))
+    ax.grid(False, axis="y")
+    if metric == "accuracy":
+        ax.axvspan(-PAPER_MARGIN, PAPER_MARGIN, color=BAND, linewidth=0, zorder=0)
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:+g}".replace("-", "−") if v else "0"))
+    ax.axvline(neutral, color=LINE, linewidth=1.2, zorder=1)
+    for row, cell in enumerate(cells):
+        comparison = view.compared(cell, metric)
+        if comparison is not None and comparison.effect is not None:
+            _row(plate, ax, row, cell, comparison)
+        else:
+            ax.text(neutral, row, " –", color=MUTED, va="center", fontsize=8)
+
+
+def _row(plate: Plate, ax: Axes, row: int, cell: CellView, comparison: Comparison) -> None:
+    effect = effect_of(comparison)
+    assert effect is not None
+    colour = cell.style.colour
+    if effect.low is not None and effect.high is not None:
+        (bar,) = ax.plot(
+            [effect.low, effect.high],
+            [row, row],
+            color=colour,
+            linewidth=2,
+            alpha=0.55,
+            solid_capstyle="butt",
+        )
+        plate.tag(bar, series=cell.series)
+    decided = comparison.verdict in ("better", "worse", "equivalent")
+    (mark,) = ax.plot(
+        [effect.value],
+        [row],
+        marker=cell.style.marker,
+        markersize=6.5,
+        markerfacecolor=colour if decided else PAGE,
+        markeredgecolor=colour,
+        markeredgewidth=1.3,
+        linestyle="none",
+        zorder=3,
+    )
+    interval = "" if effect.low is None or effect.high is None else f" [{effect.low:.3g}, {effect.high:.3g}]"
+    plate.tag(
+        mark,
+        tip=f"{cell.label}: {effect.value:.3g}{interval} {SYMBOLS[comparison.verdict]} {comparison.verdict}",
+        series=cell.series,
+        point=cell.label,
+        x=repr(effect.value),
+        y=repr(float(row)),
+    )
+
+
+def _table(view: View, cells: Sequence[CellView], name: str) -> Table:
+    rows = []
+    for cell in cells:
+        row = [text_cell(cell.label)]
+        for metric, _ in PANELS:
+            comparison = view.compared(cell, metric)
+            effect = effect_of(comparison)
+            row += [
+                number_cell(effect.value if effect else None, metric=f"{metric}_effect"),
+                number_cell(effect.low if effect else None),
+                number_cell(effect.high if effect else None),
+                text_cell(f"{SYMBOLS[comparison.verdict]} {comparison.verdict}" if comparison else "–"),
+                number_cell(comparison.p_value if comparison else None),
+            ]
+        rows.append(tuple(row))
+    columns = [Column("Cell", numeric=False)]
+    for title in ("speed ×", "accuracy Δ", "KV ×"):
+        columns += [
+            Column(title),
+            Column("low", "95 %"),
+            Column("high", "95 %"),
+            Column("verdict", numeric=False),
+            Column("p"),
+        ]
+    return Table(
+        name=name, caption=f"Paired comparisons, group {ALL}.", columns=tuple(columns), rows=tuple(rows)
+    )
+
+
+def _verdict(view: View, cell: CellView, metric: str) -> str | None:
+    comparison = view.compared(cell, metric)
+    return comparison.verdict if comparison else None

@@ -1,0 +1,92 @@
+"""The Pareto page: three plots over all samples, and small multiples per task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hambench.groups import group_title
+from hambench.reports.draw.canvas import Plate, titles
+from hambench.reports.sections.pareto_figure import (
+    ACCURACY,
+    KV,
+    TPS,
+    draw_ground,
+    draw_points,
+    pareto_figure,
+    points_of,
+    set_limits,
+)
+from hambench.reports.values import Figure, Section, clip
+from hambench.reports.view import View
+
+
+def pareto_section(view: View) -> Section:
+    """Three plots over all samples, and small multiples of the first for each suite and task."""
+    figures: list[Figure] = []
+    missing: list[str] = []
+    for x, y in ((TPS, ACCURACY), (KV, ACCURACY), (KV, TPS)):
+        figure = pareto_figure(view, x, y)
+        if figure is None:
+            missing.append(f"{y.short} against {x.short}: no cell has both numbers.")
+        else:
+            figures.append(figure)
+    many = small_multiples(view, view.tasks)
+    if many is not None:
+        figures.append(many)
+    return Section(
+        name="pareto",
+        title="Pareto",
+        lead="Each point is one setting, measured once on the same answers: its speed, memory and accuracy belong "
+        "together. Bars are 95 % intervals of the paired difference from the baseline, which therefore has none.",
+        figures=tuple(figures),
+        missing=tuple(missing),
+    )
+
+
+def small_multiples(view: View, groups: Sequence[str]) -> Figure | None:
+    """Accuracy against TPS for each task, the same look throughout, axes per panel."""
+    panels = [(group, points_of(view, TPS, ACCURACY, group)[0]) for group in groups]
+    panels = [(group, points) for group, points in panels if points]
+    if len(panels) < 2:
+        return None
+    columns = 4 if len(panels) > 3 and len(panels) != 6 else 3
+    rows = -(-len(panels) // columns)
+    name = f"{view.prefix}pareto-tasks"
+    plate = Plate(
+        name,
+        width=0.5 + 3.0 * columns,
+        height=2.6 * rows + 0.4,
+        rows=rows,
+        columns=columns,
+        margins=(0.5, 0.2, 0.5, 0.8),
+        wspace=0.22,
+        hspace=0.62,
+    )
+    for ax in plate.axes[len(panels) :]:
+        ax.set_visible(False)
+    fastest = []
+    for ax, (group, points) in zip(plate.axes, panels, strict=False):
+        set_limits(ax, TPS, ACCURACY, points)
+        draw_ground(plate, ax, TPS, ACCURACY, points, view)
+        draw_points(plate, ax, TPS, ACCURACY, points, labelled=False, size=5)
+        n = max(point.y.n for point in points)
+        titles(
+            ax,
+            title=f"{clip(group_title(group).rpartition('/')[2], 28)}  (n={n})",
+            y="accuracy, points",
+            x="TPS",
+        )
+        fastest.append(max(points, key=lambda p: p.x.value).cell.label)
+    methods = {point.cell.method: point.cell.style for _, points in panels for point in points}
+    plate.key(list(methods.items()))
+    common = max(set(fastest), key=lambda label: (fastest.count(label), label))
+    return Figure(
+        name=name,
+        title="The same per task",
+        finding=f"{common} is the fastest in {fastest.count(common)} of {len(panels)} tasks.",
+        plate=plate,
+        series=tuple(dict.fromkeys((p.cell.series, p.cell.method) for _, points in panels for p in points)),
+        notes=(
+            "Each panel has its own axes, and y need not begin at 0. The numbers are in the table per task.",
+        ),
+    )

@@ -1,0 +1,165 @@
+"""Tables: every number per task and cell, and per cell over everything."""
+
+from __future__ import annotations
+
+from hambench.analysis.summary import token_identity
+from hambench.groups import ALL, group_title
+from hambench.records import Estimate
+from hambench.reports.compared import effect_of
+from hambench.reports.page.verdicts import ACCURACY_WORDS, SPEED_WORDS, SYMBOLS, TONES
+from hambench.reports.values import (
+    ABSENT,
+    Column,
+    Table,
+    TableCell,
+    bytes_text,
+    number_cell,
+    ratio_text,
+    seconds_text,
+    signed,
+    text_cell,
+)
+from hambench.reports.view import CellView, View
+
+COLUMNS = (
+    Column("n", "samples answered"),
+    Column("Accuracy", "points, 95 %"),
+    Column("Δ accuracy", "vs baseline"),
+    Column("Accuracy verdict", "", numeric=False),
+    Column("TPS", "decode tokens/s"),
+    Column("Speed", "× baseline, 95 %"),
+    Column("Speed verdict", "", numeric=False),
+    Column("m", "tokens/target forward"),
+    Column("Acceptance", "accepted/drafted"),
+    Column("KV", "mean peak"),
+    Column("KV out", "tokens/slot"),
+    Column("KV total", "positions/slot"),
+    Column("TTFT", "median"),
+    Column("TPOT p50", "per token"),
+    Column("TPOT p90", "per token"),
+    Column("TPOT p99", "per token"),
+    Column("Prefill", "tokens/s"),
+    Column("Failed", "samples"),
+    Column("Cut", "prompts truncated"),
+)
+
+
+def summary_table(view: View) -> Table:
+    """One row per cell over all samples."""
+    return Table(
+        name=f"{view.prefix}summary",
+        caption="All samples together. Accuracy is the mean over tasks; speed is Σ tokens / Σ seconds.",
+        columns=(
+            Column("Cell", numeric=False),
+            *COLUMNS,
+            Column("Same tokens", "answers equal to baseline's"),
+            Column("First difference", "at token"),
+            *([Column("Baseline", "of its ratios", numeric=False)] if view.several_baselines else []),
+        ),
+        rows=tuple(
+            (text_cell(cell.label), *_row(view, cell, ALL), *_identity(view, cell), *_baseline(view, cell))
+            for cell in view.cells
+        ),
+    )
+
+
+def task_table(view: View) -> Table:
+    """One row per task and cell."""
+    rows = [
+        (text_cell(f"{group_title(group)}"), text_cell(cell.label), *_row(view, cell, group))
+        for group in view.tasks
+        for cell in view.cells
+    ]
+    return Table(
+        name=f"{view.prefix}tasks",
+        caption="Per task. These comparisons are many: read them as a hint where to look, not as verdicts.",
+        columns=(Column("Task", numeric=False), Column("Cell", numeric=False), *COLUMNS),
+        rows=tuple(rows),
+    )
+
+
+def _row(view: View, cell: CellView, group: str) -> tuple[TableCell, ...]:
+    m = view.measured(cell, group)
+    speed, accuracy = view.compared(cell, "tps", group), view.compared(cell, "accuracy", group)
+    ratio, delta = effect_of(speed), effect_of(accuracy)
+    return (
+        number_cell(m.num_samples, str(m.num_samples), metric="num_samples"),
+        _accuracy(m.accuracy),
+        number_cell(
+            delta.value if delta else None,
+            _with_interval(delta, 1, as_signed=True) if delta else None,
+            metric="accuracy_delta",
+        ),
+        _verdict(accuracy.verdict if accuracy else None, ACCURACY_WORDS),
+        number_cell(m.tps, None if m.tps is None else f"{m.tps:.1f}", metric="tps"),
+        number_cell(
+            ratio.value if ratio else None,
+            _with_interval(ratio, 2) if ratio else None,
+            metric="tps_ratio",
+        ),
+        _verdict(speed.verdict if speed else None, SPEED_WORDS),
+        number_cell(m.tokens_per_target_forward, metric="tokens_per_target_forward"),
+        number_cell(
+            m.acceptance_rate,
+            None if m.acceptance_rate is None else f"{m.acceptance_rate:.0%}",
+            metric="acceptance_rate",
+        ),
+        number_cell(m.kv_bytes, bytes_text(m.kv_bytes), metric="kv_bytes"),
+        number_cell(m.kv_compression_output, metric="kv_compression_output"),
+        number_cell(m.kv_compression_total, metric="kv_compression_total"),
+        number_cell(m.ttft_s, seconds_text(m.ttft_s), metric="ttft_s"),
+        number_cell(m.tpot_p50_s, seconds_text(m.tpot_p50_s), metric="tpot_p50_s"),
+        number_cell(m.tpot_p90_s, seconds_text(m.tpot_p90_s), metric="tpot_p90_s"),
+        number_cell(m.tpot_p99_s, seconds_text(m.tpot_p99_s), metric="tpot_p99_s"),
+        number_cell(m.prefill_tps, metric="prefill_tps"),
+        number_cell(m.num_errors, str(m.num_errors), metric="num_errors", tone="bad" if m.num_errors else ""),
+        number_cell(m.num_truncated, str(m.num_truncated), metric="num_truncated"),
+    )
+
+
+def _identity(view: View, cell: CellView) -> tuple[TableCell, TableCell]:
+    """How many answers are the baseline's token by token, and where the earliest of the others leaves it."""
+    same = None
+    base = view.baseline_of(cell)
+    if base is not None and base is not cell:
+        same = token_identity(view.run, cell.label, base.label)
+    if same is None:
+        return TableCell(ABSENT), TableCell(ABSENT)
+    share = same.num_identical / same.num_samples
+    first = None if same.first_difference is None else same.first_difference + 1
+    return (
+        number_cell(share, f"{same.num_identical} of {same.num_samples}", metric="identical_share"),
+        number_cell(first, None if first is None else str(first)),
+    )
+
+
+def _baseline(view: View, cell: CellView) -> tuple[TableCell, ...]:
+    """The baseline's name, where cells have different ones."""
+    if not view.several_baselines:
+        return ()
+    base = view.baseline_of(cell)
+    return (TableCell(ABSENT) if base is None or base is cell else text_cell(base.label),)
+
+
+def _accuracy(estimate: Estimate | None) -> TableCell:
+    if estimate is None:
+        return number_cell(None, metric="accuracy")
+    return number_cell(estimate.value, _with_interval(estimate, 1), metric="accuracy")
+
+
+def _with_interval(estimate: Estimate, digits: int, *, as_signed: bool = False) -> str:
+    def show(value: float) -> str:
+        if as_signed:
+            return signed(value, digits)
+        return ratio_text(value) if digits == 2 else f"{value:.{digits}f}"
+
+    if estimate.low is None or estimate.high is None:
+        return show(estimate.value)
+    return f"{show(estimate.value)} [{show(estimate.low)}, {show(estimate.high)}]"
+
+
+def _verdict(verdict: str | None, words: dict[str, str]) -> TableCell:
+    if verdict is None:
+        return TableCell(ABSENT, None)
+    word = words[verdict].removeprefix("speed ").removeprefix("accuracy ")
+    return TableCell(f"{SYMBOLS[verdict]} {word}", word, tone=TONES[verdict])

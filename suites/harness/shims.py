@@ -1,0 +1,184 @@
+"""What lm-eval's task modules expect at import and an offline machine lacks, stood in for while they are imported.
+
+The modules of HumanEval and MBPP load a metric from the hub, and those of IFEval download NLTK data, before any prompt
+is built. The stand-ins let their own functions (prompts, filters, checkers) be used as they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import importlib.metadata
+import importlib.util
+import io
+import logging
+import sys
+import types
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+
+@contextlib.contextmanager
+def task_imports(config: Path) -> Iterator[None]:
+    """Within it, the task modules beside ``config`` import without the hub and without downloads."""
+    wanted = _imported_beside(config)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(quiet_lm_eval())
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        if "jieba" in wanted:
+            _quiet_imports()
+        if "evaluate" in wanted:
+            stack.enter_context(_evaluate())
+        if "nltk" in wanted:
+            stack.enter_context(_nltk())
+        if "pkg_resources" in wanted:
+            stack.enter_context(_pkg_resources())
+        yield
+
+
+@contextlib.contextmanager
+def fast_lm_eval() -> Iterator[None]:
+    """Within it, lm-eval gives the same results sooner.
+
+    It compiles a prompt template anew for every row, and the package ``rouge`` keeps its tables of longest common
+    subsequences in dictionaries; together that is nine tenths of the time of capturing and scoring.
+    """
+    from lm_eval import utils
+
+    compiled = functools.lru_cache(maxsize=512)(utils.env.from_string)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(utils.env, "from_string", compiled))
+        if "rouge" in sys.modules:
+            rouge_score = importlib.import_module("rouge.rouge_score")
+            stack.enter_context(mock.patch.object(rouge_score, "_lcs", lcs_table))
+        yield
+
+
+def lcs_table(first: Sequence[str], second: Sequence[str]) -> Any:
+    """Lengths of the longest common subsequences of all prefixes, at ``[i, j]``, as ``rouge_score._lcs`` has them.
+
+    An array, whose look-up adds no Python frame: the caller recurses, and an answer scores 0 where that goes too deep.
+    """
+    import numpy as np
+
+    rows = [[0] * (len(second) + 1)]
+    for word in first:
+        above, row, left = rows[-1], [0], 0
+        for j, other in enumerate(second):
+            if word == other:
+                left = above[j] + 1
+            elif above[j + 1] > left:
+                left = above[j + 1]
+            row.append(left)
+        rows.append(row)
+    return np.array(rows)
+
+
+@contextlib.contextmanager
+def quiet_lm_eval() -> Iterator[None]:
+    """Within it, lm-eval logs errors only and draws no progress bars of its own."""
+    from lm_eval.api import task as task_module
+
+    logger = logging.getLogger("lm_eval")
+    children = [
+        logging.getLogger(name) for name in logging.root.manager.loggerDict if name.startswith("lm_eval.")
+    ]
+    levels = [(each, each.level) for each in (logger, *children)]
+    for each, _ in levels:
+        each.setLevel(logging.ERROR)
+    try:
+        with mock.patch.object(task_module, "tqdm", lambda iterable, **kwargs: iterable):
+            yield
+    finally:
+        for each, level in levels:
+            each.setLevel(level)
+
+
+@contextlib.contextmanager
+def _evaluate() -> Iterator[None]:
+    """Stands in for the package ``evaluate``, which asks the hub for its metrics (and imports torch)."""
+    from hambench.suites.harness.code_eval import CODE_EVAL
+
+    stand_in = _LazyEvaluate("evaluate")
+    before = sys.modules.get("evaluate")
+    sys.modules["evaluate"] = stand_in
+    try:
+        # importing the code tasks runs a test program; it must not run here
+        with CODE_EVAL.importing():
+            yield
+    finally:
+        del sys.modules["evaluate"]
+        if before is not None:
+            sys.modules["evaluate"] = before
+
+
+class _LazyEvaluate(types.ModuleType):
+    """``evaluate`` with our ``code_eval``; anything else comes from the package itself, once it is asked for."""
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> Any:
+        from hambench.suites.harness.code_eval import CODE_EVAL
+
+        return CODE_EVAL if path == "code_eval" else self._real().load(path, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self._real(), name)
+
+    def _real(self) -> Any:
+        if sys.modules.get("evaluate") is self:
+            del sys.modules["evaluate"]
+        return importlib.import_module("evaluate")
+
+
+def _imported_beside(config: Path) -> set[str]:
+    """Which of the packages with a stand-in the modules in the folder of ``config`` import."""
+    text = "\n".join(path.read_text(encoding="utf-8") for path in sorted(config.parent.glob("*.py")))
+    return {name for name in ("evaluate", "nltk", "pkg_resources", "jieba") if f"import {name}" in text}
+
+
+@contextlib.contextmanager
+def _nltk() -> Iterator[None]:
+    """NLTK finds the sentence data that hambench fetched, and downloads nothing; languages are guessed repeatably."""
+    import langdetect
+    import nltk
+
+    from hambench.suites.harness.sentences import find_punkt
+
+    find_punkt()
+    # without a seed the same text can be scored differently the next time
+    langdetect.DetectorFactory.seed = 0
+    with mock.patch.object(nltk, "download", return_value=False):
+        yield
+
+
+@contextlib.contextmanager
+def _pkg_resources() -> Iterator[None]:
+    """Stands in for ``pkg_resources``, which setuptools dropped and ``leaderboard_ifeval`` still asks for a version."""
+    if "pkg_resources" in sys.modules or importlib.util.find_spec("pkg_resources"):
+        yield
+        return
+    stand_in = types.ModuleType("pkg_resources")
+    stand_in.get_distribution = importlib.metadata.distribution  # type: ignore[attr-defined]
+    # not mock.patch.dict: it would take everything else imported meanwhile out of sys.modules again
+    sys.modules["pkg_resources"] = stand_in
+    try:
+        yield
+    finally:
+        del sys.modules["pkg_resources"]
+
+
+def _quiet_imports() -> None:
+    """Imports libraries of the scorers that chatter when they are first used."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in ("fuzzywuzzy.fuzz", "jieba"):
+            # what is missing is reported by the task that needs it
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
+    if "jieba" in sys.modules:
+        logging.getLogger("jieba").setLevel(logging.WARNING)

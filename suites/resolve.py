@@ -1,0 +1,236 @@
+"""From what was asked (a suite, tasks by name, a preset) to the tasks that run and where their rows come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hambench.errors import DataError, HambenchError, UnknownNameError
+from hambench.records import Edition
+from hambench.suites.catalogue import ENTRIES, SUITES, TaskEntry, preset_of, tasks_of
+from hambench.suites.harness.lm_tasks import find_config, lm_eval_version
+from hambench.suites.offline import OFFLINE, OFFLINE_SUITE, offline_tasks
+from hambench.suites.rows import Row, find_file, read_rows, read_task
+from hambench.suites.sources import cached_data_set, hub_reachable, hub_rows
+
+FOLDER, HUB, OFFLINE_EDITION = "folder", "hub", "offline edition"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One task to run and the settings in which it departs from its catalogue entry."""
+
+    entry: TaskEntry
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of one task, or why there are none."""
+
+    rows: tuple[Row, ...] | None
+    origin: str = ""
+    """File, data set or builder."""
+    sha256: str | None = None
+    missing: str | None = None
+
+
+def asked_tasks(
+    suite: str | None, tasks: tuple[str, ...], preset: str | None
+) -> tuple[str, tuple[Asked, ...]]:
+    """The suite's display name and its tasks in order.
+
+    Args:
+        suite: A suite's name, a ``.yaml`` file with a list of tasks, or ``None`` for ``tasks`` alone.
+        tasks: With a suite, the subset of it to run; without, names of this catalogue or of lm-eval.
+        preset: Named settings; see :data:`hambench.suites.catalogue.PRESETS`.
+
+    Raises:
+        UnknownNameError: If the suite, the preset or a task does not exist.
+        DataError: If a suite file is not a list of tasks.
+    """
+    if suite is not None and suite.endswith((".yaml", ".yml")):
+        name, listed = _suite_file(Path(suite))
+        return name, _subset(listed, tasks)
+    if suite is None:
+        if not tasks:
+            raise HambenchError(
+                "nothing to run: name a suite (--suite longbench) or tasks (--tasks NAME,NAME)"
+            )
+        return "tasks", tuple(named_task(task) for task in tasks)
+    if suite in OFFLINE_SUITE.values():
+        return suite, _subset(tuple(Asked(each.entry) for each in offline_tasks(suite)), tasks)
+    if suite not in SUITES:
+        raise UnknownNameError("suite", suite, (*SUITES, *dict.fromkeys(OFFLINE_SUITE.values())))
+    settings = preset_of(preset, suite)
+    listed = tuple(
+        _configured(entry, {} if settings is None else settings[entry.name])
+        for entry in tasks_of(suite)
+        if settings is None or entry.name in settings
+    )
+    return suite, _subset(listed, tasks)
+
+
+def named_task(task: str, settings: Mapping[str, Any] | None = None) -> Asked:
+    """A task of the catalogue, of the offline edition, or any task that lm-eval packages.
+
+    Raises:
+        UnknownNameError: If none of them has it.
+    """
+    if task in ENTRIES:
+        return _configured(ENTRIES[task], settings or {})
+    if task in OFFLINE:
+        return _configured(OFFLINE[task].entry, settings or {})
+    try:
+        config = find_config(task)
+    except UnknownNameError as error:
+        known = {*error.known, *ENTRIES, *OFFLINE}
+        # among ten thousand names, only those that begin alike are worth a comparison
+        alike = {name for name in known if name[:3] == task[:3]}
+        raise UnknownNameError("task", task, alike or {*ENTRIES, *OFFLINE}) from error
+    entry = TaskEntry(
+        name=task,
+        suite="tasks",
+        category="other",
+        config=config,
+        files=(),
+        columns=(),
+        hub=None,
+        num_rows=0,
+        metric="",
+    )
+    return _configured(entry, settings or {})
+
+
+def choose_edition(asked: tuple[Asked, ...], *, data: Path | None, edition: str) -> tuple[Edition, str]:
+    """(edition, source): a data folder if one was given, else the hub if it answers or is cached, else offline.
+
+    Raises:
+        DataError: If the data folder does not exist.
+    """
+    if data is not None and not data.is_dir():
+        raise DataError(f"the data folder {data} does not exist")
+    built = [each.entry.name in OFFLINE and each.entry.name not in ENTRIES for each in asked]
+    if edition == "offline" or (built and all(built)):
+        return "offline", OFFLINE_EDITION
+    if data is not None:
+        return "official", FOLDER
+    hubs = [each.entry.hub[0] for each in asked if each.entry.hub]
+    if edition == "official" or hub_reachable() or (hubs and all(cached_data_set(each) for each in hubs)):
+        return "official", HUB
+    return "offline", OFFLINE_EDITION
+
+
+def offline_counterparts(
+    suite: str, asked: tuple[Asked, ...]
+) -> tuple[str, tuple[Asked, ...], dict[str, str]]:
+    """The offline edition's suite and tasks for ``asked``, and the tasks for which it has none."""
+    name = OFFLINE_SUITE.get(suite, suite)
+    stand_ins = [
+        each for each in OFFLINE.values() if name not in OFFLINE_SUITE.values() or each.entry.suite == name
+    ]
+    wanted = {each.entry.name.removesuffix("_e") for each in asked}
+    whole_suite = {entry.name for entry in tasks_of(suite)} == {each.entry.name for each in asked}
+    chosen, covered = [], set()
+    for each in stand_ins:
+        if whole_suite or each.counterpart in wanted or each.entry.name in wanted:
+            chosen.append(Asked(each.entry))
+            covered |= {each.counterpart, each.entry.name}
+    missing = (
+        {}
+        if whole_suite
+        else dict.fromkeys(sorted(wanted - covered), "the offline edition has no counterpart")
+    )
+    return name, tuple(chosen), missing
+
+
+def rows_of(entry: TaskEntry, *, source: str, data: Path | None, seed: int, limit: int | None = None) -> Rows:
+    """The rows of one task from ``source``; what can't be had is said, not raised (broken files are raised).
+
+    Raises:
+        DataError: If a file of the data folder is broken.
+    """
+    if source == OFFLINE_EDITION:
+        # builders give the same first rows whatever the number
+        wanted = entry.num_rows if limit is None else min(limit, entry.num_rows)
+        built = OFFLINE[entry.name].build(wanted, seed=seed)
+        return Rows(tuple(built), origin="built by hambench")
+    if source == FOLDER:
+        assert data is not None
+        found = read_task(data, entry) if entry.columns else _plain_rows(data, entry)
+        if found is None:
+            return Rows(None, missing=f"{data} holds no {' or '.join(entry.file_names[:2])}")
+        return (
+            found
+            if isinstance(found, Rows)
+            else Rows(found.rows, origin=str(found.path), sha256=found.sha256)
+        )
+    if entry.hub is None:
+        return Rows(None, origin="hub")
+    try:
+        return Rows(tuple(hub_rows(entry)), origin=entry.hub[0])
+    except DataError as error:
+        return Rows(None, missing=str(error))
+
+
+def task_plan(asked: Asked) -> dict[str, Any]:
+    """What the run header keeps of a task: enough to make its scorer again elsewhere."""
+    entry = asked.entry
+    return {
+        "config": entry.config,
+        "settings": {**entry.settings, **{k: v for k, v in asked.settings.items() if k != "multiturn"}},
+        "metric": entry.metric,
+        "category": entry.category,
+        "runs_code": entry.runs_code,
+        "lm_eval": lm_eval_version(),
+    }
+
+
+def _plain_rows(data: Path, entry: TaskEntry) -> Rows | None:
+    path = find_file(data, entry.file_names)
+    if path is None:
+        return None
+    found = read_rows(path)
+    return Rows(found.rows, origin=str(found.path), sha256=found.sha256)
+
+
+def _configured(entry: TaskEntry, settings: Mapping[str, Any]) -> Asked:
+    if "multiturn" in settings:
+        entry = replace(entry, multiturn=bool(settings["multiturn"]))
+    return Asked(entry, dict(settings))
+
+
+def _subset(listed: tuple[Asked, ...], tasks: tuple[str, ...]) -> tuple[Asked, ...]:
+    by_name = {each.entry.name: each for each in listed}
+    for task in tasks:
+        if task not in by_name:
+            raise UnknownNameError("task of this suite", task, by_name)
+    return tuple(by_name[task] for task in dict.fromkeys(tasks)) if tasks else listed
+
+
+def _suite_file(path: Path) -> tuple[str, tuple[Asked, ...]]:
+    """Reads ``{name: …, tasks: [NAME | {task: NAME, key: value …}]}``."""
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"the suite file {path} does not exist") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise DataError(f"can't read the suite file {path}: {error}") from error
+    items = loaded.get("tasks") if isinstance(loaded, dict) else None
+    if not isinstance(items, list) or not items:
+        raise DataError(f"{path} must hold `tasks:` with a list of task names")
+    listed = []
+    for item in items:
+        if isinstance(item, str):
+            listed.append(named_task(item))
+        elif isinstance(item, dict) and isinstance(item.get("task"), str):
+            listed.append(
+                named_task(item["task"], {key: value for key, value in item.items() if key != "task"})
+            )
+        else:
+            raise DataError(f"{path}: each task is a name or a mapping with `task: NAME`, got {item!r}")
+    return str(loaded.get("name", path.stem)), tuple(listed)

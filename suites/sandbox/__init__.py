@@ -1,0 +1,1 @@
+"""The sandbox that runs programs a model wrote."""

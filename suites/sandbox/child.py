@@ -1,0 +1,236 @@
+"""The inside of the sandbox: a script of its own, run by the supervisor in a fresh interpreter.
+
+It shuts itself in as far as it was told to, reads the program from its standard input, runs it, and answers on a pipe.
+Nothing of hambench is imported here: what the program can see is this file and the standard library.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import resource
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+NOBODY = 65534
+
+# <linux/sched.h>, <linux/mount.h>, <linux/prctl.h>
+_NEW_NS, _NEW_UTS, _NEW_IPC, _NEW_USER, _NEW_PID, _NEW_NET = (
+    0x00020000,
+    0x04000000,
+    0x08000000,
+    0x10000000,
+    0x20000000,
+    0x40000000,
+)
+_RDONLY, _NOSUID, _NODEV, _REMOUNT, _BIND, _REC, _PRIVATE, _DETACH = 1, 2, 4, 32, 4096, 16384, 1 << 18, 2
+_PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 24, 36, 38
+_SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
+
+_FILE_EVENTS_TEXT = (
+    "open os.listdir os.scandir os.remove os.rename os.mkdir os.rmdir os.chmod os.chown os.link os.symlink "
+    "os.truncate os.utime shutil.rmtree"
+)
+_FILE_EVENTS = frozenset(_FILE_EVENTS_TEXT.split())
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def main() -> None:
+    """Reads the settings (JSON, first argument), isolates this process as they say, and runs the program."""
+    settings: dict[str, Any] = json.loads(sys.argv[1])
+    program = sys.stdin.buffer.read().decode()
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    level = settings["level"]
+    if level == "namespaces":
+        _enter_namespaces(settings)
+    elif level == "limits" and settings["drop_root"]:
+        _drop_root()
+    _limit(settings)
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    # orphans of the program come to this process instead of escaping to the system's first
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    worker = os.fork()
+    if worker == 0:
+        _run(program, settings)
+    # the program's parent is this process, not hambench; as process 1 of a namespace it takes all others with it
+    signal.signal(signal.SIGTERM, lambda *_: _end())
+    os.waitpid(worker, 0)
+    _end()
+
+
+def _end() -> None:
+    """Kills whatever the program started, however it hid, and ends."""
+    for _ in range(1000):
+        children = Path(f"/proc/self/task/{os.getpid()}/children")
+        left = children.read_text().split() if children.exists() else []
+        if not left:
+            break
+        for child in left:
+            os.kill(int(child), signal.SIGKILL)
+            os.waitpid(int(child), 0)
+    os._exit(0)
+
+
+def _run(program: str, settings: dict[str, Any]) -> None:
+    """Runs the program and says how it ended; a pass is proved by a number that is read only afterwards."""
+    verdict, proof = settings["verdict_fd"], settings["proof_fd"]
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(null, stream)
+    os.write(verdict, b"ready\n")
+    if settings["level"] == "limits":
+        _forbid(settings["folder"])
+    try:
+        # as code_eval runs it: an empty namespace, so that `if __name__ == "__main__":` blocks are not run
+        exec(compile(program, "<program>", "exec"), {})
+    except BaseException as error:  # SystemExit and KeyboardInterrupt end a program before its tests, too
+        result = f"failed: {type(error).__name__}: {error}"[:300]
+        os.write(verdict, json.dumps({"result": result}).encode() + b"\n")
+        os._exit(1)
+    number = os.read(proof, 64).decode()
+    os.write(verdict, json.dumps({"result": "passed", "proof": number}).encode() + b"\n")
+    os._exit(0)
+
+
+def _enter_namespaces(settings: dict[str, Any]) -> None:
+    """Own process, network, IPC and mount namespaces, a root of read-only system folders, an unprivileged user."""
+    root_user = os.getuid() == 0
+    uid, gid = os.getuid(), os.getgid()
+    _check(
+        "unshare",
+        _libc.unshare(_NEW_NS | _NEW_UTS | _NEW_IPC | _NEW_PID | _NEW_NET | (0 if root_user else _NEW_USER)),
+    )
+    if not root_user:
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/uid_map").write_text(f"{NOBODY} {uid} 1")
+        Path("/proc/self/gid_map").write_text(f"{NOBODY} {gid} 1")
+    child = os.fork()
+    if child:
+        _, status = os.waitpid(child, 0)
+        os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _new_root(settings)
+    if root_user:
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+    else:
+        _drop_capabilities()
+    # changing the user clears the order to die with the parent
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _new_root(settings: dict[str, Any]) -> None:
+    """A root with the system folders and Python read-only, a private working folder, and nothing of the user's."""
+    root = Path(settings["folder"])
+    _mount(None, "/", None, _REC | _PRIVATE)
+    _mount("tmpfs", root, "tmpfs", _NOSUID | _NODEV, f"size={settings['disk_bytes']},mode=755")
+    for path in ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/etc/ld.so.conf"):
+        if Path(path).is_symlink():
+            (root / path[1:]).symlink_to(Path(path).readlink())
+        elif Path(path).exists():
+            _show(root, path)
+    for path in settings["visible"]:
+        if not (root / path[1:]).exists():
+            _show(root, path)
+    for name in ("null", "zero", "urandom"):
+        _show(root, f"/dev/{name}", read_only=False)
+    (root / "proc").mkdir(exist_ok=True)
+    # a container may forbid a new /proc; without one the program only lacks it
+    _libc.mount(b"proc", bytes(root / "proc"), b"proc", _NOSUID | _NODEV | _RDONLY, None)
+    (root / "tmp").mkdir(exist_ok=True)
+    (root / "tmp").chmod(0o1777)
+    os.chdir(root)
+    number = _SYS_PIVOT_ROOT.get(os.uname().machine)
+    if number is None:
+        raise OSError(f"no pivot_root number for {os.uname().machine}")
+    _check("pivot_root", _libc.syscall(number, b".", b"."))
+    _check("umount2", _libc.umount2(b".", _DETACH))
+    os.chdir("/tmp")
+    # what is left writable is /tmp and the devices
+    os.environ["HOME"] = os.environ["TMPDIR"] = "/tmp"
+
+
+def _show(root: Path, path: str, *, read_only: bool = True) -> None:
+    """Makes ``path`` of the old root visible at the same place of the new one."""
+    target = root / path[1:]
+    if Path(path).is_dir():
+        target.mkdir(parents=True, exist_ok=True)
+    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.touch()
+    _mount(path, target, None, _BIND | _REC)
+    if read_only:
+        # flags that the old mount has can't be dropped in a user namespace: they are repeated
+        kept = os.statvfs(path).f_flag & (_NOSUID | _NODEV | 8 | 1024 | 2048 | 4096)
+        flags = (kept & 0xF) | (2097152 if kept & 4096 else 0)
+        flags |= (1024 if kept & 1024 else 0) | (2048 if kept & 2048 else 0)
+        _mount(None, target, None, _BIND | _REMOUNT | _RDONLY | flags)
+
+
+def _drop_root() -> None:
+    """Becomes nobody: limits on processes don't hold for root."""
+    if os.getuid() == 0:
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _drop_capabilities() -> None:
+    for capability in range(64):
+        _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    none = (ctypes.c_uint32 * 6)()
+    _check("capset", _libc.capset(header, none))
+
+
+def _limit(settings: dict[str, Any]) -> None:
+    for name, value in settings["limits"].items():
+        limit = getattr(resource, name)
+        # processor time: the soft limit ends the program, the hard one a program that catches the signal
+        resource.setrlimit(limit, (value, value + 1 if name == "RLIMIT_CPU" else value))
+
+
+def _forbid(folder: str) -> None:
+    """Refuses network, signals, and files outside ``folder`` and Python: a fence against accidents, no wall."""
+    writable = (os.path.realpath(folder), os.devnull)
+    readable = (*writable, sys.prefix, sys.base_prefix, "/usr", "/lib", "/dev/urandom", "/etc/localtime")
+    changing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event.startswith("socket.") or event in ("os.kill", "os.killpg", "os.system", "subprocess.Popen"):
+            raise PermissionError(f"{event} is not allowed here")
+        if event in _FILE_EVENTS and isinstance(arguments[0], str | bytes | os.PathLike):
+            path = os.path.realpath(os.fsdecode(arguments[0]))
+            reads = event in ("os.listdir", "os.scandir") or (event == "open" and not arguments[2] & changing)
+            if not path.startswith(readable if reads else writable):
+                raise PermissionError(f"{event} of {path} is not allowed here")
+
+    sys.addaudithook(hook)
+
+
+def _mount(
+    source: str | None, target: str | Path, kind: str | None, flags: int, data: str | None = None
+) -> None:
+    encoded = [None if each is None else os.fsencode(each) for each in (source, target, kind, data)]
+    result = _libc.mount(encoded[0], encoded[1], encoded[2], ctypes.c_ulong(flags), encoded[3])
+    _check(f"mount {target}", result)
+
+
+def _prctl(option: int, value: int) -> None:
+    _check("prctl", _libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0))
+
+
+def _check(what: str, result: int) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from synthetic import header
+
+from hambench.analysis.bandwidth_limit import Limit, decode_bytes, limits_of
+from hambench.models.sizes import SHAPES, shape_scalars
+from hambench.records import Cell, GenerationTrace, SampleRecord, StepRecord
+from hambench.roofline.byte_model import ByteModel
+from hambench.store import Run
+
+SHAPE = SHAPES["smollm2-135m"]
+BYTES = ByteModel(shape=SHAPE)
+
+
+def cell(method: str, **knobs: str | float | int) -> Cell:
+    return Cell(method=method, label=method, knobs=knobs, model="m", dtype="bfloat16")
+
+
+def trace(*steps: StepRecord) -> GenerationTrace:
+    return GenerationTrace(prompt_tokens=9, steps=steps, finish="length")
+
+
+def step(num_tokens: int = 1, seconds: float = 0.01, **counts: Any) -> StepRecord:
+    return StepRecord(tokens=(1,) * num_tokens, seconds=seconds, **counts)
+
+
+def run_of(
+    cell: Cell, trace: GenerationTrace, *, probes: tuple[float, ...] = (46e9,), load: float = 0.0
+) -> Run:
+    base = header((cell,), num_samples=1)
+    base = dataclasses.replace(base, model={**base.model, **SHAPE.as_scalars()})
+    record = SampleRecord(cell=cell.label, sample_id="s", prompt_hash="h", trace=trace, other_load=load)
+    telemetry = tuple({"kind": "bandwidth", "read": value, "copy": value} for value in probes)
+    return Run(Path("run"), base, {}, (record,), (), telemetry)
+
+
+def limit_of(cell: Cell, trace: GenerationTrace, **options: object) -> Limit:
+    return limits_of(run_of(cell, trace, **options))[cell.label]  # type: ignore[arg-type]
+
+
+def test_vanilla_reads_all_weights_and_its_cache_once_a_token_and_the_prefill_is_left_out() -> None:
+    one = trace(step(kv_slots=9, target_forwards=5), *[step(kv_slots=1000)] * 10)
+    assert decode_bytes([one], SHAPE, cell("vanilla")) == 10 * BYTES.vanilla_bytes(context=1000)
+
+
+@pytest.mark.parametrize("m", [1, 2, 4])
+def test_hamburger_reads_what_its_curve_says(m: int) -> None:
+    one = trace(
+        step(m, kv_slots=9), *[step(m, kv_slots=500, micro_forwards=m - 1, continue_probs=(0.5,) * m)] * 20
+    )
+    needed = decode_bytes([one], SHAPE, cell("hamburger"))
+    # a group of one skips the merge, which the curve counts always
+    merge = 0 if m > 1 else 20 * BYTES.merge
+    assert needed == pytest.approx(20 * m * BYTES.hamburger_bytes(m, context=500) - merge)
+
+
+def test_speculation_reads_its_draft_and_its_cache_once_a_draft_forward() -> None:
+    one = trace(step(kv_slots=9), *[step(5, kv_slots=300, draft_forwards=4, drafted=4, accepted=4)] * 7)
+    needed = decode_bytes([one], SHAPE, cell("speculative", draft="int8"))
+    assert needed == pytest.approx(7 * 5 * BYTES.speculative_bytes(4, 1.0, context=300))
+
+
+def test_a_draft_of_unknown_size_has_no_limit_and_prompt_lookup_needs_none() -> None:
+    drafted = trace(step(), step(2, draft_forwards=1, drafted=1, accepted=1))
+    assert decode_bytes([drafted], SHAPE, cell("speculative", draft="another-model")) is None
+    assert limits_of(run_of(cell("speculative", draft="another-model"), drafted)) == {}
+    looked_up = trace(step(), step(3, drafted=2, accepted=2))
+    assert decode_bytes([looked_up], SHAPE, cell("prompt_lookup")) == BYTES.step
+
+
+def test_a_peer_whose_counts_are_unknown_has_no_limit() -> None:
+    unknown = dataclasses.replace(step(), target_forwards=None, kv_slots=None)
+    assert decode_bytes([trace(step(), unknown)], SHAPE, cell("hf_generate")) is None
+
+
+def test_utilisation_is_measured_over_predicted_speed() -> None:
+    limit = limit_of(cell("vanilla"), trace(step(), *[step(seconds=0.01)] * 10))
+    assert limit.measured_tps == pytest.approx(100)
+    assert limit.predicted_tps == pytest.approx(46e9 / BYTES.step)
+    assert limit.mbu == pytest.approx(BYTES.step / 0.01 / 46e9)
+    assert limit.flag == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "options", "reason"),
+    [
+        (0.1, {}, "overhead-bound"),
+        (0.1, {"load": 0.5}, "others took 50%"),
+        (0.001, {}, "stays in a cache"),
+        (0.001, {"probes": (46e9, 20e9)}, "probe was disturbed"),
+    ],
+)
+def test_what_lies_outside_the_plausible_range_gets_its_likely_reason(
+    seconds: float, options: dict[str, object], reason: str
+) -> None:
+    assert reason in limit_of(cell("vanilla"), trace(step(), *[step(seconds=seconds)] * 10), **options).flag
+
+
+def test_without_a_probe_or_sizes_there_is_no_limit_rather_than_a_guess() -> None:
+    run = run_of(cell("vanilla"), trace(step(), step()))
+    assert limits_of(dataclasses.replace(run, telemetry=())) == {}
+    nameless = dataclasses.replace(run.header, model={"name": "m"})
+    assert limits_of(dataclasses.replace(run, header=nameless)) == {}
+
+
+def test_a_loaded_models_shape_becomes_scalars_and_a_foreign_one_nothing() -> None:
+    assert shape_scalars(SHAPE) == SHAPE.as_scalars()
+    assert shape_scalars(object()) == {}

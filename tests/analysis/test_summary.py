@@ -1,0 +1,88 @@
+import dataclasses
+import json
+
+import pytest
+from synthetic import write_run
+
+from hambench.analysis.summary import (
+    cell_objects,
+    first_difference,
+    render_table,
+    to_json_line,
+    token_identity,
+)
+from hambench.store import load_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return load_run(write_run(tmp_path_factory.mktemp("runs") / "run"))
+
+
+def test_there_is_one_object_per_cell_with_all_that_is_measured(run):
+    objects = cell_objects(run)
+    assert [item["cell"] for item in objects] == [cell.label for cell in run.header.cells]
+    wanted = {
+        "tps", "ttft_s", "tpot_p50_s", "tpot_p90_s", "tpot_p99_s", "m", "acceptance_rate", "kv_bytes",
+        "kv_compression_output", "kv_compression_total", "peak_memory_bytes", "accuracy", "num_samples",
+    }  # fmt: skip
+    for item in objects:
+        assert wanted <= set(item)
+        assert json.loads(to_json_line(item))["cell"] == item["cell"]
+    vanilla = objects[0]
+    assert vanilla["tps_ratio"] == 1
+    assert vanilla["accuracy"]["n"] > 0
+    assert vanilla["acceptance_rate"] is None
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "first"),
+    [((1, 2), (1, 2), None), ((1, 2), (1, 3), 1), ((1,), (1, 2), 1), ((), (), None)],
+)
+def test_first_difference_is_an_index(mine, theirs, first):
+    assert first_difference(mine, theirs) == first
+
+
+def test_identity_counts_equal_answers_and_finds_the_first_difference(run):
+    vanilla = run.header.cells[0].label
+    same = token_identity(run, vanilla, vanilla)
+    assert same.num_identical == same.num_samples > 0
+    assert (same.first_difference, same.share_before) == (None, 1)
+    index = next(
+        i for i, r in enumerate(run.records) if r.cell == vanilla and r.trace and len(r.trace.token_ids) > 5
+    )
+    changed = run.records[index]
+    other = [list(step.tokens) for step in changed.trace.steps]
+    flat = [token for tokens in other for token in tokens]
+    position = 3
+    steps = (
+        dataclasses.replace(changed.trace.steps[0], tokens=(*flat[:position], flat[position] + 1, *flat[4:])),
+    )
+    copy = dataclasses.replace(changed, cell="copy", trace=dataclasses.replace(changed.trace, steps=steps))
+    identity = token_identity(dataclasses.replace(run, records=(*run.records, copy)), "copy", vanilla)
+    assert (identity.num_samples, identity.num_identical, identity.first_difference) == (1, 0, 3)
+
+
+def test_the_table_says_the_warnings_first_and_shows_every_cell(run):
+    lines = render_table(run).splitlines()
+    assert lines[0].startswith("! ")
+    for cell in run.header.cells:
+        assert any(line.startswith(cell.label) for line in lines)
+
+
+def test_where_room_is_short_labels_fold_and_no_number_is_lost(run):
+    wide = render_table(run, width=300).splitlines()
+    header = next(line for line in wide if line.startswith("method")).rstrip()
+    longest = max(len(cell.label) for cell in run.header.cells)
+    narrow = render_table(run, width=len(header) - longest + 6).splitlines()
+    row, narrow_row = (next(line for line in lines if line.startswith("vanil")) for lines in (wide, narrow))
+    assert narrow_row.split()[1:] == row.split()[1:]
+
+
+def test_a_run_with_nothing_measured_shows_dashes_not_zeros(run):
+    empty = dataclasses.replace(run, records=(), scores=())
+    text = render_table(empty)
+    assert "Unfinished" in text
+    rows = [line for line in text.splitlines() if line.startswith("vanilla")]
+    assert "–" in rows[0]
+    assert "0.0" not in rows[0]

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from hambench.bench.overhead import Overhead, measure_overhead
+from hambench.cli.bench.overhead import command
+from hambench.profiling.profile import IdleCost
+
+
+def test_the_harness_is_what_of_the_wall_time_is_no_step(tiny_model: Path) -> None:
+    (measured,) = measure_overhead(
+        model=str(tiny_model),
+        dtype="float32",
+        device="cpu",
+        methods=("vanilla",),
+        num_records=2,
+        max_new_tokens=8,
+    )
+    assert measured.num_tokens == 16
+    assert 0 < measured.steps_s < measured.wall_s
+    assert 0 < measured.share < 1
+    assert measured.profiling is not None
+    assert measured.profiling.num_ranges == 0
+    assert measured.profiling_share == 0
+
+
+def test_shares_are_of_one_record() -> None:
+    cost = IdleCost(num_ranges=100, seconds_each=1e-6)
+    overhead = Overhead(
+        cell="x", num_records=4, num_tokens=80, wall_s=2.2, steps_s=2.0, start_s=None, profiling=cost
+    )
+    assert overhead.profiling_share == pytest.approx(100e-6 / 0.5)
+    assert overhead.share == pytest.approx(0.2 / 2.2)
+
+
+def test_the_command_prints_both_shares(tiny_model: Path) -> None:
+    arguments = ["--model", str(tiny_model), "--dtype", "float32", "--records", "1", "--max-new-tokens", "4"]
+    text = CliRunner().invoke(command, arguments).stdout
+    assert "is the harness" in text
+    assert "profiling, off: 0.000% of the steps (0 ranges a record" in text
+    item = json.loads(CliRunner().invoke(command, [*arguments, "--json"]).stdout)
+    assert item["profiling_share"] == 0

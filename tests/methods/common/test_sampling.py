@@ -1,0 +1,167 @@
+import pytest
+import torch
+from fakes import tiny_target
+from scipy.stats import chisquare
+
+from hambench.decoding import SamplingParams
+from hambench.engine.int8 import quantize_int8
+from hambench.engine.llama import Llama, LlamaShape
+from hambench.engine.norm import RMSNorm
+from hambench.methods.common.drafting import SeparateDrafter, SharedDrafter
+from hambench.methods.common.sampling import accept_greedy, accept_sampled, probabilities
+from hambench.methods.common.sequence import TargetSequence
+from hambench.methods.prompt_lookup import NgramIndex
+from hambench.methods.speculative import SpeculativeConfig, SpeculativeSession
+
+SHARP = SamplingParams(max_new_tokens=4, temperature=1.3, seed=0)
+
+
+def test_nucleus_is_the_smallest_set_that_reaches_top_p():
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    params = SamplingParams(max_new_tokens=1, temperature=1.0, top_p=0.75)
+    assert probabilities(logits, params)[0].tolist() == pytest.approx([0.625, 0.375, 0, 0])
+
+
+def test_nucleus_always_keeps_the_most_probable_token():
+    params = SamplingParams(max_new_tokens=1, temperature=1.0, top_p=0.01)
+    assert probabilities(torch.tensor([[0.0, 3.0, 1.0]]), params)[0].tolist() == [0, 1, 0]
+
+
+def test_greedy_acceptance_stops_at_the_first_disagreement():
+    wanted = [4, 5, 6, 7]
+    assert accept_greedy(wanted, [4, 5, 6]) == (3, 7)
+    assert accept_greedy(wanted, [4, 9, 6]) == (1, 5)
+    assert accept_greedy(wanted[:1], []) == (0, 4)
+
+
+def test_exact_rejection_sampling_gives_the_targets_distribution():
+    p = torch.tensor([[0.5, 0.2, 0.2, 0.1, 0.0], [0.2] * 5])
+    q = torch.tensor([[0.1, 0.4, 0.1, 0.2, 0.2]])
+    generator = torch.Generator().manual_seed(0)
+    counts = torch.zeros(5)
+    num_draws = 20_000
+    for _ in range(num_draws):
+        drafted = int(torch.multinomial(q[0], 1, generator=generator))
+        accepted = accept_sampled(p, q, [drafted], generator)
+        counts[drafted if accepted.num_accepted else accepted.next_token] += 1
+    assert counts[4] == 0
+    assert chisquare(counts[:4], p[0, :4] * num_draws).pvalue > 1e-3
+
+
+@pytest.fixture(scope="module")
+def small_vocabulary():
+    """A target of 12 tokens: few enough for a chi-square test on pairs of tokens."""
+    shape = LlamaShape(
+        vocab_size=12,
+        hidden_size=32,
+        intermediate_size=48,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=16,
+        rms_norm_eps=1e-5,
+        rope_theta=10000.0,
+        max_positions=64,
+        tie_embeddings=False,
+    )
+    return tiny_target(seed=5, shape=shape)
+
+
+def _noisy(llama: Llama) -> Llama:
+    """A draft that often disagrees: rejections must happen for the residual to be tested."""
+    draft = quantize_int8(llama)
+    generator = torch.Generator().manual_seed(1)
+    noise = 1 + 0.5 * torch.randn(draft.norm.weight.shape, generator=generator)
+    draft.norm = RMSNorm(draft.norm.weight * noise, draft.norm.eps)
+    return draft
+
+
+@pytest.mark.parametrize("num_draft_tokens", [2, 4])
+@pytest.mark.parametrize("drafter", [SeparateDrafter, SharedDrafter])
+def test_sampled_speculation_is_distributed_as_the_target(small_vocabulary, num_draft_tokens, drafter):
+    target, prompt, num_draws = small_vocabulary, [1, 7, 3], 1500
+    draft = _noisy(target.llama)
+    expected = _pair_distribution(target, prompt)
+    counts = torch.zeros(12, 12)
+    num_rejected = 0
+    for seed in range(num_draws):
+        params = SamplingParams(max_new_tokens=8, temperature=1.3, seed=seed)
+        sequence = TargetSequence(target, prompt, params)
+        session = SpeculativeSession(num_draft_tokens, sequence, drafter(draft, sequence))
+        with torch.inference_mode():
+            tokens = list(session.prefill().tokens)
+            while len(tokens) < 3:
+                step = session.step()
+                num_rejected += step.drafted - step.accepted
+                tokens += step.tokens
+        counts[tokens[1], tokens[2]] += 1
+    assert num_rejected > num_draws / 10
+    observed, wanted = counts.flatten(), (expected * num_draws).flatten()
+    # cells expected less than five times are pooled, as the chi-square approximation asks
+    rare = wanted < 5
+    observed = torch.cat([observed[~rare], observed[rare].sum()[None]]).double()
+    wanted = torch.cat([wanted[~rare], wanted[rare].sum()[None]]).double()
+    assert chisquare(observed, wanted * observed.sum() / wanted.sum()).pvalue > 1e-3
+
+
+def _pair_distribution(target, prompt):
+    """Exact distribution of the second and third token, by enumeration."""
+    params = SHARP
+
+    def next_probs(tokens):
+        cache = target.llama.new_cache(len(tokens))
+        return probabilities(target.llama.prefill(torch.tensor(tokens), cache).logits, params)[-1].double()
+
+    pairs = torch.zeros(12, 12, dtype=torch.float64)
+    first = next_probs(prompt)
+    for a in range(12):
+        second = next_probs([*prompt, a])
+        for b in range(12):
+            pairs[b] += first[a] * second[b] * next_probs([*prompt, a, b])
+    return pairs
+
+
+def test_full_acceptance_costs_no_extra_draft_forward(target):
+    from hambench.engine.loop import generate
+
+    method = SpeculativeConfig(num_draft_tokens=3).build(target)
+    perfect = type(method)(method.name, method.config, target, target.llama)
+    trace = generate(perfect, [1, 2, 3], SamplingParams(max_new_tokens=21))
+    decode_steps = trace.steps[1:]
+    assert all(step.accepted == step.drafted == 3 for step in decode_steps[:-1])
+    assert all(step.draft_forwards == step.drafted for step in decode_steps)
+
+
+def test_the_last_token_of_a_sampled_answer_is_sampled_too(target):
+    # with nothing left to draft there are no draft distributions, and it once was the argmax
+    method = SpeculativeConfig(num_draft_tokens=3).build(target)
+    last = set()
+    for seed in range(12):
+        session = method.start([1, 2, 3], SamplingParams(max_new_tokens=2, temperature=3.0, seed=seed))
+        first = session.prefill().tokens
+        step = session.step()
+        assert step.drafted == 0
+        last.add((*first, *step.tokens))
+    assert len({token for *_, token in last}) > 6
+
+
+def test_shared_cache_costs_no_memory_and_no_draft_prefill(target):
+    params = SamplingParams(max_new_tokens=10)
+    sessions = {}
+    for kv in ("separate", "shared"):
+        session = SpeculativeConfig(kv=kv).build(target).start([1, 2, 3, 4], params)
+        first = session.prefill()
+        sessions[kv] = (first.draft_forwards, session.kv.bytes)
+    assert sessions["shared"][0] == 0
+    assert sessions["separate"] == (1, 2 * sessions["shared"][1])
+
+
+def test_ngram_index_prefers_the_longest_and_the_latest_match():
+    index = NgramIndex(3)
+    tokens = [1, 2, 3, 9, 2, 3, 8, 1, 2, 3]
+    index.update(tokens)
+    assert index.lookup(tokens, 2) == [9, 2]  # 1 2 3 was followed by 9, though 2 3 was last followed by 8
+    tokens += [8, 5, 2, 3]
+    index.update(tokens)
+    assert index.lookup(tokens, 2) == [8, 5]
+    assert index.lookup([77, 78], 2) == []

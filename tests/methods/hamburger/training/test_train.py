@@ -1,0 +1,225 @@
+import dataclasses
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+from fakes import save_tiny_model
+from fakes_hamburger import hf_twin, tiny_grafts, with_shape
+
+from hambench.cli.hamburger import command
+from hambench.decoding import SamplingParams
+from hambench.engine.loop import generate
+from hambench.errors import DataError, ModelError
+from hambench.methods.hamburger import HamburgerConfig
+from hambench.methods.hamburger.checkpoint import digest, load
+from hambench.methods.hamburger.data.batched import decode_batch
+from hambench.methods.hamburger.data.pipeline import DataSource, train
+from hambench.methods.hamburger.data.segment import Segmented, write_segments
+from hambench.methods.hamburger.training.budget import RunOptions
+from hambench.methods.hamburger.training.losses import frozen_head_loss
+from hambench.methods.hamburger.training.recipes import PAPER, SMALL
+from hambench.methods.hamburger.training.teacher import Corpus, study
+from hambench.methods.hamburger.training.trainer import split_held_out
+from hambench.models import target as models
+
+SHAPE = with_shape(tie_embeddings=True, max_positions=256)
+PROMPT, ANSWER = [1, 2, 3], [10, 20, 30, 40, 50, 60, 70, 80] * 3
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("train") / "tiny", SHAPE)
+
+
+@pytest.fixture(scope="module")
+def conversations(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "data.jsonl"
+    rows = [{"prompt_ids": [1, 2, i], "response_ids": [10, 20, 30, 40, 50 + i]} for i in range(12)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def test_a_trained_model_folds_a_repetitive_corpus_and_is_exact_on_it(folder, tmp_path):
+    rows = [Segmented(ids=(*PROMPT, *ANSWER), prompt_tokens=3, segments=(4,) * 6)] * 8
+    write_segments(tmp_path / "segments.jsonl", rows)
+    recipe = dataclasses.replace(
+        PAPER,
+        base_lr=3e-3,
+        graft_lr=3e-3,
+        batch_size=4,
+        accumulate=1,
+        start_from_base=True,
+        micro_norm=True,
+        merge_residual="last",
+    )
+    out = tmp_path / "weights"
+    train(str(folder), recipe, RunOptions(out=out, steps=120), segments=tmp_path / "segments.jsonl")
+    target = models.load(str(folder), dtype="float32", device="cpu")
+    method = HamburgerConfig(checkpoint=str(out), confidence=0.5).build(target)
+    trace = generate(method, PROMPT, SamplingParams(max_new_tokens=len(ANSWER)))
+    emitted = [token for step in trace.steps for token in step.tokens]
+    assert emitted == ANSWER
+    assert len(emitted) / len(trace.steps) > 2
+    assert trace.steps[-1].kv_slots == len(PROMPT) + len(trace.steps) - 1
+
+
+def test_the_distilling_recipe_trains_resumes_and_saves_what_decodes(folder, conversations, tmp_path):
+    recipe = dataclasses.replace(
+        # thresholds at which the stop head, which starts at one half, lets something be fused
+        SMALL,
+        micro_epochs=1,
+        micro_batch=16,
+        batch_size=4,
+        lora_rank=2,
+        thresholds=(0.7, 0.9),
+    )
+    out = tmp_path / "weights"
+
+    def run(steps, resume):
+        return train(
+            str(folder),
+            recipe,
+            RunOptions(out=out, steps=steps, resume=resume, held_out_share=0.2),
+            sources=[DataSource(path=conversations)],
+        )
+
+    first = run(3, resume=False)
+    with pytest.raises(ModelError, match="give --resume"):
+        run(3, resume=False)
+    second = run(5, resume=True)
+    assert (first.step, second.step) == (3, 5)
+    curve = [json.loads(line) for line in (out / "curve.jsonl").read_text().splitlines()]
+    assert {line["stage"] for line in curve} == {"micro", "reader", "student"}
+    checkpoint = load(out)
+    assert checkpoint.base_weights == "fused_lora"
+    assert checkpoint.provenance["held_out"]["loss"] > 0
+    assert any(tensor.abs().max() > 0 for name, tensor in checkpoint.tensors.items() if name.endswith(".B"))
+    target = models.load(str(folder), dtype="float32", device="cpu")
+    method = HamburgerConfig(checkpoint=str(out)).build(target)
+    assert generate(method, PROMPT, SamplingParams(max_new_tokens=8)).steps
+
+
+def test_weights_trained_on_another_base_are_refused(folder, conversations, tmp_path):
+    out = tmp_path / "weights"
+    recipe = dataclasses.replace(SMALL, micro_epochs=0, lora_rank=2, batch_size=2)
+    train(str(folder), recipe, RunOptions(out=out, steps=1), sources=[DataSource(path=conversations)])
+    other = save_tiny_model(tmp_path / "other", SHAPE, seed=5)
+    with pytest.raises(ModelError, match="trained on other weights"):
+        HamburgerConfig(checkpoint=str(out)).build(models.load(str(other), dtype="float32", device="cpu"))
+
+
+def test_a_run_starts_from_the_weights_of_another(folder, conversations, tmp_path):
+    recipe = dataclasses.replace(SMALL, stages=(("fused", 1.0),), calibrate=False, lora_rank=2, batch_size=2)
+
+    def run(name, **options):
+        chosen = RunOptions(out=tmp_path / name, steps=1, held_out_share=0, **options)
+        return train(str(folder), recipe, chosen, sources=[DataSource(path=conversations)])
+
+    first = run("first").checkpoint()
+    # no step is taken at a learning rate of zero, so that what comes out is what it started from
+    recipe = dataclasses.replace(recipe, base_lr=0.0, graft_lr=0.0, weight_decay=0.0)
+    second = run("second", start_from=tmp_path / "first").checkpoint()
+    assert set(first.tensors) == set(second.tensors)
+    for name, tensor in first.tensors.items():
+        torch.testing.assert_close(second.tensors[name], tensor, msg=name)
+    assert second.provenance["start_from"] == digest(tmp_path / "first")
+    recipe = dataclasses.replace(recipe, lora_rank=3)
+    with pytest.raises(ModelError, match="other low-rank changes"):
+        run("third", start_from=tmp_path / "first")
+    recipe = dataclasses.replace(recipe, num_micro_layers=1)
+    with pytest.raises(ModelError, match="another architecture"):
+        run("fourth", start_from=tmp_path / "first")
+
+
+def test_held_out_rows_are_chosen_before_replication():
+    train_rows, held = split_held_out(40, 0.1, seed=3)
+    assert len(held) == 4
+    assert not set(train_rows) & set(held)
+    assert (train_rows, held) == split_held_out(40, 0.1, seed=3)
+    assert held != split_held_out(40, 0.1, seed=4)[1]
+
+
+def test_exactly_one_kind_of_data_is_wanted(tmp_path):
+    with pytest.raises(DataError, match="exactly one"):
+        train("smollm2-135m", SMALL, RunOptions(out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "nowhere.jsonl"], "there is no file nowhere.jsonl"),
+        (["--self-distil", "1"], "must be >= 2"),
+        (["--self-distil", "9", "--lora-rank", "-1"], "lora_rank must be >= 0"),
+    ],
+)
+def test_the_command_refuses_bad_input_before_it_loads_a_model(arguments, message, tmp_path):
+    result = CliRunner().invoke(command, ["train", "--out", str(tmp_path / "o"), *arguments])
+    assert result.exit_code != 0
+    assert message in str(result.exception)
+
+
+def test_segmenting_a_file_reports_tokens_a_segment(folder, conversations, tmp_path):
+    arguments = ["segment", str(conversations), "--out", str(tmp_path / "s.jsonl"), "--model", str(folder)]
+    result = CliRunner().invoke(
+        command, [*arguments, "--strategy", "sliding", "--threshold", "99"], catch_exceptions=False
+    )
+    assert "12 responses, 60 tokens, 24 segments, 2.500 tokens a segment" in result.output
+
+
+def test_the_frozen_head_has_the_gradient_of_plain_cross_entropy():
+    torch.manual_seed(0)
+    hidden, head = torch.randn(7, 8, requires_grad=True), torch.randn(30, 8)
+    ids, probs, weights = torch.randint(0, 30, (7, 3)), torch.rand(7, 3), torch.rand(7)
+    out = frozen_head_loss(hidden, head, ids=ids, probs=probs, weights=weights)
+    (mine,) = torch.autograd.grad(out.loss, hidden)
+    logs = torch.log_softmax(hidden @ head.T, -1)
+    plain = -(weights[:, None] * probs * logs.gather(1, ids)).sum()
+    (expected,) = torch.autograd.grad(plain, hidden)
+    torch.testing.assert_close(out.loss, plain)
+    torch.testing.assert_close(mine, expected)
+    assert out.argmax.tolist() == logs.argmax(-1).tolist()
+
+
+def test_batched_answers_equal_one_by_one_decoding():
+    model = hf_twin()
+    prompts = [[5, 6, 7], [9], [1, 2, 3, 4, 5, 6]]
+    answers = decode_batch(model, prompts, max_new_tokens=6, eos_ids=frozenset({257}))
+    for prompt, answer in zip(prompts, answers, strict=True):
+        ids = list(prompt)
+        for token in answer:
+            with torch.no_grad():
+                assert int(model(torch.tensor([ids])).logits[0, -1].argmax()) == token
+            ids.append(token)
+
+
+def test_a_lesson_holds_what_the_base_says_of_each_response_token():
+    model = hf_twin()
+    sequences = [([1, 2, 3, 4, 5], 2), ([7, 8, 9], 1)]
+    lessons = dict(study(model, sequences, feature_layers=(1, 3)))
+    corpus = Corpus.of(sequences, [lessons[0], lessons[1]])
+    assert corpus.response_ids().tolist() == [3, 4, 5, 8, 9]
+    assert corpus.remaining().tolist() == [3, 2, 1, 2, 1]
+    for index, (ids, prompt) in enumerate(sequences):
+        with torch.no_grad():
+            logs = torch.log_softmax(model(torch.tensor([ids])).logits[0, prompt - 1 : -1], -1)
+        expected = -(logs.exp() * logs).sum(-1)
+        torch.testing.assert_close(lessons[index].entropies, expected, rtol=1e-3, atol=1e-3)
+        assert lessons[index].top_ids[:, 0].tolist() == logs.argmax(-1).tolist()
+    joined = Corpus.joined([corpus, corpus])
+    assert joined.sequence(3)[0].tolist() == [7, 8, 9]
+    assert joined.row_offsets.tolist() == [0, 3, 5, 8, 10]
+
+
+def test_zeroed_branches_make_the_merged_vector_its_residual():
+    from hambench.methods.hamburger.training.initial import start_sane
+
+    twin = hf_twin()
+    grafts = tiny_grafts()
+    start_sane(grafts, dict(twin.state_dict()))
+    embeddings = torch.randn(2, 4, 64)
+    merged = grafts.embedder(embeddings, torch.tensor([3, 1]))
+    torch.testing.assert_close(merged[0], embeddings[0, :3].mean(0))
+    torch.testing.assert_close(merged[1], embeddings[1, 0])
+    assert grafts.stop_head(torch.randn(3, 64)).abs().max() == 0

@@ -1,0 +1,136 @@
+"""transformers' generate as a peer: counts, threads and limits (the laws all methods keep are in test_conformance)."""
+
+import gc
+import threading
+
+import pytest
+import torch
+from fakes import TINY_SHAPE, save_tiny_model
+
+from hambench.analysis.metrics import (
+    acceptance_rate,
+    kv_bytes,
+    mean_acceptance_length,
+    tokens_per_target_forward,
+)
+from hambench.decoding import SamplingParams
+from hambench.engine.loop import generate
+from hambench.errors import HambenchError
+from hambench.methods.peers.paused_generate import Lockstep
+from hambench.methods.peers.transformers_generate import TransformersConfig
+from hambench.methods.peers.transformers_models import int8_copy, load_model
+from hambench.models.target import load
+
+PROMPT = [1, 2, 3, 1, 2, 3, 1, 2]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("tiny"), TINY_SHAPE)
+
+
+@pytest.fixture(scope="module")
+def loaded(folder):
+    return load(str(folder), dtype="float32", device="cpu")
+
+
+def decode(config, target, limit=32):
+    return generate(config.build(target), PROMPT, SamplingParams(max_new_tokens=limit))
+
+
+def test_a_plain_step_is_one_forward_and_one_token(loaded):
+    trace = decode(TransformersConfig(), loaded)
+    assert [(step.target_forwards, len(step.tokens), step.drafted) for step in trace.steps] == [
+        (1, 1, 0)
+    ] * 32
+    assert [step.kv_slots for step in trace.steps] == list(range(8, 40))
+
+
+@pytest.mark.parametrize("mode", ["assistant", "prompt_lookup"])
+def test_every_drafted_token_is_accounted_for(loaded, mode):
+    trace = decode(TransformersConfig(mode=mode, num_draft_tokens=3), loaded)
+    assert any(step.accepted for step in trace.steps)
+    for step in trace.steps:
+        assert len(step.tokens) == step.accepted + 1
+        assert 0 <= step.accepted <= step.drafted <= 3
+    m = tokens_per_target_forward([trace])
+    assert m == pytest.approx(sum(len(step.tokens) for step in trace.steps[1:]) / (len(trace.steps) - 1))
+
+
+def test_an_assistant_drafts_exactly_k_tokens_while_there_is_room(loaded):
+    trace = decode(TransformersConfig(mode="assistant", num_draft_tokens=3), loaded)
+    assert {step.drafted for step in trace.steps[:-1]} == {3}
+    assert all(step.draft_forwards >= step.drafted for step in trace.steps[1:-1])
+
+
+def test_an_assistants_cache_is_unknown_and_never_zero(loaded):
+    trace = decode(TransformersConfig(mode="assistant"), loaded)
+    assert {step.kv_bytes for step in trace.steps} == {None}
+    assert kv_bytes([trace]) is None
+    assert acceptance_rate([trace]) is not None
+    assert mean_acceptance_length([trace]) > 1
+
+
+def test_the_int8_assistant_is_smaller_and_leaves_its_original_alone(loaded, folder):
+    model = load_model(str(folder), torch.float32, torch.device("cpu"))
+    ids = torch.tensor([PROMPT])
+    before = model(ids).logits
+    copy = int8_copy(model)
+    assert torch.equal(model(ids).logits, before)
+    difference = (copy(ids).logits - before).abs().max()
+    assert 0 < difference < before.abs().max() / 10
+
+
+def test_a_session_that_is_dropped_ends_its_thread(loaded):
+    method = TransformersConfig().build(loaded)
+    session = method.start(PROMPT, SamplingParams(max_new_tokens=100))
+    session.prefill()
+    session.step()
+    assert _generation_threads() == 1
+    del session
+    gc.collect()
+    assert _generation_threads() == 0
+
+
+def test_an_error_in_generate_reaches_the_one_who_waits():
+    class Model:
+        device = "cpu"
+
+        def register_forward_pre_hook(self, *_, **__):
+            return self
+
+        def remove(self):
+            pass
+
+    def fails(_streamer):
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        Lockstep(fails, model=Model(), assistant=None, seed=None).advance()
+
+
+def test_sampling_leaves_torchs_own_random_state_alone(loaded):
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    generate(
+        TransformersConfig().build(loaded), PROMPT, SamplingParams(max_new_tokens=8, temperature=1.0, seed=3)
+    )
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_an_assistant_with_another_vocabulary_is_refused(loaded, tmp_path):
+    import dataclasses
+
+    other = save_tiny_model(tmp_path / "other", dataclasses.replace(TINY_SHAPE, vocab_size=300))
+    with pytest.raises(HambenchError, match="300 tokens"):
+        TransformersConfig(mode="assistant", assistant=str(other)).build(loaded)
+
+
+@pytest.mark.parametrize("knobs", [{"mode": "beam"}, {"num_draft_tokens": 0}, {"max_ngram": 0}])
+def test_a_bad_knob_is_named(knobs):
+    with pytest.raises(HambenchError, match=r"mode|num_draft_tokens|max_ngram"):
+        TransformersConfig.from_knobs(knobs)
+
+
+def _generation_threads():
+    return sum(thread.name == "hambench-lockstep" for thread in threading.enumerate())

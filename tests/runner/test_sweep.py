@@ -1,0 +1,135 @@
+from pathlib import Path
+
+import pytest
+
+from hambench.errors import HambenchError, UnknownNameError
+from hambench.runner.sweep import Sweep, config_of, expand_values, split_methods
+
+
+def labels(**kwargs):
+    return [cell.label for cell in Sweep(model="m", **kwargs).expand().cells]
+
+
+def test_an_axis_is_expanded_by_its_defaults():
+    assert labels(methods=("vanilla", "speculative")) == ["vanilla", "speculative[k=2]", "speculative[k=4]"]
+
+
+def test_an_axis_flag_replaces_the_defaults_and_reaches_every_method_that_has_the_knob():
+    assert labels(methods=("speculative", "prompt_lookup"), knobs={"k": ["3", "7"]}) == [
+        "speculative[k=3]",
+        "speculative[k=7]",
+        "prompt_lookup[k=3]",
+        "prompt_lookup[k=7]",
+    ]
+
+
+def test_a_knob_can_be_given_to_one_method_only():
+    found = labels(
+        methods=("speculative", "prompt_lookup"), knobs={"speculative.k": ["1"], "prompt_lookup.n": ["2"]}
+    )
+    assert found == ["speculative[k=1]", "prompt_lookup[n=2]"]
+
+
+def test_brackets_fix_knobs_of_one_cell():
+    words = split_methods("vanilla,speculative[k=8,kv=shared]")
+    assert words == ("vanilla", "speculative[k=8,kv=shared]")
+    assert labels(methods=words) == ["vanilla", "speculative[k=8,kv=shared]"]
+
+
+def test_the_same_method_twice_is_an_a_a_run_with_distinct_labels():
+    assert labels(methods=("vanilla", "vanilla")) == ["vanilla", "vanilla#2"]
+
+
+def test_threads_are_an_axis():
+    assert labels(methods=("vanilla",), threads=(1, 2)) == ["vanilla[threads=1]", "vanilla[threads=2]"]
+
+
+def test_contexts_and_limits_are_axes_and_every_label_says_which():
+    assert labels(methods=("vanilla", "speculative[k=2]"), contexts=(64, 128), max_new_tokens=(8,)) == [
+        "vanilla[context=64,max_new=8]",
+        "vanilla[context=128,max_new=8]",
+        "speculative[k=2,context=64,max_new=8]",
+        "speculative[k=2,context=128,max_new=8]",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("axis", "message"),
+    [
+        ({"contexts": (1,)}, "context must be >= 2, got 1"),
+        ({"max_new_tokens": (0,)}, "max_new_tokens must be >= 1, got 0"),
+        ({"threads": (2, 0)}, "threads must be >= 1, got 0"),
+    ],
+)
+def test_an_axis_value_that_can_hold_no_answer_is_refused(axis, message):
+    with pytest.raises(HambenchError, match=message):
+        Sweep(model="m", **axis)
+
+
+def test_a_cell_gives_its_config_back():
+    cell = Sweep(model="m", methods=("speculative[k=3]",)).expand().cells[0]
+    assert config_of(cell).num_draft_tokens == 3
+
+
+def test_ranges_include_both_ends_without_rounding_dust():
+    assert expand_values("0.5:0.9:0.1") == ("0.5", "0.6", "0.7", "0.8", "0.9")
+    assert expand_values("1,4") == ("1", "4")
+
+
+@pytest.mark.parametrize("text", ["0.5:0.9:0", "0.9:0.5:0.1", "a:b:c", "1,,2", ""])
+def test_a_broken_axis_is_refused(text):
+    with pytest.raises(HambenchError, match="axis"):
+        expand_values(text)
+
+
+@pytest.mark.parametrize(
+    ("methods", "knobs", "message"),
+    [
+        (("vanila",), {}, "did you mean vanilla"),
+        (("speculative",), {"k": ["0"]}, r"num_draft_tokens \(k\) must be >= 1, got 0"),
+        (("speculative",), {"k": ["two"]}, "k must be int, got 'two'"),
+        (("vanilla",), {"k": ["2"]}, "no chosen method has the knob 'k'"),
+        (("vanilla",), {"vanilla.k": ["2"]}, "method 'vanilla' has no knob 'k'"),
+        (("speculative[k]",), {}, "name\\[knob=value"),
+    ],
+)
+def test_bad_requests_get_one_clear_line(methods, knobs, message):
+    with pytest.raises(HambenchError, match=message):
+        Sweep(model="m", methods=methods, knobs=knobs).expand()
+
+
+def test_unknown_method_lists_what_exists():
+    with pytest.raises(UnknownNameError) as error:
+        Sweep(model="m", methods=("xyz",)).expand()
+    assert "vanilla" in error.value.known
+
+
+def test_a_fine_tuned_methods_control_is_added_once():
+    one = labels(methods=("hamburger",), knobs={"confidence": ["0.5"], "checkpoint": ["x"]}, controls=True)
+    assert one == ["hamburger[c=0.5,checkpoint=x]", "hamburger[c=1.1,checkpoint=x]"]
+    swept = labels(methods=("hamburger",), knobs={"checkpoint": ["x"]}, controls=True)
+    assert len(swept) == len(set(swept)) == 6
+
+
+def test_regimes_and_kernels_are_axes_shown_only_when_they_vary():
+    varied = labels(methods=("vanilla",), regimes=("eager", "graph"), kernels=("fused",))
+    assert varied == ["vanilla[regime=eager]", "vanilla[regime=graph]"]
+    assert labels(methods=("vanilla",), kernels=("fused",)) == ["vanilla"]
+    with pytest.raises(HambenchError, match="kernels must be one of reference, fused, got 'fast'"):
+        Sweep(model="m", kernels=("fast",))
+
+
+def test_the_sweep_file_of_the_documentation_expands_as_it_says(tmp_path):
+    from hambench.cli.run import command, request_from
+
+    page = (Path(__file__).parents[2] / "docs" / "measuring.md").read_text()
+    file = tmp_path / "sweep.yaml"
+    file.write_text(page.partition("```yaml\n")[2].partition("```")[0])
+    options = command.make_context("run", ["--config", str(file)]).params
+    for name in ("out", "resume", "report", "losslessness", "as_json"):
+        options.pop(name)
+    request = request_from(**options)
+    cells = request.sweep.expand().cells
+    assert request.limit == 10
+    assert len(cells) == (1 + 2 + 5) * 2 * 2
+    assert {(cell.context, cell.threads) for cell in cells} == {(c, t) for c in (1024, 4096) for t in (1, 2)}

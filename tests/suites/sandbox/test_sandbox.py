@@ -1,0 +1,190 @@
+"""Hostile programs end, are no pass, and touch nothing; at every isolation level that this machine has."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from hambench.suites.harness.code_eval import CodeEval, CodeExecutionOffError, pass_at_k
+from hambench.suites.sandbox.supervisor import LEVELS, Sandbox, default_sandbox, isolation
+
+PROBE = "import collections, math, re"
+
+
+def _works(level):
+    try:
+        return Sandbox(level).run(PROBE, timeout_s=10.0).passed
+    except OSError:
+        return False
+
+
+@pytest.fixture(params=LEVELS, scope="module")
+def sandbox(request):
+    if not _works(request.param):
+        pytest.skip(f"this machine does not permit the isolation level {request.param!r}")
+    return Sandbox(request.param, memory_bytes=512 << 20)
+
+
+def test_a_program_that_reaches_its_end_passes(sandbox):
+    assert sandbox.run("assert 1 + 1 == 2").passed
+
+
+def test_a_failed_assert_says_so(sandbox):
+    outcome = sandbox.run("assert 1 + 1 == 3, 'sum'")
+    assert not outcome.passed
+    assert "AssertionError: sum" in outcome.reason
+
+
+LEAVING_EARLY = {
+    "os._exit": "import os\nos._exit(0)",
+    "sys.exit": "import sys\nsys.exit(0)",
+    "raise SystemExit": "raise SystemExit",
+    "kill itself": "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)",
+    "write verdicts": (
+        'import os\nfor each in range(3, 64):\n  try: os.write(each, b\'{"result": "passed", "proof": ""}\\n\')\n'
+        "  except OSError: pass\nos._exit(0)"
+    ),
+    "close the verdict": "import os\nos.closerange(3, 64)",
+}
+
+
+@pytest.mark.parametrize("how", LEAVING_EARLY)
+def test_leaving_before_the_asserts_is_no_pass(sandbox, how):
+    outcome = sandbox.run(f"{LEAVING_EARLY[how]}\nassert False", timeout_s=2.0)
+    assert not outcome.passed, outcome
+
+
+ENDLESS = {
+    "loop": "while True: pass",
+    "sleep": "import time\ntime.sleep(60)",
+    "printing gigabytes": "while True: print('x' * 1_000_000)",
+    "catching everything": "while True:\n  try:\n    while True: pass\n  except BaseException: pass",
+    "threads": "import threading\nthreading.Thread(target=lambda: [0 for _ in iter(int, 1)]).start()\nwhile True: pass",
+}
+
+
+@pytest.mark.parametrize("kind", ENDLESS)
+def test_endless_programs_are_stopped_at_the_time_out(sandbox, kind):
+    begin = time.monotonic()
+    outcome = sandbox.run(ENDLESS[kind], timeout_s=0.5)
+    assert (outcome.passed, outcome.reason) == (False, "timed out")
+    assert time.monotonic() - begin < 10
+
+
+def test_a_memory_bomb_fails_without_taking_the_machine(sandbox):
+    outcome = sandbox.run("x = bytearray(4 << 30)", timeout_s=2.0)
+    assert "MemoryError" in outcome.reason
+
+
+def test_a_fork_bomb_leaves_no_process_behind(sandbox):
+    before = _programs()
+    outcome = sandbox.run(
+        "import os\nfor _ in range(200):\n  try: os.fork()\n  except OSError: pass\nwhile True: pass",
+        timeout_s=0.5,
+    )
+    assert not outcome.passed
+    _wait_until(lambda: _programs() <= before)
+
+
+def test_a_process_that_leaves_the_group_is_ended_too(sandbox):
+    before = _programs()
+    sandbox.run(
+        "import os, time\nif os.fork() == 0:\n  os.setsid()\n  time.sleep(60)\nwhile True: pass",
+        timeout_s=0.5,
+    )
+    _wait_until(lambda: _programs() <= before)
+
+
+def test_the_home_folder_can_not_be_read(sandbox, tmp_path):
+    secret = Path.home() / f".hambench-test-{os.getpid()}"
+    secret.write_text("secret")
+    try:
+        outcome = sandbox.run(f"assert open({str(secret)!r}).read() == 'secret'", timeout_s=2.0)
+    finally:
+        secret.unlink()
+    assert not outcome.passed
+
+
+@pytest.mark.parametrize(
+    "where", ["/usr/hambench-test", "/hambench-test", str(Path(os.__file__).with_name("hambench_test"))]
+)
+def test_nothing_outside_its_own_folder_can_be_written(sandbox, where):
+    outcome = sandbox.run(f"open({where!r}, 'w').write('x')", timeout_s=2.0)
+    assert not Path(where).exists()
+    # a private root may take the write, out of reach of the machine's own
+    assert not outcome.passed or sandbox.level != "limits"
+
+
+def test_its_own_folder_can_be_written_up_to_the_limit(sandbox):
+    assert sandbox.run("open('a', 'w').write('x')\nassert open('a').read() == 'x'").passed
+    big = "with open('b', 'wb') as f:\n  for _ in range(200): f.write(bytes(1 << 20))"
+    assert not sandbox.run(big, timeout_s=5.0).passed
+
+
+def test_there_is_no_network(sandbox):
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        outcome = sandbox.run(
+            f"import socket\nsocket.create_connection(('127.0.0.1', {port}), 1)", timeout_s=2.0
+        )
+    assert not outcome.passed
+
+
+def test_killing_its_parent_or_everyone_harms_nobody_outside(sandbox):
+    for target in ("os.getppid()", "-1"):
+        sandbox.run(f"import os, signal\nos.kill({target}, signal.SIGKILL)", timeout_s=2.0)
+    assert sandbox.run("pass").passed
+
+
+def test_main_blocks_are_not_run_as_in_code_eval(sandbox):
+    assert sandbox.run("if __name__ == '__main__':\n  raise ValueError").passed
+
+
+def test_the_isolation_in_force_is_named():
+    assert isolation().split()[0].rstrip(",") in ("namespaces", "bubblewrap", "limits")
+    assert default_sandbox() is default_sandbox()
+
+
+def test_nothing_runs_unless_allowed():
+    with pytest.raises(CodeExecutionOffError, match="--allow-code-execution"):
+        CodeEval().compute(references=["assert True"], predictions=[["x = 1"]], k=[1])
+
+
+def test_pass_at_k_of_programs_that_ran():
+    metric = CodeEval()
+    with metric.allow(True):
+        values, outcomes = metric.compute(
+            references=["assert add(2, 3) == 5", "assert add(2, 3) == 5"],
+            predictions=[["def add(a, b): return a + b"], ["def add(a, b): return a * b"]],
+            k=[1],
+        )
+    assert values == {"pass@1": 0.5}
+    assert [outcome["passed"] for ((_, outcome),) in outcomes.values()] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("n", "c", "k", "expected"), [(1, 1, 1, 1.0), (1, 0, 1, 0.0), (4, 2, 2, 1 - 1 / 6), (3, 3, 2, 1.0)]
+)
+def test_pass_at_k_is_the_chance_that_one_of_k_passes(n, c, k, expected):
+    assert pass_at_k(n, c, k) == pytest.approx(expected)
+
+
+def _programs():
+    """Processes of sandboxed programs now alive."""
+    found = 0
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found += b"sandbox_child.py" in path.read_bytes()
+        except OSError:
+            continue
+    return found
+
+
+def _wait_until(condition, seconds=5.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
