@@ -3,7 +3,6 @@
 from hambench.suites.api import (
     Capture,
     CaptureRequest,
-    ChatTemplate,
     capture,
     chat_template_of,
     check,
@@ -12,6 +11,7 @@ from hambench.suites.api import (
     scoring_notes,
 )
 from hambench.suites.listing import describe, list_suites
+from hambench.suites.task_requests import ChatTemplate
 
 __all__ = [
     "Capture",

@@ -6,38 +6,22 @@ Importing this module imports neither torch nor lm-eval.
 from __future__ import annotations
 
 import hashlib
-import inspect
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from hambench.errors import DataError, HambenchError, UnknownNameError
 from hambench.records import Edition, Sample, SampleRecord, Score
-from hambench.suites.catalogue import TaskEntry
+from hambench.suites.offline import OFFLINE
 from hambench.suites.resolve import (
     OFFLINE_EDITION,
     Asked,
     asked_tasks,
     choose_edition,
     offline_counterparts,
-    rows_of,
-    task_plan,
 )
-
-DEFAULT_MAX_NEW_TOKENS = 256
-"""lm-eval's own limit for tasks that name none."""
-
-_LONG_COLUMNS = ("context",)
-
-
-class ChatTemplate(Protocol):
-    """Renders chat messages as text, as lm-eval asks for it."""
-
-    def __call__(self, messages: list[dict[str, str]], *, add_generation_prompt: bool = True) -> str:
-        """The prompt; ``add_generation_prompt=False`` means that the last message, the assistant's, is continued."""
-        ...
+from hambench.suites.task_requests import ChatTemplate, capture_task, scoring_task, with_long_columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,17 +71,27 @@ class Capture:
 
 
 def chat_template_of(tokenizer: Any) -> ChatTemplate | None:
-    """The chat template of a tokenizer, called as lm-eval calls it; ``None`` if it has none."""
+    """The chat template of a tokenizer, called as lm-eval calls it; ``None`` if it has none.
+
+    The function returned raises :class:`hambench.errors.HambenchError` where the template refuses the messages.
+    """
     if getattr(tokenizer, "chat_template", None) is None:
         return None
 
     def render(messages: list[dict[str, str]], *, add_generation_prompt: bool = True) -> str:
-        text: str = tokenizer.apply_chat_template(
-            messages,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-        )
+        try:
+            text: str = tokenizer.apply_chat_template(
+                messages,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+            )
+        except (
+            Exception
+        ) as error:  # a template is the model's own program: whatever it raises is about this task
+            raise HambenchError(
+                f"the model's chat template refuses the messages of this task ({type(error).__name__}: {error})"
+            ) from error
         return text
 
     return render
@@ -120,15 +114,28 @@ def capture(request: CaptureRequest) -> Capture:
     missing: dict[str, str] = {}
     notes: list[str] = []
     if source == OFFLINE_EDITION:
-        official = suite
+        notes.append(_offline_note(suite))
+        changed = [each.entry.name for each in asked if each.settings and each.entry.name not in OFFLINE]
+        if changed:
+            notes.append(
+                f"settings of {', '.join(changed)} are not applied: the offline edition asks other tasks"
+            )
         suite, asked, missing = offline_counterparts(suite, asked)
-        notes.append(_offline_note(official))
     notes += _prepare_scorers(asked)
     samples: list[Sample] = []
     plans: dict[str, Any] = {}
     for each in asked:
         try:
-            made, plan = _capture_task(each, suite, edition, source, request)
+            made, plan = capture_task(
+                each,
+                suite=suite,
+                edition=edition,
+                source=source,
+                data=request.data,
+                seed=request.seed,
+                limit=request.limit,
+                template=request.apply_chat_template,
+            )
         except DataError:
             raise
         except HambenchError as error:
@@ -180,13 +187,13 @@ def score(
         if plan["metric"]:
             primary[name] = plan["metric"]
         try:
-            tasks[name] = _scoring_task(name, plan, asked)
+            tasks[name] = scoring_task(name, plan, asked)
         except (
             Exception
         ) as error:  # the modules of tasks are others' code: one that fails must not lose the rest
             failed[name] = f"the scorer can't be made: {type(error).__name__}: {error}"
     scored = {*tasks, *failed}
-    full = {sample.sample_id: _with_long_columns(sample) for each in by_task.values() for sample in each}
+    full = {sample.sample_id: with_long_columns(sample) for each in by_task.values() for sample in each}
     return scores_of(
         [record for record in records if samples[record.sample_id].task in scored],
         samples=full,
@@ -284,132 +291,6 @@ def _capture_efficiency(request: CaptureRequest) -> Capture:
         spec={"version": 1, "suite": "efficiency", "preset": request.preset, "tasks": {}},
         speed_only=True,
     )
-
-
-def _capture_task(
-    asked: Asked, suite: str, edition: Edition, source: str, request: CaptureRequest
-) -> tuple[list[Sample] | str, dict[str, Any]]:
-    from hambench.suites.harness.lm_tasks import requests_of
-    from hambench.suites.harness.shims import fast_lm_eval
-
-    entry = asked.entry
-    found = rows_of(entry, source=source, data=request.data, seed=request.seed, limit=request.limit)
-    if found.missing is not None:
-        return found.missing, {}
-    plan = task_plan(asked) | {"origin": found.origin, "sha256": found.sha256}
-    if found.rows is not None:
-        plan["num_rows"] = len(found.rows)
-    task = _make_task(entry.name, plan, found.rows)
-    template = _as_lm_eval_calls(request.apply_chat_template) if entry.chat else None
-    requests = requests_of(task, limit=request.limit, chat_template=template, multiturn=entry.multiturn)
-    with fast_lm_eval():
-        samples = [
-            _sample(task, each, entry, suite=suite, edition=edition, chat=template is not None)
-            for each in requests
-        ]
-    return samples, plan
-
-
-def _make_task(name: str, plan: Mapping[str, Any], rows: Any, **more: Any) -> Any:
-    from hambench.suites.harness.lm_tasks import build_task, load_config
-    from hambench.suites.harness.longbench import repaired
-
-    settings: dict[str, Any] = {}
-    if plan["config"].startswith("longbench/"):
-        settings |= repaired(Path(plan["config"]).stem, load_config(plan["config"]))
-    return build_task(plan["config"], name=name, settings={**settings, **plan["settings"], **more}, rows=rows)
-
-
-def _scoring_task(name: str, plan: Mapping[str, Any], samples: list[Sample]) -> Any:
-    # the stored rows went through the task's own preparation when they were captured
-    docs = [_with_long_columns(sample).doc for sample in samples]
-    return _make_task(name, plan, docs, process_docs=None)
-
-
-def _sample(
-    task: Any,
-    request: Any,
-    entry: TaskEntry,
-    *,
-    suite: str,
-    edition: Edition,
-    chat: bool,
-) -> Sample:
-    prompt, generation = request.args[0], request.args[1]
-    doc = dict(request.doc)
-    until = generation.get("until") or ()
-    target = task.doc_to_target(request.doc)
-    keep_start = keep_end = 0
-    if entry.truncation == "middle":
-        keep_start, keep_end = _around(prompt, str(task.doc_to_text(request.doc)))
-    return Sample(
-        sample_id=f"{suite}/{entry.name}/{request.doc_id}",
-        suite=suite,
-        task=entry.name,
-        category=entry.category,
-        doc_id=request.doc_id,
-        prompt=prompt,
-        stop=(until,) if isinstance(until, str) else tuple(until),
-        max_new_tokens=_max_new_tokens(generation),
-        chat=chat,
-        truncation=entry.truncation,
-        references=tuple(str(each) for each in target) if isinstance(target, list) else (str(target),),
-        edition=edition,
-        keep_start=keep_start,
-        keep_end=keep_end,
-        doc=_storable(entry.name, doc if entry.truncation == "error" else _without_long_columns(doc)),
-    )
-
-
-def _as_lm_eval_calls(template: Any) -> ChatTemplate | None:
-    """``template`` with the keyword that lm-eval passes; where it lacks it, an answer begun is appended as it is."""
-    if template is None or "add_generation_prompt" in inspect.signature(template).parameters:
-        return template  # type: ignore[no-any-return]
-
-    def render(messages: list[dict[str, str]], *, add_generation_prompt: bool = True) -> str:
-        if add_generation_prompt:
-            return str(template(messages))
-        return str(template(messages[:-1])) + messages[-1]["content"]
-
-    return render
-
-
-def _max_new_tokens(generation: Mapping[str, Any]) -> int:
-    for key in ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens"):
-        if generation.get(key) is not None:
-            return int(generation[key])
-    return DEFAULT_MAX_NEW_TOKENS
-
-
-def _around(prompt: str, body: str) -> tuple[int, int]:
-    """Characters of ``prompt`` before and after ``body``: the chat template around it (which may strip it)."""
-    for part in (body, body.strip()):
-        start = prompt.find(part)
-        if start >= 0:
-            return start, len(prompt) - start - len(part)
-    return 0, 0
-
-
-def _without_long_columns(doc: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in doc.items() if key not in _LONG_COLUMNS}
-
-
-def _with_long_columns(sample: Sample) -> Sample:
-    if sample.truncation == "error":
-        return sample
-    from dataclasses import replace
-
-    return replace(sample, doc={**dict.fromkeys(_LONG_COLUMNS, ""), **sample.doc})
-
-
-def _storable(task: str, doc: dict[str, Any]) -> dict[str, Any]:
-    try:
-        stored: dict[str, Any] = json.loads(json.dumps(doc, ensure_ascii=False))
-    except (TypeError, ValueError) as error:
-        raise HambenchError(
-            f"rows of task {task!r} can't be stored as JSON ({error}): hambench runs text tasks"
-        ) from error
-    return stored
 
 
 def _offline_note(suite: str) -> str:

@@ -65,6 +65,9 @@ NO_CHAT = frozenset({"trec", "triviaqa", "samsum", "lsht", "lcc", "repobench-p"}
 FIRST_LINE = frozenset({"trec", "triviaqa", "samsum", "lsht"})
 """Tasks of which LongBench scores the first line only."""
 
+CLASSIFIED = frozenset({"trec", "lsht"})
+"""Tasks whose metric needs the names of all classes."""
+
 # name: category, rows, language; rows as published in LongBench's table of tasks
 _LONGBENCH: dict[str, tuple[str, int, str]] = {
     "narrativeqa": (SINGLE, 200, "en"),
@@ -118,7 +121,7 @@ def _longbench(name: str, *, extended: bool) -> TaskEntry:
         category=category,
         config=f"longbench/{stem}.yaml",
         files=tuple(f"{folder}/{stem}.jsonl".lstrip("/") for folder in folders),
-        columns=("context", "answers"),
+        columns=("context", "answers", *(("all_classes",) if name in CLASSIFIED else ())),
         hub=("Xnhyacinth/LongBench", stem, "test"),
         num_rows=_LONGBENCH_E[name] if extended else num_rows,
         metric="score",

@@ -88,7 +88,11 @@ def efficiency_samples(
         if text is None:
             missing[name] = f"no rows of {prompt.task}"
             continue
-        asked = text if template is None else template([{"role": "user", "content": text}])
+        try:
+            asked = text if template is None else template([{"role": "user", "content": text}])
+        except HambenchError as error:
+            missing[name] = str(error)
+            continue
         samples.append(_sample(name, "prompt", asked, edition, chat=template is not None))
     for length in LENGTHS:
         name = f"context-{length}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import importlib.util
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from hambench.errors import DataError, UnknownNameError
 from hambench.suites.catalogue import ENTRIES, SUITES, TaskEntry, tasks_of
 from hambench.suites.efficiency import EFFICIENCY
 from hambench.suites.offline import OFFLINE, OFFLINE_SUITE, offline_tasks
-from hambench.suites.rows import find_file, read_task
+from hambench.suites.rows import find_file, read_task, unpacked
 from hambench.suites.sources import cached_data_set, hub_reachable, hub_rows
 
 _NEEDS = {"longbench": ("jieba", "fuzzywuzzy", "rouge"), "ifeval": ("langdetect", "immutabledict", "nltk")}
@@ -143,7 +142,10 @@ def _source(entry: TaskEntry, data: Path | None) -> tuple[str, str]:
         path = find_file(data, entry.file_names)
         if path is None:
             return "–", f"no {Path(entry.files[0]).name} in {data}"
-        return f"{path} ({_count(path, entry, data)} rows)", ""
+        try:
+            return f"{path} ({_count(path, entry, data)} rows)", ""
+        except (DataError, OSError) as error:
+            return str(path), str(error)
     hub = entry.hub[0] if entry.hub else ""
     if cached_data_set(hub):
         return f"hub: {hub} (cached)", ""
@@ -161,8 +163,7 @@ def _count(path: Path, entry: TaskEntry, data: Path) -> int:
                 else _read(entry, data)
             )
     if path.name.endswith(".jsonl.gz"):
-        with gzip.open(path, "rb") as file:
-            return sum(1 for line in file if line.strip())
+        return sum(1 for line in unpacked(path, path.read_bytes()).splitlines() if line.strip())
     return _read(entry, data)
 
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hambench.errors import DataError, HambenchError, UnknownNameError
 from hambench.records import Edition
 from hambench.suites.catalogue import ENTRIES, SUITES, TaskEntry, preset_of, tasks_of
@@ -16,6 +14,7 @@ from hambench.suites.harness.lm_tasks import find_config, lm_eval_version
 from hambench.suites.offline import OFFLINE, OFFLINE_SUITE, offline_tasks
 from hambench.suites.rows import Row, find_file, read_rows, read_task
 from hambench.suites.sources import cached_data_set, hub_reachable, hub_rows
+from hambench.suites.suite_file import read_suite_file
 
 FOLDER, HUB, OFFLINE_EDITION = "folder", "hub", "offline edition"
 
@@ -51,11 +50,11 @@ def asked_tasks(
 
     Raises:
         UnknownNameError: If the suite, the preset or a task does not exist.
-        DataError: If a suite file is not a list of tasks.
+        DataError: If a suite file is broken; see :func:`hambench.suites.suite_file.read_suite_file`.
     """
     if suite is not None and suite.endswith((".yaml", ".yml")):
-        name, listed = _suite_file(Path(suite))
-        return name, _subset(listed, tasks)
+        name, items = read_suite_file(Path(suite))
+        return name, _subset(tuple(named_task(task, settings) for task, settings in items), tasks)
     if suite is None:
         if not tasks:
             raise HambenchError(
@@ -128,17 +127,21 @@ def choose_edition(asked: tuple[Asked, ...], *, data: Path | None, edition: str)
 def offline_counterparts(
     suite: str, asked: tuple[Asked, ...]
 ) -> tuple[str, tuple[Asked, ...], dict[str, str]]:
-    """The offline edition's suite and tasks for ``asked``, and the tasks for which it has none."""
+    """The offline edition's suite and tasks for ``asked``, and the tasks for which it has none.
+
+    Settings given to a task of the offline edition itself are kept; those of an official task are not its stand-in's.
+    """
     name = OFFLINE_SUITE.get(suite, suite)
     stand_ins = [
         each for each in OFFLINE.values() if name not in OFFLINE_SUITE.values() or each.entry.suite == name
     ]
     wanted = {each.entry.name.removesuffix("_e") for each in asked}
     whole_suite = {entry.name for entry in tasks_of(suite)} == {each.entry.name for each in asked}
+    settings = {each.entry.name: each.settings for each in asked}
     chosen, covered = [], set()
     for each in stand_ins:
         if whole_suite or each.counterpart in wanted or each.entry.name in wanted:
-            chosen.append(Asked(each.entry))
+            chosen.append(_configured(each.entry, settings.get(each.entry.name, {})))
             covered |= {each.counterpart, each.entry.name}
     missing = (
         {}
@@ -210,27 +213,3 @@ def _subset(listed: tuple[Asked, ...], tasks: tuple[str, ...]) -> tuple[Asked, .
         if task not in by_name:
             raise UnknownNameError("task of this suite", task, by_name)
     return tuple(by_name[task] for task in dict.fromkeys(tasks)) if tasks else listed
-
-
-def _suite_file(path: Path) -> tuple[str, tuple[Asked, ...]]:
-    """Reads ``{name: …, tasks: [NAME | {task: NAME, key: value …}]}``."""
-    try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataError(f"the suite file {path} does not exist") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DataError(f"can't read the suite file {path}: {error}") from error
-    items = loaded.get("tasks") if isinstance(loaded, dict) else None
-    if not isinstance(items, list) or not items:
-        raise DataError(f"{path} must hold `tasks:` with a list of task names")
-    listed = []
-    for item in items:
-        if isinstance(item, str):
-            listed.append(named_task(item))
-        elif isinstance(item, dict) and isinstance(item.get("task"), str):
-            listed.append(
-                named_task(item["task"], {key: value for key, value in item.items() if key != "task"})
-            )
-        else:
-            raise DataError(f"{path}: each task is a name or a mapping with `task: NAME`, got {item!r}")
-    return str(loaded.get("name", path.stem)), tuple(listed)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hambench.errors import DataError
 from hambench.suites.catalogue import TaskEntry
+from hambench.suites.columns import check_row
 
 Row = dict[str, Any]
 
@@ -28,6 +29,8 @@ class RowFile:
     rows: tuple[Row, ...]
     sha256: str
     """Of the file's bytes."""
+    lines: tuple[int, ...] = ()
+    """Where each row stands in the file, from 1 (its place among the elements, in a JSON array)."""
 
 
 def find_file(folder: Path, names: Sequence[str]) -> Path | None:
@@ -56,33 +59,54 @@ def read_rows(path: Path, columns: Sequence[str] = ()) -> RowFile:
     """
     try:
         raw = path.read_bytes()
-        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
-    except (OSError, EOFError) as error:
+        text = unpacked(path, raw).decode("utf-8-sig")
+    except OSError as error:
         raise DataError(f"can't read {path}: {error}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from error
     kind = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     parse = {".tsv": _tsv, ".json": _json}.get(kind, _jsonl)
-    rows = []
+    rows, lines = [], []
     for number, row in parse(path, text):
         missing = [column for column in columns if column not in row]
         if missing:
-            found = ", ".join(row) or "none"
+            found = ", ".join(row)[:200] or "none"
             raise DataError(f"{path}, line {number}: missing column {missing[0]!r} (columns found: {found})")
         rows.append(row)
+        lines.append(number)
     if not rows:
         raise DataError(f"{path} holds no rows")
-    return RowFile(path=path, rows=tuple(rows), sha256=hashlib.sha256(raw).hexdigest())
+    return RowFile(path=path, rows=tuple(rows), sha256=hashlib.sha256(raw).hexdigest(), lines=tuple(lines))
+
+
+def unpacked(path: Path, raw: bytes) -> bytes:
+    """The bytes of a data file, decompressed where its name ends with ``.gz``.
+
+    Raises:
+        DataError: If the archive is damaged.
+    """
+    if path.suffix != ".gz":
+        return raw
+    try:
+        return gzip.decompress(raw)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"can't read {path}: the archive is damaged ({error}); fetch it again") from error
 
 
 def read_task(folder: Path, entry: TaskEntry) -> RowFile | None:
-    """The rows of ``entry`` from ``folder``, in the schema its task file reads; ``None`` if there are none."""
+    """The rows of ``entry`` from ``folder``, in the schema its task file reads; ``None`` if there are none.
+
+    Raises:
+        DataError: If the file is broken, or a column holds something else than the task reads.
+    """
     path = find_file(folder, entry.file_names)
     if path is None:
         return None
     # a TSV has no header: its columns are made by adapt()
-    found = read_rows(path, () if ".tsv" in path.suffixes else entry.columns)
-    return RowFile(path=path, rows=tuple(adapt(entry, found.rows)), sha256=found.sha256)
+    file = read_rows(path, () if ".tsv" in path.suffixes else entry.columns)
+    for row, line in zip(file.rows, file.lines, strict=True):
+        check_row(entry, row, f"{path}, line {line}")
+    return replace(file, rows=tuple(adapt(entry, file.rows)))
 
 
 def adapt(entry: TaskEntry, rows: Sequence[Row]) -> list[Row]:
@@ -109,12 +133,7 @@ def _jsonl(path: Path, text: str) -> Iterator[tuple[int, Row]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{path}, line {number}: broken JSON: {error.msg} (column {error.colno})"
-            ) from error
+        row = _parsed(line, f"{path}, line {number}")
         if not isinstance(row, dict):
             raise DataError(f"{path}, line {number}: expected a JSON object, got {type(row).__name__}")
         yield number, row
@@ -128,6 +147,8 @@ def _json(path: Path, text: str) -> Iterator[tuple[int, Row]]:
             yield from _jsonl(path, text)
             return
         raise DataError(f"{path}, line {error.lineno}: broken JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: broken JSON: {error}") from error
     if isinstance(rows, dict):
         rows = [rows]
     if not isinstance(rows, list):
@@ -138,11 +159,21 @@ def _json(path: Path, text: str) -> Iterator[tuple[int, Row]]:
         yield number, row
 
 
+def _parsed(text: str, where: str) -> Any:
+    """One JSON value; numbers of thousands of digits and brackets thousands deep are refused as well."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: broken JSON: {error.msg} (column {error.colno})") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: broken JSON: {error}") from error
+
+
 def _tsv(path: Path, text: str) -> Iterator[tuple[int, Row]]:
-    for number, cells in enumerate(
-        csv.reader(text.split("\n"), delimiter="\t", quoting=csv.QUOTE_NONE), start=1
-    ):
-        if not cells or not any(cells):
+    # no quoting in this format: a cell is what stands between two tabs, however long
+    for number, line in enumerate(text.split("\n"), start=1):
+        cells = line.rstrip("\r").split("\t")
+        if not any(cells):
             continue
         if len(cells) < 2:
             raise DataError(f"{path}, line {number}: expected question TAB answer, got {len(cells)} column")
@@ -151,6 +182,6 @@ def _tsv(path: Path, text: str) -> Iterator[tuple[int, Row]]:
             value = int(answer)
         except ValueError as error:
             raise DataError(
-                f"{path}, line {number}: the answer must be an integer, got {cells[1]!r}"
+                f"{path}, line {number}: the answer must be an integer, got {cells[1][:40]!r}"
             ) from error
         yield number, {"question": question, "answer_number": value}

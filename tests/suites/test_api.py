@@ -310,6 +310,73 @@ def test_the_hub_is_used_when_it_answers(monkeypatch):
     assert captured.samples[0].prompt.endswith("def f():\nNext line of code:\n")
 
 
+@pytest.mark.parametrize("raised", ["raise_exception('must end with a user turn')", "1 + 'a'"])
+def test_a_template_that_raises_makes_its_tasks_missing_with_the_reason(raised):
+    class Tokenizer:
+        chat_template = "there is one"
+
+        def apply_chat_template(self, messages, **_):
+            import jinja2
+
+            if len(messages) > 1:
+                environment = jinja2.Environment()
+                environment.globals["raise_exception"] = _refuse
+                return environment.from_string("{{ " + raised + " }}").render()
+            return messages[0]["content"]
+
+    request = CaptureRequest(
+        "standard", edition="offline", limit=1, apply_chat_template=chat_template_of(Tokenizer())
+    )
+    captured = capture(request)
+    assert "chat template refuses the messages" in captured.missing["word-problems"]
+    assert {each.task for each in captured.samples} >= {"built-instructions", "small-sums"}
+
+
+def test_speed_prompts_that_a_template_refuses_are_missing_with_the_reason():
+    class Tokenizer:
+        chat_template = "there is one"
+
+        def apply_chat_template(self, messages, **_):
+            raise ValueError("no")
+
+    request = CaptureRequest(
+        "efficiency",
+        edition="offline",
+        apply_chat_template=chat_template_of(Tokenizer()),
+        count_tokens=lambda text: len(text.split(" ")),
+    )
+    captured = capture(request)
+    assert "chat template refuses the messages" in captured.missing["prompt-mathematics"]
+    assert captured.samples
+
+
+def test_settings_that_break_a_task_make_it_missing_with_the_reason(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "tasks:\n  - module-purpose\n  - {task: small-sums, doc_to_text: '{{ question | nosuchfilter }}'}\n"
+    )
+    captured = capture(CaptureRequest(str(path), edition="offline", limit=1))
+    assert "its requests can't be made" in captured.missing["small-sums"]
+    assert {each.task for each in captured.samples} == {"module-purpose"}
+
+
+def test_settings_of_an_official_task_are_not_silently_lost_offline(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "tasks: [{task: small-sums, max_gen_toks: 7}, {task: arc_challenge_chat, max_gen_toks: 3}]\n"
+    )
+    captured = capture(CaptureRequest(str(path), edition="offline", limit=1))
+    assert {each.task: each.max_new_tokens for each in captured.samples} == {
+        "small-sums": 7,
+        "module-purpose": 16,
+    }
+    assert any("settings of arc_challenge_chat are not applied" in note for note in captured.notes)
+
+
+def _refuse(message):
+    raise ValueError(message)
+
+
 def test_a_data_set_that_the_hub_refuses_is_missing_with_its_reason(monkeypatch):
     import datasets
 

@@ -9,7 +9,7 @@ from hambench.engine.loop import generate
 from hambench.engine.text import answer_text, encode_prompt
 from hambench.records import SampleRecord
 from hambench.suites import CaptureRequest, capture, chat_template_of, score
-from hambench.suites.api import _make_task
+from hambench.suites.task_requests import make_task
 
 pytestmark = [pytest.mark.slow, pytest.mark.model, pytest.mark.timeout(3600)]
 
@@ -57,7 +57,7 @@ def test_answers_and_scores_equal_lm_evals_hf_model(name, shared_data, target, h
     results = evaluate(
         lm=hf_model,
         task_dict={
-            "tasks": {name: _make_task(name, captured.spec["tasks"][name], rows)},
+            "tasks": {name: make_task(name, captured.spec["tasks"][name], rows)},
             "groups": {},
             "group_map": {},
         },

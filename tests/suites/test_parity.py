@@ -11,10 +11,10 @@ from hambench.engine.loop import generate
 from hambench.engine.text import answer_text, encode_prompt
 from hambench.records import SampleRecord
 from hambench.suites import CaptureRequest, capture, score
-from hambench.suites.api import _make_task
 from hambench.suites.catalogue import ENTRIES, tasks_of
 from hambench.suites.harness.code_eval import CODE_EVAL
 from hambench.suites.rows import read_task
+from hambench.suites.task_requests import make_task
 
 QUICK = ("gsm8k_cot_llama", "trec", "lcc")
 ROWS, ANSWER_TOKENS = 3, 12
@@ -42,7 +42,7 @@ def test_scores_equal_lm_evals_hf_model_per_sample(name, shared_data, hf_model, 
     entry = ENTRIES[name]
     rows = _short_rows(shared_data, entry)
     plan = {"config": entry.config, "settings": {**entry.settings, "max_gen_toks": ANSWER_TOKENS}}
-    theirs = _lm_eval_run(hf_model, name, _make_task(name, plan, rows))
+    theirs = _lm_eval_run(hf_model, name, make_task(name, plan, rows))
     ours = _our_run(target, entry, rows, tmp_path)
     assert set(ours) == set(theirs)
     assert len(ours) == len(rows)

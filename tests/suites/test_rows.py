@@ -7,6 +7,7 @@ import pytest
 
 from hambench.errors import DataError
 from hambench.suites.catalogue import ENTRIES
+from hambench.suites.listing import describe
 from hambench.suites.rows import find_file, read_rows, read_task
 
 ROW = {"question": "1+1?", "answer": "#### 2"}
@@ -51,11 +52,37 @@ def test_what_is_wrong_is_said_with_file_and_line(tmp_path, text, message):
 
 
 def test_a_damaged_archive_or_encoding_is_a_data_error(tmp_path):
+    whole = gzip.compress(b'{"question": "a"}\n' * 200)
     (tmp_path / "a.jsonl.gz").write_bytes(b"not gzip")
     (tmp_path / "b.jsonl").write_bytes(b'{"question": "\xff"}\n')
-    for name, message in (("a.jsonl.gz", "can't read"), ("b.jsonl", "not UTF-8")):
+    (tmp_path / "c.jsonl.gz").write_bytes(whole[:14] + b"\xff" * 10 + whole[24:])
+    (tmp_path / "d.jsonl.gz").write_bytes(whole[:-12])
+    (tmp_path / "e.jsonl").write_text("[" * 100_000)
+    (tmp_path / "f.json").write_text("[" * 100_000)
+    (tmp_path / "g.jsonl").write_text('{"question": ' + "1" * 5000 + "}")
+    expected = {
+        "a.jsonl.gz": "archive is damaged",
+        "b.jsonl": "not UTF-8",
+        "c.jsonl.gz": "archive is damaged",
+        "d.jsonl.gz": "archive is damaged",
+        "e.jsonl": "line 1: broken JSON",
+        "f.json": "broken JSON",
+        "g.jsonl": "line 1: broken JSON",
+    }
+    for name, message in expected.items():
         with pytest.raises(DataError, match=message):
             read_rows(tmp_path / name)
+
+
+def test_a_damaged_archive_is_said_by_the_listing(tmp_path):
+    (tmp_path / "lcc.jsonl.gz").write_bytes(b"\x1f\x8bbroken")
+    listed = {each.task: each for each in describe("longbench", tmp_path)}
+    assert "archive is damaged" in listed["lcc"].missing
+
+
+def test_a_cell_of_a_tsv_may_be_as_long_as_it_likes(tmp_path):
+    path = write(tmp_path / "mgsm_en.tsv", f"{'long ' * 40_000}\t1,234\r\nshort\t5\r\n")
+    assert [row["answer_number"] for row in read_rows(path).rows] == [1234, 5]
 
 
 def test_tsv_questions_may_hold_quotes_and_answers_thousands_separators(tmp_path):

@@ -44,6 +44,20 @@ def test_what_can_not_be_fetched_is_a_note_and_the_rest_runs(nothing_found, monk
     assert len(captured.samples) == 2
 
 
+def test_a_cache_that_can_not_be_written_is_a_note_and_the_rest_runs(nothing_found, monkeypatch, tmp_path):
+    monkeypatch.setenv("HAMBENCH_CACHE", "/dev/null/x")
+    captured = capture(CaptureRequest(None, tasks=("ifeval",), data=_rows(tmp_path)))
+    assert any("can't be kept in" in note and "HAMBENCH_CACHE" in note for note in captured.notes)
+    assert len(captured.samples) == 2
+
+
+def test_without_pip_the_fix_is_named(nothing_found, monkeypatch, tmp_path):
+    (tmp_path / "pip.py").write_text('raise SystemExit("No module named pip")\n')
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(HambenchError, match="ensurepip"):
+        sentences.fetch_punkt()
+
+
 def test_sentences_and_words_in_capitals_are_counted(tmp_path):
     try:
         sentences.fetch_punkt()
