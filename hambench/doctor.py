@@ -136,8 +136,7 @@ def check_memory() -> Finding:
 
 def check_disk() -> Finding:
     """Room for models and runs."""
-    from hambench.cli._options import runs_root
-    from hambench.models.embedded import cache_dir
+    from hambench.paths import cache_dir, runs_root
 
     rooms = {name: _free_bytes(folder) for name, folder in (("models", cache_dir()), ("runs", runs_root()))}
     what = ", ".join(f"{room / _GB:.1f} GB free for {name}" for name, room in rooms.items())
@@ -150,7 +149,7 @@ def check_load() -> Finding:
     """What others take of the machine right now."""
     import time
 
-    from hambench.machine.telemetry import CpuLoadMeter
+    from hambench.machine.load import CpuLoadMeter
 
     meter = CpuLoadMeter()
     time.sleep(_LOAD_WINDOW_S)
@@ -167,7 +166,7 @@ def check_load() -> Finding:
 
 def check_bandwidth() -> Finding:
     """What the memory gives at this moment."""
-    from hambench.machine.telemetry import measure_bandwidth
+    from hambench.machine.bandwidth import measure_bandwidth
 
     measured = measure_bandwidth(seconds=0.15)
     return Finding("ok", f"{measured.read / _GB:.1f} GB/s reading, {measured.copy / _GB:.1f} GB/s copying")

@@ -43,3 +43,7 @@ class ModelError(HambenchError):
 
 class ContextOverflowError(HambenchError):
     """A prompt (plus what is to be generated) that does not fit the model's context."""
+
+
+class IncompleteError(HambenchError):
+    """Nothing was measured, or there is nothing to compare it with: exit code 3, never a pass."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 from fakes import save_tiny_model, tiny_target
 
-from hambench.machine import telemetry
+from hambench.machine import bandwidth
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -30,8 +30,8 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _short_probes() -> None:
     # every run probes twice, and no test judges what this process found; runs in processes of their own probe in full
-    telemetry.PROBE_BYTES = {"cpu": 2**22, "cuda": 2**22}
-    telemetry.PROBE_SECONDS = 0.01
+    bandwidth.PROBE_BYTES = {"cpu": 2**22, "cuda": 2**22}
+    bandwidth.PROBE_SECONDS = 0.01
 
 
 @pytest.fixture(scope="session")

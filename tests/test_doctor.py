@@ -56,15 +56,11 @@ def test_a_busy_machine_is_bad_and_a_silent_one_is_not_called_quiet(monkeypatch:
         return lambda: SimpleNamespace(read=lambda: load)
 
     monkeypatch.setattr(doctor, "_LOAD_WINDOW_S", 0)
-    monkeypatch.setattr(
-        "hambench.machine.telemetry.CpuLoadMeter", meter(SimpleNamespace(other=0.4, stolen=0.0))
-    )
+    monkeypatch.setattr("hambench.machine.load.CpuLoadMeter", meter(SimpleNamespace(other=0.4, stolen=0.0)))
     assert doctor.check_load().state == "bad"
-    monkeypatch.setattr(
-        "hambench.machine.telemetry.CpuLoadMeter", meter(SimpleNamespace(other=0.02, stolen=0.0))
-    )
+    monkeypatch.setattr("hambench.machine.load.CpuLoadMeter", meter(SimpleNamespace(other=0.02, stolen=0.0)))
     assert doctor.check_load().state == "ok"
-    monkeypatch.setattr("hambench.machine.telemetry.CpuLoadMeter", meter(None))
+    monkeypatch.setattr("hambench.machine.load.CpuLoadMeter", meter(None))
     assert doctor.check_load().state == "absent"
 
 

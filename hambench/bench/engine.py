@@ -106,7 +106,7 @@ def benchmark_engine(
 
     from hambench.engine.int8 import quantize_int8
     from hambench.engine.llama import Llama
-    from hambench.machine.telemetry import measure_bandwidth
+    from hambench.machine.bandwidth import measure_bandwidth
     from hambench.models.target import load, locate
 
     if threads is not None:

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from hambench.machine.telemetry import CpuLoadMeter
+from hambench.machine.load import CpuLoadMeter
 from hambench.models.target import load
 from hambench.profiling.profile import IdleCost, idle_cost
 from hambench.records import SCHEMA_VERSION, Cell, RunHeader, Sample

@@ -185,10 +185,3 @@ def seconds(text: str | None) -> float | None:
     if not match:
         raise HambenchError(f"a time is a number with s, m or h, like 90s or 10m, got {text!r}")
     return float(match[1]) * _UNITS[match[2] or "s"]
-
-
-def runs_root() -> Path:
-    """Where runs go by default: ``$HAMBENCH_RUNS`` or ``runs`` in the current folder."""
-    import os
-
-    return Path(os.environ.get("HAMBENCH_RUNS", "runs"))

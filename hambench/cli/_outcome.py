@@ -53,8 +53,9 @@ def finish(
     summary: bool,
 ) -> NoReturn:
     """Makes the outcome, writes it wherever asked, and exits with its code; also when there is nothing to judge."""
+    from hambench.errors import IncompleteError
     from hambench.files import write_text
-    from hambench.gating.checks import CrashedError, IncompleteError, Outcome
+    from hambench.gating.checks import CrashedError, Outcome
     from hambench.gating.exports import render_action_benchmark, render_json, render_junit
     from hambench.gating.markdown import append_job_summary, render_markdown
 

@@ -32,7 +32,8 @@ def command(
     import msgspec
 
     from hambench.cli.gate import default_noise
-    from hambench.gating.checks import CrashedError, ExitCode, IncompleteError
+    from hambench.errors import IncompleteError
+    from hambench.gating.checks import CrashedError, ExitCode
     from hambench.gating.config import FILE, SpeedGate, read_config
     from hambench.gating.gate import calibrate
     from hambench.gating.noise import save_calibration

@@ -73,7 +73,7 @@ def command(
 
 def default_noise() -> Path:
     """Where calibrations lie unless said otherwise."""
-    from hambench.models.embedded import cache_dir
+    from hambench.paths import cache_dir
 
     return cache_dir() / "noise"
 

@@ -41,7 +41,7 @@ def command() -> None:
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 def add(root: Path, runs: tuple[Path, ...]) -> None:
     """Add finished RUNS; adding one twice changes nothing."""
-    from hambench.gating.checks import IncompleteError
+    from hambench.errors import IncompleteError
     from hambench.history.archive import add as add_entry
     from hambench.history.archive import entry_of
     from hambench.store import load_run

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from hambench.cli._options import runs_root
+from hambench.paths import runs_root
 
 
 @click.command()

@@ -78,8 +78,8 @@ def command(
 def _measure_here() -> tuple[str, float, str]:
     import torch
 
+    from hambench.machine.bandwidth import measure_bandwidth
     from hambench.machine.fingerprint import cpu_model
-    from hambench.machine.telemetry import measure_bandwidth
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     machine = torch.cuda.get_device_name() if device == "cuda" else cpu_model() or "this CPU"

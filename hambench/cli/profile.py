@@ -69,7 +69,7 @@ def _profile(
     import re
 
     from hambench.decoding import SamplingParams
-    from hambench.machine.telemetry import measure_kv_memory
+    from hambench.profiling.memory import measure_kv_memory
     from hambench.profiling.profile import profile_method
     from hambench.runner.sweep import Sweep, config_of, split_methods
 

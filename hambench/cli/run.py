@@ -13,12 +13,12 @@ from hambench.cli._options import (
     config_option,
     make_sweep,
     model_options,
-    runs_root,
     seconds,
     sweep_options,
     whole_numbers,
 )
 from hambench.errors import HambenchError
+from hambench.paths import runs_root
 
 if TYPE_CHECKING:
     from hambench.runner.start import RunRequest

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from hambench.errors import HambenchError
-from hambench.gating.checks import Check, CrashedError, IncompleteError, Outcome
+from hambench.errors import HambenchError, IncompleteError
+from hambench.gating.checks import Check, CrashedError, Outcome
 from hambench.gating.exact import Answer, answer_of, compare_answers
 from hambench.records import Cell
 

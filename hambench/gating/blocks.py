@@ -27,7 +27,7 @@ import psutil
 
 from hambench.analysis.metrics import decode_seconds, decode_steps, num_decode_tokens
 from hambench.gating.checks import CrashedError
-from hambench.machine.telemetry import read_cpu_times
+from hambench.machine.load import read_cpu_times
 from hambench.records import Cell, GenerationTrace
 
 Side = Literal["base", "head"]

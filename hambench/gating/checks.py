@@ -44,10 +44,6 @@ class ExitCode(enum.IntEnum):
     CRASHED = 5
 
 
-class IncompleteError(HambenchError):
-    """Nothing was measured, or there is nothing to compare it with: exit code 3, never a pass."""
-
-
 class CrashedError(HambenchError):
     """A benchmark process died: exit code 5."""
 

@@ -16,7 +16,8 @@ from hambench.analysis.baselines import baseline_of
 from hambench.analysis.comparisons import Arm, compare_arms
 from hambench.analysis.metrics import decode_seconds, num_decode_tokens
 from hambench.analysis.verdicts import Margins
-from hambench.gating.checks import FROM_PAIR, Check, IncompleteError, Outcome
+from hambench.errors import IncompleteError
+from hambench.gating.checks import FROM_PAIR, Check, Outcome
 from hambench.gating.exact import Answer, answer_of, compare_answers
 from hambench.gating.speed import near_exact_check, speed_check
 from hambench.groups import ALL

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hambench.analysis.verdicts import Margins
-from hambench.errors import HambenchError
+from hambench.errors import HambenchError, IncompleteError
 from hambench.files import write_text
 from hambench.gating.baseline import (
     ExactBaseline,
@@ -27,7 +27,7 @@ from hambench.gating.baseline import (
 )
 from hambench.gating.blocks import Arm, Block, Work, run_blocks
 from hambench.gating.checkout import Code, checked_out
-from hambench.gating.checks import CrashedError, IncompleteError, Outcome, merge
+from hambench.gating.checks import CrashedError, Outcome, merge
 from hambench.gating.compare import compare_runs, load_side
 from hambench.gating.config import (
     AccuracyGate,

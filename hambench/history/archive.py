@@ -26,9 +26,8 @@ import msgspec
 from hambench.analysis.baselines import baseline_of
 from hambench.analysis.metrics import METRICS, Better, measure_run, metric_value
 from hambench.decoding import KnobValue
-from hambench.errors import HambenchError, StoreError, UnknownNameError
+from hambench.errors import HambenchError, IncompleteError, StoreError, UnknownNameError
 from hambench.files import write_new
-from hambench.gating.checks import IncompleteError
 from hambench.groups import ALL
 from hambench.store import Run
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-import hambench
+from hambench._version import __version__
 from hambench.decoding import KnobValue
 
 Fingerprint = dict[str, KnobValue]
@@ -51,7 +51,7 @@ def fingerprint() -> Fingerprint:
         "memory_bytes": psutil.virtual_memory().total,
         "python": platform.python_version(),
         **{name: package_version(name) for name in PACKAGES},
-        "hambench": hambench.__version__,
+        "hambench": __version__,
         **_commit(),
         **_threads(),
         **_gpu(),
@@ -103,7 +103,7 @@ def commit_of(folder: Path) -> tuple[str | None, bool | None]:
 
 
 def _commit() -> Fingerprint:
-    commit, dirty = commit_of(Path(hambench.__file__).resolve().parent.parent)
+    commit, dirty = commit_of(Path(__file__).resolve().parents[2])
     return {"commit": commit, "commit_dirty": dirty}
 
 

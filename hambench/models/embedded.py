@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from filelock import FileLock
 
 from hambench.errors import ModelError
 from hambench.models.safetensors import digest, sha256_of
+from hambench.paths import cache_dir
 
 MANIFEST = "hambench-manifest.json"
 Fetch = Callable[["EmbeddedModel", Path], Path]
@@ -55,14 +55,6 @@ SMOLLM2_135M = EmbeddedModel(
     description="SmolLM2-135M-Instruct, Q4_1 GGUF de-quantised to bfloat16, not the original checkpoint",
 )
 EMBEDDED = {SMOLLM2_135M.name: SMOLLM2_135M}
-
-
-def cache_dir() -> Path:
-    """Where hambench keeps what it made once: ``HAMBENCH_CACHE``, else ``hambench`` in the user's cache folder."""
-    if own := os.environ.get("HAMBENCH_CACHE"):
-        return Path(own).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base).expanduser() if base else Path.home() / ".cache") / "hambench"
 
 
 def hash_cache() -> Path:

@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
+
     from hambench.decoding import DecodingMethod, SamplingParams
+    from hambench.engine.llama import Llama
     from hambench.records import StepRecord
 
 _RANGE = "hambench memory step"
@@ -134,3 +137,53 @@ def _changes(profiler: Any) -> list[Change]:
         elif name == _RANGE:
             changes.append(Change(event.start_ns() + event.duration_ns(), None))
     return changes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KVMemory:
+    """KV memory as three numbers that must not be mixed: used, held, and what the allocator says."""
+
+    formula_bytes: int
+    """Exact integer: 2 · layers · KV heads · head dim · bytes of the type · slots in use."""
+    storage_bytes: int
+    """Bytes of the cache tensors' storages: what was reserved, used or not."""
+    allocator_bytes: int | None
+    """What the device's allocator grew by when the cache was made; ``None`` on a CPU, which doesn't tell."""
+
+
+def kv_formula_bytes(
+    *, num_layers: int, num_kv_heads: int, head_dim: int, dtype_bytes: int, slots: int
+) -> int:
+    """Bytes of keys and values of ``slots`` cached entries."""
+    return 2 * num_layers * num_kv_heads * head_dim * dtype_bytes * slots
+
+
+def measure_kv_memory(model: Llama, *, capacity: int, slots: int) -> KVMemory:
+    """Makes a cache of ``capacity`` slots and tells what it takes when ``slots`` of them are in use."""
+    on_gpu = model.device.type == "cuda"
+    before = _allocated(model.device) if on_gpu else 0
+    cache = model.new_cache(capacity)
+    shape = model.shape
+    return KVMemory(
+        formula_bytes=kv_formula_bytes(
+            num_layers=shape.num_layers,
+            num_kv_heads=shape.num_kv_heads,
+            head_dim=shape.head_dim,
+            dtype_bytes=model.dtype.itemsize,
+            slots=slots,
+        ),
+        storage_bytes=storage_bytes([cache.keys, cache.values]),
+        allocator_bytes=_allocated(model.device) - before if on_gpu else None,
+    )
+
+
+def storage_bytes(tensors: list[torch.Tensor]) -> int:
+    """Bytes of the distinct storages behind some tensors; views of one storage are counted once."""
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+def _allocated(device: torch.device) -> int:
+    import torch
+
+    return int(torch.cuda.memory_allocated(device))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from hambench.decoding import DecodingMethod, SamplingParams
-    from hambench.machine.telemetry import KVMemory
+    from hambench.profiling.memory import KVMemory
 
 PhasePath = tuple[str, ...]
 
@@ -281,7 +281,7 @@ def profile_method(
         weight_bytes: The target's, to be passed on.
         trace_to: File for a trace in Chrome's format, which Perfetto opens.
     """
-    from hambench.machine.telemetry import peak_memory_bytes
+    from hambench.machine.load import peak_memory_bytes
 
     synchronize = _synchronizer(device)
     _decode(method, prompt_ids, params)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from hambench.decoding import DecodingMethod, SamplingParams
 from hambench.errors import HambenchError
+from hambench.machine.bandwidth import measure_bandwidth
+from hambench.machine.load import CpuLoadMeter, peak_memory_bytes
 from hambench.machine.nvml import Gpu, gpu_of
-from hambench.machine.telemetry import CpuLoadMeter, measure_bandwidth, peak_memory_bytes
 from hambench.records import Cell, Sample, SampleRecord
 from hambench.runner.sweep import config_of
 from hambench.store import RecordKey, RunWriter

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hambench import __version__
+from hambench._version import __version__
 from hambench.machine.fingerprint import fingerprint
 from hambench.models.sizes import shape_scalars
 from hambench.records import SCHEMA_VERSION, RunHeader

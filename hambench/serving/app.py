@@ -17,7 +17,7 @@ from jinja2 import TemplateError
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from hambench import __version__
+from hambench._version import __version__
 from hambench.decoding import DecodingMethod
 from hambench.engine.text import encode_text
 from hambench.models.target import TargetModel

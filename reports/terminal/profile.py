@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from hambench.machine.telemetry import KVMemory
+from hambench.profiling.memory import KVMemory
 from hambench.profiling.profile import Profile
 
 

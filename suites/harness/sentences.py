@@ -16,7 +16,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from hambench.errors import HambenchError
-from hambench.models.embedded import cache_dir
+from hambench.paths import cache_dir
 
 REQUIREMENT = "llama-index-core==0.14.25"
 WHEEL_SHA256 = "caa7d9c5ac9b13dc33400cf8d5e92e689b6d1e4497eb9bfa50d6f52ca2eb22a1"

@@ -88,7 +88,7 @@ def _generated(name: str, size: int, seed: int, **options: int) -> list[dict[str
     """Questions and answers of a reasoning-gym data set; kept on disk, for the package takes seconds to import."""
     from importlib.metadata import version
 
-    from hambench.models.embedded import cache_dir
+    from hambench.paths import cache_dir
 
     # row i of reasoning-gym depends on seed + i: neighbouring seeds must not give the same rows, shifted
     spread = 100_003 * seed

@@ -8,7 +8,8 @@ from click.testing import CliRunner
 from synthetic import TASKS, cells, header, simulate, write
 
 from hambench.cli.compare import command as compare
-from hambench.gating.checks import ExitCode, IncompleteError
+from hambench.errors import IncompleteError
+from hambench.gating.checks import ExitCode
 from hambench.gating.compare import NUMERIC_KEYS, compare_runs
 from hambench.gating.config import decide
 from hambench.store import load_run

@@ -8,10 +8,11 @@ from click.testing import CliRunner
 
 from hambench.cli.gate import command as gate
 from hambench.engine.kvcache import KVCache
+from hambench.errors import IncompleteError
 from hambench.gating import baseline as exact_baseline
 from hambench.gating import toy
 from hambench.gating.baseline import compare_exact, format_baseline, measure_exact, read_baseline
-from hambench.gating.checks import ExitCode, IncompleteError, mark_primary
+from hambench.gating.checks import ExitCode, mark_primary
 from hambench.gating.exact import COUNTS, answer_of, compare_answers
 from hambench.records import GenerationTrace, StepRecord
 

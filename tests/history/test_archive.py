@@ -10,8 +10,7 @@ from click.testing import CliRunner
 from synthetic import cells, header, simulate, write
 
 from hambench.cli.history import command as history
-from hambench.errors import HambenchError, StoreError, UnknownNameError
-from hambench.gating.checks import IncompleteError
+from hambench.errors import HambenchError, IncompleteError, StoreError, UnknownNameError
 from hambench.history.archive import (
     add,
     annotate,

@@ -27,7 +27,7 @@ def test_the_fingerprint_holds_every_checked_key() -> None:
 
 
 def test_the_fingerprint_does_not_import_torch() -> None:
-    code = "import sys; from hambench import environment as e; e.fingerprint(); print('torch' in sys.modules)"
+    code = "import sys; from hambench.machine import fingerprint as e; e.fingerprint(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

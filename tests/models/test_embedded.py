@@ -7,6 +7,7 @@ import zipfile
 
 import pytest
 
+from hambench import paths
 from hambench.errors import ModelError
 from hambench.models import embedded
 
@@ -192,6 +193,6 @@ def test_removing_says_whether_there_was_anything(model, said):
 def test_the_cache_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.delenv("HAMBENCH_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert embedded.cache_dir() == tmp_path / "hambench"
+    assert paths.cache_dir() == tmp_path / "hambench"
     monkeypatch.setenv("HAMBENCH_CACHE", str(tmp_path / "own"))
-    assert embedded.cache_dir() == tmp_path / "own"
+    assert paths.cache_dir() == tmp_path / "own"

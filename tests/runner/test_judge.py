@@ -6,7 +6,7 @@ from synthetic import write_run
 
 from hambench.analysis.proxy_rows import GAP, LOGPROB, proxy_rows, render_proxies
 from hambench.engine.text import encode_prompt
-from hambench.machine.telemetry import CpuLoadMeter
+from hambench.machine.load import CpuLoadMeter
 from hambench.records import Cell, Sample
 from hambench.runner.generator import DecodingOptions, Generator, Job
 from hambench.runner.judge import score_proxies

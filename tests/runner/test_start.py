@@ -206,7 +206,7 @@ def test_an_occupied_folder_is_refused_before_the_model_is_loaded(finished, rows
 
 def test_a_prompt_beyond_the_context_becomes_a_record_with_its_error_and_the_run_goes_on(target):
     generator = Generator(target, [cell("vanilla")], DecodingOptions())
-    from hambench.machine.telemetry import CpuLoadMeter
+    from hambench.machine.load import CpuLoadMeter
     from hambench.runner.generator import Job
 
     long, short = sample("x", 0, "a" * 600), sample("x", 1, "abc")
@@ -218,7 +218,7 @@ def test_a_prompt_beyond_the_context_becomes_a_record_with_its_error_and_the_run
 
 
 def test_a_suites_own_rule_cuts_the_middle_and_the_record_says_how_much(target):
-    from hambench.machine.telemetry import CpuLoadMeter
+    from hambench.machine.load import CpuLoadMeter
     from hambench.runner.generator import Job
 
     generator = Generator(target, [cell("vanilla")], DecodingOptions())
@@ -229,7 +229,7 @@ def test_a_suites_own_rule_cuts_the_middle_and_the_record_says_how_much(target):
 
 
 def test_repeats_of_a_sampled_answer_are_other_draws_and_of_a_greedy_one_the_same(target):
-    from hambench.machine.telemetry import CpuLoadMeter
+    from hambench.machine.load import CpuLoadMeter
     from hambench.runner.generator import Job
 
     for temperature, expected in ((0.0, 1), (1.0, 2)):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hambench.machine.fingerprint import Fingerprint, differences, fingerprint
-from hambench.machine.telemetry import CpuLoadMeter
+from hambench.machine.load import CpuLoadMeter
 from hambench.records import Cell, SampleRecord
 from hambench.runner.generator import DecodingOptions, Generator, Job
 

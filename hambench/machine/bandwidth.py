@@ -1,0 +1,86 @@
+"""Memory bandwidth of this machine as torch reads and copies it: the limit that decode speeds are compared with."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hambench.machine.load import free_memory_bytes
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bandwidth:
+    """What the memory gave in this moment, bytes per second: the anchor that speeds are judged against."""
+
+    device: str
+    read: float
+    """A pass that only reads: the ceiling of a decode step, which reads weights."""
+    copy: float
+    """A copy, bytes read plus bytes written."""
+    buffer_bytes: int
+    threads: int | None
+
+
+PROBE_BYTES = {"cpu": 2**29, "cuda": 2**31}
+"""Size of the bandwidth probe's buffer where memory is not short: far more than caches hold."""
+
+
+PROBE_SECONDS = 0.3
+
+
+def measure_bandwidth(
+    device: str = "cpu", *, buffer_bytes: int | None = None, seconds: float | None = None
+) -> Bandwidth:
+    """Measures read and copy bandwidth with torch: the best of many passes over a buffer that no cache holds.
+
+    The best, not the mean: what disturbs a pass can only slow it. A slow result means a busy machine.
+
+    Args:
+        device: Where to measure.
+        buffer_bytes: Size of the buffer; by default ``PROBE_BYTES`` (512 MiB on a CPU, 2 GiB on a GPU), or an eighth
+            of what is free.
+        seconds: Time to spend on each kind of pass; by default ``PROBE_SECONDS``.
+    """
+    import torch
+
+    if buffer_bytes is None:
+        free = torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else free_memory_bytes()
+        buffer_bytes = min(PROBE_BYTES["cuda" if device.startswith("cuda") else "cpu"], free // 8)
+    seconds = PROBE_SECONDS if seconds is None else seconds
+    columns = 4096
+    source = torch.ones(max(1, buffer_bytes // (4 * columns)), columns, device=device)
+    target, vector = torch.empty_like(source), torch.ones(columns, device=device)
+    flat = source.view(-1)
+    # which of them reads fastest depends on the device and its libraries: seen 33 and 58 GB/s on one machine
+    read_passes = (lambda: torch.mv(source, vector), source.sum, lambda: torch.dot(flat, flat))
+    size = source.numel() * source.element_size()
+    return Bandwidth(
+        device=device,
+        read=size / min(_best_pass(run, device, seconds) for run in read_passes),
+        copy=2 * size / _best_pass(lambda: target.copy_(source), device, seconds),
+        buffer_bytes=size,
+        threads=None if device.startswith("cuda") else torch.get_num_threads(),
+    )
+
+
+def _best_pass(run: Callable[[], object], device: str, seconds: float) -> float:
+    import torch
+
+    def synchronize() -> None:
+        if device.startswith("cuda"):
+            torch.cuda.synchronize(device)
+
+    run()  # first touch maps the pages
+    synchronize()
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end or best == float("inf"):
+        start = time.perf_counter()
+        run()
+        synchronize()
+        best = min(best, time.perf_counter() - start)
+    return best
