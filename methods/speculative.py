@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 from hambench.decoding import KnobValue, KVUsage, MethodConfig, SamplingParams, Step
 
 if TYPE_CHECKING:
-    from hambench.engine.llama import Llama
+    from hambench.engine.language_model import LanguageModel
     from hambench.methods.common.drafting import Drafter
     from hambench.methods.common.sequence import TargetSequence
     from hambench.methods.common.verify import Accept
@@ -64,7 +64,7 @@ class Speculative:
     name: str
     config: SpeculativeConfig
     target: TargetModel
-    draft: Llama
+    draft: LanguageModel
     lossless: bool = True
 
     @property

@@ -12,19 +12,19 @@ import torch
 class Replayed:
     """Graphs without a device: preparing runs the work twice, as a warm-up does, and each replay once more."""
 
-    keeps = True
+    captures = True
     conditional = True
 
     def __init__(self) -> None:
-        self.num_prepared = 0
+        self.num_captured = 0
 
-    def prepare(self, run):
+    def capture(self, run):
         run()
         run()
-        self.num_prepared += 1
+        self.num_captured += 1
         return run
 
-    def prepare_nested(self, parts, done, last):
+    def capture_nested(self, parts, done, last):
         def nested() -> None:
             for part in parts:
                 part()
@@ -32,7 +32,7 @@ class Replayed:
                     break
             last()
 
-        return self.prepare(nested)
+        return self.capture(nested)
 
     def conditional_obstacle(self):
         return None if self.conditional else "there is no such thing here"
@@ -52,8 +52,8 @@ class Queued(Replayed):
         self.queue: list[Callable[[], None]] = []
         self.num_launched = self.num_run = 0
 
-    def prepare(self, run):
-        run = super().prepare(run)
+    def capture(self, run):
+        run = super().capture(run)
 
         def replay() -> None:
             self.queue.append(run)

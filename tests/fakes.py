@@ -7,7 +7,8 @@ import itertools
 
 import torch
 
-from hambench.engine.llama import Llama, LlamaShape
+from hambench.engine.llama import Llama
+from hambench.engine.shape import LlamaShape
 from hambench.models.target import ModelIdentity, TargetModel
 
 TINY_SHAPE = LlamaShape(

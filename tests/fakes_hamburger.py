@@ -11,7 +11,7 @@ import pytest
 import torch
 from fakes import TINY_SHAPE, random_weights
 
-from hambench.engine.llama import LlamaShape
+from hambench.engine.shape import LlamaShape
 from hambench.methods.hamburger.architecture import Architecture, BaseReference
 from hambench.methods.hamburger.checkpoint import Checkpoint, load, save, sizes_of
 from hambench.methods.hamburger.grafts import Grafts

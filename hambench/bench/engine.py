@@ -18,7 +18,8 @@ from hambench.errors import HambenchError, ModelError
 if TYPE_CHECKING:
     import torch
 
-    from hambench.engine.llama import Llama
+    from hambench.engine.language_model import LanguageModel
+
 
 NUMERICS_PROMPT_TOKENS = 64
 DECODE_PROMPT_TOKENS = 128
@@ -105,7 +106,6 @@ def benchmark_engine(
     import torch
 
     from hambench.engine.int8 import quantize_int8
-    from hambench.engine.llama import Llama
     from hambench.machine.bandwidth import measure_bandwidth
     from hambench.models.target import load, locate
 
@@ -114,7 +114,7 @@ def benchmark_engine(
     folder = locate(model)[0]
     say("numerics in float32")
     target = load(model, dtype="float32", device=device)
-    if not isinstance(target.llama, Llama):
+    if target.llama.reference is None:
         raise ModelError(
             f"{model} runs through the transformers adapter: there is no engine of ours to measure"
         )
@@ -178,7 +178,7 @@ def benchmark_engine(
     )
 
 
-def _compare(ours: Llama, theirs: Any, prompt: torch.Tensor, num_tokens: int) -> Numerics:
+def _compare(ours: LanguageModel, theirs: Any, prompt: torch.Tensor, num_tokens: int) -> Numerics:
     """Generates greedily with our engine, then asks transformers for its choice after each of the same prefixes.
 
     If all agree, transformers' own greedy run is the same run: each choice follows from an equal beginning.
@@ -221,7 +221,7 @@ def _reference(folder: Any, dtype: torch.dtype, device: torch.device) -> Any:
     )
 
 
-def _time_llama(llama: Llama, ids: torch.Tensor, num_tokens: int) -> tuple[float, float]:
+def _time_llama(llama: LanguageModel, ids: torch.Tensor, num_tokens: int) -> tuple[float, float]:
     """Seconds to the first token, and from there to the last; each token is on the host before the next begins."""
     import torch
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from hambench.decoding import DecodeSession
     from hambench.engine.cuda.early_exit import Loop
+    from hambench.engine.language_model import LanguageModel
     from hambench.engine.llama import Llama
     from hambench.kernels.tools.shapes import KernelShape
     from hambench.methods.hamburger.model import HamburgerModel
@@ -38,7 +39,7 @@ CHECKED_STEPS = 6
 TOLERANCE = 0.05
 """Largest difference of a P(continue) between torch's operations and the kernels, in bfloat16."""
 
-Engine = Callable[["Llama", str, str], "Llama"]
+Engine = Callable[["Llama", str, str], "LanguageModel"]
 """From a plain model, a regime and kernels to the model that runs so."""
 
 
@@ -141,7 +142,7 @@ class _Regime:
         self,
         name: str,
         kernels: str,
-        llama: Llama,
+        llama: LanguageModel,
         sizes: KernelShape,
         checkpoint: Any,
         stopwatch: Stopwatch,
@@ -224,7 +225,7 @@ class Stopwatch:
         prompt: Token ids.
     """
 
-    def __init__(self, llama: Llama, amount: Amount, prompt: list[int]) -> None:
+    def __init__(self, llama: LanguageModel, amount: Amount, prompt: list[int]) -> None:
         from hambench.decoding import SamplingParams
 
         self._amount, self._device, self.prompt = amount, llama.device, prompt
@@ -431,7 +432,7 @@ def _byte_model(sizes: KernelShape) -> ByteModel:
     )
 
 
-def _target(llama: Llama, sizes: KernelShape) -> TargetModel:
+def _target(llama: LanguageModel, sizes: KernelShape) -> TargetModel:
     from hambench.models.target import ModelIdentity, TargetModel
 
     identity = ModelIdentity(

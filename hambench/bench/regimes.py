@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from hambench.bench.forced import Amount, ForcedPace
+    from hambench.engine.language_model import LanguageModel
     from hambench.engine.llama import Llama
     from hambench.kernels.tools.shapes import KernelShape
 
@@ -114,7 +115,9 @@ def run(
     for what, layers in (("step", None), ("draft", None), ("micro", MICRO_LAYERS)):
         plain = random_llama(SHAPES[shape_name], device, torch.bfloat16, num_layers=layers)
         if what == "draft":
-            plain = quantize_int8(plain)
+            draft = quantize_int8(plain).reference
+            assert draft is not None
+            plain = draft
         error = max(error, _check(plain, device, what))
         for regime, kernels in (("eager", "reference"), ("eager", "fused"), ("graph", "fused")):
             for rows in (1, 2, 5, 8) if what == "step" and regime == "graph" else (1,):
@@ -127,7 +130,7 @@ def run(
     save(report)
     plain = random_llama(SHAPES[shape_name], device, torch.bfloat16)
 
-    def engine(model: Llama, regime: str, kernels: str) -> Llama:
+    def engine(model: Llama, regime: str, kernels: str) -> LanguageModel:
         return accelerate(model, regime=regime, kernels=kernels)
 
     for forced in bench_forced.run(
@@ -161,7 +164,7 @@ def walk(progress: Callable[[str], None]) -> RegimeReport:
     )
     plain = random_llama(toy, torch.device("cpu"), torch.float32)
 
-    def engine(model: Llama, regime: str, kernels: str) -> Llama:
+    def engine(model: Llama, regime: str, kernels: str) -> LanguageModel:
         return model if kernels == "reference" else FusedLlama(model, impl="reference")
 
     walked = bench_forced.run(
@@ -184,7 +187,8 @@ def random_llama(
     """A Llama of a named shape with random weights and a tied head."""
     import torch
 
-    from hambench.engine.llama import Llama, LlamaShape
+    from hambench.engine.llama import Llama
+    from hambench.engine.shape import LlamaShape
 
     layers = num_layers or sizes.num_layers
     shape = LlamaShape(

@@ -12,8 +12,9 @@ import copy
 import torch
 import torch.nn.functional as F
 
+from hambench.engine.language_model import LanguageModel
 from hambench.engine.linear import GatedLinear, Linear, must_widen
-from hambench.engine.llama import DecoderLayer, DecoderStack, Llama
+from hambench.engine.llama import DecoderLayer, DecoderStack
 from hambench.errors import ModelError
 
 MOST_ROWS_UNPACKED = 16
@@ -84,20 +85,21 @@ class Int8Gated:
         return F.silu(gate) * up
 
 
-def quantize_int8(llama: Llama) -> Llama:
-    """An INT8 weight-only copy with the same forward; norms and embeddings are shared with the original.
+def quantize_int8(model: LanguageModel) -> LanguageModel:
+    """Returns an INT8 weight-only copy that runs the way ``model`` runs; norms and embeddings are shared with it.
 
     Raises:
         ModelError: For a model that runs through the transformers adapter.
     """
-    if not isinstance(llama, Llama):
+    llama = model.reference
+    if llama is None:
         raise ModelError(
-            "an INT8 copy needs the lean forward pass; this model runs through the transformers adapter"
+            "an INT8 copy needs the engine's own forward pass; this model runs through the transformers adapter"
         )
     quantized = copy.copy(llama)
     quantized.stack = _quantize_stack(llama.stack)
     quantized.head = _quantize(llama.head)
-    return quantized
+    return model.with_same_backend(quantized)
 
 
 def quantize_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

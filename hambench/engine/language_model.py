@@ -1,52 +1,105 @@
-"""Greedy decoding as calls on a model, so that a faster engine can keep the tokens on the device."""
+"""The calls that every decoding method makes on a model, whatever engine runs it.
+
+:class:`hambench.engine.llama.Llama` is the reference. The CUDA model has a ``Llama`` and runs its short forwards by
+kernels; the transformers adapter runs architectures that ``Llama`` does not. Letters in shapes: T rows, D hidden size,
+V vocabulary.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    import torch
+
     from hambench.engine.llama import Llama
+    from hambench.engine.output import ForwardOutput
+    from hambench.engine.shape import LlamaShape
 
 
-def most_probable(logits: torch.Tensor) -> list[int]:
-    """The most probable token of each row ``[R, V]``; ties go to the lowest id."""
-    found: list[int] = logits.argmax(dim=-1).tolist()
-    return found
+class LanguageModel(Protocol):
+    """A causal language model on one device.
 
+    A ``cache`` argument is always one that :meth:`new_cache` of the same model returned.
+    """
 
-class GreedyCalls:
-    """What greedy methods ask of a model beside ``forward``; plain versions, for a class that has that."""
+    @property
+    def shape(self) -> LlamaShape:
+        """Sizes of the model."""
 
-    device: torch.device
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of weights and activations."""
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights read by one decode step."""
+
+    @property
+    def reference(self) -> Llama | None:
+        """The reference model with the same weights; ``None`` if the engine's own forward does not run this one."""
+
+    def with_same_backend(self, other: Llama) -> LanguageModel:
+        """Runs another model the way this one runs: by the same kernels, launched alike."""
+
+    def new_cache(self, capacity: int) -> Any:
+        """Returns an empty KV cache of at least ``capacity`` slots."""
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """Returns embeddings ``[T, D]`` of ids ``[T]``."""
+
+    def lm_head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Returns logits ``[R, V]`` in float32 of normed hidden states ``[R, D]``."""
+
+    def forward(
+        self,
+        inputs: torch.Tensor,
+        cache: Any,
+        *,
+        positions: torch.Tensor | None = None,
+        num_logits: int | None = 1,
+        feature_layers: tuple[int, ...] = (),
+    ) -> ForwardOutput:
+        """Runs T rows through the model and appends T slots to the cache.
+
+        Args:
+            inputs: Ids ``[T]`` (int64) or embeddings ``[T, D]``.
+            cache: Grows by T slots.
+            positions: Rotary positions ``[T]``; by default they continue from ``cache.slots``.
+            num_logits: Logits for this many last rows; ``None`` for all.
+            feature_layers: Layers (0-based) whose hidden state to return.
+
+        Raises:
+            ContextOverflowError: If the cache has no room for T more slots.
+        """
+
+    def prefill(
+        self, ids: torch.Tensor, cache: Any, *, feature_layers: tuple[int, ...] = ()
+    ) -> ForwardOutput:
+        """Runs a prompt ``[T]``; logits, hidden state and features of the last row only."""
 
     def greedy(self, tokens: Sequence[int], cache: Any, *, num_tokens: int = 1) -> list[int]:
-        """Runs T ``tokens`` and gives the greedy next token after each of the last ``num_tokens`` of them.
+        """Runs T ``tokens`` and returns the greedy next token after each of the last ``num_tokens`` of them.
 
         Ties go to the lowest id. The cache grows by T slots.
 
         Raises:
             ContextOverflowError: If the cache has no room for them.
         """
-        ids = torch.tensor(tokens, dtype=torch.int64, device=self.device)
-        forward: Any = self.forward  # type: ignore[attr-defined]
-        return most_probable(forward(ids, cache, num_logits=num_tokens).logits)
 
     def decode_greedily(self, tokens: Sequence[int], cache: Any, num_tokens: int) -> list[int]:
-        """The next ``num_tokens`` greedy tokens after ``tokens``, each fed to the next forward.
+        """Returns the next ``num_tokens`` greedy tokens after ``tokens``, each fed to the next forward.
 
         The cache grows by T slots and ``num_tokens - 1`` more: the newest token has none yet.
 
         Raises:
             ContextOverflowError: If the cache has no room for them.
         """
-        found: list[int] = []
-        for _ in range(num_tokens):
-            tokens = self.greedy(tokens, cache)
-            found += tokens
-        return found
 
     def prepare_greedy(self, cache: Any, *, rows: Sequence[int] = (), chain: int = 0) -> None:
         """Does once what must not be timed before greedy calls over an empty cache (capturing graphs).
@@ -56,7 +109,3 @@ class GreedyCalls:
             rows: Lengths of :meth:`greedy` calls that ask for every row.
             chain: Most tokens of a :meth:`decode_greedily` call after one or two.
         """
-
-    def like(self, other: Llama) -> Llama:
-        """Another model, run the way this one is."""
-        return other

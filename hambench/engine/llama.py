@@ -15,30 +15,16 @@ import torch
 import torch.nn.functional as F
 
 from hambench.engine.attention import attend, causal_mask
+from hambench.engine.greedy import GreedyDecoding
 from hambench.engine.kvcache import KVCache
-from hambench.engine.language_model import GreedyCalls
 from hambench.engine.linear import GatedLinear, Linear, make_gated, make_linear
 from hambench.engine.norm import RMSNorm
+from hambench.engine.output import ForwardOutput
 from hambench.engine.shape import LlamaShape, rope_frequencies
 from hambench.errors import ModelError
 
-__all__ = ["DecoderStack", "ForwardOutput", "Llama", "LlamaShape", "rope_frequencies", "rotate"]
-
 PREFILL_CHUNK = 2048
 """Rows of one prefill forward: enough to be bound by arithmetic, few enough for bounded activations."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class ForwardOutput:
-    """What one forward gives."""
-
-    logits: torch.Tensor
-    """``[R, V]`` float32, for the last R rows asked for."""
-    hidden: torch.Tensor
-    """``[T, D]`` after the final norm (of :meth:`Llama.prefill`: the last row only)."""
-    features: torch.Tensor
-    """``[len(feature_layers), T, D]``: the residual stream after each layer asked for (0-based); of the last layer,
-    its value after the final norm."""
 
 
 class DecoderLayer:
@@ -195,7 +181,7 @@ class DecoderStack:
         return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
-class Llama(GreedyCalls):
+class Llama(GreedyDecoding):
     """A Llama-family causal LM on one device.
 
     Args:
@@ -231,6 +217,15 @@ class Llama(GreedyCalls):
     def weight_bytes(self) -> int:
         """Bytes read by one decode step: layers, final norm and head (of the embedding only a row is read)."""
         return self.stack.weight_bytes + self.norm.weight_bytes + self.head.weight_bytes
+
+    @property
+    def reference(self) -> Llama:
+        """See :class:`hambench.engine.language_model.LanguageModel`: this model is the reference."""
+        return self
+
+    def with_same_backend(self, other: Llama) -> Llama:
+        """See :class:`hambench.engine.language_model.LanguageModel`: ``other`` runs this way already."""
+        return other
 
     def new_cache(self, capacity: int) -> KVCache:
         """An empty cache of ``capacity`` slots."""

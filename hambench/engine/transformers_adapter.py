@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from hambench.engine.language_model import GreedyCalls
-from hambench.engine.llama import ForwardOutput
+from hambench.engine.greedy import GreedyDecoding
+from hambench.engine.llama import Llama
+from hambench.engine.output import ForwardOutput
 from hambench.engine.shape import LlamaShape
 from hambench.errors import ContextOverflowError, ModelError
 
@@ -72,7 +73,7 @@ class AdapterCache:
             )
 
 
-class TransformersAdapter(GreedyCalls):
+class TransformersAdapter(GreedyDecoding):
     """A transformers causal LM with the forward of the lean engine.
 
     Args:
@@ -103,6 +104,15 @@ class TransformersAdapter(GreedyCalls):
         table = self.model.get_input_embeddings().weight
         tied = table is self.model.get_output_embeddings().weight
         return total if tied else total - int(table.nbytes)
+
+    @property
+    def reference(self) -> None:
+        """See :class:`hambench.engine.language_model.LanguageModel`: the engine's own forward does not run this."""
+        return
+
+    def with_same_backend(self, other: Llama) -> Llama:
+        """See :class:`hambench.engine.language_model.LanguageModel`: the engine's own forward is the faster one."""
+        return other
 
     def new_cache(self, capacity: int) -> AdapterCache:
         """An empty cache."""

@@ -21,7 +21,8 @@ from hambench.decoding import KnobValue
 if TYPE_CHECKING:
     import torch
 
-    from hambench.engine.llama import Llama, LlamaShape
+    from hambench.engine.llama import Llama
+    from hambench.engine.shape import LlamaShape
     from hambench.models.target import TargetModel
 
 NAME = "toy"
@@ -65,7 +66,8 @@ def load_toy() -> TargetModel:
     """The toy as a target model, in float32 on the CPU."""
     import torch
 
-    from hambench.engine.llama import Llama, LlamaShape
+    from hambench.engine.llama import Llama
+    from hambench.engine.shape import LlamaShape
     from hambench.models.target import ModelIdentity, TargetModel
 
     shape = LlamaShape(rms_norm_eps=1e-5, rope_theta=10_000.0, tie_embeddings=False, **_SIZES)
@@ -163,7 +165,8 @@ def watched_margins(target: TargetModel) -> Iterator[Callable[[], float]]:
 
         llama.lm_head = lm_head  # type: ignore[method-assign]
 
-    models = [target.llama, load_draft("int8", target)]
+    references = [model.reference for model in (target.llama, load_draft("int8", target))]
+    models = [llama for llama in references if llama is not None]
     for llama in models:
         watch(llama)
     try:

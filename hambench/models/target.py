@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hambench.errors import ModelError, UnknownNameError
 from hambench.models import embedded
@@ -15,7 +15,7 @@ from hambench.models import safetensors as checkpoint
 if TYPE_CHECKING:
     import torch
 
-    from hambench.engine.llama import Llama
+    from hambench.engine.language_model import LanguageModel
 
 T = TypeVar("T")
 DEFAULT_MODEL = embedded.SMOLLM2_135M.name
@@ -41,8 +41,8 @@ class TargetModel:
     """A loaded model with all that decoding needs to know about it."""
 
     name: str
-    llama: Llama
-    """The lean forward pass, or an adapter with the same calls."""
+    llama: LanguageModel
+    """The model on the engine that runs it."""
     tokenizer: Any | None
     """A transformers tokenizer; ``None`` if the folder has none (only ids go in and out)."""
     eos_ids: frozenset[int]
@@ -132,7 +132,6 @@ def _from_hub(repo: str) -> Path:
 def _load_folder(
     folder: Path, name: str, source: str, note: str, dtype: torch.dtype, device: torch.device
 ) -> TargetModel:
-    from hambench.engine.llama import Llama
     from hambench.engine.shape import LlamaShape
 
     config = _read_config(folder)
@@ -145,15 +144,17 @@ def _load_folder(
                 None, (note, f"weights stored in {' and '.join(sorted(stored))}, run in {_name_of(dtype)}")
             )
         )
-    llama: Llama
+    llama: LanguageModel
     try:
         shape = LlamaShape.from_hf(config)
     except ModelError as unsupported:
         from hambench.engine.transformers_adapter import load_adapter
 
-        llama = cast("Llama", load_adapter(folder, dtype, device))
+        llama = load_adapter(folder, dtype, device)
         note = "; ".join(filter(None, (note, f"transformers adapter (slower): {unsupported}")))
     else:
+        from hambench.engine.llama import Llama
+
         llama = Llama(shape, checkpoint.read_tensors(files), dtype, device)
     tokenizer = _load_tokenizer(folder)
     identity = ModelIdentity(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from hambench.decoding import DecodingMethod, SamplingParams
-    from hambench.engine.llama import Llama
+    from hambench.engine.language_model import LanguageModel
     from hambench.records import StepRecord
 
 _RANGE = "hambench memory step"
@@ -158,7 +158,7 @@ def kv_formula_bytes(
     return 2 * num_layers * num_kv_heads * head_dim * dtype_bytes * slots
 
 
-def measure_kv_memory(model: Llama, *, capacity: int, slots: int) -> KVMemory:
+def measure_kv_memory(model: LanguageModel, *, capacity: int, slots: int) -> KVMemory:
     """Makes a cache of ``capacity`` slots and tells what it takes when ``slots`` of them are in use."""
     on_gpu = model.device.type == "cuda"
     before = _allocated(model.device) if on_gpu else 0

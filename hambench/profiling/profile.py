@@ -35,7 +35,7 @@ POINTS: tuple[tuple[str, str, str], ...] = (
     ("hambench.engine.llama", "Llama.forward", "forward"),
     ("hambench.engine.llama", "DecoderStack.forward", "layers"),
     ("hambench.engine.llama", "Llama.lm_head", "lm head"),
-    ("hambench.engine.language_model", "most_probable", "sample"),
+    ("hambench.engine.greedy", "most_probable", "sample"),
     ("hambench.methods.common.sequence", "choose", "sample"),
     ("hambench.methods.common.drafting", "SeparateDrafter.propose", "draft"),
     ("hambench.methods.common.drafting", "SharedDrafter.propose", "draft"),

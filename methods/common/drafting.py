@@ -13,7 +13,7 @@ from hambench.methods.common.sequence import TargetSequence
 
 if TYPE_CHECKING:
     from hambench.engine.kvcache import KVCache
-    from hambench.engine.llama import Llama
+    from hambench.engine.language_model import LanguageModel
     from hambench.models.target import TargetModel
 
 
@@ -40,7 +40,7 @@ class Drafter(Protocol):
         """Bytes in use in caches of the draft's own."""
 
 
-def load_draft(name: str, target: TargetModel) -> Llama:
+def load_draft(name: str, target: TargetModel) -> LanguageModel:
     """The draft model: an INT8 copy of the target, or another model by name; loaded once per target.
 
     Raises:
@@ -60,11 +60,14 @@ def load_draft(name: str, target: TargetModel) -> Llama:
             f"draft {name} has a vocabulary of {draft.llama.shape.vocab_size} tokens, {target.name} has "
             f"{target.llama.shape.vocab_size}: a draft must share the target's tokenizer"
         )
-    return target.shared(f"draft/{name}/as the target", lambda: target.llama.like(draft.llama))
+    reference = draft.llama.reference
+    if reference is None:
+        return draft.llama
+    return target.shared(f"draft/{name}/as the target", lambda: target.llama.with_same_backend(reference))
 
 
 def _draft(
-    model: Llama, cache: KVCache, sequence: TargetSequence, first_input: list[int], num_tokens: int
+    model: LanguageModel, cache: KVCache, sequence: TargetSequence, first_input: list[int], num_tokens: int
 ) -> tuple[list[int], Tensor | None]:
     """Proposes autoregressively; the first forward may take two tokens (what the draft has not seen yet)."""
     if sequence.generator is None:
@@ -88,7 +91,7 @@ class SeparateDrafter:
     where a forward of its own would cost as much as drafting another token.
     """
 
-    def __init__(self, model: Llama, sequence: TargetSequence) -> None:
+    def __init__(self, model: LanguageModel, sequence: TargetSequence) -> None:
         self._model = model
         self._sequence = sequence
         self._cache = model.new_cache(sequence.capacity)
@@ -115,13 +118,14 @@ class SeparateDrafter:
     @property
     def kv_bytes(self) -> int:
         """Bytes in use in the draft's cache."""
-        return self._cache.bytes_used
+        num_bytes: int = self._cache.bytes_used
+        return num_bytes
 
 
 class SharedDrafter:
     """A draft of the same model that works in the target's cache: no prefill, no memory, always exact history."""
 
-    def __init__(self, model: Llama, sequence: TargetSequence) -> None:
+    def __init__(self, model: LanguageModel, sequence: TargetSequence) -> None:
         self._model = model
         self._sequence = sequence
 

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from hambench.engine.llama import LlamaShape
+from hambench.engine.shape import LlamaShape
 from hambench.errors import ModelError
 from hambench.methods.hamburger.architecture import Architecture, BaseReference, BaseWeights
 

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hambench.engine.llama import LlamaShape, rope_frequencies, rotate
+from hambench.engine.llama import rotate
+from hambench.engine.shape import LlamaShape, rope_frequencies
 from hambench.methods.hamburger.architecture import Architecture
 
 

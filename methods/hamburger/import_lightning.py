@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hambench.engine.llama import LlamaShape
+from hambench.engine.shape import LlamaShape
 from hambench.errors import ModelError
 from hambench.methods.hamburger.architecture import Architecture, BaseReference
 from hambench.methods.hamburger.checkpoint import Checkpoint, sizes_of

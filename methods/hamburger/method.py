@@ -130,7 +130,7 @@ def _assemble(folder: Path, target: TargetModel) -> tuple[HamburgerModel, int]:
     # the configuration is compared first: reading gigabytes to refuse them would be a long wait for one line
     config = checkpoints.read_config(folder)
     Architecture.from_json(config["architecture"])
-    if not isinstance(target.llama, Llama):
+    if target.llama.reference is None:
         raise ModelError(
             f"HAMburger needs a Llama-family model on the engine's own layers; {target.name} is not"
         )
@@ -145,7 +145,7 @@ def _assemble(folder: Path, target: TargetModel) -> tuple[HamburgerModel, int]:
         weights: Mapping[str, Tensor] = checkpoint.group("base")
     else:
         weights = with_low_rank(_original(target), checkpoint.group("lora"), scale=checkpoint.lora_scale)
-    base = target.llama.like(Llama(target.llama.shape, weights, target.dtype, target.device))
+    base = target.llama.with_same_backend(Llama(target.llama.shape, weights, target.dtype, target.device))
     if checkpoint.base_weights == "fused_lora":
         return HamburgerModel(target.llama, checkpoint, fused_base=base), base.weight_bytes
     return HamburgerModel(base, checkpoint), base.weight_bytes

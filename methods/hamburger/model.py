@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hambench.engine.kvcache import KVCache
+from hambench.engine.language_model import LanguageModel
 from hambench.engine.linear import Linear, make_linear
-from hambench.engine.llama import DecoderStack, Llama
+from hambench.engine.llama import DecoderStack
 from hambench.errors import ModelError
 from hambench.kernels.merge_tokens import MergeWeights
 from hambench.kernels.stop_head import StopWeights
@@ -35,7 +36,9 @@ class HamburgerModel:
         ModelError: If a tensor is missing or of another size.
     """
 
-    def __init__(self, base: Llama, checkpoint: Checkpoint, *, fused_base: Llama | None = None) -> None:
+    def __init__(
+        self, base: LanguageModel, checkpoint: Checkpoint, *, fused_base: LanguageModel | None = None
+    ) -> None:
         self.base, self.architecture = base, checkpoint.architecture
         self._fused_base = fused_base or base
         if self.architecture.feature_layers[-1] >= base.shape.num_layers:
@@ -68,7 +71,7 @@ class HamburgerModel:
         stop = sum(linear.weight_bytes for linear in self._stop)
         return self.micro.weight_bytes + self._merger.weight_bytes + stop + norm
 
-    def base_for(self, num_tokens: int) -> Llama:
+    def base_for(self, num_tokens: int) -> LanguageModel:
         """The base that a slot of ``num_tokens`` goes through."""
         return self._fused_base if num_tokens > 1 else self.base
 
@@ -123,7 +126,7 @@ class KernelWeights:
 class _Merger:
     """The compositional embedder for one macro-step; the position's share of keys and values is worked out once."""
 
-    def __init__(self, checkpoint: Checkpoint, base: Llama) -> None:
+    def __init__(self, checkpoint: Checkpoint, base: LanguageModel) -> None:
         weights = {n: t.to(base.device, base.dtype) for n, t in checkpoint.group("embedder").items()}
         hidden = base.shape.hidden_size
         self.heads, self.residual = (
@@ -169,7 +172,7 @@ class _Merger:
         return self._out.add_to(residual, (scores @ values).reshape(1, hidden))
 
 
-def _linears(weights: Mapping[str, Tensor], base: Llama) -> list[Linear]:
+def _linears(weights: Mapping[str, Tensor], base: LanguageModel) -> list[Linear]:
     count = sum(name.endswith(".weight") for name in weights)
     return [
         make_linear(*(weights[f"{i}.{part}"].to(base.device, base.dtype) for part in ("weight", "bias")))

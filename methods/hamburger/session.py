@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hambench.decoding import KVUsage, SamplingParams, Step
-from hambench.engine.llama import ForwardOutput
+from hambench.engine.output import ForwardOutput
 from hambench.methods.common.sampling import choose, generator_for
 from hambench.methods.hamburger.architecture import PositionConvention
 from hambench.methods.hamburger.model import HamburgerModel

@@ -8,7 +8,8 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 from hambench.engine import llama as llama_module
 from hambench.engine.attention import LEAST_LONG
 from hambench.engine.int8 import quantize_int8
-from hambench.engine.llama import DecoderStack, Llama, LlamaShape
+from hambench.engine.llama import DecoderStack, Llama
+from hambench.engine.shape import LlamaShape
 from hambench.errors import ContextOverflowError, ModelError
 
 SIZES = {

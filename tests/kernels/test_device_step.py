@@ -12,7 +12,8 @@ from fakes_hamburger import import_golden, shape_of, tiny_checkpoint
 
 from hambench.decoding import SamplingParams
 from hambench.engine.cuda.fused_llama import FusedLlama
-from hambench.engine.llama import Llama, LlamaShape
+from hambench.engine.llama import Llama
+from hambench.engine.shape import LlamaShape
 from hambench.kernels import tuning
 from hambench.kernels.tuning import Tile
 from hambench.methods.hamburger.architecture import Architecture

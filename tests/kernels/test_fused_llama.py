@@ -12,7 +12,8 @@ from fakes import random_weights
 from hambench.engine.cuda.fused_layer import Weight
 from hambench.engine.cuda.fused_llama import FusedLlama, accelerate
 from hambench.engine.int8 import quantize_int8
-from hambench.engine.llama import Llama, LlamaShape
+from hambench.engine.llama import Llama
+from hambench.engine.shape import LlamaShape
 from hambench.errors import ModelError
 
 SHAPE = LlamaShape(
@@ -123,9 +124,9 @@ def test_an_int8_draft_of_a_fused_model_has_its_own_weights_and_forwards(llama, 
     before = greedy(fused, prompt, 6)
     draft = quantize_int8(fused)
     assert greedy(draft, prompt, 6) == greedy(quantize_int8(llama), prompt, 6)
-    assert draft._layers[0].qkv.matrix.dtype == torch.int8
+    assert draft.layers[0].qkv.matrix.dtype == torch.int8
     assert greedy(fused, prompt, 6) == before
-    assert Weight.of(draft.head).matrix.dtype == torch.int8
+    assert Weight.of(draft.reference.head).matrix.dtype == torch.int8
 
 
 def test_accelerate_gives_the_model_itself_or_says_what_is_missing(llama):
@@ -183,11 +184,11 @@ def test_preparing_greedy_forwards_leaves_none_to_be_captured_later(llama):
     cache = model.new_cache(40)
     model.prepare_greedy(cache, rows=[1, 2, 3], chain=4)
     model.prefill(torch.arange(1, 12, device=llama.device), cache)
-    prepared = launches.num_prepared
+    prepared = launches.num_captured
     model.greedy([1, 2, 3], cache, num_tokens=3)
     model.decode_greedily([4, 5], cache, 4)
     model.decode_greedily([6], cache, 2)
-    assert launches.num_prepared == prepared
+    assert launches.num_captured == prepared
 
 
 def test_a_greedy_forward_captured_late_leaves_the_cache_as_it_was(llama):
@@ -212,8 +213,7 @@ def test_longer_greedy_calls_run_as_on_the_plain_model(llama, greedy_model):
 
 def test_another_model_is_run_as_this_one_is(llama):
     fused = FusedLlama(llama, impl="reference", launches=Replayed())
-    other = fused.like(llama)
-    assert isinstance(other, FusedLlama)
+    other = fused.with_same_backend(llama)
     assert (other.impl, other.launches) == ("reference", fused.launches)
-    assert fused.like(other) is other
-    assert llama.like(other) is other
+    assert other.reference is llama
+    assert llama.with_same_backend(llama) is llama

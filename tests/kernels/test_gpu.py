@@ -11,9 +11,10 @@ from kernel_checks import assert_close, draw, draw_weight, flag
 from hambench.decoding import SamplingParams
 from hambench.engine.cuda.early_exit import GRAPH_LOOPS
 from hambench.engine.cuda.fused_llama import FusedLlama
-from hambench.engine.cuda.graphs import CudaGraphs
+from hambench.engine.cuda.graphs import GraphLauncher
 from hambench.engine.int8 import quantize_int8
-from hambench.engine.llama import Llama, LlamaShape
+from hambench.engine.llama import Llama
+from hambench.engine.shape import LlamaShape
 from hambench.kernels.decode_attention import decode_attention
 from hambench.kernels.gemv_residual import gemv_residual
 from hambench.kernels.lm_head_argmax import HeadOutput, lm_head_argmax
@@ -127,7 +128,7 @@ def test_a_graphed_model_decodes_as_without_graphs_and_verifies_to_the_same_bits
     plain = Llama(shape, random_weights(shape, seed=5), dtype, device)
     eager, graphed = (
         FusedLlama(plain, impl="fused"),
-        FusedLlama(plain, impl="fused", launches=CudaGraphs()),
+        FusedLlama(plain, impl="fused", launches=GraphLauncher()),
     )
     prompt = torch.arange(1, 140, device=device)
     caches = [model.new_cache(300) for model in (plain, eager, graphed)]
@@ -171,7 +172,7 @@ def test_a_graphed_macro_step_decodes_as_one_launched_as_it_comes(dtype, loop, d
     prompt, other = list(range(1, 140)), list(range(300, 400))
     models = [
         HamburgerModel(FusedLlama(llama, impl="fused", launches=launches), checkpoint)
-        for launches in (None, CudaGraphs())
+        for launches in (None, GraphLauncher())
     ]
     sessions = [
         [
@@ -213,7 +214,7 @@ def test_a_graphed_draft_chain_and_verification_give_vanillas_tokens(device):
         tie_embeddings=False,
     )
     plain = Llama(shape, random_weights(shape, seed=5), torch.bfloat16, device)
-    model = FusedLlama(plain, impl="fused", launches=CudaGraphs())
+    model = FusedLlama(plain, impl="fused", launches=GraphLauncher())
     draft = quantize_int8(model)
     prompt = list(range(1, 140))
     caches = [model.new_cache(300) for _ in range(2)] + [draft.new_cache(300)]

@@ -18,14 +18,14 @@ from typing import Literal, Protocol, get_args
 
 import torch
 
-from hambench.engine.cuda.graphs import Launches, Run, log_once
-from hambench.engine.cuda.staging import Packed
+from hambench.engine.cuda.graphs import Launcher, Run, log_once
+from hambench.engine.cuda.staging import StagingBuffer
 
 Loop = Literal["stepwise", "run-ahead", "predicated", "conditional"]
 GRAPH_LOOPS: tuple[Loop, ...] = ("run-ahead", "predicated", "conditional")
 """The loops of the graph regime."""
 
-Chain = Callable[[], Packed]
+Chain = Callable[[], StagingBuffer]
 """Runs parts to their end and gives the state on the host, valid until the chain runs again."""
 
 
@@ -36,7 +36,7 @@ class LoopMaker(Protocol):
         """A chain of at least one part; the last part must set the flag."""
 
 
-def loop_maker(loop: Loop, launches: Launches, state: Packed) -> LoopMaker:
+def loop_maker(loop: Loop, launches: Launcher, state: StagingBuffer) -> LoopMaker:
     """What makes chains that run in the way ``loop``, or in the nearest way that there is here.
 
     Args:
@@ -55,7 +55,7 @@ def loop_maker(loop: Loop, launches: Launches, state: Packed) -> LoopMaker:
     return _Whole(launches, state, skips=found == "conditional")
 
 
-def available(loop: Loop, launches: Launches) -> Loop:
+def available(loop: Loop, launches: Launcher) -> Loop:
     """The loop that runs where ``loop`` is asked for.
 
     Raises:
@@ -63,7 +63,7 @@ def available(loop: Loop, launches: Launches) -> Loop:
     """
     if loop not in get_args(Loop):
         raise ValueError(f"loop must be one of {', '.join(get_args(Loop))}, got {loop!r}")
-    if not launches.keeps:
+    if not launches.captures:
         # without graphs there is nothing to gain from running ahead
         return "stepwise"
     if loop == "conditional" and (obstacle := launches.conditional_obstacle()) is not None:
@@ -75,14 +75,14 @@ def available(loop: Loop, launches: Launches) -> Loop:
 class _Part:
     """A part and what it leaves on the host: a cell of its own, because the part after it may be running already."""
 
-    def __init__(self, run: Run, launches: Launches, state: Packed) -> None:
-        self.cell, self._fence = state.mirror(), launches.fence()
+    def __init__(self, run: Run, launches: Launcher, state: StagingBuffer) -> None:
+        self.cell, self._fence = state.host_copy(), launches.fence()
 
         def run_and_post() -> None:
             run()
             self.cell.copy_(state)
 
-        self._replay = launches.prepare(run_and_post)
+        self._replay = launches.capture(run_and_post)
 
     def launch(self) -> None:
         self._replay()
@@ -95,7 +95,7 @@ class _Part:
 
 
 class _Stepped:
-    def __init__(self, launches: Launches, state: Packed, *, ahead: int) -> None:
+    def __init__(self, launches: Launcher, state: StagingBuffer, *, ahead: int) -> None:
         self._launches, self._state, self._ahead = launches, state, ahead
         self._parts: dict[Run, _Part] = {}
 
@@ -106,7 +106,7 @@ class _Stepped:
         return functools.partial(self._run, [self._parts[run] for run in parts])
 
     @torch.inference_mode()
-    def _run(self, parts: Sequence[_Part]) -> Packed:
+    def _run(self, parts: Sequence[_Part]) -> StagingBuffer:
         num_launched = 0
         for index, part in enumerate(parts):
             while num_launched < min(index + 1 + self._ahead, len(parts)):
@@ -118,11 +118,11 @@ class _Stepped:
 
 
 class _Whole:
-    def __init__(self, launches: Launches, state: Packed, *, skips: bool) -> None:
+    def __init__(self, launches: Launcher, state: StagingBuffer, *, skips: bool) -> None:
         self._launches, self._state, self._skips = launches, state, skips
 
     def chain(self, parts: Sequence[Run]) -> Chain:
-        cell, fence, state = self._state.mirror(), self._launches.fence(), self._state
+        cell, fence, state = self._state.host_copy(), self._launches.fence(), self._state
 
         def post() -> None:
             cell.copy_(state)
@@ -133,12 +133,12 @@ class _Whole:
             post()
 
         if self._skips:
-            replay = self._launches.prepare_nested(parts, state["done"], post)
+            replay = self._launches.capture_nested(parts, state["done"], post)
         else:
-            replay = self._launches.prepare(whole)
+            replay = self._launches.capture(whole)
 
         @torch.inference_mode()
-        def run() -> Packed:
+        def run() -> StagingBuffer:
             replay()
             fence.record()
             fence.wait()

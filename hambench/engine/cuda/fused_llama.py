@@ -22,10 +22,13 @@ from typing import TypeVar
 import torch
 
 from hambench.engine.cuda.fused_layer import FusedLayer, Impl, LayerBuffers, Weight
-from hambench.engine.cuda.graphs import CudaGraphs, Direct, Launches, Run
-from hambench.engine.cuda.staging import Packed
+from hambench.engine.cuda.graphs import EagerLauncher, GraphLauncher, Launcher, Run
+from hambench.engine.cuda.staging import StagingBuffer
 from hambench.engine.kvcache import KVCache
-from hambench.engine.llama import ForwardOutput, Llama
+from hambench.engine.language_model import LanguageModel
+from hambench.engine.llama import Llama
+from hambench.engine.output import ForwardOutput
+from hambench.engine.shape import rope_frequencies
 from hambench.errors import ModelError
 from hambench.kernels.decode_attention import decode_attention
 from hambench.kernels.lm_head_argmax import HeadOutput, lm_head_argmax
@@ -39,8 +42,10 @@ SMALLEST_CACHE = 256
 """Slots; caches are lent in powers of two from here, so that few sizes need graphs of their own."""
 
 
-class FusedLlama(Llama):
-    """A Llama with the same calls and weights, whose forwards of up to 8 rows run the kernels.
+class FusedLlama:
+    """A language model whose forwards of up to 8 rows run the fused kernels; longer ones run on the Llama it has.
+
+    It satisfies :class:`hambench.engine.language_model.LanguageModel`.
 
     Args:
         llama: The model; its weights are shared, not copied (on a CPU, where they are packed, they are unpacked).
@@ -51,46 +56,45 @@ class FusedLlama(Llama):
         ModelError: If the kernels don't do what the architecture needs.
     """
 
-    def __init__(self, llama: Llama, *, impl: Impl = "auto", launches: Launches | None = None) -> None:
+    def __init__(self, llama: Llama, *, impl: Impl = "auto", launches: Launcher | None = None) -> None:
         head_dim = llama.shape.head_dim
         if impl == "fused" and head_dim & (head_dim - 1):
             raise ModelError(
                 f"the fused kernels need a head size that is a power of two, got {head_dim}: use --kernels reference"
             )
-        self.__dict__.update(llama.__dict__)
-        self.impl = impl
-        self.launches: Launches = launches or Direct(llama.device)
-        self._adopt()
-
-    def _adopt(self) -> None:
-        """Derives what depends on the weights, anew after a copy with other weights (an INT8 draft)."""
-        self._owner = id(self)
-        self._layers = [FusedLayer(layer, self.impl) for layer in self.stack.layers]
-        self._head = Weight.of(self.head)
-        self._made: dict[tuple[object, ...], object] = {}
-        self._free: dict[int, list[KVCache]] = {}
-        places = torch.arange(self.shape.max_positions, device=self.device, dtype=torch.float32)
-        angles = places[:, None] * self.stack._frequencies.to(torch.float32)
-        # as the plain forward has them: rounded to the model's type
-        self._cos, self._sin = (
-            turn.to(self.dtype).float().contiguous() for turn in (angles.cos(), angles.sin())
-        )
-
-    @property
-    def layers(self) -> list[FusedLayer]:
+        self.reference, self.impl = llama, impl
+        self.shape, self.dtype, self.device = llama.shape, llama.dtype, llama.device
+        self.embedding, self.norm = llama.embedding, llama.norm
+        self.launches: Launcher = launches or EagerLauncher(llama.device)
+        self.layers = [FusedLayer(layer, impl) for layer in llama.stack.layers]
         """The decoder layers in the kernels' form."""
-        self._check_owner()
-        return self._layers
+        self._head = Weight.of(llama.head)
+        self._kept: dict[tuple[object, ...], object] = {}
+        self._free: dict[int, list[KVCache]] = {}
+        self.rotary_tables = _rotary_tables(llama)
+        """Cosines and sines of every position, ``[max_positions, Dh / 2]`` float32 each."""
 
     @property
-    def turns(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines of every position, ``[max_positions, Dh / 2]`` float32 each."""
-        return self._cos, self._sin
+    def weight_bytes(self) -> int:
+        """See :class:`hambench.engine.language_model.LanguageModel`."""
+        return self.reference.weight_bytes
 
-    def like(self, other: Llama) -> Llama:
-        """See :meth:`hambench.engine.llama.Llama.like`."""
-        if isinstance(other, FusedLlama) or not isinstance(other, Llama):
-            return other
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """See :class:`hambench.engine.language_model.LanguageModel`."""
+        return self.reference.embed(ids)
+
+    def lm_head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """See :class:`hambench.engine.language_model.LanguageModel`."""
+        return self.reference.lm_head(hidden)
+
+    def prefill(
+        self, ids: torch.Tensor, cache: KVCache, *, feature_layers: tuple[int, ...] = ()
+    ) -> ForwardOutput:
+        """See :class:`hambench.engine.language_model.LanguageModel`."""
+        return self.reference.prefill(ids, cache, feature_layers=feature_layers)
+
+    def with_same_backend(self, other: Llama) -> FusedLlama:
+        """See :class:`hambench.engine.language_model.LanguageModel`."""
         return FusedLlama(other, impl=self.impl, launches=self.launches)
 
     def new_cache(self, capacity: int) -> KVCache:
@@ -99,25 +103,23 @@ class FusedLlama(Llama):
         Graphs know a cache by its storage, so storage goes back to a pool when its cache is no longer used.
         """
         size = max(SMALLEST_CACHE, 1 << (capacity - 1).bit_length())
-        if not self.launches.keeps or capacity < 1:
-            return super().new_cache(capacity)
-        self._check_owner()
+        if not self.launches.captures or capacity < 1:
+            return self.reference.new_cache(capacity)
         free = self._free.setdefault(size, [])
-        whole = free.pop() if free else super().new_cache(size)
+        whole = free.pop() if free else self.reference.new_cache(size)
         lent = copy.copy(whole)
         weakref.finalize(lent, free.append, whole)
         return lent
 
-    def over(self, cache: KVCache, key: tuple[object, ...], make: Callable[[], T]) -> T:
-        """What ``make`` prepares over a cache's storage: kept with it where graphs are, else made anew."""
-        self._check_owner()
-        if not self.launches.keeps:
+    def cached_for(self, cache: KVCache, key: tuple[object, ...], make: Callable[[], T]) -> T:
+        """Returns what ``make`` prepares over a cache's storage: kept with the cache where graphs are, else new."""
+        if not self.launches.captures:
             return make()
         key = (cache.keys.data_ptr(), cache.capacity, *key)
-        if key not in self._made:
-            self._made[key] = make()
-        made: T = self._made[key]  # type: ignore[assignment]
-        return made
+        if key not in self._kept:
+            self._kept[key] = make()
+        kept: T = self._kept[key]  # type: ignore[assignment]
+        return kept
 
     @torch.inference_mode()
     def forward(
@@ -129,15 +131,15 @@ class FusedLlama(Llama):
         num_logits: int | None = 1,
         feature_layers: tuple[int, ...] = (),
     ) -> ForwardOutput:
-        """See :meth:`hambench.engine.llama.Llama.forward`."""
+        """See :meth:`hambench.engine.language_model.LanguageModel.forward`."""
         num_rows = inputs.shape[0]
         if num_rows > MAX_ROWS:
-            return super().forward(
+            return self.reference.forward(
                 inputs, cache, positions=positions, num_logits=num_logits, feature_layers=feature_layers
             )
         cache.require(num_rows)
         wanted = num_rows if num_logits is None else min(num_logits, num_rows)
-        made = self.over(
+        made = self.cached_for(
             cache,
             ("forward", num_rows, inputs.ndim, wanted, feature_layers),
             lambda: _make_forward(self, inputs, cache, wanted, feature_layers),
@@ -148,9 +150,9 @@ class FusedLlama(Llama):
 
     @torch.inference_mode()
     def greedy(self, tokens: Sequence[int], cache: KVCache, *, num_tokens: int = 1) -> list[int]:
-        """See :meth:`hambench.engine.llama.Llama.greedy`: no logits are written, and one copy brings the tokens."""
+        """See :class:`hambench.engine.language_model.LanguageModel`: one copy brings the tokens, no logits."""
         if len(tokens) > MAX_ROWS:
-            return super().greedy(tokens, cache, num_tokens=num_tokens)
+            return self.reference.greedy(tokens, cache, num_tokens=num_tokens)
         cache.require(len(tokens))
         forward = self._greedy_forward(cache, len(tokens), num_tokens, self._newest(cache))
         forward.launch(tokens, cache.slots)
@@ -159,9 +161,9 @@ class FusedLlama(Llama):
 
     @torch.inference_mode()
     def decode_greedily(self, tokens: Sequence[int], cache: KVCache, num_tokens: int) -> list[int]:
-        """See :meth:`hambench.engine.llama.Llama.decode_greedily`: each token feeds the next forward on the device."""
+        """See :class:`hambench.engine.language_model.LanguageModel`: tokens feed the next forward on the device."""
         if num_tokens == 0 or len(tokens) > MAX_ROWS:
-            return super().decode_greedily(tokens, cache, num_tokens)
+            return self.reference.decode_greedily(tokens, cache, num_tokens)
         cache.require(len(tokens) + num_tokens - 1)
         newest = self._newest(cache)
         forwards = [self._greedy_forward(cache, len(tokens), 1, newest)]
@@ -173,8 +175,8 @@ class FusedLlama(Llama):
 
     @torch.inference_mode()
     def prepare_greedy(self, cache: KVCache, *, rows: Sequence[int] = (), chain: int = 0) -> None:
-        """See :meth:`hambench.engine.llama.Llama.prepare_greedy`: captures the forwards."""
-        if not self.launches.keeps:
+        """See :meth:`hambench.engine.language_model.LanguageModel.prepare_greedy`: captures the forwards."""
+        if not self.launches.captures:
             return
         newest = self._newest(cache)
         calls = [(length, length, 0) for length in rows]
@@ -186,21 +188,19 @@ class FusedLlama(Llama):
 
     def _newest(self, cache: KVCache) -> torch.Tensor:
         """The newest greedy token over a cache ``[1]``, on the device."""
-        return self.over(cache, ("newest",), lambda: torch.zeros(1, dtype=torch.int64, device=self.device))
+        return self.cached_for(
+            cache, ("newest",), lambda: torch.zeros(1, dtype=torch.int64, device=self.device)
+        )
 
     def _greedy_forward(
         self, cache: KVCache, num_rows: int, num_tokens: int, newest: torch.Tensor, place: int = 0
     ) -> _GreedyForward:
         """A forward and its greedy tokens; at a ``place`` > 0 of a chain it takes the newest token as it is."""
-        return self.over(
+        return self.cached_for(
             cache,
             ("greedy", num_rows, num_tokens, place),
             lambda: _GreedyForward(self, cache, num_rows, num_tokens, newest, follows=place > 0),
         )
-
-    def _check_owner(self) -> None:
-        if self._owner != id(self):
-            self._adopt()
 
     def project(self, stream: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """Logits ``[R, V]``, in the model's type, of a residual stream ``[R, D]`` that is not normed yet."""
@@ -279,7 +279,7 @@ class Trunk:
     def run(self) -> None:
         """Runs the layers."""
         llama, buffers = self._llama, self._buffers
-        cos, sin = llama.turns
+        cos, sin = llama.rotary_tables
         ids = self._inputs if self._inputs.ndim == 1 else None
         stream = self._inputs if ids is None else buffers.stream
         for index, layer in enumerate(llama.layers):
@@ -352,7 +352,7 @@ def _make_forward(
         if wanted:
             llama.project(trunk.stream[num_rows - wanted :], logits)
 
-    return _Forward(own, positions, slots, logits, hidden, trunk.features, llama.launches.prepare(run))
+    return _Forward(own, positions, slots, logits, hidden, trunk.features, llama.launches.capture(run))
 
 
 class _GreedyForward:
@@ -374,9 +374,9 @@ class _GreedyForward:
             "positions": (torch.int64, num_rows),
             "ids": (torch.int64, num_rows),
         }
-        inbox = Packed(fields, device)
-        outbox = Packed({"tokens": (torch.int64, num_tokens)}, device)
-        self._sent, self._got = inbox.mirror(), outbox.mirror()
+        inbox = StagingBuffer(fields, device)
+        outbox = StagingBuffer({"tokens": (torch.int64, num_tokens)}, device)
+        self._sent, self._got = inbox.host_copy(), outbox.host_copy()
         # written by the interpreter at each step: numpy's views take plain integers at once
         self._fields = {name: self._sent[name].numpy() for name in fields}
         trunk = Trunk(
@@ -398,7 +398,7 @@ class _GreedyForward:
         # preparing may run it: what that writes is what the first real run writes again
         self._place(cache.slots)
         self._fence = llama.launches.fence()
-        self._replay = llama.launches.prepare(run)
+        self._replay = llama.launches.capture(run)
 
     def launch(self, tokens: Sequence[int] | None, slots: int) -> None:
         """Runs it over ``tokens``, or over the newest one that the device has, without waiting."""
@@ -420,7 +420,15 @@ class _GreedyForward:
         return found
 
 
-def accelerate(llama: Llama, *, regime: str, kernels: str) -> Llama:
+def _rotary_tables(llama: Llama) -> tuple[torch.Tensor, torch.Tensor]:
+    places = torch.arange(llama.shape.max_positions, device=llama.device, dtype=torch.float32)
+    angles = places[:, None] * rope_frequencies(llama.shape).to(llama.device, torch.float32)
+    # as the plain forward has them: rounded to the model's type
+    cos, sin = (table.to(llama.dtype).float().contiguous() for table in (angles.cos(), angles.sin()))
+    return cos, sin
+
+
+def accelerate(llama: LanguageModel, *, regime: str, kernels: str) -> LanguageModel:
     """The model for a cell's regime (``eager``, ``graph``) and kernels (``fused``, ``reference``).
 
     ``reference`` means torch's own operations: in ``eager`` that is the model as it is.
@@ -437,4 +445,8 @@ def accelerate(llama: Llama, *, regime: str, kernels: str) -> Llama:
         )
     if kernels == "reference":
         raise ModelError("regime 'graph' runs on the fused kernels: use --kernels fused")
-    return FusedLlama(llama, impl="fused", launches=CudaGraphs() if regime == "graph" else None)
+    if llama.reference is None:
+        raise ModelError(
+            "the fused kernels run Llama-family models only: use --regime eager --kernels reference"
+        )
+    return FusedLlama(llama.reference, impl="fused", launches=GraphLauncher() if regime == "graph" else None)

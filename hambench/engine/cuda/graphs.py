@@ -1,6 +1,6 @@
 """How work reaches the device: launched as it comes, or captured once in a CUDA graph and replayed.
 
-Both ways have the same calls (:class:`Launches`), so that what is built on them is tested on a CPU with stand-ins.
+Both ways have the same calls (:class:`Launcher`), so that what is built on them is tested on a CPU with stand-ins.
 """
 
 from __future__ import annotations
@@ -27,42 +27,42 @@ class Fence(Protocol):
         """Returns once the device has passed it."""
 
 
-class Launches(Protocol):
+class Launcher(Protocol):
     """Ways of launching work over buffers that stay where they are."""
 
-    keeps: bool
+    captures: bool
     """Whether prepared work is bound to its buffers and worth keeping with them."""
 
-    def prepare(self, run: Run) -> Run:
+    def capture(self, run: Run) -> Run:
         """What does ``run`` again, now and later; preparing may run it several times."""
 
-    def prepare_nested(self, parts: Sequence[Run], done: torch.Tensor, last: Run) -> Run:
+    def capture_nested(self, parts: Sequence[Run], done: torch.Tensor, last: Run) -> Run:
         """Likewise, each part but the first only where the flag ``done`` ``[1]`` is unset by then; ``last`` always."""
 
     def conditional_obstacle(self) -> str | None:
-        """Why :meth:`prepare_nested` can't skip parts here, ``None`` if it can."""
+        """Why :meth:`capture_nested` can't skip parts here, ``None`` if it can."""
 
     def fence(self) -> Fence:
         """A new fence."""
 
 
-class Direct:
-    """Launches everything as it comes.
+class EagerLauncher:
+    """Launcher everything as it comes.
 
     Args:
         device: Where the work runs.
     """
 
-    keeps = False
+    captures = False
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
-    def prepare(self, run: Run) -> Run:
-        """See :class:`Launches`."""
+    def capture(self, run: Run) -> Run:
+        """See :class:`Launcher`."""
         return run
 
-    def prepare_nested(self, parts: Sequence[Run], done: torch.Tensor, last: Run) -> Run:
+    def capture_nested(self, parts: Sequence[Run], done: torch.Tensor, last: Run) -> Run:
         """Not to be had without a graph.
 
         Raises:
@@ -71,21 +71,21 @@ class Direct:
         raise RuntimeError(f"parts can't be skipped: {self.conditional_obstacle()}")
 
     def conditional_obstacle(self) -> str | None:
-        """See :class:`Launches`."""
+        """See :class:`Launcher`."""
         return "work that is launched as it comes has no conditional nodes; use the graph regime"
 
     def fence(self) -> Fence:
-        """See :class:`Launches`."""
+        """See :class:`Launcher`."""
         return _CudaFence() if self._device.type == "cuda" else _NoFence()
 
 
-class CudaGraphs:
+class GraphLauncher:
     """Captures work once and replays it with one launch."""
 
-    keeps = True
+    captures = True
 
-    def prepare(self, run: Run) -> Run:
-        """See :class:`Launches`.
+    def capture(self, run: Run) -> Run:
+        """See :class:`Launcher`.
 
         Before it is captured, the work runs twice beside the current stream, which compiles its kernels.
         """
@@ -96,8 +96,8 @@ class CudaGraphs:
         replay: Run = graph.replay
         return replay
 
-    def prepare_nested(self, parts: Sequence[Run], done: torch.Tensor, last: Run) -> Run:
-        """See :class:`Launches`: each part is the body of an IF node inside the one before it.
+    def capture_nested(self, parts: Sequence[Run], done: torch.Tensor, last: Run) -> Run:
+        """See :class:`Launcher`: each part is the body of an IF node inside the one before it.
 
         Raises:
             RuntimeError: If this torch or CUDA has no conditional nodes.
@@ -122,7 +122,7 @@ class CudaGraphs:
         return replay
 
     def conditional_obstacle(self) -> str | None:
-        """See :class:`Launches`."""
+        """See :class:`Launcher`."""
         if not hasattr(torch.cuda.CUDAGraph, "begin_capture_to_if_node"):
             return f"torch {torch.__version__} has no conditional graph nodes"
         version = tuple(int(part) for part in (torch.version.cuda or "0.0").split(".")[:2])
@@ -133,7 +133,7 @@ class CudaGraphs:
         )
 
     def fence(self) -> Fence:
-        """See :class:`Launches`."""
+        """See :class:`Launcher`."""
         return _CudaFence()
 
 

@@ -10,7 +10,7 @@ ALIGNMENT = 16
 """Bytes; kernels are compiled for pointers aligned to as many, as those of whole tensors are."""
 
 
-class Packed:
+class StagingBuffer:
     """Named vectors over one buffer.
 
     Args:
@@ -39,10 +39,10 @@ class Packed:
         """The vector of that name."""
         return self._views[name]
 
-    def mirror(self) -> Packed:
+    def host_copy(self) -> StagingBuffer:
         """The same fields in host memory, page-locked beside a CUDA device."""
-        return Packed(self._fields, "cpu", pinned=self._device.type == "cuda")
+        return StagingBuffer(self._fields, "cpu", pinned=self._device.type == "cuda")
 
-    def copy_(self, other: Packed) -> None:
+    def copy_(self, other: StagingBuffer) -> None:
         """Takes over another's bytes in one copy; on a CUDA device without waiting for it."""
         self.buffer.copy_(other.buffer, non_blocking=True)

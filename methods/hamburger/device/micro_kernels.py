@@ -65,7 +65,7 @@ class MicroSteps:
                 qkv = layer.project(self._base.embedding, buffers, ids=self._token, done=self._done)
             else:
                 qkv = layer.project(stream, buffers, done=self._done)
-            cos, sin = self._base.turns
+            cos, sin = self._base.rotary_tables
             heads = micro_attention(
                 qkv,
                 self._keys[index],

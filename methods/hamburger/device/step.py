@@ -15,7 +15,7 @@ from torch import Tensor
 from hambench.engine.cuda.early_exit import Chain, Loop, loop_maker
 from hambench.engine.cuda.fused_llama import FusedLlama, Trunk
 from hambench.engine.cuda.graphs import Run
-from hambench.engine.cuda.staging import Packed
+from hambench.engine.cuda.staging import StagingBuffer
 from hambench.engine.kvcache import KVCache
 from hambench.kernels.lm_head_argmax import HeadOutput
 from hambench.kernels.merge_tokens import merge_tokens
@@ -58,7 +58,7 @@ class DeviceStep:
         self._steps = architecture.max_micro_steps if asks else 1
         self._weights = model.kernel_weights()
         device, num_slots = base.device, architecture.max_micro_steps
-        self._state = Packed(
+        self._state = StagingBuffer(
             {
                 "num_tokens": (torch.int32, 1),
                 "done": (torch.int32, 1),
@@ -139,7 +139,7 @@ class DeviceStep:
         """Gives the last macro-step's tokens their one slot, which the cache must have, and emits the next one."""
         return self._emitted(self._chains[id(self._model.base_for(self._last_count))]())
 
-    def _emitted(self, state: Packed) -> Emitted:
+    def _emitted(self, state: StagingBuffer) -> Emitted:
         self._last_count = count = int(state["num_tokens"])
         num_asked = min(count, self._steps - 1)
         return Emitted(tuple(state["tokens"][:count].tolist()), tuple(state["probs"][:num_asked].tolist()))
@@ -216,7 +216,7 @@ def obstacle(model: HamburgerModel) -> str | None:
 def device_step(model: HamburgerModel, cache: KVCache, *, asks: bool, loop: Loop) -> DeviceStep:
     """The macro-steps over a cache, kept with its storage where graphs are."""
     assert isinstance(model.base, FusedLlama)
-    return model.base.over(
+    return model.base.cached_for(
         cache,
         ("macro-step", id(model), asks, loop),
         lambda: DeviceStep(model, cache, asks=asks, loop=loop),

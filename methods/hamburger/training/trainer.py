@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hambench.engine.llama import LlamaShape
+from hambench.engine.shape import LlamaShape
 from hambench.errors import DataError
 from hambench.methods.hamburger.architecture import Architecture, BaseReference, BaseWeights
 from hambench.methods.hamburger.base import (

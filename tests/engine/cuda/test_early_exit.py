@@ -9,14 +9,14 @@ import torch
 from fake_launches import Queued, ScriptedParts
 
 from hambench.engine.cuda.early_exit import available, loop_maker
-from hambench.engine.cuda.graphs import CudaGraphs, Direct, _nest, log_once
-from hambench.engine.cuda.staging import Packed
+from hambench.engine.cuda.graphs import EagerLauncher, GraphLauncher, _nest, log_once
+from hambench.engine.cuda.staging import StagingBuffer
 
 COUNTS = [1, 4, 2, 3, 1, 1, 4]
 
 
 def chain_over(loop, counts, launches):
-    state = Packed(ScriptedParts.FIELDS, "cpu")
+    state = StagingBuffer(ScriptedParts.FIELDS, "cpu")
     scripted = ScriptedParts(counts, state)
     chain = loop_maker(loop, launches, state).chain(scripted.parts)
     scripted.restart()
@@ -94,12 +94,12 @@ def test_a_conditional_loop_is_launched_once_and_skips_whole_parts():
 
 def test_chains_share_the_parts_that_they_have_in_common():
     launches = Queued()
-    state = Packed(ScriptedParts.FIELDS, "cpu")
+    state = StagingBuffer(ScriptedParts.FIELDS, "cpu")
     scripted = ScriptedParts([3], state)
     maker = loop_maker("run-ahead", launches, state)
     maker.chain(scripted.parts)
     maker.chain([lambda: None, *scripted.parts[1:]])
-    assert launches.num_prepared == 5
+    assert launches.num_captured == 5
 
 
 def test_without_conditional_nodes_the_loop_is_predicated_and_says_so_once(caplog):
@@ -114,8 +114,8 @@ def test_without_conditional_nodes_the_loop_is_predicated_and_says_so_once(caplo
 
 
 def test_what_is_launched_as_it_comes_goes_step_by_step():
-    assert available("conditional", Direct(torch.device("cpu"))) == "stepwise"
-    chain, _ = chain_over("run-ahead", [3, 1], Direct(torch.device("cpu")))
+    assert available("conditional", EagerLauncher(torch.device("cpu"))) == "stepwise"
+    chain, _ = chain_over("run-ahead", [3, 1], EagerLauncher(torch.device("cpu")))
     assert [int(chain()["value"]) for _ in range(2)] == [3, 11]
 
 
@@ -159,7 +159,7 @@ def test_a_body_that_fails_to_be_captured_ends_its_nodes():
 
 
 def test_conditional_nodes_need_the_calls_and_a_cuda_that_has_them(monkeypatch):
-    graphs = CudaGraphs()
+    graphs = GraphLauncher()
     monkeypatch.setattr(torch.cuda, "CUDAGraph", type("Old", (), {}))
     assert "has no conditional graph nodes" in graphs.conditional_obstacle()
     monkeypatch.setattr(torch.cuda, "CUDAGraph", type("New", (), {"begin_capture_to_if_node": None}))
@@ -170,11 +170,11 @@ def test_conditional_nodes_need_the_calls_and_a_cuda_that_has_them(monkeypatch):
 
 def test_packed_vectors_are_aligned_and_copied_together():
     fields = {"ids": (torch.int64, 3), "probs": (torch.float32, 3), "done": (torch.int32, 1)}
-    packed = Packed(fields, "cpu")
+    packed = StagingBuffer(fields, "cpu")
     assert [packed[name].data_ptr() % 16 for name in fields] == [0, 0, 0]
     packed["ids"][:] = torch.tensor([4, 5, 6])
     packed["probs"][2], packed["done"][0] = 0.5, 1
-    mirror = packed.mirror()
+    mirror = packed.host_copy()
     mirror.copy_(packed)
     assert mirror["ids"].tolist() == [4, 5, 6]
     assert (float(mirror["probs"][2]), int(mirror["done"])) == (0.5, 1)

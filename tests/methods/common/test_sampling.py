@@ -5,8 +5,9 @@ from scipy.stats import chisquare
 
 from hambench.decoding import SamplingParams
 from hambench.engine.int8 import quantize_int8
-from hambench.engine.llama import Llama, LlamaShape
+from hambench.engine.llama import Llama
 from hambench.engine.norm import RMSNorm
+from hambench.engine.shape import LlamaShape
 from hambench.methods.common.drafting import SeparateDrafter, SharedDrafter
 from hambench.methods.common.sampling import accept_greedy, accept_sampled, probabilities
 from hambench.methods.common.sequence import TargetSequence

@@ -113,25 +113,25 @@ def test_a_session_on_the_storage_of_a_finished_one_captures_nothing_and_starts_
     model, plain = on_device(plain_llama, launches), HamburgerModel(plain_llama, tiny_checkpoint())
     pair = sessions(plain, model, PROMPT, confidence=0.0, loop=loop)
     assert_same_steps(*pair, num_steps=4)
-    prepared = launches.num_prepared
+    prepared = launches.num_captured
     del pair
     # a device does what it was given in order: the part too many comes before what the next session sets
     launches.flush()
     assert_same_steps(*sessions(plain, model, OTHER, confidence=0.45, loop=loop))
-    assert launches.num_prepared == prepared
+    assert launches.num_captured == prepared
 
 
 def test_nothing_is_captured_after_the_session_is_open(plain_llama):
     launches = Replayed()
     model = on_device(plain_llama, launches)
     _, session = sessions(HamburgerModel(plain_llama, tiny_checkpoint()), model)
-    prepared = launches.num_prepared
+    prepared = launches.num_captured
     with torch.inference_mode():
         session.prefill()
         for _ in range(6):
             session.step()
     # the prompt's five rows are a forward of their own
-    assert launches.num_prepared - prepared <= 1
+    assert launches.num_captured - prepared <= 1
 
 
 def test_forced_lengths_are_what_is_emitted_and_may_change_from_step_to_step(plain_llama):
@@ -167,7 +167,7 @@ def test_slots_of_several_tokens_may_go_through_another_base(plain_llama):
     plain = HamburgerModel(plain_llama, tiny_checkpoint(), fused_base=other)
     launches = Queued()
     base = FusedLlama(plain_llama, impl="reference", launches=launches)
-    model = HamburgerModel(base, tiny_checkpoint(), fused_base=base.like(other))
+    model = HamburgerModel(base, tiny_checkpoint(), fused_base=base.with_same_backend(other))
     assert len(set(assert_same_steps(*sessions(plain, model)))) > 2
 
 

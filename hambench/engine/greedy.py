@@ -1,0 +1,53 @@
+"""Greedy decoding on top of ``forward``: the plain versions of the calls that a faster engine keeps on the device."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from hambench.engine.output import ForwardOutput
+
+
+def most_probable(logits: torch.Tensor) -> list[int]:
+    """Returns the most probable token of each row ``[R, V]``; ties go to the lowest id."""
+    ids: list[int] = logits.argmax(dim=-1).tolist()
+    return ids
+
+
+class GreedyDecoding(ABC):
+    """Adds the greedy calls of a language model to a class that has ``forward`` and ``device``."""
+
+    device: torch.device
+
+    @abstractmethod
+    def forward(
+        self,
+        inputs: torch.Tensor,
+        cache: Any,
+        *,
+        positions: torch.Tensor | None = None,
+        num_logits: int | None = 1,
+        feature_layers: tuple[int, ...] = (),
+    ) -> ForwardOutput:
+        """Runs T rows; see :meth:`hambench.engine.language_model.LanguageModel.forward`."""
+
+    def greedy(self, tokens: Sequence[int], cache: Any, *, num_tokens: int = 1) -> list[int]:
+        """See :meth:`hambench.engine.language_model.LanguageModel.greedy`."""
+        ids = torch.tensor(tokens, dtype=torch.int64, device=self.device)
+        return most_probable(self.forward(ids, cache, num_logits=num_tokens).logits)
+
+    def decode_greedily(self, tokens: Sequence[int], cache: Any, num_tokens: int) -> list[int]:
+        """See :meth:`hambench.engine.language_model.LanguageModel.decode_greedily`."""
+        decoded: list[int] = []
+        for _ in range(num_tokens):
+            tokens = self.greedy(tokens, cache)
+            decoded += tokens
+        return decoded
+
+    def prepare_greedy(  # noqa: B027 - the default for engines without graphs, not a forgotten override
+        self, cache: Any, *, rows: Sequence[int] = (), chain: int = 0
+    ) -> None:
+        """Does nothing: a forward without graphs needs no preparation."""
