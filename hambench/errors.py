@@ -37,6 +37,10 @@ class StoreError(HambenchError):
     """A run folder that can't be read or written."""
 
 
+class FolderTakenError(StoreError):
+    """A folder for a new run that holds one already, or that another process writes to."""
+
+
 class ModelError(HambenchError):
     """A model or checkpoint that can't be loaded."""
 

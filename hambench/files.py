@@ -1,12 +1,21 @@
-"""Files that are written once and whole, and never over another's."""
+"""Files written whole or not at all: the one place that replaces, creates or refuses a file.
+
+Only a regular file is ever replaced. A link is written through, and a pipe or a device is written into: ``-o FILE`` may
+be any of them, and a rename would put a plain file in its place.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import shutil
+import stat
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
-from hambench.errors import StoreError
+from hambench.errors import HambenchError, StoreError
 
 
 def write_new(path: Path, content: bytes) -> None:
@@ -16,35 +25,134 @@ def write_new(path: Path, content: bytes) -> None:
         FileExistsError: If it exists.
         StoreError: If it can't be written.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    temporary = _temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        _write_durably(temporary, content)
         # a link fails where the name is taken; a rename would replace what another writer put there
         os.link(temporary, path)
     except FileExistsError:
-        raise
+        if path.exists():
+            raise
+        raise StoreError(f"can't write {path}: {path.parent} is not a folder") from None
     except OSError as error:
-        raise StoreError(f"can't write {path}: {error.strerror or error}") from error
+        raise StoreError(f"can't write {path}: {reason_of(error)}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        _discard(temporary)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes or replaces a text file, whole or not at all.
+    """Writes or replaces a text file, as :func:`write_bytes` does."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_bytes(path: Path, content: bytes, *, durable: bool = False) -> None:
+    """Writes a file, or replaces a regular one: a reader sees the old content or the new, never a part.
+
+    Args:
+        path: A link is followed; a pipe or a device is written into.
+        content: All of it.
+        durable: Whether the content is on the disk when this returns.
 
     Raises:
         StoreError: If it can't be written.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        if _is_stream(path):
+            with path.open("wb") as file:
+                file.write(content)
+            return
+        with replacing(path) as temporary:
+            if durable:
+                _write_durably(temporary, content)
+            else:
+                temporary.write_bytes(content)
     except OSError as error:
-        raise StoreError(f"can't write {path}: {error.strerror or error}") from error
+        raise StoreError(f"can't write {path}: {reason_of(error)}") from error
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a name to write under; the file of that name replaces the one at ``path`` when the block ends well.
+
+    Raises:
+        OSError: If the file can't be put there.
+    """
+    # written next to what a link points to: a rename would replace the link
+    place = Path(os.path.realpath(path)) if path.is_symlink() else path
+    if place.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    place.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary_beside(place)
+    try:
+        yield temporary
+        with contextlib.suppress(OSError):
+            shutil.copymode(place, temporary)
+        temporary.replace(place)
     finally:
-        temporary.unlink(missing_ok=True)
+        _discard(temporary)
+
+
+def remember(path: Path, text: str) -> bool:
+    """Writes a file that only saves time; gives false where it can't be written, and never raises for that."""
+    try:
+        write_text(path, text)
+    except StoreError:
+        return False
+    return True
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with a leading ``~`` or ``~user`` replaced by that user's home folder.
+
+    Raises:
+        HambenchError: If there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise HambenchError(f"{path}: no user of that name has a home folder here") from error
+
+
+def reason_of(error: OSError) -> str:
+    """Why the system refused, in a few words."""
+    if error.errno == errno.ENOSPC:
+        return "the disk is full"
+    return error.strerror or str(error) or type(error).__name__
+
+
+def printable(text: str) -> str:
+    r"""The text with what is not UTF-8 spelled out (``\xff``): the bytes of a file name need not be any text."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return os.fsencode(text).decode("utf-8", "backslashreplace")
+    return text
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether writing goes into what is there: a pipe, a socket, a device, or a name of an open file."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    named_by_the_system = path.absolute().parts[1:2] in (("dev",), ("proc",))
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or (named_by_the_system and not stat.S_ISDIR(mode))
+
+
+def _temporary_beside(path: Path) -> Path:
+    # short whatever the name: with the name in it, the longest names would be too long
+    return path.with_name(f".{uuid.uuid4().hex[:16]}.partial")
+
+
+def _write_durably(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _discard(path: Path) -> None:
+    # a parent that is no folder says so here again
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)

@@ -296,5 +296,7 @@ class RunHeader:
     """How often a contaminated timing was taken again."""
     suite_spec: dict[str, Any] = field(default_factory=dict)
     """What the suites need to build the same requests again: scores can be rebuilt from the stored text."""
+    weights: dict[str, str] = field(default_factory=dict)
+    """sha256 of the weights that methods loaded next to the target's (a draft, grafts), by what they are."""
     notes: tuple[str, ...] = ()
     """Warnings that every report must show first: offline edition, de-quantised model, CPU, forced or partial runs."""

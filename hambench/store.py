@@ -8,9 +8,9 @@ behind it is ignored by readers and cut by the next writer.
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +19,8 @@ from typing import Any, Self, TypeVar
 import msgspec
 from filelock import FileLock, Timeout
 
-from hambench.errors import StoreError
+from hambench.errors import FolderTakenError, StoreError
+from hambench.files import reason_of, write_bytes
 from hambench.records import SCHEMA_VERSION, RunHeader, Sample, SampleRecord, Score
 
 HEADER, PROMPTS, RECORDS, SCORES, TELEMETRY = (
@@ -29,6 +30,7 @@ HEADER, PROMPTS, RECORDS, SCORES, TELEMETRY = (
     "scores.jsonl",
     "telemetry.jsonl",
 )
+LOCK = ".lock"
 
 T = TypeVar("T")
 RecordKey = tuple[str, str, int]
@@ -76,16 +78,23 @@ def load_run(path: str | Path) -> Run:
         StoreError: If the folder is no run, was written by a newer hambench, or holds a broken line.
     """
     folder = Path(path)
-    header = _load_header(folder)
+    header = load_header(folder)
     samples = {sample.sample_id: sample for sample in _read_lines(folder / PROMPTS, Sample)}
+    cells = {cell.label for cell in header.cells}
+
+    def check(item: SampleRecord | Score) -> str | None:
+        return _misfit(item, cells, samples)
+
     newest: dict[RecordKey, SampleRecord] = {}
     warmups = []
-    for record in _read_lines(folder / RECORDS, SampleRecord):
+    for record in _read_lines(folder / RECORDS, SampleRecord, check):
         if record.warmup:
             warmups.append(record)
         else:
             newest[record_key(record)] = record
-    scores = {(s.cell, s.sample_id, s.repeat, s.metric): s for s in _read_lines(folder / SCORES, Score)}
+    scores = {
+        (s.cell, s.sample_id, s.repeat, s.metric): s for s in _read_lines(folder / SCORES, Score, check)
+    }
     telemetry: Iterator[dict[str, Any]] = _read_lines(folder / TELEMETRY, dict[str, Any])
     return Run(
         path=folder,
@@ -110,10 +119,14 @@ def refuse_existing(folder: Path) -> None:
     """Keeps a run from being overwritten.
 
     Raises:
-        StoreError: If the folder already holds one.
+        FolderTakenError: If the folder already holds one.
     """
-    if (folder / HEADER).exists():
-        raise StoreError(f"{folder} already holds a run; resume it with `hambench run --resume {folder}`")
+    with _disk_errors(folder):
+        is_run = (folder / HEADER).exists()
+    if is_run:
+        raise FolderTakenError(
+            f"{folder} already holds a run; resume it with `hambench run --resume {folder}`"
+        )
 
 
 class RunWriter:
@@ -125,7 +138,9 @@ class RunWriter:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._lock = FileLock(folder / ".lock")
+        self._lock = FileLock(folder / LOCK)
+        self._is_claim = False
+        self._made: list[Path] = []
 
     @classmethod
     def create(cls, folder: str | Path, header: RunHeader, samples: Iterable[Sample]) -> RunWriter:
@@ -136,38 +151,77 @@ class RunWriter:
         """
         folder = Path(folder)
         refuse_existing(folder)
-        with _disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            lines = b"".join(msgspec.json.encode(sample) + b"\n" for sample in samples)
-            _write_atomically(folder / PROMPTS, lines)
-            # the header comes last: a folder with a header is a complete, resumable run
-            _write_atomically(
-                folder / HEADER, msgspec.json.format(msgspec.json.encode(header), indent=2) + b"\n"
-            )
-        return cls(folder)
+        writer = cls(folder)
+        writer.begin(header, samples)
+        return writer
+
+    @classmethod
+    def claim(cls, folder: str | Path) -> RunWriter:
+        """A writer of a run that has no header yet: entered before the work, it keeps others out meanwhile.
+
+        A claim that is left without :meth:`begin` leaves no folder behind.
+
+        Raises:
+            StoreError: If the folder already holds a run.
+        """
+        folder = Path(folder)
+        refuse_existing(folder)
+        writer = cls(folder)
+        writer._is_claim = True
+        return writer
+
+    def begin(self, header: RunHeader, samples: Iterable[Sample]) -> None:
+        """Writes prompts and header.
+
+        Raises:
+            StoreError: If they can't be written.
+        """
+        with _disk_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        lines = b"".join(msgspec.json.encode(sample) + b"\n" for sample in samples)
+        write_bytes(self.folder / PROMPTS, lines, durable=True)
+        # the header comes last: a folder with a header is a complete, resumable run
+        content = msgspec.json.format(msgspec.json.encode(header), indent=2) + b"\n"
+        write_bytes(self.folder / HEADER, content, durable=True)
 
     @classmethod
     def resume(cls, folder: str | Path) -> RunWriter:
         """Opens an existing run for appending; a line torn by a kill is cut."""
         folder = Path(folder)
-        _load_header(folder)
-        for name in (RECORDS, SCORES, TELEMETRY):
-            _cut_torn_line(folder / name)
+        load_header(folder)
+        with _disk_errors(folder):
+            for name in (RECORDS, SCORES, TELEMETRY):
+                _cut_torn_line(folder / name)
         return cls(folder)
 
     def __enter__(self) -> Self:
+        with _disk_errors(self.folder):
+            if self._is_claim:
+                self._made = _make_folders(self.folder)
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout as error:
+                raise FolderTakenError(
+                    f"another hambench process is writing to {self.folder}; wait for it to end"
+                ) from error
         try:
-            self._lock.acquire(timeout=0)
-        except Timeout as error:
-            raise StoreError(
-                f"another hambench process is writing to {self.folder}; wait for it to end"
-            ) from error
+            if self._is_claim:
+                refuse_existing(self.folder)  # of one that ended since this one looked
+        except StoreError:
+            self._lock.release()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._lock.release()
+        if self._is_claim and not (self.folder / HEADER).exists():
+            # only what is empty goes: rmdir keeps a folder that something else lies in
+            with contextlib.suppress(OSError):
+                (self.folder / LOCK).unlink(missing_ok=True)
+                for made in self._made:
+                    made.rmdir()
 
     def append_record(self, record: SampleRecord) -> None:
         """Adds one record, on the disk when this returns."""
@@ -199,14 +253,19 @@ class RunWriter:
                 raise
 
 
-def _load_header(folder: Path) -> RunHeader:
+def load_header(folder: Path) -> RunHeader:
+    """Reads the header of a run alone.
+
+    Raises:
+        StoreError: If the folder is no run, or its header can't be used.
+    """
     path = folder / HEADER
     try:
         raw = path.read_bytes()
     except FileNotFoundError as error:
         raise StoreError(f"{folder} is not a run folder: it has no {HEADER}") from error
     except OSError as error:
-        raise StoreError(f"can't read {path}: {error.strerror}") from error
+        raise StoreError(f"can't read {path}: {reason_of(error)}") from error
     try:
         version = msgspec.json.decode(raw, type=dict[str, Any]).get("schema_version")
         if not isinstance(version, int):
@@ -215,23 +274,49 @@ def _load_header(folder: Path) -> RunHeader:
             raise StoreError(
                 f"{folder} has run schema {version}, this hambench reads up to {SCHEMA_VERSION}: upgrade hambench"
             )
-        return msgspec.json.decode(raw, type=RunHeader)
-    except msgspec.DecodeError as error:
+        header = msgspec.json.decode(raw, type=RunHeader)
+    except (msgspec.DecodeError, RecursionError) as error:
         raise StoreError(f"{path} is not a run header: {error}") from error
+    labels = [cell.label for cell in header.cells]
+    if not labels:
+        raise StoreError(f"{path} names no cells: nothing was to be measured")
+    if len(set(labels)) < len(labels):
+        raise StoreError(f"{path} names a cell twice: each needs a label of its own")
+    if header.repeats < 1:
+        raise StoreError(f"{path}: repeats must be >= 1, got {header.repeats}")
+    return header
 
 
-def _read_lines(path: Path, kind: type[T]) -> Iterator[T]:
-    if not path.exists():
+def _misfit(item: SampleRecord | Score, cells: set[str], samples: Mapping[str, Sample]) -> str | None:
+    """Why a record or score does not belong to its run; ``None`` where it does."""
+    if item.cell not in cells:
+        return f"{HEADER} names no cell {item.cell!r}"
+    if item.sample_id not in samples:
+        return f"{PROMPTS} holds no sample {item.sample_id!r}"
+    if isinstance(item, SampleRecord) and item.trace is not None and not item.trace.steps:
+        return "the trace has no steps: an answer has at least its prefill"
+    return None
+
+
+def _read_lines(path: Path, kind: type[T], misfit: Callable[[T], str | None] = lambda _: None) -> Iterator[T]:
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
         return
+    except OSError as error:
+        raise StoreError(f"can't read {path}: {reason_of(error)}") from error
     decoder = msgspec.json.Decoder(kind)
-    with path.open("rb") as file:
+    with file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
                 return  # torn by a kill
             try:
-                yield decoder.decode(line)
-            except msgspec.DecodeError as error:
+                item = decoder.decode(line)
+            except (msgspec.DecodeError, RecursionError) as error:
                 raise StoreError(f"{path}, line {number}: {error}") from error
+            if reason := misfit(item):
+                raise StoreError(f"{path}, line {number}: {reason}")
+            yield item
 
 
 def _cut_torn_line(path: Path) -> None:
@@ -243,13 +328,15 @@ def _cut_torn_line(path: Path) -> None:
         os.truncate(path, whole)
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
-    temporary = path.with_suffix(path.suffix + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+def _make_folders(folder: Path) -> list[Path]:
+    """Makes a folder; gives those that were missing, the innermost first."""
+    missing = []
+    for each in (folder, *folder.parents):
+        if each.exists():
+            break
+        missing.append(each)
+    folder.mkdir(parents=True, exist_ok=True)
+    return missing
 
 
 class _disk_errors:
@@ -266,7 +353,6 @@ class _disk_errors:
     ) -> None:
         if not isinstance(error, OSError):
             return
-        reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
         raise StoreError(
-            f"can't write to {self.folder}: {reason}; what was stored before is intact"
+            f"can't write to {self.folder}: {reason_of(error)}; what was stored before is intact"
         ) from error

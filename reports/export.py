@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from hambench.errors import HambenchError
+from hambench.files import write_bytes, write_text
 from hambench.reports.page import pages
 from hambench.reports.page.html import ReportOptions, render_html
 from hambench.reports.page.html_text import without_paths
@@ -27,7 +27,7 @@ def write_html(runs: Sequence[Run], path: Path, *, options: ReportOptions | None
     Raises:
         HambenchError: If the file can't be written.
     """
-    _write(path, render_html(runs, options=options).encode())
+    write_text(path, render_html(runs, options=options))
 
 
 def export(runs: Sequence[Run], folder: Path, *, options: ReportOptions | None = None) -> list[Path]:
@@ -107,11 +107,5 @@ def _plain(value: Any) -> Any:
 
 
 def _write(path: Path, content: bytes) -> Path:
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        raise HambenchError(f"can't write {path}: {error.strerror or error}") from error
+    write_bytes(path, content)
     return path

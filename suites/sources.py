@@ -7,10 +7,10 @@ import threading
 import urllib.error
 import urllib.request
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from hambench.errors import DataError
+from hambench.files import expanded
 from hambench.suites.catalogue import TaskEntry
 from hambench.suites.columns import check_row
 from hambench.suites.rows import adapt
@@ -57,8 +57,8 @@ def hub_reachable(timeout_s: float = 3.0) -> bool:
 
 def cached_data_set(name: str) -> bool:
     """Whether the hub's data set ``name`` is in the local cache of ``datasets``."""
-    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
-    folder = Path(os.environ.get("HF_DATASETS_CACHE", home / "datasets")).expanduser()
+    home = expanded(os.environ.get("HF_HOME") or "~/.cache/huggingface")
+    folder = expanded(os.environ.get("HF_DATASETS_CACHE") or home / "datasets")
     return (folder / name.replace("/", "___")).is_dir()
 
 

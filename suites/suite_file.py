@@ -6,9 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hambench.errors import DataError, UnknownNameError
+from hambench.yaml_files import read_yaml
 
 Settings = Mapping[str, Any]
 
@@ -20,12 +19,7 @@ def read_suite_file(path: Path) -> tuple[str, tuple[tuple[str, Settings], ...]]:
         DataError: If the file can't be read, is not of that form, names a task twice, or a setting has a key or a
             value that no task can have; the message names the file.
     """
-    try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError as error:
-        raise DataError(f"the suite file {path} does not exist") from error
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise DataError(f"can't read the suite file {path}: {error}") from error
+    loaded = read_yaml(path)
     items = loaded.get("tasks") if isinstance(loaded, dict) else None
     if not isinstance(items, list) or not items:
         raise DataError(f"{path} must hold `tasks:` with a list of task names")

@@ -222,3 +222,70 @@ def test_a_stored_run_of_schema_version_1_still_loads_and_measures_the_same():
     assert overall["speculative[k=2]"].acceptance_rate == 1
     assert overall["vanilla"].accuracy is not None
     assert overall["vanilla"].accuracy.value == 0
+
+
+def test_a_claimed_folder_keeps_others_out_before_there_is_a_header(tmp_path):
+    folder, refusals = tmp_path / "runs" / "one", []
+
+    def second():
+        try:
+            with RunWriter.claim(folder):
+                pass
+        except StoreError as error:
+            refusals.append(str(error))
+
+    with RunWriter.claim(folder) as writer:
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join()
+        writer.begin(header(), [SAMPLE])
+    assert "another hambench process is writing" in refusals[0]
+    assert load_run(folder).samples == {"s/t/0": SAMPLE}
+
+
+def test_a_claim_given_up_leaves_nothing_behind(tmp_path):
+    def give_up():
+        with RunWriter.claim(tmp_path / "runs" / "one"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        give_up()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["file/below", "x" * 300])
+def test_a_folder_that_can_not_be_made_is_one_error(tmp_path, name):
+    (tmp_path / "file").write_text("a file where a folder should be")
+    with pytest.raises(StoreError, match="can't write to"), RunWriter.claim(tmp_path / name):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("odd", "reason"),
+    [
+        ({"cell": "other"}, "names no cell 'other'"),
+        ({"sample_id": "s/t/9"}, "holds no sample 's/t/9'"),
+        ({"trace": GenerationTrace(prompt_tokens=1, steps=(), finish="eos")}, "has no steps"),
+    ],
+)
+def test_a_record_that_does_not_belong_to_its_run_is_named_by_its_line(folder, odd, reason):
+    with RunWriter.resume(folder) as writer:
+        writer.append_records([record(), record(**odd)])
+    with pytest.raises(StoreError, match=rf"records\.jsonl, line 2: .*{reason}"):
+        load_run(folder)
+
+
+def test_a_score_of_another_run_is_named_by_its_line(folder):
+    with RunWriter.resume(folder) as writer:
+        writer.append_scores([Score(cell="other", sample_id="s/t/0", repeat=0, metric="acc", value=1.0)])
+    with pytest.raises(StoreError, match=r"scores\.jsonl, line 1: .*'other'"):
+        load_run(folder)
+
+
+@pytest.mark.parametrize("cells", [[], [{}, {}]])
+def test_a_header_needs_cells_each_with_a_label_of_its_own(folder, cells):
+    content = json.loads((folder / "run.json").read_text())
+    content["cells"] = [content["cells"][0] for _ in cells]
+    (folder / "run.json").write_text(json.dumps(content))
+    with pytest.raises(StoreError, match=r"run\.json names (no cells|a cell twice)"):
+        load_run(folder)

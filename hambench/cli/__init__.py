@@ -10,11 +10,14 @@ import importlib
 import os
 import pkgutil
 import sys
+from typing import Any
 
 import click
 
 import hambench
+from hambench.cli._streams import SIGPIPE_EXIT_CODE, ClosedPipeError, abandon_output, accept_any_text
 from hambench.errors import HambenchError, UnknownNameError
+from hambench.files import printable, reason_of
 
 
 class LazyGroup(click.Group):
@@ -50,6 +53,16 @@ class LazyGroup(click.Group):
             raise UnknownNameError("command", args[0], self.list_commands(ctx))
         return super().resolve_command(ctx, args)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command; a closed pipe leaves by an error that click does not take for a failure."""
+        try:
+            result = super().invoke(ctx)
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except BrokenPipeError as error:
+            raise ClosedPipeError from error
+        return result
+
 
 @click.group(
     cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -60,10 +73,11 @@ def cli() -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point: errors that a user can mend become one line on stderr and exit code 2.
+    """Entry point: errors that a user can fix become one line on stderr and exit code 2.
 
     ``HAMBENCH_DEBUG=1`` keeps their traceback.
     """
+    accept_any_text()
     try:
         cli.main(args=argv, prog_name="hambench", standalone_mode=False)
     except click.exceptions.Exit as exit_:
@@ -71,15 +85,26 @@ def main(argv: list[str] | None = None) -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except HambenchError as error:
+    except (HambenchError, OSError) as error:
         if os.environ.get("HAMBENCH_DEBUG"):
             raise
-        click.echo(f"hambench: {error}", err=True)
+        if isinstance(error, OSError) and error.filename is None:
+            abandon_output()
+        click.echo(f"hambench: {_line_of(error)}", err=True)
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
         click.echo("hambench: interrupted", err=True)
         sys.exit(130)
-    except BrokenPipeError:
+    except ClosedPipeError:
         # the reader of our output went away (`| head`): not an error of ours
-        sys.stdout = None
-        sys.exit(141)
+        abandon_output()
+        sys.exit(SIGPIPE_EXIT_CODE)
+
+
+def _line_of(error: Exception) -> str:
+    """One line for an error: the file and the system's reason, where it is the system's."""
+    if not isinstance(error, OSError) or error.errno is None:
+        return printable(" ".join(str(error).split()))
+    if error.filename is None:
+        return f"can't write the output: {reason_of(error)}"
+    return f"{printable(str(error.filename))}: {reason_of(error)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +11,27 @@ from typing import Any, TypeVar
 import click
 
 from hambench.errors import HambenchError, UnknownNameError
+from hambench.files import expanded
 from hambench.runner.sweep import DTYPES, Sweep, expand_values, split_methods
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_MODEL = "smollm2-135m"
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+class UserPath(click.Path):
+    """A path on the command line or in a sweep file; ``~`` is the home folder where no shell has said so."""
+
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> str | bytes | os.PathLike[str]:
+        """Checks the path as click does, with ``~`` expanded."""
+        path = expanded(value) if isinstance(value, str) and value.startswith("~") else value
+        return super().convert(path, param, ctx)
 
 
 def model_options(function: F) -> F:
@@ -87,7 +103,7 @@ def config_option(function: F) -> F:
     """``--config FILE``: options from a YAML file; what the command line says itself goes before it."""
     return click.option(
         "--config",
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        type=UserPath(exists=True, dir_okay=False, path_type=Path),
         is_eager=True,
         expose_value=False,
         callback=_read_config,
@@ -99,12 +115,10 @@ def config_option(function: F) -> F:
 def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
     if path is None:
         return
-    import yaml
+    from hambench.yaml_files import read_yaml
 
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise HambenchError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    # every option parses its own text, so that a file means what the command line means
+    content = read_yaml(path, as_words=True)
     if not isinstance(content, dict):
         raise HambenchError(f"{path} must map options to values, got {type(content).__name__}")
     options = {item.name: item for item in ctx.command.params if item.name and item.name != "config"}
@@ -113,9 +127,28 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
         name = str(key).replace("-", "_")
         if name not in options:
             raise UnknownNameError(f"option in {path}", str(key), options)
-        is_list = isinstance(value, list) and not getattr(options[name], "multiple", False)
-        defaults[name] = ",".join(map(str, value)) if is_list else value
+        if name in defaults:
+            raise HambenchError(
+                f"{path} gives {name.replace('_', '-')} twice, as {name} and {name.replace('_', '-')}"
+            )
+        defaults[name] = _from_file(
+            value, f"{path}: {key}", several=getattr(options[name], "multiple", False)
+        )
     ctx.default_map = {**(ctx.default_map or {}), **defaults}
+
+
+def _from_file(value: Any, where: str, *, several: bool) -> Any:
+    """An option's value as the command line would give it; ``None`` (nothing, or null) leaves the option's default."""
+    items = value if isinstance(value, list) else [value]
+    if any(isinstance(item, list | dict) for item in items):
+        raise HambenchError(f"{where} must be one value or a list of plain values, got {value!r}")
+    if several:
+        return tuple(item for item in items if item is not None)
+    if not isinstance(value, list):
+        return value
+    if None in items:
+        raise HambenchError(f"{where} must be a list of plain values, got an empty one in it")
+    return ",".join(items)
 
 
 def make_sweep(
@@ -145,6 +178,10 @@ def make_sweep(
         name, equals, text = argument.partition("=")
         if not equals:
             raise HambenchError(f"--method-arg is KNOB=VALUES or METHOD.KNOB=VALUES, got {argument!r}")
+        if name in knobs:
+            raise HambenchError(
+                f"the knob {name} is given twice: list its values with commas, got {argument!r}"
+            )
         knobs[name] = expand_values(text)
     return Sweep(
         model=model,
@@ -168,8 +205,9 @@ def whole_numbers(text: str | None, option: str) -> tuple[int, ...]:
     """
     values = () if text is None else expand_values(text)
     for value in values:
-        if not value.isdecimal() or int(value) < 1:
-            raise HambenchError(f"{option} must be whole numbers >= 1, got {value!r}")
+        # int() refuses text of thousands of digits, and no count has more than eighteen
+        if not value.isdecimal() or len(value) > 18 or int(value) < 1:
+            raise HambenchError(f"{option} must be whole numbers >= 1, got {value[:40]!r}")
     return tuple(map(int, values))
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
+from hambench.cli._options import UserPath
+
 if TYPE_CHECKING:
     from hambench.gating.checks import Outcome
 
@@ -29,12 +31,12 @@ def outcome_options(function: F) -> F:
     """``--strict`` and where to write what."""
     options = [
         click.option("--strict", is_flag=True, help="Undecided is exit code 4, not 0."),
-        click.option("--markdown", type=click.Path(path_type=Path), help="For a pull request's comment."),
-        click.option("--junit", type=click.Path(path_type=Path), help="JUnit XML."),
+        click.option("--markdown", type=UserPath(path_type=Path), help="For a pull request's comment."),
+        click.option("--junit", type=UserPath(path_type=Path), help="JUnit XML."),
         click.option(
-            "--json", "json_path", type=click.Path(path_type=Path), help="Everything, raw readings too."
+            "--json", "json_path", type=UserPath(path_type=Path), help="Everything, raw readings too."
         ),
-        click.option("--gab", type=click.Path(path_type=Path), help="For github-action-benchmark."),
+        click.option("--gab", type=UserPath(path_type=Path), help="For github-action-benchmark."),
         click.option("--summary", is_flag=True, help="Append to the job's summary ($GITHUB_STEP_SUMMARY)."),
     ]
     for option in reversed(options):

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from hambench.cli._options import UserPath
+
 
 @click.command(
     epilog="""
@@ -15,13 +17,11 @@ Examples:
   hambench calibrate --method prompt_lookup --blocks 16
 """
 )
-@click.option(
-    "--config", type=click.Path(path_type=Path), help="By default ./hambench.toml, if there is one."
-)
+@click.option("--config", type=UserPath(path_type=Path), help="By default ./hambench.toml, if there is one.")
 @click.option("--method", default="vanilla", show_default=True, help="The method on both sides.")
 @click.option("--model", help="By default that of [gate.speed].")
 @click.option("--blocks", type=int, help="By default those of [gate.speed].")
-@click.option("--noise", type=click.Path(path_type=Path), help="Where to keep the result; a cache folder.")
+@click.option("--noise", type=UserPath(path_type=Path), help="Where to keep the result; a cache folder.")
 def command(
     config: Path | None, method: str, model: str | None, blocks: int | None, noise: Path | None
 ) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hambench.cli._options import UserPath
 from hambench.cli._outcome import EXIT_CODES, finish, outcome_options
 
 if TYPE_CHECKING:
@@ -22,10 +23,10 @@ Examples:
   hambench compare runs/main runs/branch --markdown comment.md --junit compare.xml
 """
 )
-@click.argument("base", type=click.Path(path_type=Path))
-@click.argument("head", type=click.Path(path_type=Path))
+@click.argument("base", type=UserPath(path_type=Path))
+@click.argument("head", type=UserPath(path_type=Path))
 @click.option(
-    "--config", type=click.Path(path_type=Path), help="A hambench.toml; by default the one here, if any."
+    "--config", type=UserPath(path_type=Path), help="A hambench.toml; by default the one here, if any."
 )
 @outcome_options
 def command(base: Path, head: Path, config: Path | None, **options: Any) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
+from hambench.cli._options import UserPath
+from hambench.cli._streams import echo_json
+
 _DATA = click.option(
-    "--data", type=click.Path(path_type=Path, file_okay=False, exists=True), help="Folder of plain files."
+    "--data", type=UserPath(path_type=Path, file_okay=False, exists=True), help="Folder of plain files."
 )
 _SUITE = click.option("--suite", metavar="NAME", help="One suite only.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
@@ -119,7 +121,7 @@ def _chosen(suite: str | None, tasks: str | None, known: tuple[str, ...]) -> lis
 def _print(rows: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         for row in rows:
-            click.echo(json.dumps(row, ensure_ascii=False))
+            echo_json(row)
         return
     from rich.console import Console
     from rich.table import Table

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from hambench.cli._streams import echo_json
+
 _SIGNS = {"ok": "OK", "absent": "–", "bad": "!"}
 
 
@@ -15,14 +17,13 @@ def command(as_json: bool) -> None:
     OK is well, – is something optional that is not there, ! spoils results or will fail.
     """
     import dataclasses
-    import json
 
     from hambench.doctor import CHECKS
 
     for check in CHECKS:
         finding = check.run()
         if as_json:
-            click.echo(json.dumps({"check": check.name, **dataclasses.asdict(finding)}, ensure_ascii=False))
+            echo_json({"check": check.name, **dataclasses.asdict(finding)})
             continue
         click.echo(f"{_SIGNS[finding.state]:<2} {check.name:<13} {finding.detail}")
         if finding.mend:

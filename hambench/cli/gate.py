@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hambench.cli._options import UserPath
 from hambench.cli._outcome import EXIT_CODES, finish, outcome_options
 from hambench.errors import HambenchError
 
@@ -26,7 +27,7 @@ Examples:
   hambench gate --only speed --base vanilla --head prompt_lookup
 """
 )
-@click.option("--config", type=click.Path(path_type=Path), help="By default ./hambench.toml.")
+@click.option("--config", type=UserPath(path_type=Path), help="By default ./hambench.toml.")
 @click.option("--only", metavar="KINDS", help="exact, speed, accuracy; by default all that are declared.")
 @click.option("--base-ref", metavar="COMMIT", help="Build the base from a commit, in its own environment.")
 @click.option("--base", "base_method", metavar="METHOD", help="Compare two methods of this code instead.")
@@ -34,8 +35,8 @@ Examples:
 @click.option("--blocks", type=int, help="Paired blocks of fresh processes.")
 @click.option("--threshold", type=float, help="Smallest change worth a word: 0.05 is 5 %.")
 @click.option("--update-baseline", is_flag=True, help="Accept the counts of this code as the new baseline.")
-@click.option("--new-baseline", type=click.Path(path_type=Path), help="Also write this code's counts there.")
-@click.option("--noise", type=click.Path(path_type=Path), help="Where `hambench calibrate` keeps its files.")
+@click.option("--new-baseline", type=UserPath(path_type=Path), help="Also write this code's counts there.")
+@click.option("--noise", type=UserPath(path_type=Path), help="Where `hambench calibrate` keeps its files.")
 @outcome_options
 def command(
     config: Path | None, only: str | None, update_baseline: bool, noise: Path | None, **options: Any

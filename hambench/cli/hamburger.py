@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from hambench.cli._options import DEFAULT_MODEL
+from hambench.cli._options import DEFAULT_MODEL, UserPath
 from hambench.errors import HambenchError
 
 STRATEGIES = ("decreasing", "decreasing_v2", "sliding", "small_group")
@@ -28,14 +28,14 @@ Example:
   hambench generate --model meta-llama--Llama-3.2-1B-Instruct --method hamburger --checkpoint hamburger-1b "Hello"
 """,
 )
-@click.argument("ckpt", type=click.Path(path_type=Path))
+@click.argument("ckpt", type=UserPath(path_type=Path))
 @click.option(
     "--base",
     required=True,
-    type=click.Path(path_type=Path),
+    type=UserPath(path_type=Path),
     help="Folder of the model it was made from; config.json is enough.",
 )
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
+@click.option("--out", required=True, type=UserPath(path_type=Path), help="Folder to write.")
 @click.option("--feature-layers", metavar="LIST", help="Instead of 3,7,11,15, which the public code fixes.")
 @click.option("--merge-heads", type=int, help="Instead of 64, which the public code fixes.")
 def import_(ckpt: Path, base: Path, out: Path, feature_layers: str | None, merge_heads: int | None) -> None:
@@ -78,9 +78,9 @@ Examples:
   hambench hamburger segment chats.jsonl --out s.jsonl --strategy sliding --threshold 0.5 --model FOLDER
 """,
 )
-@click.argument("conversations", type=click.Path(path_type=Path))
+@click.argument("conversations", type=UserPath(path_type=Path))
 @click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="JSONL of ids, prompt length, segments."
+    "--out", required=True, type=UserPath(path_type=Path), help="JSONL of ids, prompt length, segments."
 )
 @click.option("--model", default=DEFAULT_MODEL, show_default=True, metavar="NAME", help="The base.")
 @click.option("--strategy", type=click.Choice(STRATEGIES), default="decreasing_v2", show_default=True)
@@ -125,7 +125,7 @@ Examples:
 @click.option(
     "--data", "sources", multiple=True, metavar="FILE[:TIMES]", help="JSONL; TIMES repeats its rows."
 )
-@click.option("--segments", type=click.Path(path_type=Path), help="A file of `segment`; recipe paper.")
+@click.option("--segments", type=UserPath(path_type=Path), help="A file of `segment`; recipe paper.")
 @click.option("--self-distil", type=int, metavar="N", help="No data: the base answers N prompts made here.")
 @click.option(
     "--read",
@@ -138,7 +138,7 @@ Examples:
     "--max-new-tokens", type=int, default=160, show_default=True, help="Of a self-distilled answer."
 )
 @click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="Folder of the run and its weights."
+    "--out", required=True, type=UserPath(path_type=Path), help="Folder of the run and its weights."
 )
 @click.option("--epochs", type=float, help="Instead of the recipe's.")
 @click.option("--steps", type=int, help="Optimiser steps of the fused stage, instead of epochs.")
@@ -149,7 +149,7 @@ Examples:
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option(
     "--start-from",
-    type=click.Path(path_type=Path),
+    type=UserPath(path_type=Path),
     metavar="FOLDER",
     help="Weights of an earlier run to start from, same base and architecture.",
 )
@@ -207,7 +207,7 @@ Example:
 @click.option(
     "--answers",
     required=True,
-    type=click.Path(path_type=Path),
+    type=UserPath(path_type=Path),
     help="JSONL of the base's own greedy answers, e.g. held_out.jsonl of a training run.",
 )
 @click.option("--model", default=DEFAULT_MODEL, show_default=True, metavar="NAME", help="The base.")

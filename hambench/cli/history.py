@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hambench.cli._options import UserPath
 from hambench.errors import HambenchError
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 root_option = click.option(
     "--root",
-    type=click.Path(path_type=Path),
+    type=UserPath(path_type=Path),
     default=Path("history"),
     show_default=True,
     help="Folder of the history: in a branch, an artifact, a mounted disk.",
@@ -38,7 +39,7 @@ def command() -> None:
 
 @command.command()
 @root_option
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, required=True, type=UserPath(path_type=Path))
 def add(root: Path, runs: tuple[Path, ...]) -> None:
     """Add finished RUNS; adding one twice changes nothing."""
     from hambench.errors import IncompleteError

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
+from hambench.cli._options import UserPath
+from hambench.cli._streams import echo_json
 from hambench.paths import runs_root
 
 
 @click.command()
 @click.argument("kind", type=click.Choice(["methods", "suites", "models", "runs", "metrics"]))
-@click.option("--root", type=click.Path(path_type=Path), help="Where to look for runs.")
-@click.option("--data", type=click.Path(path_type=Path), help="Where to look for suites' rows.")
+@click.option("--root", type=UserPath(path_type=Path), help="Where to look for runs.")
+@click.option("--data", type=UserPath(path_type=Path), help="Where to look for suites' rows.")
 @click.option("--json", "as_json", is_flag=True)
 def command(kind: str, root: Path | None, data: Path | None, as_json: bool) -> None:
     """List methods, suites, models, runs or metrics."""
@@ -29,7 +30,7 @@ def command(kind: str, root: Path | None, data: Path | None, as_json: bool) -> N
     }[kind]()
     if as_json:
         for row in rows:
-            click.echo(json.dumps(row, ensure_ascii=False))
+            echo_json(row)
         return
     if not rows:
         click.echo(f"no {kind}")
@@ -124,4 +125,6 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
             *(Text(str(row.get(name, "") if row.get(name) is not None else "–")) for name in columns)
         )
     # a pipe has no width of its own: rows stay on one line there
-    Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(table)
+    Console(highlight=False, width=None if sys.stdout is not None and sys.stdout.isatty() else 200).print(
+        table
+    )

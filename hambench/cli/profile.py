@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hambench.cli._options import model_options
+from hambench.cli._options import UserPath, model_options
 from hambench.errors import HambenchError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ PROMPT = "Write a Python function that returns the n-th Fibonacci number, and ex
 @click.option("--prompt", default=PROMPT, help="What to answer.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=UserPath(path_type=Path, file_okay=False),
     help="Folder for a trace of each method (Perfetto opens it).",
 )
 @click.option("--json", "as_json", is_flag=True)

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from hambench.cli._options import UserPath
 from hambench.errors import HambenchError
+from hambench.files import write_text
 
 if TYPE_CHECKING:
     from hambench.reports import ReportOptions
@@ -16,8 +18,8 @@ if TYPE_CHECKING:
     from hambench.store import Run
 
 WATCH_SECONDS = 5
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+_FILE = UserPath(exists=True, dir_okay=False, path_type=Path)
+_FOLDER = UserPath(exists=True, file_okay=False, path_type=Path)
 
 
 @click.command(
@@ -30,17 +32,17 @@ Examples:
   hambench report RUN --markdown - >> "$GITHUB_STEP_SUMMARY"
 """
 )
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, required=True, type=UserPath(path_type=Path))
 @click.option(
     "-o",
     "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=UserPath(dir_okay=False, path_type=Path),
     help="The page to write; by default report.html in the first run's folder.",
 )
 @click.option(
     "--export",
     "export_folder",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=UserPath(file_okay=False, path_type=Path),
     help="Also write figures (SVG, PNG, PDF), tables (CSV) and report.json there.",
 )
 @click.option("--markdown", metavar="FILE", help="Also write a summary for a pull request; - is stdout.")
@@ -102,10 +104,7 @@ def command(
         if markdown == "-":
             click.echo(text)
             return
-        try:
-            Path(markdown).write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise HambenchError(f"can't write {markdown}: {error.strerror}") from error
+        write_text(Path(markdown), text)
     click.echo(path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hambench.cli._options import (
+    UserPath,
     config_option,
     make_sweep,
     model_options,
@@ -17,7 +19,8 @@ from hambench.cli._options import (
     sweep_options,
     whole_numbers,
 )
-from hambench.errors import HambenchError
+from hambench.cli._streams import echo_json_text
+from hambench.errors import FolderTakenError, HambenchError
 from hambench.paths import runs_root
 
 if TYPE_CHECKING:
@@ -44,7 +47,7 @@ Examples:
 @click.option("--tasks", metavar="LIST", help="Tasks of the suite, or any generative lm-eval tasks.")
 @click.option("--preset", metavar="NAME", help="A suite's published settings, e.g. paper.")
 @click.option(
-    "--data", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Rows as plain files."
+    "--data", type=UserPath(exists=True, file_okay=False, path_type=Path), help="Rows as plain files."
 )
 @click.option(
     "--edition",
@@ -85,8 +88,8 @@ Examples:
 @click.option(
     "--ray-address", metavar="ADDR", help="host:port of a Ray cluster; by default one is started here."
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder; by default runs/DATE-SUITE.")
-@click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Finish an interrupted run.")
+@click.option("--out", type=UserPath(path_type=Path), help="Run folder; by default runs/DATE-SUITE.")
+@click.option("--resume", type=UserPath(path_type=Path), metavar="RUN", help="Finish an interrupted run.")
 @click.option(
     "--losslessness",
     is_flag=True,
@@ -109,20 +112,30 @@ def command(
 
     if resume is None:
         request = request_from(suite=suite, allow_code_execution=allow_code_execution, **options)
-        folder = out if out is not None else _new_folder(suite or "tasks")
+        folders = [out] if out is not None else _new_folders(suite or "tasks")
     else:
-        folder = resume
+        _refuse_other_options(resume)
+        folders = [resume]
     from hambench.cli._progress import progress_bar
 
+    folder = folders[0]
     try:
         with progress_bar() as progress:
             if resume is None:
-                run = start_run(request, folder, progress=progress)
+                for folder in folders:
+                    try:
+                        run = start_run(request, folder, progress=progress)
+                        break
+                    except FolderTakenError:
+                        # another run began here since the folders were listed: the next name is free
+                        if folder == folders[-1]:
+                            raise
             else:
                 run = resume_run(
                     folder,
                     allow_code_execution=allow_code_execution,
                     progress=progress,
+                    say=lambda line: click.echo(f"hambench: {line}", err=True),
                     executor=options["executor"],
                     ray_address=options["ray_address"],
                 )
@@ -136,7 +149,7 @@ def command(
         from hambench.analysis.proxy_rows import proxy_rows
         from hambench.runner.judge import judge
 
-        run = judge(folder, device=str(run.header.model["device"]))
+        run = judge(folder, device=str(run.header.model.get("device") or "cpu"))
         proxies = proxy_rows(run)
     report_path = _write_report(run) if report else None
     if as_json:
@@ -145,7 +158,7 @@ def command(
         judged = {row["cell"]: row for row in proxies}
         for item in cell_objects(run):
             more = {"losslessness": judged[item["cell"]]} if judged else {}
-            click.echo(to_json_line({**item, **more}))
+            echo_json_text(to_json_line({**item, **more}))
         return
     from hambench.analysis.summary import render_table
 
@@ -208,11 +221,52 @@ def request_from(suite: str | None, allow_code_execution: bool, **options: Any) 
     )
 
 
-def _new_folder(suite: str) -> Path:
-    """A folder that does not exist yet: date and suite, numbered if need be."""
+def _new_folders(suite: str) -> list[Path]:
+    """The first folders that don't exist yet: date and suite, numbered if need be."""
     stem = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}-{Path(suite).stem}"
-    candidates = (runs_root() / (stem if number == 1 else f"{stem}-{number}") for number in range(1, 10_000))
-    return next(folder for folder in candidates if not folder.exists())
+    candidates = (
+        runs_root() / (stem if number == 1 else f"{stem}-{number}") for number in itertools.count(1)
+    )
+    return list(itertools.islice((folder for folder in candidates if not folder.exists()), 100))
+
+
+_RESUMING = ("resume", "report", "losslessness", "as_json", "allow_code_execution", "executor", "ray_address")
+"""Options that say how to finish a run; every other one says which run it is, and that is settled."""
+
+
+def _refuse_other_options(folder: Path) -> None:
+    """Refuses options next to ``--resume`` that ask for another run than the one in the folder.
+
+    Raises:
+        HambenchError: Naming them.
+    """
+    from hambench.store import load_header
+
+    ctx = click.get_current_context()
+    header = load_header(folder)
+    settled: dict[str, Any] = {
+        "model": header.cells[0].model,
+        "dtype": header.cells[0].dtype,
+        "device": header.model.get("device"),
+        **{name: getattr(header, name) for name in ("limit", "repeats", "seed", "temperature", "top_p")},
+        "ignore_eos": header.ignore_eos,
+        "max_new_tokens": None if header.max_new_tokens is None else str(header.max_new_tokens),
+        "suite": header.suites[0] if len(header.suites) == 1 else None,
+        "out": folder,
+    }
+    others = []
+    for option in ctx.command.params:
+        name = option.name or ""
+        source = ctx.get_parameter_source(name)
+        is_given = source in (click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource.DEFAULT_MAP)
+        if not is_given or name in (*_RESUMING, "config"):
+            continue
+        if name not in settled or ctx.params[name] != settled[name]:
+            others.append(max(option.opts, key=len))
+    if others:
+        raise HambenchError(
+            f"--resume finishes {folder} as it was begun: leave out {', '.join(others)}, or start a new run"
+        )
 
 
 def _write_report(run: Run) -> Path:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
+from hambench.cli._options import UserPath
+from hambench.cli._streams import echo_json
+
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=UserPath(path_type=Path))
 @click.option("--allow-code-execution", is_flag=True, help="Run programs the model wrote, in a sandbox.")
 @click.option("--dry-run", is_flag=True, help="Compare with the stored scores; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
@@ -40,7 +42,7 @@ def command(run: Path, allow_code_execution: bool, dry_run: bool, as_json: bool)
         with RunWriter.resume(run) as writer:
             writer.append_scores(kept)
     if as_json:
-        click.echo(json.dumps(found.as_dict(), ensure_ascii=False))
+        echo_json(found.as_dict())
         return
     click.echo(found.summary())
     for line in found.details():

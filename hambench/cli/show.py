@@ -6,11 +6,13 @@ from pathlib import Path
 
 import click
 
+from hambench.cli._options import UserPath
+from hambench.cli._streams import echo_json_text
 from hambench.errors import UnknownNameError
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=UserPath(path_type=Path))
 @click.option(
     "--by", type=click.Choice(["all", "suite", "category", "task"]), default="all", show_default=True
 )
@@ -28,7 +30,7 @@ def command(run: Path, by: str, tokens: str | None, as_json: bool) -> None:
         return
     if as_json:
         for item in cell_objects(loaded):
-            click.echo(to_json_line(item))
+            echo_json_text(to_json_line(item))
         return
     if by == ALL:
         click.echo(render_table(loaded))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hambench.errors import HambenchError
+from hambench.files import reason_of
 from hambench.gating.checks import Check, ExitCode, Outcome, count
 
 MAX_CHARACTERS = 60_000
@@ -72,13 +73,16 @@ def append_job_summary(text: str) -> None:
     """Adds the text to the job's summary page.
 
     Raises:
-        HambenchError: If this is no job of GitHub Actions.
+        HambenchError: If this is not a job of GitHub Actions, or its file can't be written.
     """
     target = os.environ.get("GITHUB_STEP_SUMMARY")
     if not target:
         raise HambenchError("--summary needs $GITHUB_STEP_SUMMARY, which GitHub Actions sets")
-    with Path(target).open("a", encoding="utf-8") as file:
-        file.write(text + "\n")
+    try:
+        with Path(target).open("a", encoding="utf-8") as file:
+            file.write(text + "\n")
+    except OSError as error:
+        raise HambenchError(f"can't write $GITHUB_STEP_SUMMARY, {target}: {reason_of(error)}") from error
 
 
 def escape(text: str) -> str:

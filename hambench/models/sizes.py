@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from hambench.errors import ModelError, UnknownNameError
+from hambench.files import expanded
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,7 +137,7 @@ def find_shape(name: str) -> tuple[str, ModelShape]:
         ModelError: If the file is no config.
         UnknownNameError: If there is no such thing here; nothing is downloaded.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir():
         path = path / "config.json"
     if path.is_file():

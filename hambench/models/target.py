@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hambench.errors import ModelError, UnknownNameError
+from hambench.files import expanded
 from hambench.models import embedded
 from hambench.models import safetensors as checkpoint
 
@@ -50,6 +51,8 @@ class TargetModel:
     context_length: int
     """Most positions the model was made for."""
     identity: ModelIdentity
+    companions: dict[str, str] = dataclasses.field(default_factory=dict, repr=False)
+    """sha256 of the weights that methods loaded next to the target's (a draft, grafts), by what they are."""
     _shared: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False)
 
     @property
@@ -108,7 +111,7 @@ def locate(name_or_path: str) -> tuple[Path, str, str]:
     if name_or_path in embedded.EMBEDDED:
         model = embedded.EMBEDDED[name_or_path]
         return embedded.ensure(model), f"package index: {model.requirement}", model.description
-    path = Path(name_or_path).expanduser()
+    path = expanded(name_or_path)
     if path.is_dir():
         return path, f"folder: {path.name}", ""
     if path.is_absolute() or name_or_path.startswith((".", "~")):

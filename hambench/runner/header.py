@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hambench._version import __version__
+from hambench.files import printable
 from hambench.machine.fingerprint import fingerprint
 from hambench.models.sizes import shape_scalars
 from hambench.records import SCHEMA_VERSION, RunHeader
@@ -27,7 +28,7 @@ def make_header(prepared: Prepared, folder: Path) -> RunHeader:
     commit = environment.get("commit")
     return RunHeader(
         schema_version=SCHEMA_VERSION,
-        run_id=f"{folder.name}-{uuid.uuid4().hex[:6]}",
+        run_id=f"{printable(folder.name)}-{uuid.uuid4().hex[:6]}",
         created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         hambench_version=__version__,
         commit=str(commit) if commit else None,
@@ -56,13 +57,14 @@ def make_header(prepared: Prepared, folder: Path) -> RunHeader:
         },
         environment=environment,
         suite_spec=captured.spec,
+        weights=dict(target.companions),
         notes=warnings_of(prepared),
     )
 
 
 def command_line() -> tuple[str, ...]:
     """The command as typed, without the folder the program lies in."""
-    return (Path(sys.argv[0]).name, *sys.argv[1:])
+    return (Path(sys.argv[0]).name, *map(printable, sys.argv[1:]))
 
 
 def warnings_of(prepared: Prepared) -> tuple[str, ...]:

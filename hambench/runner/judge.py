@@ -19,6 +19,7 @@ from hambench.analysis.baselines import baseline_of
 from hambench.analysis.proxy_rows import GAP, LOGPROB
 from hambench.analysis.summary import first_difference
 from hambench.engine.text import encode_prompt
+from hambench.errors import StoreError
 from hambench.records import Cell, GenerationTrace, SampleRecord, Score
 from hambench.store import Run, RunWriter, load_run
 
@@ -42,12 +43,17 @@ def judge(folder: Path, *, device: str | None = None) -> Run:
     Args:
         folder: A run; its model is loaded.
         device: By default the GPU if there is one, else the CPU.
+
+    Raises:
+        HambenchError: If the model is no longer the run's, or an answer holds what the model does not know.
     """
     from hambench.models.target import load
+    from hambench.runner.start import refuse_other_model
 
     run = load_run(folder)
     cell = run.header.cells[0]
     target = load(cell.model, dtype=cell.dtype, device=device)
+    refuse_other_model(run.header, target)
     with RunWriter.resume(folder) as writer:
         writer.append_scores(score_proxies(run, target))
     return load_run(folder)
@@ -80,10 +86,19 @@ def score_proxies(run: Run, target: TargetModel) -> Iterator[Score]:
 def _score(
     record: SampleRecord, trace: GenerationTrace, run: Run, cell: Cell, target: TargetModel
 ) -> _Scored:
-    assert target.tokenizer is not None
+    if target.tokenizer is None:
+        raise StoreError(
+            f"{run.path} can't be judged: {target.name} has no tokenizer to read its prompts with"
+        )
     sample, positions = cell.asks(run.samples[record.sample_id]), cell.positions(target.context_length)
     prompt = encode_prompt(sample, target.tokenizer, context_length=positions).ids
     tokens = list(trace.token_ids)
+    size = target.llama.shape.vocab_size
+    if not prompt or not tokens or not all(0 <= token < size for token in tokens):
+        raise StoreError(
+            f"{run.path}: the answer of {record.cell} to {record.sample_id} can't be judged: it needs a prompt and "
+            f"tokens in 0..{size - 1}"
+        )
     model = target.llama
     cache = model.new_cache(len(prompt) + len(tokens))
     if len(prompt) > 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -13,7 +14,7 @@ from hambench.records import RunHeader, Sample
 from hambench.runner.executors import get_executor
 from hambench.runner.generator import DecodingOptions, Generator, Progress, torch_threads
 from hambench.runner.sweep import Expansion, Sweep
-from hambench.store import Run, RunWriter, load_run, record_key, refuse_existing
+from hambench.store import Run, RunWriter, load_run, record_key
 
 if TYPE_CHECKING:
     from hambench.models.target import TargetModel
@@ -123,11 +124,11 @@ def start_run(request: RunRequest, folder: Path, *, progress: Progress | None = 
     """
     from hambench.runner.header import make_header
 
-    # asked before the model is loaded: a refusal should not take a minute
-    refuse_existing(folder)
     executor = get_executor(request.executor, ray_address=request.ray_address)
-    prepared = prepare(request)
-    with RunWriter.create(folder, make_header(prepared, folder), prepared.samples) as writer:
+    # claimed before the model is loaded: a refusal should not take a minute, nor find out after another's header
+    with RunWriter.claim(folder) as writer:
+        prepared = prepare(request)
+        writer.begin(make_header(prepared, folder), prepared.samples)
         executor.run(
             prepared.generator,
             writer,
@@ -145,24 +146,37 @@ def resume_run(
     *,
     allow_code_execution: bool = False,
     progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
     executor: str = "local",
     ray_address: str | None = None,
 ) -> Run:
     """Finishes an interrupted run with the same result as an undisturbed one.
 
+    Args:
+        folder: The run.
+        allow_code_execution: Whether programs of the model may run.
+        progress: Called after each record.
+        say: Told of what differs from where the run began and may change its figures: versions, machine, threads.
+        executor: Where records are made.
+        ray_address: Of a running cluster.
+
     Raises:
-        HambenchError: If the model is no longer the one the run began with.
+        HambenchError: If the model, or weights that a method uses, are no longer those the run began with.
     """
     from hambench.models.target import load
 
     place = get_executor(executor, ray_address=ray_address)
-    run = load_run(folder)
-    header, cell = run.header, run.header.cells[0]
-    target = load(cell.model, dtype=cell.dtype, device=str(header.model["device"]))
-    _refuse_other_model(header, target)
     with RunWriter.resume(folder) as writer:
+        run = load_run(folder)
+        header, cell = run.header, run.header.cells[0]
+        device = header.model.get("device")
+        target = load(cell.model, dtype=cell.dtype, device=None if device is None else str(device))
+        refuse_other_model(header, target)
+        generator = Generator(target, header.cells, decoding_options(header))
+        if not run.complete:
+            _compare_with_the_beginning(header, target, generator, writer, say or (lambda _: None))
         place.run(
-            Generator(target, header.cells, decoding_options(header)),
+            generator,
             writer,
             list(run.samples.values()),
             repeats=header.repeats,
@@ -235,10 +249,45 @@ def _refuse_longer_context(sweep: Sweep, target: TargetModel) -> None:
             )
 
 
-def _refuse_other_model(header: RunHeader, target: TargetModel) -> None:
+def refuse_other_model(header: RunHeader, target: TargetModel) -> None:
+    """Refuses a target whose weights are not those that a run began with.
+
+    Raises:
+        HambenchError: With both digests.
+    """
     before, now = str(header.model.get("sha256")), target.identity.sha256
     if before != now:
         raise HambenchError(
             f"{target.name} has changed since this run began (weights {before[:12]} then, {now[:12]} now): "
             "start a new run"
         )
+
+
+def _compare_with_the_beginning(
+    header: RunHeader,
+    target: TargetModel,
+    generator: Generator,
+    writer: RunWriter,
+    say: Callable[[str], None],
+) -> None:
+    """Refuses other weights than a run began with; says and stores what else differs."""
+    from hambench import __version__
+    from hambench.machine.fingerprint import ACCURACY_KEYS, SPEED_KEYS, differences, fingerprint
+
+    for cell in header.cells:
+        generator.method(cell)
+    for what, before in header.weights.items():
+        now = target.companions.get(what, "")
+        if now != before:
+            raise HambenchError(
+                f"{what}: the weights have changed since this run began ({before[:12]} then, {now[:12] or 'none'} "
+                "now): start a new run"
+            )
+    keys = tuple(dict.fromkeys((*SPEED_KEYS, *ACCURACY_KEYS, "python", "numpy", "commit", "commit_dirty")))
+    changed = differences(header.environment, fingerprint(), keys)
+    if header.hambench_version != __version__:
+        changed["hambench"] = f"{header.hambench_version} → {__version__}"
+    if changed:
+        listed = ", ".join(f"{key} {values}" for key, values in changed.items())
+        say(f"resumed where not all is as it began: {listed}; speeds before and after are not of one kind")
+        writer.append_telemetry({"kind": "resumed", "changed": changed})

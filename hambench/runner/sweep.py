@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -13,11 +14,24 @@ from hambench.decoding import KnobValue, MethodConfig
 from hambench.errors import HambenchError
 from hambench.records import Cell
 from hambench.registry import method_config, method_names
+from hambench.runner.axis_text import expand_values, parse_method, split_methods
+
+__all__ = [
+    "DTYPES",
+    "Expansion",
+    "Sweep",
+    "config_of",
+    "expand_values",
+    "parse_knob",
+    "split_methods",
+]
 
 ALL = "all"
 DTYPES = ("float32", "bfloat16", "float16")
 REGIMES = ("eager", "graph")
 KERNELS = ("reference", "fused")
+MAX_CELLS = 10_000
+"""Cells of one sweep: more is a slip in a range."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,6 +91,9 @@ class Sweep:
         if unused:
             raise HambenchError(f"no chosen method has the knob {unused[0]!r}")
         cells = []
+        _refuse_too_many(
+            configs, self.regimes, self.kernels, self.threads, self.contexts, self.max_new_tokens
+        )
         axes = itertools.product(
             configs, self.regimes, self.kernels, self.threads, self.contexts, self.max_new_tokens
         )
@@ -139,6 +156,7 @@ class Sweep:
             used.add(key)
             if knob not in fixed:
                 axes[knob] = [parse_knob(config_class, knob, text) for text in texts]
+        _refuse_too_many(*axes.values())
         fixed_axes = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
         configs = [config for knob_values in fixed_axes for config in config_class.sweep(knob_values)]
         if self.controls and config_class.control:
@@ -161,31 +179,6 @@ class Expansion:
 def config_of(cell: Cell) -> MethodConfig:
     """The config a cell was made from."""
     return method_config(cell.method).from_knobs(cell.knobs)
-
-
-def expand_values(text: str) -> tuple[str, ...]:
-    """Axis values from text: ``1,2,4`` as listed, ``0.5:0.9:0.1`` from first to last (both included) by step.
-
-    Raises:
-        HambenchError: For a range that is not three numbers with a positive step.
-    """
-    values: list[str] = []
-    for part in text.split(","):
-        if part.count(":") != 2:
-            values.append(part.strip())
-            continue
-        try:
-            first, last, step = (float(number) for number in part.split(":"))
-        except ValueError as error:
-            raise HambenchError(f"an axis range is first:last:step in numbers, got {part!r}") from error
-        if not step > 0 or last < first:
-            raise HambenchError(f"an axis range needs first <= last and step > 0, got {part!r}")
-        # counted rather than accumulated: 0.5 + 4 * 0.1 must print as 0.9
-        count = int((last - first) / step + 1e-9) + 1
-        values += [f"{first + index * step:.10g}" for index in range(count)]
-    if not all(values):
-        raise HambenchError(f"an axis needs values, got {text!r}")
-    return tuple(values)
 
 
 def parse_knob(config_class: type[MethodConfig], name: str, text: str) -> KnobValue:
@@ -223,30 +216,10 @@ def _requested(names: Sequence[str]) -> list[tuple[str, dict[str, str], bool]]:
         if word == ALL:
             requested += [(name, {}, False) for name in method_names() if method_config(name).in_all]
             continue
-        name, bracket, rest = word.partition("[")
-        if bracket and not rest.endswith("]"):
-            raise HambenchError(f"a method with knobs is written name[knob=value,…], got {word!r}")
-        fixed = {}
-        for pair in filter(None, rest.removesuffix("]").split(",")):
-            knob, equals, value = pair.partition("=")
-            if not equals:
-                raise HambenchError(f"a method with knobs is written name[knob=value,…], got {word!r}")
-            fixed[knob.strip()] = value.strip()
+        name, fixed = parse_method(word)
         method_config(name)
         requested.append((name, fixed, True))
     return requested
-
-
-def split_methods(text: str) -> tuple[str, ...]:
-    """Splits ``--methods`` at commas outside brackets."""
-    words, depth = [""], 0
-    for character in text:
-        depth += {"[": 1, "]": -1}.get(character, 0)
-        if character == "," and depth == 0:
-            words.append("")
-        else:
-            words[-1] += character
-    return tuple(word.strip() for word in words if word.strip())
 
 
 def _field_name(config_class: type[MethodConfig], knob: str) -> str | None:
@@ -266,6 +239,12 @@ def _check_words(name: str, given: Sequence[str], known: Sequence[str]) -> None:
     for word in given:
         if word not in known:
             raise HambenchError(f"{name} must be one of {', '.join(known)}, got {word!r}")
+
+
+def _refuse_too_many(*axes: Sequence[object]) -> None:
+    count = math.prod(map(len, axes))
+    if count > MAX_CELLS:
+        raise HambenchError(f"the axes give {count} cells together, at most {MAX_CELLS} can run: shorten one")
 
 
 def _label(config: MethodConfig, extras: Mapping[str, KnobValue]) -> str:

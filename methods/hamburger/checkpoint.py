@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from hambench.engine.shape import LlamaShape
 from hambench.errors import ModelError
+from hambench.files import replacing, write_text
 from hambench.methods.hamburger.architecture import Architecture, BaseReference, BaseWeights
 
 FORMAT = 1
@@ -86,9 +87,8 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
     for number, names in enumerate(shards, 1):
         path = folder / f"hamburger-{number:05d}-of-{len(shards):05d}.safetensors"
         # by way of a temporary name: an interrupted save must not leave a half-written shard under the real one
-        partial = path.with_suffix(".partial")
-        save_file({name: checkpoint.tensors[name].contiguous().cpu() for name in names}, partial)
-        partial.replace(path)
+        with replacing(path) as partial:
+            save_file({name: checkpoint.tensors[name].contiguous().cpu() for name in names}, partial)
         files[path.name] = _sha256(path)
     config = {
         "format": FORMAT,
@@ -99,9 +99,7 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
         "files": files,
         "provenance": dict(checkpoint.provenance),
     }
-    partial = folder / f"{CONFIG_NAME}.partial"
-    partial.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    partial.replace(folder / CONFIG_NAME)
+    write_text(folder / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
 
 
 def _shards(tensors: Mapping[str, torch.Tensor]) -> list[list[str]]:

@@ -14,6 +14,7 @@ from hambench.engine.cuda.early_exit import Loop
 from hambench.engine.cuda.graphs import log_once
 from hambench.engine.llama import Llama
 from hambench.errors import ModelError
+from hambench.files import expanded
 from hambench.methods.common.sequence import check_context, decode_a_little
 from hambench.methods.hamburger import checkpoint as checkpoints
 from hambench.methods.hamburger.architecture import Architecture, BaseReference, PositionConvention
@@ -90,6 +91,7 @@ def build(config: HamburgerConfig, target: TargetModel) -> Hamburger:
     """
     folder = find(config.checkpoint, target.name)
     model, own_base_bytes = target.shared(f"hamburger:{folder}", lambda: _assemble(folder, target))
+    target.companions[f"HAMburger weights {config.checkpoint or 'shipped'}"] = checkpoints.digest(folder)
     convention = model.architecture.position_convention
     if config.position_convention is not None:
         convention = "hf" if config.position_convention == "hf" else "train"
@@ -110,7 +112,7 @@ def find(checkpoint: str | None, model_name: str) -> Path:
     Raises:
         ModelError: If there is none.
     """
-    folder = Path(checkpoint).expanduser() if checkpoint else SHIPPED / model_name.replace("/", "--")
+    folder = expanded(checkpoint) if checkpoint else SHIPPED / model_name.replace("/", "--")
     if checkpoint and not folder.is_dir():
         raise ModelError(f"there is no folder {checkpoint}, given as HAMburger checkpoint")
     if not (folder / checkpoints.CONFIG_NAME).is_file():

@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hambench.decoding import KVUsage, MethodConfig, SamplingParams, SessionEndedError, Step
 from hambench.errors import ModelError
-from hambench.models.embedded import EMBEDDED, ensure_gguf
+from hambench.files import expanded
+from hambench.models.embedded import EMBEDDED, ensure_gguf, hash_cache
+from hambench.models.safetensors import digest
 
 if TYPE_CHECKING:
     from hambench.models.target import TargetModel
@@ -73,10 +75,11 @@ class LlamaCppConfig(MethodConfig):
         """
         if self.gguf is None and target.name not in EMBEDDED:
             raise ModelError(f"llama_cpp needs a GGUF file of {target.name}: set gguf=FILE")
-        path = ensure_gguf(EMBEDDED[target.name]) if self.gguf is None else Path(self.gguf).expanduser()
+        path = ensure_gguf(EMBEDDED[target.name]) if self.gguf is None else expanded(self.gguf)
         if not path.is_file():
             raise ModelError(f"llama_cpp: there is no file {path}")
         check_it_runs(path)
+        target.companions[f"GGUF file {path.name}"] = digest([path], hash_cache())
         method = LlamaCpp(self.label, self, target, path)
         context = method.borrow()
         size, wanted = context.n_vocab(), target.llama.shape.vocab_size

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import random
 from pathlib import Path
 from typing import Any
 
 from hambench.errors import DataError
+from hambench.files import remember
 from hambench.suites.rows import read_rows
 
 Row = dict[str, Any]
@@ -103,12 +103,7 @@ def _generated(name: str, size: int, seed: int, **options: int) -> list[dict[str
         {"question": str(each["question"]), "answer": str(each["answer"])}
         for each in reasoning_gym.create_dataset(name, size=size, seed=spread, **options)
     ]
-    # a cache folder that can't be written costs time, nothing else
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(f".{os.getpid()}.tmp")
-        scratch.write_text(json.dumps(made), encoding="utf-8")
-        scratch.replace(path)
+    remember(path, json.dumps(made))
     return made
 
 

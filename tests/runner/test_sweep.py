@@ -76,7 +76,7 @@ def test_ranges_include_both_ends_without_rounding_dust():
     assert expand_values("1,4") == ("1", "4")
 
 
-@pytest.mark.parametrize("text", ["0.5:0.9:0", "0.9:0.5:0.1", "a:b:c", "1,,2", ""])
+@pytest.mark.parametrize("text", ["0.5:0.9:0", "0.9:0.5:0.1", "1:b:c", "1,,2", ""])
 def test_a_broken_axis_is_refused(text):
     with pytest.raises(HambenchError, match="axis"):
         expand_values(text)

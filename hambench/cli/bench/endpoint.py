@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from hambench.cli._options import UserPath
 from hambench.errors import HambenchError
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 @click.option("--api", type=click.Choice(["chat", "completions"]), default="chat", show_default=True)
 @click.option(
     "--prompts",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=UserPath(exists=True, dir_okay=False, path_type=Path),
     help="Questions, one a line; by default six of different kinds.",
 )
 @click.option("--key-env", default="OPENAI_API_KEY", show_default=True, metavar="NAME")

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from hambench.cli._options import UserPath
 from hambench.errors import HambenchError, UnknownNameError
+from hambench.files import write_text
 
 if TYPE_CHECKING:
     import torch
@@ -22,14 +24,14 @@ if TYPE_CHECKING:
 @click.option("--compile/--no-compile", "compiled", default=True, help="Also time torch.compile (CUDA).")
 @click.option(
     "--tune",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=UserPath(path_type=Path, dir_okay=False),
     metavar="FILE",
     help="First search the fastest tiles, write them to this table, and use it (CUDA).",
 )
-@click.option("--tiles", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE")
+@click.option("--tiles", type=UserPath(path_type=Path, exists=True, dir_okay=False), metavar="FILE")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=UserPath(path_type=Path, file_okay=False),
     metavar="FOLDER",
     help="Also write .json and .md.",
 )
@@ -79,9 +81,8 @@ def command(
         raise HambenchError(str(error)) from error
     text = json.dumps(report.to_json(), indent=2) + "\n"
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / f"kernels-{shape_name}.json").write_text(text, encoding="utf-8")
-        (out / f"kernels-{shape_name}.md").write_text(markdown(report), encoding="utf-8")
+        write_text(out / f"kernels-{shape_name}.json", text)
+        write_text(out / f"kernels-{shape_name}.md", markdown(report))
     click.echo(text if as_json else markdown(report), nl=False)
 
 

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import click
 
+from hambench.cli._options import UserPath
+from hambench.files import write_text
+
 
 @click.command()
 @click.option("--shape", "shape_name", default="llama-3.2-1b", show_default=True, metavar="NAME")
@@ -14,7 +17,7 @@ import click
 @click.option("--context", default=1000, show_default=True, type=click.IntRange(min=1, max=4000))
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=UserPath(path_type=Path, file_okay=False),
     metavar="FOLDER",
     help="Also write .json and .md.",
 )
@@ -31,11 +34,9 @@ def command(
 
     def save(report: RegimeReport) -> None:
         if out is not None:
-            out.mkdir(parents=True, exist_ok=True)
             page = out / f"regimes-{report.shape}.md"
-            page.write_text(markdown(report), encoding="utf-8")
-            raw = json.dumps(report.to_json(), indent=2) + "\n"
-            page.with_suffix(".json").write_text(raw, encoding="utf-8")
+            write_text(page, markdown(report))
+            write_text(page.with_suffix(".json"), json.dumps(report.to_json(), indent=2) + "\n")
 
     report = (
         walk(tell) if dry_run else run(shape_name, device_name, context=context, progress=tell, save=save)

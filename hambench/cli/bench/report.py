@@ -8,11 +8,13 @@ from pathlib import Path
 
 import click
 
+from hambench.cli._options import UserPath
+
 OPEN_BUDGET_S = 2.0
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("run", type=UserPath(path_type=Path, exists=True, file_okay=False))
 @click.option(
     "--num-samples",
     default=10_000,

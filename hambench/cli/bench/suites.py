@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from hambench.cli._options import UserPath
+
 
 @click.command()
 @click.option(
@@ -18,7 +20,7 @@ import click
     help="Default: standard and longbench; may be repeated.",
 )
 @click.option(
-    "--data", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Folder of plain files."
+    "--data", type=UserPath(path_type=Path, exists=True, file_okay=False), help="Folder of plain files."
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Samples per task.")
 @click.option(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hambench.errors import DataError, ModelError
+from hambench.files import replacing
 from hambench.methods.hamburger.base import tokenizer_of
 from hambench.methods.hamburger.data.segment import Segmented, read_conversations, read_segments, segment
 from hambench.methods.hamburger.training.budget import RunOptions
@@ -184,8 +185,7 @@ def _answer(
     prompts = [*made, *(Prompt(turn, "self", chat=True) for turn in turns)]
     asked = [ids for p in prompts if 0 < len(ids := prompt_ids(tokenizer, p)) <= wanted.max_prompt_tokens]
     report(f"answering {len(asked)} prompts")
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
+    with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
         answered = generate(base, asked, max_new_tokens=wanted.max_new_tokens, eos_ids=eos_ids)
         for number, (index, response) in enumerate(answered, 1):
             file.write(json.dumps({"prompt_ids": asked[index], "response_ids": response}) + "\n")
@@ -194,7 +194,6 @@ def _answer(
                 # the other half of the time for data goes to the base's reading
                 if trainer.clock.is_past(trainer.recipe.data_share / 2):
                     break
-    partial.replace(path)
 
 
 def _corpus(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hambench.errors import DataError
+from hambench.files import replacing
 from hambench.methods.hamburger.data.segmentation import Metric, Strategy, check_lengths
 
 
@@ -136,13 +137,12 @@ def segment(
 def write_segments(path: Path, rows: Iterable[Segmented]) -> SegmentStatistics:
     """Writes one JSON object a line; gives the statistics."""
     lengths = []
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(dataclasses.asdict(row)) + "\n")
-            lengths.append(row.segments)
-    counted = statistics(lengths)
-    partial.replace(path)
+    with replacing(path) as partial:
+        with partial.open("w", encoding="utf-8") as file:
+            for row in rows:
+                file.write(json.dumps(dataclasses.asdict(row)) + "\n")
+                lengths.append(row.segments)
+        counted = statistics(lengths)
     return counted
 
 

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from hambench.files import replacing
+
 TOP_TOKENS = 16
 """Entries of the teacher's distribution that are kept; on greedy answers they hold nearly all of its mass."""
 
@@ -169,9 +171,8 @@ class Corpus:
     def save(self, path: Path) -> None:
         """Writes one safetensors file."""
         columns = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        partial = path.with_suffix(".partial")
-        save_file({name: tensor.contiguous() for name, tensor in columns.items()}, partial)
-        partial.replace(path)
+        with replacing(path) as partial:
+            save_file({name: tensor.contiguous() for name, tensor in columns.items()}, partial)
 
     @classmethod
     def load(cls, path: Path) -> Corpus:
