@@ -93,7 +93,7 @@ def read_yaml(path: Path, *, as_words: bool = False) -> Any:
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
-        raise DataError(f"there is no file {printable(str(path))}") from error
+        raise DataError(f"the file {printable(str(path))} does not exist") from error
     except OSError as error:
         raise DataError(f"can't read {printable(str(path))}: {reason_of(error)}") from error
     try:

@@ -132,14 +132,15 @@ def read_config(path: Path) -> GateConfig:
         HambenchError: If the file can't be read, has an unknown key, or a value makes no sense.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        # utf-8-sig: some editors begin a file with a byte order mark
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise HambenchError(f"there is no {path}: see docs/ci.md for one to start from") from None
     except (OSError, UnicodeDecodeError) as error:
         raise HambenchError(f"can't read {path}: {error}") from error
     try:
         gate = msgspec.convert(tomllib.loads(text), ProjectConfig).gate
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError, RecursionError) as error:
         raise HambenchError(f"{path}: {error}") from error
     _validate(gate, path)
     return gate

@@ -39,8 +39,8 @@ def test_names_and_settings_are_read_in_order_whatever_marks_the_file_begins_wit
         ("tasks: []", "must hold `tasks:`"),
         ("tasks: [lcc]\nlimit: 5", "got 'limit'"),
         ("tasks: [lcc]\nname: [a]", "the suite's name must be a string"),
-        ("tasks: [", "can't read the suite file"),
-        ("[" * 100_000, "can't read the suite file"),
+        ("tasks: [", "is not YAML"),
+        ("[" * 100_000, "is nested too deeply"),
     ],
 )
 def test_what_is_wrong_is_said_with_the_file(tmp_path, text, message):
