@@ -61,6 +61,11 @@ class LazyGroup(click.Group):
                 sys.stdout.flush()
         except BrokenPipeError as error:
             raise ClosedPipeError from error
+        except SystemExit as stop:
+            # rich ends the program itself when the pipe of a table is closed
+            if isinstance(stop.__context__, BrokenPipeError):
+                raise ClosedPipeError from stop
+            raise
         return result
 
 
