@@ -9,6 +9,7 @@ what they count.
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 
 KnobValue = int | float | str | bool | None
 
+SMALLEST_SEED, LARGEST_SEED = -(2**63), 2**64 - 1
+"""Seeds that torch's generators take."""
+GREEDY_BELOW = 1e-5
+"""Temperatures below this are greedy: logits divided by less overflow, and the draw would be the argmax anyway."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
@@ -28,7 +34,7 @@ class SamplingParams:
     max_new_tokens: int
     """Most tokens counted; what a step emits past it is discarded."""
     temperature: float = 0.0
-    """0 is greedy (argmax, ties to the lowest id)."""
+    """0, or anything below :data:`GREEDY_BELOW`, is greedy (argmax, ties to the lowest id)."""
     top_p: float = 1.0
     """Nucleus mass; 1 keeps the whole vocabulary."""
     seed: int = 0
@@ -37,15 +43,17 @@ class SamplingParams:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be >= 1, got {self.max_new_tokens}")
-        if not self.temperature >= 0:
-            raise ValueError(f"temperature must be >= 0, got {self.temperature}")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature must be >= 0 and finite, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
+        if not isinstance(self.seed, int) or not SMALLEST_SEED <= self.seed <= LARGEST_SEED:
+            raise ValueError(f"seed must be a whole number from -2**63 to 2**64 - 1, got {self.seed}")
 
     @property
     def greedy(self) -> bool:
         """Whether the most probable token is always taken."""
-        return self.temperature == 0
+        return self.temperature < GREEDY_BELOW
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

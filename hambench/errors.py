@@ -51,3 +51,17 @@ class ContextOverflowError(HambenchError):
 
 class IncompleteError(HambenchError):
     """Nothing was measured, or there is nothing to compare it with: exit code 3, never a pass."""
+
+
+class NotFiniteError(HambenchError):
+    """Logits that are not numbers: no token can be chosen from them, and any answer would be made up.
+
+    Args:
+        whose: What computed them, e.g. ``"the model"``.
+    """
+
+    def __init__(self, whose: str = "the model") -> None:
+        super().__init__(
+            f"the logits of {whose} are not finite (NaN or infinity): its weights are damaged, or --dtype float16 "
+            "overflows; try --dtype bfloat16 or float32, or fetch the weights again"
+        )

@@ -128,7 +128,9 @@ def decode_bytes(traces: Traces, shape: ModelShape, cell: Cell) -> float | None:
         num_heads = sum(len(step.tokens) + step.discarded for step in decode_steps(traces))
         weights = forwards * each.body + _num_merges(traces) * each.merge
         # the stop head is not asked after the last possible token, nor by the one-token control
-        num_stops = sum(len(step.continue_probs) for step in decode_steps(traces))
+        num_stops = sum(
+            len(step.continue_probs) + step.discarded for step in decode_steps(traces) if step.continue_probs
+        )
         weights += num_heads * each.head + num_stops * each.stop + micros * each.micro
     elif micros or (drafts and cell.knobs.get("draft") != "int8"):
         return None

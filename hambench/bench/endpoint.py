@@ -12,6 +12,7 @@ from hambench.analysis.metrics import percentile
 from hambench.errors import HambenchError
 from hambench.serving.client import EndpointClient
 from hambench.serving.counters import SpeculationCounters, read_counters
+from hambench.serving.dialect import Dialect
 
 QUESTIONS = (
     "Explain in a few sentences why the sky is blue.",
@@ -78,8 +79,21 @@ def measure_level(
     max_tokens: int,
     chat: bool,
     questions: Sequence[str] = QUESTIONS,
+    dialect: Dialect | None = None,
 ) -> Level:
-    """Sends ``num_requests`` requests from ``concurrency`` users, each asking again as soon as it is answered."""
+    """Sends ``num_requests`` requests from ``concurrency`` users, each asking again as soon as it is answered.
+
+    Args:
+        make_client: Makes a user's own client.
+        model: The model's name on the server.
+        concurrency: Users.
+        num_requests: Requests of all of them.
+        max_tokens: Most tokens of an answer.
+        chat: Whether the questions are chat messages.
+        questions: They are asked in turn.
+        dialect: How the server is asked, where that is known already.
+    """
+    dialect = dialect or Dialect()
     if concurrency < 1 or num_requests < 1:
         raise HambenchError(f"concurrency and requests must be >= 1, got {concurrency} and {num_requests}")
     clients = [make_client() for _ in range(concurrency)]
@@ -94,7 +108,8 @@ def measure_level(
             if index is None:
                 return
             body = _body(model, questions[index % len(questions)], max_tokens, chat=chat)
-            answer = ask(client, "/v1/chat/completions" if chat else "/v1/completions", body)
+            path = "/v1/chat/completions" if chat else "/v1/completions"
+            answer = ask(client, path, body, dialect)
             with lock:
                 answers.append(answer)
 
@@ -114,18 +129,23 @@ def measure_level(
     return _summary(answers, concurrency, seconds, counters, num_retried)
 
 
-def ask(client: EndpointClient, path: str, body: Mapping[str, Any]) -> Answer:
-    """One request, timed piece by piece; what goes wrong becomes its error."""
+def ask(client: EndpointClient, path: str, body: Mapping[str, Any], dialect: Dialect | None = None) -> Answer:
+    """One request, timed piece by piece from its last sending; trouble becomes its error."""
     began = last = time.perf_counter()
+
+    def restart() -> None:
+        nonlocal began, last
+        began = last = time.perf_counter()
+
     first: float | None = None
     gaps: list[float] = []
     num_pieces, counted = 0, None
     try:
-        for chunk in client.stream(path, body):
+        for chunk in (dialect or Dialect()).ask(client, path, body, before_sending=restart):
             now = time.perf_counter()
             if chunk.usage:
-                counted = chunk.usage.get("completion_tokens")
-            if not chunk.text:
+                counted = chunk.usage["completion_tokens"]
+            if not (chunk.text or chunk.reasoning):
                 continue
             num_pieces += 1
             if first is None:
@@ -138,7 +158,7 @@ def ask(client: EndpointClient, path: str, body: Mapping[str, Any]) -> Answer:
     return Answer(
         ttft_s=first,
         gaps_s=tuple(gaps),
-        num_tokens=num_pieces if counted is None else int(counted),
+        num_tokens=num_pieces if counted is None else counted,
         counted_by_server=counted is not None,
         seconds=last - began,
     )

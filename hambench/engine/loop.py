@@ -1,7 +1,8 @@
 """The only decode loop: it drives a method's session, decides when an answer ends, and times every step.
 
 A step returns host integers, so the wall clock around it is complete without any device synchronisation of our own;
-stop strings are looked for outside the timed region. Nothing past EOS, a stop string or the limit is ever counted.
+stop strings are looked for outside the timed region. Nothing past EOS, a stop string or the limit is ever counted, as
+a token or as an accepted one; forwards and drafted tokens are work that was done, and are counted whole.
 """
 
 from __future__ import annotations
@@ -117,11 +118,12 @@ def _measured(step: Step, kept: tuple[int, ...], seconds: float, kv: KVUsage) ->
         draft_forwards=step.draft_forwards,
         micro_forwards=step.micro_forwards,
         drafted=step.drafted,
-        accepted=step.accepted,
+        # drafted tokens come first: of those kept, only a bonus token is none of them
+        accepted=None if step.accepted is None else min(step.accepted, len(kept)),
         kv_slots=kv.slots,
         kv_bytes=kv.bytes,
         discarded=len(step.tokens) - len(kept),
-        continue_probs=step.continue_probs,
+        continue_probs=step.continue_probs[: len(kept)],
     )
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from hambench.errors import ContextOverflowError
+from hambench.errors import ContextOverflowError, HambenchError
 from hambench.records import GenerationTrace, Sample
 
 if TYPE_CHECKING:
@@ -71,13 +71,39 @@ def encode_text(
 def _encode(text: str, tokenizer: PreTrainedTokenizerBase, *, chat: bool) -> list[int]:
     bos = tokenizer.bos_token
     has_bos = isinstance(bos, str) and text.startswith(bos)
-    ids: list[int] = tokenizer(text, add_special_tokens=not (chat or has_bos))["input_ids"]
+    special = not (chat or has_bos)
+    try:
+        ids: list[int] = tokenizer(text, add_special_tokens=special)["input_ids"]
+        if special and ids and ids[-1] == tokenizer.eos_token_id:
+            plain: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+            return _without_end(ids, plain, tokenizer)
+    # a text that is no Unicode is a TypeError of the Rust tokenizers
+    except (TypeError, UnicodeError) as error:
+        raise HambenchError(f"the prompt is not Unicode text: {_where_not_unicode(text)}") from error
     return ids
 
 
+def _without_end(ids: list[int], plain: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids without an end-of-text token that the tokenizer appended: a prompt is to be continued."""
+    if plain and ids[-len(plain) :] == plain:
+        return ids
+    if not plain and tokenizer.bos_token_id == tokenizer.eos_token_id:
+        return ids
+    return ids[:-1]
+
+
+def _where_not_unicode(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"half a surrogate pair, \\u{ord(text[error.start]):04x}, at character {error.start}"
+    return repr(text[:40])
+
+
 def answer_text(trace: GenerationTrace, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> str:
-    """The answer as a scorer sees it: no special tokens, cut before the first stop string."""
-    text: str = tokenizer.decode(list(trace.token_ids), skip_special_tokens=True)
+    """The answer as a scorer sees it: no special tokens, not the token that ended it, cut before a stop string."""
+    ids = list(trace.token_ids)
+    text: str = tokenizer.decode(ids[:-1] if trace.finish == "eos" else ids, skip_special_tokens=True)
     ends = [position for position in (text.find(string) for string in stop) if position >= 0]
     return text[: min(ends)] if ends else text
 
@@ -97,27 +123,38 @@ class TextStream:
     Args:
         tokenizer: Its ``decode`` is given only the tokens not yet shown for good, so a long answer costs no more per
             piece than a short one.
+        skip_special_tokens: Leave out what the tokenizer calls special, as a scorer does.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._decode: Callable[[list[int]], str] = tokenizer.decode
-        # ids whose text is not given out yet, after those kept as left context, which decides about leading spaces
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, skip_special_tokens: bool = False) -> None:
+        self._tokenizer, self._skip = tokenizer, skip_special_tokens
+        # ids whose text is not given out whole yet, after those kept as left context, which decides about leading
+        # spaces; and how many characters of their text were
         self._context: list[int] = []
-        self._context_text = ""
         self._new: list[int] = []
+        self._num_given = 0
 
     def add(self, tokens: Sequence[int]) -> str:
-        """The text that these tokens complete; empty while a character's bytes are still coming."""
+        """The text that these tokens complete; a character whose bytes are still coming waits for them."""
         self._new += tokens
         text = self._decode(self._context + self._new)
-        return "" if text.endswith(_REPLACEMENT) else self._give(text)
+        whole = text.rstrip(_REPLACEMENT)
+        if len(whole) == len(text):
+            return self._give(text)
+        piece = whole[self._num_given :]
+        self._num_given = max(self._num_given, len(whole))
+        return piece
 
     def rest(self) -> str:
-        """What is left at the end: bytes that never became a character show as U+FFFD."""
+        """The text left at the end: bytes that never became a character show as U+FFFD."""
         return self._give(self._decode(self._context + self._new)) if self._new else ""
 
     def _give(self, text: str) -> str:
-        piece = text[len(self._context_text) :]
+        piece = text[self._num_given :]
         self._context, self._new = self._new, []
-        self._context_text = self._decode(self._context)
+        self._num_given = len(self._decode(self._context))
         return piece
+
+    def _decode(self, ids: list[int]) -> str:
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=self._skip)
+        return text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -53,6 +53,8 @@ class TargetModel:
     identity: ModelIdentity
     companions: dict[str, str] = dataclasses.field(default_factory=dict, repr=False)
     """sha256 of the weights that methods loaded next to the target's (a draft, grafts), by what they are."""
+    chat_arguments: Mapping[str, str | int | float | bool | None] = dataclasses.field(default_factory=dict)
+    """Variables given to the chat template, e.g. ``enable_thinking``."""
     _shared: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False)
 
     @property

@@ -12,32 +12,32 @@ if TYPE_CHECKING:
 
 
 class AnswerText:
-    """Pieces of text that joined are the answer cut before the first stop string.
+    """Pieces of text that joined are what :func:`hambench.engine.text.answer_text` gives a scorer.
 
     What could be the beginning of a stop string is held back until more text shows whether it is.
 
     Args:
         tokenizer: The target's.
         stop: Strings that end the answer.
-        hidden_ids: Ids that are never shown (end of sequence).
+        end_ids: Ids that end it; they are not text, whether the tokenizer calls them special or not.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], *, hidden_ids: Collection[int] = ()
+        self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], *, end_ids: Collection[int] = ()
     ) -> None:
-        self._text = TextStream(tokenizer)
+        self._text = TextStream(tokenizer, skip_special_tokens=True)
         self._stop = tuple(stop)
-        self._hidden = frozenset(hidden_ids) | frozenset(getattr(tokenizer, "all_special_ids", ()))
+        self._end_ids = frozenset(end_ids)
         self._held = ""
         self._ended = False
 
     def add(self, tokens: Sequence[int]) -> str:
         """The text that can be shown once these tokens are known."""
-        visible = [token for token in tokens if token not in self._hidden]
+        visible = [token for token in tokens if token not in self._end_ids]
         return self._release(self._text.add(visible)) if visible else ""
 
     def rest(self) -> str:
-        """What was held back, at the end of the answer."""
+        """The text that was held back, at the end of the answer."""
         shown = self._release(self._text.rest())
         shown, self._held = shown + self._held, ""
         return shown

@@ -13,32 +13,25 @@ from typing import Any
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from jinja2 import TemplateError
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from hambench._version import __version__
 from hambench.decoding import DecodingMethod
+from hambench.engine.chat import ChatTemplateError, encode_chat
 from hambench.engine.text import encode_text
 from hambench.models.target import TargetModel
 from hambench.records import GenerationTrace, StepRecord
 from hambench.serving.answer_text import AnswerText
 from hambench.serving.body_limit import BodyLimit
 from hambench.serving.exposition import Exposition
-from hambench.serving.wire import (
-    ChatRequest,
-    CompletionRequest,
-    GenerationRequest,
-    Reply,
-    error_body,
-    step_extension,
-    usage,
-)
+from hambench.serving.requests import ChatRequest, CompletionRequest, GenerationRequest, explain
+from hambench.serving.wire import Reply, error_body, step_extension, usage
 from hambench.serving.worker import Event, Failed, Finished, Job, Piece, QueueFullError, Worker
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 RETRY_AFTER_S = 1
-_POLL_S = 0.5
+_LINE_ENDS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
 
 
 class RefusedError(Exception):
@@ -104,11 +97,8 @@ def create_app(
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
         server.exposition.count_request("refused")
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"][1:]) or "body"
-        return JSONResponse(
-            error_body(f"{where}: {first['msg']}", kind="invalid_request_error", param=where), 400
-        )
+        where, said = explain(error.errors())
+        return JSONResponse(error_body(f"{where}: {said}", kind="invalid_request_error", param=where), 400)
 
     @app.exception_handler(HTTPException)
     async def unknown_route(_: Request, error: HTTPException) -> Response:
@@ -152,9 +142,7 @@ def create_app(
     @app.post("/v1/chat/completions", response_model=None, dependencies=[Depends(authorize)])
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         prompts = [server.encode_chat(body)]
-        return await server.answer(
-            request, body, prompts, body.max_completion_tokens or body.max_tokens, chat=True
-        )
+        return await server.answer(request, body, prompts, body.limit, chat=True)
 
     return app
 
@@ -177,7 +165,7 @@ class _Server:
             texts_or_ids: list[Any] = [body.prompt]
         else:
             texts_or_ids = [body.prompt] if isinstance(body.prompt[0], int) else list(body.prompt)
-        special = body.add_special_tokens
+        special = body.add_special_tokens is not False
         return [
             encode_text(entry, self.tokenizer, add_special_tokens=special)
             if isinstance(entry, str)
@@ -190,11 +178,11 @@ class _Server:
         if not getattr(self.tokenizer, "chat_template", None):
             raise RefusedError(400, f"{self.name} has no chat template: use /v1/completions")
         turns = [{"role": message.role, "content": message.text} for message in body.messages]
+        arguments = {**self.target.chat_arguments, **(body.chat_template_kwargs or {})}
         try:
-            text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        except TemplateError as error:
-            raise RefusedError(400, f"the model's chat template refuses these messages: {error}") from error
-        return encode_text(text, self.tokenizer, add_special_tokens=False)
+            return encode_chat(self.tokenizer, turns, arguments)
+        except ChatTemplateError as error:
+            raise RefusedError(400, str(error)) from error
 
     async def answer(
         self,
@@ -207,7 +195,7 @@ class _Server:
     ) -> Response:
         """Puts a request in the line and answers it, in pieces or whole."""
         limit = self._check(body, prompts, max_tokens)
-        events: asyncio.Queue[Event] = asyncio.Queue()
+        events: asyncio.Queue[Event | None] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
         def emit(event: Event) -> None:
@@ -217,9 +205,9 @@ class _Server:
 
         job = Job(
             prompts=prompts,
-            params=body.params(limit),
+            params=[body.params(limit) for _ in prompts],
             eos_ids=() if body.ignore_eos else self.target.eos_ids,
-            stop=body.stop,
+            stop=body.stops,
             emit=emit,
         )
         try:
@@ -238,17 +226,15 @@ class _Server:
             return StreamingResponse(answer.stream(first, steps), media_type="text/event-stream")
         return await answer.whole(first, steps)
 
-    async def _events(self, request: Request, job: Job, events: asyncio.Queue[Event]) -> AsyncIterator[Event]:
+    async def _events(
+        self, request: Request, job: Job, events: asyncio.Queue[Event | None]
+    ) -> AsyncIterator[Event]:
         """The job's events, counted; ends early when the client has gone, and the job with it."""
         num_left, outcome, seen = len(job.prompts), "cancelled", set[int]()
+        leaving = asyncio.create_task(_departure(request))
+        leaving.add_done_callback(lambda _: events.put_nowait(None))
         try:
-            while num_left:
-                try:
-                    event = await asyncio.wait_for(events.get(), _POLL_S)
-                except TimeoutError:
-                    if await request.is_disconnected():
-                        return
-                    continue
+            while num_left and (event := await events.get()) is not None:
                 if isinstance(event, Piece):
                     first = event.index not in seen
                     seen.add(event.index)
@@ -261,7 +247,8 @@ class _Server:
                     num_left, outcome = 0, "failed"
                 yield event
         finally:
-            job.cancelled.set()
+            leaving.cancel()
+            self.worker.cancel(job)
             self.exposition.count_request(outcome)
 
     def _check(self, body: GenerationRequest, prompts: list[list[int]], max_tokens: int | None) -> int:
@@ -298,8 +285,8 @@ class _Answer:
         self, server: _Server, body: GenerationRequest, reply: Reply, prompts: list[list[int]]
     ) -> None:
         self._server, self._body, self._reply, self._prompts = server, body, reply, prompts
-        hidden = server.target.eos_ids
-        self._texts = [AnswerText(server.tokenizer, body.stop, hidden_ids=hidden) for _ in prompts]
+        ends = () if body.ignore_eos else server.target.eos_ids
+        self._texts = [AnswerText(server.tokenizer, body.stops, end_ids=ends) for _ in prompts]
         self._steps: list[list[StepRecord]] = [[] for _ in prompts]
         self._traces: list[GenerationTrace] = []
 
@@ -366,5 +353,13 @@ async def _chain(first: Event, rest: AsyncIterator[Event]) -> AsyncIterator[Even
         yield event
 
 
+async def _departure(request: Request) -> None:
+    """Returns when the client has gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
 def _sse(item: dict[str, Any]) -> bytes:
-    return f"data: {json.dumps(item, ensure_ascii=False)}\n\n".encode("utf-8", "replace")
+    """One server-sent event; line ends of other standards stay escaped, since many clients split at those as well."""
+    text = json.dumps(item, ensure_ascii=False).translate(_LINE_ENDS)
+    return f"data: {text}\n\n".encode("utf-8", "replace")

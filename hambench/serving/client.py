@@ -6,38 +6,20 @@ nothing else: it is cut out of every message.
 
 from __future__ import annotations
 
-import json
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import httpx2
 
-from hambench.errors import HambenchError, UnknownNameError
+from hambench.errors import UnknownNameError
 from hambench.serving.address import check_url
+from hambench.serving.events import Chunk, EndpointError, error_message, error_param, parse_event
 
 RETRIED = (408, 429, 502, 503, 504)
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 30.0
 DONE = "[DONE]"
-
-
-class EndpointError(HambenchError):
-    """A server that can't be reached, refuses, or breaks off."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Chunk:
-    """One event of a stream."""
-
-    text: str = ""
-    token_ids: tuple[int, ...] | None = None
-    """Where the server gives them (vLLM, hambench)."""
-    prompt_token_ids: tuple[int, ...] | None = None
-    finish: str | None = None
-    usage: Mapping[str, Any] | None = None
-    step: Mapping[str, int | None] | None = None
-    """A step's counts, where the server is hambench."""
 
 
 class EndpointClient:
@@ -79,7 +61,7 @@ class EndpointClient:
         try:
             response.read()
             return [str(entry["id"]) for entry in response.json()["data"]]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, RecursionError, httpx2.RequestError) as error:
             message = f"{self.root} is no OpenAI-compatible server: /v1/models holds no list of models"
             raise EndpointError(message) from error
         finally:
@@ -123,7 +105,7 @@ class EndpointClient:
             ) from error
         except httpx2.SSEError as error:
             raise EndpointError(self._clean(f"{self.root} does not stream: {error}")) from error
-        except httpx2.TransportError as error:
+        except httpx2.RequestError as error:
             raise EndpointError(
                 f"{self.root} broke off after {num_events} events ({_name(error)})"
             ) from error
@@ -138,7 +120,7 @@ class EndpointClient:
         """What ``/metrics`` says; ``None`` if the server has none."""
         try:
             response = self._http.get(f"{self.root}/metrics")
-        except httpx2.TransportError:
+        except httpx2.RequestError:
             return None
         return response.text if response.status_code == 200 else None
 
@@ -162,7 +144,7 @@ class EndpointClient:
                 continue
             except httpx2.ReadTimeout as error:
                 raise EndpointError(f"{url} did not answer within {self.timeout_s:g} s") from error
-            except httpx2.TransportError as error:
+            except httpx2.RequestError as error:
                 raise EndpointError(self._clean(f"{url} broke off: {_name(error)}")) from error
             if response.status_code == 200:
                 return response
@@ -178,75 +160,32 @@ class EndpointClient:
         self._sleep(min(seconds, LONGEST_BACKOFF_S))
 
     def _refusal(self, response: httpx2.Response, path: str) -> EndpointError:
-        status = response.status_code
-        try:
+        status, message, param = response.status_code, None, None
+        with contextlib.suppress(ValueError, RecursionError, httpx2.RequestError):
             response.read()
-            message = _error_message(response.json())
-        except (ValueError, httpx2.TransportError):
-            message = None
-        finally:
-            response.close()
+            body = response.json()
+            message, param = error_message(body), error_param(body)
+        response.close()
         if status in (401, 403):
             return EndpointError(
-                f"{self.root} refuses the key ({status}): set it in the variable that key_env names"
+                f"{self.root} refuses the key ({status}): set it in the variable that key_env names",
+                status=status,
             )
-        if message is None:
-            return EndpointError(f"{self.root} is no OpenAI-compatible server: {path} answered {status}")
-        return EndpointError(self._clean(f"{self.root} answered {status}: {message}"))
+        said = (
+            f"{self.root} is no OpenAI-compatible server: {path} answered {status}"
+            if message is None
+            else self._clean(f"{self.root} answered {status}: {message}")
+        )
+        return EndpointError(said, status=status, param=param)
 
     def _clean(self, message: str) -> str:
         line = " ".join(message.split())[:400]
         return line.replace(self._key, "***") if self._key else line
 
 
-def parse_event(text: str) -> Chunk:
-    """One event of a completion or chat stream.
-
-    Raises:
-        EndpointError: If it is no such event, or reports an error.
-    """
-    try:
-        event = json.loads(text)
-        if not isinstance(event, dict):
-            raise TypeError
-        if event.get("error"):
-            raise EndpointError(f"the server failed: {_error_message(event)}")
-        choices = event.get("choices") or [{}]
-        choice: dict[str, Any] = choices[0]
-        delta = choice.get("delta") or {}
-        piece = choice.get("text") or delta.get("content") or ""
-        if not isinstance(piece, str):
-            raise TypeError
-        return Chunk(
-            text=piece,
-            token_ids=_ids(choice.get("token_ids")),
-            prompt_token_ids=_ids(choice.get("prompt_token_ids") or event.get("prompt_token_ids")),
-            finish=choice.get("finish_reason"),
-            usage=event.get("usage"),
-            step=choice.get("hambench"),
-        )
-    except (ValueError, TypeError, AttributeError, IndexError) as error:
-        raise EndpointError(f"the server sent what is no event: {text[:80]!r}") from error
-
-
-def _ids(value: object) -> tuple[int, ...] | None:
-    if value is None:
-        return None
-    if not isinstance(value, list) or not all(type(item) is int for item in value):
-        raise TypeError
-    return tuple(value)
-
-
-def _error_message(body: Any) -> str | None:
-    """The message of an error object in one of the forms that servers use."""
-    if not isinstance(body, dict):
-        return None
-    error = body.get("error", body.get("detail", body.get("message")))
-    if isinstance(error, dict):
-        error = error.get("message")
-    return None if error is None else str(error)
-
-
 def _name(error: Exception) -> str:
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
+
+
+__all__ = ["Chunk", "EndpointClient", "EndpointError", "parse_event"]

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 import uuid
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from hambench.decoding import DecodingMethod, SamplingParams
 from hambench.engine.loop import DecodeText, stream
-from hambench.errors import HambenchError
+from hambench.errors import HambenchError, NotFiniteError
 from hambench.records import FinishReason, StepRecord
 
 log = logging.getLogger(__name__)
@@ -49,12 +49,13 @@ class Failed:
 Event = Piece | Finished | Failed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
     """One request: its prompts are answered one after the other."""
 
     prompts: Sequence[Sequence[int]]
-    params: SamplingParams
+    params: Sequence[SamplingParams]
+    """Of each prompt."""
     eos_ids: Collection[int]
     stop: Sequence[str]
     emit: Callable[[Event], None]
@@ -75,9 +76,9 @@ class Worker:
         if max_waiting < 0:
             raise ValueError(f"max_waiting must be >= 0, got {max_waiting}")
         self._method, self._decode_text, self._max_waiting = method, decode_text, max_waiting
-        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()
-        self._num_open = 0
+        self._line: deque[Job] = deque()
+        self._changed = threading.Condition()
+        self._running = self._closing = False
         self._thread = threading.Thread(target=self._work, name="hambench-serve", daemon=True)
         self._thread.start()
 
@@ -91,36 +92,60 @@ class Worker:
         """Whether a job is running."""
         return self._num_open > 0
 
+    @property
+    def _num_open(self) -> int:
+        return self._running + len(self._line)
+
     def submit(self, job: Job) -> None:
         """Puts a job in the line.
 
         Raises:
             QueueFullError: If the line is full.
         """
-        with self._lock:
+        with self._changed:
             if self._num_open > self._max_waiting:
                 raise QueueFullError(
                     f"the server answers one request at a time and {self.num_waiting} are waiting: try again later"
                 )
-            self._num_open += 1
-        self._jobs.put(job)
+            self._line.append(job)
+            self._changed.notify()
+
+    def cancel(self, job: Job) -> None:
+        """Ends a job nobody waits for: at once where it is in the line, else after the step that is running."""
+        job.cancelled.set()
+        with self._changed:
+            if job in self._line:
+                self._line.remove(job)
 
     def close(self) -> None:
         """Ends the thread after the jobs in the line."""
-        self._jobs.put(None)
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
 
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
+        while (job := self._next()) is not None:
             try:
                 self._answer(job)
             finally:
-                with self._lock:
-                    self._num_open -= 1
+                with self._changed:
+                    self._running = False
+
+    def _next(self) -> Job | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._line or self._closing)
+            if not self._line:
+                return None
+            self._running = True
+            return self._line.popleft()
 
     def _answer(self, job: Job) -> None:
         try:
             for index, prompt in enumerate(job.prompts):
                 self._decode(job, index, prompt)
+        except NotFiniteError as error:
+            log.error("request failed: %s", error)
+            job.emit(Failed(str(error), by_request=False))
         except (HambenchError, ValueError) as error:
             job.emit(Failed(str(error), by_request=True))
         except Exception:
@@ -133,7 +158,7 @@ class Worker:
         run = stream(
             self._method,
             prompt,
-            job.params,
+            job.params[index],
             eos_ids=job.eos_ids,
             stop=job.stop,
             decode_text=self._decode_text,

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hambench.decoding import KVUsage, SamplingParams, SessionEndedError, Step
+from hambench.engine.chat import render_chat
 from hambench.engine.text import encode_text
 from hambench.serving.client import Chunk, EndpointClient, EndpointError
+from hambench.serving.dialect import Dialect
 
 if TYPE_CHECKING:
     from hambench.methods.peers.endpoint import EndpointConfig
@@ -20,6 +21,8 @@ log = logging.getLogger(__name__)
 
 PROBE = "Tokenizers differ:  naïve café,\n\tx += 0x1F; 東京 №7…"
 """Accents, spaces, code, digits and other scripts: where vocabularies part."""
+THINK_END = "</think>"
+"""Marks the end of the thinking where a server keeps it in a field of its own: that is what the model had written."""
 
 
 class Talk:
@@ -38,8 +41,8 @@ class Talk:
         assert target.tokenizer is not None
         self.config, self.target, self.tokenizer = config, target, target.tokenizer
         self._client, self._model = client, model
-        self._extended = True
         self._said: set[str] = set()
+        self._dialect = Dialect(lambda line: self.say_once(line, line))
 
     def say_once(self, kind: str, message: str) -> None:
         """One line about the server, once a run."""
@@ -57,7 +60,7 @@ class Talk:
         """Says so if the server read another prompt than was meant."""
         if self.config.api == "chat":
             return
-        reported = chunk.usage.get("prompt_tokens") if chunk.usage else None
+        reported = chunk.usage["prompt_tokens"] if chunk.usage else None
         theirs = None if chunk.prompt_token_ids is None else len(chunk.prompt_token_ids)
         differs = chunk.prompt_token_ids is not None and list(chunk.prompt_token_ids) != list(ids)
         if differs or (reported is not None and reported != len(ids)):
@@ -70,52 +73,33 @@ class Talk:
     def ask(self, ids: Sequence[int], params: SamplingParams) -> Iterator[Chunk]:
         """The events of one answer; the request is sent when the first is asked for.
 
-        Fields that only some servers know are left out for good after a server has refused them.
+        What the server refuses is asked another way from then on.
         """
-        return self._ask(*self._request(ids, params))
-
-    def _ask(self, path: str, body: dict[str, Any]) -> Iterator[Chunk]:
-        chunks = self._client.stream(path, body | self._extensions())
-        try:
-            first = next(chunks, None)
-        except EndpointError as error:
-            if not self._extended or not any(f"answered {status}" in str(error) for status in (400, 422)):
-                raise
-            self._extended = False
-            chunks = self._client.stream(path, body | self._extensions())
-            try:
-                first = next(chunks, None)
-            except EndpointError:
-                # not the fields' fault
-                self._extended = True
-                raise
-        if first is not None:
-            yield from itertools.chain([first], chunks)
+        return self._dialect.ask(self._client, *self._request(ids, params))
 
     def _request(self, ids: Sequence[int], params: SamplingParams) -> tuple[str, dict[str, Any]]:
         body: dict[str, Any] = {
             "model": self._model,
             "max_tokens": params.max_new_tokens,
             "temperature": params.temperature,
-            "top_p": params.top_p,
-            "seed": params.seed,
             "stream_options": {"include_usage": True},
+            "return_token_ids": True,
         }
-        if self.config.api == "chat":
-            return "/v1/chat/completions", body | {"messages": self._messages(self._text(ids))}
-        prompt = list(ids) if self.config.prompt == "ids" else self._text(ids)
-        return "/v1/completions", body | {"prompt": prompt}
-
-    def _extensions(self) -> dict[str, Any]:
-        if not self._extended:
-            return {}
-        extensions: dict[str, Any] = {"return_token_ids": True}
+        # what a default or a greedy answer does without is not sent: some servers refuse it
+        if not params.greedy:
+            body["seed"] = params.seed
+        if params.top_p < 1:
+            body["top_p"] = params.top_p
         if self.config.ignore_eos:
-            extensions["ignore_eos"] = True
-        if self.config.api == "completions" and self.config.prompt == "text":
-            # the text has the special tokens that the ids had
-            extensions["add_special_tokens"] = False
-        return extensions
+            body["ignore_eos"] = True
+        if self.config.api == "chat":
+            if self.target.chat_arguments:
+                body["chat_template_kwargs"] = dict(self.target.chat_arguments)
+            return "/v1/chat/completions", body | {"messages": self._messages(self._text(ids))}
+        if self.config.prompt == "ids":
+            return "/v1/completions", body | {"prompt": list(ids)}
+        # the text has the special tokens that the ids had
+        return "/v1/completions", body | {"prompt": self._text(ids), "add_special_tokens": False}
 
     def _text(self, ids: Sequence[int]) -> str:
         text: str = self.tokenizer.decode(list(ids))
@@ -129,10 +113,9 @@ class Talk:
         """The user's turn inside a chat-templated prompt; a text that is no such prompt is sent as it is."""
         if getattr(self.tokenizer, "chat_template", None):
             mark = "\x00user\x00"
-            wrapped = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": mark}], tokenize=False, add_generation_prompt=True
-            )
-            opening, _, closing = str(wrapped).partition(mark)
+            turn = {"role": "user", "content": mark}
+            wrapped = render_chat(self.tokenizer, [turn], self.target.chat_arguments)
+            opening, _, closing = wrapped.partition(mark)
             if (
                 text.startswith(opening)
                 and text.endswith(closing)
@@ -185,7 +168,7 @@ class _State:
         self._limit = params.max_new_tokens
         self._num_ids = 0
         self._num_counted: int | None = None
-        self._gives_ids = False
+        self._gives_ids = self._thinking = False
         self.kv = KVUsage(None, None)
 
     def next_step(self) -> Step:
@@ -242,17 +225,26 @@ class _State:
         if chunk.usage or chunk.prompt_token_ids is not None:
             self._talk.compare_prompt(self._prompt_ids, chunk)
         if chunk.usage:
-            self._num_counted = chunk.usage.get("completion_tokens")
+            self._num_counted = chunk.usage["completion_tokens"]
 
     def _ids_of(self, chunk: Chunk) -> Sequence[int]:
         if chunk.token_ids is not None:
             return chunk.token_ids
-        if not chunk.text:
+        text = self._as_written(chunk)
+        if not text:
             return ()
         tokenizer = self._talk.tokenizer
-        ids = encode_text(chunk.text, tokenizer, add_special_tokens=False)
-        if tokenizer.decode(ids) != chunk.text:
+        ids = encode_text(text, tokenizer, add_special_tokens=False)
+        if tokenizer.decode(ids) != text:
             self._talk.say_once(
                 "pieces", "pieces of text change when tokenised one by one: counts are approximate"
             )
         return ids
+
+    def _as_written(self, chunk: Chunk) -> str:
+        """The text as the model wrote it, thinking and answer in one."""
+        self._thinking = self._thinking or bool(chunk.reasoning)
+        if not (self._thinking and chunk.text):
+            return chunk.reasoning or chunk.text
+        self._thinking = False
+        return f"{chunk.reasoning}{THINK_END}{chunk.text}"

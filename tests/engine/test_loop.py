@@ -114,7 +114,7 @@ def test_stop_strings_without_a_decoder_are_refused():
     [
         ({"max_new_tokens": 0}, "max_new_tokens must be >= 1, got 0"),
         ({"max_new_tokens": 1, "temperature": -1.0}, "temperature must be >= 0"),
-        ({"max_new_tokens": 1, "temperature": float("nan")}, "temperature must be >= 0, got nan"),
+        ({"max_new_tokens": 1, "temperature": float("nan")}, "temperature must be >= 0 and finite, got nan"),
         ({"max_new_tokens": 1, "top_p": 0.0}, r"top_p must be in \(0, 1\]"),
     ],
 )

@@ -135,8 +135,8 @@ def test_lm_eval_drives_the_server(speculative_url, served_target, chat, monkeyp
         ({"n": 2}, 400, "n: "),
         ({"logprobs": 1}, 400, "logprobs"),
         ({"echo": True}, 400, "echo"),
-        ({"stop": [""]}, 400, "stop string must not be empty"),
-        ({"stop": ["x"] * 17}, 400, "at most 16"),
+        ({"stop": [""]}, 400, "stop.0: String should have at least 1 character"),
+        ({"stop": ["x"] * 17}, 400, "stop: List should have at most 16 items"),
     ],
 )
 def test_a_bad_request_gets_one_clear_line(speculative_url, change, status, said):
@@ -144,7 +144,7 @@ def test_a_bad_request_gets_one_clear_line(speculative_url, change, status, said
     reply = httpx2.post(f"{speculative_url}/v1/completions", json=body)
     assert reply.status_code == status
     assert said in reply.json()["error"]["message"]
-    assert "/" not in reply.json()["error"]["message"].replace("n/a", "")
+    assert "/" not in reply.json()["error"]["message"]
 
 
 def test_broken_json_and_unknown_routes_are_told_without_traces(speculative_url):

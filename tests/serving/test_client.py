@@ -170,7 +170,10 @@ def test_addresses_may_end_in_v1_or_not():
 def test_chat_and_completion_events_read_alike():
     assert parse_event('{"choices": [{"delta": {"content": "x"}}]}').text == "x"
     assert parse_event('{"choices": [{"delta": {"role": "assistant", "content": null}}]}').text == ""
-    assert parse_event('{"choices": [], "usage": {"completion_tokens": 3}}').usage == {"completion_tokens": 3}
+    assert parse_event('{"choices": [], "usage": {"completion_tokens": 3}}').usage == {
+        "prompt_tokens": None,
+        "completion_tokens": 3,
+    }
 
 
 def test_vllms_counters_are_summed_over_engines_and_subtracted():

@@ -58,6 +58,7 @@ def command(
     try:
         from hambench.bench.endpoint import QUESTIONS, measure_level
         from hambench.serving.client import EndpointClient
+        from hambench.serving.dialect import Dialect
     except ImportError as error:
         raise HambenchError(f"{error.name} is not installed: pip install 'hambench[endpoint]'") from error
     lines = prompts.read_text(encoding="utf-8").splitlines() if prompts else []
@@ -75,6 +76,7 @@ def command(
     asked.close()
     if not as_json:
         click.echo(_HEADER)
+    dialect = Dialect(lambda line: click.echo(f"  {line}", err=True))
     for level in levels:
         measured = measure_level(
             make_client,
@@ -84,6 +86,7 @@ def command(
             max_tokens=max_tokens,
             chat=api == "chat",
             questions=questions,
+            dialect=dialect,
         )
         click.echo(json.dumps(dataclasses.asdict(measured)) if as_json else _row(measured))
         if measured.num_errors:

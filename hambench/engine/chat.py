@@ -1,0 +1,173 @@
+"""Chat prompts: from messages to text and to token ids, by the model's own template.
+
+A template is code that comes with a model: whatever it raises becomes one :class:`ChatTemplateError`. What a user wrote
+stays text: a control token spelled in a message is read letter by letter, so that no message can end its own turn.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from hambench.engine.text import encode_text
+from hambench.errors import HambenchError
+
+TemplateValue = str | int | float | bool | None
+_UNUSED = range(0xF0000, 0xFFFFE)
+"""A private-use plane: characters that stand for control tokens while a template runs."""
+
+
+class ChatTemplateError(HambenchError):
+    """A chat template that refuses messages or arguments, or fails."""
+
+
+def parse_arguments(texts: Iterable[str]) -> dict[str, TemplateValue]:
+    """Template arguments from ``NAME=VALUE`` texts; values are JSON where they can be, else plain text.
+
+    Raises:
+        HambenchError: For a text without ``=`` or a value that is a list or an object.
+    """
+    arguments: dict[str, TemplateValue] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise HambenchError(
+                f"--chat-template-arg is NAME=VALUE, like enable_thinking=false, got {text!r}"
+            )
+        arguments[name] = _value(value)
+    return arguments
+
+
+def _value(text: str) -> TemplateValue:
+    lowered = text.strip().lower()
+    if lowered in ("true", "false"):
+        return lowered == "true"
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    if value is not None and not isinstance(value, str | int | float):
+        raise HambenchError(
+            f"a chat template argument must be a word, a number, true, false or null, got {text}"
+        )
+    return value
+
+
+def check_arguments(tokenizer: Any, arguments: Mapping[str, TemplateValue]) -> None:
+    """Refuses arguments that would have no effect, or another than the template's.
+
+    Raises:
+        ChatTemplateError: If the model has no chat template, or it does not use a name.
+    """
+    if not arguments:
+        return
+    template = getattr(tokenizer, "chat_template", None)
+    if not template:
+        names = ", ".join(arguments)
+        raise ChatTemplateError(
+            f"chat template argument {names} has no effect: the model has no chat template"
+        )
+    taken = inspect.signature(tokenizer.apply_chat_template).parameters
+    for name in arguments:
+        if name in taken or name in ("messages", "bos_token", "eos_token"):
+            raise ChatTemplateError(
+                f"chat template argument {name!r} is set by hambench itself: leave it out"
+            )
+        if not re.search(rf"\b{re.escape(name)}\b", str(template)):
+            raise ChatTemplateError(
+                f"chat template argument {name!r} has no effect: the model's chat template does not use it"
+            )
+
+
+def render_chat(
+    tokenizer: Any,
+    messages: Sequence[Mapping[str, str]],
+    arguments: Mapping[str, TemplateValue] | None = None,
+    *,
+    add_generation_prompt: bool = True,
+) -> str:
+    """The text of a conversation.
+
+    Args:
+        tokenizer: It must have a chat template.
+        messages: Turns with ``role`` and ``content``.
+        arguments: Variables of the template, e.g. ``enable_thinking``.
+        add_generation_prompt: Open the assistant's turn; otherwise the last message, the assistant's, is continued.
+
+    Raises:
+        ChatTemplateError: If the template raises anything.
+    """
+    check_arguments(tokenizer, arguments or {})
+    try:
+        text: str = tokenizer.apply_chat_template(
+            [dict(message) for message in messages],
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+            **(arguments or {}),
+        )
+    # a template can raise what it likes: it is a program that came with the model
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ChatTemplateError(f"the model's chat template refuses these messages: {reason}") from error
+    return text
+
+
+def encode_chat(
+    tokenizer: Any,
+    messages: Sequence[Mapping[str, str]],
+    arguments: Mapping[str, TemplateValue] | None = None,
+) -> list[int]:
+    """Ids of a conversation with the assistant's turn opened; control tokens come from the template alone.
+
+    Raises:
+        ChatTemplateError: If the template raises anything.
+    """
+    controls = _controls(tokenizer)
+    spelled = re.compile("|".join(map(re.escape, sorted(controls, key=len, reverse=True))) or "(?!)")
+    if not any(spelled.search(message["content"]) for message in messages):
+        return encode_text(render_chat(tokenizer, messages, arguments), tokenizer, add_special_tokens=False)
+    written = "".join(message["content"] for message in messages)
+    unused = (chr(code) for code in _UNUSED if chr(code) not in written)
+    stand_ins = dict(zip(controls, unused, strict=False))
+    masked = [
+        {**message, "content": spelled.sub(lambda found: stand_ins[found[0]], message["content"])}
+        for message in messages
+    ]
+    text = render_chat(tokenizer, masked, arguments)
+    originals = str.maketrans({stand_in: control for control, stand_in in stand_ins.items()})
+    ids: list[int] = []
+    for control, plain in _pieces(text, spelled, controls):
+        if control:
+            ids += encode_text(control, tokenizer, add_special_tokens=False)
+        if plain:
+            letters = tokenizer(
+                plain.translate(originals), add_special_tokens=False, split_special_tokens=True
+            )
+            ids += letters["input_ids"]
+    return ids
+
+
+def _controls(tokenizer: Any) -> dict[str, Any]:
+    """Control tokens by their text."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    return {token.content: token for token in added.values() if token.special and token.content}
+
+
+def _pieces(text: str, spelled: re.Pattern[str], controls: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Each control token of a text with the plain text behind it; spaces that a token swallows are left out."""
+    pieces: list[tuple[str, str]] = []
+    control, start = "", 0
+    for found in [*spelled.finditer(text), None]:
+        plain = text[start : found.start() if found else len(text)]
+        if control and controls[control].rstrip:
+            plain = plain.lstrip()
+        if found and controls[found[0]].lstrip:
+            plain = plain.rstrip()
+        pieces.append((control, plain))
+        if found:
+            control, start = found[0], found.end()
+    return pieces

@@ -1,0 +1,144 @@
+"""Events of a stream as servers send them: completions, chat, and the fields that some add."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hambench.errors import HambenchError
+from hambench.serving.wire import STEP_FIELDS
+
+COUNTS = ("prompt_tokens", "completion_tokens")
+LARGEST_COUNT = 2**53
+"""What JSON's numbers hold exactly."""
+
+
+class EndpointError(HambenchError):
+    """A server that can't be reached, refuses, or breaks off.
+
+    Args:
+        message: For the user, one line.
+        status: The HTTP status of a refusal.
+        param: The field that the server blames, where it names one.
+    """
+
+    def __init__(self, message: str, *, status: int | None = None, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.param = status, param
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """One event of a stream."""
+
+    text: str = ""
+    """Text of the answer; a refusal and the arguments of tool calls are tokens too, and belong to it."""
+    reasoning: str = ""
+    """Text of the thinking, where the server parts it from the answer."""
+    token_ids: tuple[int, ...] | None = None
+    """Where the server gives them (vLLM, hambench)."""
+    prompt_token_ids: tuple[int, ...] | None = None
+    finish: str | None = None
+    usage: Mapping[str, int | None] | None = None
+    """The counts of :data:`COUNTS`, where the server gives them."""
+    step: Mapping[str, int | None] | None = None
+    """A step's counts, where the server is hambench."""
+
+
+def parse_event(text: str) -> Chunk:
+    """One event of a completion or chat stream.
+
+    Raises:
+        EndpointError: If it is no such event, or reports an error.
+    """
+    try:
+        event = json.loads(text)
+        if not isinstance(event, dict):
+            raise TypeError
+        if event.get("error"):
+            message = " ".join(str(error_message(event)).split())[:400]
+            raise EndpointError(f"the server failed: {message}")
+        choices = event.get("choices") or [{}]
+        choice: dict[str, Any] = choices[0]
+        delta = choice.get("delta") or choice.get("message") or {}
+        reasoning = [_text(delta.get(name)) for name in ("reasoning_content", "reasoning")]
+        return Chunk(
+            text=_text(choice.get("text"))
+            + _text(delta.get("content"))
+            + _text(delta.get("refusal"))
+            + _calls(delta),
+            # servers in transition send both names with one text
+            reasoning=reasoning[0] or reasoning[1],
+            token_ids=_ids(choice.get("token_ids")),
+            prompt_token_ids=_ids(choice.get("prompt_token_ids") or event.get("prompt_token_ids")),
+            finish=_text(choice.get("finish_reason")) or None,
+            usage=_counts(event.get("usage"), COUNTS),
+            step=_step(choice.get("hambench")),
+        )
+    except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
+        raise EndpointError(f"the server sent what is no event: {text[:80]!r}") from error
+
+
+def error_message(body: Any) -> str | None:
+    """The message of an error object in one of the forms that servers use."""
+    if not isinstance(body, dict):
+        return None
+    error = body.get("error", body.get("detail", body.get("message")))
+    if isinstance(error, dict):
+        error = error.get("message")
+    return None if error is None else str(error)
+
+
+def error_param(body: Any) -> str | None:
+    """The field that an error object blames."""
+    error = body.get("error") if isinstance(body, dict) else None
+    param = error.get("param") if isinstance(error, dict) else None
+    return param if isinstance(param, str) else None
+
+
+def _text(value: object) -> str:
+    """A piece of text; halves of surrogate pairs that a server tore apart show as U+FFFD."""
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        # content in parts, as some servers send it
+        return "".join(_text(part.get("text")) for part in value)
+    if not isinstance(value, str):
+        raise TypeError
+    return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def _calls(delta: Mapping[str, Any]) -> str:
+    calls = [call.get("function") for call in delta.get("tool_calls") or []]
+    functions = [call for call in (*calls, delta.get("function_call")) if call is not None]
+    return "".join(_text(each.get("name")) + _text(each.get("arguments")) for each in functions)
+
+
+def _ids(value: object) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(type(item) is int and 0 <= item < 2**31 for item in value):
+        raise TypeError
+    return tuple(value)
+
+
+def _counts(value: Any, names: tuple[str, ...]) -> dict[str, int | None] | None:
+    """Whole numbers by name; what is not given is ``None``."""
+    if value is None:
+        return None
+    counts = {name: value.get(name) for name in names}
+    for count in counts.values():
+        if count is not None and (type(count) is not int or not 0 <= count <= LARGEST_COUNT):
+            raise TypeError
+    return counts
+
+
+def _step(value: Any) -> dict[str, int | None] | None:
+    counts = _counts(value, STEP_FIELDS)
+    if counts is not None:
+        drafted, accepted = counts["drafted"], counts["accepted"]
+        if drafted is not None and accepted is not None and accepted > drafted:
+            raise ValueError
+    return counts
