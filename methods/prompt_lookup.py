@@ -61,7 +61,8 @@ class PromptLookup:
         from hambench.methods.common.sequence import TargetSequence
 
         sequence = TargetSequence(self.target, prompt_ids, params)
-        sequence.prepare(range(1, self.config.num_draft_tokens + 2))
+        # a short answer has no room for a long draft
+        sequence.prepare(range(1, min(self.config.num_draft_tokens, params.max_new_tokens - 1) + 2))
         return PromptLookupSession(self.config, sequence, NgramIndex(self.config.max_ngram))
 
 

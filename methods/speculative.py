@@ -86,8 +86,10 @@ class Speculative:
         sequence = TargetSequence(self.target, prompt_ids, params)
         kind = SharedDrafter if self.config.kv == "shared" else SeparateDrafter
         drafter, num_drafted = kind(self.draft, sequence), self.config.num_draft_tokens
-        sequence.prepare(range(1, num_drafted + 2))
-        drafter.prepare(num_drafted)
+        # a short answer has no room for a long draft
+        most_drafted = min(num_drafted, params.max_new_tokens - 1)
+        sequence.prepare(range(1, most_drafted + 2))
+        drafter.prepare(most_drafted)
         return SpeculativeSession(num_drafted, sequence, drafter)
 
 

@@ -28,9 +28,9 @@ from typing import Any
 
 import msgspec
 
-from hambench.gating.gate import single_cell, work_of
 from hambench.gating.blocks import Arm
 from hambench.gating.config import SpeedGate, read_config
+from hambench.gating.gate import single_cell, work_of
 from hambench.gating.speed import Pair, gate_speed
 
 BURST_S, PAUSE_S = 1.5, 3.0

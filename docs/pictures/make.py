@@ -7,8 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hambench.reports import ReportOptions, write_html
 from hambench.bench.browser import chromium
+from hambench.reports import ReportOptions, write_html
 from hambench.store import load_run
 
 if TYPE_CHECKING:

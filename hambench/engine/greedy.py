@@ -9,11 +9,20 @@ from typing import Any
 import torch
 
 from hambench.engine.output import ForwardOutput
+from hambench.errors import NotFiniteError
 
 
 def most_probable(logits: torch.Tensor) -> list[int]:
-    """Returns the most probable token of each row ``[R, V]``; ties go to the lowest id."""
-    ids: list[int] = logits.argmax(dim=-1).tolist()
+    """Returns the most probable token of each row ``[R, V]``; ties go to the lowest id.
+
+    Raises:
+        NotFiniteError: If a row has no finite maximum: NaN or infinity somewhere, or nothing but minus infinity.
+    """
+    best = logits.argmax(dim=-1, keepdim=True)
+    # argmax takes a NaN for the largest, so the winner tells about the whole row; one copy brings both
+    ids: list[int] = torch.where(logits.gather(-1, best).isfinite(), best, -1)[:, 0].tolist()
+    if -1 in ids:
+        raise NotFiniteError
     return ids
 
 

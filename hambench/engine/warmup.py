@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from hambench.decoding import DecodingMethod, SamplingParams, SessionEndedError
+from hambench.decoding import DecodingMethod, SamplingParams, SessionEndedError, Step
 
 SETTLED_WITHIN = 0.02
 """Spread of three consecutive passes, relative to the fastest, that counts as settled."""
@@ -31,25 +31,45 @@ class WarmUp:
 def warm_up(method: DecodingMethod, context_length: int) -> WarmUp:
     """Runs passes of a short prompt and a few steps until three in a row agree within 2 %, six at most."""
     num_prompt = min(NUM_PROMPT_TOKENS, context_length // 2)
+    limit = min(8 * NUM_STEPS, context_length - num_prompt)
     began = time.perf_counter()
     method.warmup()
-    passes: list[float] = [_one_pass(method, num_prompt)]
+    passes: list[float] = [_one_pass(method, num_prompt, limit)]
     cold_s = time.perf_counter() - began
     while len(passes) < MAX_PASSES and not _settled(passes):
-        passes.append(_one_pass(method, num_prompt))
+        passes.append(_one_pass(method, num_prompt, limit))
     return WarmUp(cold_s=cold_s, passes_s=tuple(passes), settled=_settled(passes))
 
 
-def _one_pass(method: DecodingMethod, num_prompt: int) -> float:
+def made_up_steps(
+    method: DecodingMethod, prompt: Sequence[int], *, num_steps: int, max_new_tokens: int
+) -> Iterator[Step]:
+    """Decodes a made-up prompt: gives the prefill, then up to ``num_steps`` steps.
+
+    It ends early where the answer is as long as ``max_new_tokens``, which a few long drafts reach at once, or where a
+    peer's session ends by itself: a session has no room for steps past its limit.
+    """
+    session = method.start(prompt, SamplingParams(max_new_tokens=max_new_tokens))
+    step = session.prefill()
+    num_tokens = len(step.tokens)
+    yield step
+    for _ in range(num_steps):
+        if num_tokens >= max_new_tokens:
+            return
+        try:
+            step = session.step()
+        except SessionEndedError:
+            return
+        num_tokens += len(step.tokens)
+        yield step
+
+
+def _one_pass(method: DecodingMethod, num_prompt: int, limit: int) -> float:
     prompt = [1 + index % 7 for index in range(num_prompt)]
     with torch.inference_mode():
         began = time.perf_counter()
-        session = method.start(prompt, SamplingParams(max_new_tokens=8 * NUM_STEPS))
-        session.prefill()
-        # a peer's session ends at its limit, or where the peer says so
-        with contextlib.suppress(SessionEndedError):
-            for _ in range(NUM_STEPS):
-                session.step()
+        for _ in made_up_steps(method, prompt, num_steps=NUM_STEPS, max_new_tokens=limit):
+            pass
         return time.perf_counter() - began
 
 

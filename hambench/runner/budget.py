@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from hambench.decoding import DecodingMethod, SamplingParams, SessionEndedError
-from hambench.engine.warmup import MAX_PASSES, NUM_PROMPT_TOKENS, NUM_STEPS
+from hambench.decoding import DecodingMethod
+from hambench.engine.warmup import MAX_PASSES, NUM_PROMPT_TOKENS, NUM_STEPS, made_up_steps
 from hambench.errors import HambenchError
 from hambench.records import Cell, Sample
 from hambench.runner.generator import interleave_tasks
@@ -46,17 +45,16 @@ def calibrate(method: DecodingMethod, context_length: int) -> Speed:
     num_prompt = min(CALIBRATION_PROMPT, context_length // 2)
     # a made-up prompt that does not repeat: lookups and drafts then look no better than they are
     prompt = [1 + (index * index) % 211 for index in range(num_prompt)]
+    limit = min(8 * CALIBRATION_STEPS, context_length - num_prompt)
+    num_tokens = num_steps = 0
     with torch.inference_mode():
         began = time.perf_counter()
-        session = method.start(prompt, SamplingParams(max_new_tokens=8 * CALIBRATION_STEPS))
-        session.prefill()
+        steps = made_up_steps(method, prompt, num_steps=CALIBRATION_STEPS, max_new_tokens=limit)
+        next(steps)
         prefilled = time.perf_counter()
-        num_tokens = num_steps = 0
-        # a peer may end its answer to a made-up prompt at once
-        with contextlib.suppress(SessionEndedError):
-            for _ in range(CALIBRATION_STEPS):
-                num_tokens += len(session.step().tokens)
-                num_steps += 1
+        for step in steps:
+            num_tokens += len(step.tokens)
+            num_steps += 1
         done = time.perf_counter()
     return Speed(
         prefill_s_per_token=(prefilled - began) / num_prompt,

@@ -188,13 +188,16 @@ class Generator:
                 )
                 meanwhile = load.read()
             throttles = (self._gpu.read().throttles or ()) if self._gpu is not None else ()
-        except (HambenchError, RuntimeError, ValueError, ArithmeticError) as error:
+            text = answer_text(trace, target.tokenizer, sample.stop)
+            pieces = step_texts(trace, target.tokenizer)
+        # whatever one sample raises is that sample's: hours of others must not be lost to it
+        except Exception as error:
             return SampleRecord(**base, error=f"{type(error).__name__}: {error}"[:2000])
         return SampleRecord(
             **base,
             trace=trace,
-            text=answer_text(trace, target.tokenizer, sample.stop),
-            step_texts=step_texts(trace, target.tokenizer),
+            text=text,
+            step_texts=pieces,
             truncated_tokens=prompt.num_truncated,
             peak_memory_bytes=peak_memory_bytes(str(target.device)),
             other_load=meanwhile.other if meanwhile else None,

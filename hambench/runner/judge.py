@@ -19,7 +19,7 @@ from hambench.analysis.baselines import baseline_of
 from hambench.analysis.proxy_rows import GAP, LOGPROB
 from hambench.analysis.summary import first_difference
 from hambench.engine.text import encode_prompt
-from hambench.errors import StoreError
+from hambench.errors import NotFiniteError, StoreError
 from hambench.records import Cell, GenerationTrace, SampleRecord, Score
 from hambench.store import Run, RunWriter, load_run
 
@@ -106,6 +106,8 @@ def _score(
     # row i predicts output token i: the last prompt token first, the last output token never
     inputs = torch.tensor([prompt[-1], *tokens[:-1]], device=target.device)
     logits = model.forward(inputs, cache, num_logits=None).logits.float()
+    if not bool(logits.amax(dim=-1).isfinite().all()):
+        raise NotFiniteError(target.name)
     wanted = torch.tensor(tokens, device=target.device)[:, None]
     best = logits.topk(2, dim=-1).values
     return _Scored(

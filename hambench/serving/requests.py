@@ -94,7 +94,7 @@ class GenerationRequest(_Closed):
     @classmethod
     def _is_object(cls, value: object) -> object:
         if not isinstance(value, dict):
-            raise ValueError("the body must be a JSON object")
+            raise ValueError("the body must be a JSON object, sent as application/json")
         return value
 
     def params(self, max_new_tokens: int) -> SamplingParams:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from hambench.decoding import SamplingParams
+from hambench.engine.greedy import most_probable
+from hambench.errors import NotFiniteError
 
 
 class Accepted(NamedTuple):
@@ -28,7 +30,12 @@ def probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
     """The distribution tokens are drawn from, ``[R, V]`` float32, for logits ``[R, V]`` of any dtype.
 
     The nucleus is the smallest set of most probable tokens whose mass reaches ``top_p``.
+
+    Raises:
+        NotFiniteError: If a row has no finite maximum.
     """
+    if not bool(logits.amax(dim=-1).isfinite().all()):
+        raise NotFiniteError
     probs = torch.softmax(logits.float() / params.temperature, dim=-1)
     if params.top_p >= 1:
         return probs
@@ -43,7 +50,7 @@ def probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
 def choose(logits: Tensor, params: SamplingParams, generator: torch.Generator | None) -> int:
     """One token from logits ``[V]``: the argmax (lowest id among equals) or a draw."""
     if generator is None:
-        return int(logits.argmax())
+        return most_probable(logits[None])[0]
     return draw(probabilities(logits[None], params)[0], generator)
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from hambench.decoding import DecodingMethod, SamplingParams
-from hambench.errors import ContextOverflowError
+from hambench.engine.warmup import made_up_steps
+from hambench.errors import ContextOverflowError, HambenchError
 from hambench.methods.common.sampling import choose, generator_for
 
 if TYPE_CHECKING:
@@ -27,12 +28,13 @@ class TargetSequence:
 
     Raises:
         ContextOverflowError: If the prompt and ``max_new_tokens`` don't fit the context.
+        HambenchError: If the prompt has an id that the model does not have.
     """
 
     def __init__(
         self, target: TargetModel, prompt_ids: Sequence[int], params: SamplingParams, *, spare_slots: int = 0
     ) -> None:
-        check_context(target, len(prompt_ids), params.max_new_tokens)
+        check_request(target, prompt_ids, params.max_new_tokens)
         self.model = target.llama
         self.device = target.device
         self.params = params
@@ -93,18 +95,25 @@ class TargetSequence:
 def decode_a_little(method: DecodingMethod, *, num_steps: int = 4) -> None:
     """Decodes a few tokens of a made-up prompt: what a method's ``warmup`` usually needs."""
     with torch.inference_mode():
-        session = method.start([1] * 8, SamplingParams(max_new_tokens=8 * num_steps))
-        session.prefill()
-        for _ in range(num_steps):
-            session.step()
+        for _ in made_up_steps(method, [1] * 8, num_steps=num_steps, max_new_tokens=8 * num_steps):
+            pass
 
 
-def check_context(target: TargetModel, num_prompt_tokens: int, max_new_tokens: int) -> None:
-    """Refuses a request that can't fit.
+def check_request(target: TargetModel, prompt_ids: Sequence[int], max_new_tokens: int) -> None:
+    """Refuses a request that the model can't answer.
 
     Raises:
         ContextOverflowError: If prompt and new tokens exceed the model's context.
+        HambenchError: If the prompt has an id that the model does not have. On a GPU such a read would end the process
+            or, worse, succeed.
     """
+    num_prompt_tokens, num_ids = len(prompt_ids), target.llama.shape.vocab_size
+    unknown = next((token for token in prompt_ids if not 0 <= token < num_ids), None)
+    if unknown is not None:
+        raise HambenchError(
+            f"prompt ids must be in 0..{num_ids - 1} for {target.name}, got {unknown}: its tokenizer has "
+            "tokens that its embedding lacks"
+        )
     if num_prompt_tokens + max_new_tokens > target.context_length:
         raise ContextOverflowError(
             f"a prompt of {num_prompt_tokens} tokens and max_new_tokens = {max_new_tokens} exceed the context of "

@@ -15,7 +15,7 @@ from hambench.engine.cuda.graphs import log_once
 from hambench.engine.llama import Llama
 from hambench.errors import ModelError
 from hambench.files import expanded
-from hambench.methods.common.sequence import check_context, decode_a_little
+from hambench.methods.common.sequence import check_request, decode_a_little
 from hambench.methods.hamburger import checkpoint as checkpoints
 from hambench.methods.hamburger.architecture import Architecture, BaseReference, PositionConvention
 from hambench.methods.hamburger.config import HamburgerConfig
@@ -50,7 +50,7 @@ class Hamburger:
 
     def start(self, prompt_ids: Sequence[int], params: SamplingParams) -> HamburgerSession | DeviceSession:
         """Opens a session; see :class:`hambench.decoding.DecodingMethod`."""
-        check_context(self.target, len(prompt_ids), params.max_new_tokens)
+        check_request(self.target, prompt_ids, params.max_new_tokens)
         if params.greedy and self._runs_on_device():
             from hambench.methods.hamburger.device.session import DeviceSession
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from hambench.decoding import KVUsage, SamplingParams, Step
 from hambench.engine.output import ForwardOutput
+from hambench.errors import NotFiniteError
 from hambench.methods.common.sampling import choose, generator_for
 from hambench.methods.hamburger.architecture import PositionConvention
 from hambench.methods.hamburger.model import HamburgerModel
@@ -99,7 +101,10 @@ class HamburgerSession:
     def _goes_on(self, hidden: Tensor, continue_probs: list[float]) -> bool:
         if self._confidence > 1:
             return False
-        continue_probs.append(self._model.continue_probability(hidden))
+        probability = self._model.continue_probability(hidden)
+        if math.isnan(probability):
+            raise NotFiniteError("the HAMburger stop head")
+        continue_probs.append(probability)
         return continue_probs[-1] >= self._confidence
 
     def _choose(self, logits: Tensor) -> int:

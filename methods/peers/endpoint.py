@@ -97,8 +97,8 @@ class Endpoint:
 
     def start(self, prompt_ids: Sequence[int], params: SamplingParams) -> EndpointSession:
         """Opens a session; the request is sent by ``prefill``."""
-        from hambench.methods.common.sequence import check_context
+        from hambench.methods.common.sequence import check_request
         from hambench.methods.peers.endpoint_session import EndpointSession
 
-        check_context(self.talk.target, len(prompt_ids), params.max_new_tokens)
+        check_request(self.talk.target, prompt_ids, params.max_new_tokens)
         return EndpointSession(self.talk, list(prompt_ids), params)

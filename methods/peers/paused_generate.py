@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from hambench.errors import NotFiniteError
+
 
 class Burst(NamedTuple):
     """What the loop did between two pieces."""
@@ -156,6 +158,11 @@ def _run(gate: _Gate, generate: Callable[[Any], None], model: Any, assistant: An
             gate.num_forwards += 1
             gate.num_rows = int(keywords["input_ids"].shape[1])
 
+    def check(_module: Any, _arguments: Any, output: Any) -> None:
+        # the library would go on with token 0; what its assistant says is checked by what the model keeps of it
+        if threading.get_ident() == thread and not bool(output.logits.amax(dim=-1).isfinite().all()):
+            raise NotFiniteError
+
     def count_draft(*_: Any) -> None:
         if threading.get_ident() == thread:
             gate.num_draft_forwards += 1
@@ -163,6 +170,7 @@ def _run(gate: _Gate, generate: Callable[[Any], None], model: Any, assistant: An
     try:
         gate.wait()
         hooks.append(model.register_forward_pre_hook(count, with_kwargs=True))
+        hooks.append(model.register_forward_hook(check))
         if assistant is not None:
             hooks.append(assistant.register_forward_pre_hook(count_draft))
         with torch.inference_mode():

@@ -92,9 +92,9 @@ class TransformersGenerate:
 
     def start(self, prompt_ids: Sequence[int], params: SamplingParams) -> TransformersSession:
         """Opens a session; see :class:`hambench.decoding.DecodingMethod`."""
-        from hambench.methods.common.sequence import check_context
+        from hambench.methods.common.sequence import check_request
 
-        check_context(self.target, len(prompt_ids), params.max_new_tokens)
+        check_request(self.target, prompt_ids, params.max_new_tokens)
         return TransformersSession(self, list(prompt_ids), params)
 
 

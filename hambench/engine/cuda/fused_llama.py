@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import weakref
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -29,7 +30,7 @@ from hambench.engine.language_model import LanguageModel
 from hambench.engine.llama import Llama
 from hambench.engine.output import ForwardOutput
 from hambench.engine.shape import rope_frequencies
-from hambench.errors import ModelError
+from hambench.errors import ModelError, NotFiniteError
 from hambench.kernels.decode_attention import decode_attention
 from hambench.kernels.lm_head_argmax import HeadOutput, lm_head_argmax
 from hambench.kernels.norm_gemv import norm_gemv
@@ -186,14 +187,12 @@ class FusedLlama:
             if num_rows <= MAX_ROWS:
                 self._greedy_forward(cache, num_rows, num_tokens, newest, place)
 
-    def _newest(self, cache: KVCache) -> torch.Tensor:
-        """The newest greedy token over a cache ``[1]``, on the device."""
-        return self.cached_for(
-            cache, ("newest",), lambda: torch.zeros(1, dtype=torch.int64, device=self.device)
-        )
+    def _newest(self, cache: KVCache) -> StagingBuffer:
+        """The newest greedy token over a cache and its logit, on the device."""
+        return self.cached_for(cache, ("newest",), lambda: _chosen(1, self.device))
 
     def _greedy_forward(
-        self, cache: KVCache, num_rows: int, num_tokens: int, newest: torch.Tensor, place: int = 0
+        self, cache: KVCache, num_rows: int, num_tokens: int, newest: StagingBuffer, place: int = 0
     ) -> _GreedyForward:
         """A forward and its greedy tokens; at a ``place`` > 0 of a chain it takes the newest token as it is."""
         return self.cached_for(
@@ -364,7 +363,7 @@ class _GreedyForward:
         cache: KVCache,
         num_rows: int,
         num_tokens: int,
-        newest: torch.Tensor,
+        newest: StagingBuffer,
         *,
         follows: bool,
     ) -> None:
@@ -375,25 +374,24 @@ class _GreedyForward:
             "ids": (torch.int64, num_rows),
         }
         inbox = StagingBuffer(fields, device)
-        outbox = StagingBuffer({"tokens": (torch.int64, num_tokens)}, device)
-        self._sent, self._got = inbox.host_copy(), outbox.host_copy()
+        chosen = newest if num_tokens == 1 else _chosen(num_tokens, device)
+        self._sent, self._got = inbox.host_copy(), chosen.host_copy()
         # written by the interpreter at each step: numpy's views take plain integers at once
         self._fields = {name: self._sent[name].numpy() for name in fields}
         trunk = Trunk(
             llama,
             cache,
-            inputs=newest if follows else inbox["ids"],
+            inputs=newest["tokens"] if follows else inbox["ids"],
             positions=inbox["positions"],
             slots=inbox["slots"],
         )
-        chosen = newest if num_tokens == 1 else outbox["tokens"]
-        head = HeadOutput(chosen, torch.empty(num_tokens, dtype=torch.float32, device=device), None)
+        head = HeadOutput(chosen["tokens"], chosen["logits"], None)
 
         def run() -> None:
             inbox.copy_(self._sent)
             trunk.run()
             llama.greedy_head(trunk.stream[num_rows - num_tokens :], head)
-            self._got["tokens"].copy_(chosen, non_blocking=True)
+            self._got.copy_(chosen)
 
         # preparing may run it: what that writes is what the first real run writes again
         self._place(cache.slots)
@@ -414,8 +412,14 @@ class _GreedyForward:
         positions[:] = range(slots, slots + len(positions))
 
     def tokens(self) -> list[int]:
-        """Waits for the tokens."""
+        """Waits for the tokens.
+
+        Raises:
+            NotFiniteError: If a token was chosen from logits that are no numbers.
+        """
         self._fence.wait()
+        if not all(map(math.isfinite, self._got["logits"].tolist())):
+            raise NotFiniteError
         found: list[int] = self._got["tokens"].tolist()
         return found
 
@@ -426,6 +430,11 @@ def _rotary_tables(llama: Llama) -> tuple[torch.Tensor, torch.Tensor]:
     # as the plain forward has them: rounded to the model's type
     cos, sin = (table.to(llama.dtype).float().contiguous() for table in (angles.cos(), angles.sin()))
     return cos, sin
+
+
+def _chosen(num_tokens: int, device: torch.device) -> StagingBuffer:
+    """Greedy tokens and their logits, in one buffer."""
+    return StagingBuffer({"tokens": (torch.int64, num_tokens), "logits": (torch.float32, num_tokens)}, device)
 
 
 def accelerate(llama: LanguageModel, *, regime: str, kernels: str) -> LanguageModel:

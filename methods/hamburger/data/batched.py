@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hambench.engine.linear import make_gated, make_linear
 from hambench.engine.llama import rotate
+from hambench.errors import NotFiniteError
 
 
 @torch.inference_mode()
@@ -31,6 +32,9 @@ def decode_batch(
     The cache is allocated once and attention reads it in place, and linear weights are re-ordered once: transformers'
     own cache is copied at every step and its key heads repeated, and a CPU re-orders a dense bfloat16 weight at every
     call, each of which costs more than the model.
+
+    Raises:
+        NotFiniteError: If a row has no finite maximum.
 
     Args:
         model: A Llama whose weights are used as they are; low-rank adapters are left out.
@@ -50,6 +54,8 @@ def decode_batch(
     columns = []
     for number in range(max_new_tokens):
         logits = state.head(hidden)
+        if not bool(logits.amax(dim=-1).isfinite().all()):
+            raise NotFiniteError
         if temperature:
             tokens = torch.multinomial(torch.softmax(logits.float() / temperature, -1), 1)[:, 0]
         else:

@@ -51,9 +51,11 @@ class DeviceSession:
         out = model.base.prefill(ids, self._cache, feature_layers=model.architecture.feature_layers)
         features = out.features[:, -1]
         logits = out.logits if model.first_from_base else model.base.lm_head(features[-1:])
+        token = logits[-1:].argmax(dim=-1)
         self.macro_step.begin(
             features,
-            logits[-1:].argmax(dim=-1),
+            token,
+            logits[-1].gather(-1, token),
             slots=self._cache.slots,
             position=len(self._prompt_ids) + self._offset,
             confidence=self._confidence,

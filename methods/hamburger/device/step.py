@@ -6,6 +6,7 @@ Letters in shapes: F feature vectors, S tokens of a macro-step at most, D hidden
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from hambench.engine.cuda.fused_llama import FusedLlama, Trunk
 from hambench.engine.cuda.graphs import Run
 from hambench.engine.cuda.staging import StagingBuffer
 from hambench.engine.kvcache import KVCache
+from hambench.errors import NotFiniteError
 from hambench.kernels.lm_head_argmax import HeadOutput
 from hambench.kernels.merge_tokens import merge_tokens
 from hambench.kernels.stop_head import MicroState, stop_head
@@ -64,6 +66,8 @@ class DeviceStep:
                 "done": (torch.int32, 1),
                 "tokens": (torch.int64, num_slots),
                 "probs": (torch.float32, num_slots),
+                # four apart to be aligned as kernels expect
+                "logits": (torch.float32, 4 * num_slots),
             },
             device,
         )
@@ -79,10 +83,12 @@ class DeviceStep:
         self._thresholds = torch.zeros(num_slots, 4, dtype=torch.float32, device=device)
         ended = torch.arange(num_slots, device=device) >= torch.arange(num_slots, device=device)[:, None]
         self._forced = torch.where(ended, NEVER, ALWAYS)[..., None].expand(-1, -1, 4).contiguous()
-        self._head = HeadOutput(
-            torch.zeros(1, dtype=torch.int64, device=device), torch.zeros(1, device=device), None
-        )
-        self._micro = MicroSteps(model, self._head.tokens, state["done"])
+        newest = torch.zeros(1, dtype=torch.int64, device=device)
+        self._heads = [
+            HeadOutput(newest, state["logits"][4 * number : 4 * number + 1], None)
+            for number in range(num_slots)
+        ]
+        self._micro = MicroSteps(model, newest, state["done"])
         self._merged = torch.zeros(1, base.shape.hidden_size, dtype=base.dtype, device=device)
         maker = loop_maker(loop, base.launches, state)
         micro_parts = [functools.partial(self._micro_part, number) for number in range(1, self._steps)]
@@ -97,18 +103,29 @@ class DeviceStep:
         self._last_count = 1
 
     @torch.inference_mode()
-    def begin(self, features: Tensor, token: Tensor, *, slots: int, position: int, confidence: float) -> None:
+    def begin(
+        self,
+        features: Tensor,
+        token: Tensor,
+        logit: Tensor,
+        *,
+        slots: int,
+        position: int,
+        confidence: float,
+    ) -> None:
         """Gets ready for the macro-step that follows a prompt, without waiting for the device.
 
         Args:
             features: Of the prompt's last row ``[F, D]``.
             token: Token 1 ``[1]``, int64.
+            logit: Its logit ``[1]``, float32.
             slots: Slots of the cache in use.
             position: Where the next slot would sit if this macro-step had no tokens.
             confidence: Go on while P(continue) reaches this.
         """
         self._micro.rows[:-1].copy_(features)
-        self._head.tokens.copy_(token)
+        self._heads[0].tokens.copy_(token)
+        self._heads[0].logits.copy_(logit)
         self._slots.fill_(slots)
         self._position.fill_(position)
         self._thresholds.fill_(confidence)
@@ -142,7 +159,10 @@ class DeviceStep:
     def _emitted(self, state: StagingBuffer) -> Emitted:
         self._last_count = count = int(state["num_tokens"])
         num_asked = min(count, self._steps - 1)
-        return Emitted(tuple(state["tokens"][:count].tolist()), tuple(state["probs"][:num_asked].tolist()))
+        probs: list[float] = state["probs"][:num_asked].tolist()
+        if not all(map(math.isfinite, (*probs, *state["logits"][: 4 * count : 4].tolist()))):
+            raise NotFiniteError
+        return Emitted(tuple(state["tokens"][:count].tolist()), tuple(probs))
 
     def _base_part(self, base: FusedLlama, cache: KVCache) -> Run:
         num_features = self._model.architecture.num_features
@@ -173,9 +193,9 @@ class DeviceStep:
             trunk.run()
             self._slots.add_(1)
             if self._model.first_from_base:
-                base.greedy_head(trunk.stream, self._head)
+                base.greedy_head(trunk.stream, self._heads[0])
             else:
-                self._base.greedy_head(features[-1:], self._head, normed=True)
+                self._base.greedy_head(features[-1:], self._heads[0], normed=True)
             self._start()
 
         return run
@@ -190,13 +210,13 @@ class DeviceStep:
     def _micro_part(self, number: int) -> None:
         """One more token, unless the macro-step is over."""
         self._micro.run(number)
-        self._base.greedy_head(self._micro.hidden, self._head, normed=True, done=self._state["done"])
+        self._base.greedy_head(self._micro.hidden, self._heads[number], normed=True, done=self._state["done"])
         self._emit(number, self._micro.hidden)
 
     def _emit(self, index: int, hidden: Tensor) -> None:
         stop_head(
             hidden,
-            self._head.tokens,
+            self._heads[index].tokens,
             # after the last possible token nothing is asked
             self._weights.stop if index < self._steps - 1 else None,
             self._micro_state,
