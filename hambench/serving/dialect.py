@@ -45,13 +45,15 @@ class _Manner:
         """Another way to ask, after a refusal of a body with the fields ``said``; ``None`` if there is none left."""
         if error.status not in (400, 422):
             return None
-        blamed = {error.param} if error.param in said else set(re.findall(r"\w+", str(error))) & set(said)
+        words = [error.param] if error.param in said else re.findall(r"\w+", str(error))
+        blamed = {word for word in words if word is not None and word in said}
         if "max_tokens" in said and ("max_tokens" in blamed or "max_completion_tokens" in str(error)):
             return dataclasses.replace(self, new_limit=True)
         dropped = blamed & set(_DROPPABLE)
         if not dropped:
-            known = (set(EXTENSIONS), {"stream_options"})
-            dropped = next((each & set(said) for each in known if each & set(said)), set())
+            # the server names none: what few know goes first
+            unsure = (set(EXTENSIONS), {"stream_options"})
+            dropped = next((fields & set(said) for fields in unsure if fields & set(said)), set())
         return dataclasses.replace(self, without=self.without | dropped) if dropped else None
 
 

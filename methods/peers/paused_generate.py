@@ -159,7 +159,7 @@ def _run(gate: _Gate, generate: Callable[[Any], None], model: Any, assistant: An
             gate.num_rows = int(keywords["input_ids"].shape[1])
 
     def check(_module: Any, _arguments: Any, output: Any) -> None:
-        # the library would go on with token 0; what its assistant says is checked by what the model keeps of it
+        # the library would go on with token 0
         if threading.get_ident() == thread and not bool(output.logits.amax(dim=-1).isfinite().all()):
             raise NotFiniteError
 
@@ -173,6 +173,7 @@ def _run(gate: _Gate, generate: Callable[[Any], None], model: Any, assistant: An
         hooks.append(model.register_forward_hook(check))
         if assistant is not None:
             hooks.append(assistant.register_forward_pre_hook(count_draft))
+            hooks.append(assistant.register_forward_hook(check))
         with torch.inference_mode():
             generate(gate)
     except _Abandoned:

@@ -14,6 +14,7 @@ from hambench.decoding import SamplingParams
 from hambench.engine.cuda.fused_llama import FusedLlama
 from hambench.engine.llama import Llama
 from hambench.engine.shape import LlamaShape
+from hambench.errors import NotFiniteError
 from hambench.kernels import tuning
 from hambench.kernels.tuning import Tile
 from hambench.methods.hamburger.architecture import Architecture
@@ -69,6 +70,28 @@ def test_the_kernels_macro_step_is_the_plain_one(architecture, device):
     assert len({len(step.tokens) for step in want}) > 1, "the case must hold macro-steps of several lengths"
     for a, b in zip(want, got, strict=True):
         assert b.continue_probs == pytest.approx(a.continue_probs, abs=1e-4)
+
+
+@pytest.mark.parametrize("place", ["prompt", "macro-step", "stop head"])
+def test_logits_that_are_no_numbers_end_the_answer_on_the_device_too(place, device):
+    weights = random_weights(SHAPE, seed=4)
+    if place == "prompt":
+        weights["model.norm.weight"][0] = torch.nan
+    checkpoint = tiny_checkpoint(PUBLISHED, SHAPE, seed=2)
+    if place == "stop head":
+        name = next(name for name in checkpoint.tensors if name.startswith("stop_head") and "bias" in name)
+        checkpoint.tensors[name][0] = torch.nan
+    llama = FusedLlama(Llama(SHAPE, weights, torch.float32, device), impl="fused")
+    model, params = HamburgerModel(llama, checkpoint), SamplingParams(max_new_tokens=20)
+    session = DeviceSession(
+        model, [5, 6, 7], params, confidence=0.0, position_convention="train", loop="run-ahead"
+    )
+    if place == "macro-step":
+        steps_of(session, 1)
+        with torch.inference_mode():
+            llama.norm.weight[0] = torch.nan
+    with pytest.raises(NotFiniteError, match="not finite"), torch.inference_mode():
+        session.step() if place == "macro-step" else session.prefill()
 
 
 @pytest.mark.skipif(

@@ -14,7 +14,7 @@ from hambench.engine.cuda.fused_llama import FusedLlama, accelerate
 from hambench.engine.int8 import quantize_int8
 from hambench.engine.llama import Llama
 from hambench.engine.shape import LlamaShape
-from hambench.errors import ModelError
+from hambench.errors import ModelError, NotFiniteError
 
 SHAPE = LlamaShape(
     vocab_size=41,
@@ -176,6 +176,23 @@ def test_greedy_calls_give_what_the_plain_ones_give(llama, greedy_model):
         found.append((chain, verified, again, model.greedy(again[-1:], cache), cache.slots))
     assert found[0] == found[1]
     assert found[0][-1] == 19
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model, cache: model.greedy([1, 2], cache),
+        lambda model, cache: model.greedy([1, 2], cache, num_tokens=2),
+        lambda model, cache: model.decode_greedily([1, 2], cache, 3),
+    ],
+    ids=["newest", "rows", "chain"],
+)
+def test_greedy_calls_on_logits_that_are_no_numbers_are_an_error(llama, greedy_model, call):
+    cache = greedy_model.new_cache(16)
+    with torch.inference_mode():
+        greedy_model.norm.weight[0] = torch.nan
+    with pytest.raises(NotFiniteError):
+        call(greedy_model, cache)
 
 
 def test_preparing_greedy_forwards_leaves_none_to_be_captured_later(llama):

@@ -1,18 +1,22 @@
 """The laws every method keeps (docs/DESIGN, contract). A new method adds one row to METHODS."""
 
 import pytest
-from fakes import TINY_SHAPE, save_tiny_model
+import torch
+from fakes import TINY_SHAPE, random_weights, save_tiny_model, tiny_target
 from fakes_hamburger import save_tiny_hamburger
 
 from hambench.decoding import SamplingParams
+from hambench.engine.llama import Llama
 from hambench.engine.loop import generate
-from hambench.errors import ContextOverflowError
+from hambench.engine.warmup import warm_up
+from hambench.errors import ContextOverflowError, HambenchError, NotFiniteError
 from hambench.methods.hamburger import HamburgerConfig, method
 from hambench.methods.peers.transformers_generate import MODEL_KEY, TransformersConfig
 from hambench.methods.peers.transformers_models import load_model
 from hambench.methods.prompt_lookup import PromptLookupConfig
 from hambench.methods.speculative import SpeculativeConfig
 from hambench.methods.vanilla import VanillaConfig
+from hambench.runner.budget import calibrate
 
 METHODS = [
     VanillaConfig(),
@@ -79,6 +83,76 @@ def test_nothing_after_eos_is_counted(config, target):
     trace = generate(config.build(target), PROMPTS[2], SamplingParams(max_new_tokens=40), eos_ids={eos})
     assert trace.finish == "eos"
     assert trace.token_ids == free[: free.index(eos) + 1]
+
+
+@methods
+def test_counts_of_a_step_are_trimmed_with_its_tokens(config, target):
+    """An end inside a burst, wherever it falls: what was not kept was not accepted."""
+    free = decode(config, target, PROMPTS[1])
+    for place in range(1, 20):
+        eos = free.token_ids[place]
+        if eos in free.token_ids[:place]:
+            continue
+        params = SamplingParams(max_new_tokens=40)
+        ended = generate(config.build(target), PROMPTS[1], params, eos_ids={eos})
+        limited = decode(config, target, PROMPTS[1], max_new_tokens=place + 1)
+        for trace in (ended, limited):
+            assert len(trace.token_ids) == place + 1
+            assert all((step.accepted or 0) <= len(step.tokens) for step in trace.steps)
+            assert all(len(step.continue_probs) <= len(step.tokens) for step in trace.steps)
+
+
+@pytest.fixture(scope="module")
+def broken_target(tmp_path_factory):
+    """The tiny target whose final norm holds a NaN, and its transformers twin."""
+    target = tiny_target()
+    weights = random_weights(TINY_SHAPE)
+    weights["model.norm.weight"][0] = torch.nan
+    target.llama = Llama(TINY_SHAPE, weights, torch.float32)
+    folder = save_tiny_model(tmp_path_factory.mktemp("broken"), TINY_SHAPE)
+    twin = load_model(str(folder), target.dtype, target.device)
+    with torch.no_grad():
+        twin.model.norm.weight[0] = torch.nan
+    target.shared(MODEL_KEY, lambda: twin)
+    return target
+
+
+@methods
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_logits_that_are_no_numbers_are_an_error_and_never_an_answer(config, broken_target, temperature):
+    with pytest.raises(NotFiniteError, match="not finite"):
+        decode(config, broken_target, PROMPTS[1], temperature=temperature)
+
+
+@methods
+def test_a_prompt_id_that_the_model_lacks_is_refused_before_any_work(config, target):
+    with pytest.raises(HambenchError, match=r"prompt ids must be in 0\.\.259 for tiny-random, got 260"):
+        config.build(target).start([1, 260], SamplingParams(max_new_tokens=4))
+
+
+@methods
+def test_a_tiny_temperature_is_greedy(config, target):
+    greedy = decode(config, target, PROMPTS[1]).token_ids
+    assert decode(config, target, PROMPTS[1], temperature=1e-40).token_ids == greedy
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        SpeculativeConfig(num_draft_tokens=64),
+        SpeculativeConfig(num_draft_tokens=200, kv="shared"),
+        PromptLookupConfig(num_draft_tokens=100, max_ngram=1),
+        TransformersConfig(mode="assistant", num_draft_tokens=64),
+    ],
+    ids=lambda config: config.label,
+)
+def test_drafts_longer_than_a_made_up_answer_are_warmed_up_and_calibrated(config, target):
+    method_ = config.build(target)
+    assert warm_up(method_, target.context_length).passes_s
+    assert calibrate(method_, target.context_length).step_s > 0
+    for limit in (1, 3, 70):
+        trace = generate(method_, PROMPTS[1], SamplingParams(max_new_tokens=limit))
+        assert trace.token_ids == decode(VanillaConfig(), target, PROMPTS[1], max_new_tokens=limit).token_ids
 
 
 @methods

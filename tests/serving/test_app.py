@@ -245,6 +245,45 @@ def test_a_client_that_leaves_frees_the_server(served_target):
     assert method.num_steps < 400
 
 
+def test_a_client_that_leaves_before_its_whole_answer_frees_the_server(served_target):
+    class Endless(Held):
+        def step(self):
+            self.num_steps += 1
+            self.running.set()
+            self.go.wait(0.02)
+            return Step(tokens=(65,))
+
+    method = Endless()
+    with running(create_app(served_target, method)) as url:
+        with pytest.raises(httpx2.ReadTimeout):
+            httpx2.post(
+                f"{url}/v1/completions", json={"model": "tiny", "prompt": "x", "max_tokens": 500}, timeout=0.5
+            )
+        while httpx2.get(f"{url}/health").json()["busy"]:
+            pass
+        metrics = httpx2.get(f"{url}/metrics").text
+    assert method.num_steps < 400
+    assert 'hambench:requests_total{outcome="cancelled"} 1.0' in metrics
+
+
+def test_a_client_that_leaves_while_it_waits_gives_its_place_back(served_target):
+    method = Held()
+    body = {"model": "tiny", "prompt": "x", "max_tokens": 1}
+    with running(create_app(served_target, method, max_waiting=1)) as url:
+        first = threading.Thread(target=httpx2.post, args=(f"{url}/v1/completions",), kwargs={"json": body})
+        first.start()
+        assert method.running.wait(20)
+        with pytest.raises(httpx2.ReadTimeout):
+            httpx2.post(f"{url}/v1/completions", json=body, timeout=0.5)
+        while httpx2.get(f"{url}/health").json()["waiting"]:
+            pass
+        assert httpx2.get(f"{url}/health").json()["busy"], "the first is still answered"
+        method.go.set()
+        assert httpx2.post(f"{url}/v1/completions", json=body).status_code == 200
+        first.join(20)
+    assert method.num_steps == 2, "the one that left was never begun"
+
+
 def test_an_error_inside_tells_the_client_a_number_and_no_trace(served_target):
     class Broken(Held):
         def step(self):

@@ -9,6 +9,7 @@ from hambench.errors import HambenchError
 from hambench.serving.address import check_url
 from hambench.serving.client import EndpointClient, EndpointError, parse_event
 from hambench.serving.counters import read_counters
+from hambench.serving.dialect import Dialect
 
 KEY = "sk-very-secret"
 MODELS = {"object": "list", "data": [{"id": "one"}, {"id": "two"}]}
@@ -198,3 +199,130 @@ def test_vllms_counters_are_summed_over_engines_and_subtracted():
 @pytest.mark.parametrize("text", [None, "", "<html>", "other_metric 1\n"])
 def test_a_server_without_counters_has_no_acceptance(text):
     assert read_counters(text) is None
+
+
+@pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])
+def test_thinking_in_a_field_of_its_own_is_read(name):
+    chunk = parse_event(json.dumps({"choices": [{"delta": {name: "Hmm", "content": None}}]}))
+    assert (chunk.reasoning, chunk.text) == ("Hmm", "")
+
+
+@pytest.mark.parametrize(
+    ("delta", "text"),
+    [
+        ({"refusal": "No."}, "No."),
+        ({"tool_calls": [{"index": 0, "function": {"name": "f", "arguments": "{}"}}]}, "f{}"),
+        ({"tool_calls": [{"index": 0, "function": {"arguments": "12"}}]}, "12"),
+        ({"function_call": {"name": "f", "arguments": ""}}, "f"),
+        ({"content": [{"type": "text", "text": "ab"}]}, "ab"),
+        ({"content": "a\ud83d"}, "a\ufffd"),
+    ],
+)
+def test_every_piece_that_is_made_of_tokens_counts(delta, text):
+    assert parse_event(json.dumps({"choices": [{"delta": delta}]})).text == text
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"choices": {"0": {}}},
+        {"choices": ["x"]},
+        {"choices": [{"delta": "x"}]},
+        {"choices": [{"text": 5}]},
+        {"choices": [{"token_ids": [-1]}]},
+        {"choices": [{"token_ids": [True]}]},
+        {"choices": [{"finish_reason": 3}]},
+        {"choices": [{"delta": {"tool_calls": [7]}}]},
+        {"usage": 7},
+        {"usage": {"completion_tokens": "many"}},
+        {"usage": {"completion_tokens": -1}},
+        {"choices": [{"hambench": {"drafted": 1, "accepted": 2}}]},
+        {"choices": [{"hambench": {"kv_slots": 1.5}}]},
+    ],
+)
+def test_an_event_of_another_shape_is_told_in_one_line(event):
+    with pytest.raises(EndpointError, match="sent what is no event"):
+        parse_event(json.dumps(event))
+
+
+def test_an_event_nested_beyond_reason_is_told_in_one_line():
+    with pytest.raises(EndpointError, match="sent what is no event"):
+        parse_event("[" * 100_000)
+
+
+def refusing(refuses):
+    """A server that answers 400 while ``refuses`` says so of a body, and keeps what it was asked."""
+    asked = []
+
+    def handler(request):
+        body = json.loads(request.content)
+        asked.append(body)
+        error = refuses(body)
+        return (
+            httpx2.Response(400, json={"error": error})
+            if error
+            else streaming(event("a", "stop"), "data: [DONE]\n\n")(request)
+        )
+
+    return client(handler)[0], asked
+
+
+def blames(field, message=""):
+    return lambda body: (
+        {"message": message or f"Unsupported: {field}", "param": field} if field in body else None
+    )
+
+
+BODY = {
+    "model": "one",
+    "max_tokens": 7,
+    "temperature": 0.5,
+    "seed": 3,
+    "stream_options": {"include_usage": True},
+    "return_token_ids": True,
+}
+
+
+def ask(dialect, made, body=BODY):
+    return [chunk.text for chunk in dialect.ask(made, "/v1/chat/completions", body)]
+
+
+def test_a_server_that_wants_the_newer_limit_gets_it_from_then_on():
+    message = "Unsupported parameter: 'max_tokens' is not supported. Use 'max_completion_tokens' instead."
+    made, asked = refusing(blames("max_tokens", message))
+    dialect = Dialect()
+    assert ask(dialect, made) == ask(dialect, made) == ["a"]
+    assert [body.get("max_completion_tokens") for body in asked] == [None, 7, 7]
+
+
+@pytest.mark.parametrize("field", ["seed", "temperature", "stream_options", "return_token_ids"])
+def test_a_field_that_a_server_blames_is_left_out_and_the_others_stay(field):
+    made, asked = refusing(blames(field))
+    told = []
+    assert ask(Dialect(told.append), made) == ["a"]
+    assert asked[-1] == {name: value for name, value in BODY.items() if name != field} | {"stream": True}
+    # only what could alter the answers is worth a word
+    assert bool(told) == (field in ("seed", "temperature"))
+
+
+def test_several_refusals_are_followed_one_by_one():
+    made, asked = refusing(
+        lambda body: blames("return_token_ids")(body) or blames("max_tokens")(body) or blames("seed")(body)
+    )
+    assert ask(Dialect(), made) == ["a"]
+    assert len(asked) == 4
+
+
+def test_a_refusal_that_no_change_mends_is_raised_and_changes_nothing():
+    made, asked = refusing(lambda body: {"message": "the prompt is too long"})
+    dialect = Dialect()
+    for _ in range(2):
+        with pytest.raises(EndpointError, match="the prompt is too long"):
+            ask(dialect, made)
+    assert asked[0] == asked[len(asked) // 2], "the second time everything is tried again"
+
+
+def test_a_failure_is_not_mistaken_for_a_refusal():
+    made, _ = client(lambda request: httpx2.Response(500, json={"error": {"message": "max_tokens"}}))
+    with pytest.raises(EndpointError, match="answered 500"):
+        ask(Dialect(), made)

@@ -90,6 +90,7 @@ class Scripted(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     events = ()
     refuse_unknown = False
+    refused = None
     asked = None
 
     def log_message(self, *_):
@@ -103,6 +104,9 @@ class Scripted(BaseHTTPRequestHandler):
         self.asked.append(body)
         if self.refuse_unknown and "return_token_ids" in body:
             self._json(400, {"error": {"message": "unrecognized field"}})
+            return
+        if self.refused in body:
+            self._json(400, {"error": {"message": f"use max_completion_tokens, not {self.refused}"}})
             return
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
@@ -165,6 +169,30 @@ def test_a_server_that_refuses_our_fields_is_asked_without_them_from_then_on(tin
     for _ in range(2):
         decode(method, tiny, "x", limit=1)
     assert ["return_token_ids" in body for body in scripted.asked] == [True, False, False]
+
+
+def delta(text, **fields):
+    return {"choices": [{"index": 0, "delta": {"content": text, **fields}, "finish_reason": None}]}
+
+
+def test_thinking_counts_and_is_parted_from_the_answer_as_the_model_had_written_it(tiny, scripted):
+    scripted.events = [delta(None, reasoning_content="Hm"), delta("ab"), piece("", "stop"), "[DONE]"]
+    trace = decode(EndpointConfig(url=scripted.url, api="chat").build(tiny), tiny, "x")
+    assert tiny.tokenizer.decode(trace.token_ids[:-1]) == "Hm</think>ab"
+    assert len(trace.steps[0].tokens) == 2
+
+
+def test_a_server_that_wants_the_newer_limit_is_asked_with_it(tiny, scripted):
+    scripted.refused = "max_tokens"
+    scripted.events = [piece("a", "length"), "[DONE]"]
+    decode(EndpointConfig(url=scripted.url, api="chat").build(tiny), tiny, "x", limit=3)
+    assert scripted.asked[-1]["max_completion_tokens"] == 3
+
+
+def test_what_a_greedy_answer_needs_not_is_not_sent(tiny, scripted):
+    scripted.events = [piece("a", "length"), "[DONE]"]
+    decode(EndpointConfig(url=scripted.url).build(tiny), tiny, "x", limit=1)
+    assert not {"seed", "top_p"} & set(scripted.asked[-1])
 
 
 def test_a_server_that_dies_is_an_error_of_that_answer(tiny, scripted):
