@@ -99,6 +99,8 @@ def test_an_error_in_generate_reaches_the_one_who_waits():
         def register_forward_pre_hook(self, *_, **__):
             return self
 
+        register_forward_hook = register_forward_pre_hook
+
         def remove(self):
             pass
 
