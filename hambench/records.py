@@ -187,6 +187,54 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Fidelity:
+    """One distinct answer under its target, teacher-forced over the answer as it stands.
+
+    Cells that gave the same answer to the same prompt share it: :func:`answer_key` finds it for a record.
+    """
+
+    sample_id: str
+    answer: str
+    """:func:`answer_key` of the records that it judges."""
+    regrets: tuple[float, ...] = ()
+    """For each answer token, the target's highest log-probability at its place less that of the token, in nats."""
+    logprobs: tuple[float, ...] = ()
+    """Log-probability of each answer token, in nats."""
+    gaps: tuple[float, ...] = ()
+    """The target's best logit less its second best, at the place of each answer token."""
+    error: str | None = None
+    """Why the answer could not be judged."""
+
+    def __post_init__(self) -> None:
+        if not len(self.regrets) == len(self.logprobs) == len(self.gaps):
+            lengths = len(self.regrets), len(self.logprobs), len(self.gaps)
+            raise ValueError(f"regrets, logprobs and gaps must have the same length, got {lengths}")
+
+    @property
+    def regret(self) -> float:
+        """Summed over the answer, in nats."""
+        return sum(self.regrets)
+
+    @property
+    def num_agreed(self) -> int:
+        """Tokens that are the target's own choice at their place."""
+        return sum(regret == 0 for regret in self.regrets)
+
+
+def answer_key(record: SampleRecord) -> str:
+    """What identifies a record's prompt and answer, whichever cell made them.
+
+    Raises:
+        ValueError: If the record has no answer.
+    """
+    if record.trace is None:
+        raise ValueError(f"record must have a trace, got an error: {record.error}")
+    trace = record.trace
+    asked = f"{record.sample_id}\0{record.prompt_hash}\0{trace.prompt_tokens}\0{record.truncated_tokens}\0"
+    return hashlib.sha256(f"{asked}{','.join(map(str, trace.token_ids))}".encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
     """A value with its interval; ``low``/``high`` are ``None`` where n does not allow one."""
 
@@ -292,6 +340,8 @@ class RunHeader:
     environment: dict[str, str | int | float | bool | None]
     ignore_eos: bool = False
     """Answers of full length whatever was emitted: speed only, no scores."""
+    fidelity: bool = True
+    """Whether every answer is judged by the target after it was made."""
     max_remeasured: int = 2
     """How often a contaminated timing was taken again."""
     suite_spec: dict[str, Any] = field(default_factory=dict)

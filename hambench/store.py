@@ -2,7 +2,8 @@
 
 ``prompts.jsonl`` (every sample asked) and ``run.json`` (the header) are written first and never change;
 ``records.jsonl`` grows by one line per (sample, cell, repeat), ``scores.jsonl`` by one per score and
-``telemetry.jsonl`` by one per reading of the machine. A line is complete when it ends in a newline: what a kill leaves
+``telemetry.jsonl`` by one per reading of the machine, ``fidelity.jsonl`` by one per distinct answer that the target
+has judged. A line is complete when it ends in a newline: what a kill leaves
 behind it is ignored by readers and cut by the next writer.
 """
 
@@ -21,14 +22,15 @@ from filelock import FileLock, Timeout
 
 from hambench.errors import FolderTakenError, StoreError
 from hambench.files import reason_of, write_bytes
-from hambench.records import SCHEMA_VERSION, RunHeader, Sample, SampleRecord, Score
+from hambench.records import SCHEMA_VERSION, Fidelity, RunHeader, Sample, SampleRecord, Score, answer_key
 
-HEADER, PROMPTS, RECORDS, SCORES, TELEMETRY = (
+HEADER, PROMPTS, RECORDS, SCORES, TELEMETRY, FIDELITY = (
     "run.json",
     "prompts.jsonl",
     "records.jsonl",
     "scores.jsonl",
     "telemetry.jsonl",
+    "fidelity.jsonl",
 )
 LOCK = ".lock"
 
@@ -49,6 +51,15 @@ class Run:
     scores: tuple[Score, ...]
     """The newest score of each (cell, sample, repeat, metric)."""
     telemetry: tuple[dict[str, Any], ...] = field(default=())
+    fidelity: dict[str, Fidelity] = field(default_factory=dict)
+    """The newest judgement of each distinct answer, by :func:`~hambench.records.answer_key`."""
+
+    def judged(self, record: SampleRecord) -> Fidelity | None:
+        """What the target makes of a record's answer; ``None`` if it was not asked, or could not say."""
+        if record.trace is None or not self.fidelity:
+            return None
+        found = self.fidelity.get(answer_key(record))
+        return None if found is None or found.error is not None else found
 
     @property
     def measured(self) -> tuple[SampleRecord, ...]:
@@ -96,6 +107,7 @@ def load_run(path: str | Path) -> Run:
         (s.cell, s.sample_id, s.repeat, s.metric): s for s in _read_lines(folder / SCORES, Score, check)
     }
     telemetry: Iterator[dict[str, Any]] = _read_lines(folder / TELEMETRY, dict[str, Any])
+    fidelity = {item.answer: item for item in _read_lines(folder / FIDELITY, Fidelity)}
     return Run(
         path=folder,
         header=header,
@@ -103,6 +115,7 @@ def load_run(path: str | Path) -> Run:
         records=(*warmups, *newest.values()),
         scores=tuple(scores.values()),
         telemetry=tuple(telemetry),
+        fidelity=fidelity,
     )
 
 
@@ -190,7 +203,7 @@ class RunWriter:
         folder = Path(folder)
         load_header(folder)
         with _disk_errors(folder):
-            for name in (RECORDS, SCORES, TELEMETRY):
+            for name in (RECORDS, SCORES, TELEMETRY, FIDELITY):
                 _cut_torn_line(folder / name)
         return cls(folder)
 
@@ -234,6 +247,10 @@ class RunWriter:
     def append_scores(self, scores: Iterable[Score]) -> None:
         """Adds scores; a newer score of the same answer and metric supersedes an older one for readers."""
         self._append(SCORES, scores)
+
+    def append_fidelity(self, judgements: Iterable[Fidelity]) -> None:
+        """Adds judgements of distinct answers; a newer one of the same answer supersedes an older one."""
+        self._append(FIDELITY, judgements)
 
     def append_telemetry(self, reading: dict[str, Any]) -> None:
         """Adds one reading of the machine (bandwidth, load, clocks, energy)."""

@@ -8,7 +8,7 @@ from functools import cached_property
 
 from hambench.analysis import metrics
 from hambench.analysis.baselines import baseline_cell, baseline_of, has_several
-from hambench.analysis.proxy_rows import GAP
+from hambench.analysis.fidelity import Divergence, divergences
 from hambench.groups import ALL, group_kind, group_names, in_group
 from hambench.machine.fingerprint import SPEED_KEYS, differences
 from hambench.records import Cell, Comparison, Estimate, GenerationTrace, Measurement, SampleRecord, Score
@@ -160,16 +160,12 @@ class View:
         return {(s.cell, s.sample_id, s.repeat): s for s in self.run.scores if s.primary}
 
     @cached_property
-    def gaps(self) -> dict[tuple[str, str, int], float]:
-        """Gap between the target's two best logits where an answer first leaves the baseline's, in the same keys.
+    def divergences(self) -> dict[tuple[str, str, int], Divergence]:
+        """Where answers leave the baseline's and what the target says there, by cell label, sample id and repeat.
 
-        Empty unless ``hambench proxies`` has judged the run.
+        Empty unless the run was judged.
         """
-        return {
-            (s.cell, s.sample_id, s.repeat): s.value
-            for s in self.run.scores
-            if s.metric == GAP and s.value is not None
-        }
+        return divergences(self.run)
 
 
 def view_cells(cells: Sequence[Cell]) -> tuple[CellView, ...]:
@@ -260,7 +256,8 @@ def _join(runs: Sequence[Run]) -> Run:
     )
     samples = {key: sample for run in runs for key, sample in run.samples.items()}
     telemetry = tuple(reading for run in runs for reading in run.telemetry)
-    return Run(runs[0].path, header, samples, tuple(records), tuple(scores), telemetry)
+    fidelity = {key: item for run in runs for key, item in run.fidelity.items()}
+    return Run(runs[0].path, header, samples, tuple(records), tuple(scores), telemetry, fidelity)
 
 
 def _axis(cells: Sequence[Cell]) -> str | None:

@@ -100,8 +100,18 @@ DERIVED = (
     ),
     _more(
         "target_logprob_per_token", "nats", "higher", "proxy",
-        "Mean log-probability per token of the answers under the target model itself (`hambench proxies`).",
+        "Σ log-probability of the answer tokens under the target itself / Σ answer tokens (`hambench proxies`).",
     ),
+    _more(
+        "regret", "nats/token", "lower", "proxy",
+        "Σ over answer tokens of the target's highest log-probability there less that of the token taken / Σ tokens; 0 "
+        "is what the target would have chosen itself. The answer is followed as it stands.",
+    ),
+    _more(
+        "agreement", "share", "higher", "proxy",
+        "Answer tokens that are the target's own choice at their place, over all answer tokens.",
+    ),
+    _more("num_judged", "answers", None, "count", "Answers that the target has judged (`--no-fidelity`: none)."),
     _more(
         "median_top_two_gap", "logits", "lower", "proxy",
         "Gap between the target's two best logits where an answer first leaves the baseline's; near 0, rounding "

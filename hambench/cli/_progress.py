@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hambench.runner.generator import Job, Progress
+    from hambench.runner.judge import Progress as JudgeProgress
 
 
 @contextlib.contextmanager
-def progress_bar() -> Iterator[Progress | None]:
-    """Gives a callback for :func:`hambench.runner.start.start_run`; ``None`` when stderr is no terminal."""
+def progress_bar() -> Iterator[tuple[Progress | None, JudgeProgress | None]]:
+    """Gives the callbacks of :func:`hambench.runner.start.start_run`, for records and for the judging after them;
+    ``None`` when stderr is not a terminal.
+    """  # noqa: D205
     if not sys.stderr.isatty():
-        yield None
+        yield None, None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -29,4 +32,7 @@ def progress_bar() -> Iterator[Progress | None]:
             description = f"{job.sample.task} · {job.cell.label}".replace("[", r"\[")
             bar.update(task, completed=num_done, total=num_jobs, description=description)
 
-        yield show
+        def show_judging(num_done: int, num_answers: int) -> None:
+            bar.update(task, completed=num_done, total=num_answers, description="judging by the target")
+
+        yield show, show_judging

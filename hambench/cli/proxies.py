@@ -17,10 +17,14 @@ def command(run: Path, device: str | None, as_json: bool) -> None:
     """Score RUN's answers by the target's own probabilities, and show where lossless methods leave vanilla's."""
     import json
 
+    from hambench.analysis.fidelity import failures
     from hambench.analysis.proxy_rows import proxy_rows, render_proxies
     from hambench.runner.judge import judge
 
-    rows = proxy_rows(judge(run, device=device))
+    judged = judge(run, device=device)
+    for line in failures(judged):
+        click.echo(f"hambench: {line}", err=True)
+    rows = proxy_rows(judged)
     if as_json:
         for row in rows:
             click.echo(json.dumps(row))

@@ -93,7 +93,13 @@ Examples:
 @click.option(
     "--losslessness",
     is_flag=True,
-    help="Also judge every answer by the target: where it leaves vanilla's, and by how near a tie.",
+    help="Also print where answers leave vanilla's, and by how near a tie.",
+)
+@click.option(
+    "--fidelity/--no-fidelity",
+    default=True,
+    show_default=True,
+    help="Judge every answer by the target afterwards: regret and agreement.",
 )
 @click.option("--report/--no-report", default=True, show_default=True, help="Write report.html into the run.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per cell on stdout, nothing else.")
@@ -103,6 +109,7 @@ def command(
     resume: Path | None,
     report: bool,
     losslessness: bool,
+    fidelity: bool,
     as_json: bool,
     allow_code_execution: bool,
     **options: Any,
@@ -110,8 +117,14 @@ def command(
     """Measure speed, KV memory and accuracy of the same tokens, for every method."""
     from hambench.runner.start import resume_run, start_run
 
+    if losslessness and not fidelity:
+        raise HambenchError(
+            "--losslessness shows what the target says of the answers: leave out --no-fidelity"
+        )
     if resume is None:
-        request = request_from(suite=suite, allow_code_execution=allow_code_execution, **options)
+        request = request_from(
+            suite=suite, allow_code_execution=allow_code_execution, fidelity=fidelity, **options
+        )
         folders = [out] if out is not None else _new_folders(suite or "tasks")
     else:
         _refuse_other_options(resume)
@@ -120,11 +133,11 @@ def command(
 
     folder = folders[0]
     try:
-        with progress_bar() as progress:
+        with progress_bar() as (progress, judging):
             if resume is None:
                 for folder in folders:
                     try:
-                        run = start_run(request, folder, progress=progress)
+                        run = start_run(request, folder, progress=progress, judging=judging)
                         break
                     except FolderTakenError:
                         # another run began here since the folders were listed: the next name is free
@@ -136,6 +149,7 @@ def command(
                     allow_code_execution=allow_code_execution,
                     progress=progress,
                     say=lambda line: click.echo(f"hambench: {line}", err=True),
+                    judging=judging,
                     executor=options["executor"],
                     ray_address=options["ray_address"],
                 )
@@ -172,7 +186,9 @@ def command(
         click.echo(f"report: {report_path}")
 
 
-def request_from(suite: str | None, allow_code_execution: bool, **options: Any) -> RunRequest:
+def request_from(
+    suite: str | None, allow_code_execution: bool, fidelity: bool = True, **options: Any
+) -> RunRequest:
     """The request that the options of ``hambench run`` (or ``plan``) describe."""
     from hambench.runner.generator import DecodingOptions
     from hambench.runner.start import RunRequest
@@ -210,6 +226,7 @@ def request_from(suite: str | None, allow_code_execution: bool, **options: Any) 
         budget_s=seconds(options["budget"]),
         device=options["device"],
         allow_code_execution=allow_code_execution,
+        fidelity=fidelity,
         executor=options["executor"],
         ray_address=options["ray_address"],
         decoding=DecodingOptions(
@@ -250,6 +267,7 @@ def _refuse_other_options(folder: Path) -> None:
         "device": header.model.get("device"),
         **{name: getattr(header, name) for name in ("limit", "repeats", "seed", "temperature", "top_p")},
         "ignore_eos": header.ignore_eos,
+        "fidelity": header.fidelity,
         "max_new_tokens": None if header.max_new_tokens is None else str(header.max_new_tokens),
         "suite": header.suites[0] if len(header.suites) == 1 else None,
         "out": folder,

@@ -46,6 +46,7 @@ def make_header(prepared: Prepared, folder: Path) -> RunHeader:
         top_p=request.decoding.top_p,
         max_new_tokens=request.max_new_tokens,
         ignore_eos=request.decoding.ignore_eos,
+        fidelity=request.fidelity,
         max_remeasured=request.decoding.max_remeasured,
         model={
             **dataclasses.asdict(target.identity),

@@ -1,44 +1,49 @@
-"""Quality without labels: how probable the target finds each method's output, and where it leaves vanilla's.
+"""Fidelity to the target: what the target itself makes of every answer of a run, token by token.
 
-Stored as scores that are not pooled with accuracy. A lossless method should be as probable as vanilla's greedy output
-and identical to it; where reduced precision makes them part, the gap between the target's two best logits at that
-point shows whether it was a near-tie.
+An answer is teacher-forced as it stands, in the run's type, by the model as it is loaded: one prefill per distinct
+prompt, then one pass over the rows of each *distinct* answer on the prompt's cache. Cells that answered alike share it.
+It is taken after the answers were made and timed, so it is in no speed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
-from hambench.analysis.baselines import baseline_of
-from hambench.analysis.proxy_rows import GAP, LOGPROB
-from hambench.analysis.summary import first_difference
 from hambench.engine.text import encode_prompt
-from hambench.errors import NotFiniteError, StoreError
-from hambench.records import Cell, GenerationTrace, SampleRecord, Score
+from hambench.errors import HambenchError, NotFiniteError, StoreError
+from hambench.records import Cell, Fidelity, SampleRecord, answer_key
 from hambench.store import Run, RunWriter, load_run
 
 if TYPE_CHECKING:
     from hambench.models.target import TargetModel
 
-SCORER = "hambench proxies 1"
+MOST_LOGITS = 2**24
+"""Logits of one forward: 64 MiB in float32, whatever the vocabulary."""
+
+Progress = Callable[[int, int], None]
+"""Called with how many distinct answers are judged and how many there are."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Scored:
-    logprobs: Tensor
-    """``[N]`` of each output token."""
-    gaps: Tensor
-    """``[N]`` between the two best logits at each output position."""
+class Reading:
+    """The target's view of one answer of N tokens."""
+
+    regrets: tuple[float, ...]
+    """``[N]``, in nats; see :class:`hambench.records.Fidelity`."""
+    logprobs: tuple[float, ...]
+    """``[N]``, in nats."""
+    gaps: tuple[float, ...]
+    """``[N]``, in logits."""
 
 
 def judge(folder: Path, *, device: str | None = None) -> Run:
-    """Scores a stored run by its target and gives the run with those scores; judged again, the newest count.
+    """Judges the answers of a stored run that have no judgement yet, and gives the run with all of them.
 
     Args:
         folder: A run; its model is loaded.
@@ -51,77 +56,142 @@ def judge(folder: Path, *, device: str | None = None) -> Run:
     from hambench.runner.start import refuse_other_model
 
     run = load_run(folder)
+    if not unjudged(run):
+        return run
     cell = run.header.cells[0]
     target = load(cell.model, dtype=cell.dtype, device=device)
     refuse_other_model(run.header, target)
     with RunWriter.resume(folder) as writer:
-        writer.append_scores(score_proxies(run, target))
+        judge_run(writer, target)
     return load_run(folder)
 
 
-def score_proxies(run: Run, target: TargetModel) -> Iterator[Score]:
-    """Proxies of every answered record: one forward of the target over its prompt and output."""
+def judge_run(writer: RunWriter, target: TargetModel, *, progress: Progress | None = None) -> None:
+    """Judges what a stored run has not judged yet, one prompt's answers on the disk at a time, and notes the time."""
+    run = load_run(writer.folder)
+    waiting = unjudged(run)
+    if not waiting:
+        return
+    began = time.perf_counter()
+    num_done = 0
+    for judgements in _judge(run, waiting, target):
+        writer.append_fidelity(judgements)
+        num_done += len(judgements)
+        if progress is not None:
+            progress(num_done, len(waiting))
+    seconds = time.perf_counter() - began
+    num_answers = sum(record.trace is not None for record in run.measured)
+    writer.append_telemetry(
+        {"kind": "fidelity", "seconds": seconds, "num_distinct": num_done, "num_answers": num_answers}
+    )
+
+
+def unjudged(run: Run) -> dict[str, SampleRecord]:
+    """One record of each distinct answer that has no judgement, by :func:`hambench.records.answer_key`."""
+    waiting: dict[str, SampleRecord] = {}
+    for record in run.measured:
+        if record.trace is not None and record.trace.token_ids and run.judged(record) is None:
+            waiting.setdefault(answer_key(record), record)
+    return waiting
+
+
+def _judge(run: Run, waiting: dict[str, SampleRecord], target: TargetModel) -> Iterator[list[Fidelity]]:
     cells = {cell.label: cell for cell in run.header.cells}
-    baselines = {label: baseline_of(cell, run.header.cells) for label, cell in cells.items()}
-    judges = {baseline.label for baseline in baselines.values() if baseline is not None}
-    theirs: dict[tuple[str, str, int], tuple[GenerationTrace, _Scored]] = {}
-    # baselines first: the others' divergence is judged by their distributions
-    for record in sorted(run.measured, key=lambda r: r.cell not in judges):
-        if record.trace is None:
+    prompts: dict[tuple[str, int, int], dict[str, SampleRecord]] = {}
+    for key, record in waiting.items():
+        assert record.trace is not None
+        asked = (record.sample_id, record.trace.prompt_tokens, record.truncated_tokens)
+        prompts.setdefault(asked, {})[key] = record
+    for (sample_id, _, _), records in prompts.items():
+        alien = {key: reason for key, record in records.items() if (reason := _alien(record, target))}
+        if alien:
+            yield [Fidelity(sample_id=sample_id, answer=key, error=reason) for key, reason in alien.items()]
+            records = {key: record for key, record in records.items() if key not in alien}
+        answers = [r.trace.token_ids for r in records.values() if r.trace is not None]
+        first = next(iter(records.values()), None)
+        if first is None:
             continue
-        scored = _score(record, record.trace, run, cells[record.cell], target)
-        yield _as_score(record, LOGPROB, float(scored.logprobs.mean()))
-        if record.cell in judges:
-            theirs[record.cell, record.sample_id, record.repeat] = (record.trace, scored)
-        baseline = baselines[record.cell]
-        key = (baseline.label if baseline else "", record.sample_id, record.repeat)
-        if key in theirs and key[0] != record.cell:
-            base_trace, base_scored = theirs[key]
-            first = first_difference(record.trace.token_ids, base_trace.token_ids)
-            if first is not None and first < len(base_trace.token_ids):
-                yield _as_score(record, GAP, float(base_scored.gaps[first]))
+        try:
+            prompt = _prompt_ids(run, first, cells[first.cell], target)
+            readings = read_answers(target, prompt, answers)
+        except (HambenchError, RuntimeError, ValueError) as error:
+            reason = f"{type(error).__name__}: {error}"[:500]
+            yield [Fidelity(sample_id=sample_id, answer=key, error=reason) for key in records]
+            continue
+        yield [
+            Fidelity(
+                sample_id=sample_id,
+                answer=key,
+                regrets=reading.regrets,
+                logprobs=reading.logprobs,
+                gaps=reading.gaps,
+            )
+            for key, reading in zip(records, readings, strict=True)
+        ]
 
 
-@torch.inference_mode()
-def _score(
-    record: SampleRecord, trace: GenerationTrace, run: Run, cell: Cell, target: TargetModel
-) -> _Scored:
+def _alien(record: SampleRecord, target: TargetModel) -> str:
+    """Why the target can't read an answer; empty if it can."""
+    assert record.trace is not None
+    size = target.llama.shape.vocab_size
+    unknown = next((token for token in record.trace.token_ids if not 0 <= token < size), None)
+    return (
+        ""
+        if unknown is None
+        else f"its token {unknown} is not in 0..{size - 1}, the vocabulary of {target.name}"
+    )
+
+
+def _prompt_ids(run: Run, record: SampleRecord, cell: Cell, target: TargetModel) -> list[int]:
     if target.tokenizer is None:
         raise StoreError(
             f"{run.path} can't be judged: {target.name} has no tokenizer to read its prompts with"
         )
     sample, positions = cell.asks(run.samples[record.sample_id]), cell.positions(target.context_length)
     prompt = encode_prompt(sample, target.tokenizer, context_length=positions).ids
-    tokens = list(trace.token_ids)
-    size = target.llama.shape.vocab_size
-    if not prompt or not tokens or not all(0 <= token < size for token in tokens):
-        raise StoreError(
-            f"{run.path}: the answer of {record.cell} to {record.sample_id} can't be judged: it needs a prompt and "
-            f"tokens in 0..{size - 1}"
-        )
+    if not prompt:
+        raise StoreError(f"{run.path}: {record.sample_id} can't be judged: its prompt has no token")
+    return prompt
+
+
+@torch.inference_mode()
+def read_answers(
+    target: TargetModel, prompt: Sequence[int], answers: Sequence[Sequence[int]]
+) -> list[Reading]:
+    """Teacher-forces answers to one prompt, whose cache they share.
+
+    Args:
+        target: The judge.
+        prompt: Ids of the prompt, at least one.
+        answers: Ids of each answer, at least one, all of them in the target's vocabulary.
+
+    Raises:
+        NotFiniteError: If logits of the target are not finite.
+    """
     model = target.llama
-    cache = model.new_cache(len(prompt) + len(tokens))
+    vocabulary = model.shape.vocab_size
+    # a step may have emitted more than was kept, so an answer can end at the last position of the context
+    cache = model.new_cache(len(prompt) + max(map(len, answers)))
     if len(prompt) > 1:
         model.prefill(torch.tensor(prompt[:-1], device=target.device), cache)
-    # row i predicts output token i: the last prompt token first, the last output token never
-    inputs = torch.tensor([prompt[-1], *tokens[:-1]], device=target.device)
-    logits = model.forward(inputs, cache, num_logits=None).logits.float()
-    if not bool(logits.amax(dim=-1).isfinite().all()):
-        raise NotFiniteError(target.name)
-    wanted = torch.tensor(tokens, device=target.device)[:, None]
-    best = logits.topk(2, dim=-1).values
-    return _Scored(
-        logprobs=torch.log_softmax(logits, dim=-1).gather(1, wanted)[:, 0], gaps=best[:, 0] - best[:, 1]
-    )
-
-
-def _as_score(record: SampleRecord, metric: str, value: float) -> Score:
-    return Score(
-        cell=record.cell,
-        sample_id=record.sample_id,
-        repeat=record.repeat,
-        metric=metric,
-        value=value,
-        primary=False,
-        scorer=SCORER,
-    )
+    readings = []
+    for answer in answers:
+        cache.truncate(len(prompt) - 1)
+        # row i predicts answer token i: the last prompt token first, the last answer token never
+        inputs = torch.tensor([prompt[-1], *answer[:-1]], device=target.device)
+        wanted = torch.tensor(answer, device=target.device)
+        parts = []
+        rows = max(1, MOST_LOGITS // vocabulary)
+        for ids, tokens in zip(torch.split(inputs, rows), torch.split(wanted, rows), strict=True):
+            logits = model.forward(ids, cache, num_logits=None).logits.float()
+            best = logits.topk(2, dim=-1).values
+            taken = logits.gather(1, tokens[:, None])[:, 0]
+            normaliser = torch.logsumexp(logits, dim=-1)
+            parts.append(torch.stack([best[:, 0] - taken, taken - normaliser, best[:, 0] - best[:, 1]]))
+        if not bool(torch.cat(parts, dim=1).isfinite().all()):
+            raise NotFiniteError(target.name)
+        regrets, logprobs, gaps = (
+            tuple(round(value, 6) for value in row) for row in torch.cat(parts, dim=1).tolist()
+        )
+        readings.append(Reading(regrets, logprobs, gaps))
+    return readings

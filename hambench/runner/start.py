@@ -19,6 +19,7 @@ from hambench.store import Run, RunWriter, load_run, record_key
 if TYPE_CHECKING:
     from hambench.models.target import TargetModel
     from hambench.runner.budget import Speed
+    from hambench.runner.judge import Progress as JudgeProgress
     from hambench.suites.api import Capture
 
 EditionChoice = Literal["auto", "official", "offline"]
@@ -48,6 +49,8 @@ class RunRequest:
     ray_address: str | None = None
     """Of a running cluster; by default one is started for the run."""
     decoding: DecodingOptions = dataclasses.field(default_factory=DecodingOptions)
+    fidelity: bool = True
+    """Judge every answer by the target once all are made."""
 
     def __post_init__(self) -> None:
         for name in ("limit", "repeats", "max_new_tokens"):
@@ -116,13 +119,20 @@ def prepare(request: RunRequest, *, calibrated: bool = False) -> Prepared:
     return Prepared(request, expansion, target, captured, samples, generator, speeds)
 
 
-def start_run(request: RunRequest, folder: Path, *, progress: Progress | None = None) -> Run:
-    """Makes a new run in ``folder``.
+def start_run(
+    request: RunRequest,
+    folder: Path,
+    *,
+    progress: Progress | None = None,
+    judging: JudgeProgress | None = None,
+) -> Run:
+    """Makes a new run in ``folder``; ``judging`` is told how many distinct answers the target has judged.
 
     Raises:
         HambenchError: For a request that can't be run; nothing is written then.
     """
     from hambench.runner.header import make_header
+    from hambench.runner.judge import judge_run
 
     executor = get_executor(request.executor, ray_address=request.ray_address)
     # claimed before the model is loaded: a refusal should not take a minute, nor find out after another's header
@@ -137,6 +147,8 @@ def start_run(request: RunRequest, folder: Path, *, progress: Progress | None = 
             done=set(),
             progress=progress,
         )
+        if request.fidelity:
+            judge_run(writer, prepared.target, progress=judging)
         score_run(writer, allow_code_execution=request.allow_code_execution)
     return load_run(folder)
 
@@ -146,6 +158,7 @@ def resume_run(
     *,
     allow_code_execution: bool = False,
     progress: Progress | None = None,
+    judging: JudgeProgress | None = None,
     say: Callable[[str], None] | None = None,
     executor: str = "local",
     ray_address: str | None = None,
@@ -156,6 +169,7 @@ def resume_run(
         folder: The run.
         allow_code_execution: Whether programs of the model may run.
         progress: Called after each record.
+        judging: Told how many distinct answers the target has judged.
         say: Told of what differs from where the run began and may change its figures: versions, machine, threads.
         executor: Where records are made.
         ray_address: Of a running cluster.
@@ -164,6 +178,7 @@ def resume_run(
         HambenchError: If the model, or weights that a method uses, are no longer those the run began with.
     """
     from hambench.models.target import load
+    from hambench.runner.judge import judge_run
 
     place = get_executor(executor, ray_address=ray_address)
     with RunWriter.resume(folder) as writer:
@@ -183,6 +198,8 @@ def resume_run(
             done={record_key(record) for record in run.measured},
             progress=progress,
         )
+        if header.fidelity:
+            judge_run(writer, target, progress=judging)
         score_run(writer, allow_code_execution=allow_code_execution)
     return load_run(folder)
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from hambench.analysis.summary import first_difference
-from hambench.records import GenerationTrace, SampleRecord, StepRecord
+from hambench.analysis.fidelity import Divergence
+from hambench.analysis.identity import first_difference
+from hambench.records import Fidelity, GenerationTrace, SampleRecord, StepRecord
 from hambench.reports.page.html_text import printable
 from hambench.reports.values import seconds_text, significant
 from hambench.reports.view import CellView
@@ -29,7 +30,13 @@ class Answer:
 
 
 def answer_of(
-    cell: CellView, record: SampleRecord, score: str, base: SampleRecord | None, *, gap: float | None = None
+    cell: CellView,
+    record: SampleRecord,
+    score: str,
+    base: SampleRecord | None,
+    *,
+    parting: Divergence | None = None,
+    judged: Fidelity | None = None,
 ) -> Answer:
     """Lays out an answer.
 
@@ -38,7 +45,8 @@ def answer_of(
         record: The answer, or its error.
         score: What its scorer says.
         base: The baseline's record of the same sample, if there is one.
-        gap: Between the target's two best logits where the answer leaves the baseline's, if it is known.
+        parting: Where the answer leaves the baseline's and what the target says there, if it is known.
+        judged: What the target makes of the answer, if it was asked.
     """
     if record.trace is None:
         return Answer(cell, score, "", record.error or "no answer", Markup(""))
@@ -46,7 +54,8 @@ def answer_of(
     first = None
     if base is not None and base is not record and base.trace is not None:
         first = first_difference(trace.token_ids, base.trace.token_ids)
-    return Answer(cell, score, _facts(trace, record, base, first, gap), None, steps_markup(record, first))
+    facts = _facts(trace, record, base, first, parting, judged)
+    return Answer(cell, score, facts, None, steps_markup(record, first))
 
 
 def steps_markup(record: SampleRecord, first_differing: int | None = None) -> Markup:
@@ -90,7 +99,8 @@ def _facts(
     record: SampleRecord,
     base: SampleRecord | None,
     first: int | None,
-    gap: float | None,
+    parting: Divergence | None,
+    judged: Fidelity | None,
 ) -> str:
     tokens, steps = len(trace.token_ids), len(trace.steps)
     facts = [f"{tokens} token{'s' * (tokens != 1)} in {steps} step{'s' * (steps != 1)}"]
@@ -110,11 +120,24 @@ def _facts(
         if first is None:
             facts.append("same tokens as the baseline")
         else:
-            near = "" if gap is None else f" (two best logits {significant(gap)} apart)"
-            facts.append(f"leaves the baseline at token {first + 1}{near}")
+            facts.append(f"leaves the baseline at token {first + 1}{_parting_words(parting)}")
+    if judged is not None and judged.regrets:
+        facts.append(
+            f"regret {judged.regret:.2f} nats in all, "
+            f"{judged.num_agreed} of {len(judged.regrets)} tokens the target's own"
+        )
     if len(record.step_texts) != steps:
         facts.append("no text per step was stored")
     return ", ".join(facts)
+
+
+def _parting_words(parting: Divergence | None) -> str:
+    if parting is None:
+        return ""
+    words = f"two best logits {significant(parting.gap)} apart"
+    if parting.regret is not None:
+        words += f", regret {significant(parting.regret)} nats"
+    return f" ({words})"
 
 
 def _tip(number: int, step: StepRecord) -> str:

@@ -174,7 +174,8 @@ def _sample_view(
             records[cell.label],
             _score_text(view, cell, sample.sample_id),
             records.get(base.label) if (base := bases[cell.label]) else None,
-            gap=view.gaps.get((cell.label, sample.sample_id, 0)),
+            parting=view.divergences.get((cell.label, sample.sample_id, 0)),
+            judged=view.run.judged(records[cell.label]),
         )
         for cell in view.cells
         if cell.label in records
@@ -205,16 +206,16 @@ def _ties(view: View, num_differing: int) -> str:
     """What is known of the target's two best logits where answers leave the baseline's."""
     if not num_differing:
         return ""
-    gaps = sorted(view.gaps.values())
+    gaps = sorted(parting.gap for parting in view.divergences.values())
     if not gaps:
         return (
-            "How near a tie each first difference was is not in this run: `hambench proxies RUN` adds the gap between "
-            "the target's two best logits there, and the report made after it shows it."
+            "How near a tie each first difference was is not in this run: `hambench proxies RUN` has the target judge "
+            "the answers, and the report made after it shows it."
         )
     return (
-        f"Where an answer leaves the baseline's, the gap between the target's two best logits is given, from `hambench "
-        f"proxies` (median {significant(gaps[len(gaps) // 2])}). In bfloat16 logits between 16 and 32 lie 0.125 apart, "
-        "so a gap no larger is a tie that rounding alone can turn."
+        "Where an answer leaves the baseline's, the gap between the target's two best logits and the regret of the "
+        f"token taken instead are given (median gap {significant(gaps[len(gaps) // 2])}). In bfloat16 logits between "
+        "16 and 32 lie 0.125 apart, so a gap no larger is a tie that rounding alone can turn."
     )
 
 

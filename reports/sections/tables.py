@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hambench.analysis.summary import token_identity
+from hambench.analysis.identity import token_identity
 from hambench.groups import ALL, group_title
 from hambench.records import Estimate
 from hambench.reports.compared import effect_of

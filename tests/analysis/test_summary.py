@@ -4,12 +4,11 @@ import json
 import pytest
 from synthetic import write_run
 
+from hambench.analysis.identity import first_difference, token_identity
 from hambench.analysis.summary import (
     cell_objects,
-    first_difference,
     render_table,
     to_json_line,
-    token_identity,
 )
 from hambench.store import load_run
 

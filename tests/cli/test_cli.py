@@ -288,12 +288,13 @@ def test_losslessness_says_where_answers_leave_vanillas_and_how_probable_they_ar
     assert code == 0, err
     table = text.partition("log p/token")[2].splitlines()
     assert [line.split()[0].partition("[")[0] for line in table[1:3]] == ["vanilla", "prompt_lookup"]
-    assert table[1].split()[2] == table[2].split()[2] == "2/2"
+    assert table[1].split()[4] == table[2].split()[4] == "2/2"
+    assert table[1].split()[2:4] == ["0.000", "100.0%"]
     code, text, _ = invoke(capsys, "run", "--resume", str(folder), *one[-2:], "--json")
     assert code == 0
     for item in map(json.loads, text.splitlines()):
         judged = item["losslessness"]
-        assert judged["num_samples"] == judged["num_identical"] == 2
+        assert judged["num_judged"] == judged["num_identical"] == 2
         assert judged["target_logprob_per_token"] < 0
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from hambench.analysis.proxy_rows import GAP
-from hambench.records import GenerationTrace, SampleRecord, Score, StepRecord
+from hambench.records import GenerationTrace, SampleRecord, StepRecord
 from hambench.reports.page.answers import steps_markup
 from hambench.reports.page.drilldown import drilldown
 from hambench.reports.sections.calibration import calibration_figure
 from hambench.reports.sections.example import example
+from hambench.reports.values import significant
 from hambench.reports.view import View
 from hambench.store import Run
 
@@ -59,26 +59,33 @@ def test_text_is_shown_whole_when_the_run_stored_none_per_step() -> None:
     assert steps_markup(plain) == "a&lt;b↵\n"
 
 
-def test_a_first_difference_shows_the_logit_gap_that_proxies_found_there(run: Run) -> None:
+def test_a_first_difference_shows_what_the_target_says_there(run: Run) -> None:
     label = "hamburger[confidence=0.5]"
-    plain = drilldown(View(run), limit=None, max_bytes=None)
+    unjudged = drilldown(View(replace(run, fidelity={})), limit=None, max_bytes=None)
     facts = {
         s.sample_id: a.facts
-        for s in plain.samples
+        for s in unjudged.samples
         for a in s.answers
         if a.cell.label == label and not a.error
     }
     leaving = next(sample_id for sample_id, words in facts.items() if "leaves the baseline" in words)
     assert "apart" not in facts[leaving]
-    assert "hambench proxies RUN" in plain.ties
-    gap = Score(cell=label, sample_id=leaving, repeat=0, metric=GAP, value=0.03125, primary=False)
-    judged = drilldown(View(replace(run, scores=(*run.scores, gap))), limit=None, max_bytes=None)
+    assert "regret" not in facts[leaving]
+    assert "hambench proxies RUN" in unjudged.ties
+    view = View(run)
+    judged = drilldown(view, limit=None, max_bytes=None)
     (words,) = (
         a.facts for s in judged.samples if s.sample_id == leaving for a in s.answers if a.cell.label == label
     )
-    assert "(two best logits 0.0312 apart)" in words
-    assert "hambench proxies" in judged.ties
-    assert "median 0.0312" in judged.ties
+    parting = view.divergences[label, leaving, 0]
+    assert (
+        f"(two best logits {significant(parting.gap)} apart, regret {significant(parting.regret)} nats)"
+        in words
+    )
+    assert parting.regret > 0
+    assert "tokens the target's own" in words
+    assert "median gap" in judged.ties
+    assert "hambench proxies" not in judged.ties
 
 
 def test_nothing_is_said_of_ties_where_no_answer_leaves_the_baseline(tiny_run: Run) -> None:

@@ -4,13 +4,14 @@ import pytest
 import torch
 from synthetic import write_run
 
-from hambench.analysis.proxy_rows import GAP, LOGPROB, proxy_rows, render_proxies
+from hambench.analysis.fidelity import divergences
+from hambench.analysis.proxy_rows import proxy_rows, render_proxies
 from hambench.engine.text import encode_prompt
 from hambench.machine.load import CpuLoadMeter
-from hambench.records import Cell, Sample
+from hambench.records import Cell, GenerationTrace, Sample, SampleRecord, StepRecord, answer_key
 from hambench.runner.generator import DecodingOptions, Generator, Job
-from hambench.runner.judge import score_proxies
-from hambench.store import load_run
+from hambench.runner.judge import judge_run, read_answers, unjudged
+from hambench.store import FIDELITY, RunWriter, load_run
 
 CELLS = tuple(
     Cell(method="vanilla", label=label, knobs={}, model="m", dtype="float32")
@@ -22,47 +23,123 @@ SAMPLE = Sample(
 
 
 @pytest.fixture
-def run(target, tmp_path):
-    """A real A/A run of one sample in the shape of a stored one."""
-    stored = load_run(write_run(tmp_path / "run"))
+def folder(target, tmp_path):
+    """A real A/A run of one sample, not judged yet."""
+    stored = load_run(write_run(tmp_path / "other"))
     generator = Generator(target, CELLS, DecodingOptions())
-    records = tuple(generator.record(Job(cell, SAMPLE, 0), CpuLoadMeter()) for cell in CELLS)
-    header = dataclasses.replace(stored.header, cells=CELLS)
-    return dataclasses.replace(stored, header=header, samples={"s/t/0": SAMPLE}, records=records, scores=())
+    header = dataclasses.replace(stored.header, cells=CELLS, num_samples=1)
+    with RunWriter.create(tmp_path / "run", header, [SAMPLE]) as writer:
+        writer.append_records(generator.record(Job(cell, SAMPLE, 0), CpuLoadMeter()) for cell in CELLS)
+    return tmp_path / "run"
 
 
-def with_token(run, index, token):
-    """The same run with one token of the second cell's answer changed."""
-    record = run.records[1]
+def judged(folder, target):
+    with RunWriter.resume(folder) as writer:
+        judge_run(writer, target)
+    return load_run(folder)
+
+
+def with_token(folder, index, token):
+    """The run with one token of the second cell's answer changed."""
+    record = load_run(folder).records[1]
     steps = list(record.trace.steps)
     steps[index] = dataclasses.replace(steps[index], tokens=(token,))
     changed = dataclasses.replace(record, trace=dataclasses.replace(record.trace, steps=tuple(steps)))
-    return dataclasses.replace(run, records=(run.records[0], changed))
+    with RunWriter.resume(folder) as writer:
+        writer.append_record(changed)
 
 
-def test_log_probability_is_the_targets_own(run, target):
-    scores = [score for score in score_proxies(run, target) if score.cell == "vanilla"]
-    tokens = run.records[0].trace.token_ids
-    context = encode_prompt(SAMPLE, target.tokenizer, context_length=512).ids
-    expected = []
+def one_by_one(target, prompt, tokens):
+    """Regret and log-probability of each token, a prefill of its own for each."""
+    context, regrets, logprobs = list(prompt), [], []
     for token in tokens:
-        cache = target.llama.new_cache(len(context))
-        logits = target.llama.prefill(torch.tensor(context), cache).logits[-1]
-        expected.append(float(torch.log_softmax(logits, -1)[token]))
+        logits = target.llama.prefill(torch.tensor(context), target.llama.new_cache(len(context))).logits[-1]
+        scores = torch.log_softmax(logits, -1)
+        regrets.append(float(scores.max() - scores[token]))
+        logprobs.append(float(scores[token]))
         context.append(token)
-    assert [score.metric for score in scores] == [LOGPROB]
-    assert scores[0].value == pytest.approx(sum(expected) / len(expected), abs=1e-4)
-    assert not scores[0].primary
+    return regrets, logprobs
 
 
-def test_identical_answers_have_no_gap_and_a_divergence_has_the_baselines_gap_there(run, target):
-    assert GAP not in {score.metric for score in score_proxies(run, target)}
-    other = with_token(run, 5, (run.records[0].trace.token_ids[5] + 1) % 256)
-    gaps = [score for score in score_proxies(other, target) if score.metric == GAP]
-    assert [score.cell for score in gaps] == ["vanilla#2"]
-    assert gaps[0].value > 0
-    rows = proxy_rows(dataclasses.replace(other, scores=tuple(score_proxies(other, target))))
+def test_regret_and_log_probability_are_the_targets_own(target):
+    prompt, answers = [5, 6, 7, 8], [[1, 2, 3, 4, 5], [1, 9, 9], [200]]
+    for answer, reading in zip(answers, read_answers(target, prompt, answers), strict=True):
+        regrets, logprobs = one_by_one(target, prompt, answer)
+        assert reading.regrets == pytest.approx(regrets, abs=1e-4)
+        assert reading.logprobs == pytest.approx(logprobs, abs=1e-4)
+
+
+def test_a_long_answer_is_read_in_parts_with_the_same_result(target, monkeypatch):
+    prompt, answer = [5, 6], [7 * i % 200 for i in range(40)]
+    (whole,) = read_answers(target, prompt, [answer])
+    monkeypatch.setattr("hambench.runner.judge.MOST_LOGITS", 7 * target.llama.shape.vocab_size)
+    (parts,) = read_answers(target, prompt, [answer])
+    assert parts.regrets == pytest.approx(whole.regrets, abs=1e-4)
+
+
+def test_a_greedy_answer_of_the_target_has_no_regret_and_cells_that_agree_share_one_judgement(folder, target):
+    run = judged(folder, target)
+    assert len(run.fidelity) == 1
+    assert len((folder / FIDELITY).read_text().splitlines()) == 1
+    for record in run.measured:
+        item = run.judged(record)
+        assert item.regret == 0
+        assert item.num_agreed == len(record.trace.token_ids)
+    (reading,) = [item for item in run.telemetry if item["kind"] == "fidelity"]
+    assert (reading["num_distinct"], reading["num_answers"]) == (1, 2)
+    assert reading["seconds"] > 0
+
+
+def test_an_answer_that_leaves_the_baselines_is_judged_on_its_own(folder, target):
+    token = (load_run(folder).records[0].trace.token_ids[5] + 1) % 256
+    with_token(folder, 5, token)
+    run = judged(folder, target)
+    assert len(run.fidelity) == 2
+    other = run.records[1]
+    prompt = encode_prompt(SAMPLE, target.tokenizer, context_length=512).ids
+    regrets, _ = one_by_one(target, prompt, other.trace.token_ids)
+    assert run.judged(other).regrets == pytest.approx(regrets, abs=1e-4)
+    (parting,) = divergences(run).values()
+    assert parting.index == 5
+    assert parting.gap > 0
+    assert parting.regret == pytest.approx(regrets[5], abs=1e-4)
+    rows = proxy_rows(run)
     assert rows[1]["first_difference"] == 5
     assert rows[1]["tokens_before_difference"] == pytest.approx(5 / 12)
+    assert rows[1]["regret"] > rows[0]["regret"] == 0
     assert rows[1]["target_logprob_per_token"] < rows[0]["target_logprob_per_token"]
     assert "vanilla#2" in render_proxies(rows)
+
+
+def test_what_is_judged_is_not_judged_again_and_a_torn_line_is(folder, target):
+    run = judged(folder, target)
+    before = (folder / FIDELITY).read_bytes()
+    assert not unjudged(run)
+    assert judged(folder, target).fidelity == run.fidelity
+    assert (folder / FIDELITY).read_bytes() == before
+    (folder / FIDELITY).write_bytes(before[:-20])
+    assert not load_run(folder).fidelity
+    assert judged(folder, target).fidelity == run.fidelity
+    assert (folder / FIDELITY).read_bytes() == before
+
+
+def test_ids_of_another_vocabulary_are_an_error_of_that_answer_and_the_others_are_judged(folder, target):
+    with_token(folder, 5, 10**6)
+    run = judged(folder, target)
+    first, second = run.measured
+    assert run.judged(second) is None
+    assert "its token 1000000 is not in 0..259" in run.fidelity[answer_key(second)].error
+    assert run.judged(first).regret == 0
+    assert proxy_rows(run)[1]["regret"] is None
+
+
+def test_the_key_of_an_answer_is_its_prompt_and_its_tokens():
+    def record(cell="a", tokens=(1, 2), prompt_tokens=3, cut=0):
+        steps = tuple(StepRecord(tokens=(token,), seconds=1.0) for token in tokens)
+        trace = GenerationTrace(prompt_tokens=prompt_tokens, steps=steps, finish="eos")
+        return SampleRecord(cell=cell, sample_id="s", prompt_hash="h", trace=trace, truncated_tokens=cut)
+
+    key = answer_key(record())
+    assert answer_key(record(cell="b")) == key
+    others = [record(tokens=(1, 3)), record(tokens=(12,)), record(prompt_tokens=4), record(cut=1)]
+    assert len({key, *map(answer_key, others)}) == 5
