@@ -1,0 +1,138 @@
+"""Compiles the native library once per source, compiler and flags, and keeps it in a cache folder.
+
+Every instruction set is compiled into the one library, which picks at run time: a folder shared by machines of several
+generations serves them all.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from filelock import FileLock
+
+SOURCE = Path(__file__).parent / "source"
+COMPILERS = ("g++", "clang++", "c++")
+"""Tried in this order, after ``CXX``."""
+INSTALL_HINT = "install g++ 10 or later (Debian: apt-get install g++), or set CXX"
+
+# a fused multiply-add where the source has none would change bits from one compiler to the next
+FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno")
+SANITIZE = ("-O1", "-g", "-fno-omit-frame-pointer", "-DHB_DEBUG")
+INSTRUCTION_SETS: Mapping[str, tuple[str, ...]] = {
+    "avx512": ("-DHB_ISA_AVX512", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma"),
+    "avx2": ("-DHB_ISA_AVX2", "-mavx2", "-mfma"),
+    "portable": (),
+}
+COMMON_UNITS = ("abi", "dispatch", "forward", "model", "pool")
+
+
+class BuildError(RuntimeError):
+    """The library could not be compiled; one line says why, and what to do about it."""
+
+
+def find_compiler() -> str | None:
+    """The C++ compiler to use: the one that ``CXX`` names, or the first of :data:`COMPILERS` on the path."""
+    own = os.environ.get("CXX")
+    names = (own.split()[0],) if own else COMPILERS
+    return next((path for path in map(shutil.which, names) if path), None)
+
+
+def build_library(cache: Path, *, sanitizers: Sequence[str] = ()) -> Path:
+    """The compiled library's path; compiles it if the cache has none for this source, compiler and flags.
+
+    Args:
+        cache: Folder to keep it in. Several processes may ask at once: one compiles, the others wait.
+        sanitizers: For tests, e.g. ``("address", "undefined")``; turns assertions on as well.
+
+    Raises:
+        BuildError: If there is no compiler, it fails, or the cache can't be written.
+    """
+    compiler = find_compiler()
+    if compiler is None:
+        raise BuildError(f"there is no C++ compiler: {INSTALL_HINT}")
+    flags = list(FLAGS)
+    if sanitizers:
+        flags += [*SANITIZE, f"-fsanitize={','.join(sanitizers)}"]
+    library = cache / _key(compiler, flags) / "libhambench_cpu.so"
+    if library.is_file():
+        return library
+    try:
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(library.with_suffix(".lock")):
+            if not library.is_file():
+                _compile(compiler, flags, library)
+    except OSError as error:
+        raise BuildError(f"the compiled library can't be kept in {cache}: {error}") from error
+    return library
+
+
+def _key(compiler: str, flags: Sequence[str]) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(SOURCE.iterdir()):
+        if path.suffix in (".cpp", ".h"):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    try:
+        version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise BuildError(f"{compiler} --version fails ({error}): {INSTALL_HINT}") from error
+    digest.update(repr((version, list(flags), INSTRUCTION_SETS, _is_x86(), platform.system())).encode())
+    return digest.hexdigest()[:24]
+
+
+def _is_x86() -> bool:
+    return platform.machine().lower() in ("x86_64", "amd64")
+
+
+def _units(flags: Sequence[str]) -> dict[str, list[str]]:
+    """Object name → compiler arguments."""
+    names = INSTRUCTION_SETS if _is_x86() else ("portable",)
+    common = [*flags, *(["-DHB_X86"] if _is_x86() else [])]
+    units = {
+        f"kernels_{name}": [
+            *common,
+            *INSTRUCTION_SETS[name],
+            f"-DHB_TABLE=kernels_{name}",
+            f'-DHB_NAME="{name}"',
+            str(SOURCE / "kernels.cpp"),
+        ]
+        for name in names
+    }
+    units.update({name: [*common, str(SOURCE / f"{name}.cpp")] for name in COMMON_UNITS})
+    return units
+
+
+def _compile(compiler: str, flags: Sequence[str], library: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=library.parent, prefix="build-") as folder:
+        units = _units(flags)
+        objects = [str(Path(folder, f"{name}.o")) for name in units]
+        with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+            jobs = [
+                pool.submit(_run, [compiler, *arguments, "-c", "-o", target])
+                for arguments, target in zip(units.values(), objects, strict=True)
+            ]
+            for job in jobs:
+                job.result()
+        whole = Path(folder, library.name)
+        sanitize = [flag for flag in flags if flag.startswith("-fsanitize")]
+        _run([compiler, "-shared", *sanitize, "-o", str(whole), *objects, "-pthread"])
+        # a reader sees no file or a whole one
+        whole.replace(library)
+
+
+def _run(command: list[str]) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise BuildError(f"{command[0]} can't be run ({error}): {INSTALL_HINT}") from error
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
+        reason = lines[0].strip() if lines else f"exit status {done.returncode}"
+        raise BuildError(f"{Path(command[0]).name} can't compile the native engine ({reason}): {INSTALL_HINT}")

@@ -1,0 +1,169 @@
+"""The native library's C interface: the structures of ``source/abi.h`` and its functions' types."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from collections.abc import Sequence
+from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
+from pathlib import Path
+from typing import NamedTuple
+
+from hambench.kernels.cpu.build import BuildError, build_library
+
+ABI = 1
+OK, NOT_FINITE, NO_MEMORY, BAD_ARGUMENT = range(4)
+ISA_VARIABLE = "HAMBENCH_CPU_ISA"
+"""Environment variable that forces an instruction set: ``avx512``, ``avx2`` or ``portable``."""
+
+
+class Shape(ctypes.Structure):
+    """``hb_shape``."""
+
+    _fields_ = (
+        *((name, c_int32) for name in ("hidden", "intermediate", "num_layers", "num_heads", "num_kv_heads")),
+        *((name, c_int32) for name in ("head_dim", "vocab", "cache_type", "embedding_type")),
+        ("eps", c_float),
+        ("frequencies", c_void_p),
+    )
+
+
+class Dense(ctypes.Structure):
+    """``hb_dense``."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("values", "scales", "bias")),
+        *((name, c_int32) for name in ("type", "scale_type", "bias_type", "reserved")),
+        *((name, c_int64) for name in ("outputs", "inputs", "row_stride")),
+    )
+
+
+class Vector(ctypes.Structure):
+    """``hb_vector``."""
+
+    _fields_ = (("values", c_void_p), ("type", c_int32), ("size", c_int32))
+
+
+class Layer(ctypes.Structure):
+    """``hb_layer``."""
+
+    _fields_ = (
+        *((name, Dense) for name in ("qkv", "out", "gate_up", "down")),
+        *((name, Vector) for name in ("input_norm", "mlp_norm", "q_norm", "k_norm")),
+    )
+
+
+class Part(ctypes.Structure):
+    """``hb_part``."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("keys", "values")),
+        *((name, c_int64) for name in ("capacity", "past")),
+        *((name, c_int32) for name in ("first_row", "num_rows")),
+    )
+
+
+class Forward(ctypes.Structure):
+    """``hb_forward``."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("ids", "embeddings", "positions", "parts", "feature_layers")),
+        *((name, c_void_p) for name in ("features", "hidden", "head_rows", "logits", "tokens")),
+        *((name, c_int32) for name in ("num_rows", "num_parts", "num_features", "num_head_rows", "chain")),
+        ("threads", c_int32),
+    )
+
+
+class Counts(ctypes.Structure):
+    """``hb_counts``."""
+
+    _fields_ = (("calls", c_int64), ("alone", c_int64), ("last_size", c_int32), ("reserved", c_int32))
+
+
+class Limits(NamedTuple):
+    """What the kernels take at most."""
+
+    rows: int
+    """Of one forward."""
+    chunk: int
+    """Slots of one attention task."""
+    head_dim: int
+
+
+FUNCTIONS = {
+    "hb_abi": (c_int32, []),
+    "hb_instruction_set": (c_char_p, [c_char_p]),
+    "hb_limits": (c_int32, [POINTER(c_int32)] * 3),
+    "hb_model_new": (c_void_p, [POINTER(Shape)]),
+    "hb_model_layer": (c_int32, [c_void_p, POINTER(Layer)]),
+    "hb_model_head": (c_int32, [c_void_p, POINTER(Dense), POINTER(Vector), c_void_p]),
+    "hb_model_bytes": (c_int64, [c_void_p]),
+    "hb_model_free": (None, [c_void_p]),
+    "hb_run": (c_int32, [c_void_p, c_char_p, POINTER(Forward)]),
+    "hb_pool_counts": (None, [POINTER(Counts)]),
+}
+
+
+class Library:
+    """The loaded library.
+
+    Args:
+        path: The compiled file.
+
+    Raises:
+        BuildError: If it can't be loaded or is another version's.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.functions = ctypes.CDLL(str(path))
+        except OSError as error:
+            raise BuildError(f"the compiled native engine can't be loaded: {error}") from error
+        for name, (result, arguments) in FUNCTIONS.items():
+            function = getattr(self.functions, name)
+            function.restype, function.argtypes = result, arguments
+        if self.functions.hb_abi() != ABI:
+            raise BuildError(f"{path} is of another version of hambench: delete it")
+        numbers = [c_int32() for _ in range(3)]
+        self.functions.hb_limits(*numbers)
+        self.limits = Limits(*(number.value for number in numbers))
+
+    def instruction_set(self, name: str | None = None) -> str:
+        """The set that forwards use: ``name``, else the one that ``HAMBENCH_CPU_ISA`` names, else the best one here.
+
+        Raises:
+            ValueError: If this machine does not have the set asked for.
+        """
+        wanted = name or os.environ.get(ISA_VARIABLE) or None
+        chosen: bytes | None = self.functions.hb_instruction_set(wanted.encode() if wanted else None)
+        if chosen is None:
+            here = ", ".join(self.instruction_sets())
+            source = "instruction_set" if name else ISA_VARIABLE
+            raise ValueError(f"{source} must be one that this machine runs ({here}), got {wanted!r}")
+        return chosen.decode()
+
+    def instruction_sets(self) -> Sequence[str]:
+        """All sets that run here, the best first."""
+        known = ("avx512", "avx2", "portable")
+        return [name for name in known if self.functions.hb_instruction_set(name.encode()) is not None]
+
+    def pool_counts(self) -> tuple[int, int, int]:
+        """Calls so far, how many of them ran alone because waiting was dear, and threads of the last one."""
+        counts = Counts()
+        self.functions.hb_pool_counts(counts)
+        return counts.calls, counts.alone, counts.last_size
+
+
+@functools.cache
+def load_library(cache: Path) -> Library:
+    """The library, compiled if need be; loaded once per process.
+
+    Args:
+        cache: Where compiled libraries are kept.
+
+    Raises:
+        BuildError: If it can't be had here; one line says why.
+    """
+    return Library(build_library(cache))

@@ -1,0 +1,382 @@
+"""A model's weights packed for the native kernels, and forwards over KV caches in place.
+
+Letters in shapes: T rows, D hidden size, KVH key/value heads, Dh head size, S slots reserved, V vocabulary, R rows that
+go through the head.
+
+Every length, type, stride and offset is checked here before a call: the kernels trust them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hambench.kernels.cpu.library import NO_MEMORY, NOT_FINITE, OK, Dense, Forward, Layer, Library, Part, Shape, Vector
+
+TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+FLOATS = (torch.float32, torch.bfloat16)
+
+
+class NotFiniteError(ArithmeticError):
+    """A logit that decides a token is NaN or infinite."""
+
+
+class NativeShape(NamedTuple):
+    """Sizes of a Llama-family model."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    rms_norm_eps: float
+
+
+class LinearWeight(NamedTuple):
+    """A weight ``[out, in]`` in float32 or bfloat16, or int8 codes with one scale per output."""
+
+    values: Tensor
+    scales: Tensor | None = None
+    """``[out]``, of int8."""
+    bias: Tensor | None = None
+    """``[out]``."""
+
+
+class LayerWeights(NamedTuple):
+    """One decoder layer; norms are vectors."""
+
+    qkv: LinearWeight
+    """Queries above keys above values."""
+    out: LinearWeight
+    gate_up: LinearWeight
+    """Gate above up."""
+    down: LinearWeight
+    input_norm: Tensor
+    mlp_norm: Tensor
+    q_norm: Tensor | None = None
+    k_norm: Tensor | None = None
+
+
+class CachePart(NamedTuple):
+    """The rows of one sequence in a forward: ``num_rows`` new slots behind the ``past`` ones of its cache."""
+
+    keys: Tensor
+    """``[layers, KVH, S, Dh]``, contiguous, in the model's cache type."""
+    values: Tensor
+    past: int
+    num_rows: int
+
+
+class Output(NamedTuple):
+    """What a forward was asked for; ``None`` for what it was not."""
+
+    logits: Tensor | None
+    """``[R, V]`` float32."""
+    hidden: Tensor | None
+    """``[T, D]`` float32, after the final norm."""
+    features: Tensor | None
+    """``[F, T, D]`` float32."""
+
+
+def obstacle(shape: NativeShape, dtype: torch.dtype, device: torch.device, library: Library) -> str | None:
+    """Why the kernels can't run such a model, ``None`` if they can."""
+    if device.type != "cpu":
+        return f"the model is on {device}"
+    if dtype not in FLOATS:
+        return f"the model is in {str(dtype).removeprefix('torch.')}, the kernels take bfloat16 and float32"
+    if shape.head_dim % 2 or shape.head_dim > library.limits.head_dim:
+        return f"its head size is {shape.head_dim}, the kernels take even ones up to {library.limits.head_dim}"
+    if shape.num_heads % shape.num_kv_heads or shape.num_heads // shape.num_kv_heads > library.limits.rows:
+        return f"it has {shape.num_heads} query heads over {shape.num_kv_heads} key/value heads"
+    return None
+
+
+class NativeModel:
+    """Packed weights; forwards of up to :attr:`max_rows` rows.
+
+    Args:
+        library: The native library.
+        shape: The model's sizes.
+        layers: Its decoder layers.
+        frequencies: Radians per position of each pair of elements of a head, ``[Dh / 2]`` float32.
+        final_norm: ``[D]``; ``None`` for a stack without one.
+        head: LM head ``[V, D]``; ``None`` for a stack without one.
+        embedding: ``[V, D]``, read where it is and kept alive; ``None`` where only embeddings go in.
+        cache_type: Element type of the KV caches.
+
+    Raises:
+        ValueError: If a weight's size, type or device does not fit.
+        MemoryError: If there is no room for the packed weights.
+    """
+
+    def __init__(
+        self,
+        library: Library,
+        shape: NativeShape,
+        layers: Sequence[LayerWeights],
+        *,
+        frequencies: Tensor,
+        final_norm: Tensor | None,
+        head: LinearWeight | None,
+        embedding: Tensor | None,
+        cache_type: torch.dtype,
+    ) -> None:
+        if not layers:
+            raise ValueError("layers must hold at least one layer, got none")
+        self.library, self.shape, self.cache_type = library, shape, cache_type
+        self.num_layers, self.max_rows = len(layers), library.limits.rows
+        self._embedding = embedding
+        functions = library.functions
+        hidden, head_dim = shape.hidden_size, shape.head_dim
+        frequencies = frequencies.to(torch.float32).contiguous()
+        _check("frequencies", frequencies, (head_dim // 2,), (torch.float32,))
+        if embedding is not None:
+            _check("embedding", embedding, (shape.vocab_size, hidden), FLOATS)
+        native_shape = Shape(
+            hidden, shape.intermediate_size, len(layers), shape.num_heads, shape.num_kv_heads, head_dim,
+            shape.vocab_size, TYPES[cache_type], 0 if embedding is None else TYPES[embedding.dtype],
+            shape.rms_norm_eps, frequencies.data_ptr(),
+        )  # fmt: skip
+        handle = functions.hb_model_new(native_shape)
+        if not handle:
+            raise MemoryError("there is no memory for the native engine's weights")
+        self._handle = handle
+        weakref.finalize(self, functions.hb_model_free, handle)
+        heads, kv_heads = shape.num_heads * head_dim, shape.num_kv_heads * head_dim
+        for layer in layers:
+            native_layer = Layer(
+                _dense("qkv", layer.qkv, heads + 2 * kv_heads, hidden),
+                _dense("out", layer.out, hidden, heads),
+                _dense("gate_up", layer.gate_up, 2 * shape.intermediate_size, hidden),
+                _dense("down", layer.down, hidden, shape.intermediate_size),
+                _vector("input_norm", layer.input_norm, hidden),
+                _vector("mlp_norm", layer.mlp_norm, hidden),
+                _vector("q_norm", layer.q_norm, head_dim),
+                _vector("k_norm", layer.k_norm, head_dim),
+            )
+            _raise_for(functions.hb_model_layer(handle, native_layer))
+        native_head = Dense() if head is None else _dense("head", head, shape.vocab_size, hidden)
+        norm = _vector("final_norm", final_norm, hidden)
+        pointer = None if embedding is None else embedding.data_ptr()
+        _raise_for(functions.hb_model_head(handle, native_head, norm, pointer))
+        self._has_head = head is not None and final_norm is not None
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of the packed weights."""
+        size: int = self.library.functions.hb_model_bytes(self._handle)
+        return size
+
+    def forward(
+        self,
+        inputs: Tensor,
+        parts: Sequence[CachePart],
+        *,
+        positions: Sequence[int],
+        head_rows: Sequence[int] = (),
+        hidden: bool = False,
+        feature_layers: Sequence[int] = (),
+        instruction_set: str,
+        threads: int,
+    ) -> Output:
+        """Runs T rows through all layers and writes their keys and values to the caches.
+
+        Args:
+            inputs: Ids ``[T]`` (int64) or embeddings ``[T, D]`` in floating point.
+            parts: The sequences that the rows belong to, in order.
+            positions: Rotary position of each row.
+            head_rows: Rows to give logits of.
+            hidden: Whether to give all rows after the final norm.
+            feature_layers: Layers (0-based) whose residual stream to give; the last one's after the final norm.
+            instruction_set: One of the library's.
+            threads: At most as many.
+
+        Raises:
+            ValueError: If an argument does not fit the model or a cache.
+        """
+        num_rows, width = inputs.shape[0], self.shape.hidden_size
+        call, keep = self._call(num_rows, parts, positions, threads)
+        if inputs.ndim == 1:
+            if self._embedding is None:
+                raise ValueError("inputs must be embeddings: the model was made without an embedding")
+            ids = inputs.to(torch.int64).contiguous()
+            _check("inputs", ids, (num_rows,), (torch.int64,))
+            self._check_ids(ids.tolist())
+            call.ids = ids.data_ptr()
+        else:
+            ids = inputs.to(torch.float32).contiguous()
+            _check("inputs", ids, (num_rows, width), (torch.float32,))
+            call.embeddings = ids.data_ptr()
+        logits = self._wanted(call, keep, head_rows, num_rows)
+        if logits is not None:
+            call.logits = logits.data_ptr()
+        normed = torch.empty(num_rows, width) if hidden else None
+        if normed is not None:
+            self._needs_norm("hidden")
+            call.hidden = normed.data_ptr()
+        features = self._features(call, keep, feature_layers, num_rows)
+        self._run(call, instruction_set)
+        return Output(logits, normed, features)
+
+    def greedy(
+        self,
+        tokens: Sequence[int],
+        part: CachePart,
+        *,
+        positions: Sequence[int],
+        num_tokens: int,
+        chain: int = 0,
+        instruction_set: str,
+        threads: int,
+    ) -> list[int]:
+        """Runs ``tokens`` and gives the greedy next token after each of the last ``num_tokens`` of them.
+
+        Args:
+            tokens: Ids of the T rows.
+            part: The sequence's cache; ``part.num_rows`` is T.
+            positions: Rotary position of each row.
+            num_tokens: Tokens to give, 1 to T.
+            chain: As many more, each fed to a forward of its own at the next slot and position.
+            instruction_set: One of the library's.
+            threads: At most as many.
+
+        Raises:
+            ValueError: If an argument does not fit the model or the cache.
+            NotFiniteError: If a logit is NaN or infinite.
+        """
+        num_rows = len(tokens)
+        if not 1 <= num_tokens <= num_rows:
+            raise ValueError(f"num_tokens must be in 1..{num_rows} (the rows given), got {num_tokens}")
+        if chain < 0 or part.past + num_rows + chain > part.keys.shape[2]:
+            raise ValueError(
+                f"chain must be >= 0 and fit the cache of {part.keys.shape[2]} slots behind {part.past + num_rows}, "
+                f"got {chain}"
+            )
+        self._check_ids(tokens)
+        self._needs_norm("greedy tokens")
+        call, _keep = self._call(num_rows, (part,), positions, threads)
+        ids = (ctypes.c_int64 * num_rows)(*tokens)
+        rows = (ctypes.c_int32 * num_tokens)(*range(num_rows - num_tokens, num_rows))
+        chosen = (ctypes.c_int64 * (num_tokens + chain))()
+        call.ids, call.head_rows, call.tokens = map(ctypes.addressof, (ids, rows, chosen))
+        call.num_head_rows, call.chain = num_tokens, chain
+        self._run(call, instruction_set)
+        return list(chosen)
+
+    def _call(
+        self, num_rows: int, parts: Sequence[CachePart], positions: Sequence[int], threads: int
+    ) -> tuple[Forward, list[Any]]:
+        """The arguments that every call has, and what must stay alive while it runs."""
+        if not 1 <= num_rows <= self.max_rows:
+            raise ValueError(f"a forward must have 1..{self.max_rows} rows, got {num_rows}")
+        if sum(part.num_rows for part in parts) != num_rows or len(positions) != num_rows:
+            raise ValueError(f"parts and positions must cover the {num_rows} rows")
+        if threads < 1:
+            raise ValueError(f"threads must be >= 1, got {threads}")
+        native_parts = (Part * len(parts))()
+        first_row = 0
+        for native_part, part in zip(native_parts, parts, strict=True):
+            self._fill(native_part, part, first_row)
+            first_row += part.num_rows
+        places = (ctypes.c_int64 * num_rows)(*positions)
+        if min(positions) < 0:
+            raise ValueError(f"positions must be >= 0, got {min(positions)}")
+        call = Forward(positions=ctypes.addressof(places), parts=ctypes.addressof(native_parts))
+        call.num_rows, call.num_parts, call.threads = num_rows, len(parts), threads
+        return call, [native_parts, places]
+
+    def _fill(self, native_part: Part, part: CachePart, first_row: int) -> None:
+        keys, values, past, num_rows = part
+        capacity = keys.shape[2]
+        size = (self.num_layers, self.shape.num_kv_heads, capacity, self.shape.head_dim)
+        _check("keys", keys, size, (self.cache_type,))
+        _check("values", values, size, (self.cache_type,))
+        if past < 0 or num_rows < 1 or past + num_rows > capacity:
+            raise ValueError(f"{num_rows} rows behind {past} slots don't fit a cache of {capacity} slots")
+        native_part.keys, native_part.values = keys.data_ptr(), values.data_ptr()
+        native_part.capacity, native_part.past = capacity, past
+        native_part.first_row, native_part.num_rows = first_row, num_rows
+
+    def _wanted(
+        self, call: Forward, keep: list[Any], head_rows: Sequence[int], num_rows: int
+    ) -> Tensor | None:
+        if not head_rows:
+            return None
+        self._needs_norm("logits")
+        if min(head_rows) < 0 or max(head_rows) >= num_rows or len(head_rows) > self.max_rows:
+            raise ValueError(f"head_rows must be in 0..{num_rows - 1}, got {list(head_rows)}")
+        rows = (ctypes.c_int32 * len(head_rows))(*head_rows)
+        keep.append(rows)
+        call.head_rows, call.num_head_rows = ctypes.addressof(rows), len(head_rows)
+        return torch.empty(len(head_rows), self.shape.vocab_size)
+
+    def _features(
+        self, call: Forward, keep: list[Any], layers: Sequence[int], num_rows: int
+    ) -> Tensor | None:
+        if not layers:
+            return None
+        if min(layers) < 0 or max(layers) >= self.num_layers:
+            raise ValueError(f"feature_layers must be in 0..{self.num_layers - 1}, got {list(layers)}")
+        native_layers = (ctypes.c_int32 * len(layers))(*layers)
+        keep.append(native_layers)
+        features = torch.empty(len(layers), num_rows, self.shape.hidden_size)
+        call.feature_layers, call.num_features = ctypes.addressof(native_layers), len(layers)
+        call.features = features.data_ptr()
+        return features
+
+    def _check_ids(self, ids: Sequence[int]) -> None:
+        if min(ids) < 0 or max(ids) >= self.shape.vocab_size:
+            raise ValueError(f"token ids must be in 0..{self.shape.vocab_size - 1}, got {min(ids)}..{max(ids)}")
+
+    def _needs_norm(self, what: str) -> None:
+        if not self._has_head:
+            raise ValueError(f"{what} need a final norm and a head, which the model was made without")
+
+    def _run(self, call: Forward, instruction_set: str) -> None:
+        _raise_for(self.library.functions.hb_run(self._handle, instruction_set.encode(), call))
+
+
+def _raise_for(status: int) -> None:
+    if status == NOT_FINITE:
+        raise NotFiniteError("a logit is NaN or infinite")
+    if status == NO_MEMORY:
+        raise MemoryError("there is no memory for the native engine")
+    if status != OK:
+        raise ValueError(f"the native engine refused the call (status {status})")
+
+
+def _check(name: str, tensor: Tensor, size: tuple[int, ...], types: Sequence[torch.dtype]) -> None:
+    if tensor.shape != size or tensor.dtype not in types or tensor.device.type != "cpu" or not tensor.is_contiguous():
+        raise ValueError(
+            f"{name} must be contiguous {list(size)} in {' or '.join(map(str, types))} on the CPU, got "
+            f"{list(tensor.shape)} in {tensor.dtype} on {tensor.device} with strides {tensor.stride()}"
+        )
+
+
+def _vector(name: str, tensor: Tensor | None, size: int) -> Vector:
+    if tensor is None:
+        return Vector()
+    _check(name, tensor, (size,), FLOATS)
+    return Vector(tensor.data_ptr(), TYPES[tensor.dtype], size)
+
+
+def _dense(name: str, weight: LinearWeight, outputs: int, inputs: int) -> Dense:
+    values, scales, bias = weight
+    _check(f"{name}.values", values, (outputs, inputs), tuple(TYPES))
+    if (values.dtype == torch.int8) != (scales is not None):
+        raise ValueError(f"{name}.scales must be given with int8 values, and only with them")
+    dense = Dense(values=values.data_ptr(), type=TYPES[values.dtype], outputs=outputs, inputs=inputs, row_stride=inputs)
+    if scales is not None:
+        _check(f"{name}.scales", scales, (outputs,), FLOATS)
+        dense.scales, dense.scale_type = scales.data_ptr(), TYPES[scales.dtype]
+    if bias is not None:
+        _check(f"{name}.bias", bias, (outputs,), FLOATS)
+        dense.bias, dense.bias_type = bias.data_ptr(), TYPES[bias.dtype]
+    return dense
+

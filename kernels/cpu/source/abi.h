@@ -1,0 +1,78 @@
+// The library's C interface. kernels/cpu/library.py declares the same structures; change kAbi when they change.
+#pragma once
+
+#include <cstdint>
+
+#define HB_PUBLIC __attribute__((visibility("default")))
+
+extern "C" {
+
+constexpr int32_t kAbi = 1;
+
+struct hb_shape {
+  int32_t hidden, intermediate, num_layers, num_heads, num_kv_heads, head_dim, vocab;
+  int32_t cache_type, embedding_type;
+  float eps;
+  const float* frequencies;  // [head_dim / 2]
+};
+
+struct hb_dense {
+  const void* values;
+  const void* scales;
+  const void* bias;
+  int32_t type, scale_type, bias_type, reserved;
+  int64_t outputs, inputs, row_stride;
+};
+
+struct hb_vector {
+  const void* values;
+  int32_t type, size;
+};
+
+struct hb_layer {
+  hb_dense qkv, out, gate_up, down;
+  hb_vector input_norm, mlp_norm, q_norm, k_norm;
+};
+
+struct hb_part {
+  void* keys;
+  void* values;
+  int64_t capacity, past;
+  int32_t first_row, num_rows;
+};
+
+struct hb_forward {
+  const int64_t* ids;
+  const float* embeddings;
+  const int64_t* positions;
+  const hb_part* parts;
+  const int32_t* feature_layers;
+  float* features;
+  float* hidden;
+  const int32_t* head_rows;
+  float* logits;
+  int64_t* tokens;
+  int32_t num_rows, num_parts, num_features, num_head_rows, chain, threads;
+};
+
+struct hb_counts {
+  int64_t calls, alone;
+  int32_t last_size, reserved;
+};
+
+enum hb_status : int32_t { HB_OK = 0, HB_NOT_FINITE = 1, HB_NO_MEMORY = 2, HB_BAD_ARGUMENT = 3 };
+
+HB_PUBLIC int32_t hb_abi(void);
+// the name of the best instruction set here, or of the one asked for; null if the machine or the build lacks it
+HB_PUBLIC const char* hb_instruction_set(const char* name);
+HB_PUBLIC int32_t hb_limits(int32_t* max_rows, int32_t* chunk, int32_t* max_head_dim);
+
+HB_PUBLIC void* hb_model_new(const hb_shape* shape);
+HB_PUBLIC int32_t hb_model_layer(void* model, const hb_layer* layer);  // in order
+HB_PUBLIC int32_t hb_model_head(void* model, const hb_dense* head, const hb_vector* norm, const void* embedding);
+HB_PUBLIC int64_t hb_model_bytes(const void* model);
+HB_PUBLIC void hb_model_free(void* model);
+
+HB_PUBLIC int32_t hb_run(const void* model, const char* instruction_set, const hb_forward* call);
+HB_PUBLIC void hb_pool_counts(hb_counts* counts);
+}

@@ -1,0 +1,365 @@
+#include "forward.h"
+
+#include <cmath>
+#include <cstring>
+#include <new>
+
+namespace hb {
+namespace {
+
+constexpr size_t kFetched = 4096;  // bytes of the next weight that are fetched before a barrier
+
+}  // namespace
+
+Buffer::~Buffer() { ::operator delete(values_, std::align_val_t(64)); }
+
+float* Buffer::ensure(size_t count) {
+  if (count > count_) {
+    ::operator delete(values_, std::align_val_t(64));
+    values_ = nullptr;
+    count_ = 0;
+    values_ = static_cast<float*>(::operator new(count * sizeof(float), std::align_val_t(64)));
+    std::memset(values_, 0, count * sizeof(float));
+    count_ = count;
+  }
+  return values_;
+}
+
+void Workspace::prepare(const Shape& shape, int num_rows, int64_t slots, int threads) {
+  const int64_t rows = num_rows, head = shape.head_padded();
+  const int64_t widest = shape.heads_width() > shape.hidden ? shape.heads_width() : shape.hidden;
+  max_chunks = static_cast<int>((slots + kChunk - 1) / kChunk);
+  stream.ensure(rows * Runner::stride(shape.hidden));
+  qkv.ensure(rows * (shape.num_heads + 2 * shape.num_kv_heads) * head);
+  partials.ensure(rows * shape.num_heads * max_chunks * (kPartialHead + head));
+  act.ensure(rows * Runner::stride(shape.intermediate));
+  // a merged head is written as whole vectors, the last of which may reach past the row
+  own_size = rows * Runner::stride(widest) + kBlock;
+  own.ensure(threads * own_size);
+  turns_size = rows * shape.head_dim;
+  turns.ensure(threads * turns_size);
+  best.resize(static_cast<size_t>(threads) * kMaxRows);
+}
+
+void Runner::embed(const Model& model, int num_rows, const int64_t* ids, const float* rows) {
+  const int64_t hidden = model.shape.hidden, width = model.shape.hidden_padded();
+  const size_t row_bytes = hidden * (model.embedding_type == Type::f32 ? 4 : 2);
+  for (int t = begin_of(num_rows); t < end_of(num_rows); ++t) {
+    float* to = stream(model, t);
+    if (ids != nullptr) {
+      HB_ASSERT(ids[t] >= 0 && ids[t] < model.shape.vocab);
+      kernels_.widen(static_cast<const char*>(model.embedding) + ids[t] * row_bytes, model.embedding_type, hidden, to);
+    } else {
+      std::memcpy(to, rows + t * hidden, hidden * sizeof(float));
+    }
+    std::memset(to + hidden, 0, (width - hidden) * sizeof(float));
+  }
+  barrier();
+}
+
+void Runner::layers(const Model& model, const Part* parts, int num_parts, int num_rows, const int64_t* positions,
+                    const Features& features) {
+  const Shape& shape = model.shape;
+  const int64_t hidden_stride = stride(shape.hidden), act_stride = stride(shape.intermediate);
+  turn_tables(model, num_rows, positions);
+  for (int index = 0; index < shape.num_layers; ++index) {
+    const Layer& layer = model.layers[index];
+    norm_rows(model, layer.input_norm, num_rows);
+    project_heads(model, index, parts, num_parts, num_rows);
+    barrier();
+    attend(model, index, parts, num_parts);
+    fetch(layer.out, begin_of(layer.out.num_blocks()));
+    barrier();
+    mix(model, parts, num_parts);
+    kernels_.project_add(layer.out, normed(), stride(shape.heads_width()), num_rows, begin_of(layer.out.num_blocks()),
+                         end_of(layer.out.num_blocks()), workspace_.stream.get(), hidden_stride);
+    const int pairs = layer.gate_up.num_blocks() / 2;
+    fetch(layer.gate_up, 2 * begin_of(pairs));
+    barrier();
+    norm_rows(model, layer.mlp_norm, num_rows);
+    kernels_.project_gated(layer.gate_up, normed(), hidden_stride, num_rows, begin_of(pairs), end_of(pairs),
+                           workspace_.act.get(), act_stride);
+    fetch(layer.down, begin_of(layer.down.num_blocks()));
+    barrier();
+    kernels_.project_add(layer.down, workspace_.act.get(), act_stride, num_rows, begin_of(layer.down.num_blocks()),
+                         end_of(layer.down.num_blocks()), workspace_.stream.get(), hidden_stride);
+    const bool last = index + 1 == shape.num_layers;
+    const Matrix& next = last ? model.head : model.layers[index + 1].qkv;
+    fetch(next, begin_of(next.num_blocks()));
+    barrier();
+    copy_features(model, index, num_rows, features);
+  }
+}
+
+void Runner::turn_tables(const Model& model, int num_rows, const int64_t* positions) {
+  const int half = model.shape.head_dim / 2;
+  float* cosines = workspace_.turns.get() + thread_ * workspace_.turns_size;
+  float* sines = cosines + static_cast<int64_t>(num_rows) * half;
+  for (int t = 0; t < num_rows; ++t) {
+    for (int i = 0; i < half; ++i) {
+      // the angle in float32, as transformers has it; its cosine as exact as float32 can be
+      const double angle = static_cast<float>(positions[t]) * model.frequencies[i];
+      cosines[t * half + i] = static_cast<float>(std::cos(angle));
+      sines[t * half + i] = static_cast<float>(std::sin(angle));
+    }
+  }
+}
+
+void Runner::project_heads(const Model& model, int layer, const Part* parts, int num_parts, int num_rows) {
+  const Shape& shape = model.shape;
+  const Layer& weights = model.layers[layer];
+  const int size = static_cast<int>(shape.head_padded()), head_blocks = size / kBlock, half = shape.head_dim / 2;
+  const int turned = shape.num_heads + shape.num_kv_heads;
+  const int64_t row_stride = static_cast<int64_t>(turned + shape.num_kv_heads) * size;
+  float* qkv = workspace_.qkv.get();
+  const float* cosines = workspace_.turns.get() + thread_ * workspace_.turns_size;
+  const float* sines = cosines + static_cast<int64_t>(num_rows) * half;
+  const float score_scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim));
+
+  // queries and keys: whole heads, because a head is normed and turned as a whole
+  const int first = begin_of(turned), last = end_of(turned);
+  kernels_.project(weights.qkv, normed(), stride(shape.hidden), num_rows, first * head_blocks, last * head_blocks, qkv,
+                   row_stride);
+  for (int p = 0; p < num_parts; ++p) {
+    const Part& part = parts[p];
+    for (int r = 0; r < part.num_rows; ++r) {
+      const int row = part.first_row + r;
+      for (int head = first; head < last; ++head) {
+        float* values = qkv + row * row_stride + static_cast<int64_t>(head) * size;
+        const bool is_key = head >= shape.num_heads;
+        const float* norm = is_key ? weights.k_norm : weights.q_norm;
+        if (norm != nullptr) {
+          kernels_.rms_norm(values, norm, shape.head_dim, shape.eps, values);
+        }
+        kernels_.rotate(values, cosines + static_cast<int64_t>(row) * half, sines + static_cast<int64_t>(row) * half, half);
+        if (is_key) {
+          kernels_.narrow(values, part.cache.type, shape.head_dim,
+                          part.cache.key(layer, head - shape.num_heads, part.past + r));
+        } else {
+          kernels_.scale(values, score_scale, size);
+        }
+      }
+    }
+  }
+
+  // values: by blocks, which share out evenly
+  const int value_blocks = shape.num_kv_heads * head_blocks;
+  const int first_value = begin_of(value_blocks), last_value = end_of(value_blocks);
+  const int before = turned * head_blocks;
+  kernels_.project(weights.qkv, normed(), stride(shape.hidden), num_rows, before + first_value, before + last_value, qkv,
+                   row_stride);
+  for (int p = 0; p < num_parts; ++p) {
+    const Part& part = parts[p];
+    for (int r = 0; r < part.num_rows; ++r) {
+      for (int block = first_value; block < last_value; ++block) {
+        const int head = block / head_blocks, offset = block % head_blocks * kBlock;
+        const int count = shape.head_dim - offset < kBlock ? shape.head_dim - offset : kBlock;
+        const float* values = qkv + (part.first_row + r) * row_stride + static_cast<int64_t>(before + block) * kBlock;
+        char* to = part.cache.value(layer, head, part.past + r) + offset * part.cache.element_bytes();
+        kernels_.narrow(values, part.cache.type, count, to);
+      }
+    }
+  }
+}
+
+void Runner::attend(const Model& model, int layer, const Part* parts, int num_parts) {
+  const Shape& shape = model.shape;
+  const int64_t row_stride = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_padded();
+  int task = 0;
+  for (int p = 0; p < num_parts; ++p) {
+    const int num_chunks = parts[p].num_chunks();
+    for (int chunk = 0; chunk < num_chunks; ++chunk) {
+      for (int head = 0; head < shape.num_kv_heads; ++head, ++task) {
+        if (task % team_.size == thread_) {
+          kernels_.attend(parts[p], shape, layer, head, chunk, workspace_.qkv.get(), row_stride, workspace_.partials.get(),
+                          workspace_.max_chunks);
+        }
+      }
+    }
+  }
+}
+
+// every thread merges all heads for itself: that is less than waiting for the others once more
+void Runner::mix(const Model& model, const Part* parts, int num_parts) {
+  const Shape& shape = model.shape;
+  const int64_t width = shape.heads_width(), out_stride = stride(width);
+  const int64_t row_size = shape.num_heads * workspace_.max_chunks * (kPartialHead + shape.head_padded());
+  for (int p = 0; p < num_parts; ++p) {
+    for (int r = 0; r < parts[p].num_rows; ++r) {
+      const int row = parts[p].first_row + r;
+      const int num_chunks = static_cast<int>((parts[p].past + r) / kChunk + 1);
+      float* to = normed() + row * out_stride;
+      kernels_.merge_partials(shape, workspace_.partials.get() + row * row_size, num_chunks, workspace_.max_chunks, to);
+      std::memset(to + width, 0, (padded(width) - width) * sizeof(float));
+    }
+  }
+}
+
+void Runner::norm_rows(const Model& model, const float* weight, int num_rows) {
+  for (int t = 0; t < num_rows; ++t) {
+    kernels_.rms_norm(stream(model, t), weight, model.shape.hidden, model.shape.eps,
+                      normed() + t * stride(model.shape.hidden));
+  }
+}
+
+void Runner::norm_row(const Model& model, int row, float* out) {
+  kernels_.rms_norm(stream(model, row), model.final_norm, model.shape.hidden, model.shape.eps, out);
+}
+
+void Runner::copy_features(const Model& model, int layer, int num_rows, const Features& features) {
+  const int64_t hidden = model.shape.hidden;
+  for (int f = 0; f < features.count; ++f) {
+    if (features.layers[f] != layer) {
+      continue;
+    }
+    for (int t = begin_of(num_rows); t < end_of(num_rows); ++t) {
+      float* to = features.values + (static_cast<int64_t>(f) * num_rows + t) * hidden;
+      const float* from = stream(model, t);
+      if (layer + 1 == model.shape.num_layers && model.final_norm != nullptr) {
+        float* row = normed();
+        norm_row(model, t, row);
+        from = row;
+      }
+      std::memcpy(to, from, hidden * sizeof(float));
+    }
+  }
+}
+
+void Runner::fetch(const Matrix& matrix, int block) const {
+  if (matrix.blocks == nullptr || block >= matrix.num_blocks()) {
+    return;
+  }
+  const char* from = matrix.block(block);
+  for (size_t i = 0; i < kFetched; i += 64) {
+    __builtin_prefetch(from + i);
+  }
+}
+
+void Runner::best_tokens(const Model& model, int num_rows, int64_t* tokens, bool* finite) {
+  const int blocks = model.head.num_blocks();
+  Best* all = workspace_.best.data();
+  kernels_.project_best(model.head, normed(), stride(model.shape.hidden), num_rows, begin_of(blocks), end_of(blocks),
+                        model.shape.vocab, all + static_cast<size_t>(thread_) * kMaxRows);
+  fetch(model.layers[0].qkv, begin_of(model.layers[0].qkv.num_blocks()));
+  barrier();
+  // threads own ascending ranges of ids: the first of equals has the lowest id
+  for (int t = 0; t < num_rows; ++t) {
+    Best best = all[t];
+    bool wrong = best.not_finite != 0;
+    for (int other = 1; other < team_.size; ++other) {
+      const Best& candidate = all[static_cast<size_t>(other) * kMaxRows + t];
+      wrong = wrong || candidate.not_finite != 0;
+      if (candidate.logit > best.logit) {
+        best = candidate;
+      }
+    }
+    tokens[t] = best.token < model.shape.vocab ? best.token : 0;
+    *finite = *finite && !wrong;
+  }
+}
+
+void Runner::logits(const Model& model, int num_rows, float* logits) {
+  const int64_t vocab = model.shape.vocab;
+  const int whole = static_cast<int>(vocab / kBlock), blocks = model.head.num_blocks();
+  const int first = begin_of(blocks), last = end_of(blocks), last_whole = last < whole ? last : whole;
+  if (first < last_whole) {
+    kernels_.project(model.head, normed(), stride(model.shape.hidden), num_rows, first, last_whole, logits, vocab);
+  }
+  if (last > whole && first <= whole) {
+    // a block of which only a part are logits
+    alignas(64) float tile[kMaxRows * kBlock];
+    Matrix end = model.head;
+    end.blocks = model.head.block(whole);
+    end.outputs = kBlock;
+    end.scales = end.scales == nullptr ? nullptr : end.scales + static_cast<int64_t>(whole) * kBlock;
+    end.bias = end.bias == nullptr ? nullptr : end.bias + static_cast<int64_t>(whole) * kBlock;
+    kernels_.project(end, normed(), stride(model.shape.hidden), num_rows, 0, 1, tile, kBlock);
+    for (int t = 0; t < num_rows; ++t) {
+      std::memcpy(logits + t * vocab + static_cast<int64_t>(whole) * kBlock, tile + t * kBlock,
+                  (vocab - static_cast<int64_t>(whole) * kBlock) * sizeof(float));
+    }
+  }
+}
+
+namespace {
+
+struct Job {
+  const Model& model;
+  const Kernels& kernels;
+  const ForwardCall& call;
+  Workspace& workspace;
+  bool finite = true;
+};
+
+void work(void* context, Team& team, int thread) {
+  auto& job = *static_cast<Job*>(context);
+  const ForwardCall& call = job.call;
+  const Model& model = job.model;
+  Runner runner(job.kernels, job.workspace, team, thread);
+  const int64_t hidden = model.shape.hidden, row_stride = Runner::stride(hidden);
+  bool finite = true;
+
+  runner.embed(model, call.num_rows, call.ids, call.embeddings);
+  runner.layers(model, call.parts.data(), static_cast<int>(call.parts.size()), call.num_rows, call.positions, call.features);
+  if (call.hidden != nullptr) {
+    for (int t = runner.begin_of(call.num_rows); t < runner.end_of(call.num_rows); ++t) {
+      runner.norm_row(model, t, runner.normed());
+      std::memcpy(call.hidden + t * hidden, runner.normed(), hidden * sizeof(float));
+    }
+  }
+  int64_t tokens[kMaxRows];
+  if (call.num_head_rows > 0) {
+    for (int r = 0; r < call.num_head_rows; ++r) {
+      runner.norm_row(model, call.head_rows[r], runner.normed() + r * row_stride);
+    }
+    if (call.logits != nullptr) {
+      runner.logits(model, call.num_head_rows, call.logits);
+    }
+    if (call.tokens != nullptr) {
+      runner.best_tokens(model, call.num_head_rows, tokens, &finite);
+      if (thread == 0) {
+        std::memcpy(call.tokens, tokens, call.num_head_rows * sizeof(int64_t));
+      }
+    }
+  }
+  // a chain: every thread knows the newest token and the place of its slot
+  if (call.chain > 0) {
+    Part part = call.parts[0];
+    int64_t position = call.positions[call.num_rows - 1];
+    part.past += part.num_rows;
+    part.first_row = 0;
+    part.num_rows = 1;
+    int64_t newest = tokens[call.num_head_rows - 1];
+    for (int step = 0; step < call.chain; ++step) {
+      ++position;
+      runner.embed(model, 1, &newest, nullptr);
+      runner.layers(model, &part, 1, 1, &position, Features{});
+      runner.norm_row(model, 0, runner.normed());
+      runner.best_tokens(model, 1, &newest, &finite);
+      ++part.past;
+      if (thread == 0) {
+        call.tokens[call.num_head_rows + step] = newest;
+      }
+    }
+  }
+  if (thread == 0) {
+    job.finite = finite;
+  }
+}
+
+}  // namespace
+
+bool forward(const Model& model, const Kernels& kernels, int threads, const ForwardCall& call) {
+  thread_local Workspace workspace;
+  int64_t slots = 1;
+  for (const Part& part : call.parts) {
+    const int64_t needed = part.past + part.num_rows + call.chain;
+    slots = needed > slots ? needed : slots;
+  }
+  workspace.prepare(model.shape, call.num_rows, slots, threads);
+  Job job{model, kernels, call, workspace};
+  run_together(threads, work, &job);
+  return job.finite;
+}
+
+}  // namespace hb

@@ -1,0 +1,278 @@
+// Products of packed weights with a few rows of activations.
+//
+// One order of additions per output, whatever the number of rows or threads: even inputs in one sum, odd inputs in another,
+// each in the order of inputs, then the two together. A block of 16 outputs is read once from memory for all rows.
+#pragma once
+
+#include "kernels.h"
+#include "simd.h"
+
+namespace {
+
+using hb::kBlock;
+using hb::Matrix;
+using hb::Type;
+
+// rows that are multiplied at a time: as many as there are registers for two sums each
+#if defined(HB_ISA_AVX512)
+constexpr int kMostRows = 8;
+#elif defined(HB_ISA_AVX2)
+constexpr int kMostRows = 6;
+#else
+constexpr int kMostRows = 4;
+#endif
+constexpr int kAhead = 2048;  // bytes between what is multiplied and what is fetched
+
+template <Type kType>
+HB_INLINE void load_two_inputs(const char* block, int input, int part, Native& first, Native& second) {
+  if constexpr (kType == Type::bf16) {
+    const auto* p = reinterpret_cast<const uint16_t*>(block) + input * kBlock + part * 2 * kNative;
+    n_from_bf16_pairs(p, first, second);
+  } else if constexpr (kType == Type::f32) {
+    const auto* p = reinterpret_cast<const float*>(block) + input * kBlock + part * kNative;
+    first = n_load(p);
+    second = n_load(p + kBlock);
+  } else {
+    const auto* p = reinterpret_cast<const int8_t*>(block) + input * kBlock + part * kNative;
+    first = n_from_i8(p);
+    second = n_from_i8(p + kBlock);
+  }
+}
+
+template <Type kType>
+HB_INLINE void fetch_ahead(const char* block, int input) {
+  constexpr int kBytes = kBlock * (kType == Type::f32 ? 4 : kType == Type::bf16 ? 2 : 1);
+  const char* p = block + static_cast<size_t>(input) * kBytes + kAhead;
+  __builtin_prefetch(p);
+  if constexpr (kType == Type::f32) {
+    __builtin_prefetch(p + 64);
+  }
+}
+
+// tile[b][t][o] for kBlocks blocks and kRows rows; `part` is the first of kWidth registers of a block
+template <Type kType, int kRows, int kBlocks, int kWidth>
+HB_INLINE void dot_parts(const char* block, size_t block_bytes, int inputs, const float* rows, int64_t stride, int part,
+                         float* tile, int64_t tile_stride) {
+  Native even[kBlocks][kRows][kWidth], odd[kBlocks][kRows][kWidth];
+  for (int b = 0; b < kBlocks; ++b) {
+    for (int t = 0; t < kRows; ++t) {
+      for (int h = 0; h < kWidth; ++h) {
+        even[b][t][h] = odd[b][t][h] = n_zero();
+      }
+    }
+  }
+#pragma GCC unroll 2
+  for (int k = 0; k < inputs; k += 2) {
+    Native x_even[kRows], x_odd[kRows];
+    if constexpr (kBlocks * kWidth > 1) {
+      for (int t = 0; t < kRows; ++t) {
+        x_even[t] = n_splat(rows[t * stride + k]);
+        x_odd[t] = n_splat(rows[t * stride + k + 1]);
+      }
+    }
+    for (int b = 0; b < kBlocks; ++b) {
+      const char* here = block + b * block_bytes;
+      fetch_ahead<kType>(here, k);
+      for (int h = 0; h < kWidth; ++h) {
+        Native w_even, w_odd;
+        load_two_inputs<kType>(here, k, part + h, w_even, w_odd);
+        for (int t = 0; t < kRows; ++t) {
+          if constexpr (kBlocks * kWidth > 1) {
+            even[b][t][h] = n_fma(w_even, x_even[t], even[b][t][h]);
+            odd[b][t][h] = n_fma(w_odd, x_odd[t], odd[b][t][h]);
+          } else {
+            even[b][t][h] = n_fma(w_even, n_splat(rows[t * stride + k]), even[b][t][h]);
+            odd[b][t][h] = n_fma(w_odd, n_splat(rows[t * stride + k + 1]), odd[b][t][h]);
+          }
+        }
+      }
+    }
+  }
+  for (int b = 0; b < kBlocks; ++b) {
+    for (int t = 0; t < kRows; ++t) {
+      for (int h = 0; h < kWidth; ++h) {
+        n_store(tile + b * tile_stride + t * kBlock + (part + h) * kNative, n_add(even[b][t][h], odd[b][t][h]));
+      }
+    }
+  }
+}
+
+template <Type kType, int kRows>
+void dot_rows(const char* block, size_t block_bytes, int num_blocks, int inputs, const float* rows, int64_t stride,
+              float* tile, int64_t tile_stride) {
+  // few rows leave registers free: several blocks at once hide the latency of a sum
+  constexpr int kTogether = kRows * kParts <= 2 ? 2 : 1;
+  constexpr int kWidth = kRows * kParts <= 6 ? kParts : 1;
+  for (int b = 0; b < num_blocks; b += kTogether) {
+    for (int part = 0; part < kParts; part += kWidth) {
+      if (kTogether == 2 && b + 1 == num_blocks) {
+        dot_parts<kType, kRows, 1, kWidth>(block + b * block_bytes, block_bytes, inputs, rows, stride, part,
+                                           tile + b * tile_stride, tile_stride);
+      } else {
+        dot_parts<kType, kRows, kTogether, kWidth>(block + b * block_bytes, block_bytes, inputs, rows, stride, part,
+                                                   tile + b * tile_stride, tile_stride);
+      }
+    }
+  }
+}
+
+template <Type kType>
+void dot_typed(const Matrix& weight, int first_block, int num_blocks, const float* rows, int64_t stride, int num_rows,
+               float* tile) {
+  const char* block = weight.block(first_block);
+  const size_t bytes = weight.block_bytes();
+  const int64_t tile_stride = static_cast<int64_t>(num_rows) * kBlock;
+  // more rows than registers are shared out evenly
+  const int passes = (num_rows + kMostRows - 1) / kMostRows;
+  for (int pass = 0, row = 0; pass < passes; ++pass) {
+    const int count = (num_rows - row + passes - pass - 1) / (passes - pass);
+    const float* x = rows + row * stride;
+    float* out = tile + static_cast<int64_t>(row) * kBlock;
+    switch (count) {
+#define HB_CASE(n)                                                                                    \
+  case n:                                                                                             \
+    if constexpr (n <= kMostRows) {                                                                   \
+      dot_rows<kType, n>(block, bytes, num_blocks, weight.inputs, x, stride, out, tile_stride);       \
+    }                                                                                                 \
+    break;
+      HB_CASE(1)
+      HB_CASE(2)
+      HB_CASE(3)
+      HB_CASE(4)
+      HB_CASE(5)
+      HB_CASE(6)
+      HB_CASE(7)
+      HB_CASE(8)
+#undef HB_CASE
+    }
+    row += count;
+  }
+}
+
+// the finished outputs of one or two blocks: tile[b][t][o], scaled and biased
+HB_INLINE void dot(const Matrix& weight, int first_block, int num_blocks, const float* rows, int64_t stride, int num_rows,
+                   float* tile) {
+  HB_ASSERT(num_rows >= 1 && num_rows <= hb::kMaxRows && first_block >= 0);
+  HB_ASSERT((first_block + num_blocks) * kBlock <= weight.outputs);
+  switch (weight.type) {
+    case Type::f32:
+      dot_typed<Type::f32>(weight, first_block, num_blocks, rows, stride, num_rows, tile);
+      break;
+    case Type::bf16:
+      dot_typed<Type::bf16>(weight, first_block, num_blocks, rows, stride, num_rows, tile);
+      break;
+    case Type::i8:
+      dot_typed<Type::i8>(weight, first_block, num_blocks, rows, stride, num_rows, tile);
+      break;
+  }
+  for (int b = 0; b < num_blocks; ++b) {
+    const int64_t output = static_cast<int64_t>(first_block + b) * kBlock;
+    for (int t = 0; t < num_rows; ++t) {
+      float* values = tile + (static_cast<int64_t>(b) * num_rows + t) * kBlock;
+      if (weight.scales != nullptr) {
+        w_store(values, w_mul(w_load(values), w_load(weight.scales + output)));
+      }
+      if (weight.bias != nullptr) {
+        w_store(values, w_add(w_load(values), w_load(weight.bias + output)));
+      }
+    }
+  }
+}
+
+constexpr int kAtOnce = 2;  // blocks of one call of dot
+
+#define HB_FOR_BLOCKS(body)                                                              \
+  alignas(64) float tile[kAtOnce * hb::kMaxRows * kBlock];                               \
+  for (int block = first; block < last; block += kAtOnce) {                              \
+    const int count = last - block < kAtOnce ? last - block : kAtOnce;                   \
+    dot(weight, block, count, rows, stride, num_rows, tile);                             \
+    for (int b = 0; b < count; ++b) {                                                    \
+      for (int t = 0; t < num_rows; ++t) {                                               \
+        const float* values = tile + (static_cast<int64_t>(b) * num_rows + t) * kBlock;  \
+        const int64_t output = static_cast<int64_t>(block + b) * kBlock;                 \
+        body                                                                             \
+      }                                                                                  \
+    }                                                                                    \
+  }
+
+void project(const Matrix& weight, const float* rows, int64_t stride, int num_rows, int first, int last, float* out,
+             int64_t out_stride) {
+  HB_FOR_BLOCKS({ w_store(out + t * out_stride + output, w_load(values)); })
+}
+
+void project_add(const Matrix& weight, const float* rows, int64_t stride, int num_rows, int first, int last, float* out,
+                 int64_t out_stride) {
+  HB_FOR_BLOCKS({
+    float* sum = out + t * out_stride + output;
+    w_store(sum, w_add(w_load(sum), w_load(values)));
+  })
+}
+
+HB_INLINE Wide silu_of(const Wide& x) {
+  return w_div(x, w_add(w_splat(1.0f), w_exp(w_sub(w_zero(), x))));
+}
+
+void project_gated(const Matrix& weight, const float* rows, int64_t stride, int num_rows, int first, int last, float* out,
+                   int64_t out_stride) {
+  alignas(64) float tile[2 * hb::kMaxRows * kBlock];
+  for (int pair = first; pair < last; ++pair) {
+    dot(weight, 2 * pair, 2, rows, stride, num_rows, tile);
+    for (int t = 0; t < num_rows; ++t) {
+      const Wide gate = w_load(tile + t * kBlock), up = w_load(tile + (num_rows + t) * kBlock);
+      w_store(out + t * out_stride + static_cast<int64_t>(pair) * kBlock, w_mul(silu_of(gate), up));
+    }
+  }
+}
+
+void project_best(const Matrix& weight, const float* rows, int64_t stride, int num_rows, int first, int last, int vocab,
+                  hb::Best* best) {
+  const float lowest = -__builtin_inff();
+  // by lane: the largest so far, and the number of its block; a later equal one does not replace it
+  alignas(64) float largest[hb::kMaxRows][kBlock];
+  alignas(64) int32_t where[hb::kMaxRows][kBlock];
+  alignas(64) float wrong[hb::kMaxRows][kBlock];
+  for (int t = 0; t < num_rows; ++t) {
+    for (int i = 0; i < kBlock; ++i) {
+      largest[t][i] = lowest;
+      where[t][i] = 0;
+      wrong[t][i] = 0.0f;
+    }
+  }
+  HB_FOR_BLOCKS({
+    const int valid = vocab - output < kBlock ? static_cast<int>(vocab - output) : kBlock;
+    float* most = largest[t];
+    int32_t* place = where[t];
+    float* odd = wrong[t];
+    if (valid == kBlock) {
+      for (int i = 0; i < kBlock; ++i) {
+        const bool more = values[i] > most[i];
+        most[i] = more ? values[i] : most[i];
+        place[i] = more ? block + b : place[i];
+        odd[i] += values[i] * 0.0f;
+      }
+    } else {
+      for (int i = 0; i < valid; ++i) {
+        if (values[i] > most[i]) {
+          most[i] = values[i];
+          place[i] = block + b;
+        }
+        odd[i] += values[i] * 0.0f;
+      }
+    }
+  })
+  for (int t = 0; t < num_rows; ++t) {
+    hb::Best found{lowest, vocab, 0};
+    for (int i = 0; i < kBlock; ++i) {
+      const int32_t token = where[t][i] * kBlock + i;
+      if (largest[t][i] > found.logit || (largest[t][i] == found.logit && token < found.token)) {
+        found.logit = largest[t][i];
+        found.token = token;
+      }
+      found.not_finite |= wrong[t][i] != 0.0f;  // zero times a number is zero, times infinity or NaN it is NaN
+    }
+    best[t] = found;
+  }
+}
+#undef HB_FOR_BLOCKS
+
+}  // namespace

@@ -1,0 +1,64 @@
+// Operations on single rows: norms, activations, rotation, conversion.
+#pragma once
+
+#include "kernels.h"
+#include "simd.h"
+
+namespace {
+
+void rms_norm(const float* row, const float* weight, int size, float eps, float* out) {
+  const int padded = static_cast<int>(hb::padded(size));
+  Wide even = w_zero(), odd = w_zero();
+  int i = 0;
+  for (; i + 2 * kWide <= padded; i += 2 * kWide) {
+    const Wide a = w_load(row + i), b = w_load(row + i + kWide);
+    even = w_fma(a, a, even);
+    odd = w_fma(b, b, odd);
+  }
+  if (i < padded) {
+    const Wide a = w_load(row + i);
+    even = w_fma(a, a, even);
+  }
+  const float mean = w_sum(w_add(even, odd)) / static_cast<float>(size);
+  const Wide factor = w_splat(1.0f / __builtin_sqrtf(mean + eps));
+  for (i = 0; i < padded; i += kWide) {
+    w_store(out + i, w_mul(w_mul(w_load(row + i), factor), w_load(weight + i)));
+  }
+}
+
+void silu(float* values, int64_t count) {
+  for (int64_t i = 0; i < count; i += kWide) {
+    w_store(values + i, silu_of(w_load(values + i)));
+  }
+}
+
+void rotate(float* head, const float* cosines, const float* sines, int half) {
+  for (int i = 0; i < half; ++i) {
+    const float first = head[i], second = head[half + i];
+    head[i] = first * cosines[i] - second * sines[i];
+    head[half + i] = second * cosines[i] + first * sines[i];
+  }
+}
+
+void scale_values(float* values, float factor, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    values[i] *= factor;
+  }
+}
+
+void widen(const void* from, Type type, int64_t size, float* to) {
+  widen_row(static_cast<const char*>(from), type, static_cast<int>(size), to);
+}
+
+void narrow(const float* from, Type type, int64_t size, void* to) {
+  if (type == Type::bf16) {
+    auto* p = static_cast<uint16_t*>(to);
+    for (int64_t i = 0; i < size; ++i) {
+      p[i] = float_to_bf16(from[i]);
+    }
+  } else {
+    std::memcpy(to, from, static_cast<size_t>(size) * sizeof(float));
+  }
+}
+
+}  // namespace
