@@ -41,6 +41,12 @@ HB_INLINE void widen_row(const char* from, Type type, int size, float* to) {
   }
 }
 
+HB_INLINE void fetch_row(const char* row, size_t bytes) {
+  for (size_t i = 0; i < bytes; i += 64) {
+    __builtin_prefetch(row + i);
+  }
+}
+
 // the scores of kGroup keys for one query, both of a padded size
 HB_INLINE Wide score_group(const float* q, const float* keys, int size) {
   Wide sums[kGroup];
@@ -129,6 +135,9 @@ void attend(const Part& part, const Shape& shape, int layer, int kv_head, int ch
           w_store(to + i, w_zero());
         }
         if (s < num) {
+          // values are read next: they come while scores are worked out. Memory behind the slots is only fetched
+          fetch_row(value + (s0 + s) * row_bytes, row_bytes);
+          fetch_row(key + (s0 + s + kGroup) * row_bytes, row_bytes);
           widen_row(key + (s0 + s) * row_bytes, part.cache.type, shape.head_dim, to);
         } else {
           for (int i = 0; i < size; i += kWide) {

@@ -8,6 +8,7 @@ namespace hb {
 namespace {
 
 constexpr size_t kFetched = 4096;  // bytes of the next weight that are fetched before a barrier
+constexpr int64_t kTaskSlots = 8;  // slots whose attention costs as much as beginning a task
 
 }  // namespace
 
@@ -165,13 +166,24 @@ void Runner::project_heads(const Model& model, int layer, const Part* parts, int
 void Runner::attend(const Model& model, int layer, const Part* parts, int num_parts) {
   const Shape& shape = model.shape;
   const int64_t row_stride = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_padded();
-  int task = 0;
+  // each thread takes a run of tasks of about as many slots as the others': chunks of one head lie one after another
+  int64_t total = 0;
   for (int p = 0; p < num_parts; ++p) {
-    const int num_chunks = parts[p].num_chunks();
-    for (int chunk = 0; chunk < num_chunks; ++chunk) {
-      for (int head = 0; head < shape.num_kv_heads; ++head, ++task) {
-        if (task % team_.size == thread_) {
-          kernels_.attend(parts[p], shape, layer, head, chunk, workspace_.qkv.get(), row_stride, workspace_.partials.get(),
+    total += shape.num_kv_heads * (parts[p].past + parts[p].num_rows + kTaskSlots * parts[p].num_chunks());
+  }
+  int64_t before = 0;
+  for (int p = 0; p < num_parts; ++p) {
+    const Part& part = parts[p];
+    const int64_t slots = part.past + part.num_rows;
+    const int num_chunks = part.num_chunks();
+    for (int head = 0; head < shape.num_kv_heads; ++head) {
+      for (int chunk = 0; chunk < num_chunks; ++chunk) {
+        const int64_t left = slots - static_cast<int64_t>(chunk) * kChunk;
+        const int64_t cost = kTaskSlots + (left < kChunk ? left : kChunk);
+        const int64_t owner = (2 * before + cost) * team_.size / (2 * total);
+        before += cost;
+        if (owner == thread_) {
+          kernels_.attend(part, shape, layer, head, chunk, workspace_.qkv.get(), row_stride, workspace_.partials.get(),
                           workspace_.max_chunks);
         }
       }

@@ -13,15 +13,17 @@ using hb::kBlock;
 using hb::Matrix;
 using hb::Type;
 
-// rows that are multiplied at a time: as many as there are registers for two sums each
+// Rows that are multiplied at a time, as many as there are registers for two sums each; and up to how many of them two
+// blocks of outputs go together, which reads memory faster and hides the latency of a sum.
 #if defined(HB_ISA_AVX512)
-constexpr int kMostRows = 8;
+constexpr int kMostRows = 8, kMostInPairs = 6;
 #elif defined(HB_ISA_AVX2)
-constexpr int kMostRows = 6;
+constexpr int kMostRows = 6, kMostInPairs = 1;
 #else
-constexpr int kMostRows = 4;
+constexpr int kMostRows = 4, kMostInPairs = 0;
 #endif
-constexpr int kAhead = 2048;  // bytes between what is multiplied and what is fetched
+constexpr int kMostWhole = 3;   // rows up to which a block of two registers is multiplied in one go
+constexpr int kAhead = 2048;    // bytes between what is multiplied and what is fetched
 
 template <Type kType>
 HB_INLINE void load_two_inputs(const char* block, int input, int part, Native& first, Native& second) {
@@ -63,27 +65,20 @@ HB_INLINE void dot_parts(const char* block, size_t block_bytes, int inputs, cons
   }
 #pragma GCC unroll 2
   for (int k = 0; k < inputs; k += 2) {
-    Native x_even[kRows], x_odd[kRows];
-    if constexpr (kBlocks * kWidth > 1) {
-      for (int t = 0; t < kRows; ++t) {
-        x_even[t] = n_splat(rows[t * stride + k]);
-        x_odd[t] = n_splat(rows[t * stride + k + 1]);
-      }
-    }
+    Native w_even[kBlocks][kWidth], w_odd[kBlocks][kWidth];
     for (int b = 0; b < kBlocks; ++b) {
       const char* here = block + b * block_bytes;
       fetch_ahead<kType>(here, k);
       for (int h = 0; h < kWidth; ++h) {
-        Native w_even, w_odd;
-        load_two_inputs<kType>(here, k, part + h, w_even, w_odd);
-        for (int t = 0; t < kRows; ++t) {
-          if constexpr (kBlocks * kWidth > 1) {
-            even[b][t][h] = n_fma(w_even, x_even[t], even[b][t][h]);
-            odd[b][t][h] = n_fma(w_odd, x_odd[t], odd[b][t][h]);
-          } else {
-            even[b][t][h] = n_fma(w_even, n_splat(rows[t * stride + k]), even[b][t][h]);
-            odd[b][t][h] = n_fma(w_odd, n_splat(rows[t * stride + k + 1]), odd[b][t][h]);
-          }
+        load_two_inputs<kType>(here, k, part + h, w_even[b][h], w_odd[b][h]);
+      }
+    }
+    for (int t = 0; t < kRows; ++t) {
+      const Native x_even = n_splat(rows[t * stride + k]), x_odd = n_splat(rows[t * stride + k + 1]);
+      for (int b = 0; b < kBlocks; ++b) {
+        for (int h = 0; h < kWidth; ++h) {
+          even[b][t][h] = n_fma(w_even[b][h], x_even, even[b][t][h]);
+          odd[b][t][h] = n_fma(w_odd[b][h], x_odd, odd[b][t][h]);
         }
       }
     }
@@ -100,9 +95,8 @@ HB_INLINE void dot_parts(const char* block, size_t block_bytes, int inputs, cons
 template <Type kType, int kRows>
 void dot_rows(const char* block, size_t block_bytes, int num_blocks, int inputs, const float* rows, int64_t stride,
               float* tile, int64_t tile_stride) {
-  // few rows leave registers free: several blocks at once hide the latency of a sum
-  constexpr int kTogether = kRows * kParts <= 2 ? 2 : 1;
-  constexpr int kWidth = kRows * kParts <= 6 ? kParts : 1;
+  constexpr int kTogether = kRows <= kMostInPairs ? 2 : 1;
+  constexpr int kWidth = kRows <= kMostWhole ? kParts : 1;
   for (int b = 0; b < num_blocks; b += kTogether) {
     for (int part = 0; part < kParts; part += kWidth) {
       if (kTogether == 2 && b + 1 == num_blocks) {

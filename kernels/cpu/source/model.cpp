@@ -24,6 +24,22 @@ float value_of(const void* values, Type type, int64_t index) {
   return value;
 }
 
+// one row of the dense weight becomes one lane of a block; `kTogether` inputs lie side by side
+template <typename Element, int kTogether>
+void pack_lane(const void* from, int64_t inputs, int lane, char* block) {
+  const auto* values = static_cast<const Element*>(from);
+  auto* to = reinterpret_cast<Element*>(block) + lane * kTogether;
+  const int64_t whole = inputs / kTogether * kTogether;
+  for (int64_t k = 0; k < whole; k += kTogether, to += kBlock * kTogether) {
+    for (int i = 0; i < kTogether; ++i) {
+      to[i] = values[k + i];
+    }
+  }
+  for (int64_t k = whole; k < inputs; ++k) {
+    to[k - whole] = values[k];
+  }
+}
+
 // `source(block, lane)` is the row of the dense weight that this output is, or -1 for padding
 template <typename Source>
 Matrix pack_rows(Arena& arena, const Dense& dense, int64_t num_blocks, Source source) {
@@ -34,7 +50,6 @@ Matrix pack_rows(Arena& arena, const Dense& dense, int64_t num_blocks, Source so
   const size_t element = matrix.element_bytes(), block_bytes = matrix.block_bytes();
   auto* blocks = static_cast<char*>(arena.take(block_bytes * num_blocks));
   const auto* values = static_cast<const char*>(dense.values);
-  const int64_t together = dense.type == Type::bf16 ? 2 : 1;
   for (int64_t b = 0; b < num_blocks; ++b) {
     char* block = blocks + b * block_bytes;
     for (int lane = 0; lane < kBlock; ++lane) {
@@ -43,9 +58,16 @@ Matrix pack_rows(Arena& arena, const Dense& dense, int64_t num_blocks, Source so
         continue;
       }
       const char* from = values + row * dense.row_stride * element;
-      for (int64_t k = 0; k < dense.inputs; ++k) {
-        const int64_t to = (k / together * kBlock + lane) * together + k % together;
-        std::memcpy(block + to * element, from + k * element, element);
+      switch (dense.type) {
+        case Type::f32:
+          pack_lane<float, 1>(from, dense.inputs, lane, block);
+          break;
+        case Type::bf16:
+          pack_lane<uint16_t, 2>(from, dense.inputs, lane, block);
+          break;
+        case Type::i8:
+          pack_lane<int8_t, 1>(from, dense.inputs, lane, block);
+          break;
       }
     }
   }
