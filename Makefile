@@ -12,11 +12,11 @@ PYTEST = $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # bytecode is kept once a module was imported, but not made for the most that never is: the tests start many processes
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test test-fast check format types gate clean
+.PHONY: help setup demo test test-fast sanitize check format types gate clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '1p' Makefile; echo "also: setup, test-fast, check (ruff, format, mypy), format, types, clean"
+	@sed -n '1p' Makefile; echo "also: setup, test-fast, sanitize, check (ruff, format, mypy), format, types, clean"
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +34,12 @@ test: setup
 
 test-fast: setup
 	$(PYTEST) -m "not slow and not browser"
+
+# the native engine's tests once more, on a build that checks every access and every undefined operation
+sanitize: setup
+	LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc HAMBENCH_TEST_SANITIZERS=address,undefined \
+	timeout 600 $(BIN)/python -m pytest -n 0 -q -m "not model" tests/kernels/cpu/test_native_model.py tests/engine/cpu
 
 check: setup types
 	$(BIN)/ruff check $(SOURCES)

@@ -61,6 +61,9 @@ def test_the_wheel_holds_hambench_only_and_its_data(tmp_path):
     }
     assert sources <= set(names)
     assert any(name.startswith("hambench/reports/page/templates/") for name in names)
+    native = {f"hambench/kernels/cpu/source/{path.name}" for path in (ROOT / "kernels/cpu/source").iterdir()}
+    assert native
+    assert native <= set(names)
 
 
 def test_the_version_is_told_once():

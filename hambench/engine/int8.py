@@ -19,6 +19,8 @@ from hambench.errors import ModelError
 
 MOST_ROWS_UNPACKED = 16
 """Up to here int8 weights are multiplied as they are; above, enough rows share the cost of widening them."""
+UNPACKED_MULTIPLE = 16
+"""torch's int8 product needs a multiple of as many inputs; with others it crashes."""
 
 
 class Int8Linear:
@@ -45,8 +47,10 @@ class Int8Linear:
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         """``[T, in] -> [T, out]``."""
-        # on a CPU the int8 kernel is vectorised for bfloat16 rows only; elsewhere it is not there at all
-        if rows.device.type == "cpu" and rows.dtype == torch.bfloat16 and rows.shape[0] <= MOST_ROWS_UNPACKED:
+        # on a CPU the int8 kernel is vectorised for bfloat16 rows only, and reads past inputs that fill no vector;
+        # elsewhere it is not there at all
+        few = rows.shape[0] <= MOST_ROWS_UNPACKED and rows.shape[1] % UNPACKED_MULTIPLE == 0
+        if rows.device.type == "cpu" and rows.dtype == torch.bfloat16 and few:
             projected: torch.Tensor = torch.ops.aten._weight_int8pack_mm(rows, self.codes, self.scales)
         else:
             # codes up to 127 are exact in every float type: scaling the product loses nothing
@@ -67,21 +71,22 @@ class Int8Gated:
     """
 
     def __init__(self, weight: torch.Tensor) -> None:
-        self._both = Int8Linear(weight)
+        self.joined = Int8Linear(weight)
+        """Gate above up."""
 
     @property
     def weight(self) -> torch.Tensor:
         """The weight that the codes stand for, gate above up."""
-        return self._both.weight
+        return self.joined.weight
 
     @property
     def weight_bytes(self) -> int:
         """Bytes read by one call."""
-        return self._both.weight_bytes
+        return self.joined.weight_bytes
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         """``[T, in] -> [T, out]``."""
-        gate, up = self._both(rows).chunk(2, dim=-1)
+        gate, up = self.joined(rows).chunk(2, dim=-1)
         return F.silu(gate) * up
 
 

@@ -60,7 +60,7 @@ def build_library(cache: Path, *, sanitizers: Sequence[str] = ()) -> Path:
         raise BuildError(f"there is no C++ compiler: {INSTALL_HINT}")
     flags = list(FLAGS)
     if sanitizers:
-        flags += [*SANITIZE, f"-fsanitize={','.join(sanitizers)}"]
+        flags += [*SANITIZE, f"-fsanitize={','.join(sanitizers)}", "-fno-sanitize-recover=all"]
     library = cache / _key(compiler, flags) / "libhambench_cpu.so"
     if library.is_file():
         return library
@@ -135,4 +135,6 @@ def _run(command: list[str]) -> None:
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
         reason = lines[0].strip() if lines else f"exit status {done.returncode}"
-        raise BuildError(f"{Path(command[0]).name} can't compile the native engine ({reason}): {INSTALL_HINT}")
+        raise BuildError(
+            f"{Path(command[0]).name} can't compile the native engine ({reason}): {INSTALL_HINT}"
+        )

@@ -16,7 +16,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hambench.kernels.cpu.library import NO_MEMORY, NOT_FINITE, OK, Dense, Forward, Layer, Library, Part, Shape, Vector
+from hambench.kernels.cpu.library import (
+    NO_MEMORY,
+    NOT_FINITE,
+    OK,
+    Dense,
+    Forward,
+    Layer,
+    Library,
+    Part,
+    Shape,
+    Vector,
+)
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 FLOATS = (torch.float32, torch.bfloat16)
@@ -91,7 +102,9 @@ def obstacle(shape: NativeShape, dtype: torch.dtype, device: torch.device, libra
     if dtype not in FLOATS:
         return f"the model is in {str(dtype).removeprefix('torch.')}, the kernels take bfloat16 and float32"
     if shape.head_dim % 2 or shape.head_dim > library.limits.head_dim:
-        return f"its head size is {shape.head_dim}, the kernels take even ones up to {library.limits.head_dim}"
+        return (
+            f"its head size is {shape.head_dim}, the kernels take even ones up to {library.limits.head_dim}"
+        )
     if shape.num_heads % shape.num_kv_heads or shape.num_heads // shape.num_kv_heads > library.limits.rows:
         return f"it has {shape.num_heads} query heads over {shape.num_kv_heads} key/value heads"
     return None
@@ -332,7 +345,9 @@ class NativeModel:
 
     def _check_ids(self, ids: Sequence[int]) -> None:
         if min(ids) < 0 or max(ids) >= self.shape.vocab_size:
-            raise ValueError(f"token ids must be in 0..{self.shape.vocab_size - 1}, got {min(ids)}..{max(ids)}")
+            raise ValueError(
+                f"token ids must be in 0..{self.shape.vocab_size - 1}, got {min(ids)}..{max(ids)}"
+            )
 
     def _needs_norm(self, what: str) -> None:
         if not self._has_head:
@@ -352,7 +367,12 @@ def _raise_for(status: int) -> None:
 
 
 def _check(name: str, tensor: Tensor, size: tuple[int, ...], types: Sequence[torch.dtype]) -> None:
-    if tensor.shape != size or tensor.dtype not in types or tensor.device.type != "cpu" or not tensor.is_contiguous():
+    if (
+        tensor.shape != size
+        or tensor.dtype not in types
+        or tensor.device.type != "cpu"
+        or not tensor.is_contiguous()
+    ):
         raise ValueError(
             f"{name} must be contiguous {list(size)} in {' or '.join(map(str, types))} on the CPU, got "
             f"{list(tensor.shape)} in {tensor.dtype} on {tensor.device} with strides {tensor.stride()}"
@@ -371,7 +391,9 @@ def _dense(name: str, weight: LinearWeight, outputs: int, inputs: int) -> Dense:
     _check(f"{name}.values", values, (outputs, inputs), tuple(TYPES))
     if (values.dtype == torch.int8) != (scales is not None):
         raise ValueError(f"{name}.scales must be given with int8 values, and only with them")
-    dense = Dense(values=values.data_ptr(), type=TYPES[values.dtype], outputs=outputs, inputs=inputs, row_stride=inputs)
+    dense = Dense(
+        values=values.data_ptr(), type=TYPES[values.dtype], outputs=outputs, inputs=inputs, row_stride=inputs
+    )
     if scales is not None:
         _check(f"{name}.scales", scales, (outputs,), FLOATS)
         dense.scales, dense.scale_type = scales.data_ptr(), TYPES[scales.dtype]
@@ -379,4 +401,3 @@ def _dense(name: str, weight: LinearWeight, outputs: int, inputs: int) -> Dense:
         _check(f"{name}.bias", bias, (outputs,), FLOATS)
         dense.bias, dense.bias_type = bias.data_ptr(), TYPES[bias.dtype]
     return dense
-

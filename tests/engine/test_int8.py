@@ -76,3 +76,12 @@ def test_many_rows_are_multiplied_in_float32_where_16_bits_are_emulated(monkeypa
     layer = Int8Linear(normal(48, 64).bfloat16())
     assert layer(normal(MOST_ROWS_UNPACKED + 1, 64).bfloat16()).dtype == torch.bfloat16
     assert seen == [{torch.float32}]
+
+
+@pytest.mark.parametrize("num_inputs", [8, 33, 40])
+def test_inputs_that_are_not_whole_vectors_do_not_crash_torch(num_inputs):
+    weight = torch.randn(24, num_inputs, generator=torch.Generator().manual_seed(0)).bfloat16()
+    rows = torch.randn(3, num_inputs, generator=torch.Generator().manual_seed(1)).bfloat16()
+    linear = Int8Linear(weight)
+    expected = rows.float() @ linear.weight.float().T
+    torch.testing.assert_close(linear(rows).float(), expected, atol=0.1, rtol=0.02)

@@ -1,0 +1,160 @@
+"""A Llama whose forwards of a few rows are one native call each; prompts stay with torch, on the same KV cache.
+
+A row's result has the same bits whatever rows are next to it and however many threads work on it. So a verification of
+several proposals gives exactly the tokens that decoding one by one gives, in bfloat16 too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from hambench.engine.cpu.packing import native_obstacle, pack_llama
+from hambench.engine.kvcache import KVCache
+from hambench.engine.llama import Llama
+from hambench.engine.output import ForwardOutput
+from hambench.errors import ModelError
+from hambench.kernels.cpu.library import Library
+from hambench.kernels.cpu.model import CachePart, NotFiniteError
+
+
+class NativeLlama:
+    """A language model on the native kernels, with a :class:`~hambench.engine.llama.Llama` for prompts.
+
+    It satisfies :class:`hambench.engine.language_model.LanguageModel`. Activations and sums are float32 whatever the
+    weights are; keys and values are rounded to the model's type when they are stored.
+
+    Args:
+        llama: The model, on a CPU. Its weights are copied in the kernels' order; the embedding is shared.
+        library: The compiled kernels.
+        instruction_set: One of the library's; by default the best that this machine has.
+
+    Raises:
+        ModelError: If the kernels can't run the model.
+        ValueError: If the machine lacks the instruction set.
+    """
+
+    def __init__(self, llama: Llama, library: Library, *, instruction_set: str | None = None) -> None:
+        reason = native_obstacle(llama, library)
+        if reason is not None:
+            raise ModelError(f"the native kernels can't run this model: {reason}; use --kernels reference")
+        self.reference, self.library = llama, library
+        self.shape, self.dtype, self.device = llama.shape, llama.dtype, llama.device
+        self.instruction_set = library.instruction_set(instruction_set)
+        self.native = pack_llama(llama, library)
+
+    @property
+    def weight_bytes(self) -> int:
+        """See :class:`hambench.engine.language_model.LanguageModel`."""
+        return self.reference.weight_bytes
+
+    @property
+    def threads(self) -> int:
+        """Threads of a forward at most: as many as torch was told to use."""
+        return torch.get_num_threads()
+
+    def with_same_backend(self, other: Llama) -> NativeLlama:
+        """See :class:`hambench.engine.language_model.LanguageModel`."""
+        return NativeLlama(other, self.library, instruction_set=self.instruction_set)
+
+    def new_cache(self, capacity: int) -> KVCache:
+        """See :class:`hambench.engine.language_model.LanguageModel`."""
+        return self.reference.new_cache(capacity)
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """See :class:`hambench.engine.language_model.LanguageModel`."""
+        return self.reference.embed(ids)
+
+    def lm_head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """See :class:`hambench.engine.language_model.LanguageModel`."""
+        return self.reference.lm_head(hidden)
+
+    def prefill(
+        self, ids: torch.Tensor, cache: KVCache, *, feature_layers: tuple[int, ...] = ()
+    ) -> ForwardOutput:
+        """See :class:`hambench.engine.language_model.LanguageModel`: on torch, whatever the prompt's length."""
+        return self.reference.prefill(ids, cache, feature_layers=feature_layers)
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        inputs: torch.Tensor,
+        cache: KVCache,
+        *,
+        positions: torch.Tensor | None = None,
+        num_logits: int | None = 1,
+        feature_layers: tuple[int, ...] = (),
+    ) -> ForwardOutput:
+        """See :meth:`hambench.engine.language_model.LanguageModel.forward`."""
+        num_rows = inputs.shape[0]
+        if not 1 <= num_rows <= self.native.max_rows:
+            return self.reference.forward(
+                inputs, cache, positions=positions, num_logits=num_logits, feature_layers=feature_layers
+            )
+        cache.require(num_rows)
+        num_wanted = num_rows if num_logits is None else min(num_logits, num_rows)
+        out = self.native.forward(
+            inputs,
+            [CachePart(cache.keys, cache.values, cache.slots, num_rows)],
+            positions=_following(cache, num_rows) if positions is None else positions.tolist(),
+            head_rows=range(num_rows - num_wanted, num_rows),
+            hidden=True,
+            feature_layers=feature_layers,
+            instruction_set=self.instruction_set,
+            threads=self.threads,
+        )
+        cache.advance(num_rows)
+        assert out.hidden is not None
+        hidden = out.hidden.to(self.dtype)
+        no_logits = torch.empty(0, self.shape.vocab_size)
+        return ForwardOutput(
+            logits=no_logits if out.logits is None else out.logits,
+            hidden=hidden,
+            features=hidden.new_empty(0, *hidden.shape)
+            if out.features is None
+            else out.features.to(self.dtype),
+        )
+
+    def greedy(self, tokens: Sequence[int], cache: KVCache, *, num_tokens: int = 1) -> list[int]:
+        """See :class:`hambench.engine.language_model.LanguageModel`: no logits are written."""
+        if len(tokens) > self.native.max_rows:
+            return self.reference.greedy(tokens, cache, num_tokens=num_tokens)
+        cache.require(len(tokens))
+        chosen = self._greedy(tokens, cache, num_tokens=num_tokens, chain=0)
+        cache.advance(len(tokens))
+        return chosen
+
+    def decode_greedily(self, tokens: Sequence[int], cache: KVCache, num_tokens: int) -> list[int]:
+        """See :class:`hambench.engine.language_model.LanguageModel`: the whole chain is one call."""
+        if num_tokens == 0 or len(tokens) > self.native.max_rows:
+            return self.reference.decode_greedily(tokens, cache, num_tokens)
+        num_slots = len(tokens) + num_tokens - 1
+        cache.require(num_slots)
+        chosen = self._greedy(tokens, cache, num_tokens=1, chain=num_tokens - 1)
+        cache.advance(num_slots)
+        return chosen
+
+    def prepare_greedy(self, cache: KVCache, *, rows: Sequence[int] = (), chain: int = 0) -> None:
+        """See :class:`hambench.engine.language_model.LanguageModel`: there is nothing to prepare."""
+
+    def _greedy(self, tokens: Sequence[int], cache: KVCache, *, num_tokens: int, chain: int) -> list[int]:
+        try:
+            return self.native.greedy(
+                tokens,
+                CachePart(cache.keys, cache.values, cache.slots, len(tokens)),
+                positions=_following(cache, len(tokens)),
+                num_tokens=num_tokens,
+                chain=chain,
+                instruction_set=self.instruction_set,
+                threads=self.threads,
+            )
+        except NotFiniteError as error:
+            raise ModelError(
+                f"the model's logits are not finite ({error}): its weights are damaged or overflow"
+            ) from error
+
+
+def _following(cache: KVCache, num_rows: int) -> range:
+    """Positions that continue from the slots in use."""
+    return range(cache.slots, cache.slots + num_rows)

@@ -1,0 +1,1 @@
+from native_fixtures import library  # noqa: F401

@@ -1,0 +1,22 @@
+"""The native library for tests: compiled once and kept in the user's cache like any user's.
+
+``HAMBENCH_TEST_SANITIZERS=address,undefined`` tests a build that checks every access instead (``make sanitize``).
+"""
+
+import os
+
+import pytest
+
+from hambench.kernels.cpu.build import build_library, find_compiler
+from hambench.kernels.cpu.library import Library, load_library
+from hambench.paths import cache_dir
+
+
+@pytest.fixture(scope="session")
+def library():
+    if find_compiler() is None:
+        pytest.skip("there is no C++ compiler: the native engine is not built here")
+    sanitizers = os.environ.get("HAMBENCH_TEST_SANITIZERS")
+    if sanitizers:
+        return Library(build_library(cache_dir() / "native", sanitizers=sanitizers.split(",")))
+    return load_library(cache_dir() / "native")
