@@ -33,8 +33,8 @@ TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 FLOATS = (torch.float32, torch.bfloat16)
 
 
-class NotFiniteError(ArithmeticError):
-    """A logit that decides a token is NaN or infinite."""
+class NonFiniteLogitError(ArithmeticError):
+    """A row's logits have no finite maximum: NaN or infinity somewhere, or nothing but minus infinity."""
 
 
 class NativeShape(NamedTuple):
@@ -261,7 +261,7 @@ class NativeModel:
 
         Raises:
             ValueError: If an argument does not fit the model or the cache.
-            NotFiniteError: If a logit is NaN or infinite.
+            NonFiniteLogitError: If a row's logits have no finite maximum.
         """
         num_rows = len(tokens)
         if not 1 <= num_tokens <= num_rows:
@@ -277,7 +277,8 @@ class NativeModel:
         ids = (ctypes.c_int64 * num_rows)(*tokens)
         rows = (ctypes.c_int32 * num_tokens)(*range(num_rows - num_tokens, num_rows))
         chosen = (ctypes.c_int64 * (num_tokens + chain))()
-        call.ids, call.head_rows, call.tokens = map(ctypes.addressof, (ids, rows, chosen))
+        call.ids, call.head_rows = ctypes.addressof(ids), ctypes.addressof(rows)
+        call.tokens = ctypes.addressof(chosen)
         call.num_head_rows, call.chain = num_tokens, chain
         self._run(call, instruction_set)
         return list(chosen)
@@ -359,7 +360,7 @@ class NativeModel:
 
 def _raise_for(status: int) -> None:
     if status == NOT_FINITE:
-        raise NotFiniteError("a logit is NaN or infinite")
+        raise NonFiniteLogitError("a row's logits have no finite maximum")
     if status == NO_MEMORY:
         raise MemoryError("there is no memory for the native engine")
     if status != OK:

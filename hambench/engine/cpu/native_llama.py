@@ -14,9 +14,9 @@ from hambench.engine.cpu.packing import native_obstacle, pack_llama
 from hambench.engine.kvcache import KVCache
 from hambench.engine.llama import Llama
 from hambench.engine.output import ForwardOutput
-from hambench.errors import ModelError
+from hambench.errors import ModelError, NotFiniteError
 from hambench.kernels.cpu.library import Library
-from hambench.kernels.cpu.model import CachePart, NotFiniteError
+from hambench.kernels.cpu.model import CachePart, NonFiniteLogitError
 
 
 class NativeLlama:
@@ -149,10 +149,8 @@ class NativeLlama:
                 instruction_set=self.instruction_set,
                 threads=self.threads,
             )
-        except NotFiniteError as error:
-            raise ModelError(
-                f"the model's logits are not finite ({error}): its weights are damaged or overflow"
-            ) from error
+        except NonFiniteLogitError as error:
+            raise NotFiniteError from error
 
 
 def _following(cache: KVCache, num_rows: int) -> range:

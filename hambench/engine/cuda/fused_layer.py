@@ -36,7 +36,7 @@ class Weight:
     def of(cls, linear: Linear | GatedLinear) -> Weight:
         """Takes the weight out of a layer, without a copy where it is stored dense or as int8."""
         if isinstance(linear, Int8Gated):
-            linear = linear._both
+            linear = linear.joined
         if isinstance(linear, Int8Linear):
             return cls(linear.codes, linear.scales.float(), linear.bias)
         return cls(linear.weight, None, getattr(linear, "bias", None))

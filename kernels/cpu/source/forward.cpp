@@ -254,19 +254,19 @@ void Runner::best_tokens(const Model& model, int num_rows, int64_t* tokens, bool
                         model.shape.vocab, all + static_cast<size_t>(thread_) * kMaxRows);
   fetch(model.layers[0].qkv, begin_of(model.layers[0].qkv.num_blocks()));
   barrier();
-  // threads own ascending ranges of ids: the first of equals has the lowest id
+  // threads own ascending ranges of ids: the first of equals has the lowest
   for (int t = 0; t < num_rows; ++t) {
     Best best = all[t];
-    bool wrong = best.not_finite != 0;
+    bool wrong = best.is_nan != 0;
     for (int other = 1; other < team_.size; ++other) {
       const Best& candidate = all[static_cast<size_t>(other) * kMaxRows + t];
-      wrong = wrong || candidate.not_finite != 0;
+      wrong = wrong || candidate.is_nan != 0;
       if (candidate.logit > best.logit) {
         best = candidate;
       }
     }
     tokens[t] = best.token < model.shape.vocab ? best.token : 0;
-    *finite = *finite && !wrong;
+    *finite = *finite && !wrong && std::isfinite(best.logit);
   }
 }
 

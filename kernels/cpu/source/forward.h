@@ -109,7 +109,7 @@ struct ForwardCall {
   int chain = 0;
 };
 
-// false if a logit that decided a token was not finite
+// false if a row had no finite largest logit
 bool forward(const Model& model, const Kernels& kernels, int threads, const ForwardCall& call);
 
 }  // namespace hb

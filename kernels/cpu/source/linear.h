@@ -236,13 +236,13 @@ void project_best(const Matrix& weight, const float* rows, int64_t stride, int n
     const int valid = vocab - output < kBlock ? static_cast<int>(vocab - output) : kBlock;
     float* most = largest[t];
     int32_t* place = where[t];
-    float* odd = wrong[t];
+    float* odd = wrong[t];  // set where there was a NaN, which no comparison would notice
     if (valid == kBlock) {
       for (int i = 0; i < kBlock; ++i) {
         const bool more = values[i] > most[i];
         most[i] = more ? values[i] : most[i];
         place[i] = more ? block + b : place[i];
-        odd[i] += values[i] * 0.0f;
+        odd[i] = values[i] == values[i] ? odd[i] : 1.0f;
       }
     } else {
       for (int i = 0; i < valid; ++i) {
@@ -250,7 +250,7 @@ void project_best(const Matrix& weight, const float* rows, int64_t stride, int n
           most[i] = values[i];
           place[i] = block + b;
         }
-        odd[i] += values[i] * 0.0f;
+        odd[i] = values[i] == values[i] ? odd[i] : 1.0f;
       }
     }
   })
@@ -262,7 +262,7 @@ void project_best(const Matrix& weight, const float* rows, int64_t stride, int n
         found.logit = largest[t][i];
         found.token = token;
       }
-      found.not_finite |= wrong[t][i] != 0.0f;  // zero times a number is zero, times infinity or NaN it is NaN
+      found.is_nan |= wrong[t][i] != 0.0f;
     }
     best[t] = found;
   }

@@ -103,7 +103,7 @@ struct Part {
 struct Best {
   float logit;
   int32_t token;
-  int32_t not_finite;  // whether a logit was NaN or infinite
+  int32_t is_nan;  // whether a logit was NaN
 };
 
 }  // namespace hb

@@ -12,7 +12,7 @@ from hambench.engine import int8
 from hambench.engine.cpu.native_llama import NativeLlama
 from hambench.engine.int8 import quantize_int8
 from hambench.engine.llama import Llama
-from hambench.errors import ContextOverflowError, ModelError
+from hambench.errors import ContextOverflowError, ModelError, NotFiniteError
 
 ODD = dataclasses.replace(
     TINY_SHAPE, vocab_size=97, hidden_size=40, intermediate_size=52, num_layers=2, head_dim=10
@@ -270,15 +270,34 @@ def test_an_int8_copy_multiplies_the_codes_it_was_given(name, dtype, instruction
     assert torch.equal(torch.cat(single), out.logits)
 
 
-def test_logits_that_are_not_finite_are_refused_not_guessed(instruction_set, library):
-    for damage in (float("nan"), float("inf")):
-        weights = weights_of(TINY_SHAPE)
-        weights["lm_head.weight"][259, 3] = damage
-        native = native_of(Llama(TINY_SHAPE, weights, torch.float32), library, instruction_set)
-        with pytest.raises(ModelError, match="not finite"):
-            native.greedy([1, 2], native.new_cache(8))
-        with pytest.raises(ModelError, match="not finite"):
-            native.decode_greedily([1], native.new_cache(8), 3)
+@pytest.mark.parametrize("damage", [float("nan"), float("inf")])
+@pytest.mark.parametrize("token", [0, 255, 259])
+def test_logits_without_a_finite_maximum_end_an_answer(damage, token, instruction_set, library):
+    weights = weights_of(TINY_SHAPE)
+    # infinity times an input of either sign: one of two such tokens has it for its logit
+    weights["lm_head.weight"][token, 3] = damage
+    weights["lm_head.weight"][token - 1, 3] = -damage
+    native = native_of(Llama(TINY_SHAPE, weights, torch.float32), library, instruction_set)
+    for call in (
+        lambda: native.greedy([1, 2], native.new_cache(8)),
+        lambda: native.decode_greedily([1], native.new_cache(8), 3),
+    ):
+        with pytest.raises(NotFiniteError):
+            call()
+
+
+def test_a_token_that_can_never_come_is_no_damage(instruction_set, library, monkeypatch):
+    monkeypatch.setattr(NativeLlama, "threads", 2)
+    weights = weights_of(TINY_SHAPE)
+    tokens = ids_of(6).tolist()
+    sound = native_of(Llama(TINY_SHAPE, weights, torch.float32), library, instruction_set)
+    out = sound.forward(torch.tensor(tokens), sound.new_cache(8), num_logits=None)
+    # of minus infinity for the positive input, the logit is minus infinity, which no other comes below
+    negative = out.hidden[-1].argmin()
+    weights["lm_head.weight"][7] = 0
+    weights["lm_head.weight"][7, negative] = float("inf")
+    native = native_of(Llama(TINY_SHAPE, weights, torch.float32), library, instruction_set)
+    assert native.greedy(tokens, native.new_cache(8)) == [int(out.logits[-1].argmax())]
 
 
 def test_a_full_cache_is_refused_before_anything_is_written(library, llama):
