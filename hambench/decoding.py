@@ -15,11 +15,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
 from hambench.errors import HambenchError
+from hambench.method_facts import KnobValue as KnobValue
+from hambench.method_facts import Look, MethodCeilings, ModelBytes, Phase, ShortOption
 
 if TYPE_CHECKING:
-    from hambench.models.target import TargetModel
+    from pathlib import Path
 
-KnobValue = int | float | str | bool | None
+    from hambench.models.target import TargetModel
+    from hambench.records import StepRecord
 
 SMALLEST_SEED, LARGEST_SEED = -(2**63), 2**64 - 1
 """Seeds that torch's generators take."""
@@ -176,6 +179,21 @@ class MethodConfig(ABC):
     aliases: ClassVar[Mapping[str, str]] = {}
     """Short command-line names of knobs, e.g. ``{"k": "num_draft_tokens"}``; also used in labels."""
 
+    # what the rest of hambench shows of a method; every default suits a method that says nothing
+    look: ClassVar[Look | None] = None
+    """Its look in figures; by default one that no other method of the report has."""
+    phases: ClassVar[tuple[Phase, ...]] = ()
+    """Functions that ``hambench profile`` times by name, besides the engine's own."""
+    short_options: ClassVar[tuple[ShortOption, ...]] = ()
+    """Options of its own on the command line."""
+    gate_settings: ClassVar[tuple[Mapping[str, KnobValue], ...]] = ({},)
+    """Knobs of the configurations that the exact gate decodes on its toy model."""
+    max_bars: ClassVar[int] = 3
+    """Most settings drawn as bars per task; of more, the first and the last are drawn."""
+    merges_tokens: ClassVar[bool] = False
+    """Whether one KV slot may hold several tokens: the report then shows accuracy over KV compression along the
+    axis, and an answer with its steps coloured."""
+
     @abstractmethod
     def build(self, target: TargetModel) -> DecodingMethod:
         """Loads what the method needs beside the target.
@@ -183,12 +201,68 @@ class MethodConfig(ABC):
         Several cells build on one target: keep weights that don't depend on the knobs in ``target.shared``.
         """
 
+    @classmethod
+    def summary(cls) -> str:
+        """One sentence on what the method does: the first line of the class's docstring."""
+        text = (cls.__doc__ or "").strip()
+        # a dataclass without a docstring gets its signature for one
+        return "" if text.startswith(f"{cls.__name__}(") else text.split("\n")[0]
+
     def unavailable_for(self, model: str) -> str | None:
         """Why this method can't run on a model (no checkpoint, say); ``None`` when it can.
 
         Asked without torch before anything is loaded; ``--methods all`` leaves such a method out and says so.
         """
         return None
+
+    def own_sizes(self, model: str) -> Mapping[str, KnobValue]:
+        """Sizes of what the method adds to a model, for :meth:`bytes_read`; stored with a run's cell.
+
+        Asked without torch, when a run begins.
+        """
+        return {}
+
+    def bytes_read(
+        self, step: StepRecord, before: StepRecord, sizes: ModelBytes, own_sizes: Mapping[str, KnobValue]
+    ) -> float | None:
+        """Bytes of weights and cache that a decode step had to read; ``None`` where that can't be known.
+
+        The default is right for a method whose forwards are all the target's: each reads all weights and the slots in
+        use. A method that also drafts or has forwards of its own kind overrides it.
+
+        Args:
+            step: The step.
+            before: The step before it, the prefill for the first.
+            sizes: What the parts of a forward read.
+            own_sizes: What :meth:`own_sizes` said when the run was made.
+        """
+        if step.target_forwards is None or step.kv_slots is None:
+            return None
+        if step.draft_forwards != 0 or step.micro_forwards != 0:
+            return None
+        return step.target_forwards * (sizes.step + step.kv_slots * sizes.kv_per_slot)
+
+    @classmethod
+    def ceilings(cls, sizes: ModelBytes, *, model: str, context: int) -> MethodCeilings | None:
+        """What memory bandwidth allows the method on a model, for ``hambench predict``; ``None`` to be left out.
+
+        Args:
+            sizes: What the parts of a forward read.
+            model: The model's name.
+            context: Cached positions.
+        """
+        return None
+
+    def for_toy(self, target: TargetModel, folder: Path) -> Self:
+        """The config as the exact gate builds it on the seeded toy model; ``folder`` is for weights that it needs."""
+        return self
+
+    @property
+    def is_control(self) -> bool:
+        """Whether this is the method's :attr:`control` configuration."""
+        return bool(self.control) and all(
+            getattr(self, knob) == value for knob, value in self.control.items()
+        )
 
     def knobs(self) -> dict[str, KnobValue]:
         """Field values, JSON-able: what identifies a cell beside the method's name."""

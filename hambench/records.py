@@ -11,7 +11,7 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from hambench.decoding import KnobValue
+from hambench.method_facts import KnobValue
 
 SCHEMA_VERSION = 1
 """Version of the run folder. 1 - (0.1.0) header, prompts, samples, scores."""
@@ -45,6 +45,8 @@ class Cell:
     """Positions that prompt and answer may take, where the sweep sets them; else all that the model has."""
     max_new_tokens: int | None = None
     """Limit of every answer, where the sweep sets one; else the sample's own."""
+    own_sizes: dict[str, KnobValue] = field(default_factory=dict)
+    """Sizes of what the method adds to the model, as it stated them when the run began."""
 
     @property
     def conditions(self) -> tuple[str, str, int | None, int | None, int | None]:
@@ -77,6 +79,8 @@ class Sample:
     stop: tuple[str, ...]
     """Strings that end the answer; the text is cut before the first of them."""
     max_new_tokens: int
+    cluster: str = ""
+    """What samples of one suite share that are one question, such as its translations; empty for one of its own."""
     chat: bool = False
     """Whether the prompt is chat-templated: special tokens are in the text and none are added."""
     truncation: Truncation = "error"

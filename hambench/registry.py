@@ -64,3 +64,14 @@ def method_config(name: str) -> type[MethodConfig]:
             f"method {name!r}: {location} is not a subclass of hambench.decoding.MethodConfig"
         )
     return loaded
+
+
+def facts_of(name: str) -> type[MethodConfig]:
+    """What a method says of itself, for readers of runs: the defaults for one that is not installed here or is broken.
+
+    A stored run may be of a method that this installation lacks; its numbers are read all the same.
+    """
+    try:
+        return method_config(name)
+    except HambenchError:
+        return MethodConfig

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from hambench.decoding import KVUsage, MethodConfig, SamplingParams, Step
+from hambench.method_facts import Look, Phase, ShortOption
+from hambench.methods.common.facts import DRAFT_TOKENS, SAMPLE, VERIFY
 
 if TYPE_CHECKING:
     from hambench.methods.common.sequence import TargetSequence
@@ -19,10 +21,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptLookupConfig(MethodConfig):
-    """How far to copy and how long a match must be."""
+    """Proposes what followed the current words before, without a draft model, and verifies it; lossless."""
 
     method: ClassVar[str] = "prompt_lookup"
     aliases: ClassVar[dict[str, str]] = {"k": "num_draft_tokens", "n": "max_ngram"}
+    look: ClassVar[Look | None] = Look("green", "^", (1.5, 1.5))
+    phases: ClassVar[tuple[Phase, ...]] = (
+        SAMPLE,
+        Phase("hambench.methods.prompt_lookup", "NgramIndex.lookup", "draft"),
+        Phase("hambench.methods.prompt_lookup", "NgramIndex.update", "draft"),
+        *VERIFY,
+    )
+    short_options: ClassVar[tuple[ShortOption, ...]] = (DRAFT_TOKENS,)
 
     num_draft_tokens: int = 5
     """Most tokens proposed a step."""

@@ -7,11 +7,14 @@ argmaxes; sampled drafting uses exact rejection sampling, so the output distribu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from hambench.decoding import KnobValue, KVUsage, MethodConfig, SamplingParams, Step
+from hambench.method_facts import Ceiling, Look, MethodCeilings, ModelBytes, Phase, ShortOption
+from hambench.methods.common.facts import DRAFT_TOKENS, SAMPLE, VERIFY
+from hambench.methods.common.speculation import SpeculationBytes
 
 if TYPE_CHECKING:
     from hambench.engine.language_model import LanguageModel
@@ -19,18 +22,35 @@ if TYPE_CHECKING:
     from hambench.methods.common.sequence import TargetSequence
     from hambench.methods.common.verify import Accept
     from hambench.models.target import TargetModel
+    from hambench.records import StepRecord
 
 INT8 = "int8"
+DRAFTS = (1, 2, 4, 8)
+"""Draft lengths that ``hambench predict`` shows."""
+ACCEPTANCES = (0.7, 0.8, 0.9, 0.95, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpeculativeConfig(MethodConfig):
-    """How much is drafted, by what, and into which cache."""
+    """Drafts k tokens with a cheap model and verifies them in one forward of the target; lossless."""
 
     method: ClassVar[str] = "speculative"
     axis: ClassVar[str | None] = "num_draft_tokens"
     axis_values: ClassVar[tuple[KnobValue, ...]] = (2, 4)
     aliases: ClassVar[dict[str, str]] = {"k": "num_draft_tokens"}
+    look: ClassVar[Look | None] = Look("blue", "s", (5, 2))
+    phases: ClassVar[tuple[Phase, ...]] = (
+        SAMPLE,
+        Phase("hambench.methods.common.drafting", "SeparateDrafter.propose", "draft"),
+        Phase("hambench.methods.common.drafting", "SharedDrafter.propose", "draft"),
+        *VERIFY,
+    )
+    short_options: ClassVar[tuple[ShortOption, ...]] = (DRAFT_TOKENS,)
+    gate_settings: ClassVar[tuple[dict[str, KnobValue], ...]] = (
+        {"k": 2},
+        {"k": 4},
+        {"k": 4, "kv": "shared"},
+    )
 
     num_draft_tokens: int = 4
     """Tokens drafted a step."""
@@ -49,6 +69,49 @@ class SpeculativeConfig(MethodConfig):
             raise ValueError(
                 f"kv='shared' needs draft='int8' (the same model's cache), got draft={self.draft!r}"
             )
+
+    def bytes_read(
+        self, step: StepRecord, before: StepRecord, sizes: ModelBytes, own_sizes: Mapping[str, KnobValue]
+    ) -> float | None:
+        """The target's forwards and those of its int8 copy; unknown where the draft is another model."""
+        if step.target_forwards is None or step.draft_forwards is None or step.kv_slots is None:
+            return None
+        if step.micro_forwards or (step.draft_forwards and self.draft != INT8):
+            return None
+        cache = step.kv_slots * sizes.kv_per_slot
+        return step.target_forwards * (sizes.step + cache) + step.draft_forwards * (sizes.int8_draft + cache)
+
+    @classmethod
+    def ceilings(cls, sizes: ModelBytes, *, model: str, context: int) -> MethodCeilings:
+        """The int8 copy on its own, and each draft length at each acceptance."""
+        rule = SpeculationBytes(sizes)
+        alone = Ceiling(
+            setting="all int8, not lossless",
+            bytes_per_token=sizes.int8_draft + context * sizes.kv_per_slot,
+            kernels_per_token=sizes.kernels_per_forward,
+        )
+        grid = [
+            Ceiling(
+                setting=f"acceptance {a:g}",
+                column=f"k={k}",
+                bytes_per_token=rule.per_token(k, a, context=context),
+                kernels_per_token=rule.kernels_per_token(k, a),
+            )
+            for a in ACCEPTANCES
+            for k in DRAFTS
+        ]
+        break_even = {k: rule.break_even(k) for k in DRAFTS}
+        pays = (f"{'never' if a is None else f'{a:.2f}'} with k={k}" for k, a in break_even.items())
+        return MethodCeilings(
+            rows=(alone, *grid),
+            grid_title="int8 speculation",
+            extra_bytes=sizes.int8_draft,
+            facts={"break_even_acceptance": break_even},
+            conclusions=(
+                f"int8 speculation pays from acceptance {', '.join(pays)}; the draft adds "
+                f"{sizes.int8_draft / 1e6:.0f} MB of weights",
+            ),
+        )
 
     def build(self, target: TargetModel) -> Speculative:
         """Quantises or loads the draft, once for all cells that use it."""

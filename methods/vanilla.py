@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from hambench.decoding import KVUsage, MethodConfig, SamplingParams, Step
+from hambench.method_facts import Ceiling, Look, MethodCeilings, ModelBytes, Phase
+from hambench.methods.common.facts import SAMPLE
 
 if TYPE_CHECKING:
     from hambench.methods.common.sequence import TargetSequence
@@ -15,9 +17,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class VanillaConfig(MethodConfig):
-    """No knobs."""
+    """Decodes one token per forward of the target; the baseline that other methods are divided by."""
 
     method: ClassVar[str] = "vanilla"
+    look: ClassVar[Look | None] = Look("ink", "X")
+    phases: ClassVar[tuple[Phase, ...]] = (SAMPLE,)
+
+    @classmethod
+    def ceilings(cls, sizes: ModelBytes, *, model: str, context: int) -> MethodCeilings:
+        """All weights and the cache once per token."""
+        read = sizes.step + context * sizes.kv_per_slot
+        return MethodCeilings(
+            rows=(Ceiling(setting="", bytes_per_token=read, kernels_per_token=sizes.kernels_per_forward),)
+        )
 
     def build(self, target: TargetModel) -> Vanilla:
         """Wraps the target."""

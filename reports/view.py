@@ -9,9 +9,11 @@ from functools import cached_property
 from hambench.analysis import metrics
 from hambench.analysis.baselines import baseline_cell, baseline_of, has_several
 from hambench.analysis.fidelity import Divergence, divergences
+from hambench.errors import HambenchError
 from hambench.groups import ALL, group_kind, group_names, in_group
 from hambench.machine.fingerprint import SPEED_KEYS, differences
 from hambench.records import Cell, Comparison, Estimate, GenerationTrace, Measurement, SampleRecord, Score
+from hambench.registry import method_config
 from hambench.reports.compared import around, compare_with_baseline
 from hambench.reports.draw.theme import MethodStyle, method_styles
 from hambench.reports.page.html_text import without_paths
@@ -33,7 +35,7 @@ class CellView:
     strength: float = 1.0
     """How strongly its line is drawn, paler along its method's axis: lines of one hue are told apart by it."""
     control: bool = False
-    """Whether it is the one-token control of a HAMburger sweep (confidence above 1)."""
+    """Whether it is its method's control: the same weights without what the method adds."""
 
     @property
     def label(self) -> str:
@@ -198,9 +200,11 @@ def _strength(cell: Cell, cells: Sequence[Cell]) -> float:
 
 
 def is_control(cell: Cell) -> bool:
-    """Whether no stop probability can reach the cell's confidence, so that each step yields one token."""
-    confidence = cell.knobs.get("confidence")
-    return isinstance(confidence, int | float) and confidence > 1
+    """Whether the cell is its method's control configuration; not for a method that is not installed here."""
+    try:
+        return method_config(cell.method).from_knobs(cell.knobs).is_control
+    except HambenchError:
+        return False
 
 
 def merge(runs: Sequence[Run]) -> list[Run]:

@@ -43,6 +43,10 @@ class TaskEntry:
     """Keys of the task file that differ from lm-eval's."""
     multiturn: bool = True
     """Few-shot examples as turns of their own where a chat template applies (lm-eval's default)."""
+    cluster: str = ""
+    """Name that tasks share whose rows of the same number are one question, e.g. in several languages."""
+    shown_by: Literal["task", "category"] = "task"
+    """Whether figures with one panel per group of answers show this task by itself or its category."""
 
     @property
     def file_names(self) -> tuple[str, ...]:
@@ -129,6 +133,7 @@ def _longbench(name: str, *, extended: bool) -> TaskEntry:
         chat=name not in NO_CHAT,
         truncation="middle",
         multiturn=False,
+        shown_by="category",
     )
 
 
@@ -155,6 +160,7 @@ _STANDARD = (
         num_rows=250,
         metric="exact_match,flexible-extract",
         settings={"training_split": None},
+        cluster="mgsm",
     ),
     TaskEntry(
         name="gsm8k_cot_llama",

@@ -188,6 +188,7 @@ def task_plan(asked: Asked) -> dict[str, Any]:
         "settings": {**entry.settings, **{k: v for k, v in asked.settings.items() if k != "multiturn"}},
         "metric": entry.metric,
         "category": entry.category,
+        "shown_by": entry.shown_by,
         "runs_code": entry.runs_code,
         "lm_eval": lm_eval_version(),
     }

@@ -129,6 +129,7 @@ def _sample(
         suite=suite,
         task=entry.name,
         category=entry.category,
+        cluster=f"{entry.cluster}/{request.doc_id}" if entry.cluster else "",
         doc_id=request.doc_id,
         prompt=prompt,
         stop=(until,) if isinstance(until, str) else tuple(until),

@@ -1,33 +1,66 @@
 """A method from another distribution: CONTRIBUTING's six steps, done by a test."""
 
+import json
+import re
 import subprocess
 import sys
-import textwrap
 
 import pytest
 
 METHOD = '''
-"""Vanilla decoding that counts its steps aloud: a third party's method in one file."""
+"""Vanilla decoding that looks twice at every token: a third party's method in one file."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
 from hambench.decoding import MethodConfig
-from hambench.methods.vanilla import Vanilla
+from hambench.method_facts import Ceiling, Look, MethodCeilings, Phase, ShortOption
+from hambench.methods.vanilla import Vanilla, VanillaSession
 
 
 @dataclass(frozen=True, kw_only=True)
 class EchoConfig(MethodConfig):
-    """One knob, for show."""
+    """Decodes one token per step and says it aloud."""
 
     method: ClassVar[str] = "echo"
     axis: ClassVar[str | None] = "volume"
     axis_values: ClassVar[tuple[int, ...]] = (1, 2)
+    look: ClassVar[Look] = Look("purple", "*", (3, 1))
+    phases: ClassVar[tuple[Phase, ...]] = (Phase("hambench_echo", "EchoSession.say", "say"),)
+    short_options: ClassVar[tuple[ShortOption, ...]] = (
+        ShortOption(flags=("--volume",), knob="volume", help="Echo: how loud, 1,2."),
+    )
 
     volume: int = 1
 
+    def own_sizes(self, model):
+        return {"num_speakers": 3}
+
+    def bytes_read(self, step, before, sizes, own_sizes):
+        return own_sizes["num_speakers"] * self.volume * sizes.layer
+
+    @classmethod
+    def ceilings(cls, sizes, *, model, context):
+        row = Ceiling(setting="volume=1", bytes_per_token=3 * sizes.layer, kernels_per_token=1)
+        return MethodCeilings(rows=(row,), facts={"num_speakers": 3}, conclusions=("echo: loud",))
+
     def build(self, target):
-        return Vanilla(self.label, target)
+        return Echo(self.label, target)
+
+
+@dataclass(frozen=True)
+class Echo(Vanilla):
+    def start(self, prompt_ids, params):
+        return EchoSession(super().start(prompt_ids, params).sequence)
+
+
+class EchoSession(VanillaSession):
+    def step(self):
+        self.say()
+        return super().step()
+
+    def say(self):
+        pass
 '''
 
 PROJECT = """
@@ -59,39 +92,122 @@ def site(tmp_path_factory):
 
 
 def hambench(site, *arguments):
+    """Runs the command line where the distribution is installed, and returns what it did."""
     program = f"import sys; sys.path.insert(0, {str(site)!r}); from hambench.cli import main; main()"
     return subprocess.run(
-        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False
+        [sys.executable, "-c", program, *map(str, arguments)], capture_output=True, text=True, check=False
     )
 
 
-def test_a_method_of_another_distribution_is_listed_and_decodes(site, tiny_model):
-    listed = hambench(site, "ls", "methods", "--json")
-    assert '"method": "echo"' in listed.stdout, listed.stderr
-    arguments = [
-        "generate",
-        "--model",
-        str(tiny_model),
-        "--dtype",
-        "float32",
-        "--prompt-ids",
-        "5,6,7",
-        "--json",
-    ]
-    theirs, ours = (
-        hambench(site, *arguments, "--method", method, "--max-new-tokens", "8")
-        for method in ("echo", "vanilla")
+def said(site, *arguments):
+    """The same, which must succeed; its standard output."""
+    done = hambench(site, *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def on(model):
+    return ("--model", model, "--dtype", "float32")
+
+
+def test_a_method_of_another_distribution_is_listed_with_what_it_does_and_decodes(site, tiny_model):
+    listed = [json.loads(line) for line in said(site, "ls", "methods", "--json").splitlines()]
+    echo = next(row for row in listed if row["method"] == "echo")
+    assert echo["what"] == "Decodes one token per step and says it aloud."
+    asked = ("generate", *on(tiny_model), "--prompt-ids", "5,6,7", "--json", "--max-new-tokens", "8")
+    echoed, plain = (json.loads(said(site, *asked, "--method", method)) for method in ("echo", "vanilla"))
+    assert echoed["method"] == "echo[volume=1]"
+    assert echoed["token_ids"] == plain["token_ids"]
+
+
+def test_its_short_option_is_one_of_every_command_that_takes_methods(site, tiny_model):
+    asked = ("generate", *on(tiny_model), "--prompt-ids", "5,6,7", "--json", "--max-new-tokens", "2")
+    assert json.loads(said(site, *asked, "--method", "echo", "--volume", "2"))["method"] == "echo[volume=2]"
+    for command in ("run", "plan", "serve"):
+        assert "Echo: how loud, 1,2." in said(site, command, "--help"), command
+    refused = hambench(site, *asked, "--method", "vanilla", "--volume", "2")
+    assert refused.returncode == 2
+    assert "no chosen method has the knob 'volume'" in refused.stderr
+
+
+def test_its_phases_are_in_the_profile(site, tiny_model):
+    (profile,) = json.loads(said(site, "profile", *on(tiny_model), "--method", "echo", "-n", "6", "--json"))
+    rows = {tuple(row["path"]): row["calls"] for row in profile["rows"]}
+    assert rows["say",] == 5
+
+
+def test_its_byte_rule_is_in_the_forecast(site):
+    asked = ("predict", "--model", "smollm2-135m", "--bandwidth", "46GB/s")
+    forecast = json.loads(said(site, *asked, "--json"))
+    rows = {(row["method"], row["setting"]): row for row in forecast["rows"]}
+    assert rows["echo", "volume=1"]["bytes_per_token"] == 3 * 3_540_096 * 2
+    assert forecast["methods"]["echo"]["num_speakers"] == 3
+    assert "echo: loud" in said(site, *asked)
+
+
+def test_a_run_of_it_has_limits_by_its_rule_and_its_look_in_the_report(site, tiny_model, rows, tmp_path):
+    run = tmp_path / "run"
+    options = (
+        "--suite",
+        "longbench",
+        "--tasks",
+        "lcc",
+        "--data",
+        rows,
+        "--max-new-tokens",
+        "8",
+        "--out",
+        run,
     )
-    assert theirs.returncode == 0, theirs.stderr
-    assert '"method": "echo[volume=1]"' in theirs.stdout
-    tokens = [answer.stdout.split('"token_ids": ')[1].split("]")[0] for answer in (theirs, ours)]
-    assert tokens[0] == tokens[1]
+    said(site, "run", *on(tiny_model), "--methods", "vanilla,echo", "--volume", "1,2", *options)
+    header = json.loads((run / "run.json").read_text())
+    echo = [cell for cell in header["cells"] if cell["method"] == "echo"]
+    assert [cell["knobs"] for cell in echo] == [{"volume": 1}, {"volume": 2}]
+    assert all(cell["own_sizes"] == {"num_speakers": 3} for cell in echo)
+    program = f"""
+import json, sys
+sys.path.insert(0, {str(site)!r})
+from hambench.analysis.bandwidth_limit import limits_of
+from hambench.store import load_run
+print(json.dumps({{cell: limit.bytes_per_token for cell, limit in limits_of(load_run({str(run)!r})).items()}}))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    limits = json.loads(done.stdout)
+    assert limits["echo[volume=2]"] == 2 * limits["echo[volume=1]"] > 0
+    # the style sheet names every colour; only a figure strokes or fills with one
+    assert re.search(r'(stroke|fill)="var\(--h4\)"', (run / "report.html").read_text())
+
+
+@pytest.mark.slow
+def test_a_run_of_a_method_that_is_not_installed_here_is_still_read(site, tiny_model, rows, tmp_path):
+    run = tmp_path / "run"
+    options = (
+        "--suite",
+        "longbench",
+        "--tasks",
+        "lcc",
+        "--data",
+        rows,
+        "--max-new-tokens",
+        "4",
+        "--out",
+        run,
+    )
+    said(site, "run", *on(tiny_model), "--methods", "vanilla,echo[volume=1]", *options, "--no-report")
+    elsewhere = tmp_path / "nothing-installed"
+    elsewhere.mkdir()
+    assert "echo[volume=1]" in said(elsewhere, "show", run)
+    said(elsewhere, "report", run)
 
 
 def test_a_broken_plugin_is_one_clear_line_and_harms_no_other_method(site, tiny_model):
-    (site / "hambench_echo.py").write_text(textwrap.dedent("raise ImportError('no luck today')"))
-    broken = hambench(site, "generate", "--model", str(tiny_model), "--prompt-ids", "5", "--method", "echo")
-    assert broken.returncode == 2
-    assert "method 'echo' can't be loaded from hambench_echo:EchoConfig: no luck today" in broken.stderr
-    fine = ["generate", "--model", str(tiny_model), "--prompt-ids", "5", "--max-new-tokens", "2"]
-    assert hambench(site, *fine).returncode == 0
+    whole = (site / "hambench_echo.py").read_text()
+    (site / "hambench_echo.py").write_text("raise ImportError('no luck today')")
+    try:
+        broken = hambench(site, "generate", *on(tiny_model), "--prompt-ids", "5", "--method", "echo")
+        assert broken.returncode == 2
+        assert "method 'echo' can't be loaded from hambench_echo:EchoConfig: no luck today" in broken.stderr
+        said(site, "generate", *on(tiny_model), "--prompt-ids", "5", "--max-new-tokens", "2")
+        said(site, "predict", "--model", "smollm2-135m", "--bandwidth", "46GB/s")
+    finally:
+        (site / "hambench_echo.py").write_text(whole)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,12 +12,11 @@ from hambench.analysis.metrics import (
     decode_seconds,
     decode_steps,
     num_decode_tokens,
-    num_draft_forwards,
-    num_micro_forwards,
-    num_target_forwards,
 )
+from hambench.errors import HambenchError
 from hambench.models.sizes import SHAPES, ModelShape
-from hambench.records import Cell, GenerationTrace
+from hambench.records import Cell
+from hambench.registry import method_config
 from hambench.roofline.byte_model import ByteModel
 from hambench.store import Run
 
@@ -109,49 +108,29 @@ def limits_of(run: Run) -> dict[str, Limit]:
 
 
 def decode_bytes(traces: Traces, shape: ModelShape, cell: Cell) -> float | None:
-    """Bytes that the decode steps of a cell had to read: its counted forwards times what each reads.
+    """Bytes that the decode steps of a cell had to read, by the rule of its own method.
 
-    ``None`` where the byte model doesn't know what a forward reads: a draft that is another model, a method
-    of another distribution with forwards of its own kinds, weights of another type.
+    ``None`` where the method can't say: a draft that is another model, counts that a peer doesn't give, a method that
+    is not installed here, weights of another type.
     """
     width = _DTYPE_BYTES.get(cell.dtype)
     if width is None:
         return None
-    each = ByteModel(shape=shape, dtype_bytes=width, scale_bytes=width)
-    forwards = num_target_forwards(traces)
-    drafts, micros = num_draft_forwards(traces), num_micro_forwards(traces)
-    cache_reads = _cache_reads(traces)
-    if forwards is None or drafts is None or micros is None or cache_reads is None:
+    sizes = ByteModel(shape=shape, dtype_bytes=width, scale_bytes=width)
+    try:
+        config = method_config(cell.method).from_knobs(cell.knobs)
+    except HambenchError:
         return None
-    weights: float
-    if cell.method == "hamburger":
-        num_heads = sum(len(step.tokens) + step.discarded for step in decode_steps(traces))
-        weights = forwards * each.body + _num_merges(traces) * each.merge
-        # the stop head is not asked after the last possible token, nor by the one-token control
-        num_stops = sum(
-            len(step.continue_probs) + step.discarded for step in decode_steps(traces) if step.continue_probs
-        )
-        weights += num_heads * each.head + num_stops * each.stop + micros * each.micro
-    elif micros or (drafts and cell.knobs.get("draft") != "int8"):
-        return None
-    else:
-        weights = forwards * each.step + drafts * each.int8_draft
-    return weights + cache_reads * each.kv_per_slot
-
-
-def _cache_reads(traces: Traces) -> int | None:
-    """Σ over decode steps of the slots in use times the forwards that read them."""
-    total = 0
-    for step in decode_steps(traces):
-        if step.kv_slots is None or step.target_forwards is None or step.draft_forwards is None:
-            return None
-        total += step.kv_slots * (step.target_forwards + step.draft_forwards)
+    # runs made before cells kept these sizes: what the method says of the model today
+    own_sizes = cell.own_sizes or config.own_sizes(cell.model)
+    total = 0.0
+    for trace in traces:
+        for before, step in itertools.pairwise(trace.steps):
+            read = config.bytes_read(step, before, sizes, own_sizes)
+            if read is None:
+                return None
+            total += read
     return total
-
-
-def _num_merges(traces: Sequence[GenerationTrace]) -> int:
-    # a group of one token enters the base model as its own embedding
-    return sum(len(before.tokens) > 1 for trace in traces for before in trace.steps[:-1])
 
 
 def _idle_share(mbu: float, seconds: float, traces: Traces) -> float:

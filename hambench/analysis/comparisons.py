@@ -306,10 +306,8 @@ _NEEDED = {"tps": "tokens after its first step", "kv_bytes": "a KV cache", "accu
 
 
 def cluster_of(sample: Sample) -> tuple[str, ...]:
-    """What a sample belongs together with: a question of MGSM is one question in every language."""
-    if sample.task.startswith("mgsm"):
-        return (sample.suite, "mgsm", str(sample.doc_id))
-    return (sample.sample_id,)
+    """What a sample belongs together with, as its suite says: the same question in another language, say."""
+    return (sample.suite, sample.cluster) if sample.cluster else (sample.sample_id,)
 
 
 def _paired_traces(

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from hambench.analysis.baselines import BASELINE
 from hambench.errors import HambenchError
 
 if TYPE_CHECKING:
@@ -170,6 +171,7 @@ class _Regime:
         """Macro-steps of every forced length, in a loop on the device or (``None``) led by the host."""
         from hambench.engine.cuda.early_exit import available
         from hambench.engine.cuda.fused_llama import FusedLlama
+        from hambench.methods.hamburger.byte_rule import HamburgerBytes
         from hambench.methods.hamburger.device.session import DeviceSession
 
         prompt, params = self._stopwatch.prompt, self._stopwatch.params
@@ -185,7 +187,8 @@ class _Regime:
             return session, session.macro_step.force
 
         for lengths in LENGTHS:
-            ceiling = self._bytes.hamburger_speedup(statistics.mean(lengths))
+            rule = HamburgerBytes(self._bytes, self.model.architecture.num_micro_layers)
+            ceiling = rule.speedup(statistics.mean(lengths))
             yield self._pace("hamburger", lengths, ceiling, start, found)
 
     def speculative(self) -> Iterator[ForcedPace]:
@@ -368,7 +371,7 @@ def markdown(paces: Sequence[ForcedPace]) -> list[str]:
         "| method | regime | kernels | loop | tokens a step | mean | µs a token | × vanilla | byte model | reached |",
         "|---|---|---|---|---|--:|--:|--:|--:|--:|",
     ]
-    base = {(p.regime, p.kernels): p for p in paces if p.method == "vanilla"}
+    base = {(p.regime, p.kernels): p for p in paces if p.method == BASELINE}
     for pace in paces:
         figures = ["–", "–", "–"]
         vanilla = base.get((pace.regime, pace.kernels))

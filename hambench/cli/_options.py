@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from hambench.cli._method_options import is_axis, method_options
 from hambench.errors import HambenchError, UnknownNameError
 from hambench.files import expanded
 from hambench.runner.sweep import DTYPES, Sweep, expand_values, split_methods
@@ -61,9 +62,6 @@ def sweep_options(function: F) -> F:
             metavar="LIST",
             help="Names of `hambench ls methods`, each with knobs if you like: speculative[k=8,kv=shared].",
         ),
-        click.option("--confidence", metavar="AXIS", help="HAMburger's axis: 0.5:0.9:0.1, or 0.5,0.8."),
-        click.option("-k", "--draft-tokens", "k", metavar="AXIS", help="Drafted tokens a step: 1,2,4,8."),
-        click.option("--checkpoint", metavar="FOLDER", help="HAMburger weights for the model."),
         click.option(
             "--method-arg",
             "method_args",
@@ -76,7 +74,7 @@ def sweep_options(function: F) -> F:
             type=click.Choice(["none", "sft"]),
             default="none",
             show_default=True,
-            help="sft: add each fine-tuned method's control cell (HAMburger one token at a time).",
+            help="sft: add each fine-tuned method's control cell (its weights, without what it adds).",
         ),
         click.option("--threads", metavar="AXIS", help="Threads of torch: 1,2."),
         click.option(
@@ -96,7 +94,7 @@ def sweep_options(function: F) -> F:
     ]
     for option in reversed(options):
         function = option(function)
-    return function
+    return method_options(function)
 
 
 def config_option(function: F) -> F:
@@ -156,9 +154,7 @@ def make_sweep(
     model: str,
     dtype: str,
     methods: str,
-    confidence: str | None,
-    k: str | None,
-    checkpoint: str | None,
+    own_options: Mapping[str, str],
     method_args: tuple[str, ...],
     threads: str | None = None,
     context: str | None = None,
@@ -167,13 +163,8 @@ def make_sweep(
     kernels: str = "reference",
     control: str = "none",
 ) -> Sweep:
-    """A sweep from option texts."""
-    knobs: dict[str, tuple[str, ...]] = {}
-    for name, text in (("confidence", confidence), ("k", k)):
-        if text is not None:
-            knobs[name] = expand_values(text)
-    if checkpoint is not None:
-        knobs["checkpoint"] = (checkpoint,)
+    """A sweep from option texts; ``own_options`` are those of :func:`hambench.cli._method_options.knob_texts`."""
+    knobs = {name: expand_values(text) if is_axis(name) else (text,) for name, text in own_options.items()}
     for argument in method_args:
         name, equals, text = argument.partition("=")
         if not equals:

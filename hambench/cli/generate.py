@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hambench.cli._method_options import knob_texts, method_options
 from hambench.cli._options import make_sweep, model_options
 from hambench.errors import HambenchError
 
@@ -26,13 +27,10 @@ Examples:
   hambench generate --model FOLDER --prompt-ids 5,6,7 --ignore-eos --max-steps 14 --json
 """
 )
+@method_options
 @click.argument("prompt", required=False)
 @click.option("--prompt-ids", metavar="IDS", help="Token ids instead of a text: 5,6,7.")
 @click.option("--method", default="vanilla", show_default=True, metavar="NAME")
-@click.option("--confidence", type=float, help="HAMburger: stop a macro-step below this P(continue).")
-@click.option("-k", "--draft-tokens", "k", type=int, help="Tokens drafted a step.")
-@click.option("--checkpoint", metavar="FOLDER", help="HAMburger weights.")
-@click.option("--position-convention", type=click.Choice(["train", "hf"]), help="HAMburger: see its docs.")
 @click.option("--method-arg", "method_args", multiple=True, metavar="KNOB=VALUE")
 @model_options
 @click.option("--max-new-tokens", type=int, default=256, show_default=True)
@@ -54,11 +52,8 @@ def command(prompt: str | None, prompt_ids: str | None, as_json: bool, **options
         model=options["model"],
         dtype=options["dtype"],
         methods=options["method"],
-        confidence=_text(options["confidence"]),
-        k=_text(options["k"]),
-        checkpoint=options["checkpoint"],
-        method_args=_knobs(options),
-        threads=None,
+        own_options=knob_texts(options),
+        method_args=options["method_args"],
     )
     cell = sweep.single()
     from hambench.decoding import SamplingParams
@@ -84,16 +79,6 @@ def command(prompt: str | None, prompt_ids: str | None, as_json: bool, **options
     else:
         click.echo()
         click.echo(_summary(trace, method), err=True)
-
-
-def _knobs(options: dict[str, Any]) -> tuple[str, ...]:
-    convention = options["position_convention"]
-    extra = (f"position_convention={convention}",) if convention else ()
-    return (*options["method_args"], *extra)
-
-
-def _text(value: float | int | None) -> str | None:
-    return None if value is None else f"{value:g}"
 
 
 def _parse_ids(text: str) -> list[int]:

@@ -40,8 +40,9 @@ Example:
 @click.option("--merge-heads", type=int, help="Instead of 64, which the public code fixes.")
 def import_(ckpt: Path, base: Path, out: Path, feature_layers: str | None, merge_heads: int | None) -> None:
     """Convert the Lightning checkpoint CKPT to a folder of safetensors; no code in it is run."""
-    from hambench.methods.hamburger.checkpoint import CONFIG_NAME, save
+    from hambench.methods.hamburger.checkpoint import save
     from hambench.methods.hamburger.import_lightning import import_checkpoint
+    from hambench.methods.hamburger.weights_folder import CONFIG_NAME
 
     if (out / CONFIG_NAME).exists():
         raise HambenchError(f"{out} holds HAMburger weights already; give another --out")

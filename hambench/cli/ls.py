@@ -47,8 +47,7 @@ def _methods() -> list[dict[str, Any]]:
         field_names = [field.name for field in dataclasses.fields(config)]
         aliases = {field: f"{field} ({alias})" for alias, field in config.aliases.items()}
         knobs = ", ".join(aliases.get(field, field) for field in field_names)
-        doc = (sys.modules[config.__module__].__doc__ or "").split("\n")[0]
-        rows.append({"method": name, "what": doc, "axis": axis, "knobs": knobs or "–"})
+        rows.append({"method": name, "what": config.summary() or "–", "axis": axis, "knobs": knobs or "–"})
     return rows
 
 

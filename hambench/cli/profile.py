@@ -76,7 +76,8 @@ def _profile(
     sweep = Sweep(model=where["model"], methods=split_methods(name), knobs={}, dtype=where["dtype"])
     cell = sweep.single()
     ids = target.tokenizer(prompt)["input_ids"] if target.tokenizer else [1] * 16
-    method = config_of(cell).build(target)
+    config = config_of(cell)
+    method = config.build(target)
     trace = (
         None
         if out is None
@@ -86,6 +87,7 @@ def _profile(
         method,
         ids,
         SamplingParams(max_new_tokens=num_tokens),
+        phases=config.phases,
         device=str(target.device),
         weight_bytes=target.weight_bytes,
         trace_to=trace,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hambench.cli._method_options import knob_texts
 from hambench.cli._options import (
     UserPath,
     config_option,
@@ -200,9 +201,6 @@ def request_from(
         "model",
         "dtype",
         "methods",
-        "confidence",
-        "k",
-        "checkpoint",
         "method_args",
         "threads",
         "regime",
@@ -214,7 +212,11 @@ def request_from(
     # one limit belongs to the run and is in no label; several are an axis
     axis = options["max_new_tokens"] if len(limits) > 1 else None
     return RunRequest(
-        sweep=make_sweep(**{name: options[name] for name in sweep_names}, max_new_tokens=axis),
+        sweep=make_sweep(
+            **{name: options[name] for name in sweep_names},
+            own_options=knob_texts(options),
+            max_new_tokens=axis,
+        ),
         suite=suite,
         tasks=tasks,
         limit=options["limit"],

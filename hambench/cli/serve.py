@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from hambench.cli._method_options import knob_texts, method_options
 from hambench.cli._options import make_sweep, model_options
 from hambench.errors import HambenchError
 
@@ -22,10 +23,8 @@ Examples:
   curl -s localhost:8000/v1/models
 """
 )
+@method_options
 @click.option("--method", default="vanilla", show_default=True, metavar="NAME")
-@click.option("--confidence", metavar="VALUE", help="HAMburger: stop a macro-step below this P(continue).")
-@click.option("-k", "--draft-tokens", "k", metavar="COUNT", help="Tokens drafted a step.")
-@click.option("--checkpoint", metavar="FOLDER", help="HAMburger weights.")
 @click.option("--method-arg", "method_args", multiple=True, metavar="KNOB=VALUE")
 @model_options
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
@@ -41,11 +40,8 @@ def command(
         model=options["model"],
         dtype=options["dtype"],
         methods=options["method"],
-        confidence=options["confidence"],
-        k=options["k"],
-        checkpoint=options["checkpoint"],
+        own_options=knob_texts(options),
         method_args=options["method_args"],
-        threads=None,
     ).single()
     api_key = _key(api_key_env)
     try:

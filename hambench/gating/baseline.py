@@ -6,7 +6,7 @@ import contextlib
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,20 +15,12 @@ import msgspec
 from hambench.errors import HambenchError, IncompleteError
 from hambench.gating.checks import Check, CrashedError, Outcome
 from hambench.gating.exact import Answer, answer_of, compare_answers
-from hambench.records import Cell
+from hambench.registry import BUILTIN, method_config
 
 if TYPE_CHECKING:
-    from hambench.models.target import TargetModel
+    pass
 
 SCHEMA_VERSION = 1
-DEFAULT_METHODS = (
-    "vanilla",
-    "speculative[k=2]",
-    "speculative[k=4]",
-    "speculative[k=4,kv=shared]",
-    "prompt_lookup",
-    "hamburger[c=0.5]",
-)
 REGENERATE = "commit the output of `hambench gate --only exact --update-baseline`"
 
 
@@ -42,6 +34,12 @@ class ExactBaseline:
     smallest_margin: float
     """Smallest gap between the two largest logits of any row: well above rounding, or ids could differ by machine."""
     cells: dict[str, tuple[Answer, ...]]
+
+
+def default_methods() -> tuple[str, ...]:
+    """The configurations that the gate decodes by default: what each method that ships with hambench asks for."""
+    classes = [cls for cls in map(method_config, BUILTIN) if cls.in_all]
+    return tuple(cls.from_knobs(knobs).label for cls in classes for knobs in cls.gate_settings)
 
 
 def measure_exact(methods: Sequence[str]) -> ExactBaseline:
@@ -66,13 +64,11 @@ def measure_exact(methods: Sequence[str]) -> ExactBaseline:
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch_threads(1))
         stack.enter_context(torch.inference_mode())
-        if any(cell.method == "hamburger" for cell in cells):
-            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hambench-toy-")))
-            cells = tuple(_with_weights(cell, scratch, target) for cell in cells)
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hambench-toy-")))
         smallest_margin = stack.enter_context(toy.watched_margins(target))
         for cell in cells:
             try:
-                method = config_of(cell).build(target)
+                method = config_of(cell).for_toy(target, scratch).build(target)
                 traces = {
                     name: generate(method, ids, SamplingParams(max_new_tokens=toy.MAX_NEW_TOKENS))
                     for name, ids in toy.prompts().items()
@@ -98,14 +94,6 @@ def measure_exact(methods: Sequence[str]) -> ExactBaseline:
         smallest_margin=round(margin, 6),
         cells=answers,
     )
-
-
-def _with_weights(cell: Cell, folder: Path, target: TargetModel) -> Cell:
-    from hambench.gating import toy
-
-    if cell.method != "hamburger" or cell.knobs.get("checkpoint") is not None:
-        return cell
-    return replace(cell, knobs={**cell.knobs, "checkpoint": str(toy.save_hamburger(folder, target))})
 
 
 def compare_exact(base: ExactBaseline, head: ExactBaseline, *, name: str) -> Outcome:

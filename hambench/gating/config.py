@@ -17,7 +17,7 @@ import msgspec
 from hambench.analysis.metrics import METRICS, MetricClass
 from hambench.analysis.verdicts import MIN_BLOCKS, Margins
 from hambench.errors import HambenchError, UnknownNameError
-from hambench.gating.baseline import DEFAULT_METHODS
+from hambench.gating.baseline import default_methods
 from hambench.gating.checks import Check, Outcome
 from hambench.gating.exact import KV_BYTE_STEPS, TOKEN_IDS
 from hambench.groups import ALL
@@ -60,7 +60,7 @@ class ExactGate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     baseline: str
     """The file, relative to ``hambench.toml``."""
-    methods: tuple[str, ...] = DEFAULT_METHODS
+    methods: tuple[str, ...] = msgspec.field(default_factory=default_methods)
 
 
 class SpeedGate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -120,30 +119,6 @@ def _weights(shape: LlamaShape) -> dict[str, torch.Tensor]:
         for norm in ("input_layernorm", "post_attention_layernorm"):
             weights[f"model.layers.{layer}.{norm}.weight"] = torch.ones(dim)
     return weights
-
-
-def save_hamburger(folder: Path, target: TargetModel) -> Path:
-    """Writes seeded HAMburger weights for the toy, whose stop head changes its mind from token to token."""
-    import torch
-
-    from hambench.methods.hamburger.architecture import Architecture, BaseReference
-    from hambench.methods.hamburger.checkpoint import Checkpoint, save, sizes_of
-    from hambench.methods.hamburger.grafts import Grafts
-
-    shape = target.llama.shape
-    architecture = Architecture(feature_layers=(0, 1, 2, 3), num_micro_layers=2, merge_heads=4)
-    grafts = Grafts(shape, architecture)
-    bits = np.random.PCG64(SEED + 2)
-    tensors = {}
-    for name, tensor in grafts.state_dict().items():
-        values = (bits.random_raw(tensor.numel()) >> 40).astype(np.float64) / 2**23 - 1
-        scale = 1.4 / tensor.shape[-1] ** 0.5 if tensor.ndim > 1 else 0.1
-        scale *= 4 if name.startswith("stop_head") else 1
-        drawn = torch.tensor(values * scale, dtype=torch.float32).reshape(tensor.shape)
-        tensors[name] = drawn if tensor.ndim > 1 or name.endswith("bias") else torch.ones_like(drawn)
-    base = BaseReference(name=NAME, fingerprint=None, sizes=sizes_of(shape))
-    save(Checkpoint(architecture=architecture, base=base, base_weights="unchanged", tensors=tensors), folder)
-    return folder
 
 
 @contextlib.contextmanager

@@ -1,9 +1,8 @@
 """Where a token's time goes: phases with stable names, a table that adds up to the wall time, and a trace.
 
 Phases are ranges in the code: ``with phase("draft"): ...``. Outside :func:`recording` such a range does
-nothing. The engine's own functions are ranges too, but only while they are recorded: :data:`POINTS` names
-them, and recording wraps them for its duration, so that ordinary runs execute exactly the code that is
-written.
+nothing. Functions that the engine (:data:`ENGINE_PHASES`) or the method names are ranges too, but only while they
+are recorded: recording wraps them for its duration, so that ordinary runs execute exactly the code that is written.
 """
 
 from __future__ import annotations
@@ -18,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hambench.errors import HambenchError
+from hambench.method_facts import Phase
 from hambench.profiling.memory import MemoryPoint, memory_timeline
 
 if TYPE_CHECKING:
@@ -31,25 +32,13 @@ PhasePath = tuple[str, ...]
 PREFILL, DECODE = "prefill", "decode"
 """The two outermost phases: the first step, and all later ones."""
 
-POINTS: tuple[tuple[str, str, str], ...] = (
-    ("hambench.engine.llama", "Llama.forward", "forward"),
-    ("hambench.engine.llama", "DecoderStack.forward", "layers"),
-    ("hambench.engine.llama", "Llama.lm_head", "lm head"),
-    ("hambench.engine.greedy", "most_probable", "sample"),
-    ("hambench.methods.common.sequence", "choose", "sample"),
-    ("hambench.methods.common.drafting", "SeparateDrafter.propose", "draft"),
-    ("hambench.methods.common.drafting", "SharedDrafter.propose", "draft"),
-    ("hambench.methods.prompt_lookup", "NgramIndex.lookup", "draft"),
-    ("hambench.methods.prompt_lookup", "NgramIndex.update", "draft"),
-    ("hambench.methods.common.verify", "verify", "verify"),
-    ("hambench.methods.common.verify", "accept_greedy", "accept"),
-    ("hambench.methods.common.verify", "accept_sampled", "accept"),
-    ("hambench.methods.hamburger.session", "choose", "sample"),
-    ("hambench.methods.hamburger.model", "HamburgerModel.merge", "embedder"),
-    ("hambench.methods.hamburger.model", "HamburgerModel.micro_step", "micro-step"),
-    ("hambench.methods.hamburger.model", "HamburgerModel.continue_probability", "stop head"),
+ENGINE_PHASES = (
+    Phase("hambench.engine.llama", "Llama.forward", "forward"),
+    Phase("hambench.engine.llama", "DecoderStack.forward", "layers"),
+    Phase("hambench.engine.llama", "Llama.lm_head", "lm head"),
+    Phase("hambench.engine.greedy", "most_probable", "sample"),
 )
-"""Module, function or method, and the name of its phase."""
+"""The engine's own; a method's are in :attr:`hambench.decoding.MethodConfig.phases`."""
 
 
 @dataclass
@@ -138,7 +127,7 @@ class IdleCost:
     """What the ranges in the code cost a call while nothing is recorded."""
 
     num_ranges: int
-    """Entered in that call; those of :data:`POINTS` are not in the code then."""
+    """Entered in that call; those that only a recording adds are not in the code then."""
     seconds_each: float
 
     @property
@@ -180,14 +169,22 @@ def idle_cost(call: Callable[[], object], *, num_timed: int = 20_000) -> IdleCos
 
 
 @contextlib.contextmanager
-def recording(recorder: Recorder) -> Iterator[Recorder]:
-    """Records all phases of the block, those of :data:`POINTS` included; not to be nested."""
+def recording(recorder: Recorder, phases: Sequence[Phase] = ()) -> Iterator[Recorder]:
+    """Records all phases of the block; not to be nested.
+
+    Args:
+        recorder: Where they go.
+        phases: The method's, besides :data:`ENGINE_PHASES`.
+
+    Raises:
+        HambenchError: If a phase names a function that does not exist.
+    """
     global _recorder  # the ranges in the code must find it without being passed it
     if _recorder is not None:
         raise RuntimeError("phases are being recorded already")
     with contextlib.ExitStack() as restore:
-        for module, attribute, name in POINTS:
-            restore.callback(_wrap(module, attribute, name))
+        for named in dict.fromkeys((*ENGINE_PHASES, *phases)):
+            restore.callback(_wrap(named))
         _recorder = recorder
         try:
             yield recorder
@@ -195,17 +192,23 @@ def recording(recorder: Recorder) -> Iterator[Recorder]:
             _recorder = None
 
 
-def _wrap(module: str, attribute: str, name: str) -> Callable[[], None]:
+def _wrap(named: Phase) -> Callable[[], None]:
     """Makes a function a phase; returns what undoes it."""
-    owner: Any = importlib.import_module(module)
-    *classes, last = attribute.split(".")
-    for part in classes:
-        owner = getattr(owner, part)
-    original = owner.__dict__[last]
+    *classes, last = named.function.split(".")
+    try:
+        owner: Any = importlib.import_module(named.module)
+        for part in classes:
+            owner = getattr(owner, part)
+        original = owner.__dict__[last]
+    except (ImportError, AttributeError, KeyError) as error:
+        raise HambenchError(
+            f"phase {named.name!r} names {named.module}:{named.function}, which does not exist: fix it in the "
+            "method's phases"
+        ) from error
 
     @functools.wraps(original)
     def ranged(*args: Any, **kwargs: Any) -> Any:
-        with phase(name):
+        with phase(named.name):
             return original(*args, **kwargs)
 
     setattr(owner, last, ranged)
@@ -264,6 +267,7 @@ def profile_method(
     prompt_ids: Sequence[int],
     params: SamplingParams,
     *,
+    phases: Sequence[Phase] = (),
     device: str = "cpu",
     weight_bytes: int = 0,
     trace_to: Path | None = None,
@@ -277,6 +281,7 @@ def profile_method(
         method: The method, built.
         prompt_ids: The prompt.
         params: Limit and sampling; EOS is ignored, so that every pass has the same length.
+        phases: What the method's config says of its own phases.
         device: Where the method runs.
         weight_bytes: The target's, to be passed on.
         trace_to: File for a trace in Chrome's format, which Perfetto opens.
@@ -286,12 +291,12 @@ def profile_method(
     synchronize = _synchronizer(device)
     _decode(method, prompt_ids, params)
     plain = _decode(method, prompt_ids, params)
-    with recording(Recorder(synchronize=synchronize)) as recorder:
+    with recording(Recorder(synchronize=synchronize), phases) as recorder:
         timed = _decode(method, prompt_ids, params)
     peak = peak_memory_bytes(device)
     memory = memory_timeline(method, prompt_ids, params, device=device)
     if trace_to is not None:
-        _trace(method, prompt_ids, params, trace_to)
+        _trace(method, prompt_ids, params, phases, trace_to)
     rows = [
         PhaseRow(path=path[1:] or (ELSE,), seconds=seconds, calls=recorder.calls[path])
         for path, seconds in recorder.seconds.items()
@@ -342,14 +347,23 @@ def _decode(method: DecodingMethod, prompt_ids: Sequence[int], params: SamplingP
     return _Pass(decode_began - began, ended - decode_began, num_tokens, last.kv_bytes or 0, last.kv_slots)
 
 
-def _trace(method: DecodingMethod, prompt_ids: Sequence[int], params: SamplingParams, path: Path) -> None:
+def _trace(
+    method: DecodingMethod,
+    prompt_ids: Sequence[int],
+    params: SamplingParams,
+    phases: Sequence[Phase],
+    path: Path,
+) -> None:
     import torch
     from torch.profiler import ProfilerActivity, profile
 
     activities = [ProfilerActivity.CPU]
     if torch.cuda.is_available():
         activities.append(ProfilerActivity.CUDA)
-    with profile(activities=activities, profile_memory=True) as profiler, recording(Recorder(trace=True)):
+    with (
+        profile(activities=activities, profile_memory=True) as profiler,
+        recording(Recorder(trace=True), phases),
+    ):
         _decode(method, prompt_ids, params)
     path.parent.mkdir(parents=True, exist_ok=True)
     profiler.export_chrome_trace(str(path))

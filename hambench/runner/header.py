@@ -15,7 +15,8 @@ from hambench._version import __version__
 from hambench.files import printable
 from hambench.machine.fingerprint import fingerprint
 from hambench.models.sizes import shape_scalars
-from hambench.records import SCHEMA_VERSION, RunHeader
+from hambench.records import SCHEMA_VERSION, Cell, RunHeader
+from hambench.runner.sweep import config_of
 
 if TYPE_CHECKING:
     from hambench.runner.start import Prepared
@@ -37,7 +38,7 @@ def make_header(prepared: Prepared, folder: Path) -> RunHeader:
         edition=captured.edition,
         data_source=captured.data_source,
         data_hashes=captured.data_hashes,
-        cells=prepared.expansion.cells,
+        cells=tuple(_with_own_sizes(cell) for cell in prepared.expansion.cells),
         num_samples=len(prepared.samples),
         limit=request.limit,
         repeats=request.repeats,
@@ -61,6 +62,11 @@ def make_header(prepared: Prepared, folder: Path) -> RunHeader:
         weights=dict(target.companions),
         notes=warnings_of(prepared),
     )
+
+
+def _with_own_sizes(cell: Cell) -> Cell:
+    """The cell with what its method says of its sizes now: a reader of the run may not have the checkpoint."""
+    return dataclasses.replace(cell, own_sizes=dict(config_of(cell).own_sizes(cell.model)))
 
 
 def command_line() -> tuple[str, ...]:

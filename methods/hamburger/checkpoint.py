@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,9 +21,8 @@ from hambench.engine.shape import LlamaShape
 from hambench.errors import ModelError
 from hambench.files import replacing, write_text
 from hambench.methods.hamburger.architecture import Architecture, BaseReference, BaseWeights
+from hambench.methods.hamburger.weights_folder import CONFIG_NAME, FORMAT, read_config
 
-FORMAT = 1
-CONFIG_NAME = "hamburger.json"
 SHARD_BYTES = 16 * 2**20 - 2**16
 """Most tensor bytes of one shard, its header left aside; a larger tensor gets a shard of its own."""
 
@@ -112,29 +111,6 @@ def _shards(tensors: Mapping[str, torch.Tensor]) -> list[list[str]]:
         shards[-1].append(name)
         room -= tensor.nbytes
     return shards
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The raw ``hamburger.json``.
-
-    Raises:
-        ModelError: If it is absent, not JSON, or of another format.
-    """
-    path = folder / CONFIG_NAME
-    if not path.is_file():
-        raise ModelError(f"{folder} holds no HAMburger weights: there is no {CONFIG_NAME}")
-    try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise ModelError(f"{path} is not of format {FORMAT}, which this version reads")
-    missing = {"architecture", "base", "base_weights", "lora_scale", "files"} - set(config)
-    if missing or config["base_weights"] not in get_args(BaseWeights):
-        raise ModelError(
-            f"{path}: missing or unknown fields ({', '.join(sorted(missing)) or 'base_weights'})"
-        )
-    return config
 
 
 def load(folder: Path) -> Checkpoint:

@@ -1,14 +1,23 @@
-"""The knobs of HAMburger."""
+"""HAMburger: its knobs, and what it says about itself to the rest of hambench."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from hambench.decoding import DecodingMethod, KnobValue, MethodConfig
+from hambench.errors import ModelError
+from hambench.method_facts import Look, MethodCeilings, ModelBytes, Phase, ShortOption
+from hambench.methods.hamburger.architecture import Architecture
+from hambench.methods.hamburger.byte_rule import HamburgerBytes
+from hambench.methods.hamburger.weights_folder import find_weights, read_config
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from hambench.models.target import TargetModel
+    from hambench.records import StepRecord
 
 ONE_TOKEN_CONTROL = 1.1
 """A confidence that no probability reaches: one token per macro-step, from the weights that HAMburger uses. Without
@@ -26,6 +35,35 @@ class HamburgerConfig(MethodConfig):
     axis_values: ClassVar[tuple[KnobValue, ...]] = (0.5, 0.6, 0.7, 0.8, 0.9, ONE_TOKEN_CONTROL)
     control: ClassVar[dict[str, KnobValue]] = {"confidence": ONE_TOKEN_CONTROL}
     aliases: ClassVar[dict[str, str]] = {"c": "confidence"}
+    look: ClassVar[Look | None] = Look("orange", "o")
+    phases: ClassVar[tuple[Phase, ...]] = (
+        Phase("hambench.methods.hamburger.session", "choose", "sample"),
+        Phase("hambench.methods.hamburger.model", "HamburgerModel.merge", "embedder"),
+        Phase("hambench.methods.hamburger.model", "HamburgerModel.micro_step", "micro-step"),
+        Phase("hambench.methods.hamburger.model", "HamburgerModel.continue_probability", "stop head"),
+    )
+    short_options: ClassVar[tuple[ShortOption, ...]] = (
+        ShortOption(
+            flags=("--confidence",),
+            knob="confidence",
+            help="HAMburger: a macro-step goes on while P(continue) reaches this: 0.5:0.9:0.1, or 0.5,0.8.",
+        ),
+        ShortOption(
+            flags=("--checkpoint",),
+            knob="checkpoint",
+            help="HAMburger: folder of weights for the model.",
+            metavar="FOLDER",
+            is_axis=False,
+        ),
+        ShortOption(
+            flags=("--position-convention",),
+            knob="position_convention",
+            help="HAMburger: train or hf, instead of what the weights say.",
+        ),
+    )
+    gate_settings: ClassVar[tuple[dict[str, KnobValue], ...]] = ({"confidence": 0.5},)
+    max_bars: ClassVar[int] = 2
+    merges_tokens: ClassVar[bool] = True
 
     confidence: float = 0.5
     """A macro-step goes on while the stop head's P(continue) reaches this; above 1 it is the one-token control."""
@@ -46,6 +84,41 @@ class HamburgerConfig(MethodConfig):
         if self.loop not in LOOPS:
             raise ValueError(f"loop must be one of {', '.join(LOOPS)}, got {self.loop!r}")
 
+    @property
+    def is_control(self) -> bool:
+        """Whether no probability reaches the confidence, so that every step yields one token."""
+        return self.confidence > 1
+
+    def own_sizes(self, model: str) -> dict[str, KnobValue]:
+        """Layers and longest group of the micro-step decoder, of the weights that this config would use."""
+        try:
+            config = read_config(find_weights(self.checkpoint, model))
+            architecture = Architecture.from_json(config["architecture"])
+        except ModelError:
+            return {}
+        return {name: getattr(architecture, name) for name in ("num_micro_layers", "max_micro_steps")}
+
+    def bytes_read(
+        self, step: StepRecord, before: StepRecord, sizes: ModelBytes, own_sizes: Mapping[str, KnobValue]
+    ) -> float | None:
+        """The base's forwards, the heads, merges and micro-steps counted; unknown without the decoder's sizes."""
+        rule = bytes_with(sizes, own_sizes)
+        return None if rule is None else rule.of_step(step, before)
+
+    @classmethod
+    def ceilings(cls, sizes: ModelBytes, *, model: str, context: int) -> MethodCeilings:
+        """With the weights shipped for the model, or as the paper publishes it (four micro layers)."""
+        rule = bytes_with(sizes, cls().own_sizes(model)) or HamburgerBytes(sizes)
+        return rule.ceilings(context=context)
+
+    def for_toy(self, target: TargetModel, folder: Path) -> HamburgerConfig:
+        """With seeded random weights, as none are shipped for the toy."""
+        if self.checkpoint is not None:
+            return self
+        from hambench.methods.hamburger.toy_weights import save_toy_weights
+
+        return dataclasses.replace(self, checkpoint=str(save_toy_weights(folder, target)))
+
     def build(self, target: TargetModel) -> DecodingMethod:
         """Loads the grafts, and the base weights that come with them, once per target and checkpoint.
 
@@ -55,3 +128,11 @@ class HamburgerConfig(MethodConfig):
         from hambench.methods.hamburger.method import build
 
         return build(self, target)
+
+
+def bytes_with(sizes: ModelBytes, own_sizes: Mapping[str, KnobValue]) -> HamburgerBytes | None:
+    """The byte rule for a micro-step decoder of these sizes; ``None`` if they are not known."""
+    layers, longest = own_sizes.get("num_micro_layers"), own_sizes.get("max_micro_steps")
+    if not isinstance(layers, int) or not isinstance(longest, int):
+        return None
+    return HamburgerBytes(sizes, layers, longest)

@@ -14,21 +14,18 @@ from hambench.engine.cuda.early_exit import Loop
 from hambench.engine.cuda.graphs import log_once
 from hambench.engine.llama import Llama
 from hambench.errors import ModelError
-from hambench.files import expanded
 from hambench.methods.common.sequence import check_request, decode_a_little
 from hambench.methods.hamburger import checkpoint as checkpoints
 from hambench.methods.hamburger.architecture import Architecture, BaseReference, PositionConvention
 from hambench.methods.hamburger.config import HamburgerConfig
 from hambench.methods.hamburger.model import HamburgerModel
 from hambench.methods.hamburger.session import HamburgerSession
+from hambench.methods.hamburger.weights_folder import find_weights, read_config
 from hambench.models.safetensors import weight_files
 from hambench.models.target import TargetModel, locate
 
 if TYPE_CHECKING:
     from hambench.methods.hamburger.device.session import DeviceSession
-
-SHIPPED = Path(__file__).parent / "checkpoints"
-"""Weights that come with the package, a folder a model name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +86,7 @@ def build(config: HamburgerConfig, target: TargetModel) -> Hamburger:
     Raises:
         ModelError: If there are no weights for this model, or they are damaged or another base's.
     """
-    folder = find(config.checkpoint, target.name)
+    folder = find_weights(config.checkpoint, target.name)
     model, own_base_bytes = target.shared(f"hamburger:{folder}", lambda: _assemble(folder, target))
     target.companions[f"HAMburger weights {config.checkpoint or 'shipped'}"] = checkpoints.digest(folder)
     convention = model.architecture.position_convention
@@ -106,31 +103,10 @@ def build(config: HamburgerConfig, target: TargetModel) -> Hamburger:
     )
 
 
-def find(checkpoint: str | None, model_name: str) -> Path:
-    """The folder of weights: the one given, or the one shipped for the model.
-
-    Raises:
-        ModelError: If there is none.
-    """
-    folder = expanded(checkpoint) if checkpoint else SHIPPED / model_name.replace("/", "--")
-    if checkpoint and not folder.is_dir():
-        raise ModelError(f"there is no folder {checkpoint}, given as HAMburger checkpoint")
-    if not (folder / checkpoints.CONFIG_NAME).is_file():
-        where = (
-            f"{checkpoint} has no {checkpoints.CONFIG_NAME}"
-            if checkpoint
-            else f"none are shipped for {model_name}"
-        )
-        raise ModelError(
-            f"no HAMburger weights: {where}; give checkpoint=FOLDER (hambench hamburger train or import writes one)"
-        )
-    return folder.resolve()
-
-
 def _assemble(folder: Path, target: TargetModel) -> tuple[HamburgerModel, int]:
     """The model, and the bytes of base weights that it does not share with the target."""
     # the configuration is compared first: reading gigabytes to refuse them would be a long wait for one line
-    config = checkpoints.read_config(folder)
+    config = read_config(folder)
     Architecture.from_json(config["architecture"])
     if target.llama.reference is None:
         raise ModelError(

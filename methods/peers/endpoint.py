@@ -26,7 +26,10 @@ APIS, PROMPTS = ("completions", "chat"), ("text", "ids")
 
 @dataclass(frozen=True, kw_only=True)
 class EndpointConfig(MethodConfig):
-    """Where the server is and how it is asked. Nothing here is secret: the key stays in the environment."""
+    """Asks an OpenAI-compatible server for its tokens, as a peer to compare with.
+
+    No knob is secret: the key stays in the environment.
+    """
 
     method: ClassVar[str] = "endpoint"
     in_all: ClassVar[bool] = False

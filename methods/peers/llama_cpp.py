@@ -43,7 +43,7 @@ F16_BYTES = 2
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaCppConfig(MethodConfig):
-    """Which file, on how many threads."""
+    """Decodes a GGUF file with llama.cpp, as a peer to compare with."""
 
     method: ClassVar[str] = "llama_cpp"
     in_all: ClassVar[bool] = False

@@ -28,7 +28,7 @@ MODEL_KEY = "transformers/target"
 
 @dataclass(frozen=True, kw_only=True)
 class TransformersConfig(MethodConfig):
-    """Which form of ``generate``, and how much it drafts."""
+    """Decodes with transformers' own generate, plain or with a draft, as a peer to compare with."""
 
     method: ClassVar[str] = "transformers"
     aliases: ClassVar[dict[str, str]] = {"k": "num_draft_tokens", "n": "max_ngram"}

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
+from hambench.method_facts import Hue
+from hambench.registry import facts_of
+
 LIGHT = {
     "ink": "#17191c",
     "muted": "#5b626b",
@@ -84,29 +87,37 @@ class MethodStyle:
         return (0, self.dash) if self.dash else "solid"
 
 
-KNOWN = {
-    "vanilla": MethodStyle("h0", "X", ()),
-    "speculative": MethodStyle("h1", "s", (5, 2)),
-    "hamburger": MethodStyle("h2", "o", ()),
-    "prompt_lookup": MethodStyle("h3", "^", (1.5, 1.5)),
-}
-"""Methods that ship with hambench keep their look in every report."""
+METHOD_HUES: dict[Hue, str] = {"ink": "h0", "blue": "h1", "orange": "h2", "green": "h3", "purple": "h4"}
+"""The colours that a method may ask for, by their name in :data:`LIGHT` and :data:`DARK`."""
 
 
 def method_styles(methods: Sequence[str]) -> dict[str, MethodStyle]:
-    """A look for each method name, the same for the same names in the same order."""
-    taken = {(KNOWN[name].hue, KNOWN[name].marker) for name in methods if name in KNOWN}
+    """A look for each method name, the same for the same names in the same order.
+
+    A method has the look that its config states, unless an earlier one has it already or it states none: then it has
+    the next free one.
+    """
+    stated = {name: _stated(name) for name in methods}
+    taken = {(style.hue, style.marker) for style in stated.values() if style is not None}
     free = (
         MethodStyle(hue, marker, DASHES[index % len(DASHES)])
         for index, (marker, hue) in enumerate(product(MARKERS[2:] + MARKERS[:2], (HUES[3], *HUES[:3])))
         if (hue, marker) not in taken
     )
     styles: dict[str, MethodStyle] = {}
-    for name in methods:
-        if name not in styles:
+    used: set[tuple[str, str]] = set()
+    for name, style in stated.items():
+        if style is None or (style.hue, style.marker) in used:
             # past every combination of hue and marker, looks repeat and only the labels tell them apart
-            styles[name] = KNOWN.get(name) or next(free, MethodStyle("h4", "p", DASHES[2]))
+            style = next(free, MethodStyle("h4", "p", DASHES[2]))
+        styles[name] = style
+        used.add((style.hue, style.marker))
     return styles
+
+
+def _stated(name: str) -> MethodStyle | None:
+    look = facts_of(name).look
+    return None if look is None else MethodStyle(METHOD_HUES[look.hue], look.marker, look.dash)
 
 
 def css_variables(values: dict[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""The paper's figure 1: one HAMburger answer with its macro-steps coloured."""
+"""The paper's figure 1: one answer of a method that merges tokens, its steps coloured."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from hambench.records import SampleRecord
+from hambench.registry import facts_of
 from hambench.reports.page.answers import steps_markup
 from hambench.reports.view import CellView, View
 
@@ -22,11 +23,11 @@ class Example:
 
 
 def example(view: View) -> Example | None:
-    """A HAMburger answer of readable length with many tokens per step; ``None`` without one.
+    """An answer of readable length with many tokens per step; ``None`` without a method that merges tokens.
 
     It is the best of its kind and the caption says so, with the mean beside it.
     """
-    cells = [cell for cell in view.cells if cell.method == "hamburger" and not cell.control]
+    cells = [cell for cell in view.cells if facts_of(cell.method).merges_tokens and not cell.control]
     picked = max(
         ((_weight(record), cell, record) for cell in cells for record in view.records[cell.label]),
         key=lambda item: item[0],

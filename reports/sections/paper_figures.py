@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 
 from hambench.groups import group_kind, group_title
 from hambench.records import Estimate
+from hambench.registry import facts_of
 from hambench.reports.draw.canvas import BAND, INK, MUTED, Plate, padded, tick_text, titles
 from hambench.reports.draw.labels import Label, place_labels
 from hambench.reports.sections.pareto_figure import PAPER_MARGIN
@@ -33,12 +34,12 @@ from hambench.reports.view import CellView, View
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One group's curve over confidence."""
+    """One group's curve along the method's axis."""
 
     title: str
     n: int
     points: tuple[tuple[CellView, float, Estimate], ...]
-    """(cell, KV compression of the output, accuracy), confidence rising."""
+    """(cell, KV compression of the output, accuracy), the axis rising."""
     baseline: float | None
     control: tuple[float, float] | None
     """(KV compression, accuracy) of the one-token control."""
@@ -48,27 +49,16 @@ def paper_section(view: View, *, published: bool = False) -> Section:
     """Figures 3 and 4 per suite, twice; figure 5; and, if asked for, the published numbers as tables."""
     figures: list[Figure] = []
     missing: list[str] = []
-    sweep = [cell for cell in view.cells if cell.method == "hamburger" and not cell.control]
-    if not sweep:
+    merging = [method for method in view.methods if facts_of(method).merges_tokens]
+    if not merging:
         missing.append(
             "Accuracy over confidence (the paper's figures 3 and 4) needs HAMburger cells, and this run has none; "
             "`hambench run --methods vanilla,hamburger` makes them."
         )
-    else:
-        alike = [cell for cell in sweep if cell.cell.conditions == sweep[0].cell.conditions]
-        if len(alike) < len(sweep):
-            missing.append(
-                f"Accuracy over confidence is drawn for the conditions of {sweep[0].label} only; "
-                f"{len(sweep) - len(alike)} cells under other conditions are in the tables."
-            )
-        sweep = alike
-        for suite in (group for group in view.groups if group_kind(group) == "suite"):
-            panels = _panels(view, sweep, suite)
-            if not panels:
-                missing.append(f"{group_title(suite)}: no HAMburger answer was scored, so there is no curve.")
-                continue
-            figures.append(_figure(view, panels, suite, to_scale=False))
-            figures.append(_figure(view, panels, suite, to_scale=True))
+    for method in merging:
+        curves, words = _curves(view, method, alone=len(merging) == 1)
+        figures += curves
+        missing += words
     bars = speed_bars(view)
     if bars is not None:
         figures.append(bars)
@@ -85,16 +75,43 @@ def paper_section(view: View, *, published: bool = False) -> Section:
     )
 
 
-def _panels(view: View, sweep: Sequence[CellView], suite: str) -> list[Panel]:
-    """By category where a suite has several of them with several tasks (LongBench), else by task."""
+def _curves(view: View, method: str, *, alone: bool) -> tuple[list[Figure], list[str]]:
+    """Two figures per suite of one method's sweep along its axis, and a line for each that can't be drawn."""
+    sweep = [cell for cell in view.cells if cell.method == method and not cell.control]
+    axis = facts_of(method).axis
+    if not sweep or axis is None:
+        return [], [f"{method}: no cell but its control was run, so there is no curve."]
+    figures: list[Figure] = []
+    missing: list[str] = []
+    alike = [cell for cell in sweep if cell.cell.conditions == sweep[0].cell.conditions]
+    if len(alike) < len(sweep):
+        missing.append(
+            f"Accuracy over {axis} is drawn for the conditions of {sweep[0].label} only; "
+            f"{len(sweep) - len(alike)} cells under other conditions are in the tables."
+        )
+    for suite in (group for group in view.groups if group_kind(group) == "suite"):
+        panels = _panels(view, alike, suite, axis)
+        if not panels:
+            missing.append(f"{group_title(suite)}: no {method} answer was scored, so there is no curve.")
+            continue
+        name = (
+            f"{axis}-{slug(group_title(suite))}" if alone else f"{method}-{axis}-{slug(group_title(suite))}"
+        )
+        for to_scale in (False, True):
+            figures.append(_figure(view, panels, suite, name, axis=axis, to_scale=to_scale))
+    return figures, missing
+
+
+def _panels(view: View, sweep: Sequence[CellView], suite: str, axis: str) -> list[Panel]:
+    """By category where the suite says so and the run has several, else by task."""
     inside = f"{group_title(suite)}/"
     categories = [g for g in view.categories if group_title(g).startswith(inside)]
     tasks = [g for g in view.tasks if group_title(g).startswith(inside)]
-    groups = categories if "longbench" in suite.lower() and len(categories) > 1 else tasks
+    groups = categories if _by_category(view, inside) and len(categories) > 1 else tasks
     panels = []
     for group in groups:
         points = []
-        for cell in sorted(sweep, key=lambda c: float(c.cell.knobs.get("confidence") or 0)):
+        for cell in sorted(sweep, key=lambda c: float(c.cell.knobs.get(axis) or 0)):
             kv = view.measured(cell, group).kv_compression_output
             accuracy = view.estimate(cell, "accuracy", group)
             if kv is not None and accuracy is not None:
@@ -104,7 +121,14 @@ def _panels(view: View, sweep: Sequence[CellView], suite: str) -> list[Panel]:
         conditions = sweep[0].cell.conditions
         own = view.baseline_of(sweep[0])
         base = view.measured(own, group).accuracy if own else None
-        control = next((c for c in view.cells if c.control and c.cell.conditions == conditions), None)
+        control = next(
+            (
+                cell
+                for cell in view.cells
+                if cell.control and cell.method == sweep[0].method and cell.cell.conditions == conditions
+            ),
+            None,
+        )
         control_point = None
         if control is not None:
             m = view.measured(control, group)
@@ -122,11 +146,20 @@ def _panels(view: View, sweep: Sequence[CellView], suite: str) -> list[Panel]:
     return panels
 
 
-def _figure(view: View, panels: Sequence[Panel], suite: str, *, to_scale: bool) -> Figure:
+def _by_category(view: View, inside: str) -> bool:
+    """Whether the tasks under ``SUITE/`` say that their category is shown."""
+    plans = view.run.header.suite_spec.get("tasks") or {}
+    names = {sample.task for sample in view.run.samples.values() if f"{sample.suite}/" == inside}
+    return any(plans.get(name, {}).get("shown_by") == "category" for name in names)
+
+
+def _figure(
+    view: View, panels: Sequence[Panel], suite: str, stem: str, *, axis: str, to_scale: bool
+) -> Figure:
     columns = min(3 if len(panels) != 4 else 4, len(panels))
     rows = -(-len(panels) // columns)
     kind = "scale" if to_scale else "paper"
-    name = f"{view.prefix}confidence-{slug(group_title(suite))}-{kind}"
+    name = f"{view.prefix}{stem}-{kind}"
     plate = Plate(
         name,
         width=max(4.2, 3.1 * columns + 0.5),
@@ -140,7 +173,7 @@ def _figure(view: View, panels: Sequence[Panel], suite: str, *, to_scale: bool) 
     for ax in plate.axes[len(panels) :]:
         ax.set_visible(False)
     for ax, panel in zip(plate.axes, panels, strict=False):
-        _draw(plate, ax, panel, to_scale=to_scale)
+        _draw(plate, ax, panel, axis=axis, to_scale=to_scale)
     inside = [p for p in panels if _best_inside(p) is not None]
     best = listing([f"{clip(p.title, 24)} {_best_inside(p):.0%}" for p in inside[:6]])
     shown = sum(map(_shown_inside, panels))
@@ -148,32 +181,32 @@ def _figure(view: View, panels: Sequence[Panel], suite: str, *, to_scale: bool) 
         f"Most KV compression whose measured accuracy is within {PAPER_MARGIN} points of the baseline: {best}. "
         f"The intervals show it in {shown or 'none'} of {len(panels)} panels."
         if inside
-        else f"No confidence stays within {PAPER_MARGIN} points of the baseline in any panel."
+        else f"No {axis} stays within {PAPER_MARGIN} points of the baseline in any panel."
     )
-    dotted = "Dotted: HAMburger's one-token control. " if any(p.control for p in panels) else ""
+    dotted = "Dotted: the method's control, one token per step. " if any(p.control for p in panels) else ""
     if all(p.baseline is None for p in panels):
-        finding = "Without a baseline nothing says which confidence keeps accuracy."
+        finding = f"Without a baseline nothing says which {axis} keeps accuracy."
     return Figure(
         name=name,
         title=f"{group_title(suite)}: accuracy against KV compression"
-        + (", to scale" if to_scale else " over confidence, as the paper draws it"),
+        + (", to scale" if to_scale else f" over {axis}, as the paper draws it"),
         finding=finding,
         plate=plate,
-        table=None if to_scale else _table(panels, name),
+        table=None if to_scale else _table(panels, name, axis),
         notes=(
             f"Dashed: baseline. {dotted}Green: at most {PAPER_MARGIN} points below the baseline. Upright lines: 95 % "
             "intervals of the paired difference, cut where they leave a panel. "
             + (
                 "KV compression of the output only (tokens per slot): the prompt is never compressed."
                 if to_scale
-                else "Below: KV compression of the output; above: confidence; both equally spaced, not to scale. "
+                else f"Below: KV compression of the output; above: {axis}; both equally spaced, not to scale. "
                 "The y axes are cut, each panel by itself."
             ),
         ),
     )
 
 
-def _draw(plate: Plate, ax: Axes, panel: Panel, *, to_scale: bool) -> None:
+def _draw(plate: Plate, ax: Axes, panel: Panel, *, axis: str, to_scale: bool) -> None:
     style = panel.points[0][0].style
     xs = [kv for _, kv, _ in panel.points] if to_scale else [float(i) for i in range(len(panel.points))]
     ys = [estimate.value for _, _, estimate in panel.points]
@@ -204,7 +237,7 @@ def _draw(plate: Plate, ax: Axes, panel: Panel, *, to_scale: bool) -> None:
         )
         plate.tag(
             mark,
-            tip=f"confidence {_confidence(cell)}: accuracy {estimate.value:.1f}, KV compression {kv:.2f}",
+            tip=f"{axis} {_setting(cell, axis)}: accuracy {estimate.value:.1f}, KV compression {kv:.2f}",
             point=cell.label,
             x=repr(x),
             y=repr(estimate.value),
@@ -218,7 +251,7 @@ def _draw(plate: Plate, ax: Axes, panel: Panel, *, to_scale: bool) -> None:
             plate,
             ax,
             [
-                Label(x, estimate.value, _confidence(cell), colour=style.colour, size=7.5)
+                Label(x, estimate.value, _setting(cell, axis), colour=style.colour, size=7.5)
                 for x, (cell, _, estimate) in zip(xs, panel.points, strict=True)
             ],
         )
@@ -227,7 +260,7 @@ def _draw(plate: Plate, ax: Axes, panel: Panel, *, to_scale: bool) -> None:
     ax.set_xticks(xs, [f"{kv:.0%}" for _, kv, _ in panel.points])
     ax.grid(False, axis="x")
     above = ax.secondary_xaxis("top")
-    above.set_xticks(xs, [_confidence(cell) for cell, _, _ in panel.points])
+    above.set_xticks(xs, [_setting(cell, axis) for cell, _, _ in panel.points])
     above.tick_params(length=0, pad=2, labelsize=8, labelcolor=MUTED)
     above.spines["top"].set_visible(False)
     ax.set_title(
@@ -238,7 +271,7 @@ def _draw(plate: Plate, ax: Axes, panel: Panel, *, to_scale: bool) -> None:
         color=INK,
         pad=36,
     )
-    for x, words, side in ((0, "accuracy, points", "left"), (1, "confidence", "right")):
+    for x, words, side in ((0, "accuracy, points", "left"), (1, axis, "right")):
         ax.annotate(
             words,
             (x, 1),
@@ -271,13 +304,13 @@ def _shown_inside(panel: Panel) -> bool:
     )
 
 
-def _table(panels: Sequence[Panel], name: str) -> Table:
+def _table(panels: Sequence[Panel], name: str, axis: str) -> Table:
     return Table(
         name=name,
         caption="Points as drawn; the interval is that of the paired difference from the baseline.",
         columns=(
             Column("Group", numeric=False),
-            Column("Confidence"),
+            Column(axis.capitalize()),
             Column("KV out", "tokens/slot"),
             Column("Accuracy", "points"),
             Column("low", "95 %"),
@@ -288,7 +321,7 @@ def _table(panels: Sequence[Panel], name: str) -> Table:
         rows=tuple(
             (
                 text_cell(panel.title),
-                number_cell(float(cell.cell.knobs.get("confidence") or 0), _confidence(cell)),
+                number_cell(float(cell.cell.knobs.get(axis) or 0), _setting(cell, axis)),
                 number_cell(kv),
                 number_cell(e.value, f"{e.value:.1f}"),
                 number_cell(e.low, None if e.low is None else f"{e.low:.1f}"),
@@ -302,6 +335,6 @@ def _table(panels: Sequence[Panel], name: str) -> Table:
     )
 
 
-def _confidence(cell: CellView) -> str:
-    value = cell.cell.knobs.get("confidence")
+def _setting(cell: CellView, axis: str) -> str:
+    value = cell.cell.knobs.get(axis)
     return tick_text(float(value)) if isinstance(value, int | float) else cell.short

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hambench.groups import group_title
+from hambench.registry import facts_of
 from hambench.reports.draw.canvas import INK, MUTED, Plate, titles
 from hambench.reports.values import Column, Figure, Table, clip, number_cell, text_cell
 from hambench.reports.view import CellView, View
@@ -92,18 +93,18 @@ def speed_bars(view: View) -> Figure | None:
         table=_table(view, cells, groups, name),
         notes=(
             "Over each bar: the paired ratio to the baseline; thin lines are its 95 % interval. "
-            "Of more than three settings of a method, and of HAMburger's confidences, the first and last are shown."
+            "Of a method with many settings the first and last are shown."
             f"{left}",
         ),
     )
 
 
 def chosen(view: View) -> list[CellView]:
-    """Baseline, up to three settings of each other method, and the ends of HAMburger's axis without its control."""
+    """Each method's settings without its control; the first and last where they are more than its bars."""
     cells: list[CellView] = []
     for method in view.methods:
         mine = [cell for cell in view.cells if cell.method == method and not cell.control]
-        if len(mine) > 3 or (method == "hamburger" and len(mine) > 1):
+        if len(mine) > facts_of(method).max_bars:
             mine = [mine[0], mine[-1]]
         cells += mine
     return cells[:9]

@@ -8,6 +8,8 @@ import pytest
 from synthetic import header
 
 from hambench.analysis.bandwidth_limit import Limit, decode_bytes, limits_of
+from hambench.methods.common.speculation import SpeculationBytes
+from hambench.methods.hamburger.byte_rule import HamburgerBytes
 from hambench.models.sizes import SHAPES, shape_scalars
 from hambench.records import Cell, GenerationTrace, SampleRecord, StepRecord
 from hambench.roofline.byte_model import ByteModel
@@ -15,10 +17,12 @@ from hambench.store import Run
 
 SHAPE = SHAPES["smollm2-135m"]
 BYTES = ByteModel(shape=SHAPE)
+HAMBURGER = HamburgerBytes(BYTES, num_micro_layers=2)
 
 
 def cell(method: str, **knobs: str | float | int) -> Cell:
-    return Cell(method=method, label=method, knobs=knobs, model="m", dtype="bfloat16")
+    own_sizes: dict[str, Any] = {"num_micro_layers": 2, "max_micro_steps": 4} if method == "hamburger" else {}
+    return Cell(method=method, label=method, knobs=knobs, model="m", dtype="bfloat16", own_sizes=own_sizes)
 
 
 def trace(*steps: StepRecord) -> GenerationTrace:
@@ -55,14 +59,14 @@ def test_hamburger_reads_what_its_curve_says(m: int) -> None:
     )
     needed = decode_bytes([one], SHAPE, cell("hamburger"))
     # a group of one skips the merge, which the curve counts always
-    merge = 0 if m > 1 else 20 * BYTES.merge
-    assert needed == pytest.approx(20 * m * BYTES.hamburger_bytes(m, context=500) - merge)
+    merge = 0 if m > 1 else 20 * HAMBURGER.merge
+    assert needed == pytest.approx(20 * m * HAMBURGER.per_token(m, context=500) - merge)
 
 
 def test_speculation_reads_its_draft_and_its_cache_once_a_draft_forward() -> None:
     one = trace(step(kv_slots=9), *[step(5, kv_slots=300, draft_forwards=4, drafted=4, accepted=4)] * 7)
     needed = decode_bytes([one], SHAPE, cell("speculative", draft="int8"))
-    assert needed == pytest.approx(7 * 5 * BYTES.speculative_bytes(4, 1.0, context=300))
+    assert needed == pytest.approx(7 * 5 * SpeculationBytes(BYTES).per_token(4, 1.0, context=300))
 
 
 def test_a_draft_of_unknown_size_has_no_limit_and_prompt_lookup_needs_none() -> None:
@@ -73,9 +77,21 @@ def test_a_draft_of_unknown_size_has_no_limit_and_prompt_lookup_needs_none() -> 
     assert decode_bytes([looked_up], SHAPE, cell("prompt_lookup")) == BYTES.step
 
 
+def test_hamburgers_weights_are_asked_where_a_run_does_not_say_their_sizes() -> None:
+    one = trace(step(2), step(2, micro_forwards=1, continue_probs=(0.5,) * 2))
+    old = dataclasses.replace(cell("hamburger"), own_sizes={})
+    assert decode_bytes([one], SHAPE, old) is None
+    shipped = dataclasses.replace(old, model="smollm2-135m")
+    assert decode_bytes([one], SHAPE, shipped) == decode_bytes([one], SHAPE, cell("hamburger"))
+
+
+def test_a_method_that_is_not_installed_here_has_no_limit() -> None:
+    assert decode_bytes([trace(step(), step())], SHAPE, cell("of_another_machine")) is None
+
+
 def test_a_peer_whose_counts_are_unknown_has_no_limit() -> None:
     unknown = dataclasses.replace(step(), target_forwards=None, kv_slots=None)
-    assert decode_bytes([trace(step(), unknown)], SHAPE, cell("hf_generate")) is None
+    assert decode_bytes([trace(step(), unknown)], SHAPE, cell("transformers")) is None
 
 
 def test_utilisation_is_measured_over_predicted_speed() -> None:

@@ -288,5 +288,5 @@ def test_a_baseline_whose_ids_rounding_could_change_is_refused(project, monkeypa
 def test_the_baseline_module_names_methods_that_exist():
     from hambench.runner.sweep import Sweep
 
-    cells = Sweep(model="toy", methods=exact_baseline.DEFAULT_METHODS, dtype="float32").expand().cells
-    assert len(cells) == len(exact_baseline.DEFAULT_METHODS)
+    cells = Sweep(model="toy", methods=exact_baseline.default_methods(), dtype="float32").expand().cells
+    assert len(cells) == len(exact_baseline.default_methods())

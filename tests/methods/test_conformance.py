@@ -10,7 +10,7 @@ from hambench.engine.llama import Llama
 from hambench.engine.loop import generate
 from hambench.engine.warmup import warm_up
 from hambench.errors import ContextOverflowError, HambenchError, NotFiniteError
-from hambench.methods.hamburger import HamburgerConfig, method
+from hambench.methods.hamburger import HamburgerConfig
 from hambench.methods.peers.transformers_generate import MODEL_KEY, TransformersConfig
 from hambench.methods.peers.transformers_models import load_model
 from hambench.methods.prompt_lookup import PromptLookupConfig
@@ -44,7 +44,7 @@ def _hamburger_weights(target, tmp_path_factory):
     shipped = tmp_path_factory.mktemp("checkpoints")
     save_tiny_hamburger(shipped / target.name)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(method, "SHIPPED", shipped)
+        patch.setattr(weights_folder, "SHIPPED", shipped)
         yield
 
 

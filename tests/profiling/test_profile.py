@@ -12,11 +12,13 @@ import pytest
 from fakes_hamburger import save_tiny_hamburger
 
 from hambench.decoding import SamplingParams
+from hambench.errors import HambenchError
+from hambench.method_facts import Phase
 from hambench.methods.hamburger import HamburgerConfig
 from hambench.profiling.memory import Change, levels_of
 from hambench.profiling.profile import (
     ELSE,
-    POINTS,
+    ENGINE_PHASES,
     Profile,
     Recorder,
     idle_cost,
@@ -24,7 +26,7 @@ from hambench.profiling.profile import (
     profile_method,
     recording,
 )
-from hambench.registry import method_config
+from hambench.registry import BUILTIN, method_config
 from hambench.reports.terminal.profile import render_profiles
 
 PARAMS = SamplingParams(max_new_tokens=12)
@@ -38,8 +40,8 @@ def resolve(module: str, attribute: str) -> object:
 
 
 def profiled(target: Any, name: str, **options: Any) -> Profile:
-    method = method_config(name)().build(target)
-    return profile_method(method, [3, 1, 4, 1, 5], PARAMS, **options)
+    config = method_config(name)()
+    return profile_method(config.build(target), [3, 1, 4, 1, 5], PARAMS, phases=config.phases, **options)
 
 
 def test_a_phase_outside_a_recording_does_nothing_and_inside_it_counts() -> None:
@@ -83,11 +85,25 @@ def test_a_device_is_waited_for_at_both_ends_of_a_phase() -> None:
     assert len(waits) == 4
 
 
-def test_every_point_exists_and_is_itself_again_after_a_recording() -> None:
-    before = [resolve(module, attribute) for module, attribute, _ in POINTS]
-    with recording(Recorder()):
-        assert resolve(*POINTS[0][:2]) is not before[0]
-    assert [resolve(module, attribute) for module, attribute, _ in POINTS] == before
+@pytest.mark.parametrize("name", BUILTIN)
+def test_every_phase_exists_and_is_itself_again_after_a_recording(name: str) -> None:
+    phases = (*ENGINE_PHASES, *method_config(name).phases)
+    before = [resolve(named.module, named.function) for named in phases]
+    with recording(Recorder(), phases):
+        during = [resolve(named.module, named.function) for named in phases]
+    assert all(one is not other for one, other in zip(before, during, strict=True))
+    assert [resolve(named.module, named.function) for named in phases] == before
+
+
+def test_a_phase_that_names_no_function_is_one_clear_line_and_leaves_nothing_wrapped() -> None:
+    first = ENGINE_PHASES[0]
+    before = resolve(first.module, first.function)
+    with (
+        pytest.raises(HambenchError, match=r"phase 'draft' names hambench\.engine\.llama:nothing"),
+        recording(Recorder(), (Phase("hambench.engine.llama", "nothing", "draft"),)),
+    ):
+        pass
+    assert resolve(first.module, first.function) is before
 
 
 def test_recordings_do_not_nest() -> None:
@@ -118,8 +134,8 @@ def test_phases_of_each_method_add_up_to_the_wall_time(
 
 
 def test_hamburgers_phases_are_named_and_add_up(target: Any, tmp_path: Path) -> None:
-    method = HamburgerConfig(confidence=0.0, checkpoint=str(save_tiny_hamburger(tmp_path))).build(target)
-    profile = profile_method(method, [3, 1, 4, 1, 5], PARAMS)
+    config = HamburgerConfig(confidence=0.0, checkpoint=str(save_tiny_hamburger(tmp_path)))
+    profile = profile_method(config.build(target), [3, 1, 4, 1, 5], PARAMS, phases=config.phases)
     expected = {
         ("embedder",),
         ("forward", "layers"),
@@ -158,7 +174,8 @@ def test_phases_add_up_on_the_embedded_model(name: str) -> None:
     from hambench.models.target import DEFAULT_MODEL, load
 
     target = load(DEFAULT_MODEL)
-    profile = profile_method(method_config(name)().build(target), list(range(100, 130)), PARAMS)
+    config = method_config(name)()
+    profile = profile_method(config.build(target), list(range(100, 130)), PARAMS, phases=config.phases)
     assert profile.accounted_s == pytest.approx(profile.wall_s, rel=0.03)
 
 

@@ -7,9 +7,10 @@ from xml.etree import ElementTree
 
 import pytest
 
+from hambench.registry import method_config
 from hambench.reports.draw.canvas import Plate, padded, tick_text, titles
 from hambench.reports.draw.labels import Label, place_labels
-from hambench.reports.draw.theme import DARK, KNOWN, LIGHT, SENTINEL, method_styles
+from hambench.reports.draw.theme import DARK, LIGHT, METHOD_HUES, SENTINEL, MethodStyle, method_styles
 
 
 def contrast(first: str, second: str) -> float:
@@ -132,7 +133,9 @@ def test_methods_are_told_apart_without_hue() -> None:
     styles = method_styles(["vanilla", "speculative", "hamburger", "prompt_lookup", "other", "another"])
     assert len({style.marker for style in styles.values()}) >= 5
     assert len({(style.hue, style.marker) for style in styles.values()}) == 6
-    assert styles["hamburger"] == KNOWN["hamburger"]
+    look = method_config("hamburger").look
+    assert look is not None
+    assert styles["hamburger"] == MethodStyle(METHOD_HUES[look.hue], look.marker, look.dash)
     many = method_styles([f"m{i}" for i in range(60)])
     assert len(many) == 60
 

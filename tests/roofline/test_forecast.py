@@ -53,7 +53,9 @@ def test_the_text_holds_the_numbers_of_the_json() -> None:
     text = render_forecast(result)
     for row in result.rows:
         assert f"{row.speedup:.2f}" in text
-    assert f"{result.hamburger_break_even:.2f}" in text
+    for said in result.methods.values():
+        assert all(line in text for line in said.conclusions)
+    assert f"m = {result.methods['hamburger'].facts['break_even']:.2f}" in text
     assert "data sheet" not in text
 
 

@@ -1,0 +1,62 @@
+"""The options that methods have of their own, such as ``-k``: each method states them in its config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any, TypeVar
+
+import click
+
+from hambench.method_facts import ShortOption
+from hambench.registry import facts_of, method_names
+
+_ABOVE = {"config", "help"}
+"""Options that a command gets after these."""
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@cache
+def short_options() -> tuple[ShortOption, ...]:
+    """The options of all registered methods, one per knob; methods that ship with hambench come first."""
+    by_knob: dict[str, ShortOption] = {}
+    taken: set[str] = set()
+    for name in method_names():
+        for option in facts_of(name).short_options:
+            if option.knob not in by_knob and not taken & set(option.flags):
+                by_knob[option.knob] = option
+                taken |= set(option.flags)
+    return tuple(by_knob.values())
+
+
+def method_options(function: F) -> F:
+    """Adds every method's own options to a command, below ``--method`` or ``--methods``; goes above all its options.
+
+    An option whose flag or name the command has already is left out: the knob is still there as ``--method-arg``.
+    """
+    have: list[click.Parameter] = getattr(function, "__click_params__", [])
+    names = {parameter.name for parameter in have} | _ABOVE
+    flags = {flag for parameter in have for flag in parameter.opts} | {f"--{name}" for name in _ABOVE}
+    # click keeps the last option of the help first
+    at = next(index for index, parameter in enumerate(have) if parameter.name in ("method", "methods"))
+    have[at:at] = [
+        click.Option([*option.flags, option.knob], metavar=option.metavar, help=option.help)
+        for option in reversed(short_options())
+        if option.knob not in names and not flags & set(option.flags)
+    ]
+    return function
+
+
+def knob_texts(options: Mapping[str, Any]) -> dict[str, str]:
+    """What the command line says of knobs by options of their own."""
+    return {
+        option.knob: options[option.knob]
+        for option in short_options()
+        if options.get(option.knob) is not None
+    }
+
+
+def is_axis(knob: str) -> bool:
+    """Whether the option's text is an axis of values rather than one value."""
+    return next(option.is_axis for option in short_options() if option.knob == knob)

@@ -1,0 +1,126 @@
+"""The kinds of facts that a method states about itself, so that nothing else needs to know methods by name.
+
+:class:`hambench.decoding.MethodConfig` holds them as class attributes and methods with defaults: a method of another
+distribution has phases, limits, a look and a command-line option in the same way as one that ships with hambench.
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol
+
+KnobValue = int | float | str | bool | None
+
+Hue = Literal["ink", "blue", "orange", "green", "purple"]
+"""Colours that a method may have in figures: each is readable in light mode, dark mode and print."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How a method is drawn in every figure; its marker and dash tell it apart where colours don't."""
+
+    hue: Hue
+    marker: str = "o"
+    """A marker of matplotlib."""
+    dash: tuple[float, ...] = ()
+    """Dash pattern in points; empty is solid."""
+
+
+class Phase(NamedTuple):
+    """A function whose time ``hambench profile`` shows under a name of its own."""
+
+    module: str
+    """Full name of the module; imported only when something is profiled."""
+    function: str
+    """``function`` or ``Class.method``."""
+    name: str
+    """Name of the phase, e.g. ``draft``. Several functions may share one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShortOption:
+    """A command-line option of its own for one knob, next to the general ``--method-arg KNOB=VALUES``."""
+
+    flags: tuple[str, ...]
+    """e.g. ``("-k", "--draft-tokens")``."""
+    knob: str
+    """The knob, or an alias of it. Methods that have a knob of this name share the option."""
+    help: str
+    metavar: str = "AXIS"
+    is_axis: bool = True
+    """Whether the text is an axis (``1,2,4`` or ``0.5:0.9:0.1``); otherwise it is one value, e.g. a path."""
+
+
+class ModelBytes(Protocol):
+    """Bytes that the parts of one forward of the target read; :class:`hambench.roofline.byte_model.ByteModel` is one.
+
+    All are of the cell's model and dtype.
+    """
+
+    @property
+    def dtype_bytes(self) -> int:
+        """One weight."""
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the residual stream, in elements."""
+
+    @property
+    def layer(self) -> int:
+        """One decoder layer."""
+
+    @property
+    def body(self) -> int:
+        """All layers and the final norm."""
+
+    @property
+    def head(self) -> int:
+        """The LM head, read once per token that is chosen."""
+
+    @property
+    def step(self) -> int:
+        """One forward with its head: body and head."""
+
+    @property
+    def int8_draft(self) -> int:
+        """One forward of an int8 copy of the model."""
+
+    @property
+    def kv_per_slot(self) -> int:
+        """One cached key/value entry over all layers."""
+
+    @property
+    def kernels_per_forward(self) -> int:
+        """Kernels that one forward launches, its head's included."""
+
+    def kernels(self, *, layers: float = 0, heads: float = 0, merges: float = 0) -> float:
+        """Kernels that so many layers, LM heads and merges of embeddings launch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ceiling:
+    """What one setting of a method costs per token, where memory bandwidth and launches are the limit."""
+
+    setting: str
+    """e.g. ``m=2``."""
+    bytes_per_token: float
+    kernels_per_token: float
+    """Kernels launched per token; each costs the gap that the caller assumes."""
+    column: str = ""
+    """Second coordinate of the setting, e.g. ``k=4``: settings with one are shown as a grid."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodCeilings:
+    """All that ``hambench predict`` shows of a method."""
+
+    rows: tuple[Ceiling, ...]
+    grid_title: str = ""
+    """Heading of the grid, if the rows have columns."""
+    extra_bytes: int = 0
+    """Weights that the method adds to the target's."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Further numbers for ``--json``, such as break-even points."""
+    conclusions: tuple[str, ...] = ()
+    """Lines below the table."""
