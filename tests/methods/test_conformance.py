@@ -10,7 +10,7 @@ from hambench.engine.llama import Llama
 from hambench.engine.loop import generate
 from hambench.engine.warmup import warm_up
 from hambench.errors import ContextOverflowError, HambenchError, NotFiniteError
-from hambench.methods.hamburger import HamburgerConfig
+from hambench.methods.hamburger import HamburgerConfig, weights_folder
 from hambench.methods.peers.transformers_generate import MODEL_KEY, TransformersConfig
 from hambench.methods.peers.transformers_models import load_model
 from hambench.methods.prompt_lookup import PromptLookupConfig
