@@ -157,7 +157,8 @@ class SampleRecord:
     truncated_tokens: int = 0
     """Prompt tokens cut by the suite's own rule."""
     peak_memory_bytes: int | None = None
-    """Peak of the allocator (GPU) or of the process' resident set (CPU) so far."""
+    """Peak of the GPU's allocator during this answer, all weights included; ``None`` on a CPU, where only the whole
+    process has a peak (runs of older versions hold that)."""
     other_load: float | None = None
     """Share of the machine's CPU time that other processes took meanwhile, 0..1."""
     throttles: tuple[str, ...] = ()

@@ -60,3 +60,14 @@ class GreedyDecoding(ABC):
         self, cache: Any, *, rows: Sequence[int] = (), chain: int = 0
     ) -> None:
         """Does nothing: a forward without graphs needs no preparation."""
+
+    def prepare_forward(  # noqa: B027 - as above
+        self,
+        cache: Any,
+        *,
+        rows: Sequence[int],
+        num_logits: int | None = None,
+        embedded: bool = False,
+        feature_layers: tuple[int, ...] = (),
+    ) -> None:
+        """Does nothing: a forward without graphs needs no preparation."""

@@ -109,3 +109,22 @@ class LanguageModel(Protocol):
             rows: Lengths of :meth:`greedy` calls that ask for every row.
             chain: Most tokens of a :meth:`decode_greedily` call after one or two.
         """
+
+    def prepare_forward(
+        self,
+        cache: Any,
+        *,
+        rows: Sequence[int],
+        num_logits: int | None = None,
+        embedded: bool = False,
+        feature_layers: tuple[int, ...] = (),
+    ) -> None:
+        """Does once what must not be timed before :meth:`forward` calls over an empty cache (capturing graphs).
+
+        Args:
+            cache: Holds nothing yet.
+            rows: Numbers of rows T of these calls.
+            num_logits: Logits that they ask for; ``None`` for all.
+            embedded: Whether their inputs are embeddings.
+            feature_layers: Layers whose hidden state they ask for.
+        """

@@ -28,33 +28,43 @@ class WarmUp:
     """Whether three consecutive passes agreed before the bound was reached."""
 
 
-def warm_up(method: DecodingMethod, context_length: int) -> WarmUp:
-    """Runs passes of a short prompt and a few steps until three in a row agree within 2 %, six at most."""
+def warm_up(
+    method: DecodingMethod, context_length: int, *, temperature: float = 0.0, top_p: float = 1.0
+) -> WarmUp:
+    """Runs passes of a short prompt and a few steps until three in a row agree within 2 %, six at most.
+
+    Args:
+        method: What is warmed up.
+        context_length: Positions that the model has.
+        temperature: Of the answers to come: sampled and greedy steps take different paths.
+        top_p: Of the answers to come.
+    """
     num_prompt = min(NUM_PROMPT_TOKENS, context_length // 2)
     limit = min(8 * NUM_STEPS, context_length - num_prompt)
+    params = SamplingParams(max_new_tokens=limit, temperature=temperature, top_p=top_p)
     began = time.perf_counter()
     method.warmup()
-    passes: list[float] = [_one_pass(method, num_prompt, limit)]
+    passes: list[float] = [_one_pass(method, num_prompt, params)]
     cold_s = time.perf_counter() - began
     while len(passes) < MAX_PASSES and not _settled(passes):
-        passes.append(_one_pass(method, num_prompt, limit))
+        passes.append(_one_pass(method, num_prompt, params))
     return WarmUp(cold_s=cold_s, passes_s=tuple(passes), settled=_settled(passes))
 
 
 def made_up_steps(
-    method: DecodingMethod, prompt: Sequence[int], *, num_steps: int, max_new_tokens: int
+    method: DecodingMethod, prompt: Sequence[int], params: SamplingParams, *, num_steps: int
 ) -> Iterator[Step]:
     """Decodes a made-up prompt: gives the prefill, then up to ``num_steps`` steps.
 
-    It ends early where the answer is as long as ``max_new_tokens``, which a few long drafts reach at once, or where a
+    It ends early where the answer is as long as ``params`` allow, which a few long drafts reach at once, or where a
     peer's session ends by itself: a session has no room for steps past its limit.
     """
-    session = method.start(prompt, SamplingParams(max_new_tokens=max_new_tokens))
+    session = method.start(prompt, params)
     step = session.prefill()
     num_tokens = len(step.tokens)
     yield step
     for _ in range(num_steps):
-        if num_tokens >= max_new_tokens:
+        if num_tokens >= params.max_new_tokens:
             return
         try:
             step = session.step()
@@ -64,11 +74,11 @@ def made_up_steps(
         yield step
 
 
-def _one_pass(method: DecodingMethod, num_prompt: int, limit: int) -> float:
+def _one_pass(method: DecodingMethod, num_prompt: int, params: SamplingParams) -> float:
     prompt = [1 + index % 7 for index in range(num_prompt)]
     with torch.inference_mode():
         began = time.perf_counter()
-        for _ in made_up_steps(method, prompt, num_steps=NUM_STEPS, max_new_tokens=limit):
+        for _ in made_up_steps(method, prompt, params, num_steps=NUM_STEPS):
             pass
         return time.perf_counter() - began
 

@@ -115,6 +115,22 @@ def peak_memory_bytes(device: str = "cpu") -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def reset_peak_memory(device: str) -> None:
+    """Makes the peak of a GPU's allocator begin again; a CPU process has no peak that could be reset."""
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def allocator_peak_bytes(device: str) -> int | None:
+    """Peak since :func:`reset_peak_memory`, all weights included; ``None`` on a CPU.
+
+    The resident set of a CPU process holds the peak of whatever ran in it before: no single answer's.
+    """
+    return peak_memory_bytes(device) if device.startswith("cuda") else None
+
+
 def free_memory_bytes() -> int:
     """Memory that can be taken without swapping."""
     return int(psutil.virtual_memory().available)

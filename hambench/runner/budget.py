@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hambench.decoding import DecodingMethod
+from hambench.decoding import DecodingMethod, SamplingParams
 from hambench.engine.warmup import MAX_PASSES, NUM_PROMPT_TOKENS, NUM_STEPS, made_up_steps
 from hambench.errors import HambenchError
 from hambench.records import Cell, Sample
@@ -39,8 +39,10 @@ class Speed:
         return MAX_PASSES * (self.prefill_s_per_token * NUM_PROMPT_TOKENS + self.step_s * NUM_STEPS)
 
 
-def calibrate(method: DecodingMethod, context_length: int) -> Speed:
-    """Measures a method's speeds on one made-up prompt, after a warm-up of its own."""
+def calibrate(
+    method: DecodingMethod, context_length: int, *, temperature: float = 0.0, top_p: float = 1.0
+) -> Speed:
+    """Measures a method's speeds on a made-up prompt, sampled as the answers will be, after a warm-up of its own."""
     method.warmup()
     num_prompt = min(CALIBRATION_PROMPT, context_length // 2)
     # a made-up prompt that does not repeat: lookups and drafts then look no better than they are
@@ -49,7 +51,8 @@ def calibrate(method: DecodingMethod, context_length: int) -> Speed:
     num_tokens = num_steps = 0
     with torch.inference_mode():
         began = time.perf_counter()
-        steps = made_up_steps(method, prompt, num_steps=CALIBRATION_STEPS, max_new_tokens=limit)
+        params = SamplingParams(max_new_tokens=limit, temperature=temperature, top_p=top_p)
+        steps = made_up_steps(method, prompt, params, num_steps=CALIBRATION_STEPS)
         next(steps)
         prefilled = time.perf_counter()
         for step in steps:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hambench.decoding import DecodingMethod, SamplingParams
 from hambench.errors import HambenchError
 from hambench.machine.bandwidth import measure_bandwidth
-from hambench.machine.load import CpuLoadMeter, peak_memory_bytes
+from hambench.machine.load import CpuLoadMeter, allocator_peak_bytes, reset_peak_memory
 from hambench.machine.nvml import Gpu, gpu_of
 from hambench.records import Cell, Sample, SampleRecord
 from hambench.runner.sweep import config_of
@@ -59,13 +60,19 @@ class DecodingOptions:
     """How often a contaminated timing is taken again."""
 
     def params(self, sample: Sample, repeat: int) -> SamplingParams:
-        """Sampling of one record; a repeat of a sampled answer is another draw."""
+        """Sampling of one record: each sample and each repeat has noise of its own, the same for every method."""
         return SamplingParams(
             max_new_tokens=sample.max_new_tokens,
             temperature=self.temperature,
             top_p=self.top_p,
-            seed=self.seed + repeat,
+            seed=noise_seed(self.seed, sample.sample_id, repeat),
         )
+
+
+def noise_seed(seed: int, sample_id: str, repeat: int) -> int:
+    """The seed of one answer, 31 bits that peers accept too: equal seeds would draw the same noise for every sample."""
+    digest = hashlib.sha256(f"{seed}/{repeat}/{sample_id}".encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:4]) >> 1
 
 
 def interleave_tasks(samples: Sequence[Sample]) -> list[Sample]:
@@ -177,6 +184,7 @@ class Generator:
             positions = job.cell.positions(target.context_length)
             prompt = encode_prompt(sample, target.tokenizer, context_length=positions)
             with torch_threads(job.cell.threads):
+                reset_peak_memory(str(target.device))
                 load.read()
                 trace = generate(
                     method,
@@ -199,7 +207,7 @@ class Generator:
             text=text,
             step_texts=pieces,
             truncated_tokens=prompt.num_truncated,
-            peak_memory_bytes=peak_memory_bytes(str(target.device)),
+            peak_memory_bytes=allocator_peak_bytes(str(target.device)),
             other_load=meanwhile.other if meanwhile else None,
             throttles=throttles,
             contaminated=bool(throttles) or (meanwhile is not None and meanwhile.other > CONTAMINATED_LOAD),
@@ -211,7 +219,12 @@ class Generator:
 
         for cell in self.cells:
             with torch_threads(cell.threads):
-                readings = warm_up(self.method(cell), self.target.context_length)
+                readings = warm_up(
+                    self.method(cell),
+                    self.target.context_length,
+                    temperature=self.options.temperature,
+                    top_p=self.options.top_p,
+                )
             extra = {"extra_weight_bytes": self.method(cell).extra_weight_bytes}
             append_telemetry({"kind": "warmup", "cell": cell.label, **dataclasses.asdict(readings), **extra})
 

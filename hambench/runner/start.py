@@ -105,7 +105,12 @@ def prepare(request: RunRequest, *, calibrated: bool = False) -> Prepared:
     if calibrated or request.budget_s is not None:
         for cell in expansion.cells:
             with torch_threads(cell.threads):
-                speeds[cell.label] = calibrate(methods[cell.label], target.context_length)
+                speeds[cell.label] = calibrate(
+                    methods[cell.label],
+                    target.context_length,
+                    temperature=request.decoding.temperature,
+                    top_p=request.decoding.top_p,
+                )
     if request.budget_s is not None:
         samples = fit_budget(
             samples,

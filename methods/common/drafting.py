@@ -84,6 +84,14 @@ def _draft(
     return drafted, torch.cat(rows) if rows else nothing
 
 
+def _prepare(model: LanguageModel, cache: KVCache, sequence: TargetSequence, num_tokens: int) -> None:
+    """Does once what must not be timed before :func:`_draft`."""
+    if sequence.generator is None:
+        model.prepare_greedy(cache, chain=num_tokens)
+    elif num_tokens:
+        model.prepare_forward(cache, rows=(1, 2), num_logits=1)
+
+
 class SeparateDrafter:
     """A draft with its own cache and prefill.
 
@@ -98,8 +106,7 @@ class SeparateDrafter:
 
     def prepare(self, num_tokens: int) -> None:
         """See :class:`Drafter`."""
-        if self._sequence.generator is None:
-            self._model.prepare_greedy(self._cache, chain=num_tokens)
+        _prepare(self._model, self._cache, self._sequence, num_tokens)
 
     def prefill(self) -> int:
         """Processes the prompt."""
@@ -131,8 +138,7 @@ class SharedDrafter:
 
     def prepare(self, num_tokens: int) -> None:
         """See :class:`Drafter`."""
-        if self._sequence.generator is None:
-            self._model.prepare_greedy(self._sequence.cache, chain=num_tokens)
+        _prepare(self._model, self._sequence.cache, self._sequence, num_tokens)
 
     def prefill(self) -> int:
         """Nothing to do: the target's prefill serves both."""

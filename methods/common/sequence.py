@@ -79,9 +79,11 @@ class TargetSequence:
         return self.pending
 
     def prepare(self, rows: Sequence[int]) -> None:
-        """Does once what must not be timed before greedy forwards of these lengths (sampled ones need nothing)."""
+        """Does once what must not be timed before forwards of these lengths."""
         if self.generator is None:
             self.model.prepare_greedy(self.cache, rows=rows)
+        else:
+            self.model.prepare_forward(self.cache, rows=rows)
 
     def greedy(self, tokens: Sequence[int]) -> list[int]:
         """The greedy next token after each of ``tokens``, which get slots."""
@@ -95,7 +97,8 @@ class TargetSequence:
 def decode_a_little(method: DecodingMethod, *, num_steps: int = 4) -> None:
     """Decodes a few tokens of a made-up prompt: what a method's ``warmup`` usually needs."""
     with torch.inference_mode():
-        for _ in made_up_steps(method, [1] * 8, num_steps=num_steps, max_new_tokens=8 * num_steps):
+        params = SamplingParams(max_new_tokens=8 * num_steps)
+        for _ in made_up_steps(method, [1] * 8, params, num_steps=num_steps):
             pass
 
 

@@ -47,6 +47,14 @@ class HamburgerSession:
         self._micro_cache = model.new_micro_cache()
         self._last: tuple[int, ...] = ()
         self._length = len(prompt_ids)
+        for length in range(1, model.architecture.max_micro_steps + 1):
+            model.base_for(length).prepare_forward(
+                self._cache,
+                rows=(1,),
+                num_logits=1 if model.first_from_base else 0,
+                embedded=True,
+                feature_layers=model.architecture.feature_layers,
+            )
 
     def prefill(self) -> Step:
         """Processes the prompt and emits the first macro-step."""

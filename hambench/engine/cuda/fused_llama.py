@@ -139,13 +139,7 @@ class FusedLlama:
                 inputs, cache, positions=positions, num_logits=num_logits, feature_layers=feature_layers
             )
         cache.require(num_rows)
-        wanted = num_rows if num_logits is None else min(num_logits, num_rows)
-        made = self.cached_for(
-            cache,
-            ("forward", num_rows, inputs.ndim, wanted, feature_layers),
-            lambda: _make_forward(self, inputs, cache, wanted, feature_layers),
-        )
-        out = made(inputs, positions, cache.slots)
+        out = self._graph_of(inputs, cache, num_logits, feature_layers)(inputs, positions, cache.slots)
         cache.advance(num_rows)
         return out
 
@@ -186,6 +180,37 @@ class FusedLlama:
         for num_rows, num_tokens, place in calls:
             if num_rows <= MAX_ROWS:
                 self._greedy_forward(cache, num_rows, num_tokens, newest, place)
+
+    @torch.inference_mode()
+    def prepare_forward(
+        self,
+        cache: KVCache,
+        *,
+        rows: Sequence[int],
+        num_logits: int | None = None,
+        embedded: bool = False,
+        feature_layers: tuple[int, ...] = (),
+    ) -> None:
+        """See :meth:`hambench.engine.language_model.LanguageModel.prepare_forward`: captures the forwards."""
+        if not self.launches.captures:
+            return
+        for num_rows in rows:
+            if num_rows <= MAX_ROWS and cache.capacity >= num_rows:
+                ids = torch.zeros(num_rows, dtype=torch.int64, device=self.device)
+                inputs = self.embed(ids) if embedded else ids
+                self._graph_of(inputs, cache, num_logits, feature_layers)
+
+    def _graph_of(
+        self, inputs: torch.Tensor, cache: KVCache, num_logits: int | None, feature_layers: tuple[int, ...]
+    ) -> _Forward:
+        """The forward over inputs of this form; it is captured over the cache where graphs are."""
+        num_rows = inputs.shape[0]
+        wanted = num_rows if num_logits is None else min(num_logits, num_rows)
+        return self.cached_for(
+            cache,
+            ("forward", num_rows, inputs.ndim, wanted, feature_layers),
+            lambda: _make_forward(self, inputs, cache, wanted, feature_layers),
+        )
 
     def _newest(self, cache: KVCache) -> StagingBuffer:
         """The newest greedy token over a cache and its logit, on the device."""
