@@ -264,6 +264,13 @@ class MethodConfig(ABC):
             getattr(self, knob) == value for knob, value in self.control.items()
         )
 
+    def unavailable_on(self, target: TargetModel) -> str | None:
+        """Why this method can't run on a loaded target (no copy of its weights can be made, say); ``None`` when it can.
+
+        Asked once the target is loaded; ``--methods all`` leaves such a method out and says so.
+        """
+        return None
+
     def knobs(self) -> dict[str, KnobValue]:
         """Field values, JSON-able: what identifies a cell beside the method's name."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

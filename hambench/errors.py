@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class HambenchError(Exception):
@@ -65,3 +65,18 @@ class NotFiniteError(HambenchError):
             f"the logits of {whose} are not finite (NaN or infinity): its weights are damaged, or --dtype float16 "
             "overflows; try --dtype bfloat16 or float32, or fetch the weights again"
         )
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a library's message, or the error's type where it has none."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    shown = 1
+    while lines[shown - 1].endswith(":") and shown < len(lines):
+        shown += 1  # what follows a colon is the message
+    return " ".join(lines[:shown])[:300]
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """The first names, and how many more there are."""
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

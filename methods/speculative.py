@@ -113,6 +113,15 @@ class SpeculativeConfig(MethodConfig):
             ),
         )
 
+    def unavailable_on(self, target: TargetModel) -> str | None:
+        """An INT8 copy is made of the engine's own layers."""
+        if self.draft == INT8 and target.llama.reference is None:
+            return (
+                f"speculative with draft=int8 needs the engine's own forward pass, and {target.name} runs through the "
+                "transformers adapter: give draft=NAME, another model with the same tokenizer"
+            )
+        return None
+
     def build(self, target: TargetModel) -> Speculative:
         """Quantises or loads the draft, once for all cells that use it."""
         from hambench.methods.common.drafting import load_draft

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 
 import torch
 
@@ -150,3 +151,15 @@ def save_tiny_model(folder, shape: LlamaShape | None = None, seed: int = 0):
         folder / "model.safetensors",
     )
     return folder
+
+
+def swap_tokens(folder):
+    """Gives two ids of a saved model's tokenizer each other's text: as many tokens, and another tokenizer."""
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text())
+    vocabulary = content["model"]["vocab"]
+    first, second = (
+        next(token for token, index in vocabulary.items() if index == wanted) for wanted in (70, 71)
+    )
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    file.write_text(json.dumps(content))

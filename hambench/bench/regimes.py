@@ -103,12 +103,13 @@ def run(
     from hambench.engine.int8 import quantize_int8
     from hambench.kernels.tools import bench
     from hambench.kernels.tools.shapes import SHAPES
+    from hambench.models.target import device_of
 
     if shape_name not in SHAPES:
         raise UnknownNameError("shape", shape_name, SHAPES)
     if not device_name.startswith("cuda") or not torch.cuda.is_available():
         raise HambenchError("bench regimes needs a CUDA device: on a CPU there are no graphs to compare")
-    device = torch.device(device_name)
+    device = device_of(device_name)
     ceiling = bench.measure_ceiling(device)
     paces: list[Pace] = []
     error = 0.0

@@ -7,6 +7,7 @@ rolled back by cropping it.
 from __future__ import annotations
 
 import inspect
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from hambench.engine.greedy import GreedyDecoding
 from hambench.engine.llama import Llama
 from hambench.engine.output import ForwardOutput
 from hambench.engine.shape import LlamaShape
-from hambench.errors import ContextOverflowError, ModelError
+from hambench.errors import ContextOverflowError, ModelError, first_line, listed
 
 PREFILL_CHUNK = 512
 
@@ -26,7 +27,7 @@ class AdapterCache:
 
     Args:
         capacity: Most slots.
-        bytes_per_slot: Bytes of one slot's keys and values in every layer.
+        bytes_per_slot: Bytes that one slot takes in every layer, as measured: architectures keep different things.
     """
 
     def __init__(self, capacity: int, bytes_per_slot: int) -> None:
@@ -40,8 +41,8 @@ class AdapterCache:
 
     @property
     def bytes_used(self) -> int:
-        """Bytes of the slots in use."""
-        return self.slots * self.bytes_per_slot
+        """Bytes of the slots in use: of what the cache holds, not of what a shape would have it hold."""
+        return cache_bytes(self.inner)
 
     @property
     def storage_bytes(self) -> int:
@@ -71,6 +72,15 @@ class AdapterCache:
             raise ContextOverflowError(
                 f"the KV cache holds {self.capacity} slots, {self.slots + slots} are needed"
             )
+
+
+def cache_bytes(cache: Any) -> int:
+    """Bytes of the keys and values that a transformers cache holds."""
+    held = 0
+    for layer in cache.layers:
+        for tensor in (getattr(layer, "keys", None), getattr(layer, "values", None)):
+            held += int(tensor.nbytes) if tensor is not None else 0
+    return held
 
 
 class TransformersAdapter(GreedyDecoding):
@@ -116,10 +126,14 @@ class TransformersAdapter(GreedyDecoding):
 
     def new_cache(self, capacity: int) -> AdapterCache:
         """An empty cache."""
-        shape = self.shape
-        return AdapterCache(
-            capacity, 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * self.dtype.itemsize
-        )
+        return AdapterCache(capacity, self.bytes_per_slot)
+
+    @cached_property
+    def bytes_per_slot(self) -> int:
+        """Bytes that a slot takes in every layer, measured with one: a compressed cache (MLA) has no shape's bytes."""
+        probe = AdapterCache(1, 0)
+        self.forward(torch.zeros(1, dtype=torch.int64, device=self.device), probe)
+        return probe.bytes_used
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Embeddings ``[T, D]`` of ids ``[T]``."""
@@ -182,22 +196,50 @@ class TransformersAdapter(GreedyDecoding):
         return ForwardOutput(logits=out.logits, hidden=out.hidden[-1:], features=out.features[:, -1:])
 
 
-def load_adapter(folder: Path, dtype: torch.dtype, device: torch.device) -> TransformersAdapter:
-    """A checkpoint folder as an adapter; safetensors only, and no code from the checkpoint.
+def load_adapter(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[TransformersAdapter, str]:
+    """A checkpoint folder as an adapter, and what a reader must know; safetensors only, no code from the checkpoint.
 
     Raises:
-        ModelError: If transformers can't load it as a causal LM.
+        ModelError: If transformers can't load it as a causal LM, or the model can't be adapted.
+    """
+    model, note = load_causal_lm(folder, dtype)
+    try:
+        return TransformersAdapter(model.to(device)), note
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ModelError(f"{folder} can't be run as a causal language model: {error}") from error
+
+
+def load_causal_lm(folder: Path, dtype: torch.dtype) -> tuple[Any, str]:
+    """A checkpoint folder as a transformers causal LM, and a word on the weights that nothing reads.
+
+    Raises:
+        ModelError: If transformers can't load it, or would make up weights that the folder lacks.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    verbosity = logging.get_verbosity()
+    # its report of odd weights is a table on stderr; what it says is said below
+    logging.set_verbosity_error()
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
         )
-    except (ValueError, OSError, ImportError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{folder} can't be loaded as a causal language model: {reason}") from error
-    return TransformersAdapter(model.to(device))
+    except Exception as error:  # transformers raises what the odd checkpoint happens to trip
+        raise ModelError(
+            f"{folder} can't be loaded as a causal language model: {first_line(error)}"
+        ) from error
+    finally:
+        logging.set_verbosity(verbosity)
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(f"{folder} lacks weights of its architecture: {listed(missing)}")
+    unread = sorted(info["unexpected_keys"])
+    return model, f"weights that nothing reads: {listed(unread)}" if unread else ""
 
 
 def _shape_of(config: Any, vocab_size: int) -> LlamaShape:
@@ -214,6 +256,24 @@ def _shape_of(config: Any, vocab_size: int) -> LlamaShape:
         head_dim=getattr(config, "head_dim", None) or hidden_size // num_heads,
         rms_norm_eps=float(getattr(config, "rms_norm_eps", None) or 1e-5),
         rope_theta=10000.0,
-        max_positions=config.max_position_embeddings,
+        max_positions=_positions_of(config),
         tie_embeddings=bool(config.tie_word_embeddings),
+    )
+
+
+def _positions_of(config: Any) -> int:
+    """Positions that a config says the model was made for, under any of the names in use."""
+    for name in (
+        "max_position_embeddings",
+        "n_positions",
+        "max_seq_len",
+        "max_sequence_length",
+        "seq_length",
+    ):
+        value = getattr(config, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    raise ModelError(
+        f"the config of this {config.model_type!r} model does not say how many positions it was made for: add "
+        "max_position_embeddings to config.json"
     )

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hambench.errors import HambenchError
+from hambench.pip import run_pip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +44,9 @@ def checked_out(ref: str, *, repository: Path | None = None) -> Iterator[Code]:
     Raises:
         HambenchError: If the ref is unknown or the version can't be installed.
     """
-    root = Path(_git(repository or Path.cwd(), "rev-parse", "--show-toplevel"))
+    here = (repository or Path.cwd()).resolve()
+    root = Path(_git(here, "rev-parse", "--show-toplevel")).resolve()
+    project = _project_of(here, root)
     commit = _git(
         root, "rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}", what=f"git has no commit {ref!r}"
     )
@@ -51,7 +54,7 @@ def checked_out(ref: str, *, repository: Path | None = None) -> Iterator[Code]:
         tree = Path(scratch) / "code"
         _git(root, "worktree", "add", "--detach", "--force", str(tree), commit)
         try:
-            python = _install(tree, root, Path(scratch) / "env")
+            python = _install(tree / project.relative_to(root), project, Path(scratch) / "env")
             package = _run(
                 [python, "-P", "-c", "import hambench, os; print(os.path.dirname(hambench.__file__))"]
             )
@@ -67,26 +70,36 @@ def same_dependencies(ours: Path, theirs: Path) -> bool:
     return _dependencies(ours) == _dependencies(theirs)
 
 
+def _project_of(folder: Path, root: Path) -> Path:
+    """The folder of ``pyproject.toml``, from a folder up to the top of its repository; the top where none has one."""
+    for each in (folder, *folder.parents):
+        if (each / "pyproject.toml").is_file():
+            return each
+        if each == root:
+            break
+    return root
+
+
 def _dependencies(path: Path) -> list[str]:
     try:
-        project: dict[str, list[str]] = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
-    except (OSError, KeyError, tomllib.TOMLDecodeError) as error:
-        raise HambenchError(f"{path} is no pyproject.toml with a [project] table: {error}") from error
+        project: dict[str, list[str]] = tomllib.loads(path.read_text(encoding="utf-8-sig"))["project"]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise HambenchError(f"{path} is not a pyproject.toml with a [project] table: {error}") from error
     return sorted(project.get("dependencies", []))
 
 
-def _install(tree: Path, root: Path, environment: Path) -> str:
+def _install(tree: Path, project: Path, environment: Path) -> str:
     _run([sys.executable, "-m", "venv", "--without-pip", str(environment)])
     python = str(environment / ("Scripts" if sys.platform == "win32" else "bin") / "python")
-    shared = same_dependencies(root / "pyproject.toml", tree / "pyproject.toml")
+    shared = same_dependencies(project / "pyproject.toml", tree / "pyproject.toml")
     if shared:
         site = Path(_run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]).strip())
         paths = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
         # plain paths only: links of editable installs in there are not followed, so this version can't leak in
         (site / "hambench_shared.pth").write_text("\n".join(paths) + "\n", encoding="utf-8")
-    _run(
+    run_pip(
         [
-            *(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-input"),
+            *("--python", python, "install", "--quiet", "--no-input"),
             *(["--no-deps", "--ignore-installed"] if shared else []),
             *(["--no-build-isolation"] if shared and _has_setuptools() else []),
             str(tree),

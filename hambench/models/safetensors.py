@@ -5,18 +5,21 @@ Only safetensors are read. A pickle can run code, and nothing in a checkpoint ma
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import os
-import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hambench.errors import ModelError
+from hambench.errors import ModelError, first_line
+from hambench.files import reason_of, remember
 
 if TYPE_CHECKING:
     import torch
 
+POINTER = b"version https://git-lfs"
+"""How a file begins that Git LFS has not fetched."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -30,9 +33,14 @@ def weight_files(folder: Path) -> list[Path]:
     names = ["model.safetensors"]
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
-            raise ModelError(f"{index} is damaged: it has no weight_map") from error
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            outside = [name for name in names if Path(name).name != name]
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+            raise ModelError(f"{index} is damaged: it has no weight_map of file names") from error
+        except OSError as error:
+            raise ModelError(f"can't read {index}: {reason_of(error)}") from error
+        if outside or not names:
+            raise ModelError(f"{index} is damaged: its weight_map must name files of the folder")
     missing = [name for name in names if not (folder / name).is_file()]
     if not missing:
         return [folder / name for name in names]
@@ -49,16 +57,31 @@ def read_tensors(files: list[Path]) -> dict[str, torch.Tensor]:
     Raises:
         ModelError: If a file is damaged.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     tensors: dict[str, torch.Tensor] = {}
     for path in files:
-        try:
+        with _damages(path):
             tensors.update(load_file(path))
-        except SafetensorError as error:
-            raise ModelError(f"{path} is damaged: {error}") from error
     return tensors
+
+
+@contextlib.contextmanager
+def _damages(path: Path) -> Iterator[None]:
+    """Turns what goes wrong with a weight file into one line that names it."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except OSError as error:
+        raise ModelError(f"can't read {path}: {reason_of(error)}") from error
+    except (SafetensorError, ValueError, LookupError, TypeError) as error:
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            if file.read(len(POINTER)) == POINTER:
+                raise ModelError(
+                    f"{path} is a pointer of Git LFS and not the file: fetch it with `git lfs pull`"
+                ) from error
+        raise ModelError(f"{path} is damaged: {first_line(error)}") from error
 
 
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -66,16 +89,34 @@ _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat
 
 def stored_dtypes(files: list[Path]) -> set[str]:
     """Types of the floating-point weights as they are stored, read from the files' heads alone."""
-    from safetensors import SafetensorError, safe_open
-
-    found: set[str] = set()
-    for path in files:
-        try:
-            with safe_open(path, framework="numpy") as file:
-                found |= {_DTYPES.get(file.get_slice(name).get_dtype(), "") for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise ModelError(f"{path} is damaged: {error}") from error
+    found = {_DTYPES.get(dtype, "") for dtype in _stored(files).values()}
     return found - {""}
+
+
+def refuse_quantized_weights(files: list[Path]) -> None:
+    """Refuses matrices whose stored numbers are codes: their scales would be ignored.
+
+    Raises:
+        ModelError: Naming the type and a tensor.
+    """
+    codes = {name: dtype for name, dtype in _stored(files).items() if name.endswith("weight")}
+    for name, dtype in codes.items():
+        if dtype not in _DTYPES:
+            raise ModelError(
+                f"{files[0].parent} is quantised: {name} is stored as {dtype}; use the unquantised weights, or a "
+                "de-quantised copy"
+            )
+
+
+def _stored(files: list[Path]) -> dict[str, str]:
+    """Type of each tensor as the files' heads have it."""
+    from safetensors import safe_open
+
+    dtypes: dict[str, str] = {}
+    for path in files:
+        with _damages(path), safe_open(path, framework="numpy") as file:
+            dtypes |= {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    return dtypes
 
 
 def digest(files: list[Path], cache: Path) -> str:
@@ -94,19 +135,14 @@ def _digest_of(path: Path, cache: Path) -> str:
     state = path.stat()
     key = f"{path.resolve()}|{state.st_size}|{state.st_mtime_ns}"
     try:
-        known: dict[str, str] = json.loads(cache.read_text())
-    except (OSError, ValueError):
+        known = json.loads(cache.read_text())
+    except (OSError, ValueError, RecursionError):
+        known = {}
+    if not isinstance(known, dict) or not isinstance(known.get(key, ""), str):
         known = {}
     if key not in known:
         known[key] = sha256_of(path)
-        _write_whole(cache, json.dumps(known))
-    return known[key]
-
-
-def _write_whole(path: Path, text: str) -> None:
-    # a reader sees the old file or the new one; of two writers at once one entry may be lost and is made again
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent)
-    with os.fdopen(handle, "w") as file:
-        file.write(text)
-    Path(name).replace(path)
+        # of two writers at once one entry may be lost, and is made again; so it is where the folder is read-only
+        remember(cache, json.dumps(known))
+    digest_: str = known[key]
+    return digest_

@@ -34,6 +34,11 @@ class ModelShape:
             ModelError: If a size is missing, or the model has experts (whose bytes per token this does not
             know).
         """
+        if (method := quantization_of(config)) is not None:
+            raise ModelError(
+                f"the byte model counts unquantised weights, and this config is quantised ({method}): take "
+                "quantization_config out to forecast the model without it"
+            )
         if any(config.get(name) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
             raise ModelError("the byte model knows dense models only, and this config has experts")
         try:
@@ -94,6 +99,17 @@ class ModelShape:
     def total_params(self) -> int:
         """All parameters in memory, embeddings included."""
         return self.body_params + self.head_params * (1 if self.tie_embeddings else 2)
+
+
+def quantization_of(config: Mapping[str, Any]) -> str | None:
+    """The method by which a config says its weights are quantised; ``None`` for plain weights."""
+    parts = [config, *(part for part in config.values() if isinstance(part, Mapping))]
+    for part in parts:
+        quantization = part.get("quantization_config") or part.get("compression_config")
+        if quantization:
+            named = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
+            return str(named or "of an unnamed method")
+    return None
 
 
 def shape_scalars(shape: object) -> dict[str, int | bool]:

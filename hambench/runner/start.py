@@ -89,8 +89,9 @@ def prepare(request: RunRequest, *, calibrated: bool = False) -> Prepared:
     from hambench.runner.budget import calibrate, fit_budget
 
     began = time.monotonic()
-    expansion = request.sweep.expand()
+    request.sweep.expand()  # a wrong name or knob is refused before the model is loaded
     target = load(request.sweep.model, dtype=request.sweep.dtype, device=request.device)
+    expansion = request.sweep.expand(target)
     _refuse_longer_context(request.sweep, target)
     captured = _capture(request, target)
     if captured.speed_only:

@@ -8,13 +8,16 @@ import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hambench.decoding import KnobValue, MethodConfig
 from hambench.errors import HambenchError
 from hambench.records import Cell
 from hambench.registry import method_config, method_names
 from hambench.runner.axis_text import expand_values, parse_method, split_methods
+
+if TYPE_CHECKING:
+    from hambench.models.target import TargetModel
 
 __all__ = [
     "DTYPES",
@@ -68,8 +71,11 @@ class Sweep:
                 if value is not None and value < least:
                     raise HambenchError(f"{name} must be >= {least}, got {value}")
 
-    def expand(self) -> Expansion:
+    def expand(self, target: TargetModel | None = None) -> Expansion:
         """All cells in report order, and what was left out of ``all`` with the reason.
+
+        Args:
+            target: The loaded model, if it is: what depends on more than its name is asked of it.
 
         Raises:
             HambenchError: For an unknown method or knob, a value a method refuses, or an empty expansion.
@@ -80,6 +86,8 @@ class Sweep:
         for name, fixed, explicit in _requested(self.methods):
             for config in self._configs(name, fixed, used):
                 reason = config.unavailable_for(self.model)
+                if reason is None and target is not None:
+                    reason = config.unavailable_on(target)
                 if reason is None:
                     configs.append(config)
                 elif explicit:

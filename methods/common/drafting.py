@@ -10,6 +10,7 @@ from torch import Tensor
 from hambench.errors import ModelError
 from hambench.methods.common.sampling import draw, probabilities
 from hambench.methods.common.sequence import TargetSequence
+from hambench.methods.common.vocabulary import check_tokens, with_rows
 
 if TYPE_CHECKING:
     from hambench.engine.kvcache import KVCache
@@ -44,7 +45,7 @@ def load_draft(name: str, target: TargetModel) -> LanguageModel:
     """The draft model: an INT8 copy of the target, or another model by name; loaded once per target.
 
     Raises:
-        ModelError: If another model's vocabulary is not the target's.
+        ModelError: If another model's tokens are not the target's.
     """
     from hambench.engine.int8 import quantize_int8
     from hambench.models.target import load
@@ -55,15 +56,21 @@ def load_draft(name: str, target: TargetModel) -> LanguageModel:
         f"draft/{name}",
         lambda: load(name, dtype=str(target.dtype).removeprefix("torch."), device=str(target.device)),
     )
-    if draft.llama.shape.vocab_size != target.llama.shape.vocab_size:
-        raise ModelError(
-            f"draft {name} has a vocabulary of {draft.llama.shape.vocab_size} tokens, {target.name} has "
-            f"{target.llama.shape.vocab_size}: a draft must share the target's tokenizer"
-        )
+    num_rows = target.llama.shape.vocab_size
+    check_tokens(name, draft.tokenizer, draft.llama.shape.vocab_size, target)
+    target.companions[f"draft {name}"] = draft.identity.sha256
     reference = draft.llama.reference
     if reference is None:
+        if draft.llama.shape.vocab_size != num_rows:
+            raise ModelError(
+                f"draft {name} has {draft.llama.shape.vocab_size} rows, {target.name} has {num_rows}, and a draft that "
+                "runs through the transformers adapter must have as many"
+            )
         return draft.llama
-    return target.shared(f"draft/{name}/as the target", lambda: target.llama.with_same_backend(reference))
+    return target.shared(
+        f"draft/{name}/as the target",
+        lambda: target.llama.with_same_backend(with_rows(reference, num_rows)),
+    )
 
 
 def _draft(

@@ -10,16 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hambench.engine.transformers_adapter import load_causal_lm
+from hambench.models.folder import load_tokenizer, read_config
+
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LORA_SCALE = 2.0
 
 
 def load_base(folder: Path, *, full: bool) -> Any:
     """The base for training: bfloat16 where it stays frozen, float32 where it is trained whole."""
-    from transformers import AutoModelForCausalLM
-
     dtype = torch.float32 if full else torch.bfloat16
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    read_config(folder)
+    return load_causal_lm(folder, dtype)[0]
 
 
 class FusedGate:
@@ -96,11 +98,7 @@ def low_rank_tensors(adapted: nn.Module) -> dict[str, Tensor]:
 
 def tokenizer_of(folder: Path) -> tuple[Any | None, frozenset[int]]:
     """A base's tokenizer, ``None`` if its folder has none, and the ids that end its answers."""
-    from transformers import AutoConfig, AutoTokenizer
-
     from hambench.models.target import _eos_ids
 
-    has_one = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True) if has_one else None
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    return tokenizer, _eos_ids(folder, config, tokenizer)
+    tokenizer = load_tokenizer(folder)
+    return tokenizer, _eos_ids(folder, read_config(folder), tokenizer)

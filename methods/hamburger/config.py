@@ -119,6 +119,20 @@ class HamburgerConfig(MethodConfig):
 
         return dataclasses.replace(self, checkpoint=str(save_toy_weights(folder, target)))
 
+    def unavailable_for(self, model: str) -> str | None:
+        """Whether there are weights: those given, or those shipped for the model."""
+        try:
+            find_weights(self.checkpoint, model)
+        except ModelError as error:
+            return str(error)
+        return None
+
+    def unavailable_on(self, target: TargetModel) -> str | None:
+        """The grafts read the hidden states of the engine's own layers."""
+        if target.llama.reference is None:
+            return f"HAMburger needs a Llama-family model on the engine's own layers; {target.name} is not"
+        return None
+
     def build(self, target: TargetModel) -> DecodingMethod:
         """Loads the grafts, and the base weights that come with them, once per target and checkpoint.
 

@@ -146,9 +146,8 @@ class TransformersSession:
 
 
 def bytes_per_slot(target: TargetModel) -> int:
-    """Bytes of one slot of a cache that has the target's shape and type."""
-    shape = target.llama.shape
-    return 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * target.dtype.itemsize
+    """Bytes of one slot of the target's cache."""
+    return target.llama.new_cache(1).bytes_per_slot
 
 
 def _lockstep(method: TransformersGenerate, prompt_ids: list[int], params: SamplingParams) -> Lockstep:

@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hambench.engine.int8 import Int8Linear
-from hambench.errors import HambenchError
+from hambench.engine.transformers_adapter import load_causal_lm
+from hambench.methods.common.vocabulary import check_tokens
+from hambench.models.embedded import hash_cache
+from hambench.models.folder import load_tokenizer, read_config
+from hambench.models.safetensors import digest, weight_files
+from hambench.models.target import locate
 
 if TYPE_CHECKING:
     from hambench.models.target import TargetModel
@@ -20,15 +25,13 @@ def load_model(name: str, dtype: torch.dtype, device: torch.device) -> Any:
     Raises:
         ModelError: If there is no such model.
     """
-    from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
-
-    from hambench.models.target import locate
 
     folder, _, _ = locate(name)
     # a bar that is there for half a second would tear the run's own
     disable_progress_bar()
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    read_config(folder)
+    model, _ = load_causal_lm(folder, dtype)
     return quiet(model.to(device))
 
 
@@ -45,16 +48,22 @@ def load_assistant(name: str, model: Any, target: TargetModel) -> Any:
     """A draft for assisted generation, made or loaded once.
 
     Raises:
-        HambenchError: If its vocabulary is not the target's.
+        ModelError: If its tokens are not the target's.
     """
     if name == "int8":
         return target.shared("transformers/int8", lambda: int8_copy(model))
-    draft = target.shared(f"transformers/{name}", lambda: load_model(name, target.dtype, target.device))
-    if draft.config.vocab_size != model.config.vocab_size:
-        raise HambenchError(
-            f"assistant {name} has {draft.config.vocab_size} tokens, {target.name} has {model.config.vocab_size}: "
-            "assisted generation needs the same vocabulary"
-        )
+    return target.shared(f"transformers/{name}", lambda: _load_other(name, model, target))
+
+
+def _load_other(name: str, model: Any, target: TargetModel) -> Any:
+    draft = load_model(name, target.dtype, target.device)
+    folder, _, _ = locate(name)
+    num_rows = model.get_output_embeddings().weight.shape[0]
+    check_tokens(name, load_tokenizer(folder), draft.get_output_embeddings().weight.shape[0], target)
+    target.companions[f"draft {name}"] = digest(weight_files(folder), hash_cache())
+    # assisted generation compares whole rows of probabilities; rows cut or added stand for padding
+    if draft.config.get_text_config().vocab_size != num_rows:
+        draft.resize_token_embeddings(num_rows, mean_resizing=False)
     return draft
 
 

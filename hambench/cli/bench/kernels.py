@@ -13,7 +13,7 @@ from hambench.errors import HambenchError, UnknownNameError
 from hambench.files import write_text
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 
 @click.command()
@@ -54,10 +54,11 @@ def command(
     from hambench.kernels import tuning
     from hambench.kernels.tools import bench
     from hambench.kernels.tools.shapes import SHAPES
+    from hambench.models.target import device_of
 
     if shape_name not in SHAPES:
         raise UnknownNameError("shape", shape_name, SHAPES)
-    device = _device(device_name)
+    device = device_of(device_name)
     counts = _rows(rows)
 
     def say(text: str) -> None:
@@ -84,22 +85,6 @@ def command(
         write_text(out / f"kernels-{shape_name}.json", text)
         write_text(out / f"kernels-{shape_name}.md", markdown(report))
     click.echo(text if as_json else markdown(report), nl=False)
-
-
-def _device(name: str | None) -> torch.device:
-    import torch
-
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise HambenchError(f"--device must be cpu, cuda or cuda:N, got {name!r}") from error
-    if device.type not in ("cpu", "cuda"):
-        raise HambenchError(f"--device must be cpu, cuda or cuda:N, got {name!r}")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise HambenchError("--device cuda: torch finds no CUDA device here; without it, use --device cpu")
-    return device
 
 
 def _rows(text: str) -> list[int]:

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 import torch
-from fakes import TINY_SHAPE, save_tiny_model
+from fakes import TINY_SHAPE, save_tiny_model, swap_tokens
 
 from hambench.analysis.metrics import (
     acceptance_rate,
@@ -120,12 +120,20 @@ def test_sampling_leaves_torchs_own_random_state_alone(loaded):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_an_assistant_with_another_vocabulary_is_refused(loaded, tmp_path):
+def test_an_assistant_with_other_tokens_is_refused(loaded, tmp_path):
+    other = save_tiny_model(tmp_path / "other", TINY_SHAPE)
+    swap_tokens(other)
+    with pytest.raises(HambenchError, match="another tokenizer than"):
+        TransformersConfig(mode="assistant", assistant=str(other)).build(loaded)
+
+
+@pytest.mark.parametrize("num_rows", [260, 300])
+def test_an_assistant_that_is_padded_otherwise_drafts_what_the_target_would(loaded, tmp_path, num_rows):
     import dataclasses
 
-    other = save_tiny_model(tmp_path / "other", dataclasses.replace(TINY_SHAPE, vocab_size=300))
-    with pytest.raises(HambenchError, match="300 tokens"):
-        TransformersConfig(mode="assistant", assistant=str(other)).build(loaded)
+    other = save_tiny_model(tmp_path / "other", dataclasses.replace(TINY_SHAPE, vocab_size=num_rows))
+    config = TransformersConfig(mode="assistant", assistant=str(other))
+    assert decode(config, loaded).token_ids == decode(TransformersConfig(), loaded).token_ids
 
 
 @pytest.mark.parametrize("knobs", [{"mode": "beam"}, {"num_draft_tokens": 0}, {"max_ngram": 0}])
