@@ -13,6 +13,7 @@ import click
 from hambench.cli._method_options import is_axis, method_options
 from hambench.errors import HambenchError, UnknownNameError
 from hambench.files import expanded
+from hambench.paths import runs_root
 from hambench.runner.sweep import DTYPES, Sweep, expand_values, split_methods
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -33,6 +34,43 @@ class UserPath(click.Path):
         """Checks the path as click does, with ``~`` expanded."""
         path = expanded(value) if isinstance(value, str) and value.startswith("~") else value
         return super().convert(path, param, ctx)
+
+
+class RunFolder(UserPath):
+    """A run: its folder, or its name as ``hambench ls runs`` prints it.
+
+    Args:
+        must_exist: Whether a name that no run has is refused here; otherwise it stays a path for the command to judge.
+    """
+
+    name = "run"
+
+    def __init__(self, *, must_exist: bool = True) -> None:
+        super().__init__(path_type=Path)
+        self.must_exist = must_exist
+
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> Path:
+        """The run's folder.
+
+        Raises:
+            UnknownNameError: If no run has this name.
+        """
+        from hambench.store import HEADER, list_runs
+
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        if len(path.parts) != 1 or (path / HEADER).is_file():
+            return path
+        root = runs_root()
+        if (root / path / HEADER).is_file():
+            return root / path
+        if path.exists() or not self.must_exist:
+            return path
+        raise UnknownNameError("run or folder", str(path), (folder.name for folder in list_runs(root)))
 
 
 def model_options(function: F) -> F:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hambench.cli._options import UserPath
+from hambench.cli._options import RunFolder, UserPath
 from hambench.cli._outcome import EXIT_CODES, finish, outcome_options
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ Examples:
   hambench compare runs/main runs/branch --markdown comment.md --junit compare.xml
 """
 )
-@click.argument("base", type=UserPath(path_type=Path))
-@click.argument("head", type=UserPath(path_type=Path))
+@click.argument("base", type=RunFolder(must_exist=False))
+@click.argument("head", type=RunFolder(must_exist=False))
 @click.option(
     "--config", type=UserPath(path_type=Path), help="A hambench.toml; by default the one here, if any."
 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hambench.cli._options import UserPath
+from hambench.cli._options import RunFolder, UserPath
 from hambench.errors import HambenchError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def command() -> None:
 
 @command.command()
 @root_option
-@click.argument("runs", nargs=-1, required=True, type=UserPath(path_type=Path))
+@click.argument("runs", nargs=-1, required=True, type=RunFolder())
 def add(root: Path, runs: tuple[Path, ...]) -> None:
     """Add finished RUNS; adding one twice changes nothing."""
     from hambench.errors import IncompleteError

@@ -25,7 +25,7 @@ def command(kind: str, root: Path | None, data: Path | None, as_json: bool) -> N
         "methods": _methods,
         "suites": lambda: _suites(data),
         "models": _models,
-        "runs": lambda: _runs(root or runs_root()),
+        "runs": lambda: _runs(root),
         "metrics": _metrics,
     }[kind]()
     if as_json:
@@ -69,25 +69,28 @@ def _models() -> list[dict[str, Any]]:
     return rows
 
 
-def _runs(root: Path) -> list[dict[str, Any]]:
+def _runs(root: Path | None) -> list[dict[str, Any]]:
+    """Every run by the name that other commands take; by its folder where the root is not the default one."""
     from hambench.errors import StoreError
     from hambench.store import list_runs, load_run
 
     rows = []
-    for path in list_runs(root):
+    for path in list_runs(runs_root() if root is None else root):
+        name = path.name if root is None else str(path)
         try:
             run = load_run(path)
         except StoreError as error:
-            rows.append({"run": str(path), "state": f"unreadable: {error}", "cells": "", "suites": ""})
+            rows.append({"run": name, "state": f"unreadable: {error}", "cells": "", "suites": ""})
             continue
         state = "complete" if run.complete else f"{len(run.measured)} of {run.num_expected} records"
         rows.append(
             {
-                "run": str(path),
+                "run": name,
                 "state": state,
                 "cells": str(len(run.header.cells)),
                 "suites": ", ".join(run.header.suites),
                 "model": str(run.header.model.get("name")),
+                "folder": str(path),
             }
         )
     return rows

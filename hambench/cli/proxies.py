@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from hambench.cli._options import UserPath
+from hambench.cli._options import RunFolder
 
 
 @click.command()
-@click.argument("run", type=UserPath(path_type=Path))
+@click.argument("run", type=RunFolder())
 @click.option("--device", metavar="NAME")
 @click.option("--json", "as_json", is_flag=True)
 def command(run: Path, device: str | None, as_json: bool) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hambench.cli._options import UserPath
+from hambench.cli._options import RunFolder, UserPath
 from hambench.errors import HambenchError
 from hambench.files import write_text
 
@@ -32,7 +32,7 @@ Examples:
   hambench report RUN --markdown - >> "$GITHUB_STEP_SUMMARY"
 """
 )
-@click.argument("runs", nargs=-1, required=True, type=UserPath(path_type=Path))
+@click.argument("runs", nargs=-1, required=True, type=RunFolder())
 @click.option(
     "-o",
     "--output",

@@ -12,6 +12,7 @@ import click
 
 from hambench.cli._method_options import knob_texts
 from hambench.cli._options import (
+    RunFolder,
     UserPath,
     config_option,
     make_sweep,
@@ -90,7 +91,7 @@ Examples:
     "--ray-address", metavar="ADDR", help="host:port of a Ray cluster; by default one is started here."
 )
 @click.option("--out", type=UserPath(path_type=Path), help="Run folder; by default runs/DATE-SUITE.")
-@click.option("--resume", type=UserPath(path_type=Path), metavar="RUN", help="Finish an interrupted run.")
+@click.option("--resume", type=RunFolder(), metavar="RUN", help="Finish an interrupted run.")
 @click.option(
     "--losslessness",
     is_flag=True,

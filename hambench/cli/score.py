@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from hambench.cli._options import UserPath
+from hambench.cli._options import RunFolder
 from hambench.cli._streams import echo_json
 
 
 @click.command()
-@click.argument("run", type=UserPath(path_type=Path))
+@click.argument("run", type=RunFolder())
 @click.option("--allow-code-execution", is_flag=True, help="Run programs the model wrote, in a sandbox.")
 @click.option("--dry-run", is_flag=True, help="Compare with the stored scores; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")

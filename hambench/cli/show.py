@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from hambench.cli._options import UserPath
+from hambench.cli._options import RunFolder
 from hambench.cli._streams import echo_json_text
 from hambench.errors import UnknownNameError
 
 
 @click.command()
-@click.argument("run", type=UserPath(path_type=Path))
+@click.argument("run", type=RunFolder())
 @click.option(
     "--by", type=click.Choice(["all", "suite", "category", "task"]), default="all", show_default=True
 )

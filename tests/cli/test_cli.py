@@ -73,13 +73,13 @@ def test_the_module_is_the_command():
             ["run", "--suite", "longbench", "--methods", "vanilla", "--model", "smolm2"],
             "did you mean smollm2-135m",
         ),
-        (["run", "--resume", "no-such-run"], "no-such-run is not a run folder"),
+        (["run", "--resume", "no-such-run"], "unknown run or folder 'no-such-run'"),
         (["generate"], "give either a PROMPT or --prompt-ids"),
         (["generate", "x", "--prompt-ids", "1"], "give either a PROMPT or --prompt-ids"),
         (["generate", "--prompt-ids", "1,b"], "--prompt-ids are whole numbers"),
         (["generate", "x", "--max-steps", "0"], "max-steps must be >= 1"),
         (["generate", "x", "--method", "all"], "one configuration is wanted"),
-        (["show", "no-such-run"], "is not a run folder"),
+        (["show", "no-such-run"], "unknown run or folder 'no-such-run'"),
     ],
 )
 def test_bad_input_gets_one_clear_line_and_exit_code_2(capsys, arguments, message):

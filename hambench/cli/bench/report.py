@@ -8,13 +8,13 @@ from pathlib import Path
 
 import click
 
-from hambench.cli._options import UserPath
+from hambench.cli._options import RunFolder
 
 OPEN_BUDGET_S = 2.0
 
 
 @click.command()
-@click.argument("run", type=UserPath(path_type=Path, exists=True, file_okay=False))
+@click.argument("run", type=RunFolder())
 @click.option(
     "--num-samples",
     default=10_000,
