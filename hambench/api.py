@@ -111,13 +111,14 @@ def run(
         axes: Values of what is no method's own, by field of :class:`hambench.runner.sweep.Sweep`: ``contexts``,
             ``max_new_tokens``, ``threads``, ``regimes``, ``kernels``.
         out: The run folder; a temporary one by default (its path is in the results).
-        request: Further fields of :class:`hambench.runner.start.RunRequest`, e.g. ``limit=5``.
+        request: Further fields of :class:`hambench.runner.request.RunRequest`, e.g. ``limit=5``.
 
     Example:
         >>> results = hambench.run(methods=["vanilla", "speculative"], limit=2)  # doctest: +SKIP
         >>> results.cells[["cell", "tps", "accuracy"]]  # doctest: +SKIP
     """
-    from hambench.runner.start import RunRequest, start_run
+    from hambench.runner.request import RunRequest
+    from hambench.runner.start import start_run
 
     values = {name: tuple(map(_as_text, each)) for name, each in (knobs or {}).items()}
     others = {name: tuple(each) for name, each in (axes or {}).items()}

@@ -11,8 +11,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypeVar
 
 from hambench.errors import HambenchError
 from hambench.method_facts import KnobValue as KnobValue
@@ -21,8 +21,11 @@ from hambench.method_facts import Look, MethodCeilings, ModelBytes, Phase, Short
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from hambench.models.target import TargetModel
+    import torch
+
     from hambench.records import StepRecord
+
+T = TypeVar("T")
 
 SMALLEST_SEED, LARGEST_SEED = -(2**63), 2**64 - 1
 """Seeds that torch's generators take."""
@@ -117,6 +120,41 @@ class SessionEndedError(Exception):
         self.finish = finish
 
 
+class Target(Protocol):
+    """The loaded model that a method decodes with; :class:`hambench.models.target.TargetModel` is one."""
+
+    @property
+    def name(self) -> str:
+        """Name or path it was loaded by."""
+
+    @property
+    def llama(self) -> Any:
+        """The model on its engine, a :class:`hambench.engine.language_model.LanguageModel`."""
+
+    @property
+    def tokenizer(self) -> Any | None:
+        """Tokenizer of transformers; ``None`` if only ids go in and out."""
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """Ids that end an answer."""
+
+    @property
+    def context_length(self) -> int:
+        """Most positions."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of weights and activations."""
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+
+    def shared(self, key: str, make: Callable[[], T]) -> T:
+        """Returns what ``make`` makes, made once per model: weights that several cells of a run use."""
+
+
 class DecodeSession(Protocol):
     """One sequence being decoded."""
 
@@ -195,7 +233,7 @@ class MethodConfig(ABC):
     axis, and an answer with its steps coloured."""
 
     @abstractmethod
-    def build(self, target: TargetModel) -> DecodingMethod:
+    def build(self, target: Target) -> DecodingMethod:
         """Loads what the method needs beside the target.
 
         Several cells build on one target: keep weights that don't depend on the knobs in ``target.shared``.
@@ -253,7 +291,7 @@ class MethodConfig(ABC):
         """
         return None
 
-    def for_toy(self, target: TargetModel, folder: Path) -> Self:
+    def for_toy(self, target: Target, folder: Path) -> Self:
         """The config as the exact gate builds it on the seeded toy model; ``folder`` is for weights that it needs."""
         return self
 
@@ -264,7 +302,7 @@ class MethodConfig(ABC):
             getattr(self, knob) == value for knob, value in self.control.items()
         )
 
-    def unavailable_on(self, target: TargetModel) -> str | None:
+    def unavailable_on(self, target: Target) -> str | None:
         """Why this method can't run on a loaded target (no copy of its weights can be made, say); ``None`` when it can.
 
         Asked once the target is loaded; ``--methods all`` leaves such a method out and says so.

@@ -2,34 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from hambench.kernels._args import FLOATS, MAX_ROWS, check_flag, check_tensor, check_weight, is_done
 from hambench.kernels._dispatch import Impl, use_fused
 from hambench.kernels.norm_gemv import rms_norm
-
-
-class HeadOutput(NamedTuple):
-    """What the head says of each of M rows."""
-
-    tokens: Tensor
-    """Greedy token ids [M], int64; ties go to the lowest id."""
-    logits: Tensor
-    """Their logits [M], float32."""
-    log_sum_exp: Tensor | None
-    """`log(sum(exp(logits)))` over the vocabulary [M], float32; `exp(logits - log_sum_exp)` is the probability."""
-
-    @classmethod
-    def empty(cls, rows: int, device: torch.device | str, *, log_sum_exp: bool = False) -> HeadOutput:
-        """Allocates the buffers, for `out`."""
-        return cls(
-            tokens=torch.empty(rows, dtype=torch.int64, device=device),
-            logits=torch.empty(rows, dtype=torch.float32, device=device),
-            log_sum_exp=torch.empty(rows, dtype=torch.float32, device=device) if log_sum_exp else None,
-        )
+from hambench.kernels.results import HeadOutput
 
 
 def lm_head_argmax(

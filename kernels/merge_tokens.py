@@ -2,34 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from hambench.kernels._args import FLOATS, MAX_ROWS, check_flag, check_tensor, is_done, output
 from hambench.kernels._dispatch import Impl, use_fused
-
-Residual = Literal["mean", "last"]
-
-
-class MergeWeights(NamedTuple):
-    """A one-query cross-attention over [embedding ‖ learned position]; letters: D hidden, P position width."""
-
-    positions: Tensor
-    """[S, P], one row for each token of a macro-step."""
-    wq: Tensor
-    """[D, D]."""
-    bq: Tensor
-    """[D]."""
-    wkv: Tensor
-    """Keys' rows above values' rows [2 D, D + P]: both read the same input in one pass."""
-    bkv: Tensor
-    """[2 D]."""
-    wo: Tensor
-    """[D, D]."""
-    bo: Tensor
-    """[D]."""
+from hambench.kernels.results import MergeWeights, Residual
 
 
 def merge_tokens(

@@ -2,59 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
 from hambench.kernels._args import FLOATS, check_tensor
 from hambench.kernels._dispatch import Impl, use_fused
-
-
-class StopWeights(NamedTuple):
-    """A three-layer MLP from a hidden state [D] to one logit: the macro-step stops where its sigmoid is high."""
-
-    w1: Tensor
-    """[H, D]."""
-    b1: Tensor
-    """[H]."""
-    w2: Tensor
-    """[H, H]."""
-    b2: Tensor
-    """[H]."""
-    w3: Tensor
-    """[1, H]."""
-    b3: Tensor
-    """[1]."""
-
-
-class MicroState(NamedTuple):
-    """What a macro-step has emitted, on the device."""
-
-    tokens: Tensor
-    """Emitted ids [S], int64; the first `num_tokens` are valid."""
-    continue_probs: Tensor
-    """P(continue) after each emitted token [S], float32."""
-    num_tokens: Tensor
-    """Tokens emitted [1], int32."""
-    done: Tensor
-    """1 once the macro-step has ended [1], int32: every op that is given it then returns at once."""
-
-    @classmethod
-    def empty(cls, max_tokens: int, device: torch.device | str) -> MicroState:
-        """Allocates the state of a macro-step that emits at most `max_tokens`, reset."""
-        return cls(
-            tokens=torch.zeros(max_tokens, dtype=torch.int64, device=device),
-            continue_probs=torch.zeros(max_tokens, dtype=torch.float32, device=device),
-            num_tokens=torch.zeros(1, dtype=torch.int32, device=device),
-            done=torch.zeros(1, dtype=torch.int32, device=device),
-        )
-
-    def reset(self) -> None:
-        """Makes it ready for the next macro-step, without waiting for the device."""
-        self.num_tokens.zero_()
-        self.done.zero_()
+from hambench.kernels.results import MicroState, StopWeights
 
 
 def stop_head(

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from hambench.kernels._args import MAX_ROWS, check_flag, check_tensor, is_done
 from hambench.kernels._dispatch import Impl, use_fused
-
-
-class Verdict(NamedTuple):
-    """What a verification kept, on the device."""
-
-    tokens: Tensor
-    """Accepted drafts and the bonus token [k + 1], int64; -1 past them."""
-    accepted: Tensor
-    """Drafts kept [1], int32."""
+from hambench.kernels.results import Verdict
 
 
 def verify_accept(

@@ -15,8 +15,8 @@ from hambench.method_facts import Look, Phase, ShortOption
 from hambench.methods.common.facts import DRAFT_TOKENS, SAMPLE, VERIFY
 
 if TYPE_CHECKING:
+    from hambench.decoding import Target
     from hambench.methods.common.sequence import TargetSequence
-    from hambench.models.target import TargetModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class PromptLookupConfig(MethodConfig):
         if self.max_ngram < 1:
             raise ValueError(f"max_ngram (n) must be >= 1, got {self.max_ngram}")
 
-    def build(self, target: TargetModel) -> PromptLookup:
+    def build(self, target: Target) -> PromptLookup:
         """Wraps the target; there is nothing to load."""
         return PromptLookup(self.label, self, target)
 
@@ -56,7 +56,7 @@ class PromptLookup:
 
     name: str
     config: PromptLookupConfig
-    target: TargetModel
+    target: Target
     lossless: bool = True
     extra_weight_bytes: int = 0
 

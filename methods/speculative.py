@@ -17,11 +17,11 @@ from hambench.methods.common.facts import DRAFT_TOKENS, SAMPLE, VERIFY
 from hambench.methods.common.speculation import SpeculationBytes
 
 if TYPE_CHECKING:
+    from hambench.decoding import Target
     from hambench.engine.language_model import LanguageModel
     from hambench.methods.common.drafting import Drafter
     from hambench.methods.common.sequence import TargetSequence
     from hambench.methods.common.verify import Accept
-    from hambench.models.target import TargetModel
     from hambench.records import StepRecord
 
 INT8 = "int8"
@@ -113,7 +113,7 @@ class SpeculativeConfig(MethodConfig):
             ),
         )
 
-    def unavailable_on(self, target: TargetModel) -> str | None:
+    def unavailable_on(self, target: Target) -> str | None:
         """An INT8 copy is made of the engine's own layers."""
         if self.draft == INT8 and target.llama.reference is None:
             return (
@@ -122,7 +122,7 @@ class SpeculativeConfig(MethodConfig):
             )
         return None
 
-    def build(self, target: TargetModel) -> Speculative:
+    def build(self, target: Target) -> Speculative:
         """Quantises or loads the draft, once for all cells that use it."""
         from hambench.methods.common.drafting import load_draft
 
@@ -135,7 +135,7 @@ class Speculative:
 
     name: str
     config: SpeculativeConfig
-    target: TargetModel
+    target: Target
     draft: LanguageModel
     lossless: bool = True
 

@@ -11,8 +11,8 @@ from hambench.method_facts import Ceiling, Look, MethodCeilings, ModelBytes, Pha
 from hambench.methods.common.facts import SAMPLE
 
 if TYPE_CHECKING:
+    from hambench.decoding import Target
     from hambench.methods.common.sequence import TargetSequence
-    from hambench.models.target import TargetModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class VanillaConfig(MethodConfig):
             rows=(Ceiling(setting="", bytes_per_token=read, kernels_per_token=sizes.kernels_per_forward),)
         )
 
-    def build(self, target: TargetModel) -> Vanilla:
+    def build(self, target: Target) -> Vanilla:
         """Wraps the target."""
         return Vanilla(self.label, target)
 
@@ -41,7 +41,7 @@ class Vanilla:
     """The target, one token a step."""
 
     name: str
-    target: TargetModel
+    target: Target
     lossless: bool = True
     extra_weight_bytes: int = 0
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from hambench.reports.export import export, write_html
 from hambench.reports.markdown import markdown_summary
-from hambench.reports.page.html import ReportOptions, render_html
+from hambench.reports.options import ReportOptions
+from hambench.reports.page.html import render_html
 
 __all__ = ["ReportOptions", "export", "markdown_summary", "render_html", "write_html"]

@@ -11,9 +11,10 @@ from typing import Any
 import msgspec
 
 from hambench.files import write_bytes, write_text
+from hambench.reports.html_text import without_paths
+from hambench.reports.options import ReportOptions
 from hambench.reports.page import pages
-from hambench.reports.page.html import ReportOptions, render_html
-from hambench.reports.page.html_text import without_paths
+from hambench.reports.page.html import render_html
 from hambench.reports.values import Table
 from hambench.reports.view import View, merge
 from hambench.store import Run
@@ -49,7 +50,7 @@ def export(runs: Sequence[Run], folder: Path, *, options: ReportOptions | None =
         objects.append(report_object(view, page, include_host=options.include_host))
         for figure in page.figures():
             for kind in FIGURE_KINDS:
-                content = figure.plate.file_svg().encode() if kind == "svg" else figure.plate.raster(kind)
+                content = figure.canvas.file_svg().encode() if kind == "svg" else figure.canvas.raster(kind)
                 written.append(_write(folder / "figures" / f"{figure.name}.{kind}", content))
         for table in _tables(page):
             written.append(_write(folder / "tables" / f"{table.name}.csv", table.csv().encode()))

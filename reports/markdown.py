@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from hambench.groups import ALL
+from hambench.reports.html_text import printable
 from hambench.reports.page.cautions import cautions
-from hambench.reports.page.html_text import printable
 from hambench.reports.page.verdicts import answer, method_verdicts
 from hambench.reports.sections.tables import summary_table
 from hambench.reports.view import View

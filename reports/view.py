@@ -16,7 +16,7 @@ from hambench.records import Cell, Comparison, Estimate, GenerationTrace, Measur
 from hambench.registry import method_config
 from hambench.reports.compared import around, compare_with_baseline
 from hambench.reports.draw.theme import MethodStyle, method_styles
-from hambench.reports.page.html_text import without_paths
+from hambench.reports.html_text import without_paths
 from hambench.store import Run
 
 

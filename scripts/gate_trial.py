@@ -28,10 +28,10 @@ from typing import Any
 
 import msgspec
 
-from hambench.gating.blocks import Arm
 from hambench.gating.config import SpeedGate, read_config
 from hambench.gating.gate import single_cell, work_of
 from hambench.gating.speed import Pair, gate_speed
+from hambench.gating.worker_process import Arm
 
 BURST_S, PAUSE_S = 1.5, 3.0
 """Mean lengths, exponentially distributed."""

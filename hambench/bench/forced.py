@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hambench.analysis.baselines import BASELINE
+from hambench.bench.forced_checks import SETTINGS, check_against_torch, check_loop
 from hambench.errors import HambenchError
 
 if TYPE_CHECKING:
@@ -36,9 +37,6 @@ NUM_DRAFTED = 4
 KEPT = (0, 2, 4)
 """Forced numbers of accepted drafts."""
 WARM_STEPS = 4
-CHECKED_STEPS = 6
-TOLERANCE = 0.05
-"""Largest difference of a P(continue) between torch's operations and the kernels, in bfloat16."""
 
 Engine = Callable[["Llama", str, str], "LanguageModel"]
 """From a plain model, a regime and kernels to the model that runs so."""
@@ -183,7 +181,7 @@ class _Regime:
         def start() -> tuple[DecodeSession, Callable[[int], None]]:
             if loop is None:
                 return _forced_plain(self.model, prompt, params)
-            session = DeviceSession(self.model, prompt, params, **_SETTINGS, loop=loop)
+            session = DeviceSession(self.model, prompt, params, **SETTINGS, loop=loop)
             return session, session.macro_step.force
 
         for lengths in LENGTHS:
@@ -214,9 +212,6 @@ class _Regime:
         self._progress(f"{shown}, forced to {', '.join(map(str, lengths))} tokens a step")
         seconds = self._stopwatch.time(start, lengths)
         return ForcedPace(method, *self._where, loop, lengths, predicted, seconds)
-
-
-_SETTINGS: dict[str, Any] = {"confidence": 0.5, "position_convention": "train"}
 
 
 class Stopwatch:
@@ -277,61 +272,6 @@ class Stopwatch:
 
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-
-
-def check_against_torch(plain: HamburgerModel, fused: HamburgerModel, prompt: list[int]) -> None:
-    """Compares macro-steps on the kernels with torch's: where the tokens before agree, P(continue) must.
-
-    Tokens of random weights may part at a rounding, which is no fault; from there on nothing is compared.
-
-    Raises:
-        HambenchError: If they disagree.
-    """
-    from hambench.decoding import SamplingParams
-    from hambench.methods.hamburger.device.session import DeviceSession
-    from hambench.methods.hamburger.session import HamburgerSession
-
-    settings = {**_SETTINGS, "confidence": 0.0}
-    params = SamplingParams(max_new_tokens=8)
-    want, got = (
-        session.prefill()
-        for session in (
-            HamburgerSession(plain, prompt, params, **settings),
-            DeviceSession(fused, prompt, params, **settings, loop="run-ahead"),
-        )
-    )
-    for place, (a, b) in enumerate(zip(want.continue_probs, got.continue_probs, strict=True)):
-        if not abs(a - b) <= TOLERANCE:
-            raise HambenchError(
-                f"P(continue) after token {place + 1} is {b:.4f} on the kernels and {a:.4f} on torch's operations: "
-                "no speed is given"
-            )
-        if want.tokens[: place + 2] != got.tokens[: place + 2]:
-            break
-
-
-def check_loop(eager: HamburgerModel, graph: HamburgerModel, prompt: list[int], loop: Loop) -> None:
-    """Compares a loop with the same kernels launched as they come: not a bit may differ, at any length.
-
-    Raises:
-        HambenchError: If they disagree.
-    """
-    from hambench.decoding import SamplingParams
-    from hambench.methods.hamburger.device.session import DeviceSession
-
-    params = SamplingParams(max_new_tokens=8 * CHECKED_STEPS)
-    sessions = [DeviceSession(m, prompt, params, **_SETTINGS, loop=loop) for m in (eager, graph)]
-    for number in range(CHECKED_STEPS):
-        steps = []
-        for session in sessions:
-            if number:
-                session.macro_step.force(1 + number % 4)
-            steps.append(session.step() if number else session.prefill())
-        if steps[0] != steps[1]:
-            raise HambenchError(
-                f"macro-step {number} is {steps[1].tokens} in the {loop} loop and {steps[0].tokens} launched as it "
-                "comes: no speed is given"
-            )
 
 
 def random_grafts(llama: Llama, *, merge_heads: int) -> Any:
@@ -403,7 +343,7 @@ def _forced_plain(
         def force(self, length: int) -> None:
             self.length = length
 
-    session = Forced(model, prompt, params, **_SETTINGS)
+    session = Forced(model, prompt, params, **SETTINGS)
     return session, session.force
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from hambench.bench.browser import chromium
 from hambench.reports.export import write_html
-from hambench.reports.page.html import ReportOptions
+from hambench.reports.options import ReportOptions
 from hambench.store import Run, RunWriter, load_run
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from hambench.files import write_text
 
 if TYPE_CHECKING:
     from hambench.reports import ReportOptions
-    from hambench.reports.page.html import SampleLimit
+    from hambench.reports.options import SampleLimit
     from hambench.store import Run
 
 WATCH_SECONDS = 5

@@ -26,7 +26,7 @@ from hambench.errors import FolderTakenError, HambenchError
 from hambench.paths import runs_root
 
 if TYPE_CHECKING:
-    from hambench.runner.start import RunRequest
+    from hambench.runner.request import RunRequest
     from hambench.store import Run
 
 
@@ -193,7 +193,7 @@ def request_from(
 ) -> RunRequest:
     """The request that the options of ``hambench run`` (or ``plan``) describe."""
     from hambench.runner.generator import DecodingOptions
-    from hambench.runner.start import RunRequest
+    from hambench.runner.request import RunRequest
 
     tasks = tuple(name.strip() for name in (options["tasks"] or "").split(",") if name.strip())
     if suite is None and not tasks:

@@ -6,88 +6,20 @@ machine drifts within seconds: what slows one arm slows the other. Both orders t
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import json
 import math
-import os
-import queue
-import subprocess
-import sys
-import tempfile
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Literal, Self
+from dataclasses import dataclass
+from typing import Any
 
-import msgspec
-import psutil
-
-from hambench.analysis.metrics import decode_seconds, decode_steps, num_decode_tokens
+from hambench.analysis.metrics import decode_steps, num_decode_tokens
 from hambench.gating.checks import CrashedError
-from hambench.machine.load import read_cpu_times
-from hambench.records import Cell, GenerationTrace
+from hambench.gating.worker_process import Arm, Side, Turn, Work, Worker, WorkerDiedError
+from hambench.records import GenerationTrace
 
-Side = Literal["base", "head"]
 SIDES: tuple[Side, Side] = ("base", "head")
-WORKER = Path(__file__).with_name("worker.py")
 DISTURBED_LOAD = 0.10
 """Share of the machine in others' hands during every turn of a prompt from which on the prompt was disturbed."""
 MAX_FAILED_BLOCKS = 2
-TURN_TIMEOUT_S = 600.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GatePrompt:
-    """What is decoded: a text, or ids."""
-
-    text: str | None = None
-    chat: bool = False
-    ids: tuple[int, ...] | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Arm:
-    """One side of a pair: a configuration, and the code that runs it."""
-
-    cell: Cell
-    python: str = sys.executable
-    code: Path | None = None
-    """Folder that the process must import hambench from; ``None`` for whatever its interpreter finds."""
-    environment: Mapping[str, str] = field(default_factory=dict)
-    """Variables set for the process."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """What every block of a gate does."""
-
-    prompts: tuple[GatePrompt, ...]
-    max_new_tokens: int = 12
-    turns: int = 3
-    """Turns of each prompt in a block; each step counts at its fastest."""
-    device: str | None = None
-    together: bool = True
-    """Both processes at once, in turns; if not, one after the other (two models that don't fit together)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Turn:
-    """One prompt decoded once by one side."""
-
-    side: Side
-    prompt: int
-    trace: GenerationTrace
-    peak_memory_bytes: int | None = None
-    other_load: float | None = None
-    """Share of the machine's CPU time that neither side took meanwhile."""
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of the decode phase."""
-        return decode_seconds([self.trace])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,141 +180,10 @@ def run_block(arms: Mapping[Side, Arm], work: Work, number: int) -> Block:
                     worker.wait_until_ready()
                     for _ in range(work.turns):
                         turns += [worker.take_turn(side, prompt) for prompt in range(len(work.prompts))]
-    except _WorkerDiedError as death:
+    except WorkerDiedError as death:
         return Block(number=number, turns=tuple(turns), error=str(death))
     throttled = tuple(sorted({*before, *_throttles()}))
     return Block(number=number, turns=tuple(turns), throttled=throttled)
-
-
-class _WorkerDiedError(Exception):
-    """A process of a block ended, or hung."""
-
-
-class Worker:
-    """A fresh process that decodes on command; a context manager that ends it.
-
-    Args:
-        arm: What it runs.
-        work: What it is asked.
-    """
-
-    def __init__(self, arm: Arm, work: Work) -> None:
-        self.arm, self.work = arm, work
-
-    def __enter__(self) -> Self:
-        self._stderr: IO[bytes] = tempfile.TemporaryFile()
-        environment = {**os.environ, **self.arm.environment}
-        if self.arm.code is not None:
-            environment.pop("PYTHONPATH", None)
-        self._process = subprocess.Popen(
-            [self.arm.python, "-P", str(WORKER)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            env=environment,
-        )
-        self._lines: queue.Queue[bytes] = queue.Queue()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-        cell = self.arm.cell
-        work = {
-            "model": cell.model,
-            "dtype": cell.dtype,
-            "method": cell.method,
-            "knobs": cell.knobs,
-            "threads": cell.threads,
-            "device": self.work.device,
-            "max_new_tokens": self.work.max_new_tokens,
-            "prompts": [dataclasses.asdict(prompt) for prompt in self.work.prompts],
-        }
-        self._send(json.dumps(work))
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
-        if kind is not None:
-            self._process.kill()
-        try:
-            self._process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._reader.join()
-        self._process.stdout.close()
-        self._stderr.close()
-
-    def wait_until_ready(self) -> None:
-        """Returns when the model is loaded and warm."""
-        ready = self._receive()
-        code = self.arm.code
-        if code is not None and Path(ready["code"]).resolve() != code.resolve():
-            raise _WorkerDiedError(
-                f"it imported hambench from {ready['code']} instead of the version to be measured"
-            )
-
-    def take_turn(self, side: Side, prompt: int) -> Turn:
-        """Has one prompt decoded."""
-        before, own_before = read_cpu_times(), self._cpu_seconds()
-        self._send(str(prompt))
-        reply = self._receive()
-        after, own_after = read_cpu_times(), self._cpu_seconds()
-        load = None
-        if before and after and after.total - before.total >= 0.2:
-            busy = (after.busy - before.busy) - (after.own - before.own) - (own_after - own_before)
-            load = min(1.0, max(0.0, busy / (after.total - before.total)))
-        return Turn(
-            side=side,
-            prompt=prompt,
-            trace=msgspec.convert(reply["trace"], GenerationTrace),
-            peak_memory_bytes=reply["peak_memory_bytes"],
-            other_load=load,
-        )
-
-    def _cpu_seconds(self) -> float:
-        try:
-            times = psutil.Process(self._process.pid).cpu_times()
-        except psutil.Error:
-            return 0.0
-        return float(times.user + times.system)
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._lines.put(line)
-        self._lines.put(b"")
-
-    def _send(self, line: str) -> None:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(line.encode() + b"\n")
-            self._process.stdin.flush()
-        except (BrokenPipeError, ValueError):
-            raise self._death() from None
-
-    def _receive(self) -> dict[str, Any]:
-        try:
-            line = self._lines.get(timeout=TURN_TIMEOUT_S)
-        except queue.Empty:
-            raise _WorkerDiedError(f"no answer within {TURN_TIMEOUT_S:.0f} s") from None
-        if not line:
-            raise self._death()
-        reply: dict[str, Any] = json.loads(line)
-        return reply
-
-    def _death(self) -> _WorkerDiedError:
-        try:
-            code = self._process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            return _WorkerDiedError("its process closed its output and went on")
-        self._stderr.seek(0)
-        lines = self._stderr.read().decode("utf-8", "replace").strip().splitlines()
-        how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-        return _WorkerDiedError(f"{how}{': ' + lines[-1][:500] if lines else ''}")
 
 
 def _throttles() -> tuple[str, ...]:

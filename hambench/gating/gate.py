@@ -25,7 +25,7 @@ from hambench.gating.baseline import (
     measure_exact,
     read_baseline,
 )
-from hambench.gating.blocks import Arm, Block, Work, run_blocks
+from hambench.gating.blocks import Block, run_blocks
 from hambench.gating.checkout import Code, checked_out
 from hambench.gating.checks import CrashedError, Outcome, merge
 from hambench.gating.compare import compare_runs, load_side
@@ -41,6 +41,7 @@ from hambench.gating.config import (
 from hambench.gating.noise import Calibration, load_calibration, now, refuse_below_floor
 from hambench.gating.prompts import gate_prompts
 from hambench.gating.speed import CPU_THRESHOLD, GPU_THRESHOLD, Pair, gate_speed, paired_log_ratios
+from hambench.gating.worker_process import Arm, Work
 from hambench.history.archive import machine_id
 from hambench.records import Cell
 from hambench.runner.sweep import Sweep

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hambench.errors import HambenchError
-from hambench.gating.blocks import GatePrompt
+from hambench.gating.worker_process import GatePrompt
 
 if TYPE_CHECKING:
     from hambench.gating.config import SpeedGate

@@ -18,9 +18,10 @@ from scipy import stats
 
 from hambench.analysis.paired_tests import CONFIDENCE, PairedResult
 from hambench.analysis.verdicts import verdict_of
-from hambench.gating.blocks import SIDES, Arm, Block, Progress, Side, Work, counted, run_blocks
+from hambench.gating.blocks import SIDES, Block, Progress, counted, run_blocks
 from hambench.gating.checks import FROM_PAIR, Check, CrashedError, Outcome
 from hambench.gating.exact import Answer, answer_of, compare_answers
+from hambench.gating.worker_process import Arm, Side, Work
 from hambench.records import Estimate, GenerationTrace
 
 DEFAULT_BLOCKS = 10

@@ -24,7 +24,6 @@ def main() -> None:
     import msgspec
     import torch
 
-    import hambench
     from hambench.decoding import SamplingParams
     from hambench.engine import generate
     from hambench.registry import method_config
@@ -37,7 +36,9 @@ def main() -> None:
     params = SamplingParams(max_new_tokens=work["max_new_tokens"])
     method.warmup()
     generate(method, prompts[0], params)
-    reply(answers, {"ready": True, "code": str(Path(hambench.__file__).parent), "torch": torch.__version__})
+    # the package that this process imported, which need not be the one this file lies in
+    code = Path(str(sys.modules["hambench"].__file__)).parent
+    reply(answers, {"ready": True, "code": str(code), "torch": torch.__version__})
     for line in sys.stdin:
         trace = generate(method, prompts[int(line)], params)
         reply(answers, {"trace": msgspec.to_builtins(trace), "peak_memory_bytes": peak_memory(target.device)})

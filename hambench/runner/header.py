@@ -19,7 +19,7 @@ from hambench.records import SCHEMA_VERSION, Cell, RunHeader
 from hambench.runner.sweep import config_of
 
 if TYPE_CHECKING:
-    from hambench.runner.start import Prepared
+    from hambench.runner.request import Prepared
 
 
 def make_header(prepared: Prepared, folder: Path) -> RunHeader:

@@ -11,7 +11,7 @@ from hambench.runner.budget import sample_seconds
 
 if TYPE_CHECKING:
     from hambench.records import Sample
-    from hambench.runner.start import RunRequest
+    from hambench.runner.request import RunRequest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

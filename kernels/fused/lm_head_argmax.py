@@ -10,7 +10,7 @@ from torch import Tensor
 from hambench.kernels import tuning
 from hambench.kernels._args import MAX_ROWS
 from hambench.kernels.fused._rows import cast, gemv_rows, row_pointers
-from hambench.kernels.lm_head_argmax import HeadOutput
+from hambench.kernels.results import HeadOutput
 
 REDUCE_BLOCK = 8192
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hambench.kernels import tuning
 from hambench.kernels.fused._rows import cast, gemv_rows, row_pointers
-from hambench.kernels.merge_tokens import MergeWeights, Residual
+from hambench.kernels.results import MergeWeights, Residual
 
 
 @triton.jit

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hambench.kernels import tuning
 from hambench.kernels.fused._rows import gemv_rows, row_pointers
-from hambench.kernels.stop_head import MicroState, StopWeights
+from hambench.kernels.results import MicroState, StopWeights
 
 
 @triton.jit

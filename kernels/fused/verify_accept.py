@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hambench.kernels.verify_accept import Verdict
+from hambench.kernels.results import Verdict
 
 
 @triton.jit

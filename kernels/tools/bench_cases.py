@@ -18,10 +18,11 @@ from torch import Tensor
 from hambench.kernels.decode_attention import decode_attention
 from hambench.kernels.gemv_residual import gemv_residual
 from hambench.kernels.lm_head_argmax import lm_head_argmax
-from hambench.kernels.merge_tokens import MergeWeights, merge_tokens
+from hambench.kernels.merge_tokens import merge_tokens
 from hambench.kernels.norm_gateup_silu import norm_gateup_silu
 from hambench.kernels.norm_gemv import norm_gemv
-from hambench.kernels.stop_head import MicroState, StopWeights, stop_head
+from hambench.kernels.results import MergeWeights, MicroState, StopWeights
+from hambench.kernels.stop_head import stop_head
 from hambench.kernels.tools.shapes import EPS, KernelShape
 
 Call = Callable[[], object]

@@ -13,9 +13,9 @@ from hambench.methods.common.sequence import TargetSequence
 from hambench.methods.common.vocabulary import check_tokens, with_rows
 
 if TYPE_CHECKING:
+    from hambench.decoding import Target
     from hambench.engine.kvcache import KVCache
     from hambench.engine.language_model import LanguageModel
-    from hambench.models.target import TargetModel
 
 
 class Drafter(Protocol):
@@ -41,7 +41,7 @@ class Drafter(Protocol):
         """Bytes in use in caches of the draft's own."""
 
 
-def load_draft(name: str, target: TargetModel) -> LanguageModel:
+def load_draft(name: str, target: Target) -> LanguageModel:
     """The draft model: an INT8 copy of the target, or another model by name; loaded once per target.
 
     Raises:
@@ -50,8 +50,9 @@ def load_draft(name: str, target: TargetModel) -> LanguageModel:
     from hambench.engine.int8 import quantize_int8
     from hambench.models.target import load
 
+    model: LanguageModel = target.llama
     if name == "int8":
-        return target.shared("draft/int8", lambda: quantize_int8(target.llama))
+        return target.shared("draft/int8", lambda: quantize_int8(model))
     draft = target.shared(
         f"draft/{name}",
         lambda: load(name, dtype=str(target.dtype).removeprefix("torch."), device=str(target.device)),

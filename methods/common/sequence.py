@@ -14,7 +14,8 @@ from hambench.errors import ContextOverflowError, HambenchError
 from hambench.methods.common.sampling import choose, generator_for
 
 if TYPE_CHECKING:
-    from hambench.models.target import TargetModel
+    from hambench.decoding import Target
+    from hambench.engine.language_model import LanguageModel
 
 
 class TargetSequence:
@@ -32,10 +33,10 @@ class TargetSequence:
     """
 
     def __init__(
-        self, target: TargetModel, prompt_ids: Sequence[int], params: SamplingParams, *, spare_slots: int = 0
+        self, target: Target, prompt_ids: Sequence[int], params: SamplingParams, *, spare_slots: int = 0
     ) -> None:
         check_request(target, prompt_ids, params.max_new_tokens)
-        self.model = target.llama
+        self.model: LanguageModel = target.llama
         self.device = target.device
         self.params = params
         self.prompt_ids = list(prompt_ids)
@@ -102,7 +103,7 @@ def decode_a_little(method: DecodingMethod, *, num_steps: int = 4) -> None:
             pass
 
 
-def check_request(target: TargetModel, prompt_ids: Sequence[int], max_new_tokens: int) -> None:
+def check_request(target: Target, prompt_ids: Sequence[int], max_new_tokens: int) -> None:
     """Refuses a request that the model can't answer.
 
     Raises:

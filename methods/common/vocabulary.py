@@ -16,11 +16,11 @@ from hambench.engine.linear import make_linear
 from hambench.errors import ModelError
 
 if TYPE_CHECKING:
+    from hambench.decoding import Target
     from hambench.engine.llama import Llama
-    from hambench.models.target import TargetModel
 
 
-def check_tokens(name: str, tokenizer: Any | None, num_rows: int, target: TargetModel) -> None:
+def check_tokens(name: str, tokenizer: Any | None, num_rows: int, target: Target) -> None:
     """Refuses a draft whose ids stand for other tokens than the target's.
 
     Tokens that were added (markers of a chat template, reserved names) may differ: no text is made of them.

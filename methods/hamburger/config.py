@@ -16,7 +16,7 @@ from hambench.methods.hamburger.weights_folder import find_weights, read_config
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from hambench.models.target import TargetModel
+    from hambench.decoding import Target
     from hambench.records import StepRecord
 
 ONE_TOKEN_CONTROL = 1.1
@@ -111,7 +111,7 @@ class HamburgerConfig(MethodConfig):
         rule = bytes_with(sizes, cls().own_sizes(model)) or HamburgerBytes(sizes)
         return rule.ceilings(context=context)
 
-    def for_toy(self, target: TargetModel, folder: Path) -> HamburgerConfig:
+    def for_toy(self, target: Target, folder: Path) -> HamburgerConfig:
         """With seeded random weights, as none are shipped for the toy."""
         if self.checkpoint is not None:
             return self
@@ -127,13 +127,13 @@ class HamburgerConfig(MethodConfig):
             return str(error)
         return None
 
-    def unavailable_on(self, target: TargetModel) -> str | None:
+    def unavailable_on(self, target: Target) -> str | None:
         """The grafts read the hidden states of the engine's own layers."""
         if target.llama.reference is None:
             return f"HAMburger needs a Llama-family model on the engine's own layers; {target.name} is not"
         return None
 
-    def build(self, target: TargetModel) -> DecodingMethod:
+    def build(self, target: Target) -> DecodingMethod:
         """Loads the grafts, and the base weights that come with them, once per target and checkpoint.
 
         Raises:

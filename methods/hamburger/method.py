@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 from torch import Tensor
 
-from hambench.decoding import SamplingParams
+from hambench.decoding import SamplingParams, Target
 from hambench.engine.cuda.early_exit import Loop
 from hambench.engine.cuda.graphs import log_once
 from hambench.engine.llama import Llama
@@ -17,14 +17,14 @@ from hambench.errors import ModelError
 from hambench.methods.common.sequence import check_request, decode_a_little
 from hambench.methods.hamburger import checkpoint as checkpoints
 from hambench.methods.hamburger.architecture import Architecture, BaseReference, PositionConvention
-from hambench.methods.hamburger.config import HamburgerConfig
 from hambench.methods.hamburger.model import HamburgerModel
 from hambench.methods.hamburger.session import HamburgerSession
 from hambench.methods.hamburger.weights_folder import find_weights, read_config
 from hambench.models.safetensors import weight_files
-from hambench.models.target import TargetModel, locate
+from hambench.models.target import locate
 
 if TYPE_CHECKING:
+    from hambench.methods.hamburger.config import HamburgerConfig
     from hambench.methods.hamburger.device.session import DeviceSession
 
 
@@ -33,7 +33,7 @@ class Hamburger:
     """A target with HAMburger weights, at one confidence."""
 
     name: str
-    target: TargetModel
+    target: Target
     model: HamburgerModel
     confidence: float
     position_convention: PositionConvention
@@ -80,7 +80,7 @@ class Hamburger:
         return reason is None
 
 
-def build(config: HamburgerConfig, target: TargetModel) -> Hamburger:
+def build(config: HamburgerConfig, target: Target) -> Hamburger:
     """The method of one cell; several confidences on one target share the weights.
 
     Raises:
@@ -103,7 +103,7 @@ def build(config: HamburgerConfig, target: TargetModel) -> Hamburger:
     )
 
 
-def _assemble(folder: Path, target: TargetModel) -> tuple[HamburgerModel, int]:
+def _assemble(folder: Path, target: Target) -> tuple[HamburgerModel, int]:
     """The model, and the bytes of base weights that it does not share with the target."""
     # the configuration is compared first: reading gigabytes to refuse them would be a long wait for one line
     config = read_config(folder)
@@ -129,7 +129,7 @@ def _assemble(folder: Path, target: TargetModel) -> tuple[HamburgerModel, int]:
     return HamburgerModel(base, checkpoint), base.weight_bytes
 
 
-def _original(target: TargetModel) -> dict[str, Tensor]:
+def _original(target: Target) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     weights: dict[str, Tensor] = {}

@@ -18,8 +18,7 @@ from hambench.engine.language_model import LanguageModel
 from hambench.engine.linear import Linear, make_linear
 from hambench.engine.llama import DecoderStack
 from hambench.errors import ModelError
-from hambench.kernels.merge_tokens import MergeWeights
-from hambench.kernels.stop_head import StopWeights
+from hambench.kernels.results import MergeWeights, StopWeights
 from hambench.methods.hamburger.architecture import MergeResidual
 from hambench.methods.hamburger.checkpoint import Checkpoint
 

@@ -16,12 +16,12 @@ from hambench.methods.hamburger.checkpoint import Checkpoint, save, sizes_of
 from hambench.methods.hamburger.grafts import Grafts
 
 if TYPE_CHECKING:
-    from hambench.models.target import TargetModel
+    from hambench.decoding import Target
 
 SEED = 31
 
 
-def save_toy_weights(folder: Path, target: TargetModel) -> Path:
+def save_toy_weights(folder: Path, target: Target) -> Path:
     """Writes seeded weights for a small target of four layers; returns the folder."""
     shape = target.llama.shape
     architecture = Architecture(feature_layers=(0, 1, 2, 3), num_micro_layers=2, merge_heads=4)

@@ -18,8 +18,8 @@ from hambench.errors import HambenchError
 from hambench.serving.address import check_url
 
 if TYPE_CHECKING:
+    from hambench.decoding import Target
     from hambench.methods.peers.endpoint_session import EndpointSession, Talk
-    from hambench.models.target import TargetModel
 
 APIS, PROMPTS = ("completions", "chat"), ("text", "ids")
 
@@ -70,7 +70,7 @@ class EndpointConfig(MethodConfig):
             return "endpoint needs httpx2, which is not installed: pip install 'hambench[endpoint]'"
         return None
 
-    def build(self, target: TargetModel) -> Endpoint:
+    def build(self, target: Target) -> Endpoint:
         """Asks the server who it is, and whether its tokenizer is the target's."""
         from hambench.methods.peers.endpoint_session import Talk
         from hambench.serving.client import EndpointClient

@@ -14,8 +14,8 @@ from hambench.serving.client import Chunk, EndpointClient, EndpointError
 from hambench.serving.dialect import Dialect
 
 if TYPE_CHECKING:
+    from hambench.decoding import Target
     from hambench.methods.peers.endpoint import EndpointConfig
-    from hambench.models.target import TargetModel
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +35,7 @@ class Talk:
         model: The model's name on the server.
     """
 
-    def __init__(
-        self, config: EndpointConfig, client: EndpointClient, target: TargetModel, model: str
-    ) -> None:
+    def __init__(self, config: EndpointConfig, client: EndpointClient, target: Target, model: str) -> None:
         assert target.tokenizer is not None
         self.config, self.target, self.tokenizer = config, target, target.tokenizer
         self._client, self._model = client, model

@@ -24,7 +24,8 @@ from hambench.models.embedded import EMBEDDED, ensure_gguf, hash_cache
 from hambench.models.safetensors import digest
 
 if TYPE_CHECKING:
-    from hambench.models.target import TargetModel
+    from hambench.decoding import Target
+    from hambench.engine.shape import LlamaShape
 
 PROBE = """
 import sys
@@ -67,7 +68,7 @@ class LlamaCppConfig(MethodConfig):
             return f"llama_cpp needs a GGUF file of {model}: --method-arg llama_cpp.gguf=FILE"
         return None
 
-    def build(self, target: TargetModel) -> LlamaCpp:
+    def build(self, target: Target) -> LlamaCpp:
         """Finds the file and checks that its vocabulary is the target's.
 
         Raises:
@@ -97,7 +98,7 @@ class LlamaCpp:
 
     name: str
     config: LlamaCppConfig
-    target: TargetModel
+    target: Target
     path: Path
     lossless: bool = False
     extra_weight_bytes: int = 0
@@ -208,6 +209,6 @@ def check_it_runs(path: Path) -> None:
         raise ModelError(f"llama.cpp can't run {path.name}: {lines[-1]}")
 
 
-def _bytes_per_slot(target: TargetModel) -> int:
-    shape = target.llama.shape
+def _bytes_per_slot(target: Target) -> int:
+    shape: LlamaShape = target.llama.shape
     return 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * F16_BYTES

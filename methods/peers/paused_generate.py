@@ -26,7 +26,7 @@ class _Abandoned(BaseException):
     """Unwinds a loop that nobody waits for any more; no ``except Exception`` of the library may catch it."""
 
 
-class Lockstep:
+class PausedGenerate:
     """A generation that advances only while :meth:`advance` waits for it.
 
     The loop has a thread of its own, which ends when this object is no longer used.
@@ -44,7 +44,9 @@ class Lockstep:
         self._gate = _Gate(None if seed is None else _RandomState(seed, str(model.device)))
         # the thread must not refer to this object, or it would keep it alive
         arguments = (self._gate, generate, model, assistant)
-        self._thread = threading.Thread(target=_run, args=arguments, name="hambench-lockstep", daemon=True)
+        self._thread = threading.Thread(
+            target=_run, args=arguments, name="hambench-paused-generate", daemon=True
+        )
         weakref.finalize(self, _abandon, self._gate, self._thread)
 
     def advance(self) -> Burst | None:

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from hambench.decoding import KVUsage, MethodConfig, SamplingParams, SessionEndedError, Step
 
 if TYPE_CHECKING:
-    from hambench.methods.peers.paused_generate import Lockstep
-    from hambench.models.target import TargetModel
+    from hambench.decoding import Target
+    from hambench.methods.peers.paused_generate import PausedGenerate
 
 MODES = ("dynamic", "static", "assistant", "prompt_lookup")
 INT8 = "int8"
 MODEL_KEY = "transformers/target"
-"""Key of the transformers model in :meth:`hambench.models.target.TargetModel.shared`."""
+"""Key of the transformers model in :meth:`hambench.decoding.Target.shared`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class TransformersConfig(MethodConfig):
         if self.max_ngram < 1:
             raise ValueError(f"max_ngram (n) must be >= 1, got {self.max_ngram}")
 
-    def build(self, target: TargetModel) -> TransformersGenerate:
+    def build(self, target: Target) -> TransformersGenerate:
         """Loads the checkpoint once more, as a transformers model, for all cells that use it."""
         from hambench.methods.peers.transformers_models import load_assistant, load_model, with_draft_length
 
@@ -70,7 +70,7 @@ class TransformersGenerate:
 
     name: str
     config: TransformersConfig
-    target: TargetModel
+    target: Target
     model: Any
     """A transformers causal LM, with a generation config that asks for nothing by itself."""
     assistant: Any | None
@@ -110,7 +110,7 @@ class TransformersSession:
     def __init__(self, method: TransformersGenerate, prompt_ids: list[int], params: SamplingParams) -> None:
         self._method, self._num_prompt = method, len(prompt_ids)
         self._num_emitted = 0
-        self._generation = _lockstep(method, prompt_ids, params)
+        self._generation = _paused_generate(method, prompt_ids, params)
 
     def prefill(self) -> Step:
         """Processes the prompt and emits the first token, or the first burst where the prompt is drafted upon."""
@@ -145,16 +145,18 @@ class TransformersSession:
         return KVUsage(slots, slots * bytes_per_slot(self._method.target))
 
 
-def bytes_per_slot(target: TargetModel) -> int:
+def bytes_per_slot(target: Target) -> int:
     """Bytes of one slot of the target's cache."""
     return target.llama.new_cache(1).bytes_per_slot
 
 
-def _lockstep(method: TransformersGenerate, prompt_ids: list[int], params: SamplingParams) -> Lockstep:
+def _paused_generate(
+    method: TransformersGenerate, prompt_ids: list[int], params: SamplingParams
+) -> PausedGenerate:
     import torch
     from transformers import DynamicCache, StaticCache
 
-    from hambench.methods.peers.paused_generate import Lockstep
+    from hambench.methods.peers.paused_generate import PausedGenerate
 
     _hush()
     config, model = method.config, method.model
@@ -177,7 +179,7 @@ def _lockstep(method: TransformersGenerate, prompt_ids: list[int], params: Sampl
             **options,
         )
 
-    return Lockstep(
+    return PausedGenerate(
         generate, model=model, assistant=method.assistant, seed=None if params.greedy else params.seed
     )
 

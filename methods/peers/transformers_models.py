@@ -16,7 +16,7 @@ from hambench.models.safetensors import digest, weight_files
 from hambench.models.target import locate
 
 if TYPE_CHECKING:
-    from hambench.models.target import TargetModel
+    from hambench.decoding import Target
 
 
 def load_model(name: str, dtype: torch.dtype, device: torch.device) -> Any:
@@ -44,7 +44,7 @@ def quiet(model: Any) -> Any:
     return model.eval()
 
 
-def load_assistant(name: str, model: Any, target: TargetModel) -> Any:
+def load_assistant(name: str, model: Any, target: Target) -> Any:
     """A draft for assisted generation, made or loaded once.
 
     Raises:
@@ -55,7 +55,7 @@ def load_assistant(name: str, model: Any, target: TargetModel) -> Any:
     return target.shared(f"transformers/{name}", lambda: _load_other(name, model, target))
 
 
-def _load_other(name: str, model: Any, target: TargetModel) -> Any:
+def _load_other(name: str, model: Any, target: Target) -> Any:
     draft = load_model(name, target.dtype, target.device)
     folder, _, _ = locate(name)
     num_rows = model.get_output_embeddings().weight.shape[0]

@@ -21,8 +21,8 @@ from matplotlib.transforms import Bbox
 
 from hambench.reports.draw import svg
 from hambench.reports.draw.theme import LIGHT, SENTINEL, MethodStyle
-from hambench.reports.page.html_text import printable
-from hambench.reports.values import clip, significant
+from hambench.reports.html_text import printable
+from hambench.reports.words import clip, significant
 
 INK, MUTED, GRID, PAGE, BAND, LINE = (
     SENTINEL[name] for name in ("ink", "muted", "grid", "page", "band", "line")
@@ -62,7 +62,7 @@ _RC: dict[str, Any] = {
 }
 
 
-class Plate:
+class Canvas:
     """One figure of ``rows`` x ``columns`` axes.
 
     Args:

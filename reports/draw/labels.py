@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
-from hambench.reports.draw.canvas import INK, Plate
-from hambench.reports.values import clip
+from hambench.reports.draw.canvas import INK, Canvas
+from hambench.reports.words import clip
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +50,13 @@ _OFFSETS = (
 
 
 def place_labels(
-    plate: Plate, ax: Axes, labels: Sequence[Label], *, obstacles: Sequence[Bbox] = ()
+    canvas: Canvas, ax: Axes, labels: Sequence[Label], *, obstacles: Sequence[Bbox] = ()
 ) -> list[Label]:
     """Writes each label at the first free place around its point; returns those that found none.
 
     Limits of the axes must be final. What is not written must be said elsewhere: in a tooltip and in the table.
     """
-    renderer = plate.figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    renderer = canvas.figure.canvas.get_renderer()  # type: ignore[attr-defined]
     frame = ax.get_window_extent(renderer)
     points = [tuple(ax.transData.transform((label.x, label.y))) for label in labels]
     taken = [*obstacles, *(Bbox.from_extents(x - 5, y - 5, x + 5, y + 5) for x, y in points)]
@@ -64,7 +64,7 @@ def place_labels(
     for label, own in zip(labels, points, strict=True):
         for place in _OFFSETS:
             text = _write(ax, label, place)
-            box = plate.text_box(text)
+            box = canvas.text_box(text)
             inside = (
                 frame.x0 - 2 <= box.x0
                 and box.x1 <= frame.x1 + 14
@@ -76,7 +76,7 @@ def place_labels(
                     text.remove()
                     text = _write(ax, label, place, leader=True)
                 taken.append(box.padded(2))
-                plate.tag(text, halo=1, **({"series": label.series} if label.series else {}))
+                canvas.tag(text, halo=1, **({"series": label.series} if label.series else {}))
                 break
             text.remove()
         else:

@@ -9,9 +9,9 @@ from markupsafe import Markup, escape
 from hambench.analysis.fidelity import Divergence
 from hambench.analysis.identity import first_difference
 from hambench.records import Fidelity, GenerationTrace, SampleRecord, StepRecord
-from hambench.reports.page.html_text import printable
-from hambench.reports.values import seconds_text, significant
+from hambench.reports.html_text import printable
 from hambench.reports.view import CellView
+from hambench.reports.words import seconds_text, significant
 
 MAX_CHARACTERS = 20_000
 """Characters of one answer that are shown."""

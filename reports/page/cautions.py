@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from hambench.reports.page.html_text import without_paths
-from hambench.reports.values import listing
+from hambench.reports.html_text import without_paths
 from hambench.reports.view import View
+from hambench.reports.words import listing
 
 Severity = Literal["bad", "warn"]
 MAX_OTHER_LOAD = 0.10

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hambench.records import Sample, SampleRecord, Score
+from hambench.reports.html_text import printable
 from hambench.reports.page.answers import Answer, answer_of
-from hambench.reports.page.html_text import printable
-from hambench.reports.values import clip, listing, significant
 from hambench.reports.view import CellView, View
+from hambench.reports.words import clip, listing, significant
 
 PROMPT_HEAD, PROMPT_TAIL = 1200, 800
 """Characters of a long prompt that are shown from its beginning and end."""

@@ -5,51 +5,21 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
 from hambench.reports.draw.theme import DARK, LIGHT, css_variables
+from hambench.reports.html_text import printable, prose
+from hambench.reports.options import ReportOptions
 from hambench.reports.page import pages
 from hambench.reports.page.drilldown import words_of
-from hambench.reports.page.html_text import printable, prose
 from hambench.reports.page.packing import pack_samples
 from hambench.reports.values import Figure
 from hambench.reports.view import View, merge
 from hambench.store import Run
-
-SampleLimit = int | Literal["all", "none"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReportOptions:
-    """What to leave in or out."""
-
-    samples: SampleLimit = 200
-    """How many samples the drill-down may hold; the worst and the most telling come first."""
-    plain_bytes: int = 2_000_000
-    """Rough size of the samples that stand in the page as plain HTML; those past it are packed (see
-    :mod:`hambench.reports.page.packing`)."""
-    sample_bytes: int = 8_000_000
-    """Rough size of all samples before packing, whatever ``samples`` says (``all`` lifts it)."""
-    include_host: bool = False
-    """Whether absolute paths in commands and model names stay."""
-    script: bool = True
-    """Whether the page has its script; without it only sorting and filtering are lost, and no sample is packed."""
-    history: Path | None = None
-    """Folder of ``hambench history``, for the page of regressions."""
-    kernels: Path | None = None
-    """JSON of ``hambench bench kernels``."""
-    profile: Path | None = None
-    """JSON of ``hambench profile``."""
-    published: bool = False
-    """Whether to put the numbers that the HAMburger paper reports beside the run's."""
-    refresh_s: int | None = None
-    """Reload the page every so many seconds, for a run that goes on."""
 
 
 def render_html(runs: Sequence[Run], *, options: ReportOptions | None = None) -> str:
@@ -124,7 +94,7 @@ def environment() -> jinja2.Environment:
 
 def inline_svg(figure: Figure) -> Markup:
     """A figure as markup."""
-    return Markup(figure.plate.page_svg(title=figure.title, description=figure.finding))
+    return Markup(figure.canvas.page_svg(title=figure.title, description=figure.finding))
 
 
 def _finalize(value: Any) -> Any:

@@ -11,8 +11,8 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from hambench.reports.html_text import printable
 from hambench.reports.page.drilldown import SampleView
-from hambench.reports.page.html_text import printable
 
 PACK_BYTES = 250_000
 """Markup that shares a pack: enough to deflate well, little enough to be there at once."""

@@ -21,7 +21,7 @@ from hambench.reports.values import Figure, Section
 from hambench.reports.view import View
 
 if TYPE_CHECKING:
-    from hambench.reports.page.html import ReportOptions
+    from hambench.reports.options import ReportOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ def build(view: View, options: ReportOptions) -> Page:
     )
     num_samples = len(view.run.samples)
     for figure in page.figures():
-        figure.plate.watermark = f"{num_samples} sample{'s' * (num_samples != 1)} · {mark}"
+        figure.canvas.watermark = f"{num_samples} sample{'s' * (num_samples != 1)} · {mark}"
     return page
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from hambench.groups import ALL
 from hambench.records import Comparison, Estimate
 from hambench.reports.compared import effect_of
-from hambench.reports.values import ABSENT, listing, ratio_text, signed
 from hambench.reports.view import CellView, View
+from hambench.reports.words import ABSENT, listing, ratio_text, signed
 
 SYMBOLS = {"better": "▲", "worse": "▼", "equivalent": "≈", "inconclusive": "?", "not comparable": "✕"}
 TONES = {

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from hambench.analysis.intervals import Z95, ratio_of_sums, wilson
 from hambench.records import SampleRecord
-from hambench.reports.draw.canvas import MUTED, Plate, titles
+from hambench.reports.draw.canvas import MUTED, Canvas, titles
 from hambench.reports.values import Column, Figure, Table, number_cell
 from hambench.reports.view import View
 
@@ -54,8 +54,8 @@ def calibration_figure(view: View) -> tuple[Figure | None, str]:
         )
     style = heads[0].style
     name = f"{view.prefix}stop-calibration"
-    plate = Plate(name, width=5.6, height=4.0, margins=(0.55, 0.3, 0.55, 0.4))
-    ax = plate.axes[0]
+    canvas = Canvas(name, width=5.6, height=4.0, margins=(0.55, 0.3, 0.55, 0.4))
+    ax = canvas.axes[0]
     ax.set_xlim(0.3, 1.02)
     ax.set_ylim(0, 1.05)
     ax.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
@@ -69,7 +69,7 @@ def calibration_figure(view: View) -> tuple[Figure | None, str]:
         (mark,) = ax.plot(
             [mean], [rate], marker=style.marker, markersize=6, color=style.colour, linestyle="none"
         )
-        plate.tag(
+        canvas.tag(
             mark,
             tip=f"P(continue) {low:g} to {high:g}: {rate:.0%} [{ends[0]:.0%}, {ends[1]:.0%}] of {len(found)} tokens as "
             "the control's",
@@ -86,7 +86,7 @@ def calibration_figure(view: View) -> tuple[Figure | None, str]:
         title="Calibration of the stop head",
         finding=f"{overall:.0%} [{low:.0%}, {high:.0%}] of {len(shown)} smashed tokens are what the one-token control "
         "says at that place.",
-        plate=plate,
+        canvas=canvas,
         notes=(
             "All settings pooled. Only tokens up to the first difference count, for after it the two answer different "
             "texts. On the dotted line the head's probability is the share it gets right. Bars are 95 % intervals with "

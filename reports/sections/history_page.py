@@ -8,11 +8,12 @@ from pathlib import Path
 from hambench.groups import ALL
 from hambench.history.archive import History, load_history, machine_id
 from hambench.history.shifts import Series, describe_series
-from hambench.reports.draw.canvas import LINE, MUTED, PAGE, Plate, padded, titles
+from hambench.reports.draw.canvas import LINE, MUTED, PAGE, Canvas, padded, titles
 from hambench.reports.draw.theme import SENTINEL
 from hambench.reports.sections.steps_figures import end_labels
-from hambench.reports.values import Column, Figure, Section, Table, clip, number_cell, text_cell
+from hambench.reports.values import Column, Figure, Section, Table, number_cell, text_cell
 from hambench.reports.view import CellView, View
+from hambench.reports.words import clip
 
 METRIC = "tps_ratio"
 
@@ -55,8 +56,8 @@ def history_section(view: View, root: Path | None) -> Section:
 
 def _figure(view: View, history: History, series: Sequence[tuple[CellView, Series]]) -> Figure:
     name = f"{view.prefix}history"
-    plate = Plate(name, width=8.4, height=3.8, margins=(0.6, 1.6, 0.55, 0.4))
-    ax = plate.axes[0]
+    canvas = Canvas(name, width=8.4, height=3.8, margins=(0.6, 1.6, 0.55, 0.4))
+    ax = canvas.axes[0]
     runs = sorted({(p.created_at, p.run_id) for _, found in series for p in found.points})
     at = {run_id: index for index, (_, run_id) in enumerate(runs)}
     ax.set_xlim(-0.5, len(runs) - 0.5)
@@ -75,7 +76,7 @@ def _figure(view: View, history: History, series: Sequence[tuple[CellView, Serie
             markersize=3.5,
             alpha=cell.strength,
         )
-        plate.tag(line, tip=cell.label, series=cell.series)
+        canvas.tag(line, tip=cell.label, series=cell.series)
         for point in found.points:
             if point.broken_by:
                 ax.axvline(at[point.run_id] - 0.5, color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
@@ -92,7 +93,7 @@ def _figure(view: View, history: History, series: Sequence[tuple[CellView, Serie
                     linestyle="none",
                 )
                 way = "better" if finding.better else "worse"
-                plate.tag(ring, tip=f"{cell.label}: shift, {way}, {point.run_id}")
+                canvas.tag(ring, tip=f"{cell.label}: shift, {way}, {point.run_id}")
     for pin_name, pin in history.pins.items():
         if pin.run_id in at:
             ax.annotate(
@@ -105,7 +106,7 @@ def _figure(view: View, history: History, series: Sequence[tuple[CellView, Serie
                 color=MUTED,
                 bbox={"facecolor": PAGE, "edgecolor": LINE, "linewidth": 0.6, "pad": 1.5},
             )
-    end_labels(plate, ax, [(found.points[-1].value, 0.0, cell) for cell, found in series])
+    end_labels(canvas, ax, [(found.points[-1].value, 0.0, cell) for cell, found in series])
     titles(ax, x="runs, oldest first", y="decode speed, × vanilla of the same run")
     lost = [cell.label for cell, found in series if found.lost]
     shifts = sum(finding.kind == "shift" for _, found in series for finding in found.findings)
@@ -113,7 +114,7 @@ def _figure(view: View, history: History, series: Sequence[tuple[CellView, Serie
         name=name,
         title="Speed over vanilla, run by run",
         finding=f"{len(lost)} of {len(series)} settings end with a confirmed loss; {shifts} shifts in all.",
-        plate=plate,
+        canvas=canvas,
         series=tuple(dict.fromkeys((cell.series, cell.method) for cell, _ in series)),
     )
 

@@ -10,9 +10,10 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLo
 
 from hambench.analysis import metrics
 from hambench.records import GenerationTrace
-from hambench.reports.draw.canvas import MUTED, Plate, titles
-from hambench.reports.values import Column, Figure, Section, Table, clip, number_cell, seconds_text, text_cell
+from hambench.reports.draw.canvas import MUTED, Canvas, titles
+from hambench.reports.values import Column, Figure, Section, Table, number_cell, text_cell
 from hambench.reports.view import CellView, View
+from hambench.reports.words import clip, seconds_text
 
 MOST_POINTS = 120
 """Points of a drawn curve; a million steps look the same."""
@@ -71,8 +72,8 @@ def ecdf_figure(view: View, kind: str, title: str, x_title: str, values: Values,
     if not curves:
         return None
     name = f"{view.prefix}latency-{kind}"
-    plate = Plate(name, width=6.9, height=3.4, margins=(0.55, 1.6, 0.55, 0.35))
-    ax = plate.axes[0]
+    canvas = Canvas(name, width=6.9, height=3.4, margins=(0.55, 1.6, 0.55, 0.35))
+    ax = canvas.axes[0]
     ax.set_xscale("log")
     low, high = min(found[0] for _, found in curves), max(found[-1] for _, found in curves)
     ax.set_xlim(low * 0.9, high * 1.12 if high > low else high * 2)
@@ -90,10 +91,10 @@ def ecdf_figure(view: View, kind: str, title: str, x_title: str, values: Values,
             alpha=cell.strength,
             drawstyle="steps-post",
         )
-        plate.tag(
+        canvas.tag(
             line, tip=f"{cell.label}: median {seconds_text(float(np.median(found)))}", series=cell.series
         )
-    _names(plate, ax, curves)
+    _names(canvas, ax, curves)
     titles(ax, x=x_title, y=f"share that waits no longer for {what}")
     ranked = sorted(curves, key=lambda item: float(np.median(item[1])))
     (best, fast), (worst, slow) = ranked[0], ranked[-1]
@@ -104,7 +105,7 @@ def ecdf_figure(view: View, kind: str, title: str, x_title: str, values: Values,
         name=name,
         title=title,
         finding=f"{finding}.",
-        plate=plate,
+        canvas=canvas,
         series=tuple(dict.fromkeys((cell.series, cell.method) for cell, _ in curves)),
         table=_table(name, curves),
     )
@@ -134,7 +135,7 @@ def log_ticks(ax: Axes) -> None:
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
 
 
-def _names(plate: Plate, ax: Axes, curves: Sequence[tuple[CellView, np.ndarray]]) -> None:
+def _names(canvas: Canvas, ax: Axes, curves: Sequence[tuple[CellView, np.ndarray]]) -> None:
     """A list of names at the right, in the order in which the curves cross the middle."""
     ranked = sorted(curves, key=lambda item: float(np.median(item[1])))
     step = min(8.5, 92 / len(ranked))
@@ -160,7 +161,7 @@ def _names(plate: Plate, ax: Axes, curves: Sequence[tuple[CellView, np.ndarray]]
             color=MUTED,
         )
         for part in (line, text):
-            plate.tag(part, series=cell.series)
+            canvas.tag(part, series=cell.series)
 
 
 def _ecdf(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -5,20 +5,11 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 
 from hambench.records import SampleRecord
-from hambench.reports.draw.canvas import INK, MUTED, PAGE, Plate, padded, titles
+from hambench.reports.draw.canvas import INK, MUTED, PAGE, Canvas, padded, titles
 from hambench.reports.sections.steps_figures import end_labels
-from hambench.reports.values import (
-    Column,
-    Figure,
-    Section,
-    Table,
-    bytes_text,
-    clip,
-    number_cell,
-    significant,
-    text_cell,
-)
+from hambench.reports.values import Column, Figure, Section, Table, number_cell, text_cell
 from hambench.reports.view import CellView, View
+from hambench.reports.words import bytes_text, clip, significant
 
 MIB = 2**20
 
@@ -57,8 +48,8 @@ def growth_figure(view: View) -> Figure | None:
     if not lines:
         return None
     name = f"{view.prefix}memory-growth"
-    plate = Plate(name, width=6.9, height=3.6, margins=(0.55, 1.4, 0.55, 0.35))
-    ax = plate.axes[0]
+    canvas = Canvas(name, width=6.9, height=3.6, margins=(0.55, 1.4, 0.55, 0.35))
+    ax = canvas.axes[0]
     ax.set_xlim(0, max(tokens[-1] for _, tokens, _ in lines) * 1.02)
     ax.set_ylim(*padded([value for _, _, values in lines for value in values], floor=0))
     for cell, tokens, values in lines:
@@ -71,7 +62,7 @@ def growth_figure(view: View) -> Figure | None:
             linewidth=1.5,
             alpha=cell.strength,
         )
-        plate.tag(line, tip=f"{cell.label}: peak {max(values):.2f} MiB", series=cell.series)
+        canvas.tag(line, tip=f"{cell.label}: peak {max(values):.2f} MiB", series=cell.series)
         peak = max(range(len(values)), key=values.__getitem__)
         (mark,) = ax.plot(
             [tokens[peak]],
@@ -81,7 +72,7 @@ def growth_figure(view: View) -> Figure | None:
             color=cell.style.colour,
             linestyle="none",
         )
-        plate.tag(
+        canvas.tag(
             mark,
             tip=f"{cell.label}: peak {values[peak]:.2f} MiB after {tokens[peak]} tokens",
             series=cell.series,
@@ -89,7 +80,7 @@ def growth_figure(view: View) -> Figure | None:
             x=repr(float(tokens[peak])),
             y=repr(values[peak]),
         )
-    end_labels(plate, ax, [(values[-1], float(tokens[-1]), cell) for cell, tokens, values in lines])
+    end_labels(canvas, ax, [(values[-1], float(tokens[-1]), cell) for cell, tokens, values in lines])
     titles(ax, x="tokens of the answer", y="KV in use, MiB (the axis need not begin at 0)")
     least = min(lines, key=lambda item: max(item[2]))
     most = max(lines, key=lambda item: max(item[2]))
@@ -100,7 +91,7 @@ def growth_figure(view: View) -> Figure | None:
         title="KV memory while the longest answer grows",
         finding=f"{least[0].label} peaks lowest at {max(least[2]):.1f} MiB, {most[0].label} highest at "
         f"{max(most[2]):.1f} MiB; {prompt} prompt tokens are in all of them.",
-        plate=plate,
+        canvas=canvas,
         series=tuple(dict.fromkeys((cell.series, cell.method) for cell, _, _ in lines)),
         notes=(f"Sample {sample_id}. A step keeps its height until the next one; marks are peaks.",),
     )
@@ -114,9 +105,9 @@ def totals_figure(view: View) -> Figure | None:
         return None
     name = f"{view.prefix}memory-totals"
     left = min(3.2, 0.35 + 0.074 * max(len(cell.label) for cell, _ in rows))
-    plate = Plate(name, width=left + 6.2, height=0.95 + 0.3 * len(rows), margins=(left, 1.3, 0.55, 0.35))
-    ax = plate.axes[0]
-    _total_bars(plate, ax, rows, float(weights))
+    canvas = Canvas(name, width=left + 6.2, height=0.95 + 0.3 * len(rows), margins=(left, 1.3, 0.55, 0.35))
+    ax = canvas.axes[0]
+    _total_bars(canvas, ax, rows, float(weights))
     base = next((kv for cell, kv in rows if cell is view.baseline), rows[0][1])
     share = base / (base + weights)
     return Figure(
@@ -124,7 +115,7 @@ def totals_figure(view: View) -> Figure | None:
         title="KV memory beside the weights",
         finding=f"KV is {share:.1%} of weights and KV together for {(view.baseline or rows[0][0]).label}: "
         f"halving it saves {share / 2:.1%}.",
-        plate=plate,
+        canvas=canvas,
         notes=(
             "Weights of the target, one copy; what a method adds (a quantised draft, grafted layers) is not in the "
             "bar. KV is the mean over answers of each answer's peak.",
@@ -146,18 +137,18 @@ def totals_figure(view: View) -> Figure | None:
     )
 
 
-def _total_bars(plate: Plate, ax: Axes, rows: list[tuple[CellView, float]], weights: float) -> None:
+def _total_bars(canvas: Canvas, ax: Axes, rows: list[tuple[CellView, float]], weights: float) -> None:
     ax.set_xlim(0, (weights + max(kv for _, kv in rows)) / MIB * 1.02)
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.grid(False, axis="y")
     ax.set_yticks(range(len(rows)), [clip(cell.label, 42) for cell, _ in rows], fontsize=8.5, color=INK)
     for row, (cell, kv) in enumerate(rows):
         (plain,) = ax.barh(row, weights / MIB, height=0.6, color=MUTED, alpha=0.3, edgecolor=PAGE)
-        plate.tag(plain, tip=f"weights {bytes_text(weights)}")
+        canvas.tag(plain, tip=f"weights {bytes_text(weights)}")
         (bar,) = ax.barh(
             row, kv / MIB, left=weights / MIB, height=0.6, color=cell.style.colour, edgecolor=PAGE
         )
-        plate.tag(bar, tip=f"{cell.label}: KV {bytes_text(kv)}")
+        canvas.tag(bar, tip=f"{cell.label}: KV {bytes_text(kv)}")
         ax.annotate(
             f"KV {significant(kv / MIB)} MiB",
             (1, row),

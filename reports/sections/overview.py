@@ -10,11 +10,12 @@ from matplotlib.ticker import FuncFormatter
 from hambench.groups import ALL
 from hambench.records import Comparison
 from hambench.reports.compared import effect_of
-from hambench.reports.draw.canvas import BAND, INK, LINE, MUTED, PAGE, Plate, padded
+from hambench.reports.draw.canvas import BAND, INK, LINE, MUTED, PAGE, Canvas, padded
 from hambench.reports.page.verdicts import SYMBOLS
 from hambench.reports.sections.pareto_figure import PAPER_MARGIN
-from hambench.reports.values import Column, Figure, Table, clip, listing, number_cell, text_cell
+from hambench.reports.values import Column, Figure, Table, number_cell, text_cell
 from hambench.reports.view import CellView, View
+from hambench.reports.words import clip, listing
 
 PANELS = (
     ("tps", "speed, × baseline  (more is better →)"),
@@ -34,7 +35,7 @@ def overview_figure(view: View) -> Figure | None:
     longest = max(len(cell.label) for cell in cells)
     left = min(3.4, 0.35 + 0.074 * longest)
     name = f"{view.prefix}overview"
-    plate = Plate(
+    canvas = Canvas(
         name,
         width=left + 8.0,
         height=height,
@@ -42,10 +43,10 @@ def overview_figure(view: View) -> Figure | None:
         margins=(left, 0.25, 0.5, 0.35),
         wspace=0.12,
     )
-    for ax, (metric, title) in zip(plate.axes, PANELS, strict=True):
-        _panel(plate, ax, view, cells, metric)
+    for ax, (metric, title) in zip(canvas.axes, PANELS, strict=True):
+        _panel(canvas, ax, view, cells, metric)
         ax.set_title(title, loc="left", fontsize=8, color=MUTED, pad=6)
-    first = plate.axes[0]
+    first = canvas.axes[0]
     first.set_yticks(range(len(cells)), [clip(cell.label, 44) for cell in cells], fontsize=8.5, color=INK)
     faster = [cell.label for cell in cells if _verdict(view, cell, "tps") == "better"]
     held = [
@@ -64,7 +65,7 @@ def overview_figure(view: View) -> Figure | None:
         name=name,
         title=f"Every setting against {name_of_base}",
         finding=f"{finding}.",
-        plate=plate,
+        canvas=canvas,
         table=_table(view, cells, name),
         notes=(
             "Bars are 95 % intervals of paired comparisons over all samples, cut where they leave a panel. Filled "
@@ -77,7 +78,7 @@ def overview_figure(view: View) -> Figure | None:
 _HELD = ("better", "equivalent")
 
 
-def _panel(plate: Plate, ax: Axes, view: View, cells: Sequence[CellView], metric: str) -> None:
+def _panel(canvas: Canvas, ax: Axes, view: View, cells: Sequence[CellView], metric: str) -> None:
     neutral = 0.0 if metric == "accuracy" else 1.0
     # what is smaller than matters must not fill the panel
     values = [-2.0, 2.0] if metric == "accuracy" else [0.95, 1.05]
@@ -98,12 +99,12 @@ def _panel(plate: Plate, ax: Axes, view: View, cells: Sequence[CellView], metric
     for row, cell in enumerate(cells):
         comparison = view.compared(cell, metric)
         if comparison is not None and comparison.effect is not None:
-            _row(plate, ax, row, cell, comparison)
+            _row(canvas, ax, row, cell, comparison)
         else:
             ax.text(neutral, row, " –", color=MUTED, va="center", fontsize=8)
 
 
-def _row(plate: Plate, ax: Axes, row: int, cell: CellView, comparison: Comparison) -> None:
+def _row(canvas: Canvas, ax: Axes, row: int, cell: CellView, comparison: Comparison) -> None:
     effect = effect_of(comparison)
     assert effect is not None
     colour = cell.style.colour
@@ -116,7 +117,7 @@ def _row(plate: Plate, ax: Axes, row: int, cell: CellView, comparison: Compariso
             alpha=0.55,
             solid_capstyle="butt",
         )
-        plate.tag(bar, series=cell.series)
+        canvas.tag(bar, series=cell.series)
     decided = comparison.verdict in ("better", "worse", "equivalent")
     (mark,) = ax.plot(
         [effect.value],
@@ -130,7 +131,7 @@ def _row(plate: Plate, ax: Axes, row: int, cell: CellView, comparison: Compariso
         zorder=3,
     )
     interval = "" if effect.low is None or effect.high is None else f" [{effect.low:.3g}, {effect.high:.3g}]"
-    plate.tag(
+    canvas.tag(
         mark,
         tip=f"{cell.label}: {effect.value:.3g}{interval} {SYMBOLS[comparison.verdict]} {comparison.verdict}",
         series=cell.series,

@@ -13,23 +13,14 @@ from matplotlib.axes import Axes
 from hambench.groups import group_kind, group_title
 from hambench.records import Estimate
 from hambench.registry import facts_of
-from hambench.reports.draw.canvas import BAND, INK, MUTED, Plate, padded, tick_text, titles
+from hambench.reports.draw.canvas import BAND, INK, MUTED, Canvas, padded, tick_text, titles
 from hambench.reports.draw.labels import Label, place_labels
+from hambench.reports.published import published_tables
 from hambench.reports.sections.pareto_figure import PAPER_MARGIN
-from hambench.reports.sections.published import published_tables
 from hambench.reports.sections.speed_bars import speed_bars
-from hambench.reports.values import (
-    Column,
-    Figure,
-    Section,
-    Table,
-    clip,
-    listing,
-    number_cell,
-    slug,
-    text_cell,
-)
+from hambench.reports.values import Column, Figure, Section, Table, number_cell, text_cell
 from hambench.reports.view import CellView, View
+from hambench.reports.words import clip, listing, slug
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +151,7 @@ def _figure(
     rows = -(-len(panels) // columns)
     kind = "scale" if to_scale else "paper"
     name = f"{view.prefix}{stem}-{kind}"
-    plate = Plate(
+    canvas = Canvas(
         name,
         width=max(4.2, 3.1 * columns + 0.5),
         height=2.85 * rows + 0.45,
@@ -170,10 +161,10 @@ def _figure(
         wspace=0.24,
         hspace=0.9,
     )
-    for ax in plate.axes[len(panels) :]:
+    for ax in canvas.axes[len(panels) :]:
         ax.set_visible(False)
-    for ax, panel in zip(plate.axes, panels, strict=False):
-        _draw(plate, ax, panel, axis=axis, to_scale=to_scale)
+    for ax, panel in zip(canvas.axes, panels, strict=False):
+        _draw(canvas, ax, panel, axis=axis, to_scale=to_scale)
     inside = [p for p in panels if _best_inside(p) is not None]
     best = listing([f"{clip(p.title, 24)} {_best_inside(p):.0%}" for p in inside[:6]])
     shown = sum(map(_shown_inside, panels))
@@ -191,7 +182,7 @@ def _figure(
         title=f"{group_title(suite)}: accuracy against KV compression"
         + (", to scale" if to_scale else f" over {axis}, as the paper draws it"),
         finding=finding,
-        plate=plate,
+        canvas=canvas,
         table=None if to_scale else _table(panels, name, axis),
         notes=(
             f"Dashed: baseline. {dotted}Green: at most {PAPER_MARGIN} points below the baseline. Upright lines: 95 % "
@@ -206,7 +197,7 @@ def _figure(
     )
 
 
-def _draw(plate: Plate, ax: Axes, panel: Panel, *, axis: str, to_scale: bool) -> None:
+def _draw(canvas: Canvas, ax: Axes, panel: Panel, *, axis: str, to_scale: bool) -> None:
     style = panel.points[0][0].style
     xs = [kv for _, kv, _ in panel.points] if to_scale else [float(i) for i in range(len(panel.points))]
     ys = [estimate.value for _, _, estimate in panel.points]
@@ -235,7 +226,7 @@ def _draw(plate: Plate, ax: Axes, panel: Panel, *, axis: str, to_scale: bool) ->
             linestyle="none",
             zorder=3,
         )
-        plate.tag(
+        canvas.tag(
             mark,
             tip=f"{axis} {_setting(cell, axis)}: accuracy {estimate.value:.1f}, KV compression {kv:.2f}",
             point=cell.label,
@@ -248,7 +239,7 @@ def _draw(plate: Plate, ax: Axes, panel: Panel, *, axis: str, to_scale: bool) ->
             ax, title=f"{clip(panel.title, 26)}  (n={panel.n})", y="accuracy, points", x="tokens per KV slot"
         )
         place_labels(
-            plate,
+            canvas,
             ax,
             [
                 Label(x, estimate.value, _setting(cell, axis), colour=style.colour, size=7.5)

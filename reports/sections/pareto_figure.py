@@ -12,20 +12,11 @@ from hambench.analysis import pareto
 from hambench.analysis.metrics import METRICS
 from hambench.groups import ALL, group_title
 from hambench.records import Estimate
-from hambench.reports.draw.canvas import BAND, LINE, MUTED, PAGE, Plate, padded, titles
+from hambench.reports.draw.canvas import BAND, LINE, MUTED, PAGE, Canvas, padded, titles
 from hambench.reports.draw.labels import Label, place_labels
-from hambench.reports.values import (
-    Column,
-    Figure,
-    Table,
-    TableCell,
-    bytes_text,
-    clip,
-    listing,
-    number_cell,
-    text_cell,
-)
+from hambench.reports.values import Column, Figure, Table, TableCell, number_cell, text_cell
 from hambench.reports.view import CellView, View
+from hambench.reports.words import bytes_text, clip, listing
 
 STANDING_WORDS = {"front": "on the front", "tied": "tied with the front", "dominated": "dominated"}
 PAPER_MARGIN = 1.5
@@ -69,11 +60,11 @@ def pareto_figure(view: View, x: Axis, y: Axis, group: str = ALL) -> Figure | No
     if not points:
         return None
     name = f"{view.prefix}pareto-{x.short.lower()}-{y.short.lower()}"
-    plate = Plate(name, width=6.8, height=4.5, margins=(0.55, 0.3, 0.55, 0.4))
-    ax = plate.axes[0]
+    canvas = Canvas(name, width=6.8, height=4.5, margins=(0.55, 0.3, 0.55, 0.4))
+    ax = canvas.axes[0]
     set_limits(ax, x, y, points)
-    draw_ground(plate, ax, x, y, points, view)
-    draw_points(plate, ax, x, y, points, labelled=True)
+    draw_ground(canvas, ax, x, y, points, view)
+    draw_points(canvas, ax, x, y, points, labelled=True)
     titles(
         ax, x=f"{x.title}  {'(more is better →)' if x.higher_is_better else '(← less is better)'}", y=y.title
     )
@@ -93,7 +84,7 @@ def pareto_figure(view: View, x: Axis, y: Axis, group: str = ALL) -> Figure | No
         title=f"{y.short[0].upper() + y.short[1:]} against {x.short}"
         + ("" if group == ALL else f", {group_title(group)}"),
         finding=_finding(points, x, y),
-        plate=plate,
+        canvas=canvas,
         table=_table(name, points, x, y),
         series=tuple(dict.fromkeys((p.cell.series, p.cell.method) for p in points)),
         notes=tuple(notes),
@@ -135,7 +126,7 @@ def _reach(estimates: Sequence[Estimate], scale: float) -> list[float]:
     return [*values, *(min(max(end, min(values) - 1.2 * span), max(values) + 1.2 * span) for end in ends)]
 
 
-def draw_ground(plate: Plate, ax: Axes, x: Axis, y: Axis, points: Sequence[Point], view: View) -> None:
+def draw_ground(canvas: Canvas, ax: Axes, x: Axis, y: Axis, points: Sequence[Point], view: View) -> None:
     """What lies under the points: the band, the baseline's cross-hairs, the front."""
     base = next(
         (p for p in points if view.baseline is not None and p.cell.label == view.baseline.label), None
@@ -144,7 +135,7 @@ def draw_ground(plate: Plate, ax: Axes, x: Axis, y: Axis, points: Sequence[Point
         bx, by = base.x.value / x.scale, base.y.value / y.scale
         if y is ACCURACY:
             band = ax.axhspan(by - PAPER_MARGIN, ax.get_ylim()[1], color=BAND, linewidth=0, zorder=0)
-            plate.tag(band, tip=f"no more than {PAPER_MARGIN} points below {base.cell.label}")
+            canvas.tag(band, tip=f"no more than {PAPER_MARGIN} points below {base.cell.label}")
         ax.axvline(bx, color=LINE, linewidth=0.9, zorder=1)
         ax.axhline(by, color=LINE, linewidth=0.9, zorder=1)
     front = sorted({(p.x.value / x.scale, p.y.value / y.scale) for p in points if p.standing == "front"})
@@ -156,7 +147,7 @@ def draw_ground(plate: Plate, ax: Axes, x: Axis, y: Axis, points: Sequence[Point
 
 
 def draw_points(
-    plate: Plate, ax: Axes, x: Axis, y: Axis, points: Sequence[Point], *, labelled: bool, size: float = 8
+    canvas: Canvas, ax: Axes, x: Axis, y: Axis, points: Sequence[Point], *, labelled: bool, size: float = 8
 ) -> None:
     """Series lines, whiskers, marks and, if wanted, labels."""
     # a line follows one knob, so cells under other conditions have a line of their own
@@ -182,7 +173,7 @@ def draw_points(
                 alpha=0.7,
                 zorder=2,
             )
-            plate.tag(line, series=mine[0].cell.series)
+            canvas.tag(line, series=mine[0].cell.series)
     labels = []
     for point in points:
         px, py = point.x.value / x.scale, point.y.value / y.scale
@@ -195,15 +186,15 @@ def draw_points(
             (whisker,) = ax.plot(
                 *across, color=colour, linewidth=1, alpha=0.45, zorder=2.2, solid_capstyle="butt"
             )
-            plate.tag(whisker, series=point.cell.series)
-        _draw_marker(plate, ax, point, px, py, x, y, size)
+            canvas.tag(whisker, series=point.cell.series)
+        _draw_marker(canvas, ax, point, px, py, x, y, size)
         labels.append(_label(point, px, py))
     if labelled:
-        place_labels(plate, ax, labels)
+        place_labels(canvas, ax, labels)
 
 
 def _draw_marker(
-    plate: Plate, ax: Axes, point: Point, px: float, py: float, x: Axis, y: Axis, size: float
+    canvas: Canvas, ax: Axes, point: Point, px: float, py: float, x: Axis, y: Axis, size: float
 ) -> None:
     style = point.cell.style
     on_front = point.standing == "front"
@@ -218,7 +209,7 @@ def _draw_marker(
         linestyle="none",
         zorder=3,
     )
-    plate.tag(
+    canvas.tag(
         marker,
         tip=f"{point.cell.label}: {x.short} {_text(point.x, x)}, {y.short} {_text(point.y, y)}; "
         f"{STANDING_WORDS[point.standing]}",
@@ -238,7 +229,7 @@ def _draw_marker(
             linestyle="none",
             zorder=3.1,
         )
-        plate.tag(dot, series=point.cell.series)
+        canvas.tag(dot, series=point.cell.series)
 
 
 def _label(point: Point, px: float, py: float) -> Label:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hambench.groups import group_title
-from hambench.reports.draw.canvas import Plate, titles
+from hambench.reports.draw.canvas import Canvas, titles
 from hambench.reports.sections.pareto_figure import (
     ACCURACY,
     KV,
@@ -16,8 +16,9 @@ from hambench.reports.sections.pareto_figure import (
     points_of,
     set_limits,
 )
-from hambench.reports.values import Figure, Section, clip
+from hambench.reports.values import Figure, Section
 from hambench.reports.view import View
+from hambench.reports.words import clip
 
 
 def pareto_section(view: View) -> Section:
@@ -52,7 +53,7 @@ def small_multiples(view: View, groups: Sequence[str]) -> Figure | None:
     columns = 4 if len(panels) > 3 and len(panels) != 6 else 3
     rows = -(-len(panels) // columns)
     name = f"{view.prefix}pareto-tasks"
-    plate = Plate(
+    canvas = Canvas(
         name,
         width=0.5 + 3.0 * columns,
         height=2.6 * rows + 0.4,
@@ -62,13 +63,13 @@ def small_multiples(view: View, groups: Sequence[str]) -> Figure | None:
         wspace=0.22,
         hspace=0.62,
     )
-    for ax in plate.axes[len(panels) :]:
+    for ax in canvas.axes[len(panels) :]:
         ax.set_visible(False)
     fastest = []
-    for ax, (group, points) in zip(plate.axes, panels, strict=False):
+    for ax, (group, points) in zip(canvas.axes, panels, strict=False):
         set_limits(ax, TPS, ACCURACY, points)
-        draw_ground(plate, ax, TPS, ACCURACY, points, view)
-        draw_points(plate, ax, TPS, ACCURACY, points, labelled=False, size=5)
+        draw_ground(canvas, ax, TPS, ACCURACY, points, view)
+        draw_points(canvas, ax, TPS, ACCURACY, points, labelled=False, size=5)
         n = max(point.y.n for point in points)
         titles(
             ax,
@@ -78,13 +79,13 @@ def small_multiples(view: View, groups: Sequence[str]) -> Figure | None:
         )
         fastest.append(max(points, key=lambda p: p.x.value).cell.label)
     methods = {point.cell.method: point.cell.style for _, points in panels for point in points}
-    plate.key(list(methods.items()))
+    canvas.key(list(methods.items()))
     common = max(set(fastest), key=lambda label: (fastest.count(label), label))
     return Figure(
         name=name,
         title="The same per task",
         finding=f"{common} is the fastest in {fastest.count(common)} of {len(panels)} tasks.",
-        plate=plate,
+        canvas=canvas,
         series=tuple(dict.fromkeys((p.cell.series, p.cell.method) for _, points in panels for p in points)),
         notes=(
             "Each panel has its own axes, and y need not begin at 0. The numbers are in the table per task.",

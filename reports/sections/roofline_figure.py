@@ -6,22 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hambench.analysis.bandwidth_limit import PLAUSIBLE, Ceiling, Limit, ceiling_of, limits_of, shape_of
-from hambench.reports.draw.canvas import INK, LINE, MUTED, PAGE, Plate, padded, titles
+from hambench.reports.draw.canvas import INK, LINE, MUTED, PAGE, Canvas, padded, titles
 from hambench.reports.draw.labels import Label, place_labels
-from hambench.reports.values import (
-    ABSENT,
-    Column,
-    Figure,
-    Section,
-    Table,
-    bytes_text,
-    clip,
-    listing,
-    number_cell,
-    significant,
-    text_cell,
-)
+from hambench.reports.values import Column, Figure, Section, Table, number_cell, text_cell
 from hambench.reports.view import CellView, View
+from hambench.reports.words import ABSENT, bytes_text, clip, listing, significant
 from hambench.roofline.gpu_specs import bandwidth_text
 
 
@@ -100,8 +89,8 @@ def ceiling_figure(view: View, bounds: Sequence[Bound]) -> Figure:
     """A bar per cell with its ceiling as a mark."""
     name = f"{view.prefix}roofline-ceiling"
     left = min(3.2, 0.35 + 0.074 * max(len(b.cell.label) for b in bounds))
-    plate = Plate(name, width=left + 6.4, height=0.95 + 0.3 * len(bounds), margins=(left, 1.1, 0.55, 0.3))
-    ax = plate.axes[0]
+    canvas = Canvas(name, width=left + 6.4, height=0.95 + 0.3 * len(bounds), margins=(left, 1.1, 0.55, 0.3))
+    ax = canvas.axes[0]
     ax.set_xlim(0, max(max(b.limit.predicted_tps, b.limit.measured_tps) for b in bounds) * 1.04)
     ax.set_ylim(len(bounds) - 0.5, -0.5)
     ax.grid(False, axis="y")
@@ -112,7 +101,7 @@ def ceiling_figure(view: View, bounds: Sequence[Bound]) -> Figure:
             row, limit.measured_tps, height=0.6, color=b.cell.style.colour, alpha=0.75, edgecolor=PAGE
         )
         spent = bytes_text(limit.bytes_per_token)
-        plate.tag(
+        canvas.tag(
             bar,
             tip=f"{b.cell.label}: {limit.measured_tps:.1f} tokens/s at {spent} a token, "
             f"{limit.mbu:.0%} of the ceiling",
@@ -149,7 +138,7 @@ def ceiling_figure(view: View, bounds: Sequence[Bound]) -> Figure:
         name=name,
         title="Speed under the bandwidth ceiling",
         finding=f"{finding}.",
-        plate=plate,
+        canvas=canvas,
         table=Table(
             name=name,
             caption=f"At {bandwidth_text(bounds[0].limit.bandwidth)}. What lies outside {low:.0%} to {high:.0%} of the "
@@ -190,8 +179,8 @@ def prediction_figure(view: View, bounds: Sequence[Bound]) -> Figure | None:
     if not points:
         return None
     name = f"{view.prefix}roofline-predicted"
-    plate = Plate(name, width=6.2, height=4.2, margins=(0.55, 0.3, 0.55, 0.4))
-    ax = plate.axes[0]
+    canvas = Canvas(name, width=6.2, height=4.2, margins=(0.55, 0.3, 0.55, 0.4))
+    ax = canvas.axes[0]
     ax.set_xlim(*padded([1.0, *(x for _, x, _ in points)], share=0.15, floor=0))
     ax.set_ylim(*padded([1.0, *(y for _, _, y in points)], share=0.15, floor=0))
     top = max(ax.get_xlim()[1], ax.get_ylim()[1])
@@ -202,7 +191,7 @@ def prediction_figure(view: View, bounds: Sequence[Bound]) -> Figure | None:
         (mark,) = ax.plot(
             [x], [y], marker=cell.style.marker, markersize=7, color=cell.style.colour, linestyle="none"
         )
-        plate.tag(
+        canvas.tag(
             mark,
             tip=f"{cell.label}: {x:.2f}× from bytes alone, {y:.2f}× measured",
             series=cell.series,
@@ -211,7 +200,7 @@ def prediction_figure(view: View, bounds: Sequence[Bound]) -> Figure | None:
             y=repr(y),
         )
     place_labels(
-        plate, ax, [Label(x, y, c.short or c.method, c.series, c.style.colour) for c, x, y in points]
+        canvas, ax, [Label(x, y, c.short or c.method, c.series, c.style.colour) for c, x, y in points]
     )
     titles(ax, x="speed-up that bytes alone allow", y="measured speed-up")
     cell, x, y = min(points, key=lambda point: point[2] / point[1])
@@ -220,7 +209,7 @@ def prediction_figure(view: View, bounds: Sequence[Bound]) -> Figure | None:
         title="Predicted and measured speed-up",
         finding=f"{cell.label} falls furthest short of its bytes: {significant(x)}× allowed, "
         f"{significant(y)}× measured.",
-        plate=plate,
+        canvas=canvas,
         series=tuple(dict.fromkeys((c.series, c.method) for c, _, _ in points)),
         notes=("On the dotted line a method gains what it saves in bytes, relative to the baseline.",),
     )

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from hambench.groups import group_title
 from hambench.registry import facts_of
-from hambench.reports.draw.canvas import INK, MUTED, Plate, titles
-from hambench.reports.values import Column, Figure, Table, clip, number_cell, text_cell
+from hambench.reports.draw.canvas import INK, MUTED, Canvas, titles
+from hambench.reports.values import Column, Figure, Table, number_cell, text_cell
 from hambench.reports.view import CellView, View
+from hambench.reports.words import clip
 
 MOST_TASKS = 8
 
@@ -23,7 +24,7 @@ def speed_bars(view: View) -> Figure | None:
     name = f"{view.prefix}speed-bars"
     rows = -(-len(shown) // 4)
     per_row = -(-len(shown) // rows)
-    plate = Plate(
+    canvas = Canvas(
         name,
         width=max(5.0, 0.7 + per_row * (0.42 * len(cells) + 0.45)),
         height=2.9 * rows + 0.6,
@@ -33,7 +34,7 @@ def speed_bars(view: View) -> Figure | None:
     )
     width = 0.8 / len(cells)
     top = max(view.measured(cell, g).tps or 0.0 for cell in cells for g in shown)
-    for index, ax in enumerate(plate.axes):
+    for index, ax in enumerate(canvas.axes):
         here = shown[index * per_row : (index + 1) * per_row]
         ax.set_xlim(-0.5, per_row - 0.5)
         ax.set_ylim(0, top * 1.22)
@@ -65,7 +66,7 @@ def speed_bars(view: View) -> Figure | None:
                 compared = view.compared(cell, "tps", group)
                 ratio = compared.effect.value if compared and compared.effect else None
                 said = "" if ratio is None else f", {ratio:.2f}×"
-                plate.tag(bar, tip=f"{cell.label}, {group_title(group)}: {tps:.1f} tokens/s{said}")
+                canvas.tag(bar, tip=f"{cell.label}, {group_title(group)}: {tps:.1f} tokens/s{said}")
                 high = tps
                 if estimate is not None and estimate.low is not None and estimate.high is not None:
                     ax.plot([x, x], [estimate.low, estimate.high], color=INK, linewidth=1)
@@ -80,16 +81,16 @@ def speed_bars(view: View) -> Figure | None:
                         fontsize=7,
                         color=cell.style.colour,
                     )
-                    plate.tag(text, halo=1)
+                    canvas.tag(text, halo=1)
         titles(ax, y="decode tokens/s")
-    _key(plate, cells)
+    _key(canvas, cells)
     fast = [cell for cell in cells if cell is not view.baseline]
     left = f" {len(groups) - len(shown)} more tasks are in the table." if len(groups) > len(shown) else ""
     return Figure(
         name=name,
         title="Decode speed per task (the paper's figure 5)",
         finding=_finding(view, fast, shown),
-        plate=plate,
+        canvas=canvas,
         table=_table(view, cells, groups, name),
         notes=(
             "Over each bar: the paired ratio to the baseline; thin lines are its 95 % interval. "
@@ -119,7 +120,7 @@ def _repeated(cells: Sequence[CellView], cell: CellView) -> bool:
     return any(other.method == cell.method for other in cells[: cells.index(cell)])
 
 
-def _key(plate: Plate, cells: Sequence[CellView]) -> None:
+def _key(canvas: Canvas, cells: Sequence[CellView]) -> None:
     from matplotlib.patches import Patch
 
     handles = [
@@ -130,11 +131,11 @@ def _key(plate: Plate, cells: Sequence[CellView]) -> None:
         )
         for cell in cells
     ]
-    key = plate.axes[0].legend(
+    key = canvas.axes[0].legend(
         handles=handles,
         loc="lower left",
         bbox_to_anchor=(0, 1.17),
-        ncols=max(1, min(len(cells), int(plate.width // 1.9))),
+        ncols=max(1, min(len(cells), int(canvas.width // 1.9))),
         fontsize=7.5,
         frameon=False,
         borderaxespad=0,

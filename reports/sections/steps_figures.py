@@ -10,11 +10,12 @@ from matplotlib.axes import Axes
 from hambench.analysis.intervals import ratio_of_sums
 from hambench.groups import ALL
 from hambench.records import Estimate, GenerationTrace
-from hambench.reports.draw.canvas import INK, LINE, MUTED, PAGE, Plate, padded, titles
+from hambench.reports.draw.canvas import INK, LINE, MUTED, PAGE, Canvas, padded, titles
 from hambench.reports.draw.labels import Label, place_labels
 from hambench.reports.sections.calibration import calibration_figure
-from hambench.reports.values import Column, Figure, Section, Table, clip, number_cell, significant, text_cell
+from hambench.reports.values import Column, Figure, Section, Table, number_cell, text_cell
 from hambench.reports.view import CellView, View
+from hambench.reports.words import clip, significant
 
 MOST_SHOWN = 5
 """Step sizes past this one share a bar."""
@@ -55,8 +56,8 @@ def histogram_figure(view: View) -> Figure | None:
         return None
     name = f"{view.prefix}step-sizes"
     left = min(3.2, 0.35 + 0.074 * max(len(cell.label) for cell, _ in rows))
-    plate = Plate(name, width=left + 6.2, height=0.9 + 0.34 * len(rows), margins=(left, 1.1, 0.4, 0.4))
-    ax = plate.axes[0]
+    canvas = Canvas(name, width=left + 6.2, height=0.9 + 0.34 * len(rows), margins=(left, 1.1, 0.4, 0.4))
+    ax = canvas.axes[0]
     ax.set_xlim(0, 100)
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.grid(False)
@@ -90,7 +91,7 @@ def histogram_figure(view: View) -> Figure | None:
                 edgecolor=PAGE,
                 linewidth=1.2,
             )
-            plate.tag(
+            canvas.tag(
                 bar, tip=f"{cell.label}: {number} of {total} steps yield {label} tokens ({share:.0f} %)"
             )
             if share >= 5:
@@ -117,7 +118,7 @@ def histogram_figure(view: View) -> Figure | None:
         name=name,
         title="How many tokens a step yields",
         finding=f"{best.label} yields the most: {_mean(counts):.2f} tokens a step on average.",
-        plate=plate,
+        canvas=canvas,
         table=_histogram_table(rows, name),
     )
 
@@ -132,8 +133,8 @@ def position_figure(view: View) -> Figure | None:
     if not lines:
         return None
     name = f"{view.prefix}step-position"
-    plate = Plate(name, width=6.9, height=3.5, margins=(0.5, 1.4, 0.55, 0.35))
-    ax = plate.axes[0]
+    canvas = Canvas(name, width=6.9, height=3.5, margins=(0.5, 1.4, 0.55, 0.35))
+    ax = canvas.axes[0]
     ax.set_xlim(0, max(x for _, binned in lines for x, _, _ in binned) * 1.02)
     ax.set_ylim(*padded([1.0, *(mean.value for _, binned in lines for _, mean, _ in binned)], floor=0))
     ends = []
@@ -148,9 +149,9 @@ def position_figure(view: View) -> Figure | None:
             markersize=3,
             alpha=cell.strength,
         )
-        plate.tag(line, tip=cell.label, series=cell.series)
+        canvas.tag(line, tip=cell.label, series=cell.series)
         ends.append((ys[-1], xs[-1], cell))
-    end_labels(plate, ax, ends)
+    end_labels(canvas, ax, ends)
     titles(ax, x="tokens of the answer already there", y="mean tokens per step")
     cell, binned = max(lines, key=lambda item: item[1][0][1].value)
     return Figure(
@@ -158,7 +159,7 @@ def position_figure(view: View) -> Figure | None:
         title="Step size by position in the answer",
         finding=f"{cell.label} begins with {_with_ends(binned[0][1])} tokens a step and ends with "
         f"{_with_ends(binned[-1][1])}.",
-        plate=plate,
+        canvas=canvas,
         table=_position_table(lines, name),
         series=tuple(dict.fromkeys((cell.series, cell.method) for cell, _ in lines)),
         notes=(
@@ -178,8 +179,8 @@ def worth_figure(view: View) -> Figure | None:
     if not points:
         return None
     name = f"{view.prefix}step-worth"
-    plate = Plate(name, width=6.6, height=4.2, margins=(0.55, 0.3, 0.55, 0.4))
-    ax = plate.axes[0]
+    canvas = Canvas(name, width=6.6, height=4.2, margins=(0.55, 0.3, 0.55, 0.4))
+    ax = canvas.axes[0]
     ax.set_xlim(*padded([1.0, *(m for _, m, _ in points)], share=0.12, floor=0))
     ax.set_ylim(*padded([1.0, *(e.value for _, _, e in points)], share=0.14, floor=0))
     top = max(ax.get_xlim()[1], ax.get_ylim()[1])
@@ -190,7 +191,7 @@ def worth_figure(view: View) -> Figure | None:
             (bar,) = ax.plot(
                 [m, m], [effect.low, effect.high], color=cell.style.colour, alpha=0.5, linewidth=1
             )
-            plate.tag(bar, series=cell.series)
+            canvas.tag(bar, series=cell.series)
         (mark,) = ax.plot(
             [m],
             [effect.value],
@@ -199,7 +200,7 @@ def worth_figure(view: View) -> Figure | None:
             color=cell.style.colour,
             linestyle="none",
         )
-        plate.tag(
+        canvas.tag(
             mark,
             tip=f"{cell.label}: {m:.2f} tokens per forward, {effect.value:.2f}× the speed",
             series=cell.series,
@@ -221,7 +222,7 @@ def worth_figure(view: View) -> Figure | None:
         ha="right",
         va="center",
     )
-    place_labels(plate, ax, labels, obstacles=[plate.text_box(line)])
+    place_labels(canvas, ax, labels, obstacles=[canvas.text_box(line)])
     titles(ax, x="tokens per target forward (m)", y="decode speed, × baseline")
     wasted = max(points, key=lambda item: item[1] / max(item[2].value, 1e-9))
     return Figure(
@@ -229,7 +230,7 @@ def worth_figure(view: View) -> Figure | None:
         title="What the tokens per step were worth",
         finding=f"{wasted[0].label} loses most on the way: {significant(wasted[1])} tokens per target forward became "
         f"{significant(wasted[2].value)}× the speed.",
-        plate=plate,
+        canvas=canvas,
         series=tuple(dict.fromkeys((cell.series, cell.method) for cell, _, _ in points)),
         notes=(
             "On the dotted line a step costs what a vanilla step costs. The distance below it is the price of "
@@ -252,10 +253,10 @@ def worth_figure(view: View) -> Figure | None:
     )
 
 
-def end_labels(plate: Plate, ax: Axes, ends: Sequence[tuple[float, float, CellView]]) -> None:
+def end_labels(canvas: Canvas, ax: Axes, ends: Sequence[tuple[float, float, CellView]]) -> None:
     """Names at the right of the frame, pushed apart so that none overlaps, in the order of the lines' ends."""
     low, high = ax.get_ylim()
-    step = 0.155 * (high - low) / max(0.1, ax.get_position().height * plate.height)
+    step = 0.155 * (high - low) / max(0.1, ax.get_position().height * canvas.height)
     placed: list[float] = []
     for y, _, cell in sorted(ends, key=lambda end: end[0]):
         at = max(y, placed[-1] + step) if placed else y
@@ -271,7 +272,7 @@ def end_labels(plate: Plate, ax: Axes, ends: Sequence[tuple[float, float, CellVi
             va="center",
             annotation_clip=False,
         )
-        plate.tag(text, series=cell.series)
+        canvas.tag(text, series=cell.series)
 
 
 def _by_position(traces: Sequence[GenerationTrace]) -> list[tuple[float, Estimate, int]]:

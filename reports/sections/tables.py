@@ -7,19 +7,9 @@ from hambench.groups import ALL, group_title
 from hambench.records import Estimate
 from hambench.reports.compared import effect_of
 from hambench.reports.page.verdicts import ACCURACY_WORDS, SPEED_WORDS, SYMBOLS, TONES
-from hambench.reports.values import (
-    ABSENT,
-    Column,
-    Table,
-    TableCell,
-    bytes_text,
-    number_cell,
-    ratio_text,
-    seconds_text,
-    signed,
-    text_cell,
-)
+from hambench.reports.values import Column, Table, TableCell, number_cell, text_cell
 from hambench.reports.view import CellView, View
+from hambench.reports.words import ABSENT, bytes_text, ratio_text, seconds_text, signed
 
 COLUMNS = (
     Column("n", "samples answered"),

@@ -9,7 +9,8 @@ import torch
 from fake_launches import Replayed
 
 from hambench.bench import forced
-from hambench.bench.forced import Amount, ForcedPace, Stopwatch, check_against_torch, check_loop, markdown
+from hambench.bench.forced import Amount, ForcedPace, Stopwatch, markdown
+from hambench.bench.forced_checks import check_against_torch, check_loop
 from hambench.bench.regimes import random_llama, walk
 from hambench.engine.cuda.early_exit import GRAPH_LOOPS
 from hambench.engine.cuda.fused_llama import FusedLlama

@@ -11,12 +11,13 @@ from hambench.cli.calibrate import command as calibrate_command
 from hambench.cli.gate import command as gate_command
 from hambench.errors import HambenchError, IncompleteError
 from hambench.gating import gate
-from hambench.gating.blocks import Block, Turn
+from hambench.gating.blocks import Block
 from hambench.gating.checkout import Code, checked_out, same_dependencies
 from hambench.gating.checks import CrashedError
 from hambench.gating.config import ExactGate, GateConfig, SpeedGate
 from hambench.gating.gate import GateRequest, calibrate, run_gates, speed_pairs
 from hambench.gating.noise import load_calibration
+from hambench.gating.worker_process import Turn
 from hambench.records import GenerationTrace, StepRecord
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hambench.errors import HambenchError
-from hambench.gating.blocks import Arm, Block, Turn, Work, counted, run_blocks
+from hambench.gating.blocks import Block, counted, run_blocks
 from hambench.gating.checks import CrashedError, ExitCode
 from hambench.gating.config import SpeedGate, decide
 from hambench.gating.noise import Calibration, load_calibration, refuse_below_floor, save_calibration
@@ -28,6 +28,7 @@ from hambench.gating.speed import (
     speed_check,
     t_quantile,
 )
+from hambench.gating.worker_process import Arm, Turn, Work
 from hambench.records import Cell, GenerationTrace, StepRecord
 
 CELL = Cell(method="vanilla", label="vanilla", knobs={}, model="toy", dtype="float32")

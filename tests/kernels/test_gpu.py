@@ -17,9 +17,10 @@ from hambench.engine.llama import Llama
 from hambench.engine.shape import LlamaShape
 from hambench.kernels.decode_attention import decode_attention
 from hambench.kernels.gemv_residual import gemv_residual
-from hambench.kernels.lm_head_argmax import HeadOutput, lm_head_argmax
+from hambench.kernels.lm_head_argmax import lm_head_argmax
 from hambench.kernels.norm_gateup_silu import norm_gateup_silu
 from hambench.kernels.norm_gemv import norm_gemv, reference
+from hambench.kernels.results import HeadOutput
 from hambench.methods.hamburger.architecture import Architecture
 from hambench.methods.hamburger.device.session import DeviceSession
 from hambench.methods.hamburger.model import HamburgerModel

@@ -4,7 +4,8 @@ import pytest
 import torch
 from kernel_checks import DTYPES, draw, draw_weight, flag
 
-from hambench.kernels.lm_head_argmax import HeadOutput, lm_head_argmax, reference
+from hambench.kernels.lm_head_argmax import lm_head_argmax, reference
+from hambench.kernels.results import HeadOutput
 
 
 @pytest.mark.parametrize("rows", [1, 5])

@@ -4,7 +4,8 @@ import pytest
 import torch
 from kernel_checks import DTYPES, assert_close, draw, flag
 
-from hambench.kernels.merge_tokens import MergeWeights, merge_tokens, reference
+from hambench.kernels.merge_tokens import merge_tokens, reference
+from hambench.kernels.results import MergeWeights
 
 # hidden size, position width, heads: a head of 9 like SmolLM2's 576 / 64, and one of 16; programs are few, the
 # interpreter takes milliseconds for each

@@ -4,7 +4,8 @@ import pytest
 import torch
 from kernel_checks import DTYPES, draw
 
-from hambench.kernels.stop_head import MicroState, StopWeights, reference, stop_head
+from hambench.kernels.results import MicroState, StopWeights
+from hambench.kernels.stop_head import reference, stop_head
 
 
 def draw_weights(hidden: int, width: int, dtype: torch.dtype, device: torch.device) -> StopWeights:

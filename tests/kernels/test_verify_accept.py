@@ -4,7 +4,8 @@ import pytest
 import torch
 from kernel_checks import flag
 
-from hambench.kernels.verify_accept import Verdict, verify_accept
+from hambench.kernels.results import Verdict
+from hambench.kernels.verify_accept import verify_accept
 
 
 @pytest.mark.parametrize("impl", ["fused", "reference"])

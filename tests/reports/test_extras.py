@@ -85,7 +85,7 @@ def test_history_draws_the_runs_of_this_machine_only(run: Run, tmp_path: Path) -
     (table,) = section.tables
     assert {row[1].value for row in table.rows} == {3}
     assert "release: +0.0%" in table.rows[0][4].text
-    assert "<svg" in section.figures[0].plate.page_svg(title="t", description="d")
+    assert "<svg" in section.figures[0].canvas.page_svg(title="t", description="d")
     other = history_section(View(replace(run, header=replace(run.header, suites=("other",)))), root)
     assert "has no runs of other" in other.missing[0]
     assert "hambench history add" in history_section(View(run), None).missing[0]

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from hambench.registry import method_config
-from hambench.reports.draw.canvas import Plate, padded, tick_text, titles
+from hambench.reports.draw.canvas import Canvas, padded, tick_text, titles
 from hambench.reports.draw.labels import Label, place_labels
 from hambench.reports.draw.theme import DARK, LIGHT, METHOD_HUES, SENTINEL, MethodStyle, method_styles
 
@@ -25,12 +25,12 @@ def _luminance(colour: str) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def small_plate(name: str = "small") -> Plate:
-    plate = Plate(name)
-    (mark,) = plate.axes[0].plot([1, 2], [3, 4], marker="o", color=SENTINEL["h1"])
-    plate.tag(mark, tip="a <tip> & more", series="m0", point="x")
-    titles(plate.axes[0], x="across", y="up", title="$not$ mathematics_")
-    return plate
+def small_plate(name: str = "small") -> Canvas:
+    canvas = Canvas(name)
+    (mark,) = canvas.axes[0].plot([1, 2], [3, 4], marker="o", color=SENTINEL["h1"])
+    canvas.tag(mark, tip="a <tip> & more", series="m0", point="x")
+    titles(canvas.axes[0], x="across", y="up", title="$not$ mathematics_")
+    return canvas
 
 
 @pytest.fixture(scope="module")
@@ -88,13 +88,13 @@ def test_rasters_have_light_colours_and_are_deterministic(kind: str) -> None:
 
 
 def test_labels_never_overlap_each_other_or_points() -> None:
-    plate = Plate("labels")
-    ax = plate.axes[0]
+    canvas = Canvas("labels")
+    ax = canvas.axes[0]
     ax.set_xlim(0, 10)
     ax.set_ylim(0, 10)
     labels = [Label(5 + 0.2 * i, 5 + 0.1 * i, f"label {i}") for i in range(6)]
-    unplaced = place_labels(plate, ax, labels)
-    boxes = [plate.text_box(text) for text in ax.texts]
+    unplaced = place_labels(canvas, ax, labels)
+    boxes = [canvas.text_box(text) for text in ax.texts]
     assert len(boxes) + len(unplaced) == len(labels)
     assert len(boxes) >= 4
     for index, box in enumerate(boxes):
@@ -106,11 +106,11 @@ def test_labels_never_overlap_each_other_or_points() -> None:
 
 def test_a_line_says_whose_a_label_is_only_where_another_point_is_as_near() -> None:
     def leaders(distance: float) -> int:
-        plate = Plate("leaders")
-        ax = plate.axes[0]
+        canvas = Canvas("leaders")
+        ax = canvas.axes[0]
         ax.set_xlim(0, 100)
         ax.set_ylim(0, 100)
-        place_labels(plate, ax, [Label(40, 50, "one"), Label(40 + distance, 50, "two")])
+        place_labels(canvas, ax, [Label(40, 50, "one"), Label(40 + distance, 50, "two")])
         return sum(text.arrow_patch is not None for text in ax.texts)
 
     assert leaders(30) == 0

@@ -6,21 +6,18 @@ import math
 
 import pytest
 
-from hambench.reports.page.html_text import printable, without_paths
-from hambench.reports.values import (
+from hambench.reports.html_text import printable, without_paths
+from hambench.reports.values import Column, Table, number_cell, text_cell
+from hambench.reports.words import (
     ABSENT,
-    Column,
-    Table,
     bytes_text,
     clip,
     listing,
-    number_cell,
     ratio_text,
     seconds_text,
     signed,
     significant,
     slug,
-    text_cell,
 )
 
 

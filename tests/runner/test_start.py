@@ -10,7 +10,8 @@ import pytest
 from hambench.errors import HambenchError, StoreError
 from hambench.records import Cell, Sample
 from hambench.runner.generator import DecodingOptions, Generator, interleave_tasks, schedule
-from hambench.runner.start import RunRequest, resume_run, start_run
+from hambench.runner.request import RunRequest
+from hambench.runner.start import resume_run, start_run
 from hambench.runner.sweep import Sweep
 from hambench.store import load_run
 

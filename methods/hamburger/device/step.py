@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 
 from hambench.engine.cuda.early_exit import Chain, Loop, loop_maker
-from hambench.engine.cuda.fused_llama import FusedLlama, Trunk
+from hambench.engine.cuda.forwards import Trunk
+from hambench.engine.cuda.fused_llama import FusedLlama
 from hambench.engine.cuda.graphs import Run
 from hambench.engine.cuda.staging import StagingBuffer
 from hambench.engine.kvcache import KVCache
 from hambench.errors import NotFiniteError
-from hambench.kernels.lm_head_argmax import HeadOutput
 from hambench.kernels.merge_tokens import merge_tokens
-from hambench.kernels.stop_head import MicroState, stop_head
+from hambench.kernels.results import HeadOutput, MicroState
+from hambench.kernels.stop_head import stop_head
 from hambench.methods.hamburger.device.micro_kernels import MicroSteps
 from hambench.methods.hamburger.model import HamburgerModel
 

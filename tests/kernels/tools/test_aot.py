@@ -37,11 +37,12 @@ import sys
 
 import torch
 
-from hambench.bench.forced import random_grafts
+from hambench.bench.forced import (random_grafts)
 from hambench.bench.regimes import random_llama
-from hambench.engine.cuda.fused_llama import FusedLlama, Trunk
+from hambench.engine.cuda.forwards import (Trunk)
+from hambench.engine.cuda.fused_llama import (FusedLlama)
 from hambench.kernels.tools import aot
-from hambench.kernels.lm_head_argmax import HeadOutput
+from hambench.kernels.results import (HeadOutput)
 from hambench.kernels.tools.shapes import SHAPES
 from hambench.methods.hamburger.device.step import DeviceStep
 from hambench.methods.hamburger.model import HamburgerModel

@@ -249,7 +249,8 @@ def test_a_run_with_peers_is_reported_with_dashes_where_nothing_is_known(
 ):
     from hambench.analysis.summary import render_table
     from hambench.reports import write_html
-    from hambench.runner.start import RunRequest, start_run
+    from hambench.runner.request import RunRequest
+    from hambench.runner.start import start_run
     from hambench.runner.sweep import Sweep
 
     scripted.events = [piece("ab"), piece("cd", "length"), counted(1, 4), "[DONE]"]

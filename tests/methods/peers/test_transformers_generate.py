@@ -16,7 +16,7 @@ from hambench.analysis.metrics import (
 from hambench.decoding import SamplingParams
 from hambench.engine.loop import generate
 from hambench.errors import HambenchError
-from hambench.methods.peers.paused_generate import Lockstep
+from hambench.methods.peers.paused_generate import PausedGenerate
 from hambench.methods.peers.transformers_generate import TransformersConfig
 from hambench.methods.peers.transformers_models import int8_copy, load_model
 from hambench.models.target import load
@@ -108,7 +108,7 @@ def test_an_error_in_generate_reaches_the_one_who_waits():
         raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        Lockstep(fails, model=Model(), assistant=None, seed=None).advance()
+        PausedGenerate(fails, model=Model(), assistant=None, seed=None).advance()
 
 
 def test_sampling_leaves_torchs_own_random_state_alone(loaded):
@@ -143,4 +143,4 @@ def test_a_bad_knob_is_named(knobs):
 
 
 def _generation_threads():
-    return sum(thread.name == "hambench-lockstep" for thread in threading.enumerate())
+    return sum(thread.name == "hambench-paused-generate" for thread in threading.enumerate())

@@ -10,7 +10,8 @@ import pytest
 from hambench.errors import HambenchError
 from hambench.runner.executors import get_executor
 from hambench.runner.plan import plan_run, render_plan
-from hambench.runner.start import RunRequest, resume_run, start_run
+from hambench.runner.request import RunRequest
+from hambench.runner.start import resume_run, start_run
 from hambench.runner.sweep import Sweep
 from hambench.store import load_run
 

@@ -1,0 +1,75 @@
+"""The request of a run, and the request with its model loaded and its samples chosen."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from hambench.decoding import SamplingParams
+from hambench.errors import HambenchError
+from hambench.records import Sample
+from hambench.runner.generator import DecodingOptions, Generator
+from hambench.runner.sweep import Expansion, Sweep
+
+if TYPE_CHECKING:
+    from hambench.models.target import TargetModel
+    from hambench.runner.budget import Speed
+    from hambench.suites.api import Capture
+
+
+EditionChoice = Literal["auto", "official", "offline"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunRequest:
+    """Everything a run is asked to do."""
+
+    sweep: Sweep
+    suite: str | None
+    tasks: tuple[str, ...] = ()
+    limit: int | None = None
+    """Most rows of each task."""
+    data: Path | None = None
+    edition: EditionChoice = "auto"
+    preset: str | None = None
+    repeats: int = 1
+    max_new_tokens: int | None = None
+    """Replaces the tasks' own limits; the scores are then not the tasks'."""
+    budget_s: float | None = None
+    """Choose as many samples of each task as surely fit into this many seconds."""
+    device: str | None = None
+    allow_code_execution: bool = False
+    executor: str = "local"
+    """Where records are made: ``local`` or ``ray``."""
+    ray_address: str | None = None
+    """Of a running cluster; by default one is started for the run."""
+    decoding: DecodingOptions = dataclasses.field(default_factory=DecodingOptions)
+    fidelity: bool = True
+    """Judge every answer by the target once all are made."""
+
+    def __post_init__(self) -> None:
+        for name in ("limit", "repeats", "max_new_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise HambenchError(f"{name} must be >= 1, got {value}")
+        if self.budget_s is not None and not self.budget_s > 0:
+            raise HambenchError(f"budget must be > 0 seconds, got {self.budget_s:g}")
+        try:
+            SamplingParams(max_new_tokens=1, temperature=self.decoding.temperature, top_p=self.decoding.top_p)
+        except ValueError as error:
+            raise HambenchError(str(error)) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A request with its model loaded and its samples chosen: ready to run, nothing written yet."""
+
+    request: RunRequest
+    expansion: Expansion
+    target: TargetModel
+    captured: Capture
+    samples: tuple[Sample, ...]
+    generator: Generator
+    speeds: dict[str, Speed]
+    """By cell label; empty unless the request has a budget or a plan was asked for."""
