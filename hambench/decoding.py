@@ -151,6 +151,10 @@ class Target(Protocol):
     def device(self) -> torch.device:
         """Device of the weights."""
 
+    @property
+    def companions(self) -> dict[str, str]:
+        """Digests of other weights that take part (a draft's, HAMburger's), by what they are; methods add to it."""
+
     def shared(self, key: str, make: Callable[[], T]) -> T:
         """Returns what ``make`` makes, made once per model: weights that several cells of a run use."""
 

@@ -34,7 +34,7 @@ _CORE = {
 class _Core(yaml.SafeLoader):
     """Scalars by YAML 1.2's core schema; a key twice is an error."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}  # type: ignore[misc]
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: dict[Any, yaml.Node] = {}
@@ -57,7 +57,7 @@ class _Core(yaml.SafeLoader):
 class _Words(_Core):
     """Scalars as the text they are written with; only ``null`` and nothing at all are no text."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}  # type: ignore[misc]
 
 
 def _integer(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:

@@ -27,6 +27,7 @@ CONTRACT = {
     "records",
     "registry",
     "store",
+    "yaml_files",
 }
 """Modules directly under hambench that every package may import; the other ones are the front door."""
 

@@ -238,7 +238,7 @@ def _compare_with_the_beginning(
     say: Callable[[str], None],
 ) -> None:
     """Refuses other weights than a run began with; says and stores what else differs."""
-    from hambench import __version__
+    from hambench._version import __version__
     from hambench.machine.fingerprint import ACCURACY_KEYS, SPEED_KEYS, differences, fingerprint
 
     for cell in header.cells:
