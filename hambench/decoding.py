@@ -152,6 +152,10 @@ class Target(Protocol):
         """Device of the weights."""
 
     @property
+    def chat_arguments(self) -> Mapping[str, KnobValue]:
+        """Arguments for the tokenizer's chat template."""
+
+    @property
     def companions(self) -> dict[str, str]:
         """Digests of other weights that take part (a draft's, HAMburger's), by what they are; methods add to it."""
 
