@@ -23,6 +23,7 @@ CONTRACT = {
     "errors",
     "files",
     "groups",
+    "method_facts",
     "paths",
     "records",
     "registry",
@@ -118,7 +119,7 @@ TYPE_ONLY_CIRCLES = {
     # a figure keeps the function that draws it on a canvas
     ("reports.values", "reports.draw.canvas"),
 }
-"""Imports for annotations only that would close a circle of files (docs/adr/0015-rooms-and-floors.md)."""
+"""Imports for annotations only that would close a circle of files (docs/adr/0016-rooms-and-floors.md)."""
 
 
 def modules() -> dict[str, Path]:

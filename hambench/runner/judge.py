@@ -53,7 +53,7 @@ def judge(folder: Path, *, device: str | None = None) -> Run:
         HambenchError: If the model is no longer the run's, or an answer holds what the model does not know.
     """
     from hambench.models.target import load
-    from hambench.runner.start import refuse_other_model
+    from hambench.runner.resume import refuse_other_model
 
     run = load_run(folder)
     if not unjudged(run):

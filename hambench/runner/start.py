@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from hambench.errors import HambenchError
 from hambench.records import RunHeader
 from hambench.runner.executors import get_executor
-from hambench.runner.generator import DecodingOptions, Generator, Progress, torch_threads
+from hambench.runner.generator import Generator, Progress, torch_threads
 from hambench.runner.request import Prepared, RunRequest
+from hambench.runner.resume import decoding_options, refuse_other_model
 from hambench.runner.sweep import Sweep
 from hambench.store import Run, RunWriter, load_run, record_key
 
@@ -170,12 +171,6 @@ def score_run(writer: RunWriter, *, allow_code_execution: bool) -> None:
         writer.append_scores(scores)
 
 
-def decoding_options(header: RunHeader) -> DecodingOptions:
-    """The options a run was begun with."""
-    names = [field.name for field in dataclasses.fields(DecodingOptions)]
-    return DecodingOptions(**{name: getattr(header, name) for name in names})
-
-
 def _capture(request: RunRequest, target: TargetModel) -> Capture:
     from hambench import suites
 
@@ -214,20 +209,6 @@ def _refuse_longer_context(sweep: Sweep, target: TargetModel) -> None:
             raise HambenchError(
                 f"context must be <= {target.context_length}, the positions that {target.name} has, got {context}"
             )
-
-
-def refuse_other_model(header: RunHeader, target: TargetModel) -> None:
-    """Refuses a target whose weights are not those that a run began with.
-
-    Raises:
-        HambenchError: With both digests.
-    """
-    before, now = str(header.model.get("sha256")), target.identity.sha256
-    if before != now:
-        raise HambenchError(
-            f"{target.name} has changed since this run began (weights {before[:12]} then, {now[:12]} now): "
-            "start a new run"
-        )
 
 
 def _compare_with_the_beginning(

@@ -26,11 +26,15 @@ from hambench.kernels.cpu.library import (
     Library,
     Part,
     Shape,
-    Vector,
 )
-
-TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
-FLOATS = (torch.float32, torch.bfloat16)
+from hambench.kernels.cpu.operands import (
+    FLOATS,
+    TYPES,
+    LinearWeight,
+    check_tensor,
+    dense_weight,
+    vector_tensor,
+)
 
 
 class NonFiniteLogitError(ArithmeticError):
@@ -47,16 +51,6 @@ class NativeShape(NamedTuple):
     head_dim: int
     vocab_size: int
     rms_norm_eps: float
-
-
-class LinearWeight(NamedTuple):
-    """A weight ``[out, in]`` in float32 or bfloat16, or int8 codes with one scale per output."""
-
-    values: Tensor
-    scales: Tensor | None = None
-    """``[out]``, of int8."""
-    bias: Tensor | None = None
-    """``[out]``."""
 
 
 class LayerWeights(NamedTuple):
@@ -148,9 +142,9 @@ class NativeModel:
         functions = library.functions
         hidden, head_dim = shape.hidden_size, shape.head_dim
         frequencies = frequencies.to(torch.float32).contiguous()
-        _check("frequencies", frequencies, (head_dim // 2,), (torch.float32,))
+        check_tensor("frequencies", frequencies, (head_dim // 2,), (torch.float32,))
         if embedding is not None:
-            _check("embedding", embedding, (shape.vocab_size, hidden), FLOATS)
+            check_tensor("embedding", embedding, (shape.vocab_size, hidden), FLOATS)
         native_shape = Shape(
             hidden, shape.intermediate_size, len(layers), shape.num_heads, shape.num_kv_heads, head_dim,
             shape.vocab_size, TYPES[cache_type], 0 if embedding is None else TYPES[embedding.dtype],
@@ -164,18 +158,18 @@ class NativeModel:
         heads, kv_heads = shape.num_heads * head_dim, shape.num_kv_heads * head_dim
         for layer in layers:
             native_layer = Layer(
-                _dense("qkv", layer.qkv, heads + 2 * kv_heads, hidden),
-                _dense("out", layer.out, hidden, heads),
-                _dense("gate_up", layer.gate_up, 2 * shape.intermediate_size, hidden),
-                _dense("down", layer.down, hidden, shape.intermediate_size),
-                _vector("input_norm", layer.input_norm, hidden),
-                _vector("mlp_norm", layer.mlp_norm, hidden),
-                _vector("q_norm", layer.q_norm, head_dim),
-                _vector("k_norm", layer.k_norm, head_dim),
+                dense_weight("qkv", layer.qkv, heads + 2 * kv_heads, hidden),
+                dense_weight("out", layer.out, hidden, heads),
+                dense_weight("gate_up", layer.gate_up, 2 * shape.intermediate_size, hidden),
+                dense_weight("down", layer.down, hidden, shape.intermediate_size),
+                vector_tensor("input_norm", layer.input_norm, hidden),
+                vector_tensor("mlp_norm", layer.mlp_norm, hidden),
+                vector_tensor("q_norm", layer.q_norm, head_dim),
+                vector_tensor("k_norm", layer.k_norm, head_dim),
             )
             _raise_for(functions.hb_model_layer(handle, native_layer))
-        native_head = Dense() if head is None else _dense("head", head, shape.vocab_size, hidden)
-        norm = _vector("final_norm", final_norm, hidden)
+        native_head = Dense() if head is None else dense_weight("head", head, shape.vocab_size, hidden)
+        norm = vector_tensor("final_norm", final_norm, hidden)
         pointer = None if embedding is None else embedding.data_ptr()
         _raise_for(functions.hb_model_head(handle, native_head, norm, pointer))
         self._has_head = head is not None and final_norm is not None
@@ -219,12 +213,12 @@ class NativeModel:
             if self._embedding is None:
                 raise ValueError("inputs must be embeddings: the model was made without an embedding")
             ids = inputs.to(torch.int64).contiguous()
-            _check("inputs", ids, (num_rows,), (torch.int64,))
+            check_tensor("inputs", ids, (num_rows,), (torch.int64,))
             self._check_ids(ids.tolist())
             call.ids = ids.data_ptr()
         else:
             ids = inputs.to(torch.float32).contiguous()
-            _check("inputs", ids, (num_rows, width), (torch.float32,))
+            check_tensor("inputs", ids, (num_rows, width), (torch.float32,))
             call.embeddings = ids.data_ptr()
         logits = self._wanted(call, keep, head_rows, num_rows)
         if logits is not None:
@@ -309,8 +303,8 @@ class NativeModel:
         keys, values, past, num_rows = part
         capacity = keys.shape[2]
         size = (self.num_layers, self.shape.num_kv_heads, capacity, self.shape.head_dim)
-        _check("keys", keys, size, (self.cache_type,))
-        _check("values", values, size, (self.cache_type,))
+        check_tensor("keys", keys, size, (self.cache_type,))
+        check_tensor("values", values, size, (self.cache_type,))
         if past < 0 or num_rows < 1 or past + num_rows > capacity:
             raise ValueError(f"{num_rows} rows behind {past} slots don't fit a cache of {capacity} slots")
         native_part.keys, native_part.values = keys.data_ptr(), values.data_ptr()
@@ -365,40 +359,3 @@ def _raise_for(status: int) -> None:
         raise MemoryError("there is no memory for the native engine")
     if status != OK:
         raise ValueError(f"the native engine refused the call (status {status})")
-
-
-def _check(name: str, tensor: Tensor, size: tuple[int, ...], types: Sequence[torch.dtype]) -> None:
-    if (
-        tensor.shape != size
-        or tensor.dtype not in types
-        or tensor.device.type != "cpu"
-        or not tensor.is_contiguous()
-    ):
-        raise ValueError(
-            f"{name} must be contiguous {list(size)} in {' or '.join(map(str, types))} on the CPU, got "
-            f"{list(tensor.shape)} in {tensor.dtype} on {tensor.device} with strides {tensor.stride()}"
-        )
-
-
-def _vector(name: str, tensor: Tensor | None, size: int) -> Vector:
-    if tensor is None:
-        return Vector()
-    _check(name, tensor, (size,), FLOATS)
-    return Vector(tensor.data_ptr(), TYPES[tensor.dtype], size)
-
-
-def _dense(name: str, weight: LinearWeight, outputs: int, inputs: int) -> Dense:
-    values, scales, bias = weight
-    _check(f"{name}.values", values, (outputs, inputs), tuple(TYPES))
-    if (values.dtype == torch.int8) != (scales is not None):
-        raise ValueError(f"{name}.scales must be given with int8 values, and only with them")
-    dense = Dense(
-        values=values.data_ptr(), type=TYPES[values.dtype], outputs=outputs, inputs=inputs, row_stride=inputs
-    )
-    if scales is not None:
-        _check(f"{name}.scales", scales, (outputs,), FLOATS)
-        dense.scales, dense.scale_type = scales.data_ptr(), TYPES[scales.dtype]
-    if bias is not None:
-        _check(f"{name}.bias", bias, (outputs,), FLOATS)
-        dense.bias, dense.bias_type = bias.data_ptr(), TYPES[bias.dtype]
-    return dense

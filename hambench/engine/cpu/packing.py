@@ -7,7 +7,8 @@ from hambench.engine.linear import GatedLinear, Linear
 from hambench.engine.llama import DecoderLayer, DecoderStack, Llama
 from hambench.engine.shape import LlamaShape, rope_frequencies
 from hambench.kernels.cpu.library import Library
-from hambench.kernels.cpu.model import LayerWeights, LinearWeight, NativeModel, NativeShape, obstacle
+from hambench.kernels.cpu.model import LayerWeights, NativeModel, NativeShape, obstacle
+from hambench.kernels.cpu.operands import LinearWeight
 
 
 def native_obstacle(llama: Llama, library: Library) -> str | None:

@@ -5,14 +5,8 @@ import threading
 import pytest
 import torch
 
-from hambench.kernels.cpu.model import (
-    CachePart,
-    LayerWeights,
-    LinearWeight,
-    NativeModel,
-    NativeShape,
-    obstacle,
-)
+from hambench.kernels.cpu.model import CachePart, LayerWeights, NativeModel, NativeShape, obstacle
+from hambench.kernels.cpu.operands import LinearWeight
 
 SHAPE = NativeShape(
     hidden_size=32,
