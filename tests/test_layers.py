@@ -25,6 +25,7 @@ CONTRACT = {
     "groups",
     "method_facts",
     "paths",
+    "pip",
     "records",
     "registry",
     "store",

@@ -136,7 +136,8 @@ def device_of(name: str | None) -> torch.device:
 def _unstretched(config: Any, max_positions: int) -> str:
     """A word where the context is the one before RoPE scaling, which the config does not count in."""
     rope = getattr(config, "rope_parameters", None)
-    kind, factor = (rope.get("rope_type"), rope.get("factor")) if isinstance(rope, dict) else (None, None)
+    rope = rope if isinstance(rope, dict) else {}
+    kind, factor = rope.get("rope_type"), rope.get("factor")
     # the factor of llama3 and longrope is not how far the context is stretched
     if kind not in ("linear", "dynamic", "yarn") or not isinstance(factor, int | float) or not factor > 1:
         return ""

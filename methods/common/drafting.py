@@ -57,7 +57,7 @@ def load_draft(name: str, target: Target) -> LanguageModel:
         f"draft/{name}",
         lambda: load(name, dtype=str(target.dtype).removeprefix("torch."), device=str(target.device)),
     )
-    num_rows = target.llama.shape.vocab_size
+    num_rows = model.shape.vocab_size
     check_tokens(name, draft.tokenizer, draft.llama.shape.vocab_size, target)
     target.companions[f"draft {name}"] = draft.identity.sha256
     reference = draft.llama.reference
@@ -70,7 +70,7 @@ def load_draft(name: str, target: Target) -> LanguageModel:
         return draft.llama
     return target.shared(
         f"draft/{name}/as the target",
-        lambda: target.llama.with_same_backend(with_rows(reference, num_rows)),
+        lambda: model.with_same_backend(with_rows(reference, num_rows)),
     )
 
 

@@ -76,5 +76,5 @@ def with_rows(model: Llama, num_rows: int) -> Llama:
 
 
 def _ordinary(tokenizer: Any) -> dict[int, str]:
-    added = getattr(tokenizer, "get_added_vocab", dict)()
+    added: dict[str, int] = getattr(tokenizer, "get_added_vocab", dict)()
     return {index: token for token, index in tokenizer.get_vocab().items() if token not in added}

@@ -147,7 +147,8 @@ class TransformersSession:
 
 def bytes_per_slot(target: Target) -> int:
     """Bytes of one slot of the target's cache."""
-    return target.llama.new_cache(1).bytes_per_slot
+    num_bytes: int = target.llama.new_cache(1).bytes_per_slot
+    return num_bytes
 
 
 def _paused_generate(
