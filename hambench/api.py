@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hambench.analysis.metrics import measure_run
-from hambench.decoding import KnobValue
+from hambench.decoding import KnobValue, MethodConfig
 from hambench.errors import UnknownNameError
 from hambench.runner.sweep import Sweep
 from hambench.store import Run, load_run
@@ -91,7 +91,7 @@ class Results:
 
 def run(
     *,
-    methods: Sequence[str] = ("all",),
+    methods: Sequence[str | MethodConfig] = ("all",),
     suite: str | None = "longbench",
     model: str = "smollm2-135m",
     knobs: Mapping[str, Sequence[KnobValue]] | None = None,
@@ -103,7 +103,8 @@ def run(
     """Runs a sweep and returns its results as frames.
 
     Args:
-        methods: Registry names, with knobs if you like: ``"speculative[k=8]"``.
+        methods: Registry names, with knobs if you like (``"speculative[k=8]"``), or configs
+            (``SpeculativeConfig(num_draft_tokens=8)``).
         suite: A name of ``hambench ls suites`` or a YAML file.
         model: A registered name, a folder or a hub id.
         knobs: Axis values by knob, e.g. ``{"k": [2, 4], "confidence": [0.5, 0.8]}``.
@@ -120,7 +121,7 @@ def run(
     from hambench.runner.request import RunRequest
     from hambench.runner.start import start_run
 
-    values = {name: tuple(map(_as_text, each)) for name, each in (knobs or {}).items()}
+    values = {name: tuple(each) for name, each in (knobs or {}).items()}
     others = {name: tuple(each) for name, each in (axes or {}).items()}
     for name in others:
         if name not in AXES:
@@ -133,7 +134,3 @@ def run(
 def load(path: str | Path) -> Results:
     """The results of a stored run."""
     return Results(load_run(path))
-
-
-def _as_text(value: KnobValue) -> str:
-    return f"{value:.10g}" if isinstance(value, float) else str(value)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypeVar
@@ -346,11 +347,33 @@ class MethodConfig(ABC):
             if field not in names:
                 known = ", ".join(sorted(names | set(cls.aliases))) or "none"
                 raise HambenchError(f"method {cls.method!r} has no knob {name!r}; its knobs: {known}")
-            resolved[field] = value
+            resolved[field] = cls._checked(field, name, value)
         try:
             return cls(**resolved)
         except (TypeError, ValueError) as error:
             raise HambenchError(f"{cls.method}: {error}") from error
+
+    @classmethod
+    def knob_types(cls, field: str) -> frozenset[type]:
+        """The types that a field may have, ``NoneType`` included where it may be ``None``."""
+        hint = typing.get_type_hints(cls)[field]
+        if typing.get_origin(hint) is Literal:
+            return frozenset(map(type, typing.get_args(hint)))
+        return frozenset(typing.get_args(hint) or (hint,))
+
+    @classmethod
+    def _checked(cls, field: str, name: str, value: Any) -> Any:
+        """A knob's value as its field's type; only a whole number where a float is asked is converted."""
+        if not isinstance(value, int | float | str | None) and hasattr(value, "item"):
+            # a scalar of NumPy: a run's header holds plain values
+            value = value.item()
+        kinds = cls.knob_types(field)
+        if type(value) in kinds or not kinds <= {int, float, str, bool, type(None)}:
+            return value
+        if float in kinds and type(value) is int:
+            return float(value)
+        wanted = " or ".join(sorted("None" if kind is type(None) else kind.__name__ for kind in kinds))
+        raise HambenchError(f"{cls.method}: {name} must be {wanted}, got {value!r}")
 
     @classmethod
     def sweep(cls, knobs: Mapping[str, Any] | None = None) -> tuple[Self, ...]:

@@ -14,7 +14,9 @@ from hambench.cli._method_options import is_axis, method_options
 from hambench.errors import HambenchError, UnknownNameError
 from hambench.files import expanded
 from hambench.paths import runs_root
-from hambench.runner.sweep import DTYPES, Sweep, expand_values, split_methods
+from hambench.runner.axis_text import expand_values, split_methods
+from hambench.runner.knobs import parse_axes
+from hambench.runner.sweep import DTYPES, Sweep
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -202,20 +204,21 @@ def make_sweep(
     control: str = "none",
 ) -> Sweep:
     """A sweep from option texts; ``own_options`` are those of :func:`hambench.cli._method_options.knob_texts`."""
-    knobs = {name: expand_values(text) if is_axis(name) else (text,) for name, text in own_options.items()}
+    words = split_methods(methods)
+    texts = {name: expand_values(text) if is_axis(name) else (text,) for name, text in own_options.items()}
     for argument in method_args:
         name, equals, text = argument.partition("=")
         if not equals:
             raise HambenchError(f"--method-arg is KNOB=VALUES or METHOD.KNOB=VALUES, got {argument!r}")
-        if name in knobs:
+        if name in texts:
             raise HambenchError(
                 f"the knob {name} is given twice: list its values with commas, got {argument!r}"
             )
-        knobs[name] = expand_values(text)
+        texts[name] = expand_values(text)
     return Sweep(
         model=model,
-        methods=split_methods(methods),
-        knobs=knobs,
+        methods=words,
+        knobs=parse_axes(words, texts),
         dtype=dtype,
         regimes=expand_values(regime),
         kernels=expand_values(kernels),

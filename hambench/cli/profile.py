@@ -71,7 +71,8 @@ def _profile(
     from hambench.decoding import SamplingParams
     from hambench.profiling.memory import measure_kv_memory
     from hambench.profiling.profile import profile_method
-    from hambench.runner.sweep import Sweep, config_of, split_methods
+    from hambench.runner.axis_text import split_methods
+    from hambench.runner.sweep import Sweep, config_of
 
     sweep = Sweep(model=where["model"], methods=split_methods(name), knobs={}, dtype=where["dtype"])
     cell = sweep.single()

@@ -1,35 +1,22 @@
-"""From command-line words to cells: methods, knob values and axes expanded into configurations. Pure data, no torch."""
+"""From methods, knob values and axes to cells: the product of all of them. Pure data, no torch."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import math
-import types
-import typing
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hambench.decoding import KnobValue, MethodConfig
 from hambench.errors import HambenchError
 from hambench.records import Cell
-from hambench.registry import method_config, method_names
-from hambench.runner.axis_text import expand_values, parse_method, split_methods
+from hambench.registry import method_config
+from hambench.runner.knobs import ALL, field_of, requested_methods
 
 if TYPE_CHECKING:
     from hambench.models.target import TargetModel
 
-__all__ = [
-    "DTYPES",
-    "Expansion",
-    "Sweep",
-    "config_of",
-    "expand_values",
-    "parse_knob",
-    "split_methods",
-]
-
-ALL = "all"
 DTYPES = ("float32", "bfloat16", "float16")
 REGIMES = ("eager", "graph")
 KERNELS = ("reference", "fused")
@@ -42,10 +29,10 @@ class Sweep:
     """What to compare: the product of methods' knob values and of the conditions they run under, on one model."""
 
     model: str
-    methods: tuple[str, ...] = (ALL,)
-    """Registry names, ``all``, or a name with knobs: ``speculative[k=8,kv=shared]``."""
-    knobs: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
-    """Values by knob, as text; a key is ``knob`` (every method that has it) or ``method.knob``."""
+    methods: tuple[str | MethodConfig, ...] = (ALL,)
+    """Registry names, ``all``, a name with knobs as a label has them (``speculative[k=8,kv=shared]``), or configs."""
+    knobs: Mapping[str, Sequence[KnobValue]] = dataclasses.field(default_factory=dict)
+    """Values by knob, of the type of its field; a key is ``knob`` (every method that has it) or ``method.knob``."""
     dtype: str = "bfloat16"
     regimes: tuple[str, ...] = ("eager",)
     kernels: tuple[str, ...] = ("reference",)
@@ -83,7 +70,7 @@ class Sweep:
         configs: list[MethodConfig] = []
         left_out: list[str] = []
         used: set[str] = set()
-        for name, fixed, explicit in _requested(self.methods):
+        for name, fixed, explicit in requested_methods(self.methods):
             for config in self._configs(name, fixed, used):
                 reason = config.unavailable_for(self.model)
                 if reason is None and target is not None:
@@ -151,19 +138,21 @@ class Sweep:
             )
         return cells[0]
 
-    def _configs(self, name: str, fixed: Mapping[str, str], used: set[str]) -> list[MethodConfig]:
+    def _configs(self, name: str, fixed: Mapping[str, KnobValue], used: set[str]) -> list[MethodConfig]:
         config_class = method_config(name)
-        axes: dict[str, list[KnobValue]] = {
-            field: [parse_knob(config_class, field, value)] for field, value in fixed.items()
+        axes: dict[str, Sequence[KnobValue]] = {
+            field_of(config_class, knob) or knob: (value,) for knob, value in fixed.items()
         }
-        for key, texts in self.knobs.items():
+        given = set(axes)
+        for key, values in self.knobs.items():
             method, _, knob = key.rpartition(".")
-            field = _field_name(config_class, knob)
+            field = field_of(config_class, knob)
             if method not in ("", name) or (field is None and not method):
                 continue
             used.add(key)
-            if knob not in fixed:
-                axes[knob] = [parse_knob(config_class, knob, text) for text in texts]
+            # an unknown knob is refused where the config is made, with the knobs there are
+            if (field or knob) not in given:
+                axes[field or knob] = values
         _refuse_too_many(*axes.values())
         fixed_axes = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
         configs = [config for knob_values in fixed_axes for config in config_class.sweep(knob_values)]
@@ -187,60 +176,6 @@ class Expansion:
 def config_of(cell: Cell) -> MethodConfig:
     """The config a cell was made from."""
     return method_config(cell.method).from_knobs(cell.knobs)
-
-
-def parse_knob(config_class: type[MethodConfig], name: str, text: str) -> KnobValue:
-    """A knob's value from text, by the type of its field.
-
-    Raises:
-        HambenchError: For an unknown knob, or text that is no such value.
-    """
-    field = _field_name(config_class, name)
-    if field is None:
-        config_class.from_knobs({name: text})  # raises, naming the knobs there are
-        raise HambenchError(f"method {config_class.method!r} has no knob {name!r}")
-    kinds = _scalar_types(typing.get_type_hints(config_class)[field])
-    if type(None) in kinds and text.lower() == "none":
-        return None
-    try:
-        if bool in kinds:
-            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[
-                text.lower()
-            ]
-        if int in kinds:
-            return int(text)
-        if float in kinds:
-            return float(text)
-    except (KeyError, ValueError) as error:
-        wanted = " or ".join(sorted(kind.__name__ for kind in kinds if kind is not type(None)))
-        raise HambenchError(f"{config_class.method}: {name} must be {wanted}, got {text!r}") from error
-    return text
-
-
-def _requested(names: Sequence[str]) -> list[tuple[str, dict[str, str], bool]]:
-    """(method, fixed knobs, named explicitly) for each word of ``--methods``."""
-    requested: list[tuple[str, dict[str, str], bool]] = []
-    for word in names:
-        if word == ALL:
-            requested += [(name, {}, False) for name in method_names() if method_config(name).in_all]
-            continue
-        name, fixed = parse_method(word)
-        method_config(name)
-        requested.append((name, fixed, True))
-    return requested
-
-
-def _field_name(config_class: type[MethodConfig], knob: str) -> str | None:
-    field = config_class.aliases.get(knob, knob).replace("-", "_")
-    return field if field in {item.name for item in dataclasses.fields(config_class)} else None
-
-
-def _scalar_types(hint: Any) -> set[type]:
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        return set(typing.get_args(hint))
-    if typing.get_origin(hint) is typing.Literal:
-        return {type(value) for value in typing.get_args(hint)}
-    return {hint}
 
 
 def _check_words(name: str, given: Sequence[str], known: Sequence[str]) -> None:

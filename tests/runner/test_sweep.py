@@ -3,11 +3,14 @@ from pathlib import Path
 import pytest
 
 from hambench.errors import HambenchError, UnknownNameError
-from hambench.runner.sweep import Sweep, config_of, expand_values, split_methods
+from hambench.methods.speculative import SpeculativeConfig
+from hambench.runner.axis_text import expand_values, split_methods
+from hambench.runner.knobs import parse_axes
+from hambench.runner.sweep import Sweep, config_of
 
 
-def labels(**kwargs):
-    return [cell.label for cell in Sweep(model="m", **kwargs).expand().cells]
+def labels(model="m", **kwargs):
+    return [cell.label for cell in Sweep(model=model, **kwargs).expand().cells]
 
 
 def test_an_axis_is_expanded_by_its_defaults():
@@ -15,7 +18,7 @@ def test_an_axis_is_expanded_by_its_defaults():
 
 
 def test_an_axis_flag_replaces_the_defaults_and_reaches_every_method_that_has_the_knob():
-    assert labels(methods=("speculative", "prompt_lookup"), knobs={"k": ["3", "7"]}) == [
+    assert labels(methods=("speculative", "prompt_lookup"), knobs={"k": [3, 7]}) == [
         "speculative[k=3]",
         "speculative[k=7]",
         "prompt_lookup[k=3]",
@@ -25,7 +28,7 @@ def test_an_axis_flag_replaces_the_defaults_and_reaches_every_method_that_has_th
 
 def test_a_knob_can_be_given_to_one_method_only():
     found = labels(
-        methods=("speculative", "prompt_lookup"), knobs={"speculative.k": ["1"], "prompt_lookup.n": ["2"]}
+        methods=("speculative", "prompt_lookup"), knobs={"speculative.k": [1], "prompt_lookup.n": [2]}
     )
     assert found == ["speculative[k=1]", "prompt_lookup[n=2]"]
 
@@ -86,16 +89,67 @@ def test_a_broken_axis_is_refused(text):
     ("methods", "knobs", "message"),
     [
         (("vanila",), {}, "did you mean vanilla"),
-        (("speculative",), {"k": ["0"]}, r"num_draft_tokens \(k\) must be >= 1, got 0"),
-        (("speculative",), {"k": ["two"]}, "k must be int, got 'two'"),
-        (("vanilla",), {"k": ["2"]}, "no chosen method has the knob 'k'"),
-        (("vanilla",), {"vanilla.k": ["2"]}, "method 'vanilla' has no knob 'k'"),
+        (("speculative",), {"k": [0]}, r"num_draft_tokens \(k\) must be >= 1, got 0"),
+        (("speculative",), {"k": ["4"]}, "speculative: num_draft_tokens must be int, got '4'"),
+        (("speculative",), {"k": [True]}, "speculative: num_draft_tokens must be int, got True"),
+        (("speculative",), {"k": [2.0]}, r"speculative: num_draft_tokens must be int, got 2\.0"),
+        (("hamburger",), {"checkpoint": [3]}, "hamburger: checkpoint must be None or str, got 3"),
+        (("vanilla",), {"k": [2]}, "no chosen method has the knob 'k'"),
+        (("vanilla",), {"vanilla.k": [2]}, "method 'vanilla' has no knob 'k'"),
         (("speculative[k]",), {}, "name\\[knob=value"),
     ],
 )
 def test_bad_requests_get_one_clear_line(methods, knobs, message):
     with pytest.raises(HambenchError, match=message):
         Sweep(model="m", methods=methods, knobs=knobs).expand()
+
+
+def test_text_becomes_the_type_of_each_methods_own_field():
+    texts = {"k": ("3", "7"), "prompt_lookup.n": ("2",)}
+    assert parse_axes(("speculative[kv=shared]", "prompt_lookup"), texts) == {
+        "speculative.k": (3, 7),
+        "prompt_lookup.k": (3, 7),
+        "prompt_lookup.n": (2,),
+    }
+    assert parse_axes(("hamburger",), {"confidence": ("1", "0.5"), "checkpoint": ("none",)}) == {
+        "hamburger.confidence": (1.0, 0.5),
+        "hamburger.checkpoint": (None,),
+    }
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ({"k": ("two",)}, "speculative: k must be int, got 'two'"),
+        ({"confidence": ("0.5",)}, "no chosen method has the knob 'confidence'"),
+        ({"vanilla.k": ("2",)}, "no chosen method has the knob 'vanilla.k'"),
+        ({"speculative.n": ("2",)}, "method 'speculative' has no knob 'n'"),
+    ],
+)
+def test_text_that_is_no_value_of_a_chosen_method_is_refused(texts, message):
+    with pytest.raises(HambenchError, match=message):
+        parse_axes(("speculative",), texts)
+
+
+def test_values_stay_what_they_are_and_a_whole_number_is_a_float_where_one_is_asked():
+    exact = 0.1 + 0.2
+    sweep = Sweep(model="smollm2-135m", methods=("hamburger",), knobs={"confidence": [exact, 1]})
+    cells = sweep.expand().cells
+    assert [cell.knobs["confidence"] for cell in cells] == [exact, 1.0]
+    assert all(type(cell.knobs["confidence"]) is float for cell in cells)
+
+
+def test_numbers_of_numpy_become_plain_ones():
+    numpy = pytest.importorskip("numpy")
+    cells = Sweep(model="m", methods=("speculative",), knobs={"k": numpy.arange(2, 4)}).expand().cells
+    assert [type(cell.knobs["num_draft_tokens"]) for cell in cells] == [int, int]
+
+
+def test_a_config_is_a_method_and_an_axis_does_not_change_what_it_fixes():
+    config = SpeculativeConfig(num_draft_tokens=8, kv="shared")
+    assert labels(methods=(config, "vanilla"), knobs={"k": [2]}) == ["speculative[k=8,kv=shared]", "vanilla"]
+    # a knob fixed by its long name is fixed for its alias too
+    assert labels(methods=("speculative[num_draft_tokens=8]",), knobs={"k": [2]}) == ["speculative[k=8]"]
 
 
 def test_unknown_method_lists_what_exists():
@@ -105,9 +159,10 @@ def test_unknown_method_lists_what_exists():
 
 
 def test_a_fine_tuned_methods_control_is_added_once():
-    one = labels(methods=("hamburger",), knobs={"confidence": ["0.5"], "checkpoint": ["x"]}, controls=True)
-    assert one == ["hamburger[c=0.5,checkpoint=x]", "hamburger[c=1.1,checkpoint=x]"]
-    swept = labels(methods=("hamburger",), knobs={"checkpoint": ["x"]}, controls=True)
+    shipped = "smollm2-135m"
+    one = labels(model=shipped, methods=("hamburger",), knobs={"confidence": [0.5]}, controls=True)
+    assert one == ["hamburger[c=0.5]", "hamburger[c=1.1]"]
+    swept = labels(model=shipped, methods=("hamburger",), controls=True)
     assert len(swept) == len(set(swept)) == 6
 
 

@@ -49,7 +49,7 @@ def command(
     as_json: bool,
 ) -> None:
     """Measure TTFT, TPOT, bursts and throughput of a server at 1, 2, 4, … users."""
-    from hambench.runner.sweep import expand_values
+    from hambench.runner.axis_text import expand_values
 
     try:
         levels = [int(text) for text in expand_values(concurrency)]

@@ -33,7 +33,8 @@ def command(
     from hambench.errors import HambenchError
     from hambench.machine.nvml import MIN_ENERGY_WINDOW_S, gpu_of
     from hambench.models.target import load
-    from hambench.runner.sweep import Sweep, config_of, split_methods
+    from hambench.runner.axis_text import split_methods
+    from hambench.runner.sweep import Sweep, config_of
 
     if window_s < MIN_ENERGY_WINDOW_S:
         raise HambenchError(f"--window must be >= {MIN_ENERGY_WINDOW_S:g} seconds, got {window_s:g}")

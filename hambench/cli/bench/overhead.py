@@ -36,7 +36,7 @@ def command(
     Also what the profiler's ranges cost while nothing is profiled.
     """
     from hambench.bench.overhead import measure_overhead
-    from hambench.runner.sweep import split_methods
+    from hambench.runner.axis_text import split_methods
 
     results = measure_overhead(
         model=model,

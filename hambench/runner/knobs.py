@@ -1,0 +1,98 @@
+"""Knobs as typed values: finds a knob's field, reads its text as the field's type, and checks values that are given.
+
+Text becomes values here and nowhere else; :class:`hambench.runner.sweep.Sweep` holds values only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from hambench.decoding import KnobValue, MethodConfig
+from hambench.errors import HambenchError
+from hambench.registry import method_config, method_names
+from hambench.runner.axis_text import parse_method
+
+ALL = "all"
+_BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+
+def field_of(config_class: type[MethodConfig], knob: str) -> str | None:
+    """The field that a knob's name or alias stands for; ``None`` if the method has none."""
+    field = config_class.aliases.get(knob, knob).replace("-", "_")
+    return field if field in {item.name for item in dataclasses.fields(config_class)} else None
+
+
+def parse_knob(config_class: type[MethodConfig], name: str, text: str) -> KnobValue:
+    """A knob's value from text, by the type of its field.
+
+    Raises:
+        HambenchError: For an unknown knob, or text that is no such value.
+    """
+    field = field_of(config_class, name)
+    if field is None:
+        config_class.from_knobs({name: text})  # raises, naming the knobs there are
+        raise HambenchError(f"method {config_class.method!r} has no knob {name!r}")
+    kinds = config_class.knob_types(field)
+    if type(None) in kinds and text.lower() == "none":
+        return None
+    try:
+        if bool in kinds:
+            return _BOOLEANS[text.lower()]
+        if int in kinds:
+            return int(text)
+        if float in kinds:
+            return float(text)
+    except (KeyError, ValueError) as error:
+        wanted = " or ".join(sorted(kind.__name__ for kind in kinds if kind is not type(None)))
+        raise HambenchError(f"{config_class.method}: {name} must be {wanted}, got {text!r}") from error
+    return text
+
+
+def requested_methods(
+    methods: Sequence[str | MethodConfig],
+) -> list[tuple[str, dict[str, KnobValue], bool]]:
+    """(method, knobs it is given, whether it was named itself) for each method that is asked for.
+
+    Args:
+        methods: Registry names, ``all``, names with knobs as labels have them (``speculative[k=8]``), or configs.
+
+    Raises:
+        HambenchError: For an unknown method or knob, or a word that is written otherwise.
+    """
+    requested: list[tuple[str, dict[str, KnobValue], bool]] = []
+    for word in methods:
+        if isinstance(word, MethodConfig):
+            requested.append((word.method, word.knobs(), True))
+        elif word == ALL:
+            requested += [(name, {}, False) for name in method_names() if method_config(name).in_all]
+        else:
+            name, texts = parse_method(word)
+            config_class = method_config(name)
+            fixed = {knob: parse_knob(config_class, knob, text) for knob, text in texts.items()}
+            requested.append((name, fixed, True))
+    return requested
+
+
+def parse_axes(
+    methods: Sequence[str | MethodConfig], texts: Mapping[str, Sequence[str]]
+) -> dict[str, tuple[KnobValue, ...]]:
+    """Values by ``method.knob`` from texts by ``knob`` or ``method.knob``, each read as its own method's type.
+
+    Raises:
+        HambenchError: For a knob that no chosen method has, or text that is no such value.
+    """
+    chosen = dict.fromkeys(name for name, _, _ in requested_methods(methods))
+    values: dict[str, tuple[KnobValue, ...]] = {}
+    for key, axis in texts.items():
+        prefix, _, knob = key.rpartition(".")
+        owners = [
+            name
+            for name in chosen
+            if prefix == name or (not prefix and field_of(method_config(name), knob) is not None)
+        ]
+        if not owners:
+            raise HambenchError(f"no chosen method has the knob {key!r}")
+        for name in owners:
+            values[f"{name}.{knob}"] = tuple(parse_knob(method_config(name), knob, text) for text in axis)
+    return values
