@@ -347,6 +347,10 @@ class RunHeader:
     """Answers of full length whatever was emitted: speed only, no scores."""
     fidelity: bool = True
     """Whether every answer is judged by the target after it was made."""
+    think_end: str | None = None
+    """String behind which the scored text begins, where the model's thinking was cut."""
+    chat_template_args: dict[str, str | int | float | bool | None] = field(default_factory=dict)
+    """Variables that were given to the model's chat template."""
     max_remeasured: int = 2
     """How often a contaminated timing was taken again."""
     suite_spec: dict[str, Any] = field(default_factory=dict)

@@ -92,6 +92,17 @@ def model_options(function: F) -> F:
     )(function)
 
 
+def chat_option(function: F) -> F:
+    """``--chat-template-arg``."""
+    return click.option(
+        "--chat-template-arg",
+        "chat_template_args",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="A variable of the model's chat template: enable_thinking=false.",
+    )(function)
+
+
 def sweep_options(function: F) -> F:
     """``--methods`` and the axes."""
     options = [

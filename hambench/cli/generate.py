@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hambench.cli._method_options import knob_texts, method_options
-from hambench.cli._options import make_sweep, model_options
+from hambench.cli._options import chat_option, make_sweep, model_options
 from hambench.errors import HambenchError
+from hambench.terminal_text import terminal_safe
 
 if TYPE_CHECKING:
     from hambench.decoding import DecodingMethod, SamplingParams
@@ -37,6 +38,7 @@ Examples:
 @click.option("--max-steps", type=int, help="Stop after so many steps, the prefill included.")
 @click.option("--ignore-eos", is_flag=True)
 @click.option("--raw", is_flag=True, help="Do not wrap the prompt in the model's chat template.")
+@chat_option
 @click.option("--temperature", type=float, default=0.0, show_default=True)
 @click.option("--top-p", type=float, default=1.0, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -57,9 +59,11 @@ def command(prompt: str | None, prompt_ids: str | None, as_json: bool, **options
     )
     cell = sweep.single()
     from hambench.decoding import SamplingParams
+    from hambench.engine.chat import parse_arguments
     from hambench.models.target import load
     from hambench.runner.sweep import config_of
 
+    arguments = parse_arguments(options["chat_template_args"])
     try:
         params = SamplingParams(
             max_new_tokens=options["max_new_tokens"],
@@ -70,6 +74,7 @@ def command(prompt: str | None, prompt_ids: str | None, as_json: bool, **options
     except ValueError as error:
         raise HambenchError(str(error)) from error
     target = load(options["model"], dtype=options["dtype"], device=options["device"])
+    target.chat_arguments = arguments
     ids = ids if ids is not None else _encode(prompt or "", target, raw=options["raw"])
     _check_ids(ids, target)
     method = config_of(cell).build(target)
@@ -92,13 +97,15 @@ def _encode(prompt: str, target: TargetModel, *, raw: bool) -> list[int]:
     tokenizer = target.tokenizer
     if tokenizer is None:
         raise HambenchError(f"{target.name} has no tokenizer: give --prompt-ids")
+    from hambench.engine.chat import check_arguments, encode_chat
+    from hambench.engine.text import encode_text
+
+    if raw and target.chat_arguments:
+        raise HambenchError("--chat-template-arg has no effect with --raw: leave one of them out")
     if raw or not getattr(tokenizer, "chat_template", None):
-        ids: list[int] = tokenizer(prompt)["input_ids"]
-        return ids
-    messages = [{"role": "user", "content": prompt}]
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    chat_ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return chat_ids
+        check_arguments(tokenizer, target.chat_arguments)
+        return encode_text(prompt, tokenizer)
+    return encode_chat(tokenizer, [{"role": "user", "content": prompt}], target.chat_arguments)
 
 
 def _check_ids(ids: list[int], target: TargetModel) -> None:
@@ -120,23 +127,28 @@ def _decode(
     show: bool,
 ) -> GenerationTrace:
     from hambench.engine.loop import stream
-    from hambench.engine.text import TextStream
     from hambench.records import GenerationTrace
+    from hambench.serving.answer_text import AnswerText
 
     eos_ids = () if options["ignore_eos"] else target.eos_ids
-    text = TextStream(target.tokenizer) if show and target.tokenizer is not None else None
+    text = AnswerText(target.tokenizer, (), end_ids=eos_ids) if target.tokenizer is not None else None
     run = stream(method, ids, params, eos_ids=eos_ids, max_steps=options["max_steps"])
     steps: list[StepRecord] = []
+
+    def write(piece: str) -> None:
+        if show:
+            # what a model writes is shown and never obeyed, on a terminal and in a pipe to one; --json has it raw
+            sys.stdout.write(terminal_safe(piece))
+            sys.stdout.flush()
+
     while True:
         try:
             step = next(run)
         except StopIteration as end:
+            write(text.rest() if text is not None else "")
             return GenerationTrace(prompt_tokens=len(ids), steps=tuple(steps), finish=end.value)
         steps.append(step)
-        if show:
-            piece = text.add(step.tokens) if text is not None else " ".join(map(str, step.tokens)) + " "
-            sys.stdout.write(piece)
-            sys.stdout.flush()
+        write(text.add(step.tokens) if text is not None else " ".join(map(str, step.tokens)) + " ")
 
 
 def _as_object(
@@ -144,9 +156,9 @@ def _as_object(
 ) -> dict[str, Any]:
     import dataclasses
 
-    text = None
-    if target.tokenizer is not None:
-        text = target.tokenizer.decode(list(trace.token_ids), skip_special_tokens=True)
+    from hambench.engine.text import answer_text
+
+    text = None if target.tokenizer is None else answer_text(trace, target.tokenizer, ())
     return {
         "method": method.name,
         "model": dataclasses.asdict(target.identity),

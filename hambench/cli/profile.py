@@ -69,6 +69,7 @@ def _profile(
     import re
 
     from hambench.decoding import SamplingParams
+    from hambench.engine.text import encode_text
     from hambench.profiling.memory import measure_kv_memory
     from hambench.profiling.profile import profile_method
     from hambench.runner.axis_text import split_methods
@@ -76,7 +77,7 @@ def _profile(
 
     sweep = Sweep(model=where["model"], methods=split_methods(name), knobs={}, dtype=where["dtype"])
     cell = sweep.single()
-    ids = target.tokenizer(prompt)["input_ids"] if target.tokenizer else [1] * 16
+    ids = encode_text(prompt, target.tokenizer) if target.tokenizer else [1] * 16
     config = config_of(cell)
     method = config.build(target)
     trace = (

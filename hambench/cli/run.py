@@ -14,6 +14,7 @@ from hambench.cli._method_options import knob_texts
 from hambench.cli._options import (
     RunFolder,
     UserPath,
+    chat_option,
     config_option,
     make_sweep,
     model_options,
@@ -24,6 +25,7 @@ from hambench.cli._options import (
 from hambench.cli._streams import echo_json_text
 from hambench.errors import FolderTakenError, HambenchError
 from hambench.paths import runs_root
+from hambench.terminal_text import terminal_safe
 
 if TYPE_CHECKING:
     from hambench.runner.request import RunRequest
@@ -78,6 +80,12 @@ Examples:
 @click.option("--temperature", type=float, default=0.0, show_default=True)
 @click.option("--top-p", type=float, default=1.0, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
+@chat_option
+@click.option(
+    "--think-end",
+    metavar="TOKEN",
+    help="Score what stands behind the last TOKEN: </think>; stop strings count from there.",
+)
 @click.option("--ignore-eos", is_flag=True, help="Fixed lengths: speed only, no scores.")
 @click.option("--allow-code-execution", is_flag=True, help="Let HumanEval and MBPP run the model's programs.")
 @click.option(
@@ -168,6 +176,7 @@ def command(
         run = judge(folder, device=str(run.header.model.get("device") or "cpu"))
         proxies = proxy_rows(run)
     report_path = _write_report(run) if report else None
+    _warn_of_thinking(run)
     if as_json:
         from hambench.analysis.summary import cell_objects, to_json_line
 
@@ -175,6 +184,7 @@ def command(
         for item in cell_objects(run):
             more = {"losslessness": judged[item["cell"]]} if judged else {}
             echo_json_text(to_json_line({**item, **more}))
+        _exit_if_all_failed(run)
         return
     from hambench.analysis.summary import render_table
 
@@ -186,12 +196,33 @@ def command(
     click.echo(f"run: {run.path}")
     if report_path is not None:
         click.echo(f"report: {report_path}")
+    _exit_if_all_failed(run)
+
+
+def _warn_of_thinking(run: Run) -> None:
+    from hambench.analysis.thinking import advice, uncut_thinking
+
+    answers = [record for record in run.measured if record.text is not None]
+    num, marker = uncut_thinking(answers)
+    if marker is not None and run.header.think_end is None:
+        click.echo(f"hambench: {advice(num, len(answers), marker)}", err=True)
+
+
+def _exit_if_all_failed(run: Run) -> None:
+    """A run without any answer measured nothing: exit code 3, as everywhere."""
+    errors = [record.error for record in run.measured if record.error is not None]
+    if errors and len(errors) == len(run.measured):
+        click.echo(
+            f"hambench: all {len(errors)} answers failed; the first: {terminal_safe(errors[0])}", err=True
+        )
+        raise click.exceptions.Exit(3)
 
 
 def request_from(
     suite: str | None, allow_code_execution: bool, fidelity: bool = True, **options: Any
 ) -> RunRequest:
     """The request that the options of ``hambench run`` (or ``plan``) describe."""
+    from hambench.engine.chat import parse_arguments
     from hambench.runner.generator import DecodingOptions
     from hambench.runner.request import RunRequest
 
@@ -237,6 +268,8 @@ def request_from(
             top_p=options["top_p"],
             seed=options["seed"],
             ignore_eos=options["ignore_eos"],
+            think_end=options["think_end"],
+            chat_template_args=parse_arguments(options["chat_template_args"]),
         ),
     )
 

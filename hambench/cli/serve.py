@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from hambench.cli._method_options import knob_texts, method_options
-from hambench.cli._options import make_sweep, model_options
+from hambench.cli._options import chat_option, make_sweep, model_options
 from hambench.errors import HambenchError
 
 _LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -27,15 +27,26 @@ Examples:
 @click.option("--method", default="vanilla", show_default=True, metavar="NAME")
 @click.option("--method-arg", "method_args", multiple=True, metavar="KNOB=VALUE")
 @model_options
+@chat_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8000,
+    show_default=True,
+    help="0 takes a free one, and says which.",
+)
 @click.option("--max-waiting", type=click.IntRange(0), default=8, show_default=True, help="More get a 429.")
 @click.option("--max-body", type=click.IntRange(1024), default=4 * 2**20, show_default=True, metavar="BYTES")
 @click.option("--api-key-env", metavar="NAME", help="Ask for the key that this environment variable holds.")
 def command(
     host: str, port: int, max_waiting: int, max_body: int, api_key_env: str | None, **options: Any
 ) -> None:
-    """Serve chat and text completions, one request at a time, streaming by burst."""
+    """Serve chat and text completions, one request at a time, streaming by burst.
+
+    Ctrl-C and SIGTERM end it after the running answers. Exit codes: 0 after Ctrl-C, 2 for wrong options or an address
+    that can't be listened on.
+    """
     cell = make_sweep(
         model=options["model"],
         dtype=options["dtype"],
@@ -45,18 +56,23 @@ def command(
     ).single()
     api_key = _key(api_key_env)
     try:
-        import uvicorn
-
         from hambench.serving.app import LOOPBACK, create_app
+        from hambench.serving.listening import listen, serve
     except ImportError as error:
         missing = f"serving needs {error.name}, which is not installed"
         raise HambenchError(f"{missing}: pip install 'hambench[serve]'") from error
+    from hambench.engine.chat import check_arguments, parse_arguments
     from hambench.models.target import load
     from hambench.runner.sweep import config_of
 
+    arguments = parse_arguments(options["chat_template_args"])
+    # before the model is loaded: a port that is taken should not take a minute to be told
+    listener = listen(host, port)
     target = load(options["model"], dtype=options["dtype"], device=options["device"])
     if target.tokenizer is None:
         raise HambenchError(f"{target.name} has no tokenizer, so it can't be served")
+    check_arguments(target.tokenizer, arguments)
+    target.chat_arguments = arguments
     method = config_of(cell).build(target)
     click.echo(f"warming up {method.name} on {target.name}", err=True)
     method.warmup()
@@ -72,8 +88,7 @@ def command(
         allowed_hosts=LOOPBACK if host in _LOCAL else ("*",),
         api_key=api_key,
     )
-    click.echo(f"serving {method.name} at http://{host}:{port}/v1", err=True)
-    uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False)
+    serve(app, listener, lambda url: click.echo(f"serving {method.name} at {url}/v1", err=True))
 
 
 def _key(name: str | None) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from hambench.engine.text import encode_text
@@ -18,6 +18,8 @@ from hambench.errors import HambenchError
 TemplateValue = str | int | float | bool | None
 _UNUSED = range(0xF0000, 0xFFFFE)
 """A private-use plane: characters that stand for control tokens while a template runs."""
+_END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|eom_id|>", "<|end|>", "<|return|>", "<|eot|>")
+"""Of ChatML, Llama 3, Gemma, Llama 3's tool calls, Phi, gpt-oss and Llama 4."""
 
 
 class ChatTemplateError(HambenchError):
@@ -116,6 +118,24 @@ def render_chat(
     return text
 
 
+def chat_template(
+    tokenizer: Any, arguments: Mapping[str, TemplateValue] | None = None
+) -> Callable[..., str] | None:
+    """:func:`render_chat` of one tokenizer, as suites call it; ``None`` if it has no chat template.
+
+    Raises:
+        ChatTemplateError: If an argument would have no effect.
+    """
+    check_arguments(tokenizer, arguments or {})
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+
+    def render(messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> str:
+        return render_chat(tokenizer, messages, arguments, add_generation_prompt=add_generation_prompt)
+
+    return render
+
+
 def encode_chat(
     tokenizer: Any,
     messages: Sequence[Mapping[str, str]],
@@ -149,6 +169,29 @@ def encode_chat(
             )
             ids += letters["input_ids"]
     return ids
+
+
+def end_of_turn_ids(tokenizer: Any) -> set[int]:
+    """Control tokens with which the chat template ends the assistant's turn.
+
+    The template is asked: it renders an answer, and the control token that follows is the marker. A template that
+    refuses is read for the markers of well-known families instead.
+    """
+    template = getattr(tokenizer, "chat_template", None)
+    if not template:
+        return set()
+    vocabulary, controls = tokenizer.get_vocab(), _controls(tokenizer)
+    answer = "hambench asks"
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
+    try:
+        behind = str(tokenizer.apply_chat_template(turns, tokenize=False)).rpartition(answer)[2].lstrip()
+    except Exception:
+        known = {marker for marker in _END_OF_TURN if marker in str(template)}
+    else:
+        longest = max((marker for marker in controls if behind.startswith(marker)), key=len, default=None)
+        known = {longest} if longest is not None else set()
+        known |= {marker for marker in _END_OF_TURN[:2] if marker in str(template)}
+    return {vocabulary[marker] for marker in known if marker in vocabulary}
 
 
 def _controls(tokenizer: Any) -> dict[str, Any]:

@@ -26,6 +26,7 @@ def generate(
     *,
     eos_ids: Collection[int] = (),
     stop: Sequence[str] = (),
+    think_end: str | None = None,
     decode_text: DecodeText | None = None,
     max_steps: int | None = None,
     clock: Clock = time.perf_counter,
@@ -37,6 +38,7 @@ def generate(
         params,
         eos_ids=eos_ids,
         stop=stop,
+        think_end=think_end,
         decode_text=decode_text,
         max_steps=max_steps,
         clock=clock,
@@ -56,6 +58,7 @@ def stream(
     *,
     eos_ids: Collection[int] = (),
     stop: Sequence[str] = (),
+    think_end: str | None = None,
     decode_text: DecodeText | None = None,
     max_steps: int | None = None,
     clock: Clock = time.perf_counter,
@@ -68,6 +71,7 @@ def stream(
         params: Limit and sampling; the limit counts EOS.
         eos_ids: Ids that end the answer (counted); empty to ignore EOS.
         stop: Strings that end the answer: the token completing the first of them is the last one counted.
+        think_end: String that ends the model's thinking; before it no stop string is looked for.
         decode_text: Turns ids into text; needed when ``stop`` is given.
         max_steps: Most steps, the prefill included.
         clock: Seconds from any fixed point.
@@ -76,7 +80,7 @@ def stream(
         raise ValueError("prompt_ids must hold at least one id, got none")
     if stop and decode_text is None:
         raise ValueError("stop strings need decode_text to look for them, got None")
-    ends_text = _StopStrings(stop, decode_text) if stop and decode_text else None
+    ends_text = _StopStrings(stop, decode_text, think_end) if stop and decode_text else None
     session = method.start(prompt_ids, params)
     num_emitted = 0
     num_steps = 0
@@ -130,17 +134,23 @@ def _measured(step: Step, kept: tuple[int, ...], seconds: float, kv: KVUsage) ->
 class _StopStrings:
     """Says after which token the answer's text first holds one of the stop strings."""
 
-    def __init__(self, stop: Sequence[str], decode_text: DecodeText) -> None:
+    def __init__(self, stop: Sequence[str], decode_text: DecodeText, think_end: str | None = None) -> None:
         if "" in stop:
             raise ValueError("stop strings must not be empty, got ''")
-        self._stop = tuple(stop)
+        self._stop, self._think_end = tuple(stop), think_end
         self._decode_text = decode_text
         # a token is at least one byte, so a stop string can't begin earlier than this many tokens ago
-        self._window = max(len(text.encode("utf-8", "surrogatepass")) for text in stop) + 4
+        self._window = (
+            max(len(text.encode("utf-8", "surrogatepass")) for text in (*stop, think_end or "")) + 4
+        )
         self._recent: list[int] = []
 
     def after(self, token: int) -> bool:
         self._recent.append(token)
         del self._recent[: -self._window]
         text = self._decode_text(self._recent)
+        if self._think_end is not None:
+            if self._think_end in text:
+                self._think_end, self._recent = None, []
+            return False
         return any(stop in text for stop in self._stop)

@@ -68,6 +68,12 @@ def encode_text(
     return _encode(text, tokenizer, chat=not add_special_tokens)
 
 
+def count_tokens(text: str, tokenizer: PreTrainedTokenizerBase, *, add_special_tokens: bool = True) -> int:
+    """Tokens of a text as :func:`encode_text` makes them; an estimate for a text that it refuses."""
+    text = text.encode("utf-8", "replace").decode()
+    return len(encode_text(text, tokenizer, add_special_tokens=add_special_tokens))
+
+
 def _encode(text: str, tokenizer: PreTrainedTokenizerBase, *, chat: bool) -> list[int]:
     bos = tokenizer.bos_token
     has_bos = isinstance(bos, str) and text.startswith(bos)
@@ -100,10 +106,28 @@ def _where_not_unicode(text: str) -> str:
     return repr(text[:40])
 
 
-def answer_text(trace: GenerationTrace, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> str:
-    """The answer as a scorer sees it: no special tokens, not the token that ended it, cut before a stop string."""
+def answer_text(
+    trace: GenerationTrace,
+    tokenizer: PreTrainedTokenizerBase,
+    stop: Sequence[str],
+    *,
+    think_end: str | None = None,
+) -> str:
+    """The answer as a scorer sees it: no special tokens, not the token that ended it, cut before a stop string.
+
+    With ``think_end`` it begins behind the last such string, as lm-eval's ``think_end_token`` has it.
+    """
     ids = list(trace.token_ids)
-    text: str = tokenizer.decode(ids[:-1] if trace.finish == "eos" else ids, skip_special_tokens=True)
+    ids = ids[:-1] if trace.finish == "eos" else ids
+    # where it is one token it may be a special one, which the text would lack
+    end_id = None if think_end is None else tokenizer.get_vocab().get(think_end)
+    if end_id in ids:
+        ids = ids[len(ids) - ids[::-1].index(end_id) :]
+    text: str = tokenizer.decode(ids, skip_special_tokens=True)
+    if think_end is not None:
+        text = (
+            text.rpartition(think_end)[2].lstrip() if think_end in text or end_id in trace.token_ids else text
+        )
     ends = [position for position in (text.find(string) for string in stop) if position >= 0]
     return text[: min(ends)] if ends else text
 

@@ -116,6 +116,7 @@ def _exact(base: Run, head: Run, label: str) -> list[Check]:
             header.top_p,
             header.seed,
             header.max_new_tokens,
+            header.think_end,
         )
 
     dtypes = {c.dtype for run in (base, head) for c in run.header.cells if c.label == label}

@@ -61,7 +61,12 @@ def prompt_ids(prompt: dict[str, Any], target: Any, max_new_tokens: int) -> list
     """Ids of a prompt that has ids, or a text; a text that is too long loses its middle."""
     if prompt["ids"] is not None:
         return list(prompt["ids"])
-    ids: list[int] = target.tokenizer(prompt["text"], add_special_tokens=not prompt["chat"])["input_ids"]
+    try:
+        from hambench.engine.text import encode_text
+    except ImportError:  # a base commit from before this module
+        from hambench.prompts import encode_text  # type: ignore[import-not-found, no-redef]
+
+    ids = encode_text(prompt["text"], target.tokenizer, add_special_tokens=not prompt["chat"])
     room = target.context_length - max_new_tokens
     return ids if len(ids) <= room else ids[: room // 2] + ids[len(ids) - room // 2 :]
 

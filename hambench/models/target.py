@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from hambench.engine.chat import end_of_turn_ids
 from hambench.errors import HambenchError, ModelError, UnknownNameError
 from hambench.files import expanded, printable
 from hambench.models import embedded
@@ -244,9 +245,6 @@ def _eos_ids(folder: Path, config: Any, tokenizer: Any | None) -> frozenset[int]
     ids = {
         i for entry in declared if entry is not None for i in (entry if isinstance(entry, list) else [entry])
     }
-    if tokenizer is not None:
-        # a chat model ends its turn with its template's own marker, which older configs don't name
-        vocabulary = tokenizer.get_vocab()
-        template = str(getattr(tokenizer, "chat_template", None) or "")
-        ids |= {vocabulary[m] for m in ("<|im_end|>", "<|eot_id|>") if m in template and m in vocabulary}
+    # a chat model ends its turn with its template's own marker, which older configs don't name
+    ids |= set() if tokenizer is None else end_of_turn_ids(tokenizer)
     return frozenset(ids)

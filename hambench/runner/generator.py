@@ -56,6 +56,10 @@ class DecodingOptions:
     seed: int = 0
     ignore_eos: bool = False
     """Decode to the limit whatever is emitted: fixed lengths for speed, no scores."""
+    think_end: str | None = None
+    """String that ends the model's thinking: what is scored begins behind it, and stop strings count from there."""
+    chat_template_args: dict[str, str | int | float | bool | None] = dataclasses.field(default_factory=dict)
+    """Variables of the model's chat template."""
     max_remeasured: int = 2
     """How often a contaminated timing is taken again."""
 
@@ -108,6 +112,7 @@ class Generator:
 
     def __init__(self, target: TargetModel, cells: Sequence[Cell], options: DecodingOptions) -> None:
         self.target, self.cells, self.options = target, cells, options
+        target.chat_arguments = options.chat_template_args
         self._methods: dict[str, DecodingMethod] = {}
         self._targets: dict[tuple[str, str], TargetModel] = {}
 
@@ -192,11 +197,12 @@ class Generator:
                     options.params(sample, job.repeat),
                     eos_ids=() if options.ignore_eos else target.eos_ids,
                     stop=() if options.ignore_eos else sample.stop,
+                    think_end=options.think_end,
                     decode_text=target.tokenizer.decode,
                 )
                 meanwhile = load.read()
             throttles = (self._gpu.read().throttles or ()) if self._gpu is not None else ()
-            text = answer_text(trace, target.tokenizer, sample.stop)
+            text = answer_text(trace, target.tokenizer, sample.stop, think_end=options.think_end)
             pieces = step_texts(trace, target.tokenizer)
         # whatever one sample raises is that sample's: hours of others must not be lost to it
         except Exception as error:

@@ -48,6 +48,8 @@ def make_header(prepared: Prepared, folder: Path) -> RunHeader:
         max_new_tokens=request.max_new_tokens,
         ignore_eos=request.decoding.ignore_eos,
         fidelity=request.fidelity,
+        think_end=request.decoding.think_end,
+        chat_template_args=request.decoding.chat_template_args,
         max_remeasured=request.decoding.max_remeasured,
         model={
             **dataclasses.asdict(target.identity),

@@ -7,6 +7,7 @@ import io
 from typing import TYPE_CHECKING, Any
 
 from hambench.engine.kvcache import KVCache
+from hambench.engine.text import count_tokens
 from hambench.runner.budget import sample_seconds
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def plan_run(request: RunRequest) -> Plan:
     cells = prepared.expansion.cells
     by_task: dict[str, list[tuple[Sample, int]]] = {}
     for sample in prepared.samples:
-        num_tokens = len(tokenizer(sample.prompt)["input_ids"])
+        num_tokens = count_tokens(sample.prompt, tokenizer, add_special_tokens=not sample.chat)
         by_task.setdefault(f"{sample.suite}/{sample.task}", []).append((sample, num_tokens))
     tasks = tuple(
         TaskPlan(

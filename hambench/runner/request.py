@@ -56,9 +56,16 @@ class RunRequest:
         if self.budget_s is not None and not self.budget_s > 0:
             raise HambenchError(f"budget must be > 0 seconds, got {self.budget_s:g}")
         try:
-            SamplingParams(max_new_tokens=1, temperature=self.decoding.temperature, top_p=self.decoding.top_p)
+            SamplingParams(
+                max_new_tokens=1,
+                temperature=self.decoding.temperature,
+                top_p=self.decoding.top_p,
+                seed=self.decoding.seed,
+            )
         except ValueError as error:
             raise HambenchError(str(error)) from error
+        if self.decoding.think_end == "":
+            raise HambenchError("think_end must not be empty: give the string that ends the thinking, like </think>")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hambench.engine.chat import chat_template
+from hambench.engine.text import count_tokens
 from hambench.errors import HambenchError
 from hambench.records import RunHeader
 from hambench.runner.executors import get_executor
@@ -64,7 +66,7 @@ def prepare(request: RunRequest, *, calibrated: bool = False) -> Prepared:
             speeds,
             request.budget_s,
             repeats=request.repeats,
-            count_tokens=lambda text: len(target.tokenizer(text)["input_ids"]) if target.tokenizer else 0,
+            count_tokens=lambda text: count_tokens(text, target.tokenizer) if target.tokenizer else 0,
             spent_s=time.monotonic() - began,
         )
     return Prepared(request, expansion, target, captured, samples, generator, speeds)
@@ -188,8 +190,8 @@ def _capture(request: RunRequest, target: TargetModel) -> Capture:
             data=request.data,
             edition=request.edition,
             preset=request.preset,
-            apply_chat_template=suites.chat_template_of(tokenizer),
-            count_tokens=lambda text: len(tokenizer(text)["input_ids"]),
+            apply_chat_template=chat_template(tokenizer, request.decoding.chat_template_args),
+            count_tokens=lambda text: count_tokens(text, tokenizer),
             context_length=target.context_length,
         )
     )

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from hambench.analysis.thinking import advice, uncut_thinking
 from hambench.reports.html_text import without_paths
 from hambench.reports.view import View
 from hambench.reports.words import listing
@@ -60,6 +61,9 @@ def cautions(view: View) -> list[Caution]:
                 "what only one side answered is left out of speed and memory and counts as 0 points in accuracy.",
             )
         )
+    num, marker = uncut_thinking(record for record in run.measured if record.text is not None)
+    if marker is not None and header.think_end is None:
+        found.append(Caution("bad", "Thinking is scored", advice(num, len(run.measured), marker)))
     if view.baseline is None:
         found.append(
             Caution(

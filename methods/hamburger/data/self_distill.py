@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hambench.engine.text import encode_text
 from hambench.methods.hamburger.data.batched import decode_batch
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 def prompt_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
     """Ids of a prompt, inside the model's chat template where it has one and the prompt wants it."""
     if not (prompt.chat and tokenizer.chat_template):
-        return list(tokenizer(prompt.text).input_ids)
+        return encode_text(prompt.text, tokenizer)
     return render_chat(tokenizer, [{"role": "user", "content": prompt.text}])
 
 

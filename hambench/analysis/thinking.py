@@ -1,0 +1,47 @@
+"""Answers that hold a model's thinking, which a scorer reads as the answer unless it is cut or switched off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from hambench.records import SampleRecord
+
+BEGINNINGS = (
+    "<think>",
+    "<thinking>",
+    "<|channel|>analysis",
+    "<seed:think>",
+    "<reasoning>",
+    "[THINK]",
+    "◁think▷",
+)
+ENDS = (
+    "</think>",
+    "</thinking>",
+    "<|channel|>final",
+    "</seed:think>",
+    "</reasoning>",
+    "[/THINK]",
+    "◁/think▷",
+)
+"""Written by models of Qwen, DeepSeek, OpenAI, ByteDance, Mistral and Moonshot, in this order or another."""
+
+
+def uncut_thinking(records: Iterable[SampleRecord]) -> tuple[int, str | None]:
+    """How many answers hold thinking in the text that is scored, and the marker that most of them have."""
+    markers = [marker for record in records if (marker := _marker(record.text or "")) is not None]
+    return len(markers), max(markers, key=markers.count) if markers else None
+
+
+def advice(num: int, num_answers: int, marker: str) -> str:
+    """One sentence: what was seen and what to do about it."""
+    return (
+        f"{num} of {num_answers} answers hold thinking ({marker}), which the scorer reads as the answer: switch it off "
+        "(--chat-template-arg enable_thinking=false, where the template knows it) or cut it (--think-end '</think>')."
+    )
+
+
+def _marker(text: str) -> str | None:
+    begun = next((marker for marker in BEGINNINGS if text.lstrip().startswith(marker)), None)
+    # where the template opens the thinking, an answer shows only its end
+    return begun or next((marker for marker in ENDS if marker in text), None)

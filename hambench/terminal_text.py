@@ -1,0 +1,29 @@
+"""Text of models, servers and foreign files on a terminal: shown, never obeyed."""
+
+from __future__ import annotations
+
+_OBEYED = frozenset(
+    map(
+        chr,
+        (
+            # answerback, bell, and those that move the cursor or change the character set; escape; delete
+            *(0x05, 0x07, 0x08, *range(0x0B, 0x10), 0x1B, 0x7F),
+            # the same as single characters, and those that show text in another order than it has
+            *range(0x80, 0xA0),
+            *range(0x202A, 0x202F),
+            *range(0x2066, 0x206A),
+        ),
+    )
+)
+
+
+def terminal_safe(text: str) -> str:
+    r"""The text with what a terminal obeys spelled out (``\x1b``); new lines and tabs stay."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(_spelled(c) if c in _OBEYED or 0xD800 <= ord(c) < 0xE000 else c for c in text)
+
+
+def _spelled(character: str) -> str:
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
