@@ -215,7 +215,7 @@ def _exit_if_all_failed(run: Run) -> None:
         click.echo(
             f"hambench: all {len(errors)} answers failed; the first: {terminal_safe(errors[0])}", err=True
         )
-        raise click.exceptions.Exit(3)
+        raise SystemExit(3)
 
 
 def request_from(

@@ -8,6 +8,7 @@ from click.testing import CliRunner
 
 from hambench.cli import cli, main
 from hambench.store import load_run
+from hambench.terminal_text import terminal_safe
 
 
 def invoke(capsys, *arguments):
@@ -390,3 +391,137 @@ def test_a_regime_the_engine_cannot_run_in_is_refused(capsys, tiny_model, rows, 
     assert code == 2
     assert "regime 'graph' with reference kernels needs a CUDA device" in err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def escaping_model(tiny_model, tmp_path):
+    """A model that answers escape characters and nothing else, in a chat template that thinks unless told not to."""
+    import shutil
+
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "escaping"
+    shutil.copytree(tiny_model, folder)
+    weights = load_file(folder / "model.safetensors")
+    for name in ("model.norm.weight", "lm_head.weight"):
+        weights[name] = torch.zeros_like(weights[name])
+    save_file(weights, folder / "model.safetensors")
+    stored = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = stored["model"]["vocab"]
+    escape = vocabulary["\u011b"]
+    first = next(text for text, number in vocabulary.items() if number == 0)
+    vocabulary["\u011b"], vocabulary[first] = 0, escape
+    (folder / "tokenizer.json").write_text(json.dumps(stored))
+    (folder / "chat_template.jinja").write_text(
+        "{{ messages[0].content }}{% if enable_thinking is not defined or enable_thinking %}<think>{% endif %}"
+    )
+    return folder
+
+
+def generate_with(capsys, model, *arguments):
+    return invoke(
+        capsys, "generate", "--model", str(model), "--dtype", "float32", "--max-new-tokens", "3", *arguments
+    )
+
+
+def test_escape_sequences_of_a_model_do_not_reach_the_terminal(capsys, escaping_model):
+    _, shown, _ = generate_with(capsys, escaping_model, "hi")
+    assert shown == r"\x1b\x1b\x1b" + "\n"
+    _, whole, _ = generate_with(capsys, escaping_model, "hi", "--json")
+    assert json.loads(whole)["text"] == "\x1b" * 3
+
+
+def test_template_arguments_reach_the_prompt_or_are_refused(capsys, escaping_model):
+    def prompt(*arguments):
+        code, out, err = generate_with(capsys, escaping_model, "hi", "--json", *arguments)
+        return len(json.loads(out)["prompt_ids"]) if code == 0 else (code, err)
+
+    assert prompt() == len("hi<think>")
+    assert prompt("--chat-template-arg", "enable_thinking=false") == len("hi")
+    code, err = prompt("--chat-template-arg", "enable_thought=false")
+    assert code == 2
+    assert "'enable_thought' has no effect" in err
+    code, err = prompt("--chat-template-arg", "enable_thinking=false", "--raw")
+    assert (code, "no effect with --raw" in err) == (2, True)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 5, 8])
+def test_streamed_text_is_the_whole_text_wherever_the_limit_cuts_it(capsys, tiny_model, limit):
+    arguments = ("--raw", "hello", "--ignore-eos", "--max-new-tokens", str(limit))
+    _, shown, _ = generate_with(capsys, tiny_model, *arguments)
+    _, whole, _ = generate_with(capsys, tiny_model, *arguments, "--json")
+    assert shown == terminal_safe(json.loads(whole)["text"]) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--temperature", "1", "--seed", str(2**64)), "seed must be a whole number"),
+        (("--temperature", "inf"), "temperature must be >= 0 and finite"),
+        (("a\udcffb", "--raw"), "the prompt is not Unicode text"),
+    ],
+)
+def test_values_that_nothing_can_use_are_one_line(capsys, tiny_model, arguments, said):
+    prompt = () if arguments[-1] == "--raw" else ("hi",)
+    code, _, err = generate_with(capsys, tiny_model, *prompt, *arguments)
+    assert (code, err.count("\n")) == (2, 1)
+    assert said in err
+
+
+def test_a_port_that_is_taken_is_one_line_before_the_model_is_loaded(capsys):
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        code, _, err = invoke(capsys, "serve", "--model", "./no such folder", "--port", str(port))
+    assert code == 2
+    assert f"can't listen on 127.0.0.1 port {port}" in err
+
+
+def test_a_server_says_its_port_once_it_answers(tiny_model):
+    import signal
+    import urllib.request
+
+    command = [sys.executable, "-m", "hambench", "serve", "--model", str(tiny_model), "--dtype", "float32"]
+    with subprocess.Popen([*command, "--port", "0"], stderr=subprocess.PIPE, text=True) as server:
+        line = next(line for line in server.stderr if "serving" in line)
+        url = line.split()[-1]
+        assert not url.endswith(":0/v1")
+        assert json.loads(urllib.request.urlopen(f"{url}/models", timeout=20).read())["object"] == "list"
+        server.send_signal(signal.SIGINT)
+        assert server.wait(20) == 0
+
+
+def test_one_broken_prompt_is_one_error_and_a_run_without_any_answer_is_no_success(
+    capsys, tiny_model, rows, tmp_path
+):
+    import shutil
+
+    from transformers import AutoTokenizer
+
+    model, data = tmp_path / "extra", tmp_path / "rows"
+    shutil.copytree(tiny_model, model)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_tokens(["<extra>"])
+    tokenizer.save_pretrained(model)
+    data.mkdir()
+    content = (rows / "multifieldqa_en.jsonl").read_text()
+
+    def run(name, text, *arguments):
+        (data / "multifieldqa_en.jsonl").write_text(text)
+        asked = ["--model", str(model), "--dtype", "float32", "--suite", "longbench", "--data", str(data)]
+        asked += ["--tasks", "multifieldqa_en", "--methods", "vanilla", "--max-new-tokens", "4"]
+        code, _, err = invoke(capsys, "run", *asked, *arguments, "--out", str(tmp_path / name), "--no-report")
+        return code, err, load_run(tmp_path / name).measured
+
+    code, _, records = run("one", content.replace("red1.", "<extra>."), "--think-end", "</think>")
+    assert code == 0
+    assert [record.error is None for record in records] == [True, False, True]
+    assert "prompt ids must be in 0..259" in records[1].error
+    assert load_run(tmp_path / "one").header.think_end == "</think>"
+    code, err, records = run("all", content.replace("The colour", "<extra>"))
+    assert (code, len(records)) == (3, 3)
+    assert "all 3 answers failed; the first: HambenchError: prompt ids must be" in err

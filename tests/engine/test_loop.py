@@ -128,3 +128,23 @@ def test_a_step_without_tokens_or_with_more_accepted_than_drafted_is_a_bug_of_th
         Step(tokens=())
     with pytest.raises(ValueError, match="accepted must be <= drafted"):
         Step(tokens=(1,), drafted=1, accepted=2)
+
+
+def test_no_stop_string_is_looked_for_before_the_thinking_ends():
+    method = Scripted([tuple(b"a.b"), tuple(b"</t>"), tuple(b"c.d")])
+    trace = generate(
+        method,
+        [1],
+        SamplingParams(max_new_tokens=30),
+        stop=["."],
+        think_end="</t>",
+        decode_text=ByteTokenizer().decode,
+    )
+    assert (bytes(trace.token_ids), trace.finish) == (b"a.b</t>c.", "stop")
+
+
+@pytest.mark.parametrize("seed", [2**64, -(2**63) - 1, 1.5])
+def test_seeds_that_no_generator_takes_are_named(seed):
+    with pytest.raises(ValueError, match="seed must be a whole number"):
+        SamplingParams(max_new_tokens=1, seed=seed)
+    assert SamplingParams(max_new_tokens=1, seed=2**64 - 1).seed == 2**64 - 1

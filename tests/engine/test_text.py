@@ -1,8 +1,15 @@
 import pytest
 from fakes import EOS, ByteTokenizer
 
-from hambench.engine.text import answer_text, encode_prompt, step_texts
-from hambench.errors import ContextOverflowError
+from hambench.engine.text import (
+    TextStream,
+    answer_text,
+    count_tokens,
+    encode_prompt,
+    encode_text,
+    step_texts,
+)
+from hambench.errors import ContextOverflowError, HambenchError
 from hambench.records import GenerationTrace, Sample, StepRecord
 
 TOKENIZER = ByteTokenizer()
@@ -61,3 +68,81 @@ def test_pieces_of_steps_join_to_the_answer_and_split_characters_come_whole():
 
 def test_bytes_that_never_become_a_character_are_shown_at_the_end():
     assert "".join(step_texts(trace(b"a", b"\xe2"), TOKENIZER)) == "a\ufffd"
+
+
+class Appending(ByteTokenizer):
+    """Begins every text and ends it, as some tokenizers' post-processors do."""
+
+    bos_token, begins, ends = "<bos>", True, True
+
+    def __call__(self, text, add_special_tokens=True):
+        text.encode()
+        ids = [256] * text.startswith(self.bos_token) + list(text.removeprefix(self.bos_token).encode())
+        if add_special_tokens:
+            ids = [256] * self.begins + ids + [EOS] * self.ends
+        return {"input_ids": ids}
+
+
+@pytest.mark.parametrize(
+    ("text", "begins", "ids"),
+    [
+        ("hi", True, [256, 104, 105]),
+        ("<bos>hi", True, [256, 104, 105]),
+        ("hi", False, [104, 105]),
+        ("", False, []),
+    ],
+)
+def test_a_prompt_begins_once_and_never_ends(text, begins, ids):
+    tokenizer = Appending()
+    tokenizer.begins = begins
+    assert encode_text(text, tokenizer) == ids
+
+
+def test_an_end_token_that_the_text_has_itself_stays():
+    tokenizer = Appending()
+    tokenizer.ends = False
+    tokenizer.__class__ = type("Own", (Appending,), {"__call__": lambda *_, **__: {"input_ids": [104, EOS]}})
+    assert encode_text("h<eos>", tokenizer) == [104, EOS]
+
+
+def test_text_that_is_no_unicode_is_one_line_and_can_still_be_counted():
+    with pytest.raises(
+        HambenchError, match=r"not Unicode text: half a surrogate pair, .ud83d, at character 1"
+    ):
+        encode_text("a\ud83d", Appending())
+    assert count_tokens("a\ud83d", Appending()) == count_tokens("a?", Appending())
+
+
+def test_a_burst_is_shown_up_to_the_character_that_is_still_coming():
+    stream = TextStream(TOKENIZER)
+    euro = list("€".encode())
+    assert stream.add([97, 98, *euro[:2]]) == "ab"
+    assert stream.add([*euro[2:], 99]) == "€c"
+    assert stream.add(euro[:1]) == ""
+    assert stream.rest() == "\ufffd"
+
+
+def test_bytes_that_never_become_a_character_are_shown_once():
+    stream = TextStream(TOKENIZER)
+    pieces = [stream.add([byte]) for byte in (97, 0xFF, 0xFF, 98, 0xE2)] + [stream.rest()]
+    assert "".join(pieces) == bytes((97, 0xFF, 0xFF, 98, 0xE2)).decode("utf-8", "replace")
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("<think>a\n\nb</think>\n\nParis\n\nmore", "Paris"),
+        ("a</think>b</think> c", "c"),
+        ("no thinking", "no thinking"),
+    ],
+)
+def test_thinking_is_cut_before_stop_strings_are_looked_for(text, answer):
+    record = trace(text.encode())
+    assert answer_text(record, TOKENIZER, ["\n\n"], think_end="</think>") == answer
+
+
+def test_an_end_of_thinking_that_is_a_special_token_is_found_by_its_id():
+    tokenizer = ByteTokenizer()
+    tokenizer.get_vocab = lambda: {"[/THINK]": 258}
+    record = trace([97, 258, 32, 98])
+    assert answer_text(record, tokenizer, (), think_end="[/THINK]") == "b"

@@ -143,6 +143,11 @@ def test_worst_cautions_come_first_and_each_kind_is_known(run: Run) -> None:
 def test_other_processes_are_told_of(run: Run) -> None:
     busy = tuple(replace(record, other_load=0.4) for record in run.records)
     assert "Disturbed" in [caution.title for caution in cautions(View(replace(run, records=busy)))]
+    thinking = tuple(replace(record, text=f"Hm</think>{record.text}") for record in run.records)
+    said = [caution.title for caution in cautions(View(replace(run, records=thinking)))]
+    assert "Thinking is scored" in said
+    cut = replace(run, records=thinking, header=replace(run.header, think_end="</think>"))
+    assert "Thinking is scored" not in [caution.title for caution in cautions(View(cut))]
     assert "Disturbed" not in [caution.title for caution in cautions(View(run))]
 
 
