@@ -65,7 +65,9 @@ class RunRequest:
         except ValueError as error:
             raise HambenchError(str(error)) from error
         if self.decoding.think_end == "":
-            raise HambenchError("think_end must not be empty: give the string that ends the thinking, like </think>")
+            raise HambenchError(
+                "think_end must not be empty: give the string that ends the thinking, like </think>"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
