@@ -1,4 +1,4 @@
-"""Checks of op arguments: each raises a `ValueError` that names the argument, its value and the mend."""
+"""Checks of op arguments. Each error message names the argument, its value and the fix."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def check_tensor(
     Args:
         name: Argument name for the message.
         tensor: The argument.
-        shape: Wanted sizes, `None` where any will do.
-        dtypes: Dtypes that the op takes.
+        shape: Required sizes, `None` where any size is valid.
+        dtypes: Dtypes that the op accepts.
         device: Where the op's first tensor lives, or `None` for that tensor itself.
         last_dim_only: Only the last dimension must be dense (a cache view may be strided).
 
     Raises:
-        ValueError: If one of them is off.
+        ValueError: If one of them is wrong.
     """
     wanted = "[" + ", ".join("*" if size is None else str(size) for size in shape) + "]"
     fits = tensor.dim() == len(shape) and all(
@@ -55,7 +55,7 @@ def check_tensor(
 
 
 def check_flag(name: str, flag: Tensor | None, device: torch.device) -> None:
-    """Checks a device scalar: one int32, or absent."""
+    """Checks a device flag: one int32, or absent."""
     if flag is not None:
         check_tensor(name, flag, [1], dtypes=(torch.int32,), device=device)
 
@@ -63,7 +63,7 @@ def check_flag(name: str, flag: Tensor | None, device: torch.device) -> None:
 def check_weight(
     name: str, weight: Tensor, scale: Tensor | None, shape: Sequence[int | None], like: Tensor
 ) -> None:
-    """Checks a weight matrix: in the activations' dtype, or INT8 with one float32 scale per output row."""
+    """Checks a weight matrix: either the activations' dtype, or INT8 with one float32 scale per output row."""
     if weight.dtype == torch.int8:
         check_tensor(name, weight, shape, dtypes=(torch.int8,), device=like.device)
         if scale is None:
@@ -82,11 +82,10 @@ def check_weight(
 def output(
     out: Tensor | None, shape: Sequence[int], *, like: Tensor, done: Tensor | None, name: str = "out"
 ) -> Tensor:
-    """Gives the tensor to write: `out` when given (checked), else a new one like `like`.
+    """Returns the tensor to write: `out` if given (checked), else a new one like `like`.
 
     Raises:
-        ValueError: If `done` is given without an `out`: a skipped call leaves its output as it was, so there must
-            be one.
+        ValueError: If `done` is given without `out`. A skipped call leaves its output as it was, so there must be one.
     """
     if out is None:
         if done is not None:
@@ -97,5 +96,5 @@ def output(
 
 
 def is_done(done: Tensor | None) -> bool:
-    """Whether the flag is set, for reference paths (waits for the device)."""
+    """Returns True if the flag is set. Only reference paths call it: it waits for the device."""
     return done is not None and bool(done.item())

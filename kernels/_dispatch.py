@@ -1,4 +1,4 @@
-"""Which implementation a call runs: the fused kernel or the reference."""
+"""Chooses the implementation that a call runs: the fused kernel or the reference."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from torch import Tensor
 Impl = Literal["auto", "reference", "fused"]
 
 OLDEST_CAPABILITY = (8, 0)
-"""Compute capability that the kernels are compiled and checked for, and later ones."""
+"""Oldest compute capability that the kernels are compiled and checked for."""
 
 _log = logging.getLogger("hambench.kernels")
 
 
 def interpreting() -> bool:
-    """Whether Triton kernels run under its CPU interpreter (read by Triton when a kernel is decorated)."""
+    """Returns True if Triton kernels run under its CPU interpreter. Triton reads this when a kernel is decorated."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
 def use_fused(op: str, impl: Impl, tensor: Tensor, *, unsupported: str | None = None) -> bool:
-    """Decides for one call.
+    """Returns True if this call runs the fused kernel.
 
     Args:
         op: Name of the op, for messages.
-        impl: What the caller asked for.
-        tensor: One that says where the call runs.
-        unsupported: Why the fused version can't take these arguments, or `None` where it can.
+        impl: The implementation that the caller asked for.
+        tensor: A tensor on the device of the call.
+        unsupported: Why the fused version can't take these arguments, or `None` if it can.
 
     Raises:
-        ValueError: For an unknown `impl`, and for `fused` where it can't run.
+        ValueError: If `impl` is unknown, or is `fused` where the kernel can't run.
     """
     if impl == "reference":
         return False

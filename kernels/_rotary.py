@@ -1,4 +1,4 @@
-"""Rotary embedding in the references, and the checks that both attention ops share."""
+"""Rotary embedding of the references, and the checks that both attention ops share."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from hambench.kernels._args import FLOATS, check_flag, check_tensor
 
 
 def rotate(rows: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns `[T, heads, Dh]` by `positions` [T], the two halves of a head being the pairs; in float32."""
+    """Rotates `[T, heads, Dh]` by `positions` [T] in float32; the two halves of a head form the pairs."""
     first, second = rows.float().chunk(2, dim=-1)
     c, s = cos[positions.long(), None], sin[positions.long(), None]
     return torch.cat([first * c - second * s, second * c + first * s], dim=-1)
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, visible: Tensor) -> Tensor:
-    """Softmax attention in float32: `[T, H, Dh]` over keys and values `[KVH, S, Dh]`, `visible` [T, S]."""
+    """Computes softmax attention in float32: `[T, H, Dh]` over keys and values `[KVH, S, Dh]`, `visible` [T, S]."""
     rows, heads, head_dim = queries.shape
     grouped = queries.view(rows, keys.shape[0], -1, head_dim)
     scores = torch.einsum("tkgd,ksd->tkgs", grouped, keys.float()) * head_dim**-0.5
@@ -37,10 +37,10 @@ def check_attention(
     used_name: str,
     done: Tensor | None,
 ) -> None:
-    """Checks what both attention ops take; see them for the shapes.
+    """Checks the arguments that both attention ops take; see the ops for the shapes.
 
     Raises:
-        ValueError: If a shape, dtype, device or stride doesn't fit.
+        ValueError: If a shape, dtype, device or stride does not fit.
     """
     check_tensor("qkv", qkv, [None, None], dtypes=FLOATS)
     if qkv.shape[0] == 0:
@@ -71,7 +71,7 @@ def check_attention(
 
 
 def unsupported(rows: int, head_dim: int, most_rows: int) -> str | None:
-    """Why the fused attention kernels can't take these sizes, if they can't."""
+    """Returns why the fused attention kernels can't take these sizes, or `None` if they can."""
     if rows > most_rows:
         return f"at most {most_rows} rows, got {rows}"
     if head_dim & (head_dim - 1):

@@ -1,4 +1,4 @@
-"""Attention of a decode step or a verification over the whole context, split over the context."""
+"""Attention of a decode step or a verification over the whole context, split into chunks of the context."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def decode_attention(
     done: Tensor | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
-    """Gives causal attention [T, H * Dh] of T new rows, after appending their keys and values to the cache.
+    """Appends the keys and values of T new rows to the cache and returns their causal attention [T, H * Dh].
 
-    Row t goes to slot `slots + t` and sees every slot up to its own; it is rotated by `positions[t]`, which need not
-    be that slot (HAMburger folds several tokens into one slot).
+    Row t goes to slot `slots + t` and sees every slot up to its own. It is rotated by `positions[t]`, which may differ
+    from that slot (HAMburger merges several tokens into one slot).
 
     Args:
         qkv: Projections [T, (H + 2 KVH) * Dh]: query heads, then key heads, then value heads.
@@ -40,14 +40,14 @@ def decode_attention(
         cos: Cosines [positions, Dh / 2], float32.
         sin: Sines, likewise.
         num_heads: Query heads H, a multiple of KVH.
-        tickets: Scratch [KVH], int32, zero, and left zero; calls that may overlap must not share one. A graph
-            gives its own, else one is made (and zeroed by another launch).
+        tickets: Scratch [KVH], int32, zero before and after the call. Calls that may overlap must not share one. A
+            graph passes its own; without one, the call allocates it and zeroes it with another launch.
         out: Where to write, [T, H * Dh].
         done: Device flag; when set, neither output nor cache is written. Needs `out`.
         impl: See :mod:`hambench.kernels`; fused needs a head size that is a power of two.
 
     Raises:
-        ValueError: If a shape, dtype, device or stride doesn't fit, or `impl="fused"` can't run here.
+        ValueError: If a shape, dtype, device or stride does not fit, or `impl="fused"` can't run here.
     """
     check_attention(
         qkv, k_cache, v_cache, cos, sin, num_heads=num_heads, used=slots, used_name="slots", done=done

@@ -1,4 +1,4 @@
-"""A matrix-vector product added to the residual stream: the output and down projections."""
+"""A matrix-vector product added to the residual stream, as the output and down projections need it."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ def gemv_residual(
     done: Tensor | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
-    """Gives `residual + x @ weight.T (* scale)`, shape [M, N], added in float32 and rounded once.
+    """Returns `residual + x @ weight.T (* scale)`, shape [M, N], added in float32 and rounded once.
 
     Args:
         x: Rows [M, K].
         weight: [N, K] in the dtype of `x`, or int8.
         residual: [M, N].
-        scale: Float32 [N] of an int8 weight.
-        out: Where to write, [M, N]; `residual` itself will do.
+        scale: Float32 [N] for an int8 weight.
+        out: Where to write, [M, N]; may be `residual` itself.
         done: Device flag; when set, nothing is written. Needs `out`.
         impl: See :mod:`hambench.kernels`.
 
     Raises:
-        ValueError: If a shape, dtype, device or stride doesn't fit, or `impl="fused"` can't run here.
+        ValueError: If a shape, dtype, device or stride does not fit, or `impl="fused"` can't run here.
     """
     check_tensor("x", x, [None, None], dtypes=FLOATS)
     rows, num_inputs = x.shape
@@ -51,6 +51,6 @@ def gemv_residual(
 
 
 def reference(x: Tensor, weight: Tensor, residual: Tensor, scale: Tensor | None) -> Tensor:
-    """The definition, in float32."""
+    """Computes the definition in float32."""
     y = x.float() @ weight.float().T
     return residual.float() + (y if scale is None else y * scale)

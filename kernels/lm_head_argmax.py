@@ -1,4 +1,4 @@
-"""The LM head with the argmax inside: greedy tokens without writing logits."""
+"""The LM head with the argmax inside: finds greedy tokens without writing logits."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ def lm_head_argmax(
     done: Tensor | None = None,
     impl: Impl = "auto",
 ) -> HeadOutput:
-    """Gives the most probable token of each row, `argmax((norm?)(hidden) @ weight.T)`.
+    """Returns the most probable token of each row, `argmax((norm?)(hidden) @ weight.T)`.
 
     Args:
         hidden: Rows [M, K].
         weight: Head [V, K] in the dtype of `hidden`, or int8.
-        norm_weight: Final RMSNorm weight [K], or `None` where `hidden` is already normed.
-        eps: Of the norm.
-        scale: Float32 [V] of an int8 head.
-        log_sum_exp: Also compute the normaliser.
-        round_logits: Round logits to the dtype of `hidden` before comparing, as torch's linear layer does: bf16
-            has exact ties in about one greedy step of 60, and their winner decides the token.
+        norm_weight: Final RMSNorm weight [K], or `None` if `hidden` is already normed.
+        eps: Epsilon of the norm.
+        scale: Float32 [V] for an int8 head.
+        log_sum_exp: Also compute the normaliser of the softmax.
+        round_logits: Round logits to the dtype of `hidden` before comparing, as torch's linear layer does. In bf16
+            about one greedy step in 60 has an exact tie, and the tie's winner decides the token.
         out: Where to write; its `log_sum_exp` decides whether that is computed.
         done: Device flag; when set, nothing is written. Needs `out`.
         impl: See :mod:`hambench.kernels`.
 
     Raises:
-        ValueError: If a shape, dtype, device or stride doesn't fit, or `impl="fused"` can't run here.
+        ValueError: If a shape, dtype, device or stride does not fit, or `impl="fused"` can't run here.
     """
     check_tensor("hidden", hidden, [None, None], dtypes=FLOATS)
     rows, num_inputs = hidden.shape
@@ -67,7 +67,7 @@ def lm_head_argmax(
         launch(hidden, weight, norm_weight, eps, scale, round_logits, out, done)
     elif not is_done(done):
         logits = reference(hidden, weight, norm_weight, eps, scale, round_logits=round_logits)
-        # torch.argmax promises no order among equals, so the lowest index is taken explicitly
+        # torch.argmax promises no order among equal values, so take the lowest index explicitly
         best = logits.max(dim=-1, keepdim=True).values
         out.tokens.copy_((logits == best).int().argmax(dim=-1))
         out.logits.copy_(best.squeeze(-1))
@@ -85,7 +85,7 @@ def reference(
     *,
     round_logits: bool,
 ) -> Tensor:
-    """The logits [M, V], in float32."""
+    """Computes the logits [M, V] in float32."""
     rows = hidden.float() if norm_weight is None else rms_norm(hidden, norm_weight, eps)
     logits = rows @ weight.float().T
     if scale is not None:

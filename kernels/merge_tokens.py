@@ -1,4 +1,4 @@
-"""HAMburger's compositional embedder: the tokens of a macro-step smashed into one input vector."""
+"""HAMburger's compositional embedder: merges the tokens of a macro-step into one input vector."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ def merge_tokens(
     done: Tensor | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
-    """Gives one vector [1, D] for the first `count` tokens of `ids`.
+    """Merges the first `count` tokens of `ids` into one vector [1, D].
 
     The mean embedding is the query of a cross-attention over the embeddings with their positions; the projected
     result is added to the residual. One token passes through unchanged.
 
     Args:
-        ids: Token ids [S], int64; those past `count` must be valid ids too (they are read, then masked).
-        count: How many count [1], int32, 1 to S, on the device.
+        ids: Token ids [S], int64. Ids past `count` must be valid too: they are read, then masked.
+        count: Number of tokens to merge [1], int32, 1 to S, on the device.
         embedding: Table [V, D].
-        weights: In the dtype of `embedding`.
-        num_heads: Divides D.
-        residual: Add to the tokens' mean embedding, or to the last token's.
+        weights: Weights in the dtype of `embedding`.
+        num_heads: Attention heads; must divide D.
+        residual: What to add the result to: the tokens' mean embedding, or the last token's.
         out: Where to write, [1, D].
         done: Device flag; when set, nothing is written. Needs `out`.
         impl: See :mod:`hambench.kernels`.
 
     Raises:
-        ValueError: If a shape, dtype, device or stride doesn't fit, or `impl="fused"` can't run here.
+        ValueError: If a shape, dtype, device or stride does not fit, or `impl="fused"` can't run here.
     """
     check_tensor("embedding", embedding, [None, None], dtypes=FLOATS)
     hidden, device, dtypes = embedding.shape[1], embedding.device, (embedding.dtype,)
@@ -73,7 +73,7 @@ def merge_tokens(
 
 
 def reference(embeddings: Tensor, weights: MergeWeights, num_heads: int, residual: Residual) -> Tensor:
-    """The definition for n embeddings [n, D], in float32: [1, D]."""
+    """Computes the definition in float32 for n embeddings [n, D]; returns [1, D]."""
     embeddings = embeddings.float()
     num_tokens, hidden = embeddings.shape
     if num_tokens == 1:

@@ -1,4 +1,4 @@
-"""Attention of HAMburger's micro-step decoder: a cache of at most 8 keys, one program for each key head."""
+"""Attention of HAMburger's micro-step decoder: a cache of at most 8 keys, one program per key head."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hambench.kernels._dispatch import Impl, use_fused
 from hambench.kernels._rotary import attend, check_attention, rotate, unsupported
 
 MAX_KEYS = 8
-"""Four feature vectors and the tokens already emitted in the macro-step, rounded up."""
+"""Capacity: four feature vectors and the tokens already emitted in the macro-step, rounded up."""
 
 
 def micro_attention(
@@ -26,9 +26,9 @@ def micro_attention(
     done: Tensor | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
-    """Gives causal attention [T, H * Dh] of T new rows, after appending their keys and values to the cache.
+    """Appends the keys and values of T new rows to the cache and returns their causal attention [T, H * Dh].
 
-    Row t goes to slot `length + t`, which is also its position: here the two are the same.
+    Row t goes to slot `length + t`, which is also its position; unlike in the base, the two are always equal.
 
     Args:
         qkv: Projections [T, (H + 2 KVH) * Dh]: query heads, then key heads, then value heads.
@@ -43,7 +43,7 @@ def micro_attention(
         impl: See :mod:`hambench.kernels`; fused needs a head size that is a power of two.
 
     Raises:
-        ValueError: If a shape, dtype, device or stride doesn't fit, or `impl="fused"` can't run here.
+        ValueError: If a shape, dtype, device or stride does not fit, or `impl="fused"` can't run here.
     """
     check_attention(
         qkv, k_cache, v_cache, cos, sin, num_heads=num_heads, used=length, used_name="length", done=done
@@ -75,9 +75,9 @@ def append_and_attend(
     sin: Tensor,
     num_heads: int,
 ) -> Tensor:
-    """The definition, in float32: writes rows to slots `first`.. of the cache and attends up to each row's own slot.
+    """Computes the definition in float32: appends rows from slot `first` on, then attends up to each row's own slot.
 
-    Keys and values are attended as the cache stores them, rounded to its dtype.
+    It reads keys and values as the cache stores them, rounded to the cache's dtype.
     """
     rows, (num_kv_heads, capacity, head_dim) = qkv.shape[0], k_cache.shape
     end = first + rows

@@ -23,7 +23,7 @@ def norm_gateup_silu(
     done: Tensor | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
-    """Gives `silu(n @ gate.T) * (n @ up.T)` for `n = rmsnorm(x)`, shape [M, N].
+    """Returns `silu(n @ gate.T) * (n @ up.T)` for `n = rmsnorm(x)`, shape [M, N].
 
     Args:
         x: Rows [M, K].
@@ -31,14 +31,14 @@ def norm_gateup_silu(
         up: [N, K], like `gate`.
         norm_weight: RMSNorm weight [K].
         eps: Added to the mean of squares.
-        gate_scale: Float32 [N] of an int8 `gate`.
-        up_scale: Float32 [N] of an int8 `up`.
+        gate_scale: Float32 [N] for an int8 `gate`.
+        up_scale: Float32 [N] for an int8 `up`.
         out: Where to write, [M, N].
         done: Device flag; when set, nothing is written. Needs `out`.
         impl: See :mod:`hambench.kernels`.
 
     Raises:
-        ValueError: If a shape, dtype, device or stride doesn't fit, or `impl="fused"` can't run here.
+        ValueError: If a shape, dtype, device or stride does not fit, or `impl="fused"` can't run here.
     """
     check_tensor("x", x, [None, None], dtypes=FLOATS)
     rows, num_inputs = x.shape
@@ -70,7 +70,7 @@ def reference(
     gate_scale: Tensor | None,
     up_scale: Tensor | None,
 ) -> Tensor:
-    """The definition, in float32."""
+    """Computes the definition in float32."""
     normed = rms_norm(x, norm_weight, eps)
     b_gate, b_up = normed @ gate.float().T, normed @ up.float().T
     if gate_scale is not None:

@@ -1,4 +1,4 @@
-"""RMSNorm and a matrix-vector product: what a layer's q, k and v are made with."""
+"""RMSNorm and a matrix-vector product, as a layer's q, k and v projections need them."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ def norm_gemv(
     done: Tensor | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
-    """Gives `rmsnorm(x) @ weight.T (* scale) (+ bias)`, shape [M, N], computed in float32 and rounded once.
+    """Returns `rmsnorm(x) @ weight.T (* scale) (+ bias)`, shape [M, N], computed in float32 and rounded once.
 
     Args:
-        x: Rows [M, K]; with `ids` the embedding table [V, K] whose rows are taken.
+        x: Rows [M, K]; with `ids`, the embedding table [V, K] to gather rows from.
         weight: [N, K] in the dtype of `x`, or int8.
         norm_weight: RMSNorm weight [K].
         eps: Added to the mean of squares.
-        scale: Float32 [N] of an int8 weight.
-        bias: [N], or none.
+        scale: Float32 [N] for an int8 weight.
+        bias: [N], or `None`.
         ids: Token ids [M], int32 or int64; not checked against V.
-        gathered: Where to write the rows that `ids` named, [M, K] (the residual stream starts there).
+        gathered: Where to write the rows that `ids` name, [M, K]; they start the residual stream.
         out: Where to write, [M, N].
         done: Device flag; when set, nothing is written. Needs `out`.
         impl: See :mod:`hambench.kernels`.
 
     Raises:
-        ValueError: If a shape, dtype, device or stride doesn't fit, or `impl="fused"` can't run here.
+        ValueError: If a shape, dtype, device or stride does not fit, or `impl="fused"` can't run here.
     """
     rows, num_outputs = _check(x, weight, norm_weight, scale, bias, ids, gathered, done)
     out = output(out, [rows, num_outputs], like=x, done=done)
@@ -50,15 +50,15 @@ def norm_gemv(
         launch(x, weight, norm_weight, eps, scale, bias, ids, gathered, out, done, rows=rows)
         return out
     if not is_done(done):
-        taken = x if ids is None else x[ids.long()]
+        rows_in = x if ids is None else x[ids.long()]
         if gathered is not None:
-            gathered.copy_(taken)
-        out.copy_(reference(taken, weight, norm_weight, eps, scale, bias))
+            gathered.copy_(rows_in)
+        out.copy_(reference(rows_in, weight, norm_weight, eps, scale, bias))
     return out
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Gives `x / sqrt(mean(x^2) + eps) * weight` in float32."""
+    """Returns `x / sqrt(mean(x^2) + eps) * weight` in float32."""
     x = x.float()
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight.float()
 
@@ -66,7 +66,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def reference(
     x: Tensor, weight: Tensor, norm_weight: Tensor, eps: float, scale: Tensor | None, bias: Tensor | None
 ) -> Tensor:
-    """The definition, in float32."""
+    """Computes the definition in float32."""
     y = rms_norm(x, norm_weight, eps) @ weight.float().T
     if scale is not None:
         y = y * scale

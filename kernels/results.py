@@ -9,18 +9,18 @@ from torch import Tensor
 
 
 class HeadOutput(NamedTuple):
-    """What the head says of each of M rows."""
+    """Greedy tokens and logits that the head computes for each of M rows."""
 
     tokens: Tensor
     """Greedy token ids [M], int64; ties go to the lowest id."""
     logits: Tensor
-    """Their logits [M], float32."""
+    """Logits of these tokens [M], float32."""
     log_sum_exp: Tensor | None
     """`log(sum(exp(logits)))` over the vocabulary [M], float32; `exp(logits - log_sum_exp)` is the probability."""
 
     @classmethod
     def empty(cls, rows: int, device: torch.device | str, *, log_sum_exp: bool = False) -> HeadOutput:
-        """Allocates the buffers, for `out`."""
+        """Allocates the buffers to pass as `out`."""
         return cls(
             tokens=torch.empty(rows, dtype=torch.int64, device=device),
             logits=torch.empty(rows, dtype=torch.float32, device=device),
@@ -32,16 +32,16 @@ Residual = Literal["mean", "last"]
 
 
 class MergeWeights(NamedTuple):
-    """A one-query cross-attention over [embedding ‖ learned position]; letters: D hidden, P position width."""
+    """Weights of a one-query cross-attention over [embedding ‖ learned position]; D hidden size, P position width."""
 
     positions: Tensor
-    """[S, P], one row for each token of a macro-step."""
+    """[S, P], one row per token of a macro-step."""
     wq: Tensor
     """[D, D]."""
     bq: Tensor
     """[D]."""
     wkv: Tensor
-    """Keys' rows above values' rows [2 D, D + P]: both read the same input in one pass."""
+    """Keys' rows above values' rows [2 D, D + P], because one pass over the input computes both."""
     bkv: Tensor
     """[2 D]."""
     wo: Tensor
@@ -51,7 +51,7 @@ class MergeWeights(NamedTuple):
 
 
 class StopWeights(NamedTuple):
-    """A three-layer MLP from a hidden state [D] to one logit: the macro-step stops where its sigmoid is high."""
+    """A three-layer MLP from a hidden state [D] to one logit; the macro-step stops where its sigmoid is high."""
 
     w1: Tensor
     """[H, D]."""
@@ -68,20 +68,20 @@ class StopWeights(NamedTuple):
 
 
 class MicroState(NamedTuple):
-    """What a macro-step has emitted, on the device."""
+    """State of a macro-step on the device: the tokens it has emitted so far."""
 
     tokens: Tensor
     """Emitted ids [S], int64; the first `num_tokens` are valid."""
     continue_probs: Tensor
     """P(continue) after each emitted token [S], float32."""
     num_tokens: Tensor
-    """Tokens emitted [1], int32."""
+    """Number of emitted tokens [1], int32."""
     done: Tensor
-    """1 once the macro-step has ended [1], int32: every op that is given it then returns at once."""
+    """1 once the macro-step has ended [1], int32. Every op that receives it then returns at once."""
 
     @classmethod
     def empty(cls, max_tokens: int, device: torch.device | str) -> MicroState:
-        """Allocates the state of a macro-step that emits at most `max_tokens`, reset."""
+        """Allocates an empty state for a macro-step that emits at most `max_tokens`."""
         return cls(
             tokens=torch.zeros(max_tokens, dtype=torch.int64, device=device),
             continue_probs=torch.zeros(max_tokens, dtype=torch.float32, device=device),
@@ -90,15 +90,15 @@ class MicroState(NamedTuple):
         )
 
     def reset(self) -> None:
-        """Makes it ready for the next macro-step, without waiting for the device."""
+        """Prepares the state for the next macro-step, without waiting for the device."""
         self.num_tokens.zero_()
         self.done.zero_()
 
 
 class Verdict(NamedTuple):
-    """What a verification kept, on the device."""
+    """Tokens that a verification accepted, on the device."""
 
     tokens: Tensor
     """Accepted drafts and the bonus token [k + 1], int64; -1 past them."""
     accepted: Tensor
-    """Drafts kept [1], int32."""
+    """Number of accepted drafts [1], int32."""

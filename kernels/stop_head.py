@@ -20,23 +20,23 @@ def stop_head(
     confidence: Tensor,
     impl: Impl = "auto",
 ) -> None:
-    """Emits `token` and decides whether the macro-step goes on, in place in `state`.
+    """Emits `token` and decides whether the macro-step continues; writes both into `state`.
 
-    Unless `state.done`, with n for `state.num_tokens`: `tokens[n] = token`, `continue_probs[n] = 1 -
-    sigmoid(mlp(hidden))`, n grows by one, and `done = 1` where that probability is below `confidence` or `tokens` is
-    full. The token that trips the stop is emitted all the same.
+    Does nothing if `state.done` is set. Otherwise, with n for `state.num_tokens`: `tokens[n] = token`,
+    `continue_probs[n] = 1 - sigmoid(mlp(hidden))`, and n grows by one. It sets `done = 1` if that probability is below
+    `confidence` or `tokens` is full. The token that triggers the stop is emitted too.
 
     Args:
-        hidden: [1, D], the state that the LM head saw.
+        hidden: [1, D], the state that the LM head read.
         token: Id to emit [1], int64.
-        weights: In the dtype of `hidden`; `None` where there is nothing to ask, because the token is the macro-step's
-            last: it is emitted, `done` is set, and no weight is read nor probability written.
-        state: Changed in place.
-        confidence: Least P(continue) to go on [1], float32, on the device so that a captured graph serves any value.
+        weights: Weights in the dtype of `hidden`, or `None` for the macro-step's last token. Then there is nothing to
+            decide: the op emits the token and sets `done`, but reads no weight and writes no probability.
+        state: The state to update in place.
+        confidence: Least P(continue) to continue [1], float32, on the device so that a captured graph serves any value.
         impl: See :mod:`hambench.kernels`.
 
     Raises:
-        ValueError: If a shape, dtype, device or stride doesn't fit, or `impl="fused"` can't run here.
+        ValueError: If a shape, dtype, device or stride does not fit, or `impl="fused"` can't run here.
     """
     check_tensor("hidden", hidden, [1, None], dtypes=FLOATS)
     device = hidden.device
@@ -70,7 +70,7 @@ def stop_head(
 
 
 def reference(hidden: Tensor, weights: StopWeights) -> Tensor:
-    """The stop logit, a float32 scalar tensor."""
+    """Computes the stop logit, a float32 scalar tensor."""
     w1, b1, w2, b2, w3, b3 = (weight.float() for weight in weights)
     inner = silu(hidden.float() @ w1.T + b1)
     return (silu(inner @ w2.T + b2) @ w3.T + b3).reshape(())

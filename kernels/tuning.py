@@ -1,9 +1,9 @@
-"""Tiles of the GEMV kernels: a safe default, and measured winners per (device, Triton version) kept as JSON.
+"""Tiles of the GEMV kernels: safe defaults, and measured winners per (device, Triton version) stored as JSON.
 
-Nothing is searched during a call, let alone inside a graph capture: a table is measured by `hambench bench kernels
---tune` and read here. One program is one warp, whose 32 lanes read 16 bytes each of one weight row at a time: x is
-then already in the lanes that need it (no shared memory, no barrier), and a row's reduction has one order whatever the
-tile and the number of rows. M-invariance rests on that, so neither the warps nor the block of K is a knob.
+No call searches for a tile, let alone a graph capture: `hambench bench kernels --tune` measures a table, and this
+module reads it. One program is one warp, whose 32 lanes each read 16 bytes of one weight row at a time. So x is already
+in the lanes that need it (no shared memory, no barrier), and a row's reduction has one order for every tile and number
+of rows. M-invariance depends on that order, so neither the number of warps nor the block of K is tunable.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ TABLE_PATH = Path(__file__).with_name("tuned.json")
 
 NUM_WARPS = 1
 ACCUMULATORS = 128
-"""Float32 accumulators of one thread at most: half its registers."""
+"""Most float32 accumulators per thread: half its registers."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Tile:
-    """How a GEMV of one row is cut up."""
+    """Shape of the weight block that one program of a single-row GEMV reads."""
 
     block_n: int
-    """Weight rows of one program, a power of two."""
+    """Weight rows per program, a power of two."""
     unroll: int
-    """Blocks of K whose loads are issued together: `block_n * unroll` loads of 16 bytes in flight in each lane."""
+    """Blocks of K whose loads are issued together; each lane has `block_n * unroll` loads of 16 bytes in flight."""
 
     def __post_init__(self) -> None:
         for name in ("block_n", "unroll"):
@@ -41,16 +41,16 @@ class Tile:
                 raise ValueError(f"{name} must be a power of two, got {value}")
 
     def for_rows(self, rows: int, num_inputs: int, *, itemsize: int, weights: int = 1) -> Tile:
-        """The tile for a call of several rows: fewer weight rows, so that the accumulators stay in registers.
+        """Returns the tile for a call of several rows: fewer weight rows, so that the accumulators stay in registers.
 
         Args:
             rows: Rows of the call.
             num_inputs: Length of a row.
-            itemsize: Bytes of a weight element.
-            weights: Weight matrices read side by side.
+            itemsize: Bytes per weight element.
+            weights: Number of weight matrices read together.
         """
         lane_accumulators = rows * weights * 16 // itemsize
-        # int8 weights and 16-bit rows come in different lanes: moving the rows takes registers too
+        # int8 weights and 16-bit rows arrive in different lanes, and moving the rows takes registers too
         most = ACCUMULATORS if itemsize > 1 else ACCUMULATORS * 3 // 4
         block_n = min(self.block_n, _power_of_two(most // lane_accumulators))
         unroll = self.unroll * (self.block_n // block_n)
@@ -63,16 +63,16 @@ class Tile:
 
 
 def _power_of_two(most: int) -> int:
-    """The largest power of two up to `most`, and at least 1."""
+    """Returns the largest power of two up to `most`, and at least 1."""
     return 1 << (max(1, most).bit_length() - 1)
 
 
 DEFAULTS = {
-    # programs enough for every multiprocessor even at 2048 outputs
+    # enough programs for every multiprocessor even at 2048 outputs
     "norm_gemv": Tile(2, 4),
     "gemv_residual": Tile(2, 4),
     "norm_gateup_silu": Tile(2, 2),
-    # many rows, and each block leaves a key to be reduced
+    # many rows, and each block leaves a key to reduce
     "lm_head_argmax": Tile(4, 1),
     "stop_head": Tile(2, 4),
     "merge_tokens": Tile(2, 4),
@@ -81,31 +81,31 @@ DEFAULTS = {
 SPACE = tuple(
     Tile(block_n, unroll) for block_n in (1, 2, 4, 8) for unroll in (1, 2, 4, 8) if block_n * unroll <= 16
 )
-"""What `--tune` tries."""
+"""Tiles that `--tune` tries."""
 
 
 def row_groups(rows: int, weight_dtype: torch.dtype, *, weights: int = 1) -> list[slice]:
-    """Rows of each launch of one call.
+    """Returns the rows of each launch of one call.
 
-    A lane reads 16 INT8 weights at a time and needs as many accumulators for each row, so more than a few rows take a
-    second pass over the weights rather than spill registers.
+    A lane reads 16 INT8 weights at a time and needs as many accumulators per row. So a call of more than a few rows
+    makes a second pass over the weights rather than spill registers.
     """
     at_once = 4 // weights if weight_dtype == torch.int8 else rows
     return [slice(first, min(first + at_once, rows)) for first in range(0, rows, at_once)]
 
 
 def block_k(weight_dtype: torch.dtype) -> int:
-    """Columns one warp reads with one 16-byte load per lane."""
+    """Returns the number of columns that one warp reads with one 16-byte load per lane."""
     return 32 * 16 // weight_dtype.itemsize
 
 
 def key(op: str, num_outputs: int, num_inputs: int, weight_dtype: torch.dtype) -> str:
-    """Name of a table entry."""
+    """Returns the name of a table entry."""
     return f"{op}/{num_outputs}x{num_inputs}/{str(weight_dtype).removeprefix('torch.')}"
 
 
 def tile_for(op: str, weight: torch.Tensor, *, rows: int, weights: int = 1) -> Tile:
-    """The measured tile for this weight's device and Triton version, else the safe default; cut for `rows`."""
+    """Returns the measured tile for this weight's device and Triton version, else the default; adapted to `rows`."""
     tile = DEFAULTS[op]
     name = key(op, weight.shape[0], weight.shape[1], weight.dtype)
     if _trial is not None:
@@ -120,7 +120,7 @@ def read(path: Path) -> dict[str, dict[str, dict[str, Tile]]]:
     """Reads a table: device name → Triton version → entry → tile.
 
     Raises:
-        ValueError: If the file is no such table; the message names the file.
+        ValueError: If the file is not such a table; the message names the file.
     """
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
@@ -136,7 +136,7 @@ def read(path: Path) -> dict[str, dict[str, dict[str, Tile]]]:
 
 
 def write(path: Path, device: str, version: str, tiles: dict[str, Tile]) -> None:
-    """Puts one device's and version's tiles into the table at `path`, keeping the others."""
+    """Writes the tiles of one device and version into the table at `path`, and keeps the others."""
     table = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     entries = {entry: dataclasses.asdict(tile) for entry, tile in sorted(tiles.items())}
     table.setdefault(device, {})[version] = entries
@@ -154,7 +154,7 @@ _trial: _Trial | None = None
 
 @contextmanager
 def trial(tile: Tile, asked: list[str]) -> Iterator[None]:
-    """Gives every GEMV this tile, and notes in `asked` which entries were looked up."""
+    """Makes every GEMV use this tile, and appends the entries that were looked up to `asked`."""
     global _trial
     _trial = _Trial(tile, asked)
     try:
@@ -164,7 +164,7 @@ def trial(tile: Tile, asked: list[str]) -> Iterator[None]:
 
 
 def is_tuned(device: torch.device) -> bool:
-    """Whether there are measured tiles for this CUDA device and Triton version."""
+    """Returns True if there are measured tiles for this CUDA device and Triton version."""
     return bool(_table(_device_name(device.index or 0)))
 
 

@@ -1,4 +1,4 @@
-"""Greedy verification: the longest drafted prefix that the target agrees with, and the cache rollback."""
+"""Greedy verification: finds the longest drafted prefix that the target agrees with, and rolls the cache back."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ def verify_accept(
     done: Tensor | None = None,
     impl: Impl = "auto",
 ) -> Verdict:
-    """Gives the longest prefix of `drafted` that equals the target's greedy tokens, plus the bonus token.
+    """Returns the longest prefix of `drafted` that equals the target's greedy tokens, plus the bonus token.
 
     Args:
         drafted: Proposed ids [k], int64, 1 <= k <= 7.
-        target: Greedy ids of the k + 1 verified rows [k + 1], int64: row i is what follows the first i drafts.
-        slots: Cache slots in use [1], int32, the k + 1 verified ones included; set in place to the ones that stay
-            (those of the rejected drafts are given up).
+        target: Greedy ids of the k + 1 verified rows [k + 1], int64; row i holds the token after the first i drafts.
+        slots: Cache slots in use [1], int32, including the k + 1 verified ones. Set in place to the number that stay,
+            without those of rejected drafts.
         out: Where to write.
         done: Device flag; when set, nothing is written. Needs `out`.
         impl: See :mod:`hambench.kernels`.
 
     Raises:
-        ValueError: If a shape, dtype, device or stride doesn't fit, or `impl="fused"` can't run here.
+        ValueError: If a shape, dtype, device or stride does not fit, or `impl="fused"` can't run here.
     """
     check_tensor("drafted", drafted, [None], dtypes=(torch.int64,))
     k = drafted.shape[0]

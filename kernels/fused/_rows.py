@@ -1,4 +1,4 @@
-"""What the GEMV kernels share: rows of activations against blocks of weight rows, and exact rounding."""
+"""Parts of the GEMV kernels: rows of activations against blocks of weight rows, and exact rounding."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import triton.language as tl
 
 @triton.jit
 def round_bf16(x):
-    """Rounds float32 to the nearest bf16 value (ties to even), still as float32."""
+    """Rounds float32 to the nearest bf16 value (ties to even), and keeps it as float32."""
     bits = x.to(tl.uint32, bitcast=True)
     bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
     # a NaN's payload could carry into the exponent
@@ -20,7 +20,7 @@ def round_bf16(x):
 
 @triton.jit
 def cast(x, dtype: tl.constexpr):
-    """Converts float32 to `dtype`, to nearest: the interpreter truncates its own bf16 conversion."""
+    """Converts float32 to `dtype`, rounding to nearest; the interpreter's own bf16 conversion truncates."""
     if dtype == tl.bfloat16:
         x = round_bf16(x)
     return x.to(dtype)
@@ -28,7 +28,7 @@ def cast(x, dtype: tl.constexpr):
 
 @triton.jit
 def row_pointers(p_x, p_ids, K: tl.constexpr, M: tl.constexpr):
-    """Pointers to M rows of length K: consecutive ones, or those that the ids at `p_ids` name."""
+    """Returns pointers to M rows of length K: consecutive rows, or the rows that the ids at `p_ids` name."""
     p_rows = ()
     for m in tl.static_range(M):
         if p_ids is None:
@@ -40,7 +40,7 @@ def row_pointers(p_x, p_ids, K: tl.constexpr, M: tl.constexpr):
 
 @triton.jit
 def load_row(p_row, o_k, K: tl.constexpr, EVEN: tl.constexpr):
-    """A block of a row as float32, zero past the row's end."""
+    """Loads a block of a row as float32, zero past the row's end."""
     if EVEN:
         b_x = tl.load(p_row + o_k)
     else:
@@ -63,28 +63,28 @@ def gemv_rows(
     BK: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
-    """Dot products of M rows with L blocks of BN weight rows, and the rows' sums of squares.
+    """Multiplies M rows with L blocks of BN weight rows, and sums the squares of the rows.
 
-    Products are added by explicit FMA into one accumulator per lane, in the order of K, and reduced once at the end:
-    nothing is reassociated that depends on M, so a row's bits don't depend on the rows beside it.
+    Adds products by explicit FMA into one accumulator per lane, in the order of K, and reduces once at the end. Nothing
+    that depends on M is reassociated, so a row's bits don't depend on the other rows.
 
     Args:
         p_rows: Tuple of M row pointers.
-        p_norm: Norm weight [K], multiplied in before the product, or None (then the sums of squares stay zero).
+        p_norm: Norm weight [K], multiplied in before the product, or None (the sums of squares then stay zero).
         p_weights: Tuple of L pointers, each at the block's first row.
         stride_n: Elements between weight rows.
-        rows_left: Weight rows from the block's first one on.
+        rows_left: Number of weight rows from the block's first one on.
         K: Length of a row.
-        M: Rows.
-        L: Weights.
-        EVEN_N: Whether every block is full.
-        BN: Weight rows of a block.
-        BK: Columns of a block.
+        M: Number of rows.
+        L: Number of weights.
+        EVEN_N: True if every block is full.
+        BN: Weight rows per block.
+        BK: Columns per block.
         UNROLL: Blocks of columns loaded together.
 
     Returns:
-        A tuple of M*L blocks [BN, BK] still to be summed over BK (row m, weight l at m*L + l), and a tuple of M
-        blocks [BK] likewise.
+        A tuple of M*L blocks [BN, BK] (row m, weight l at m*L + l) and a tuple of M blocks [BK]; the caller sums both
+            over BK.
     """
     EVEN_K: tl.constexpr = K % (BK * UNROLL) == 0
     o_n = tl.arange(0, BN)

@@ -1,7 +1,7 @@
-"""Fused :func:`hambench.kernels.decode_attention.decode_attention`: chunks of the context, combined by the last one.
+"""Fused :func:`hambench.kernels.decode_attention.decode_attention`: splits the context into chunks.
 
-The context is cut at fixed slots, whatever its length and however many rows ask, and chunks are combined in slot
-order: a row's bits depend on its own keys only.
+The last chunk to finish combines them all, in slot order. Chunks begin at fixed slots, whatever the context's length
+and the number of rows, so a row's bits depend on its own keys only.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from hambench.kernels.fused._attention import append_row, attend_tile, load_rota
 from hambench.kernels.fused._rows import cast
 
 CHUNK_ELEMENTS = 128 * 64
-"""Keys of one chunk times the head size: two tiles of this many float32 values live in 128 threads' registers."""
+"""Keys per chunk times the head size: two tiles of this many float32 values fit in 128 threads' registers."""
 
 
 @triton.jit
@@ -60,7 +60,7 @@ def decode_attention_kernel(
         return
     p_k = p_k + i_h.to(tl.int64) * STRIDE_H
     p_v = p_v + i_h.to(tl.int64) * STRIDE_H
-    # each new row is written by the chunk that its slot falls in, which alone reads it
+    # the chunk that holds a new row's slot writes the row, and no other chunk reads it
     for t in range(ROWS):
         slot = slots + t
         inside = (slot >= first) & (slot < first + CHUNK) & (slot < CAPACITY)
@@ -94,7 +94,7 @@ def decode_attention_kernel(
         tl.store(p_top + o_query, top)
         tl.store(p_total + o_query, total)
         tl.store(p_part + o_query * HEAD_DIM + o_d, b_part)
-    # all threads' parts are out before the ticket says so
+    # every thread has stored its parts before the ticket says so
     tl.debug_barrier()
     num_active = tl.cdiv(end, CHUNK)
     if tl.atomic_add(p_tickets + i_h, 1) != num_active - 1:
@@ -137,7 +137,7 @@ def launch(
     out: Tensor,
     done: Tensor | None,
 ) -> None:
-    """Runs the kernel; arguments were checked by the public op."""
+    """Runs the kernel; the public op has checked the arguments."""
     num_kv_heads, capacity, head_dim = k_cache.shape
     rows, device = qkv.shape[0], qkv.device
     chunk = max(16, CHUNK_ELEMENTS // head_dim)

@@ -56,7 +56,7 @@ def gemv_residual_kernel(
 def launch(
     x: Tensor, weight: Tensor, residual: Tensor, scale: Tensor | None, out: Tensor, done: Tensor | None
 ) -> None:
-    """Runs the kernel; arguments were checked by the public op."""
+    """Runs the kernel; the public op has checked the arguments."""
     num_outputs, num_inputs = weight.shape
     groups = tuning.row_groups(x.shape[0], weight.dtype)
     if len(groups) > 1:

@@ -1,4 +1,4 @@
-"""Fused :func:`hambench.kernels.lm_head_argmax.lm_head_argmax`: per-block winners, then one small reduction."""
+"""Fused :func:`hambench.kernels.lm_head_argmax.lm_head_argmax`: finds each block's winner, then reduces them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REDUCE_BLOCK = 8192
 
 @triton.jit
 def packed(b_value, o_index):
-    """An int64 whose order is that of the value, and among equal values the lowest index first."""
+    """Packs value and index into an int64 that sorts by value, and among equal values puts the lowest index first."""
     # -0.0 and 0.0 are equal logits
     b_bits = tl.where(b_value == 0.0, 0.0, b_value).to(tl.int32, bitcast=True)
     b_order = tl.where(b_bits >= 0, b_bits, b_bits ^ 0x7FFFFFFF)
@@ -44,7 +44,7 @@ def lm_head_block_kernel(
     BK: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
-    """Writes each block's best key, and its part of the log-sum-exp where `p_max` is given."""
+    """Writes each block's best key, and its part of the log-sum-exp if `p_max` is given."""
     if p_done is not None:
         if tl.load(p_done) != 0:
             return
@@ -131,7 +131,7 @@ def launch(
     out: HeadOutput,
     done: Tensor | None,
 ) -> None:
-    """Runs both kernels; arguments were checked by the public op."""
+    """Runs both kernels; the public op has checked the arguments."""
     rows = hidden.shape[0]
     num_outputs, num_inputs = weight.shape
     groups = tuning.row_groups(rows, weight.dtype)
@@ -142,7 +142,7 @@ def launch(
             launch(hidden[group], weight, norm_weight, eps, scale, round_logits, part, done)
         return
     with_lse = out.log_sum_exp is not None
-    # a maximum is the same however the vocabulary is cut up, a sum of exponentials only if it is always cut alike
+    # a maximum does not depend on how the vocabulary is cut, a sum of exponentials does: always cut it alike
     most_rows = tuning.row_groups(MAX_ROWS, weight.dtype)[0].stop
     tile = tuning.tile_for("lm_head_argmax", weight, rows=most_rows if with_lse else rows)
     num_blocks = triton.cdiv(num_outputs, tile.block_n)

@@ -14,7 +14,7 @@ from hambench.kernels.results import MergeWeights, Residual
 
 @triton.jit
 def skipped(p_count, p_done):
-    """Whether there is nothing to compute: the step is over, or its one token passes through."""
+    """Returns True if there is nothing to compute: the step is over, or its one token passes through."""
     skip = tl.load(p_count) <= 1
     if p_done is not None:
         skip = skip | (tl.load(p_done) != 0)
@@ -56,7 +56,7 @@ def query_kernel(
         BK,
         UNROLL,
     )
-    # W mean(e) = mean(W e): the rows share each weight block
+    # W mean(e) = mean(W e), so the rows share each weight block
     b_sum = tl.zeros([BN], tl.float32)
     for s in tl.static_range(S):
         b_sum = b_sum + tl.where(s < count, tl.sum(b_acc[s], axis=1), 0.0)
@@ -112,7 +112,7 @@ def attend_kernel(
     BS: tl.constexpr,
     BD: tl.constexpr,
 ):
-    """One head: softmax over the tokens that count."""
+    """Computes one head: softmax over the tokens that count."""
     if skipped(p_count, p_done):
         return
     o_d = tl.arange(0, BD)
@@ -194,7 +194,7 @@ def launch(
     out: Tensor,
     done: Tensor | None,
 ) -> None:
-    """Runs the four kernels; arguments were checked by the public op."""
+    """Runs the four kernels; the public op has checked the arguments."""
     steps, hidden, device = ids.shape[0], embedding.shape[1], embedding.device
     width = weights.positions.shape[1]
     head_dim = hidden // num_heads
@@ -202,7 +202,7 @@ def launch(
     kv = torch.empty((steps, 2 * hidden), dtype=torch.float32, device=device)
     attended = torch.empty(hidden, dtype=torch.float32, device=device)
     query_tile = tuning.tile_for("merge_tokens", weights.wq, rows=steps)
-    # two products are live at once: embeddings and positions
+    # two products are live at once, those of embeddings and of positions
     wide_tile = tuning.tile_for("merge_tokens", weights.wkv, rows=steps, weights=2)
     out_tile = tuning.tile_for("merge_tokens", weights.wo, rows=1)
     block_k = tuning.block_k(embedding.dtype)

@@ -1,4 +1,4 @@
-"""Fused :func:`hambench.kernels.micro_attention.micro_attention`: one program for each key head."""
+"""Fused :func:`hambench.kernels.micro_attention.micro_attention`: runs one program per key head."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def micro_attention_kernel(
             p_sin,
             HEAD_DIM,
         )
-    # the rows just written are read back by other threads
+    # other threads read back the rows just written
     tl.debug_barrier()
     o_s = tl.arange(0, BS)
     o_d = tl.arange(0, HEAD_DIM)
@@ -82,7 +82,7 @@ def launch(
     out: Tensor,
     done: Tensor | None,
 ) -> None:
-    """Runs the kernel; arguments were checked by the public op."""
+    """Runs the kernel; the public op has checked the arguments."""
     num_kv_heads, capacity, head_dim = k_cache.shape
     micro_attention_kernel[(num_kv_heads,)](
         qkv,

@@ -1,4 +1,4 @@
-"""Fused :func:`hambench.kernels.norm_gateup_silu.norm_gateup_silu`: both weights in one pass over the row."""
+"""Fused :func:`hambench.kernels.norm_gateup_silu.norm_gateup_silu`: applies both weights in one pass over the row."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def launch(
     out: Tensor,
     done: Tensor | None,
 ) -> None:
-    """Runs the kernel; arguments were checked by the public op."""
+    """Runs the kernel; the public op has checked the arguments."""
     num_outputs, num_inputs = gate.shape
     groups = tuning.row_groups(x.shape[0], gate.dtype, weights=2)
     if len(groups) > 1:

@@ -1,4 +1,4 @@
-"""Fused :func:`hambench.kernels.norm_gemv.norm_gemv`: one pass over the weights, the norm's sum taken on the way."""
+"""Fused :func:`hambench.kernels.norm_gemv.norm_gemv`: computes the norm's sum in the same pass over the weights."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def norm_gemv_kernel(
         UNROLL,
     )
     for m in tl.static_range(M):
-        # the row's 1/rms is a common factor, so it is applied after the product
+        # the row's 1/rms is a common factor, so apply it after the product
         b_y = tl.sum(b_acc[m], axis=1) * tl.rsqrt(tl.sum(b_square[m], axis=0) / K + eps)
         if p_scale is not None:
             b_y = b_y * tl.load(p_scale + o_n, mask=keep, other=0)
@@ -81,7 +81,7 @@ def launch(
     *,
     rows: int,
 ) -> None:
-    """Runs the kernel; arguments were checked by the public op."""
+    """Runs the kernel; the public op has checked the arguments."""
     num_outputs, num_inputs = weight.shape
     groups = tuning.row_groups(rows, weight.dtype)
     if len(groups) > 1:

@@ -25,7 +25,7 @@ def gemv_silu_kernel(
     BK: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
-    """One row: silu(x @ W.T + b), in float32 for the next layer."""
+    """Computes `silu(x @ W.T + b)` for one row, in float32 for the next layer."""
     if tl.load(p_done) != 0:
         return
     i_n = tl.program_id(0)
@@ -87,7 +87,7 @@ def decide_kernel(
 def launch(
     hidden: Tensor, token: Tensor, weights: StopWeights | None, state: MicroState, confidence: Tensor
 ) -> None:
-    """Runs the three kernels, or the last one alone where nothing is asked; arguments were checked by the public op."""
+    """Runs the three kernels, or only the last one if `weights` is None; the public op has checked the arguments."""
     layers = () if weights is None else ((weights.w1, weights.b1), (weights.w2, weights.b2))
     for weight, bias in layers:
         inner = torch.empty((1, weight.shape[0]), dtype=torch.float32, device=hidden.device)
@@ -122,7 +122,7 @@ def launch(
         LIMIT=state.tokens.shape[0],
         K=width,
         BK=triton.next_power_of_2(width),
-        # without a sum, whose barrier keeps the stores behind every warp's loads, one warp must do
+        # only a sum has a barrier that orders the stores after every warp's loads; without one, use a single warp
         num_warps=1 if weights is None else 4,
         enable_fp_fusion=False,
     )

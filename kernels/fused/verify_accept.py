@@ -1,4 +1,4 @@
-"""Fused :func:`hambench.kernels.verify_accept.verify_accept`: one program."""
+"""Fused :func:`hambench.kernels.verify_accept.verify_accept` in one program."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def verify_accept_kernel(
     o = tl.arange(0, B)
     b_drafted = tl.load(p_drafted + o, mask=o < NUM_DRAFTED, other=-1)
     b_target = tl.load(p_target + o, mask=o <= NUM_DRAFTED, other=-1)
-    # the first disagreement; the row after the last draft always disagrees
+    # first disagreement; the row after the last draft always disagrees
     agrees = (o < NUM_DRAFTED) & (b_drafted == b_target)
     accepted = tl.min(tl.where(agrees, B, o), axis=0)
     tl.store(p_tokens + o, tl.where(o <= accepted, b_target, -1), mask=o <= NUM_DRAFTED)
@@ -29,7 +29,7 @@ def verify_accept_kernel(
 
 
 def launch(drafted: Tensor, target: Tensor, slots: Tensor | None, out: Verdict, done: Tensor | None) -> None:
-    """Runs the kernel; arguments were checked by the public op."""
+    """Runs the kernel; the public op has checked the arguments."""
     num_drafted = drafted.shape[0]
     verify_accept_kernel[(1,)](
         drafted,

@@ -1,10 +1,10 @@
-"""The ahead-of-time gate: every fused kernel compiled for GPUs that need not be there, and its machine code read.
+"""The ahead-of-time gate: compiles every fused kernel without a GPU and inspects the machine code.
 
 `python -m hambench.kernels.tools.aot` compiles each launch that the ops make for the named model shapes, with Triton's
-own `ptxas`, for sm_80 and sm_90, and fails where one spills registers, uses a stack, or reads its weights in pieces
-narrower than 16 bytes. Nothing is run, so this says nothing about results or speed.
+own `ptxas`, for sm_80 and sm_90. It fails if one spills registers, uses a stack, or reads its weights in loads narrower
+than 16 bytes. It runs no kernel, so it says nothing about results or speed.
 
-Launches are recorded from the ops themselves (on meta tensors), so that what is compiled is what is launched.
+It records the launches from the ops themselves, on meta tensors, so that it compiles what the ops launch.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MAX_REGISTERS = 255
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """One kernel with the arguments that decide its code."""
+    """One kernel with the arguments that determine its code."""
 
     kernel: Any
     """The `triton.JITFunction`."""
@@ -38,12 +38,12 @@ class Launch:
     constants: Mapping[str, Any]
     options: Mapping[str, Any]
     weight_loads: int
-    """16-byte loads of weights that one thread issues in a loop iteration; 0 for kernels that stream none."""
+    """16-byte weight loads that one thread issues per loop iteration; 0 for kernels that stream no weights."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the machine code of one launch shows."""
+    """Facts about the machine code of one launch."""
 
     call: str
     kernel: str
@@ -51,16 +51,16 @@ class Compiled:
     registers: int
     stack_bytes: int
     spills: int
-    """Loads and stores of local memory."""
+    """Loads and stores in local memory."""
     wide_loads: int
     """128-bit global loads."""
     weight_loads: int
     row_in_one_warp: bool
-    """Whether lanes of one warp alone share a weight row, which M-invariance rests on (true where none is read)."""
+    """True if a single warp's lanes share each weight row, as M-invariance requires (also true if none is read)."""
 
     @property
     def faults(self) -> tuple[str, ...]:
-        """What the gate refuses."""
+        """Reasons for which the gate refuses this launch."""
         checks = {
             f"{self.registers} registers": self.registers > MAX_REGISTERS,
             f"a stack of {self.stack_bytes} bytes": self.stack_bytes > 0,
@@ -73,7 +73,7 @@ class Compiled:
 
 
 def compile_all(archs: tuple[int, ...] = ARCHITECTURES, only: str = "") -> list[Compiled]:
-    """Compiles every launch of every op whose name matches `only` (a regular expression), once each.
+    """Compiles each launch of every op whose name matches `only` (a regular expression) once.
 
     Raises:
         RuntimeError: Under `TRITON_INTERPRET=1`, which leaves nothing to compile.
@@ -89,23 +89,23 @@ def compile_all(archs: tuple[int, ...] = ARCHITECTURES, only: str = "") -> list[
 def compile_calls(
     calls: Iterable[tuple[str, Callable[[], object]]], archs: tuple[int, ...] = ARCHITECTURES
 ) -> list[Compiled]:
-    """Compiles every launch that named calls make on meta tensors, once each.
+    """Compiles each launch that the named calls make on meta tensors once.
 
     Raises:
         RuntimeError: Under `TRITON_INTERPRET=1`, which leaves nothing to compile.
     """
     if _dispatch.interpreting():
         raise RuntimeError("TRITON_INTERPRET must be unset: interpreted kernels have no machine code")
-    found: dict[tuple[Any, ...], tuple[str, Launch]] = {}
+    unique: dict[tuple[Any, ...], tuple[str, Launch]] = {}
     for name, call in calls:
         for launch in record(call):
             identity = (launch.kernel.fn.__name__, str(launch.signature), str(launch.constants))
-            found.setdefault(identity, (name, launch))
-    return [compiled for arch in archs for compiled in compile_launches(list(found.values()), arch)]
+            unique.setdefault(identity, (name, launch))
+    return [compiled for arch in archs for compiled in compile_launches(list(unique.values()), arch)]
 
 
 def record(call: Callable[[], object]) -> list[Launch]:
-    """The launches that a call of an op makes, none of which happens."""
+    """Records the launches that a call of an op makes, without running them."""
     launches: list[Launch] = []
     with _recording(launches):
         call()
@@ -139,12 +139,12 @@ POINTERS = {
 
 
 def _launch(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Launch:
-    given = dict(zip(kernel.arg_names, args, strict=False))
-    given |= {name: kwargs.pop(name) for name in kernel.arg_names if name in kwargs}
+    arguments = dict(zip(kernel.arg_names, args, strict=False))
+    arguments |= {name: kwargs.pop(name) for name in kernel.arg_names if name in kwargs}
     signature: dict[str, str] = {}
     constants: dict[str, Any] = {}
     for parameter in kernel.params:
-        value = given[parameter.name]
+        value = arguments[parameter.name]
         if parameter.is_constexpr or value is None:
             signature[parameter.name], constants[parameter.name] = "constexpr", value
         elif isinstance(value, torch.Tensor):
@@ -153,7 +153,7 @@ def _launch(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Launc
             signature[parameter.name] = "fp32" if isinstance(value, float) else "i32"
     weight_loads = 0
     if "UNROLL" in constants:
-        # one program is one warp: each lane reads 16 bytes of every row of a tile
+        # one program is one warp, and each lane reads 16 bytes of every row of a tile
         weight_loads = constants["BN"] * constants["UNROLL"] * (2 if "p_gate" in signature else 1)
     return Launch(kernel, signature, constants, kwargs, weight_loads)
 
@@ -173,7 +173,7 @@ def _compile(launch: Launch, arch: int) -> Any:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    # torch aligns allocations to 16 bytes and more, so Triton's launcher finds the same
+    # torch aligns allocations to at least 16 bytes, so Triton's launcher sees the same
     aligned = [(index,) for index, kind in enumerate(launch.signature.values()) if kind.startswith("*")]
     source = ASTSource(
         launch.kernel,
@@ -199,20 +199,22 @@ def _judged(call: str, launch: Launch, arch: int, kernel: Any, code: MachineCode
 
 
 def _row_in_one_warp(ttgir: str) -> bool:
-    """Whether the weight tile's layout puts a whole row of it into one warp's lanes."""
+    """Returns True if the weight tile's layout keeps each row within one warp's lanes."""
     layouts = re.findall(r"threadsPerWarp = \[(\d+), (\d+)\], warpsPerCTA = \[\d+, (\d+)\]", ttgir)
     return bool(layouts) and all(layout == ("1", "32", "1") for layout in layouts)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Compiles, prints one JSON object per launch, and returns 1 where the gate refuses one."""
+    """Compiles the kernels, prints one JSON object per launch, and returns 1 if the gate refuses one."""
     parser = argparse.ArgumentParser(
         prog="python -m hambench.kernels.tools.aot", description=__doc__.split("\n\n")[0]
     )
     parser.add_argument(
         "--arch", type=int, action="append", help="compute capability, e.g. 90; default 80 and 90"
     )
-    parser.add_argument("--only", default="", metavar="REGEX", help="of the calls, e.g. 'llama.*lm_head'")
+    parser.add_argument(
+        "--only", default="", metavar="REGEX", help="matching calls only, e.g. 'llama.*lm_head'"
+    )
     options = parser.parse_args(arguments)
     compiled = compile_all(tuple(options.arch or ARCHITECTURES), options.only)
     for one in compiled:

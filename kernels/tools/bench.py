@@ -1,8 +1,8 @@
-"""Timing of the kernels, after their numerics agreed in the same process.
+"""Times the kernels, after checking their numerics in the same process.
 
-On a CUDA device each case is captured into one graph over all its sets of weights and replayed between events: no
-launch overhead of the host, no weights left in the cache. On a CPU only plain torch is timed, and the result says so:
-a kernel under the interpreter has no speed worth a number.
+On a CUDA device it captures each case into one graph over all its sets of weights and replays that between events.
+So the figures hold no launch overhead of the host, and no weights stay in the cache. On a CPU it times only plain torch
+and says so in the result: a kernel under the interpreter has no meaningful speed.
 """
 
 from __future__ import annotations
@@ -29,66 +29,66 @@ CPU_PASS_BYTES = 64 * 2**20
 
 
 class NumericsError(Exception):
-    """A fused kernel that disagrees with its reference: no speed is given."""
+    """A fused kernel disagrees with its reference, so no speed is given."""
 
 
 @dataclasses.dataclass(frozen=True)
 class OpResult:
-    """One op at one size: its error, and the seconds of a call in each repeat."""
+    """One op at one size: its error, and the seconds per call in each repeat."""
 
     op: str
     rows: int
     weights: str
     num_bytes: int
     error: float | None
-    """Relative error of the fused kernel against its float32 reference; None where it can't run."""
+    """Relative error of the fused kernel against its float32 reference; None if it can't run."""
     tolerance: float
     seconds: dict[str, list[float]]
-    """Implementation (`fused`, `torch`, `compiled`) → seconds of one call, each repeat."""
+    """Seconds per call in each repeat, by implementation (`fused`, `torch`, `compiled`)."""
 
     def median_s(self, implementation: str) -> float | None:
-        """Median seconds of a call."""
+        """Returns the median seconds per call."""
         raw = self.seconds.get(implementation)
         return statistics.median(raw) if raw else None
 
     def bytes_per_second(self, implementation: str) -> float | None:
-        """Bytes the call must move over its median time."""
+        """Returns the bytes that a call must move over its median time."""
         median = self.median_s(implementation)
         return None if median is None else self.num_bytes / median
 
 
 @dataclasses.dataclass(frozen=True)
 class Ceiling:
-    """Bandwidth measured in the same process, bytes per second."""
+    """Bandwidths measured in the same process, in bytes per second."""
 
     copy: float
-    """Of a device-to-device copy, read and write counted."""
+    """Bandwidth of a device-to-device copy, read and write counted."""
     read: float
-    """Of a sum."""
+    """Bandwidth of a sum."""
 
 
 @dataclasses.dataclass(frozen=True)
 class KernelReport:
-    """All of one `hambench bench kernels`."""
+    """Result of one `hambench bench kernels`."""
 
     shape: str
     device: str
     fused_timed: bool
-    """False where there is no CUDA device: then only plain torch was timed."""
+    """False if there is no CUDA device; only plain torch was timed then."""
     dtype: str
     versions: dict[str, str]
     ceiling: Ceiling
     tiles: str
-    """Where tiles came from: `default` or `tuned`."""
+    """Source of the tiles: `default` or `tuned`."""
     results: list[OpResult]
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values, raw repeats included."""
+        """Returns plain values, raw repeats included."""
         return dataclasses.asdict(self)
 
 
 def device_name(device: torch.device) -> str:
-    """What the device calls itself."""
+    """Returns the name that the device reports."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
@@ -105,13 +105,13 @@ def run(
     """Checks and times every op.
 
     Args:
-        shape: Whose sizes.
-        device: Where.
+        shape: Model whose sizes to use.
+        device: Device to run on.
         rows: Row counts to time.
-        dtype: Of activations and dense weights; INT8 weights are timed beside it for the rows a draft uses (1).
-        compiled: Also time plain torch under torch.compile (CUDA only; seconds of compilation for each size).
+        dtype: Dtype of activations and dense weights. INT8 weights are timed too, for the rows a draft uses (1).
+        compiled: Also time plain torch under torch.compile (CUDA only; takes seconds of compilation per size).
         only: Time ops whose name contains this.
-        progress: Told what is being done.
+        progress: Receives one line per case.
 
     Raises:
         NumericsError: If a fused kernel disagrees with its reference.
@@ -165,10 +165,10 @@ def measure(case: Case, device: torch.device, *, compiled: bool) -> OpResult:
 
 
 def check(case: Case) -> float:
-    """The fused kernel's relative error.
+    """Returns the fused kernel's relative error.
 
     Raises:
-        NumericsError: If it is larger than the case's tolerance, or not a number.
+        NumericsError: If the error exceeds the case's tolerance, or is not a number.
     """
     error = case.error()
     if not error <= case.tolerance:
@@ -180,11 +180,11 @@ def check(case: Case) -> float:
 
 
 def time_on_gpu(calls: Sequence[Call], repeats: int = REPEATS) -> list[float]:
-    """Seconds of one call, from replays of a graph that holds them all."""
+    """Returns the seconds per call in each repeat, from replays of a graph that holds all calls."""
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        # compiles what is to be captured
+        # compiles what the graph captures
         for call in (*calls[:2], calls[-1]):
             call()
     torch.cuda.current_stream().wait_stream(stream)
@@ -205,7 +205,7 @@ def time_on_gpu(calls: Sequence[Call], repeats: int = REPEATS) -> list[float]:
 
 
 def time_on_cpu(calls: Sequence[Call], repeats: int = 5) -> list[float]:
-    """Seconds of one call, from passes over all of them."""
+    """Returns the seconds per call in each repeat, from passes over all calls."""
     seconds = []
     with torch.inference_mode():
         for call in calls:
@@ -222,15 +222,18 @@ def _compiled(calls: Sequence[Call]) -> list[Call]:
     function, _, _ = calls[0].parts  # type: ignore[attr-defined]
     torch._dynamo.reset()
     fast = torch.compile(function, dynamic=False)
-    made: list[Call] = []
+    compiled_calls: list[Call] = []
     for call in calls:
         _, args, kwargs = call.parts  # type: ignore[attr-defined]
-        made.append(lambda args=args, kwargs=kwargs: fast(*args, **kwargs))  # type: ignore[misc, no-untyped-call]
-    return made
+        compiled_calls.append(lambda args=args, kwargs=kwargs: fast(*args, **kwargs))  # type: ignore[misc, no-untyped-call]
+    return compiled_calls
 
 
 def measure_ceiling(device: torch.device) -> Ceiling:
-    """Bandwidth of a copy and of a sum over memory much larger than any cache (on a CPU: than its share of it)."""
+    """Measures the bandwidth of a copy and of a sum over memory much larger than any cache.
+
+    On a CPU it is larger than one core's share of the cache.
+    """
     count = (2**30 if device.type == "cuda" else 2**26) // 4
     source = torch.zeros(count, dtype=torch.float32, device=device)
     target = torch.empty_like(source)
@@ -243,9 +246,10 @@ def measure_ceiling(device: torch.device) -> Ceiling:
 def tune(
     shape: KernelShape, device: torch.device, *, dtype: torch.dtype, progress: Callable[[str], None]
 ) -> dict[str, tuning.Tile]:
-    """The fastest tile of each GEMV of a shape, for one row: table entries for :func:`hambench.kernels.tuning.write`.
+    """Finds the fastest tile of each GEMV of a shape for one row.
 
-    Every tile is checked before it is timed; one that disagrees stops the search with its error.
+    Returns table entries for :func:`hambench.kernels.tuning.write`. Every tile is checked before it is timed; one that
+    disagrees stops the search with its error.
 
     Raises:
         NumericsError: If a fused kernel disagrees with its reference.
@@ -261,7 +265,7 @@ def tune(
                     check(case)
                     timed[tile] = statistics.median(time_on_gpu(case.fused, repeats=5))
                 if not entry:
-                    break  # no tile was asked for: this op has none
+                    break  # the op looked up no tile: it has none
             if len(set(entry)) == 1:
                 best[entry[0]] = min(timed, key=timed.__getitem__)
                 progress(f"{entry[0]}: {best[entry[0]]}, {timed[best[entry[0]]] * 1e6:.2f} µs")
@@ -270,7 +274,7 @@ def tune(
 
 
 def triton_version() -> str:
-    """Version that tiles are filed under."""
+    """Returns the version that tiles are filed under."""
     return _version("triton")
 
 

@@ -1,8 +1,8 @@
-"""What `hambench bench kernels` times: each op over many distinct weights, fused and in plain torch.
+"""Cases of `hambench bench kernels`: each op over many distinct weights, fused and in plain torch.
 
-One pass of a case calls the op once for each of its sets of weights; the sets together are several times a GPU's L2
-cache, as a model's layers are. Timed one weight at a time, an 8 MB matrix would be read from the cache and report more
-bandwidth than the memory has.
+One pass of a case calls the op once per set of weights. Together the sets are several times as large as a GPU's L2
+cache, as a model's layers are. Timed over one set, an 8 MB matrix would come from the cache and show more bandwidth
+than the memory has.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class Case:
     weights: str
     """Dtype of the weights."""
     num_bytes: int
-    """Bytes one call must move: weights once, activations, keys and values."""
+    """Bytes that one call must move: weights once, activations, keys and values."""
     fused: list[Call]
-    """One call for each set of weights."""
+    """One call per set of weights."""
     torch: list[Call] | None
-    """The same in plain torch operations of the model's dtype, where there is a natural way to write it."""
+    """The same in plain torch operations of the model's dtype, if there is a natural way to write it."""
     error: Callable[[], float]
     """Relative error of the fused kernel against its float32 reference, on the first set."""
     tolerance: float
@@ -54,17 +54,17 @@ class CaseMaker:
     """Builds cases with random weights.
 
     Args:
-        shape: Sizes.
-        device: Where.
-        dtype: Of activations and dense weights.
-        pass_bytes: Weights of one pass, at least.
+        shape: Model whose sizes to use.
+        device: Device to allocate on.
+        dtype: Dtype of activations and dense weights.
+        pass_bytes: Least bytes of weights per pass.
     """
 
     def __init__(self, shape: KernelShape, device: torch.device, dtype: torch.dtype, pass_bytes: int) -> None:
         self.shape, self.device, self.dtype, self.pass_bytes = shape, device, dtype, pass_bytes
 
     def cases(self, rows: int, kind: torch.dtype) -> Iterator[Case]:
-        """Cases of that many rows with weights of that dtype, one at a time: each holds a lot of memory."""
+        """Yields cases of that many rows with weights of that dtype, one at a time, because each holds much memory."""
         shape = self.shape
         yield self._norm_gemv(rows, kind)
         yield self._gate_up(rows, kind)
@@ -104,7 +104,7 @@ class CaseMaker:
         fused: Sequence[Callable[[str], Tensor]],
         plain: list[Call] | None,
     ) -> Case:
-        """A case from calls that take `impl`, the reference among them."""
+        """Builds a case from calls that take `impl`, the reference among them."""
 
         def error() -> float:
             got, want = fused[0]("fused").double(), fused[0]("reference").double()
@@ -188,7 +188,7 @@ class CaseMaker:
             weight, scale = self._weight(shape.vocabulary, shape.hidden, kind)
 
             def winner(impl: str, weight: Tensor = weight, scale: Tensor | None = scale) -> Tensor:
-                # the winning logit is compared: two ids one rounding apart may swap
+                # compare the winning logit, because two ids one rounding apart may swap
                 return lm_head_argmax(hidden, weight, scale=scale, impl=impl).logits  # type: ignore[arg-type]
 
             fused.append(winner)
@@ -208,7 +208,7 @@ class CaseMaker:
         positions = torch.arange(context - rows, context, device=self.device)
         tickets = torch.zeros(shape.kv_heads, dtype=torch.int32, device=self.device)
         set_bytes = 2 * shape.kv_heads * context * shape.head_dim * self.dtype.itemsize
-        # caches are small: as many as a model has layers, several models deep at most
+        # caches are small: use as many as a model has layers, at most several models deep
         count = min(len(self._sets(set_bytes)), 8 * shape.num_layers)
         q = self._random(1, shape.heads, rows, shape.head_dim)
         mask = torch.ones(rows, context, dtype=torch.bool, device=self.device).tril(context - rows)
@@ -239,7 +239,7 @@ class CaseMaker:
         confidence = torch.zeros(1, device=self.device)
         sizes = ((hidden, hidden), (hidden,), (hidden, hidden), (hidden,), (1, hidden), (1,))
         set_bytes = (2 * hidden * hidden + 3 * hidden) * self.dtype.itemsize
-        # so long that it is never full: a call that finds it so would return at once
+        # long enough never to fill up, because a call on a full state would return at once
         state = MicroState.empty(2**20, self.device)
         calls = itertools.count()
         fused = []
@@ -281,6 +281,6 @@ def _impl(op: Callable[..., Tensor], *args: object, **kwargs: object) -> Callabl
 
 
 def _call(function: Callable[..., object], *args: object, **kwargs: object) -> Call:
-    call = lambda: function(*args, **kwargs)  # noqa: E731 - what it calls is kept beside it, for torch.compile
+    call = lambda: function(*args, **kwargs)  # noqa: E731 - torch.compile needs the parts stored with it
     call.parts = (function, args, kwargs)  # type: ignore[attr-defined]
     return call

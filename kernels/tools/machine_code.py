@@ -1,4 +1,4 @@
-"""The machine code of compiled kernels, as NVIDIA's tools (which Triton brings along) read it."""
+"""Reads the machine code of compiled kernels with NVIDIA's tools, which Triton ships."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _INSTRUCTION_BYTES = 16
-"""One instruction, on every architecture since sm_70."""
+"""Size of one instruction, on every architecture since sm_70."""
 
 
 @dataclass(frozen=True)
 class MachineCode:
-    """What one cubin holds."""
+    """Content of one cubin."""
 
     registers: int
-    """Of a thread."""
+    """Registers per thread."""
     stack_bytes: int
     local_bytes: int
     instructions: tuple[str, ...]
-    """In the order of their addresses, without these."""
+    """Instructions in the order of their addresses, without the addresses."""
 
     def count(self, opcode: str) -> int:
-        """How many instructions match `opcode` (a regular expression), e.g. `LDG.*128`."""
+        """Counts the instructions that match `opcode` (a regular expression), e.g. `LDG.*128`."""
         return sum(bool(re.search(rf"\b(?:{opcode})", line)) for line in self.instructions)
 
 
 def read_cubins(cubins: Sequence[bytes], arch: int) -> list[MachineCode]:
     """Reads cubins of one architecture.
 
-    The disassembler takes longer to start than to read a kernel: all of them go through one process.
+    The disassembler takes longer to start than to read a kernel, so one process reads all of them.
 
     Args:
         cubins: ELF files as `ptxas` wrote them.
@@ -48,7 +48,7 @@ def read_cubins(cubins: Sequence[bytes], arch: int) -> list[MachineCode]:
 
 
 def _code_sections(cubin: bytes) -> Iterator[bytes]:
-    """The executable sections of a 64-bit little-endian ELF file (`man 5 elf`), one a function."""
+    """Yields the executable sections of a 64-bit little-endian ELF file (`man 5 elf`), one per function."""
     (table,) = struct.unpack_from("<Q", cubin, 0x28)
     entry_size, num_entries, names_at = struct.unpack_from("<HHH", cubin, 0x3A)
     headers = [struct.unpack_from("<IIQQQQ", cubin, table + i * entry_size) for i in range(num_entries)]
@@ -61,7 +61,7 @@ def _code_sections(cubin: bytes) -> Iterator[bytes]:
 def _disassemble(code: bytes, arch: int) -> list[str]:
     # Triton compiles for the architecture's own features from sm_90 on
     name = f"SM{arch}a" if arch >= 90 else f"SM{arch}"
-    # branch targets are not asked for, and code of several kernels has no flow from one to the next
+    # needs no branch targets, and code of several kernels has no flow from one to the next
     listing = _run("nvdisasm", code, "--no-dataflow", "--binary", name)
     lines = re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s*(.*?)\s*;", listing, re.MULTILINE)
     if len(lines) != len(code) // _INSTRUCTION_BYTES:
@@ -70,8 +70,8 @@ def _disassemble(code: bytes, arch: int) -> list[str]:
 
 
 def _resources(cubin: bytes) -> tuple[int, int, int]:
-    found = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", _run("cuobjdump", cubin, "-res-usage")))
-    return int(found["REG"]), int(found["STACK"]), int(found["LOCAL"])
+    usage = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", _run("cuobjdump", cubin, "-res-usage")))
+    return int(usage["REG"]), int(usage["STACK"]), int(usage["LOCAL"])
 
 
 def _run(tool: str, content: bytes, *options: str) -> str:

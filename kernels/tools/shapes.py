@@ -1,4 +1,4 @@
-"""Named model shapes, and one call of every op at a shape's sizes: what is compiled ahead of time and benchmarked."""
+"""Named model shapes, and one call per op at a shape's sizes, to compile ahead of time and to benchmark."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from hambench.kernels.verify_accept import verify_accept
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KernelShape:
-    """The sizes of a model that decide its kernels."""
+    """Sizes of a model that determine its kernels."""
 
     name: str
     hidden: int
@@ -74,7 +74,10 @@ EPS = 1e-5
 def op_calls(
     shape: KernelShape, *, device: torch.device, dtype: torch.dtype = torch.bfloat16
 ) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Every op as decoding calls it: one row, verifications of 5 and of 8, dense and INT8, with and without flags."""
+    """Yields every op as decoding calls it.
+
+    The calls have one row, or verify 5 or 8; weights are dense or INT8; flags are given or not.
+    """
 
     def new(*size: int, of: torch.dtype = dtype) -> Tensor:
         return torch.zeros(size, dtype=of, device=device)
