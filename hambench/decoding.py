@@ -85,6 +85,12 @@ class Step:
     """Proposed tokens that were kept; the bonus token is in neither count."""
     continue_probs: tuple[float, ...] = ()
     """P(continue) of the stop head after each emitted token, where a method has one."""
+    peak_kv_bytes: int | None = None
+    """Most bytes of all caches in use at once during the step, where that is more than :class:`KVUsage` says after it:
+    rejected drafts and micro-steps have slots too."""
+    seconds: float | None = None
+    """Seconds that the method measured for the step itself. Only a peer that works on while nobody waits for it needs
+    that; by default the engine's clock around the call counts."""
 
     def __post_init__(self) -> None:
         if not self.tokens:
@@ -179,7 +185,11 @@ class DecodeSession(Protocol):
 
 
 class DecodingMethod(Protocol):
-    """A method with its weights loaded, holding no per-sequence state."""
+    """A method with its weights loaded, holding no per-sequence state.
+
+    A method whose work is done by a server may have an attribute ``local_port``: the TCP port that it listens on, or
+    ``None`` if it is not on this machine. Its load is then not taken for a stranger's.
+    """
 
     @property
     def name(self) -> str:

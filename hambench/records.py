@@ -118,6 +118,8 @@ class StepRecord:
     accepted: int | None = 0
     kv_slots: int | None = 0
     kv_bytes: int | None = 0
+    peak_kv_bytes: int | None = None
+    """Most bytes in use at once during the step, where that is more than ``kv_bytes`` after it."""
     discarded: int = 0
     """Ids the step emitted past EOS, a stop string or the limit: never counted as output."""
     continue_probs: tuple[float, ...] = ()

@@ -132,6 +132,7 @@ class PromptLookupSession:
             tokens=tuple(sequence.tokens[-accepted.num_accepted - 1 :]),
             drafted=len(drafted),
             accepted=accepted.num_accepted,
+            peak_kv_bytes=sequence.most_slots * sequence.cache.bytes_per_slot,
         )
 
     @property

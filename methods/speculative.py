@@ -189,12 +189,14 @@ class SpeculativeSession:
         num_drafted = max(0, min(self.num_draft_tokens, sequence.num_left - 1))
         drafted, draft_probs = self.drafter.propose(num_drafted)
         accepted = verify(sequence, drafted, draft_probs, accept=self.accept)
+        peak = sequence.most_slots * sequence.cache.bytes_per_slot + self.drafter.kv_bytes
         self.drafter.settle()
         return Step(
             tokens=tuple(sequence.tokens[-accepted.num_accepted - 1 :]),
             draft_forwards=num_drafted,
             drafted=num_drafted,
             accepted=accepted.num_accepted,
+            peak_kv_bytes=peak,
         )
 
     @property

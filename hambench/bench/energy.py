@@ -12,7 +12,11 @@ from hambench.machine.nvml import MIN_ENERGY_WINDOW_S, Gpu, GpuSampler
 if TYPE_CHECKING:
     from hambench.decoding import DecodingMethod, SamplingParams
 
-_IDLE_WINDOW_S = 2.0
+_IDLE_INTERVAL_S = 1.0
+_IDLE_FLAT_WITHIN = 0.03
+"""Spread of three readings in a row, relative to the largest, that counts as flat."""
+_MOST_IDLE_READINGS = 45
+"""A GPU keeps its clocks up, and its power reading is a moving average: some take half a minute to come down."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,8 +31,24 @@ class EnergyResult:
     net_joules_per_token: float | None
     """Less what it draws when idle."""
     idle_power_w: float | None
+    """Once it had become flat; ``None`` if it did not."""
     gpu: dict[str, float | str | None]
     """Medians and peaks of clocks, power, temperature and memory over the window."""
+
+
+def measure_idle_power(gpu: Gpu, *, sleep: Callable[[float], None] = time.sleep) -> float | None:
+    """Watts that a GPU draws when idle, read until three readings in a row agree; ``None`` if they never do."""
+    powers: list[float] = []
+    for _ in range(_MOST_IDLE_READINGS):
+        power = gpu.read().power_w
+        if power is None:
+            return None
+        powers.append(power)
+        last = powers[-3:]
+        if len(last) == 3 and max(last) - min(last) <= _IDLE_FLAT_WITHIN * max(last):
+            return sum(last) / 3
+        sleep(_IDLE_INTERVAL_S)
+    return None
 
 
 def measure_energy(
@@ -52,11 +72,7 @@ def measure_energy(
     """
     from hambench.engine.loop import generate
 
-    with GpuSampler(gpu) as idle:
-        if gpu is not None:
-            time.sleep(_IDLE_WINDOW_S)
-    powers = sorted(reading.power_w for reading in idle.readings if reading.power_w is not None)
-    idle_power = powers[len(powers) // 2] if powers else None
+    idle_power = None if gpu is None else measure_idle_power(gpu)
     num_tokens = 0
     began = clock()
     with GpuSampler(gpu) as sampler:

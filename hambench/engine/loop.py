@@ -91,7 +91,7 @@ def stream(
                 step = session.prefill() if num_steps == 0 else session.step()
             except SessionEndedError as end:
                 return end.finish
-            seconds = clock() - began
+            seconds = clock() - began if step.seconds is None else step.seconds
         num_steps += 1
         kept, finish = _trim(step.tokens, params.max_new_tokens - num_emitted, eos_ids, ends_text)
         num_emitted += len(kept)
@@ -126,6 +126,7 @@ def _measured(step: Step, kept: tuple[int, ...], seconds: float, kv: KVUsage) ->
         accepted=None if step.accepted is None else min(step.accepted, len(kept)),
         kv_slots=kv.slots,
         kv_bytes=kv.bytes,
+        peak_kv_bytes=step.peak_kv_bytes,
         discarded=len(step.tokens) - len(kept),
         continue_probs=step.continue_probs[: len(kept)],
     )

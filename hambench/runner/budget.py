@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,24 +16,47 @@ from hambench.errors import HambenchError
 from hambench.records import Cell, Sample
 from hambench.runner.generator import interleave_tasks
 
+if TYPE_CHECKING:
+    from hambench.models.target import TargetModel
+
 CALIBRATION_PROMPT, CALIBRATION_STEPS = 256, 12
+_GROWTH_STEPS = 5
+_JUDGED_ROW = 2.0
+"""Prefill tokens that one judged token costs at most: its row of logits reads the head, which a prompt's rows don't."""
 MARGIN = 1.25
 """Time kept for real samples over what calibration foretells: a judgement. In one run of ten cells on two Zen 3 cores
 (a scratch script compared them) samples took 1.11 times the foretold time, though their answers ended early."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Growth:
+    """How the target's own speed falls with the length of the context, from two lengths."""
+
+    prefill: float = 0.0
+    """Relative growth of the seconds per prompt token, for each prompt token past :data:`CALIBRATION_PROMPT`."""
+    decode: float = 0.0
+    """The same of the seconds per new token, for each position past it."""
+    prefill_s_per_token: float = 0.0
+    """Seconds per prompt token at that length: what judging an answer costs per token, about."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Speed:
-    """Rough speeds of one cell."""
+    """Rough speeds of one cell, on a prompt of :data:`CALIBRATION_PROMPT` tokens."""
 
     prefill_s_per_token: float
     decode_s_per_token: float
     step_s: float
     """One decode step, however many tokens it gives."""
+    growth: Growth = Growth()
+    """Attention reads all that came before: longer prompts cost more per token."""
 
     def seconds(self, num_prompt_tokens: int, num_new_tokens: int) -> float:
         """Time of one sample."""
-        return self.prefill_s_per_token * num_prompt_tokens + self.decode_s_per_token * num_new_tokens
+        past = max(0, num_prompt_tokens - CALIBRATION_PROMPT)
+        middle = max(0, num_prompt_tokens + num_new_tokens / 2 - CALIBRATION_PROMPT)
+        prefill = self.prefill_s_per_token * num_prompt_tokens * (1 + self.growth.prefill * past)
+        return prefill + self.decode_s_per_token * num_new_tokens * (1 + self.growth.decode * middle)
 
     @property
     def warm_up_s(self) -> float:
@@ -39,14 +64,64 @@ class Speed:
         return MAX_PASSES * (self.prefill_s_per_token * NUM_PROMPT_TOKENS + self.step_s * NUM_STEPS)
 
 
+@torch.inference_mode()
+def measure_growth(target: TargetModel, num_tokens: int) -> Growth:
+    """Times the target alone on a short prompt and on one as long as the longest to come.
+
+    Args:
+        target: The model that all cells decode.
+        num_tokens: Prompt tokens of the longest sample.
+    """
+    longest = min(num_tokens, target.context_length - 2 * _GROWTH_STEPS)
+    short = min(CALIBRATION_PROMPT, longest)
+    if short < 1:
+        return Growth()
+    _time_target(target, short)
+    prefill, decode = _time_target(target, short)
+    if longest <= 2 * short:
+        return Growth(prefill_s_per_token=prefill)
+    long_prefill, long_decode = _time_target(target, longest)
+    more = longest - short
+    return Growth(
+        prefill=max(0.0, long_prefill / prefill - 1) / more,
+        decode=max(0.0, long_decode / decode - 1) / more,
+        prefill_s_per_token=prefill,
+    )
+
+
+def _time_target(target: TargetModel, num_tokens: int) -> tuple[float, float]:
+    """Seconds per prompt token and per new token of a made-up prompt of this length."""
+    model = target.llama
+    prompt = torch.tensor(_made_up_prompt(num_tokens), device=target.device)
+    cache = model.new_cache(num_tokens + _GROWTH_STEPS)
+    began = time.perf_counter()
+    token = int(model.prefill(prompt, cache).logits[-1].argmax())
+    prefilled = time.perf_counter()
+    steps = []
+    for _ in range(_GROWTH_STEPS):
+        before = time.perf_counter()
+        (token,) = model.greedy([token], cache)
+        steps.append(time.perf_counter() - before)
+    return (prefilled - began) / num_tokens, statistics.median(steps)
+
+
+def _made_up_prompt(num_tokens: int) -> list[int]:
+    # it does not repeat: lookups and drafts then look no better than they are
+    return [1 + (index * index) % 211 for index in range(num_tokens)]
+
+
 def calibrate(
-    method: DecodingMethod, context_length: int, *, temperature: float = 0.0, top_p: float = 1.0
+    method: DecodingMethod,
+    context_length: int,
+    *,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    growth: Growth = Growth(),
 ) -> Speed:
     """Measures a method's speeds on a made-up prompt, sampled as the answers will be, after a warm-up of its own."""
     method.warmup()
     num_prompt = min(CALIBRATION_PROMPT, context_length // 2)
-    # a made-up prompt that does not repeat: lookups and drafts then look no better than they are
-    prompt = [1 + (index * index) % 211 for index in range(num_prompt)]
+    prompt = _made_up_prompt(num_prompt)
     limit = min(8 * CALIBRATION_STEPS, context_length - num_prompt)
     num_tokens = num_steps = 0
     with torch.inference_mode():
@@ -63,19 +138,42 @@ def calibrate(
         prefill_s_per_token=(prefilled - began) / num_prompt,
         decode_s_per_token=(done - prefilled) / max(1, num_tokens),
         step_s=(done - prefilled) / max(1, num_steps),
+        growth=growth,
     )
 
 
 def sample_seconds(
-    sample: Sample, num_prompt_tokens: int, cells: Sequence[Cell], speeds: Mapping[str, Speed]
+    sample: Sample,
+    num_prompt_tokens: int,
+    cells: Sequence[Cell],
+    speeds: Mapping[str, Speed],
+    *,
+    judge: Growth | None = None,
 ) -> float:
-    """Longest time that one sample takes over all cells: every answer as long as its cell or task allows."""
+    """Longest time that one sample takes over all cells: every answer as long as its cell or task allows.
+
+    Args:
+        sample: What is asked.
+        num_prompt_tokens: Tokens of its prompt.
+        cells: Who is asked.
+        speeds: By cell label.
+        judge: The target's own speed, if it judges the answers: then as if all of them differed.
+    """
     total = 0.0
+    prompts: set[int] = set()
+    num_judged = 0
     for cell in cells:
         num_new = cell.asks(sample).max_new_tokens
         num_prompt = max(0, min(num_prompt_tokens, cell.positions(num_prompt_tokens + num_new) - num_new))
         total += speeds[cell.label].seconds(num_prompt, num_new)
-    return total
+        prompts.add(num_prompt)
+        num_judged += num_new
+    if judge is None:
+        return total
+    # each distinct prompt once; a row of an answer has logits of its own, which a prompt's rows have not
+    longest = max(prompts, default=0)
+    rate = judge.prefill_s_per_token * (1 + judge.prefill * max(0, longest - CALIBRATION_PROMPT))
+    return total + rate * (sum(prompts) + _JUDGED_ROW * num_judged)
 
 
 def fit_budget(
@@ -87,11 +185,13 @@ def fit_budget(
     repeats: int,
     count_tokens: Callable[[str], int],
     spent_s: float = 0.0,
+    judge: Growth | None = None,
 ) -> tuple[Sample, ...]:
     """The samples that surely fit into a time, tasks taking turns, in the order given.
 
     A task whose next sample no longer fits is closed, and the others go on; every task gets the same chance.
-    ``spent_s`` of the time went into loading and calibration; the warm-ups to come are counted here.
+    ``spent_s`` of the time went into loading and calibration; the warm-ups to come are counted here, and the target's
+    judgement of the answers where it is a ``judge``.
 
     Raises:
         HambenchError: If not even one sample fits.
@@ -105,7 +205,7 @@ def fit_budget(
         task = (sample.suite, sample.task)
         if task in closed:
             continue
-        seconds = sample_seconds(sample, count_tokens(sample.prompt), cells, speeds)
+        seconds = sample_seconds(sample, count_tokens(sample.prompt), cells, speeds, judge=judge)
         cheapest = min(cheapest, seconds)
         if seconds > left:
             closed.add(task)

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hambench.decoding import DecodingMethod, SamplingParams
 from hambench.errors import HambenchError
 from hambench.machine.bandwidth import measure_bandwidth
-from hambench.machine.load import CpuLoadMeter, allocator_peak_bytes, reset_peak_memory
+from hambench.machine.load import CpuLoadMeter, allocator_peak_bytes, listening_processes, reset_peak_memory
 from hambench.machine.nvml import Gpu, gpu_of
 from hambench.records import Cell, Sample, SampleRecord
 from hambench.runner.sweep import config_of
@@ -190,7 +191,8 @@ class Generator:
             prompt = encode_prompt(sample, target.tokenizer, context_length=positions)
             with torch_threads(job.cell.threads):
                 reset_peak_memory(str(target.device))
-                load.read()
+                helpers = _helpers(method)
+                load.read(helpers)
                 trace = generate(
                     method,
                     prompt.ids,
@@ -200,7 +202,7 @@ class Generator:
                     think_end=options.think_end,
                     decode_text=target.tokenizer.decode,
                 )
-                meanwhile = load.read()
+                meanwhile = load.read(helpers)
             throttles = (self._gpu.read().throttles or ()) if self._gpu is not None else ()
             text = answer_text(trace, target.tokenizer, sample.stop, think_end=options.think_end)
             pieces = step_texts(trace, target.tokenizer)
@@ -240,6 +242,14 @@ class Generator:
         # after the probe: a GPU that was idle has had time to raise its clocks
         if self._gpu is not None:
             writer.append_telemetry({"kind": "gpu", "when": when, **dataclasses.asdict(self._gpu.read())})
+
+
+def _helpers(method: DecodingMethod) -> tuple[int, ...] | None:
+    """Processes of this machine that do a method's work; ``None`` if there are some that can't be found."""
+    port = getattr(method, "local_port", None)
+    found = () if port is None else listening_processes(port)
+    # a server in this very process is counted as our own already
+    return None if found is None else tuple(pid for pid in found if pid != os.getpid())
 
 
 @contextlib.contextmanager

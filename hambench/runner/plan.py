@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from hambench.engine.kvcache import KVCache
 from hambench.engine.text import count_tokens
-from hambench.runner.budget import sample_seconds
+from hambench.runner.budget import MARGIN, sample_seconds
 
 if TYPE_CHECKING:
     from hambench.records import Sample
     from hambench.runner.request import RunRequest
+
+
+_PROBES_S = 4.0
+"""Bandwidth probes before and after a run."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,12 +30,16 @@ class TaskPlan:
     max_new_tokens: int
     """Over all samples: the most that a cell's or their own limits allow."""
     seconds: float
-    """Longest time over all cells."""
+    """Longest time over all cells, the target's judgement of the answers included, once."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What would run. Times are upper bounds: every answer as long as its task allows."""
+    """What would run. Times are upper bounds, on a machine as busy as in the calibration.
+
+    Every answer is taken to be as long as its task allows and like no other; a quarter is added for what calibration
+    can't see.
+    """
 
     cells: tuple[str, ...]
     tasks: tuple[TaskPlan, ...]
@@ -44,6 +52,8 @@ class Plan:
     kv_bytes: int
     """Target cache of the longest sample."""
     notes: tuple[str, ...]
+    fixed_s: float = 0.0
+    """Loading, capturing and calibrating as it was here, warm-ups that don't settle, and bandwidth probes."""
     placement: tuple[str, ...] = ()
     """Workers of the cluster that would share the work; none when it runs here."""
 
@@ -54,8 +64,8 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """Longest time of the whole run."""
-        return self.repeats * sum(task.seconds for task in self.tasks)
+        """Longest time of the whole run; scoring is not in it."""
+        return self.fixed_s + MARGIN * self.repeats * sum(task.seconds for task in self.tasks)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -80,13 +90,16 @@ def plan_run(request: RunRequest) -> Plan:
     for sample in prepared.samples:
         num_tokens = count_tokens(sample.prompt, tokenizer, add_special_tokens=not sample.chat)
         by_task.setdefault(f"{sample.suite}/{sample.task}", []).append((sample, num_tokens))
+    judge = prepared.growth if request.fidelity else None
     tasks = tuple(
         TaskPlan(
             task=task,
             num_samples=len(rows),
             num_prompt_tokens=sum(count for _, count in rows),
             max_new_tokens=sum(max(cell.asks(sample).max_new_tokens for cell in cells) for sample, _ in rows),
-            seconds=sum(sample_seconds(sample, count, cells, prepared.speeds) for sample, count in rows),
+            seconds=sum(
+                sample_seconds(sample, count, cells, prepared.speeds, judge=judge) for sample, count in rows
+            ),
         )
         for task, rows in by_task.items()
     )
@@ -106,6 +119,7 @@ def plan_run(request: RunRequest) -> Plan:
         extra_weight_bytes={cell.label: prepared.generator.method(cell).extra_weight_bytes for cell in cells},
         kv_bytes=probe.bytes_per_slot * longest,
         notes=warnings_of(prepared),
+        fixed_s=prepared.seconds + sum(speed.warm_up_s for speed in prepared.speeds.values()) + _PROBES_S,
         placement=get_executor(request.executor, ray_address=request.ray_address).placement(),
     )
 
@@ -127,7 +141,7 @@ def render_plan(plan: Plan, *, width: int = 110) -> str:
         tasks.add_column(title, justify="left" if title == "task" else "right")
     for task in plan.tasks:
         numbers = (task.num_samples, task.num_prompt_tokens, task.max_new_tokens)
-        tasks.add_row(Text(task.task), *map(str, numbers), f"{task.seconds * plan.repeats / 60:.1f}")
+        tasks.add_row(Text(task.task), *map(str, numbers), f"{MARGIN * task.seconds * plan.repeats / 60:.1f}")
     out = io.StringIO()
     console = Console(file=out, width=width, no_color=True, highlight=False)
     for note in plan.notes:
@@ -137,8 +151,9 @@ def render_plan(plan: Plan, *, width: int = 110) -> str:
     console.print(tasks)
     console.print()
     console.print(
-        f"{plan.num_records} records, at most {plan.seconds / 60:.1f} minutes (every answer at its limit); "
-        f"weights {plan.weight_bytes / 1e6:.0f} MB, KV cache of the longest sample {plan.kv_bytes / 1e6:.0f} MB."
+        f"{plan.num_records} records, at most {plan.seconds / 60:.1f} minutes (every answer at its limit and none like "
+        f"another; {plan.fixed_s / 60:.1f} of them are loading and warm-ups; scoring is not counted); weights "
+        f"{plan.weight_bytes / 1e6:.0f} MB, KV cache of the longest sample {plan.kv_bytes / 1e6:.0f} MB."
     )
     if plan.placement:
         console.print(f"shared by {len(plan.placement)} Ray workers, all cells of a sample on one of them:")

@@ -14,7 +14,7 @@ from hambench.runner.sweep import Expansion, Sweep
 
 if TYPE_CHECKING:
     from hambench.models.target import TargetModel
-    from hambench.runner.budget import Speed
+    from hambench.runner.budget import Growth, Speed
     from hambench.suites.api import Capture
 
 
@@ -82,3 +82,7 @@ class Prepared:
     generator: Generator
     speeds: dict[str, Speed]
     """By cell label; empty unless the request has a budget or a plan was asked for."""
+    growth: Growth | None = None
+    """How the target slows with the context; ``None`` where there are no speeds."""
+    seconds: float = 0.0
+    """What loading, capturing and calibrating took."""

@@ -33,7 +33,7 @@ def prepare(request: RunRequest, *, calibrated: bool = False) -> Prepared:
         HambenchError: For a request that can't be run.
     """
     from hambench.models.target import load
-    from hambench.runner.budget import calibrate, fit_budget
+    from hambench.runner.budget import calibrate, fit_budget, measure_growth
 
     began = time.monotonic()
     request.sweep.expand()  # a wrong name or knob is refused before the model is loaded
@@ -50,7 +50,13 @@ def prepare(request: RunRequest, *, calibrated: bool = False) -> Prepared:
     # built before anything is written: a bad checkpoint or knob must not leave half a run behind
     methods = {cell.label: generator.method(cell) for cell in expansion.cells}
     speeds: dict[str, Speed] = {}
+    growth = None
+
+    def count(text: str) -> int:
+        return count_tokens(text, target.tokenizer) if target.tokenizer else 0
+
     if calibrated or request.budget_s is not None:
+        growth = measure_growth(target, max((count(text) for text in {s.prompt for s in samples}), default=0))
         for cell in expansion.cells:
             with torch_threads(cell.threads):
                 speeds[cell.label] = calibrate(
@@ -58,6 +64,7 @@ def prepare(request: RunRequest, *, calibrated: bool = False) -> Prepared:
                     target.context_length,
                     temperature=request.decoding.temperature,
                     top_p=request.decoding.top_p,
+                    growth=growth,
                 )
     if request.budget_s is not None:
         samples = fit_budget(
@@ -66,10 +73,21 @@ def prepare(request: RunRequest, *, calibrated: bool = False) -> Prepared:
             speeds,
             request.budget_s,
             repeats=request.repeats,
-            count_tokens=lambda text: count_tokens(text, target.tokenizer) if target.tokenizer else 0,
+            count_tokens=count,
             spent_s=time.monotonic() - began,
+            judge=growth if request.fidelity else None,
         )
-    return Prepared(request, expansion, target, captured, samples, generator, speeds)
+    return Prepared(
+        request,
+        expansion,
+        target,
+        captured,
+        samples,
+        generator,
+        speeds,
+        growth=growth,
+        seconds=time.monotonic() - began,
+    )
 
 
 def start_run(

@@ -19,6 +19,7 @@ STEP_FIELDS = (
     "accepted",
     "kv_slots",
     "kv_bytes",
+    "peak_kv_bytes",
 )
 """What the extension ``hambench`` of a streamed choice says of its step."""
 

@@ -44,6 +44,8 @@ class TargetSequence:
         self.capacity = len(prompt_ids) + params.max_new_tokens + spare_slots
         self.cache = self.model.new_cache(self.capacity)
         self.generator = generator_for(params, target.device)
+        self.most_slots = 0
+        """Slots of the cache in use during the last verification, rejected drafts included."""
 
     @property
     def pending(self) -> int:

@@ -38,6 +38,7 @@ def verify(
         logits = sequence.forward(tokens, num_logits=len(tokens))
         target_probs = probabilities(logits, sequence.params)
         accepted = accept_sampled(target_probs, draft_probs, drafted, sequence.generator)
+    sequence.most_slots = sequence.cache.slots
     # slots of rejected proposals are forgotten: rollback is a counter
     sequence.cache.truncate(base + 1 + accepted.num_accepted)
     sequence.tokens += [*drafted[: accepted.num_accepted], accepted.next_token]

@@ -104,7 +104,12 @@ class HamburgerSession:
             tokens.append(self._choose(model.base.lm_head(hidden)))
         self._last = tuple(tokens)
         self._length += len(tokens)
-        return Step(tokens=self._last, micro_forwards=len(tokens) - 1, continue_probs=tuple(continue_probs))
+        return Step(
+            tokens=self._last,
+            micro_forwards=len(tokens) - 1,
+            continue_probs=tuple(continue_probs),
+            peak_kv_bytes=self._cache.bytes_used + self._micro_cache.bytes_used,
+        )
 
     def _goes_on(self, hidden: Tensor, continue_probs: list[float]) -> bool:
         if self._confidence > 1:

@@ -12,10 +12,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
+from urllib.parse import urlsplit
 
 from hambench.decoding import MethodConfig, SamplingParams
 from hambench.errors import HambenchError
-from hambench.serving.address import check_url
+from hambench.serving.address import check_url, is_loopback
 
 if TYPE_CHECKING:
     from hambench.decoding import Target
@@ -93,6 +94,14 @@ class Endpoint:
     lossless: bool = False
     """Unknown, so not claimed."""
     extra_weight_bytes: int = 0
+
+    @property
+    def local_port(self) -> int | None:
+        """Port of the server where it runs on this machine: its work is no stranger's load."""
+        parts = urlsplit(self.talk.config.url)
+        if not is_loopback(parts.hostname or ""):
+            return None
+        return parts.port or (443 if parts.scheme == "https" else 80)
 
     def warmup(self) -> None:
         """Asks for a few tokens, and for the server's ids of a text that tokenizers disagree about."""

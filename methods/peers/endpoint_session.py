@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -165,6 +166,7 @@ class _State:
         self._finish: str | None = None
         self._limit = params.max_new_tokens
         self._num_ids = 0
+        self._read_at: float | None = None
         self._num_counted: int | None = None
         self._gives_ids = self._thinking = False
         self.kv = KVUsage(None, None)
@@ -175,11 +177,14 @@ class _State:
         Raises:
             SessionEndedError: If there are no more.
         """
+        # the server works on while its last tokens are looked at: a step lasts from one arrival to the next
+        since = time.perf_counter() if self._read_at is None else self._read_at
         while self._finish is None and (chunk := next(self._chunks, None)) is not None:
             self._note(chunk)
             ids = (*self._ids_of(chunk), *self._hidden_end())
             if ids:
                 self._num_ids += len(ids)
+                self._read_at = time.perf_counter()
                 counts = chunk.step or {}
                 return Step(
                     tokens=ids,
@@ -188,6 +193,8 @@ class _State:
                     micro_forwards=counts.get("micro_forwards"),
                     drafted=counts.get("drafted"),
                     accepted=counts.get("accepted"),
+                    peak_kv_bytes=counts.get("peak_kv_bytes"),
+                    seconds=self._read_at - since,
                 )
         raise SessionEndedError("length" if self._finish == "length" else "stop")
 

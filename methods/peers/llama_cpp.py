@@ -11,7 +11,7 @@ import importlib.util
 import subprocess
 import sys
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -20,12 +20,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from hambench.decoding import KVUsage, MethodConfig, SamplingParams, SessionEndedError, Step
 from hambench.errors import ModelError
 from hambench.files import expanded
-from hambench.models.embedded import EMBEDDED, ensure_gguf, hash_cache
+from hambench.method_facts import KnobValue, ModelBytes
+from hambench.models.embedded import EMBEDDED, ensure_gguf, gguf_path, hash_cache
 from hambench.models.safetensors import digest
 
 if TYPE_CHECKING:
     from hambench.decoding import Target
     from hambench.engine.shape import LlamaShape
+    from hambench.records import StepRecord
 
 PROBE = """
 import sys
@@ -67,6 +69,23 @@ class LlamaCppConfig(MethodConfig):
         if self.gguf is None and model not in EMBEDDED:
             return f"llama_cpp needs a GGUF file of {model}: --method-arg llama_cpp.gguf=FILE"
         return None
+
+    def own_sizes(self, model: str) -> Mapping[str, KnobValue]:
+        """Bytes of the embedded model's own file, all of which a token reads; of other files it is not known."""
+        if self.gguf is not None or model not in EMBEDDED:
+            return {}
+        path = gguf_path(EMBEDDED[model])
+        return {"weight_bytes": path.stat().st_size} if path.is_file() else {}
+
+    def bytes_read(
+        self, step: StepRecord, before: StepRecord, sizes: ModelBytes, own_sizes: Mapping[str, KnobValue]
+    ) -> float | None:
+        """The file's tensors and a float16 cache, whatever the type of the other cells."""
+        weights = own_sizes.get("weight_bytes")
+        if not isinstance(weights, int) or step.target_forwards is None or step.kv_slots is None:
+            return None
+        cache = step.kv_slots * sizes.kv_per_slot * F16_BYTES / sizes.dtype_bytes
+        return step.target_forwards * (weights + cache)
 
     def build(self, target: Target) -> LlamaCpp:
         """Finds the file and checks that its vocabulary is the target's.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from matplotlib.axes import Axes
 
+from hambench.analysis.cold_start import start_ups
 from hambench.records import SampleRecord
 from hambench.reports.draw.canvas import INK, MUTED, PAGE, Canvas, padded, titles
 from hambench.reports.sections.steps_figures import end_labels
 from hambench.reports.values import Column, Figure, Section, Table, number_cell, text_cell
 from hambench.reports.view import CellView, View
-from hambench.reports.words import bytes_text, clip, significant
+from hambench.reports.words import bytes_text, clip, listing, significant
 
 MIB = 2**20
 
@@ -98,55 +99,87 @@ def growth_figure(view: View) -> Figure | None:
 
 
 def totals_figure(view: View) -> Figure | None:
-    """Weights and KV side by side, per cell: what a smaller cache is worth of the whole."""
+    """Weights, what a method adds to them, and KV, per cell: what a smaller cache is worth of the whole."""
     weights = view.run.header.model.get("weight_bytes")
-    rows = [(cell, kv) for cell in view.cells if (kv := view.measured(cell).kv_bytes) is not None]
+    starts = start_ups(view.run)
+    rows = [
+        (cell, float((starts[cell.label].extra_weight_bytes if cell.label in starts else None) or 0), kv)
+        for cell in view.cells
+        if (kv := view.measured(cell).kv_bytes) is not None
+    ]
     if not rows or not isinstance(weights, int | float) or isinstance(weights, bool):
         return None
     name = f"{view.prefix}memory-totals"
-    left = min(3.2, 0.35 + 0.074 * max(len(cell.label) for cell, _ in rows))
+    left = min(3.2, 0.35 + 0.074 * max(len(cell.label) for cell, _, _ in rows))
     canvas = Canvas(name, width=left + 6.2, height=0.95 + 0.3 * len(rows), margins=(left, 1.3, 0.55, 0.35))
     ax = canvas.axes[0]
     _total_bars(canvas, ax, rows, float(weights))
-    base = next((kv for cell, kv in rows if cell is view.baseline), rows[0][1])
+    base = next((kv for cell, _, kv in rows if cell is view.baseline), rows[0][2])
     share = base / (base + weights)
+    least = min(rows, key=lambda row: row[1] + row[2])
+    unknown = [cell.label for cell, _, _ in rows if cell.label not in starts]
     return Figure(
         name=name,
         title="KV memory beside the weights",
         finding=f"KV is {share:.1%} of weights and KV together for {(view.baseline or rows[0][0]).label}: "
-        f"halving it saves {share / 2:.1%}.",
+        f"halving it saves {share / 2:.1%}. {least[0].label} needs least in all, "
+        f"{bytes_text(weights + least[1] + least[2])}.",
         canvas=canvas,
         notes=(
-            "Weights of the target, one copy; what a method adds (a quantised draft, grafted layers) is not in the "
-            "bar. KV is the mean over answers of each answer's peak.",
+            "Weights of the target, one copy, then what the method adds to them (a quantised draft, grafted layers), "
+            "then KV: the mean over answers of each answer's peak.",
+            *(
+                (f"What {listing(unknown)} may add to the weights is not in this run, and in no bar.",)
+                if unknown
+                else ()
+            ),
         ),
         table=Table(
             name=name,
             caption="Bars as drawn.",
-            columns=(Column("Cell", numeric=False), Column("Weights"), Column("KV"), Column("KV share")),
+            columns=(
+                Column("Cell", numeric=False),
+                Column("Weights"),
+                Column("Added weights"),
+                Column("KV"),
+                Column("KV share", "of all three"),
+            ),
             rows=tuple(
                 (
                     text_cell(cell.label),
                     number_cell(float(weights), bytes_text(float(weights))),
+                    number_cell(None if cell.label in unknown else added, bytes_text(added)),
                     number_cell(kv, bytes_text(kv)),
-                    number_cell(kv / (kv + weights), f"{kv / (kv + weights):.1%}"),
+                    number_cell(kv / (kv + added + weights), f"{kv / (kv + added + weights):.1%}"),
                 )
-                for cell, kv in rows
+                for cell, added, kv in rows
             ),
         ),
     )
 
 
-def _total_bars(canvas: Canvas, ax: Axes, rows: list[tuple[CellView, float]], weights: float) -> None:
-    ax.set_xlim(0, (weights + max(kv for _, kv in rows)) / MIB * 1.02)
+def _total_bars(canvas: Canvas, ax: Axes, rows: list[tuple[CellView, float, float]], weights: float) -> None:
+    ax.set_xlim(0, (weights + max(added + kv for _, added, kv in rows)) / MIB * 1.02)
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.grid(False, axis="y")
-    ax.set_yticks(range(len(rows)), [clip(cell.label, 42) for cell, _ in rows], fontsize=8.5, color=INK)
-    for row, (cell, kv) in enumerate(rows):
+    ax.set_yticks(range(len(rows)), [clip(cell.label, 42) for cell, _, _ in rows], fontsize=8.5, color=INK)
+    for row, (cell, added, kv) in enumerate(rows):
         (plain,) = ax.barh(row, weights / MIB, height=0.6, color=MUTED, alpha=0.3, edgecolor=PAGE)
         canvas.tag(plain, tip=f"weights {bytes_text(weights)}")
+        if added:
+            (more,) = ax.barh(
+                row,
+                added / MIB,
+                left=weights / MIB,
+                height=0.6,
+                color=cell.style.colour,
+                alpha=0.35,
+                edgecolor=PAGE,
+                hatch="///",
+            )
+            canvas.tag(more, tip=f"{cell.label} adds {bytes_text(added)} of weights")
         (bar,) = ax.barh(
-            row, kv / MIB, left=weights / MIB, height=0.6, color=cell.style.colour, edgecolor=PAGE
+            row, kv / MIB, left=(weights + added) / MIB, height=0.6, color=cell.style.colour, edgecolor=PAGE
         )
         canvas.tag(bar, tip=f"{cell.label}: KV {bytes_text(kv)}")
         ax.annotate(
@@ -160,7 +193,7 @@ def _total_bars(canvas: Canvas, ax: Axes, rows: list[tuple[CellView, float]], we
             color=INK,
             annotation_clip=False,
         )
-    titles(ax, x="MiB: weights, then KV")
+    titles(ax, x="MiB: weights, hatched what the method adds to them, then KV")
 
 
 def _longest(view: View) -> str | None:

@@ -127,3 +127,15 @@ def test_without_a_probe_or_sizes_there_is_no_limit_rather_than_a_guess() -> Non
 def test_a_loaded_models_shape_becomes_scalars_and_a_foreign_one_nothing() -> None:
     assert shape_scalars(SHAPE) == SHAPE.as_scalars()
     assert shape_scalars(object()) == {}
+
+
+def test_llama_cpp_reads_its_own_file_and_a_float16_cache_and_other_files_are_unknown() -> None:
+    file = 98_400_000
+    peer = dataclasses.replace(cell("llama_cpp"), own_sizes={"weight_bytes": file})
+    one = trace(step(kv_slots=9), *[step(kv_slots=300)] * 10)
+    float16 = 300 * BYTES.kv_per_slot
+    assert decode_bytes([one], SHAPE, peer) == 10 * (file + float16)
+    # the type of the other cells is not the file's, nor its cache's
+    in_float32 = dataclasses.replace(peer, dtype="float32")
+    assert decode_bytes([one], SHAPE, in_float32) == 10 * (file + float16)
+    assert decode_bytes([one], SHAPE, cell("llama_cpp", gguf="other.gguf")) is None

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
-from hambench.bench.energy import measure_energy
+from hambench.bench.energy import measure_energy, measure_idle_power
 from hambench.cli.bench.energy import command
 from hambench.decoding import SamplingParams
 from hambench.errors import HambenchError
@@ -52,7 +53,7 @@ def measured(target: Any, gpu: Any) -> Any:
 def test_energy_is_the_counters_difference_over_all_tokens_of_the_window(
     target: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hambench.bench.energy._IDLE_WINDOW_S", 0.0)
+    monkeypatch.setattr("hambench.bench.energy._IDLE_INTERVAL_S", 0.0)
     # the sampler's thread must not read in between: its readings would advance the fake's time
     monkeypatch.setattr("hambench.machine.nvml.GpuSampler._sample", lambda self: None)
     monkeypatch.setattr("hambench.machine.nvml.MIN_ENERGY_WINDOW_S", 5.0)
@@ -73,3 +74,22 @@ def test_a_window_too_short_for_the_counter_is_refused() -> None:
     error = CliRunner().invoke(command, ["--window", "3"]).exception
     assert isinstance(error, HambenchError)
     assert "10 seconds" in str(error)
+
+
+class CoolingGpu:
+    """A GPU that was at work: its power comes down to 60 W by a third of the rest per reading."""
+
+    def __init__(self, *, flat: bool = True) -> None:
+        self.power, self.flat, self.num_read = 300.0, flat, 0
+
+    def read(self) -> Any:
+        self.num_read += 1
+        self.power = 60 + 0.7 * (self.power - 60) if self.flat else 60 + 100 * (self.num_read % 2)
+        return SimpleNamespace(power_w=self.power)
+
+
+def test_idle_power_is_read_once_it_is_flat_and_not_right_after_work() -> None:
+    gpu = CoolingGpu()
+    idle = measure_idle_power(gpu, sleep=lambda seconds: None)  # type: ignore[arg-type]
+    assert idle == pytest.approx(60, rel=0.05)
+    assert measure_idle_power(CoolingGpu(flat=False), sleep=lambda seconds: None) is None  # type: ignore[arg-type]

@@ -57,6 +57,37 @@ def test_a_window_too_short_stays_open_and_repeats_the_last_share(tmp_path: Path
     assert meter.read() is None
 
 
+def test_a_server_that_works_for_us_is_not_others_load(tmp_path: Path, monkeypatch) -> None:
+    taken = {7: 3.0}
+    monkeypatch.setattr(load, "cpu_seconds_of", lambda pid: taken[pid])
+    stat = write_stat(tmp_path / "stat", user=10_000, idle=10_000)
+    meter = CpuLoadMeter(min_window_s=0, stat=stat)
+    write_stat(stat, user=10_000, idle=20_000)
+    meter.read([7])
+    # of 100 s of CPU time the server took 40, strangers 10
+    taken[7] += 40
+    write_stat(stat, user=15_000, idle=25_000)
+    reading = meter.read([7])
+    assert reading is not None
+    assert reading.other == pytest.approx(0.1, abs=0.01)
+    write_stat(stat, user=20_000, idle=25_000)
+    assert meter.read(None) is None
+    write_stat(stat, user=20_000, idle=35_000)
+    after = meter.read()
+    assert after is not None
+    assert after.other == pytest.approx(0.0, abs=0.01)
+
+
+def test_a_listening_process_is_found_by_its_port() -> None:
+    import os
+    import socket
+
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        assert load.listening_processes(server.getsockname()[1]) in ((os.getpid(),), None)
+
+
 @pytest.mark.parametrize("content", [None, "", "cpu 0 0 0 0 0 0 0 0 0 0\n", "intr 1 2\n", "cpu x y\n"])
 def test_a_machine_that_does_not_tell_gives_none(tmp_path: Path, content: str | None) -> None:
     stat = tmp_path / "stat"

@@ -1,11 +1,26 @@
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from hambench.decoding import Step
 from hambench.errors import HambenchError
 from hambench.methods.vanilla import VanillaConfig
 from hambench.records import Cell, Sample
-from hambench.runner.budget import MARGIN, Speed, calibrate, fit_budget, sample_seconds
+from hambench.runner.budget import (
+    MARGIN,
+    Growth,
+    Speed,
+    calibrate,
+    fit_budget,
+    measure_growth,
+    sample_seconds,
+)
+from hambench.runner.plan import plan_run
+from hambench.runner.start import RunRequest, start_run
+from hambench.runner.sweep import Sweep
 
 CELLS = [Cell(method="vanilla", label=label, knobs={}, model="m", dtype="float32") for label in ("a", "b")]
 SPEED = Speed(prefill_s_per_token=0.01, decode_s_per_token=0.1, step_s=0.2)
@@ -81,3 +96,78 @@ def test_calibration_gives_positive_speeds(target):
     assert speed.prefill_s_per_token > 0
     assert speed.decode_s_per_token > 0
     assert speed.step_s >= speed.decode_s_per_token
+
+
+class SlowingModel:
+    """A model on a fake clock whose prefill has a quadratic part and whose steps slow with the context."""
+
+    def __init__(self, clock):
+        self.clock, self.slots = clock, 0
+
+    def new_cache(self, capacity):
+        return SlowingModel(self.clock)
+
+    def prefill(self, ids, cache):
+        self.clock.now += 2e-3 * len(ids) + 4e-7 * len(ids) ** 2
+        cache.slots += len(ids)
+        return SimpleNamespace(logits=torch.zeros(1, 4))
+
+    def greedy(self, tokens, cache):
+        self.clock.now += 0.02 + 4e-6 * cache.slots
+        cache.slots += 1
+        return [0]
+
+    # a method and its session at once
+    def warmup(self):
+        pass
+
+    def start(self, prompt_ids, params):
+        session = SlowingModel(self.clock)
+        session.prompt = prompt_ids
+        session.cache = SlowingModel(self.clock)
+        session.prefill = lambda: SlowingModel.prefill(session, prompt_ids, session.cache) and TOKEN
+        session.step = lambda: session.greedy([0], session.cache) and TOKEN
+        return session
+
+
+TOKEN = Step(tokens=(0,))
+
+
+@pytest.mark.parametrize("num_prompt", [300, 1000, 2048, 4096, 7000])
+def test_what_is_foretold_of_a_long_prompt_is_no_less_than_it_takes(monkeypatch, num_prompt):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr("hambench.runner.budget.time", SimpleNamespace(perf_counter=lambda: clock.now))
+    model = SlowingModel(clock)
+    target = SimpleNamespace(llama=model, context_length=8192, device="cpu")
+    growth = measure_growth(target, 7000)
+    speed = calibrate(model, 8192, growth=growth)
+    began = clock.now
+    session = model.start([0] * num_prompt, None)
+    session.prefill()
+    for _ in range(64):
+        session.step()
+    taken = clock.now - began
+    assert taken <= MARGIN * speed.seconds(num_prompt, 64) <= 1.4 * taken
+
+
+def test_a_plan_bounds_the_run_that_it_foretells(tiny_model, rows, tmp_path):
+    request = RunRequest(
+        sweep=Sweep(model=str(tiny_model), methods=("vanilla", "prompt_lookup"), dtype="float32"),
+        suite="longbench",
+        tasks=("lcc", "multifieldqa_en"),
+        data=rows,
+        max_new_tokens=24,
+    )
+    plan = plan_run(request)
+    began = time.perf_counter()
+    run = start_run(request, tmp_path / "run")
+    assert time.perf_counter() - began <= plan.seconds
+    assert run.fidelity
+
+
+def test_judging_costs_a_prompt_once_and_each_answer_its_rows():
+    (sample,) = samples(x=(1, 10))
+    judge = Growth(prefill_s_per_token=0.01)
+    alone = sample_seconds(sample, 50, CELLS, SPEEDS)
+    # a prompt of 50 tokens, then two answers of 10 that cost twice a prompt token each
+    assert sample_seconds(sample, 50, CELLS, SPEEDS, judge=judge) == pytest.approx(alone + 0.01 * (50 + 40))

@@ -42,6 +42,7 @@ class DeviceSession:
         self._model, self._prompt_ids, self._confidence = model, prompt_ids, confidence
         self._offset = 0 if position_convention == "hf" else -1
         self._cache = model.base.new_cache(len(prompt_ids) + params.max_new_tokens)
+        self._micro_slot_bytes = model.new_micro_cache().bytes_per_slot
         self.macro_step = device_step(model, self._cache, asks=confidence <= 1, loop=loop)
 
     def prefill(self) -> Step:
@@ -60,14 +61,14 @@ class DeviceSession:
             position=len(self._prompt_ids) + self._offset,
             confidence=self._confidence,
         )
-        return _step(self.macro_step.first())
+        return self._step(self.macro_step.first())
 
     def step(self) -> Step:
         """Gives the last macro-step's tokens their one slot and emits the next macro-step."""
         self._cache.require(1)
         emitted = self.macro_step.next()
         self._cache.advance(1)
-        return _step(emitted)
+        return self._step(emitted)
 
     def replace_last(self, tokens: Sequence[int]) -> None:
         """See :meth:`.device_step.DeviceStep.replace_last`."""
@@ -78,10 +79,13 @@ class DeviceSession:
         """The base's cache."""
         return KVUsage(self._cache.slots, self._cache.bytes_used)
 
-
-def _step(emitted: Emitted) -> Step:
-    return Step(
-        tokens=emitted.tokens,
-        micro_forwards=len(emitted.tokens) - 1,
-        continue_probs=emitted.continue_probs,
-    )
+    def _step(self, emitted: Emitted) -> Step:
+        num_micro = len(emitted.tokens) - 1
+        # the first micro-step takes the features and a token, each further one a token more
+        micro_slots = self._model.architecture.num_features + num_micro if num_micro else 0
+        return Step(
+            tokens=emitted.tokens,
+            micro_forwards=num_micro,
+            continue_probs=emitted.continue_probs,
+            peak_kv_bytes=self._cache.bytes_used + micro_slots * self._micro_slot_bytes,
+        )

@@ -1,15 +1,24 @@
 """A server as a method: the same tokens as in process, honest absences, and one line about each difference."""
 
+import dataclasses
 import json
 import logging
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 from fakes import EOS, TINY_SHAPE, save_tiny_model
 from serving_server import running
 
-from hambench.analysis.metrics import acceptance_rate, kv_bytes, measure, tokens_per_target_forward
+from hambench.analysis.metrics import (
+    acceptance_rate,
+    decode_seconds,
+    kv_bytes,
+    measure,
+    tokens_per_target_forward,
+)
 from hambench.decoding import SamplingParams
 from hambench.engine.loop import generate
 from hambench.errors import HambenchError
@@ -89,6 +98,7 @@ class Scripted(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     events = ()
+    pause_s = 0.0
     refuse_unknown = False
     refused = None
     asked = None
@@ -113,6 +123,7 @@ class Scripted(BaseHTTPRequestHandler):
         self.send_header("connection", "close")
         self.end_headers()
         for item in self.events:
+            time.sleep(self.pause_s)
             if item == "die":
                 self.connection.close()
                 return
@@ -160,6 +171,28 @@ def test_a_plain_server_leaves_forwards_and_cache_unknown(tiny, scripted):
     record = SampleRecord(cell="c", sample_id="s", prompt_hash="0", trace=trace, text="abc")
     measured = measure([record], [], {}, cell="c")
     assert measured.num_drafted is None or measured.num_samples == 0
+
+
+def test_work_of_the_client_between_events_makes_no_server_faster(tiny, scripted):
+    scripted.events = [*(piece("a") for _ in range(11)), piece("", "length"), "[DONE]"]
+    scripted.pause_s = 0.02
+    method = EndpointConfig(url=scripted.url).build(tiny)
+
+    def slow_text(ids):
+        time.sleep(0.015)
+        return tiny.tokenizer.decode(ids)
+
+    trace = generate(method, [120], SamplingParams(max_new_tokens=11), stop=["never"], decode_text=slow_text)
+    assert len(trace.steps) == 11
+    # ten waits of 20 ms, of which the client spent 15 each on its own work
+    assert decode_seconds([trace]) >= 0.8 * 10 * 0.02
+
+
+def test_a_server_on_this_machine_is_told_from_strangers(tiny, scripted):
+    method = EndpointConfig(url=scripted.url).build(tiny)
+    assert method.local_port == int(scripted.url.rpartition(":")[2])
+    elsewhere = SimpleNamespace(config=EndpointConfig(url="http://example.com/v1"))
+    assert dataclasses.replace(method, talk=elsewhere).local_port is None
 
 
 def test_a_server_that_refuses_our_fields_is_asked_without_them_from_then_on(tiny, scripted):
