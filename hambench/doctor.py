@@ -123,6 +123,29 @@ def check_compiler() -> Finding:
     return Finding("ok", Path(found).name)
 
 
+def check_native() -> Finding:
+    """The native CPU engine: its instruction set and compiler. Compiles it where that has not been done yet."""
+    from hambench.kernels.cpu.build import BuildError
+    from hambench.models.backend import native_library
+
+    slower = "on a CPU torch's own operations decode instead, about 2.5 times as slowly"
+    try:
+        library = native_library()
+        chosen = library.instruction_set()
+    except (BuildError, ValueError) as error:
+        reason, _, fix = str(error).partition(": ")
+        return Finding("absent", f"{reason}; {slower}", fix)
+    best = library.instruction_sets()[0]
+    what = f"{chosen}, {library.compiler}"
+    if chosen != best:
+        return Finding("absent", f"{what}, though this machine runs {best}", "unset HAMBENCH_CPU_ISA")
+    if chosen == "portable":
+        return Finding(
+            "absent", f"{what}: no instruction set with kernels of its own", "expect slower decoding"
+        )
+    return Finding("ok", what)
+
+
 def check_memory() -> Finding:
     """Memory that is free."""
     import psutil
@@ -238,6 +261,7 @@ CHECKS = (
     Check("gpu", check_gpu),
     Check("triton", check_triton),
     Check("compiler", check_compiler),
+    Check("native engine", check_native),
     Check("memory", check_memory),
     Check("disk", check_disk),
     Check("other load", check_load),

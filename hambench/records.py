@@ -38,7 +38,7 @@ class Cell:
     regime: str = "eager"
     """How the engine launches work: ``eager`` or ``graph``."""
     kernels: str = "reference"
-    """``reference`` (torch's own operations) or ``fused`` (hambench's Triton kernels)."""
+    """``reference`` (torch's own operations), ``native`` (the CPU engine) or ``fused`` (hambench's Triton kernels)."""
     threads: int | None = None
     """Intra-op threads of torch, where the sweep sets them."""
     context: int | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import torch
 from fakes import save_tiny_model, tiny_target
 
 from hambench.machine import bandwidth
+from hambench.models.backend import NATIVE_CACHE
+from hambench.paths import cache_dir
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -25,6 +28,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _one_thread() -> None:
     # tiny models gain nothing from threads, and several test processes share the machine
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_native_library() -> None:
+    # tests with a cache folder of their own would compile it again
+    os.environ.setdefault(NATIVE_CACHE, str(cache_dir() / "native"))
 
 
 @pytest.fixture(scope="session", autouse=True)

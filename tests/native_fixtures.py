@@ -4,12 +4,13 @@
 """
 
 import os
+from pathlib import Path
 
 import pytest
 
 from hambench.kernels.cpu.build import build_library, find_compiler
-from hambench.kernels.cpu.library import Library, load_library
-from hambench.paths import cache_dir
+from hambench.kernels.cpu.library import Library
+from hambench.models.backend import NATIVE_CACHE, native_library
 
 
 @pytest.fixture(scope="session")
@@ -18,5 +19,5 @@ def library():
         pytest.skip("there is no C++ compiler: the native engine is not built here")
     sanitizers = os.environ.get("HAMBENCH_TEST_SANITIZERS")
     if sanitizers:
-        return Library(build_library(cache_dir() / "native", sanitizers=sanitizers.split(",")))
-    return load_library(cache_dir() / "native")
+        return Library(build_library(Path(os.environ[NATIVE_CACHE]), sanitizers=sanitizers.split(",")))
+    return native_library()

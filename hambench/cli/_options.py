@@ -13,6 +13,7 @@ import click
 from hambench.cli._method_options import is_axis, method_options
 from hambench.errors import HambenchError, UnknownNameError
 from hambench.files import expanded
+from hambench.models.backend import KERNELS
 from hambench.paths import runs_root
 from hambench.runner.axis_text import expand_values, split_methods
 from hambench.runner.knobs import parse_axes
@@ -103,6 +104,17 @@ def chat_option(function: F) -> F:
     )(function)
 
 
+def kernels_option(function: F) -> F:
+    """``--kernels`` of a command that runs one model one way."""
+    return click.option(
+        "--kernels",
+        type=click.Choice(KERNELS),
+        default="auto",
+        show_default=True,
+        help="native (CPU), fused (GPU), reference (torch's own), or the fastest there is.",
+    )(function)
+
+
 def sweep_options(function: F) -> F:
     """``--methods`` and the axes."""
     options = [
@@ -137,10 +149,10 @@ def sweep_options(function: F) -> F:
         ),
         click.option(
             "--kernels",
-            default="reference",
+            default="auto",
             show_default=True,
             metavar="AXIS",
-            help="reference, fused (GPU).",
+            help="native (CPU), fused (GPU), reference (torch's own), or auto.",
         ),
     ]
     for option in reversed(options):
@@ -211,7 +223,7 @@ def make_sweep(
     context: str | None = None,
     max_new_tokens: str | None = None,
     regime: str = "eager",
-    kernels: str = "reference",
+    kernels: str = "auto",
     control: str = "none",
 ) -> Sweep:
     """A sweep from option texts; ``own_options`` are those of :func:`hambench.cli._method_options.knob_texts`."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hambench.cli._method_options import knob_texts, method_options
-from hambench.cli._options import chat_option, make_sweep, model_options
+from hambench.cli._options import chat_option, kernels_option, make_sweep, model_options
 from hambench.errors import HambenchError
 from hambench.terminal_text import terminal_safe
 
@@ -34,6 +34,7 @@ Examples:
 @click.option("--method", default="vanilla", show_default=True, metavar="NAME")
 @click.option("--method-arg", "method_args", multiple=True, metavar="KNOB=VALUE")
 @model_options
+@kernels_option
 @click.option("--max-new-tokens", type=int, default=256, show_default=True)
 @click.option("--max-steps", type=int, help="Stop after so many steps, the prefill included.")
 @click.option("--ignore-eos", is_flag=True)
@@ -60,6 +61,7 @@ def command(prompt: str | None, prompt_ids: str | None, as_json: bool, **options
     cell = sweep.single()
     from hambench.decoding import SamplingParams
     from hambench.engine.chat import parse_arguments
+    from hambench.models.backend import run_by
     from hambench.models.target import load
     from hambench.runner.sweep import config_of
 
@@ -73,7 +75,9 @@ def command(prompt: str | None, prompt_ids: str | None, as_json: bool, **options
         )
     except ValueError as error:
         raise HambenchError(str(error)) from error
-    target = load(options["model"], dtype=options["dtype"], device=options["device"])
+    target = run_by(
+        load(options["model"], dtype=options["dtype"], device=options["device"]), kernels=options["kernels"]
+    )
     target.chat_arguments = arguments
     ids = ids if ids is not None else _encode(prompt or "", target, raw=options["raw"])
     _check_ids(ids, target)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from hambench.cli._method_options import knob_texts, method_options
-from hambench.cli._options import chat_option, make_sweep, model_options
+from hambench.cli._options import chat_option, kernels_option, make_sweep, model_options
 from hambench.errors import HambenchError
 
 _LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -28,6 +28,7 @@ Examples:
 @click.option("--method-arg", "method_args", multiple=True, metavar="KNOB=VALUE")
 @model_options
 @chat_option
+@kernels_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port",
@@ -61,14 +62,19 @@ def command(
     except ImportError as error:
         missing = f"serving needs {error.name}, which is not installed"
         raise HambenchError(f"{missing}: pip install 'hambench[serve]'") from error
-    from hambench.engine.chat import check_arguments, parse_arguments
+    from hambench.models.backend import run_by
     from hambench.models.target import load
     from hambench.runner.sweep import config_of
+
+    target = run_by(
+        load(options["model"], dtype=options["dtype"], device=options["device"]), kernels=options["kernels"]
+    )
+    from hambench.engine.chat import check_arguments, parse_arguments
+    from hambench.models.target import load
 
     arguments = parse_arguments(options["chat_template_args"])
     # before the model is loaded: a port that is taken should not take a minute to be told
     listener = listen(host, port)
-    target = load(options["model"], dtype=options["dtype"], device=options["device"])
     if target.tokenizer is None:
         raise HambenchError(f"{target.name} has no tokenizer, so it can't be served")
     check_arguments(target.tokenizer, arguments)

@@ -29,6 +29,8 @@ SPEED_KEYS = (
     "triton",
     "transformers",
     "torch_threads",
+    "native_instruction_set",
+    "native_compiler",
 )
 """Keys that must agree before two runs' absolute speeds may be compared."""
 

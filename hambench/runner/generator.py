@@ -123,14 +123,11 @@ class Generator:
 
     def _target_for(self, cell: Cell) -> TargetModel:
         """The target as the cell's regime and kernels run it; drafts made of one never serve another."""
-        if (cell.regime, cell.kernels) == ("eager", "reference"):
-            return self.target
-        from hambench.engine.cuda.fused_llama import accelerate
-
         key = (cell.regime, cell.kernels)
         if key not in self._targets:
-            llama = accelerate(self.target.llama, regime=cell.regime, kernels=cell.kernels)
-            self._targets[key] = dataclasses.replace(self.target, llama=llama, _shared={})
+            from hambench.models.backend import run_by
+
+            self._targets[key] = run_by(self.target, kernels=cell.kernels, regime=cell.regime)
         return self._targets[key]
 
     def method(self, cell: Cell) -> DecodingMethod:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from hambench._version import __version__
 from hambench.files import printable
 from hambench.machine.fingerprint import fingerprint
+from hambench.models.backend import backend_facts
 from hambench.models.sizes import shape_scalars
 from hambench.records import SCHEMA_VERSION, Cell, RunHeader
 from hambench.runner.sweep import config_of
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 def make_header(prepared: Prepared, folder: Path) -> RunHeader:
     """The header of a run about to begin."""
     request, target, captured = prepared.request, prepared.target, prepared.captured
-    environment = fingerprint()
+    cells = prepared.expansion.cells
+    environment = {**fingerprint(), **backend_facts(cell.kernels for cell in cells)}
     commit = environment.get("commit")
     return RunHeader(
         schema_version=SCHEMA_VERSION,
@@ -38,7 +40,7 @@ def make_header(prepared: Prepared, folder: Path) -> RunHeader:
         edition=captured.edition,
         data_source=captured.data_source,
         data_hashes=captured.data_hashes,
-        cells=tuple(_with_own_sizes(cell) for cell in prepared.expansion.cells),
+        cells=tuple(_with_own_sizes(cell) for cell in cells),
         num_samples=len(prepared.samples),
         limit=request.limit,
         repeats=request.repeats,

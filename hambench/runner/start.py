@@ -38,6 +38,8 @@ def prepare(request: RunRequest, *, calibrated: bool = False) -> Prepared:
     began = time.monotonic()
     request.sweep.expand()  # a wrong name or knob is refused before the model is loaded
     target = load(request.sweep.model, dtype=request.sweep.dtype, device=request.device)
+    if "auto" in request.sweep.kernels:
+        request = dataclasses.replace(request, sweep=_with_kernels_chosen(request.sweep, target))
     expansion = request.sweep.expand(target)
     _refuse_longer_context(request.sweep, target)
     captured = _capture(request, target)
@@ -222,6 +224,13 @@ def _capture(request: RunRequest, target: TargetModel) -> Capture:
     return dataclasses.replace(captured, samples=limited)
 
 
+def _with_kernels_chosen(sweep: Sweep, target: TargetModel) -> Sweep:
+    from hambench.models.backend import choose_kernels
+
+    chosen = (choose_kernels(kernels, target, sweep.regimes) for kernels in sweep.kernels)
+    return dataclasses.replace(sweep, kernels=tuple(dict.fromkeys(chosen)))
+
+
 def _refuse_longer_context(sweep: Sweep, target: TargetModel) -> None:
     # a longer one would be the model's own under another label
     for context in sweep.contexts:
@@ -241,6 +250,7 @@ def _compare_with_the_beginning(
     """Refuses other weights than a run began with; says and stores what else differs."""
     from hambench._version import __version__
     from hambench.machine.fingerprint import ACCURACY_KEYS, SPEED_KEYS, differences, fingerprint
+    from hambench.models.backend import backend_facts
 
     for cell in header.cells:
         generator.method(cell)
@@ -252,7 +262,8 @@ def _compare_with_the_beginning(
                 "now): start a new run"
             )
     keys = tuple(dict.fromkeys((*SPEED_KEYS, *ACCURACY_KEYS, "python", "numpy", "commit", "commit_dirty")))
-    changed = differences(header.environment, fingerprint(), keys)
+    environment = {**fingerprint(), **backend_facts(cell.kernels for cell in header.cells)}
+    changed = differences(header.environment, environment, keys)
     if header.hambench_version != __version__:
         changed["hambench"] = f"{header.hambench_version} → {__version__}"
     if changed:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from hambench.decoding import KnobValue, MethodConfig
 from hambench.errors import HambenchError
+from hambench.models.backend import KERNELS
 from hambench.records import Cell
 from hambench.registry import method_config
 from hambench.runner.knobs import ALL, field_of, requested_methods
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "bfloat16", "float16")
 REGIMES = ("eager", "graph")
-KERNELS = ("reference", "fused")
 MAX_CELLS = 10_000
 """Cells of one sweep: more is a slip in a range."""
 
@@ -36,6 +36,7 @@ class Sweep:
     dtype: str = "bfloat16"
     regimes: tuple[str, ...] = ("eager",)
     kernels: tuple[str, ...] = ("reference",)
+    """See :data:`hambench.models.backend.KERNELS`; a run replaces ``auto`` once the model is loaded."""
     threads: tuple[int | None, ...] = (None,)
     contexts: tuple[int | None, ...] = (None,)
     """Positions that prompt and answer may take; a longer prompt is cut or refused by its suite's rule."""

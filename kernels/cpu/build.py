@@ -13,7 +13,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from filelock import FileLock
@@ -45,12 +45,15 @@ def find_compiler() -> str | None:
     return next((path for path in map(shutil.which, names) if path), None)
 
 
-def build_library(cache: Path, *, sanitizers: Sequence[str] = ()) -> Path:
+def build_library(
+    cache: Path, *, sanitizers: Sequence[str] = (), say: Callable[[str], None] | None = None
+) -> Path:
     """The compiled library's path; compiles it if the cache has none for this source, compiler and flags.
 
     Args:
         cache: Folder to keep it in. Several processes may ask at once: one compiles, the others wait.
         sanitizers: For tests, e.g. ``("address", "undefined")``; turns assertions on as well.
+        say: Told the compiler's name before it is run.
 
     Raises:
         BuildError: If there is no compiler, it fails, or the cache can't be written.
@@ -68,10 +71,24 @@ def build_library(cache: Path, *, sanitizers: Sequence[str] = ()) -> Path:
         library.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(library.with_suffix(".lock")):
             if not library.is_file():
+                if say is not None:
+                    say(Path(compiler).name)
                 _compile(compiler, flags, library)
     except OSError as error:
         raise BuildError(f"the compiled library can't be kept in {cache}: {error}") from error
     return library
+
+
+def compiler_version(compiler: str) -> str:
+    """What the compiler says about itself.
+
+    Raises:
+        BuildError: If it can't be run.
+    """
+    try:
+        return subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise BuildError(f"{compiler} --version fails ({error}): {INSTALL_HINT}") from error
 
 
 def _key(compiler: str, flags: Sequence[str]) -> str:
@@ -79,11 +96,11 @@ def _key(compiler: str, flags: Sequence[str]) -> str:
     for path in sorted(SOURCE.iterdir()):
         if path.suffix in (".cpp", ".h"):
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    try:
-        version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise BuildError(f"{compiler} --version fails ({error}): {INSTALL_HINT}") from error
-    digest.update(repr((version, list(flags), INSTRUCTION_SETS, _is_x86(), platform.system())).encode())
+    digest.update(
+        repr(
+            (compiler_version(compiler), list(flags), INSTRUCTION_SETS, _is_x86(), platform.system())
+        ).encode()
+    )
     return digest.hexdigest()[:24]
 
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
 from typing import NamedTuple
 
 from hambench.kernels.cpu.build import BuildError, build_library
 
-ABI = 1
+ABI = 2
 OK, NOT_FINITE, NO_MEMORY, BAD_ARGUMENT = range(4)
 ISA_VARIABLE = "HAMBENCH_CPU_ISA"
 """Environment variable that forces an instruction set: ``avx512``, ``avx2`` or ``portable``."""
@@ -93,6 +92,7 @@ class Limits(NamedTuple):
 
 FUNCTIONS = {
     "hb_abi": (c_int32, []),
+    "hb_compiler": (c_char_p, []),
     "hb_instruction_set": (c_char_p, [c_char_p]),
     "hb_limits": (c_int32, [POINTER(c_int32)] * 3),
     "hb_model_new": (c_void_p, [POINTER(Shape)]),
@@ -130,6 +130,12 @@ class Library:
         self.functions.hb_limits(*numbers)
         self.limits = Limits(*(number.value for number in numbers))
 
+    @property
+    def compiler(self) -> str:
+        """What built the library: compiler and version."""
+        version: bytes = self.functions.hb_compiler()
+        return version.decode()
+
     def instruction_set(self, name: str | None = None) -> str:
         """The set that forwards use: ``name``, else the one that ``HAMBENCH_CPU_ISA`` names, else the best one here.
 
@@ -156,14 +162,14 @@ class Library:
         return counts.calls, counts.alone, counts.last_size
 
 
-@functools.cache
-def load_library(cache: Path) -> Library:
-    """The library, compiled if need be; loaded once per process.
+def load_library(cache: Path, *, say: Callable[[str], None] | None = None) -> Library:
+    """The library, compiled if need be.
 
     Args:
         cache: Where compiled libraries are kept.
+        say: Told the compiler's name before it is run.
 
     Raises:
         BuildError: If it can't be had here; one line says why.
     """
-    return Library(build_library(cache))
+    return Library(build_library(cache, say=say))

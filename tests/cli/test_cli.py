@@ -389,7 +389,7 @@ def test_a_regime_the_engine_cannot_run_in_is_refused(capsys, tiny_model, rows, 
     arguments += ["--data", str(rows), "--limit", "1", "--regime", "graph", "--out", str(tmp_path / "run")]
     code, _, err = invoke(capsys, *arguments)
     assert code == 2
-    assert "regime 'graph' with reference kernels needs a CUDA device" in err
+    assert "regime 'graph' with fused kernels needs a CUDA device" in err
     assert not (tmp_path / "run").exists()
 
 

@@ -10,12 +10,14 @@ from hambench.engine.llama import Llama
 from hambench.engine.loop import generate
 from hambench.engine.warmup import warm_up
 from hambench.errors import ContextOverflowError, HambenchError, NotFiniteError
+from hambench.kernels.cpu.build import find_compiler
 from hambench.methods.hamburger import HamburgerConfig, weights_folder
 from hambench.methods.peers.transformers_generate import MODEL_KEY, TransformersConfig
 from hambench.methods.peers.transformers_models import load_model
 from hambench.methods.prompt_lookup import PromptLookupConfig
 from hambench.methods.speculative import SpeculativeConfig
 from hambench.methods.vanilla import VanillaConfig
+from hambench.models.backend import run_by
 from hambench.runner.budget import calibrate
 
 METHODS = [
@@ -30,6 +32,14 @@ PROMPTS = [[5], [1, 2, 3, 1, 2, 3, 1, 2], list(range(40, 90)), [7] * 30]
 
 methods = pytest.mark.parametrize("config", METHODS, ids=lambda config: config.label)
 prompts = pytest.mark.parametrize("prompt", PROMPTS, ids=["one", "repeating", "long", "constant"])
+
+
+@pytest.fixture(scope="module", params=["reference", "native"])
+def target(request):
+    """The tiny target on each engine."""
+    if request.param == "native" and find_compiler() is None:
+        pytest.skip("there is no C++ compiler: the native engine is not built here")
+    return run_by(tiny_target(), kernels=request.param)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -170,7 +170,9 @@ def test_regimes_and_kernels_are_axes_shown_only_when_they_vary():
     varied = labels(methods=("vanilla",), regimes=("eager", "graph"), kernels=("fused",))
     assert varied == ["vanilla[regime=eager]", "vanilla[regime=graph]"]
     assert labels(methods=("vanilla",), kernels=("fused",)) == ["vanilla"]
-    with pytest.raises(HambenchError, match="kernels must be one of reference, fused, got 'fast'"):
+    with pytest.raises(
+        HambenchError, match="kernels must be one of auto, reference, native, fused, got 'fast'"
+    ):
         Sweep(model="m", kernels=("fast",))
 
 

@@ -23,6 +23,14 @@ const float* vector_of(hb::Model& model, const hb_vector& v) {
 
 int32_t hb_abi(void) { return kAbi; }
 
+const char* hb_compiler(void) {
+#ifdef __clang__
+  return "clang++ " __clang_version__;
+#else
+  return "g++ " __VERSION__;
+#endif
+}
+
 const char* hb_instruction_set(const char* name) {
   const hb::Kernels* kernels = hb::find_kernels(name);
   return kernels == nullptr ? nullptr : kernels->name;

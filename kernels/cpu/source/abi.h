@@ -7,7 +7,7 @@
 
 extern "C" {
 
-constexpr int32_t kAbi = 1;
+constexpr int32_t kAbi = 2;
 
 struct hb_shape {
   int32_t hidden, intermediate, num_layers, num_heads, num_kv_heads, head_dim, vocab;
@@ -63,6 +63,8 @@ struct hb_counts {
 enum hb_status : int32_t { HB_OK = 0, HB_NOT_FINITE = 1, HB_NO_MEMORY = 2, HB_BAD_ARGUMENT = 3 };
 
 HB_PUBLIC int32_t hb_abi(void);
+// the compiler and its version
+HB_PUBLIC const char* hb_compiler(void);
 // the name of the best instruction set here, or of the one asked for; null if the machine or the build lacks it
 HB_PUBLIC const char* hb_instruction_set(const char* name);
 HB_PUBLIC int32_t hb_limits(int32_t* max_rows, int32_t* chunk, int32_t* max_head_dim);

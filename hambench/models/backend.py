@@ -1,0 +1,118 @@
+"""How a loaded model is run: by torch's own operations, the native CPU kernels, or the fused GPU kernels."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hambench.errors import ModelError
+from hambench.paths import cache_dir
+
+if TYPE_CHECKING:
+    from hambench.engine.language_model import LanguageModel
+    from hambench.kernels.cpu.library import Library
+    from hambench.models.target import TargetModel
+
+KERNELS = ("auto", "reference", "native", "fused")
+"""``reference``: torch's own operations; ``native``: the CPU engine; ``fused``: the GPU kernels; ``auto``: ``native``
+on a CPU where it can be had, ``fused`` for the regime ``graph``, else ``reference``."""
+NATIVE_CACHE = "HAMBENCH_NATIVE_CACHE"
+"""Environment variable: the folder of compiled native libraries, by default ``native`` in hambench's cache."""
+
+_log = logging.getLogger(__name__)
+
+
+def choose_kernels(kernels: str, target: TargetModel, regimes: Iterable[str] = ("eager",)) -> str:
+    """Replaces ``auto`` by what it means for this model on this machine; says once where that is the slower path."""
+    if kernels != "auto":
+        return kernels
+    if "graph" in regimes:
+        return "fused"
+    if target.device.type != "cpu":
+        return "reference"
+    reason = native_obstacle(target)
+    if reason is None:
+        return "native"
+    _warn_once(f"torch's own operations run the model, which takes about 2.5 times as long: {reason}")
+    return "reference"
+
+
+def run_by(target: TargetModel, *, kernels: str, regime: str = "eager") -> TargetModel:
+    """The same target on the kernels asked for; what methods derive from one (a draft) never serves another.
+
+    Raises:
+        ModelError: If the combination is not to be had on this device or for this model.
+    """
+    kernels = choose_kernels(kernels, target, (regime,))
+    if kernels == "native":
+        llama = _native(target.llama, regime)
+    elif (regime, kernels) == ("eager", "reference"):
+        llama = target.llama
+    else:
+        from hambench.engine.cuda.fused_llama import accelerate
+
+        llama = accelerate(target.llama, regime=regime, kernels=kernels)
+    return target if llama is target.llama else dataclasses.replace(target, llama=llama, _shared={})
+
+
+def native_obstacle(target: TargetModel) -> str | None:
+    """Why the native kernels can't run this model here, with what to do about it; ``None`` if they can."""
+    from hambench.engine.cpu.packing import native_obstacle as obstacle_of
+    from hambench.kernels.cpu.build import BuildError
+
+    if target.llama.reference is None:
+        return f"{target.name} runs through the transformers adapter"
+    try:
+        return obstacle_of(target.llama.reference, native_library())
+    except BuildError as error:
+        return str(error)
+
+
+@functools.cache
+def native_library() -> Library:
+    """The compiled native library; compiles it if need be, which takes some ten seconds once.
+
+    Raises:
+        BuildError: If it can't be had here; one line says why and what to do about it.
+    """
+    from hambench.kernels.cpu.library import load_library
+
+    own = os.environ.get(NATIVE_CACHE)
+    return load_library(
+        Path(own).expanduser() if own else cache_dir() / "native",
+        say=lambda compiler: _log.warning("compiling the native CPU engine with %s, once", compiler),
+    )
+
+
+def backend_facts(kernels: Iterable[str]) -> dict[str, str]:
+    """Facts for a run's record about the engines behind its cells' kernels."""
+    if "native" not in set(kernels):
+        return {}
+    library = native_library()
+    return {"native_instruction_set": library.instruction_set(), "native_compiler": library.compiler}
+
+
+def _native(model: LanguageModel, regime: str) -> LanguageModel:
+    from hambench.engine.cpu.native_llama import NativeLlama
+    from hambench.kernels.cpu.build import BuildError
+
+    if regime != "eager":
+        raise ModelError(f"regime {regime!r} needs a CUDA device: native kernels run with --regime eager")
+    if model.reference is None:
+        raise ModelError("the native kernels run Llama-family models only: use --kernels reference")
+    try:
+        return NativeLlama(model.reference, native_library())
+    except BuildError as error:
+        raise ModelError(f"{error}; or use --kernels reference") from error
+    except ValueError as error:
+        raise ModelError(str(error)) from error
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    _log.warning("%s", message)

@@ -1,0 +1,118 @@
+"""Which kernels run a model: auto means the fastest there is, and what can't be had is one clear line."""
+
+import dataclasses
+import logging
+
+import pytest
+import torch
+from fakes import TINY_SHAPE, tiny_target
+
+from hambench.decoding import SamplingParams
+from hambench.engine.cpu.native_llama import NativeLlama
+from hambench.engine.loop import generate
+from hambench.errors import ModelError
+from hambench.kernels.cpu.build import BuildError, find_compiler
+from hambench.methods.prompt_lookup import PromptLookupConfig
+from hambench.methods.speculative import SpeculativeConfig
+from hambench.methods.vanilla import VanillaConfig
+from hambench.models import backend
+from hambench.models.backend import backend_facts, choose_kernels, run_by
+
+needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="there is no C++ compiler")
+
+
+@pytest.fixture
+def no_compiler(monkeypatch):
+    def fail():
+        raise BuildError("there is no C++ compiler: install g++")
+
+    monkeypatch.setattr(backend, "native_library", fail)
+    backend._warn_once.cache_clear()
+
+
+@needs_compiler
+def test_auto_on_a_cpu_is_native_and_the_reference_stays_reachable():
+    target = tiny_target()
+    assert choose_kernels("auto", target) == "native"
+    native = run_by(target, kernels="auto")
+    assert isinstance(native.llama, NativeLlama)
+    assert native.llama.reference is target.llama
+    assert run_by(native, kernels="native").llama is not target.llama
+    assert run_by(target, kernels="reference") is target
+
+
+@needs_compiler
+def test_drafts_of_one_engine_do_not_serve_another():
+    target = tiny_target()
+    target.shared("draft", lambda: "the reference's")
+    assert run_by(target, kernels="native").shared("draft", lambda: "its own") == "its own"
+
+
+def test_without_a_compiler_auto_is_the_reference_said_once(no_compiler, caplog):
+    target = tiny_target()
+    with caplog.at_level(logging.WARNING):
+        assert run_by(target, kernels="auto") is target
+        assert choose_kernels("auto", target) == "reference"
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.endswith("takes about 2.5 times as long: there is no C++ compiler: install g++")
+
+
+def test_without_a_compiler_native_is_refused_in_one_line(no_compiler):
+    with pytest.raises(ModelError, match=r"no C\+\+ compiler: install g\+\+; or use --kernels reference"):
+        run_by(tiny_target(), kernels="native")
+
+
+@needs_compiler
+def test_a_model_that_the_kernels_cannot_run_falls_back_with_the_reason(caplog):
+    backend._warn_once.cache_clear()
+    target = tiny_target(dtype=torch.float16)
+    with caplog.at_level(logging.WARNING):
+        assert choose_kernels("auto", target) == "reference"
+    assert "float16" in caplog.text
+    with pytest.raises(ModelError, match="float16"):
+        run_by(target, kernels="native")
+
+
+@needs_compiler
+def test_what_a_cpu_does_not_have_is_refused(monkeypatch):
+    target = tiny_target()
+    for kernels, regime in (
+        ("fused", "eager"),
+        ("reference", "graph"),
+        ("native", "graph"),
+        ("auto", "graph"),
+    ):
+        with pytest.raises(ModelError, match="needs a CUDA device"):
+            run_by(target, kernels=kernels, regime=regime)
+    monkeypatch.setenv("HAMBENCH_CPU_ISA", "mmx")
+    with pytest.raises(ModelError, match="HAMBENCH_CPU_ISA must be one that this machine runs"):
+        run_by(target, kernels="native")
+
+
+@needs_compiler
+def test_a_record_says_which_instruction_set_and_compiler_ran(monkeypatch):
+    assert backend_facts(["reference", "fused"]) == {}
+    monkeypatch.setenv("HAMBENCH_CPU_ISA", "portable")
+    facts = backend_facts(["reference", "native"])
+    assert facts["native_instruction_set"] == "portable"
+    assert "g++" in facts["native_compiler"] or "clang" in facts["native_compiler"]
+
+
+@needs_compiler
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_lossless_methods_equal_vanilla_bit_for_bit_in_bfloat16(threads, monkeypatch):
+    """The law that torch's products break at near-ties: here a verified row is the row that vanilla computes."""
+    monkeypatch.setattr(NativeLlama, "threads", threads)
+    shape = dataclasses.replace(TINY_SHAPE, vocab_size=64, max_positions=1024)
+    target = run_by(tiny_target(dtype=torch.bfloat16, shape=shape), kernels="native")
+    configs = [
+        *(SpeculativeConfig(num_draft_tokens=k, kv=kv) for k in (1, 4, 7) for kv in ("separate", "shared")),
+        *(PromptLookupConfig(num_draft_tokens=k) for k in (3, 10)),
+    ]
+    params = SamplingParams(max_new_tokens=150)
+    for seed in range(3):
+        prompt = torch.randint(64, (150,), generator=torch.Generator().manual_seed(seed)).tolist()
+        expected = generate(VanillaConfig().build(target), prompt, params).token_ids
+        assert len(set(expected)) > 5
+        for config in configs:
+            assert generate(config.build(target), prompt, params).token_ids == expected, config.label
