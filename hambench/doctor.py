@@ -125,14 +125,13 @@ def check_compiler() -> Finding:
 
 def check_native() -> Finding:
     """The native CPU engine: its instruction set and compiler. Compiles it where that has not been done yet."""
-    from hambench.kernels.cpu.build import BuildError
-    from hambench.models.backend import native_library
+    from hambench.engine.cpu.native_library import NativeUnavailableError, native_library
 
     slower = "on a CPU torch's own operations decode instead, about 2.5 times as slowly"
     try:
         library = native_library()
         chosen = library.instruction_set()
-    except (BuildError, ValueError) as error:
+    except NativeUnavailableError as error:
         reason, _, fix = str(error).partition(": ")
         return Finding("absent", f"{reason}; {slower}", fix)
     best = library.instruction_sets()[0]

@@ -11,8 +11,8 @@ import pytest
 import torch
 from fakes import save_tiny_model, tiny_target
 
+from hambench.engine.cpu.native_library import NATIVE_CACHE
 from hambench.machine import bandwidth
-from hambench.models.backend import NATIVE_CACHE
 from hambench.paths import cache_dir
 
 ROOT = Path(__file__).resolve().parent.parent

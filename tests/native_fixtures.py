@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from hambench.engine.cpu.native_library import NATIVE_CACHE, native_library
 from hambench.kernels.cpu.build import build_library, find_compiler
 from hambench.kernels.cpu.library import Library
-from hambench.models.backend import NATIVE_CACHE, native_library
 
 
 @pytest.fixture(scope="session")

@@ -13,9 +13,9 @@ import click
 from hambench.cli._method_options import is_axis, method_options
 from hambench.errors import HambenchError, UnknownNameError
 from hambench.files import expanded
-from hambench.models.backend import KERNELS
 from hambench.paths import runs_root
 from hambench.runner.axis_text import expand_values, split_methods
+from hambench.runner.backend import KERNELS
 from hambench.runner.knobs import parse_axes
 from hambench.runner.sweep import DTYPES, Sweep
 

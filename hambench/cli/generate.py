@@ -61,8 +61,8 @@ def command(prompt: str | None, prompt_ids: str | None, as_json: bool, **options
     cell = sweep.single()
     from hambench.decoding import SamplingParams
     from hambench.engine.chat import parse_arguments
-    from hambench.models.backend import run_by
     from hambench.models.target import load
+    from hambench.runner.backend import run_by
     from hambench.runner.sweep import config_of
 
     arguments = parse_arguments(options["chat_template_args"])

@@ -62,8 +62,8 @@ def command(
     except ImportError as error:
         missing = f"serving needs {error.name}, which is not installed"
         raise HambenchError(f"{missing}: pip install 'hambench[serve]'") from error
-    from hambench.models.backend import run_by
     from hambench.models.target import load
+    from hambench.runner.backend import run_by
     from hambench.runner.sweep import config_of
 
     target = run_by(

@@ -125,7 +125,7 @@ class Generator:
         """The target as the cell's regime and kernels run it; drafts made of one never serve another."""
         key = (cell.regime, cell.kernels)
         if key not in self._targets:
-            from hambench.models.backend import run_by
+            from hambench.runner.backend import run_by
 
             self._targets[key] = run_by(self.target, kernels=cell.kernels, regime=cell.regime)
         return self._targets[key]

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 from hambench._version import __version__
 from hambench.files import printable
 from hambench.machine.fingerprint import fingerprint
-from hambench.models.backend import backend_facts
 from hambench.models.sizes import shape_scalars
 from hambench.records import SCHEMA_VERSION, Cell, RunHeader
+from hambench.runner.backend import backend_facts
 from hambench.runner.sweep import config_of
 
 if TYPE_CHECKING:

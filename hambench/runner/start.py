@@ -225,7 +225,7 @@ def _capture(request: RunRequest, target: TargetModel) -> Capture:
 
 
 def _with_kernels_chosen(sweep: Sweep, target: TargetModel) -> Sweep:
-    from hambench.models.backend import choose_kernels
+    from hambench.runner.backend import choose_kernels
 
     chosen = (choose_kernels(kernels, target, sweep.regimes) for kernels in sweep.kernels)
     return dataclasses.replace(sweep, kernels=tuple(dict.fromkeys(chosen)))
@@ -250,7 +250,7 @@ def _compare_with_the_beginning(
     """Refuses other weights than a run began with; says and stores what else differs."""
     from hambench._version import __version__
     from hambench.machine.fingerprint import ACCURACY_KEYS, SPEED_KEYS, differences, fingerprint
-    from hambench.models.backend import backend_facts
+    from hambench.runner.backend import backend_facts
 
     for cell in header.cells:
         generator.method(cell)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from hambench.decoding import KnobValue, MethodConfig
 from hambench.errors import HambenchError
-from hambench.models.backend import KERNELS
 from hambench.records import Cell
 from hambench.registry import method_config
+from hambench.runner.backend import KERNELS
 from hambench.runner.knobs import ALL, field_of, requested_methods
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Sweep:
     dtype: str = "bfloat16"
     regimes: tuple[str, ...] = ("eager",)
     kernels: tuple[str, ...] = ("reference",)
-    """See :data:`hambench.models.backend.KERNELS`; a run replaces ``auto`` once the model is loaded."""
+    """See :data:`hambench.runner.backend.KERNELS`; a run replaces ``auto`` once the model is loaded."""
     threads: tuple[int | None, ...] = (None,)
     contexts: tuple[int | None, ...] = (None,)
     """Positions that prompt and answer may take; a longer prompt is cut or refused by its suite's rule."""

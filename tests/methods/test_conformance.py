@@ -17,7 +17,7 @@ from hambench.methods.peers.transformers_models import load_model
 from hambench.methods.prompt_lookup import PromptLookupConfig
 from hambench.methods.speculative import SpeculativeConfig
 from hambench.methods.vanilla import VanillaConfig
-from hambench.models.backend import run_by
+from hambench.runner.backend import run_by
 from hambench.runner.budget import calibrate
 
 METHODS = [

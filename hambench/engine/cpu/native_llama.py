@@ -12,6 +12,7 @@ import torch
 
 from hambench.engine.cpu.packing import native_obstacle, pack_llama
 from hambench.engine.kvcache import KVCache
+from hambench.engine.language_model import LanguageModel
 from hambench.engine.llama import Llama
 from hambench.engine.output import ForwardOutput
 from hambench.errors import ModelError, NotFiniteError
@@ -54,7 +55,7 @@ class NativeLlama:
         """Threads of a forward at most: as many as torch was told to use."""
         return torch.get_num_threads()
 
-    def with_same_backend(self, other: Llama) -> NativeLlama:
+    def with_same_backend(self, other: Llama) -> LanguageModel:
         """See :class:`hambench.engine.language_model.LanguageModel`."""
         return NativeLlama(other, self.library, instruction_set=self.instruction_set)
 
@@ -136,6 +137,17 @@ class NativeLlama:
         return chosen
 
     def prepare_greedy(self, cache: KVCache, *, rows: Sequence[int] = (), chain: int = 0) -> None:
+        """See :class:`hambench.engine.language_model.LanguageModel`: there is nothing to prepare."""
+
+    def prepare_forward(
+        self,
+        cache: KVCache,
+        *,
+        rows: Sequence[int],
+        num_logits: int | None = None,
+        embedded: bool = False,
+        feature_layers: tuple[int, ...] = (),
+    ) -> None:
         """See :class:`hambench.engine.language_model.LanguageModel`: there is nothing to prepare."""
 
     def _greedy(self, tokens: Sequence[int], cache: KVCache, *, num_tokens: int, chain: int) -> list[int]:

@@ -5,24 +5,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hambench.errors import ModelError
-from hambench.paths import cache_dir
 
 if TYPE_CHECKING:
     from hambench.engine.language_model import LanguageModel
-    from hambench.kernels.cpu.library import Library
     from hambench.models.target import TargetModel
 
 KERNELS = ("auto", "reference", "native", "fused")
 """``reference``: torch's own operations; ``native``: the CPU engine; ``fused``: the GPU kernels; ``auto``: ``native``
 on a CPU where it can be had, ``fused`` for the regime ``graph``, else ``reference``."""
-NATIVE_CACHE = "HAMBENCH_NATIVE_CACHE"
-"""Environment variable: the folder of compiled native libraries, by default ``native`` in hambench's cache."""
 
 _log = logging.getLogger(__name__)
 
@@ -62,44 +56,30 @@ def run_by(target: TargetModel, *, kernels: str, regime: str = "eager") -> Targe
 
 def native_obstacle(target: TargetModel) -> str | None:
     """Why the native kernels can't run this model here, with what to do about it; ``None`` if they can."""
+    from hambench.engine.cpu.native_library import NativeUnavailableError, native_library
     from hambench.engine.cpu.packing import native_obstacle as obstacle_of
-    from hambench.kernels.cpu.build import BuildError
 
     if target.llama.reference is None:
         return f"{target.name} runs through the transformers adapter"
     try:
         return obstacle_of(target.llama.reference, native_library())
-    except BuildError as error:
+    except NativeUnavailableError as error:
         return str(error)
-
-
-@functools.cache
-def native_library() -> Library:
-    """The compiled native library; compiles it if need be, which takes some ten seconds once.
-
-    Raises:
-        BuildError: If it can't be had here; one line says why and what to do about it.
-    """
-    from hambench.kernels.cpu.library import load_library
-
-    own = os.environ.get(NATIVE_CACHE)
-    return load_library(
-        Path(own).expanduser() if own else cache_dir() / "native",
-        say=lambda compiler: _log.warning("compiling the native CPU engine with %s, once", compiler),
-    )
 
 
 def backend_facts(kernels: Iterable[str]) -> dict[str, str]:
     """Facts for a run's record about the engines behind its cells' kernels."""
     if "native" not in set(kernels):
         return {}
+    from hambench.engine.cpu.native_library import native_library
+
     library = native_library()
     return {"native_instruction_set": library.instruction_set(), "native_compiler": library.compiler}
 
 
 def _native(model: LanguageModel, regime: str) -> LanguageModel:
+    from hambench.engine.cpu.native_library import NativeUnavailableError, native_library
     from hambench.engine.cpu.native_llama import NativeLlama
-    from hambench.kernels.cpu.build import BuildError
 
     if regime != "eager":
         raise ModelError(f"regime {regime!r} needs a CUDA device: native kernels run with --regime eager")
@@ -107,10 +87,8 @@ def _native(model: LanguageModel, regime: str) -> LanguageModel:
         raise ModelError("the native kernels run Llama-family models only: use --kernels reference")
     try:
         return NativeLlama(model.reference, native_library())
-    except BuildError as error:
+    except NativeUnavailableError as error:
         raise ModelError(f"{error}; or use --kernels reference") from error
-    except ValueError as error:
-        raise ModelError(str(error)) from error
 
 
 @functools.cache

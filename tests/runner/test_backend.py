@@ -8,15 +8,17 @@ import torch
 from fakes import TINY_SHAPE, tiny_target
 
 from hambench.decoding import SamplingParams
+from hambench.engine.cpu import native_library
+from hambench.engine.cpu.native_library import NativeUnavailableError
 from hambench.engine.cpu.native_llama import NativeLlama
 from hambench.engine.loop import generate
 from hambench.errors import ModelError
-from hambench.kernels.cpu.build import BuildError, find_compiler
+from hambench.kernels.cpu.build import find_compiler
 from hambench.methods.prompt_lookup import PromptLookupConfig
 from hambench.methods.speculative import SpeculativeConfig
 from hambench.methods.vanilla import VanillaConfig
-from hambench.models import backend
-from hambench.models.backend import backend_facts, choose_kernels, run_by
+from hambench.runner import backend
+from hambench.runner.backend import backend_facts, choose_kernels, run_by
 
 needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="there is no C++ compiler")
 
@@ -24,9 +26,9 @@ needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="there is no
 @pytest.fixture
 def no_compiler(monkeypatch):
     def fail():
-        raise BuildError("there is no C++ compiler: install g++")
+        raise NativeUnavailableError("there is no C++ compiler: install g++")
 
-    monkeypatch.setattr(backend, "native_library", fail)
+    monkeypatch.setattr(native_library, "native_library", fail)
     backend._warn_once.cache_clear()
 
 

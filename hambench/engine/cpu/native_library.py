@@ -1,0 +1,48 @@
+"""The compiled native kernels of this process: found in the cache, or compiled once."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from pathlib import Path
+
+from hambench.errors import ModelError
+from hambench.kernels.cpu.build import BuildError
+from hambench.kernels.cpu.library import Library, load_library
+from hambench.paths import cache_dir
+
+NATIVE_CACHE = "HAMBENCH_NATIVE_CACHE"
+"""Environment variable: the folder of compiled native libraries, by default ``native`` in hambench's cache."""
+
+_log = logging.getLogger(__name__)
+
+
+class NativeUnavailableError(ModelError):
+    """The native kernels can't be had here; the message says why and, behind a colon, what to do about it."""
+
+
+def native_library() -> Library:
+    """The library; where the cache has none it is compiled, which takes some ten seconds once.
+
+    Raises:
+        NativeUnavailableError: If it can't be had here, or ``HAMBENCH_CPU_ISA`` asks for what the machine lacks.
+    """
+    library = _load()
+    try:
+        library.instruction_set()
+    except ValueError as error:
+        raise NativeUnavailableError(str(error)) from error
+    return library
+
+
+@functools.cache
+def _load() -> Library:
+    own = os.environ.get(NATIVE_CACHE)
+    try:
+        return load_library(
+            Path(own).expanduser() if own else cache_dir() / "native",
+            say=lambda compiler: _log.warning("compiling the native CPU engine with %s, once", compiler),
+        )
+    except BuildError as error:
+        raise NativeUnavailableError(str(error)) from error
