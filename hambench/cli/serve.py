@@ -62,19 +62,17 @@ def command(
     except ImportError as error:
         missing = f"serving needs {error.name}, which is not installed"
         raise HambenchError(f"{missing}: pip install 'hambench[serve]'") from error
+    from hambench.engine.chat import check_arguments, parse_arguments
     from hambench.models.target import load
     from hambench.runner.backend import run_by
     from hambench.runner.sweep import config_of
 
-    target = run_by(
-        load(options["model"], dtype=options["dtype"], device=options["device"]), kernels=options["kernels"]
-    )
-    from hambench.engine.chat import check_arguments, parse_arguments
-    from hambench.models.target import load
-
     arguments = parse_arguments(options["chat_template_args"])
     # before the model is loaded: a port that is taken should not take a minute to be told
     listener = listen(host, port)
+    target = run_by(
+        load(options["model"], dtype=options["dtype"], device=options["device"]), kernels=options["kernels"]
+    )
     if target.tokenizer is None:
         raise HambenchError(f"{target.name} has no tokenizer, so it can't be served")
     check_arguments(target.tokenizer, arguments)
