@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hambench.analysis.comparisons import compare_run
 from hambench.analysis.metrics import measure_run
 from hambench.decoding import KnobValue, MethodConfig
 from hambench.errors import UnknownNameError
@@ -41,6 +42,20 @@ class Results:
     def tasks(self) -> pd.DataFrame:
         """One row per cell and group (all, suite, category, task)."""
         return self._measurements()
+
+    @property
+    def comparisons(self) -> pd.DataFrame:
+        """One row per cell, group and metric: the paired comparison with the cell's baseline, and its verdict."""
+        import pandas as pd
+
+        rows = []
+        for compared in compare_run(self.run):
+            row: dict[str, Any] = dataclasses.asdict(compared)
+            effect = row.pop("effect") or {}
+            row["effect"], row["effect_n"] = effect.get("value"), effect.get("n", 0)
+            row["effect_low"], row["effect_high"] = effect.get("low"), effect.get("high")
+            rows.append(row)
+        return pd.DataFrame(rows)
 
     @property
     def samples(self) -> pd.DataFrame:

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from hambench.records import BUSY_LOAD
+
 State = Literal["ok", "absent", "bad"]
 
 _GB = 1e9
 _MIN_FREE_BYTES = 2e9
 _HUB_TIMEOUT_S = 3.0
 _LOAD_WINDOW_S = 1.0
-_BUSY = 0.10
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +180,7 @@ def check_load() -> Finding:
     if load is None:
         return Finding("absent", "this machine doesn't tell how busy it is")
     what = f"others take {load.other:.0%} of the machine ({load.stolen:.0%} stolen by the hypervisor)"
-    if load.other > _BUSY:
+    if load.other > BUSY_LOAD:
         return Finding(
             "bad", what, "measure when the machine is quiet: threads that share a core wait for each other"
         )

@@ -16,6 +16,9 @@ from hambench.method_facts import KnobValue
 SCHEMA_VERSION = 1
 """Version of the run folder. 1 - (0.1.0) header, prompts, samples, scores."""
 
+BUSY_LOAD = 0.10
+"""Share of the machine that others may take before a timing counts as disturbed, everywhere."""
+
 Truncation = Literal["error", "middle"]
 FinishReason = Literal["eos", "stop", "length", "steps"]
 Edition = Literal["official", "offline"]

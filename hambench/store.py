@@ -66,6 +66,14 @@ class Run:
         """Records that count: no warm-ups."""
         return tuple(record for record in self.records if not record.warmup)
 
+    def answered(self, cell: str) -> tuple[SampleRecord, ...]:
+        """Measured records of a cell that hold an answer, in the order measured."""
+        return tuple(record for record in self.of_cell(cell) if record.trace is not None)
+
+    def of_cell(self, cell: str) -> tuple[SampleRecord, ...]:
+        """Measured records of a cell, those that failed included, in the order measured."""
+        return tuple(record for record in self.measured if record.cell == cell)
+
     @property
     def num_expected(self) -> int:
         """Records of a finished run."""

@@ -48,6 +48,16 @@ def test_axes_are_those_of_the_command_line(tiny_model, rows, tmp_path):
         hambench.run(methods=["vanilla"], axes={"context": [100]}, out=tmp_path / "other")
 
 
+def test_comparisons_are_paired_with_the_baseline_and_have_a_verdict(results):
+    rows = results.comparisons
+    assert set(rows["candidate"]) == {"speculative[k=3]"}
+    assert set(rows["baseline"]) == {"vanilla"}
+    # a lossless method's answers are the baseline's, token by token
+    accuracy = rows[(rows["metric"] == "accuracy") & (rows["group"] == "all")].iloc[0]
+    assert (accuracy["effect"], accuracy["verdict"]) == (0, "equivalent")
+    assert rows["verdict"].notna().all()
+
+
 def test_lossless_methods_score_the_same(results):
     by_cell = results.samples.pivot_table(index="sample_id", columns="cell", values="score")
     assert (by_cell["vanilla"] == by_cell["speculative[k=3]"]).all()

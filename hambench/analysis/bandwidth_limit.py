@@ -15,7 +15,7 @@ from hambench.analysis.metrics import (
 )
 from hambench.errors import HambenchError
 from hambench.models.sizes import SHAPES, ModelShape
-from hambench.records import Cell
+from hambench.records import BUSY_LOAD, Cell
 from hambench.registry import method_config
 from hambench.roofline.byte_model import ByteModel
 from hambench.store import Run
@@ -24,7 +24,6 @@ PLAUSIBLE = (0.5, 1.02)
 """Measured over predicted speed that needs no explanation."""
 
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-_BUSY = 0.1
 _DRIFT = 1.2
 
 
@@ -86,7 +85,7 @@ def limits_of(run: Run) -> dict[str, Limit]:
         return {}
     limits = {}
     for cell in run.header.cells:
-        records = [record for record in run.measured if record.cell == cell.label and record.trace]
+        records = run.answered(cell.label)
         traces = [record.trace for record in records if record.trace is not None]
         needed = decode_bytes(traces, shape, cell)
         seconds, tokens = decode_seconds(traces), num_decode_tokens(traces)
@@ -143,10 +142,10 @@ def _reason(mbu: float, ceiling: Ceiling, load: float, idle_s: float) -> str:
     if low <= mbu <= high:
         return ""
     if mbu > high:
-        if ceiling.drift > _DRIFT or load > _BUSY:
+        if ceiling.drift > _DRIFT or load > BUSY_LOAD:
             return "faster than the ceiling: the bandwidth probe was disturbed, so the ceiling is too low"
         return "faster than the ceiling: part of the weights stays in a cache, or the ceiling is wrong"
-    if load > _BUSY:
+    if load > BUSY_LOAD:
         return f"below half of the ceiling: others took {load:.0%} of the machine"
     return (
         f"below half of the ceiling: overhead-bound, {idle_s * 1e3:.2g} ms of each step are no memory traffic"

@@ -82,4 +82,4 @@ def _growth(traces: Traces) -> float | None:
 
 
 def _traces(run: Run, cell: str) -> Sequence[GenerationTrace]:
-    return [record.trace for record in run.measured if record.cell == cell and record.trace is not None]
+    return [record.trace for record in run.answered(cell) if record.trace is not None]

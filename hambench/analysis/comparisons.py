@@ -26,7 +26,7 @@ from hambench.analysis.verdicts import (
     verdict_of,
 )
 from hambench.groups import ALL, group_kind, group_names, in_group
-from hambench.records import Comparison, Estimate, GenerationTrace, Sample, SampleRecord, Score
+from hambench.records import BUSY_LOAD, Comparison, Estimate, GenerationTrace, Sample, SampleRecord, Score
 from hambench.store import Run
 
 COMPARED = ("tps", "kv_bytes", "accuracy")
@@ -34,9 +34,6 @@ COMPARED = ("tps", "kv_bytes", "accuracy")
 
 MOST_ONE_SIDED = 0.2
 """Share of the samples that may have an answer of one of the two only."""
-
-BUSY = 0.1
-"""Share of the machine that others may take before a speed verdict says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +50,7 @@ class Arm:
     @classmethod
     def of(cls, run: Run, cell: str) -> Arm:
         """What a cell of a run answered, warm-ups left out."""
-        records = {(r.sample_id, r.repeat): r for r in run.measured if r.cell == cell}
+        records = {(r.sample_id, r.repeat): r for r in run.of_cell(cell)}
         return cls(cell, records, _points(score for score in run.scores if score.cell == cell))
 
     def decode_work(self, key: tuple[str, int], trace: GenerationTrace) -> tuple[int, float]:
@@ -186,7 +183,7 @@ def _compare_tps(a: Arm, b: Arm, overlap: _Overlap, group: str, margins: Margins
         for key, record in arm.records.items()
         if key[0] in overlap.asked and (load := record.other_load) is not None
     ]
-    if loads and np.mean(loads) > BUSY:
+    if loads and np.mean(loads) > BUSY_LOAD:
         note = join_reasons(note, f"others took {np.mean(loads):.0%} of the machine meanwhile")
     throttled = {
         (arm.cell, key): reason

@@ -24,7 +24,7 @@ class Identity:
 
 def token_identity(run: Run, cell: str, baseline: str) -> Identity | None:
     """Compares a cell's tokens with the baseline's; ``None`` when they share no answered sample."""
-    theirs = {(r.sample_id, r.repeat): r for r in run.measured if r.cell == baseline and r.trace}
+    theirs = {(r.sample_id, r.repeat): r for r in run.answered(baseline)}
     pairs: list[tuple[SampleRecord, SampleRecord]] = [
         (record, theirs[record.sample_id, record.repeat])
         for record in run.measured

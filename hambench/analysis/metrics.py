@@ -263,7 +263,7 @@ def measure_run(run: Run) -> list[Measurement]:
     groups = group_names(run.samples.values())
     measurements = []
     for cell in run.header.cells:
-        records = [record for record in run.measured if record.cell == cell.label]
+        records = run.of_cell(cell.label)
         scores = [score for score in run.scores if score.cell == cell.label]
         measurements += [
             measure(records, scores, run.samples, cell=cell.label, group=group) for group in groups

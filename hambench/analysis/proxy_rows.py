@@ -26,7 +26,7 @@ def proxy_rows(run: Run) -> list[dict[str, Any]]:
         baseline = baseline_of(cell, run.header.cells)
         gaps = [parting.gap for (label, _, _), parting in partings.items() if label == cell.label]
         identity = token_identity(run, cell.label, baseline.label) if baseline else None
-        mine = [record for record in run.measured if record.cell == cell.label]
+        mine = run.of_cell(cell.label)
         judged = [item for record in mine if (item := run.judged(record)) is not None]
         given_up = regret(judged)
         rows.append(

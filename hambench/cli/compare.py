@@ -37,16 +37,14 @@ def command(base: Path, head: Path, config: Path | None, **options: Any) -> None
     """
 
     def make() -> Outcome:
-        from dataclasses import replace
-
         from hambench.analysis.verdicts import Margins
         from hambench.gating.compare import compare_runs, load_side
-        from hambench.gating.config import FILE, GateConfig, decide, read_config
+        from hambench.gating.config import FILE, GateConfig, decide, margins_of, read_config
 
         path = config or (Path(FILE) if Path(FILE).is_file() else None)
         gate = read_config(path) if path is not None else GateConfig()
         runs = load_side(base, "base"), load_side(head, "head")
-        margins = replace(Margins.of(runs[0]), accuracy=gate.margin)
+        margins = margins_of(gate.margin, Margins.of(runs[0]))
         outcome = compare_runs(*runs, margins=margins)
         scored = bool(runs[0].scores or runs[1].scores)
         classes = ("exact", "accuracy") if scored else ("exact",)

@@ -57,7 +57,8 @@ def measure_exact(methods: Sequence[str]) -> ExactBaseline:
     from hambench.runner.generator import torch_threads
     from hambench.runner.sweep import Sweep, config_of
 
-    cells = Sweep(model=toy.NAME, methods=tuple(methods), dtype="float32").expand().cells
+    sweep = Sweep(model=toy.NAME, methods=tuple(methods), dtype="float32")
+    cells = sweep.expand(ask_availability=False).cells
     target = toy.load_toy()
     answers: dict[str, tuple[Answer, ...]] = {}
     doubts = [float("inf")]

@@ -14,11 +14,9 @@ from typing import Any
 from hambench.analysis.metrics import decode_steps, num_decode_tokens
 from hambench.gating.checks import CrashedError
 from hambench.gating.worker_process import Arm, Side, Turn, Work, Worker, WorkerDiedError
-from hambench.records import GenerationTrace
+from hambench.records import BUSY_LOAD, GenerationTrace
 
 SIDES: tuple[Side, Side] = ("base", "head")
-DISTURBED_LOAD = 0.10
-"""Share of the machine in others' hands during every turn of a prompt from which on the prompt was disturbed."""
 MAX_FAILED_BLOCKS = 2
 
 
@@ -42,7 +40,7 @@ class Block:
                 seen = least.setdefault(turn.side, {})
                 seen[turn.prompt] = min(turn.other_load, seen.get(turn.prompt, 1.0))
         return bool(self.throttled) or any(
-            sum(load > DISTURBED_LOAD for load in seen.values()) > len(seen) / 2 for seen in least.values()
+            sum(load > BUSY_LOAD for load in seen.values()) > len(seen) / 2 for seen in least.values()
         )
 
     @property

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from hambench.analysis.metrics import Better, MetricClass
@@ -152,11 +152,6 @@ class Outcome:
             ExitCode.FINE: lambda: _fine(primary, undecided, better),
         }
         return lines[code]()
-
-
-def mark_primary(checks: Iterable[Check], is_primary: Callable[[Check], bool]) -> tuple[Check, ...]:
-    """The checks, with those that decide the exit code marked."""
-    return tuple(replace(check, primary=is_primary(check)) for check in checks)
 
 
 def merge(outcomes: Sequence[Outcome], *, title: str) -> Outcome:

@@ -186,7 +186,7 @@ def _peak(base: Run, head: Run, label: str) -> list[Check]:
     if None in gpus or not same:
         return []
     peaks = [
-        [r.peak_memory_bytes for r in run.measured if r.cell == label and r.peak_memory_bytes is not None]
+        [r.peak_memory_bytes for r in run.of_cell(label) if r.peak_memory_bytes is not None]
         for run in (base, head)
     ]
     return [near_exact_check(label, max(peaks[0]), max(peaks[1]))] if all(peaks) else []

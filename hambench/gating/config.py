@@ -219,9 +219,9 @@ def _unmeasured(pattern: Primary) -> Check:
     )
 
 
-def margins_of(gate: GateConfig, base: Margins) -> Margins:
-    """Margins of a machine with the project's own accuracy margin."""
-    return replace(base, accuracy=gate.margin)
+def margins_of(accuracy: float, base: Margins) -> Margins:
+    """Margins of a machine with the project's own margin of accuracy, in points."""
+    return replace(base, accuracy=accuracy)
 
 
 def like(pattern: str, text: str) -> bool:

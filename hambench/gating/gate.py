@@ -36,6 +36,7 @@ from hambench.gating.config import (
     Primary,
     SpeedGate,
     decide,
+    margins_of,
     validate_speed,
 )
 from hambench.gating.noise import Calibration, load_calibration, now, refuse_below_floor
@@ -242,7 +243,7 @@ def accuracy_gate(gate: AccuracyGate, request: GateRequest, base: Code, *, say: 
             except CrashedError as crash:
                 return replace(_crashed("accuracy", base.name), crashes=(f"{side}: {crash}",))
         runs = [load_side(Path(scratch) / side, side) for side in ("base", "head")]
-        outcome = compare_runs(*runs, margins=replace(Margins.of(runs[0]), accuracy=gate.margin))
+        outcome = compare_runs(*runs, margins=margins_of(gate.margin, Margins.of(runs[0])))
     # speeds of two runs one after the other are two moments: the speed gate is for that
     kept = tuple(check for check in outcome.checks if check.metric_class != "speed")
     outcome = replace(

@@ -17,15 +17,13 @@ from hambench.errors import HambenchError
 from hambench.machine.bandwidth import measure_bandwidth
 from hambench.machine.load import CpuLoadMeter, allocator_peak_bytes, listening_processes, reset_peak_memory
 from hambench.machine.nvml import Gpu, gpu_of
-from hambench.records import Cell, Sample, SampleRecord
+from hambench.records import BUSY_LOAD, Cell, Sample, SampleRecord
 from hambench.runner.sweep import config_of
 from hambench.store import RecordKey, RunWriter
 
 if TYPE_CHECKING:
     from hambench.models.target import TargetModel
 
-CONTAMINATED_LOAD = 0.10
-"""Share of the machine in others' hands above which a timing is flagged and taken again."""
 MAX_REMEASURED_SHARE = 0.2
 """Most extra work a noisy machine may cause, as a share of the run's records."""
 
@@ -215,7 +213,7 @@ class Generator:
             peak_memory_bytes=allocator_peak_bytes(str(target.device)),
             other_load=meanwhile.other if meanwhile else None,
             throttles=throttles,
-            contaminated=bool(throttles) or (meanwhile is not None and meanwhile.other > CONTAMINATED_LOAD),
+            contaminated=bool(throttles) or (meanwhile is not None and meanwhile.other > BUSY_LOAD),
         )
 
     def warm_up(self, append_telemetry: Callable[[dict[str, Any]], None]) -> None:

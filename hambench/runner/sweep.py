@@ -59,11 +59,13 @@ class Sweep:
                 if value is not None and value < least:
                     raise HambenchError(f"{name} must be >= {least}, got {value}")
 
-    def expand(self, target: TargetModel | None = None) -> Expansion:
+    def expand(self, target: TargetModel | None = None, *, ask_availability: bool = True) -> Expansion:
         """All cells in report order, and what was left out of ``all`` with the reason.
 
         Args:
             target: The loaded model, if it is: what depends on more than its name is asked of it.
+            ask_availability: Whether methods are asked if they can run on the model; not where their weights are still
+                to be made, as for the exact gate's toy.
 
         Raises:
             HambenchError: For an unknown method or knob, a value a method refuses, or an empty expansion.
@@ -73,7 +75,7 @@ class Sweep:
         used: set[str] = set()
         for name, fixed, explicit in requested_methods(self.methods):
             for config in self._configs(name, fixed, used):
-                reason = config.unavailable_for(self.model)
+                reason = config.unavailable_for(self.model) if ask_availability else None
                 if reason is None and target is not None:
                     reason = config.unavailable_on(target)
                 if reason is None:

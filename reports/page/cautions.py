@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hambench.analysis.thinking import advice, uncut_thinking
+from hambench.records import BUSY_LOAD
 from hambench.reports.html_text import without_paths
 from hambench.reports.view import View
 from hambench.reports.words import listing
 
 Severity = Literal["bad", "warn"]
-MAX_OTHER_LOAD = 0.10
 """Share of the machine that other processes may take before speeds are called disturbed."""
 
 
@@ -87,13 +87,13 @@ def cautions(view: View) -> list[Caution]:
                 "warn", "Scorer failed", f"{len(failed)} answers have no score; they count in no accuracy."
             )
         )
-    disturbed = [r for r in run.measured if r.contaminated or (r.other_load or 0.0) > MAX_OTHER_LOAD]
+    disturbed = [r for r in run.measured if r.contaminated or (r.other_load or 0.0) > BUSY_LOAD]
     if disturbed:
         found.append(
             Caution(
                 "warn",
                 "Disturbed",
-                f"other processes took more than {MAX_OTHER_LOAD:.0%} of the machine during {len(disturbed)} of "
+                f"other processes took more than {BUSY_LOAD:.0%} of the machine during {len(disturbed)} of "
                 f"{len(run.measured)} answers; cells are interleaved, so ratios suffer less than absolute speeds."
                 + _spare_core(view),
             )

@@ -12,7 +12,7 @@ from hambench.errors import IncompleteError
 from hambench.gating import baseline as exact_baseline
 from hambench.gating import toy
 from hambench.gating.baseline import compare_exact, format_baseline, measure_exact, read_baseline
-from hambench.gating.checks import ExitCode, mark_primary
+from hambench.gating.checks import ExitCode
 from hambench.gating.exact import COUNTS, answer_of, compare_answers
 from hambench.records import GenerationTrace, StepRecord
 
@@ -26,7 +26,8 @@ def measured():
 
 def judge(base, head):
     outcome = compare_exact(base, head, name="baseline")
-    return dataclasses.replace(outcome, checks=mark_primary(outcome.checks, lambda check: True))
+    primary = tuple(dataclasses.replace(check, primary=True) for check in outcome.checks)
+    return dataclasses.replace(outcome, checks=primary)
 
 
 def edited(baseline, cell="vanilla", index=0, **counts):
@@ -288,5 +289,9 @@ def test_a_baseline_whose_ids_rounding_could_change_is_refused(project, monkeypa
 def test_the_baseline_module_names_methods_that_exist():
     from hambench.runner.sweep import Sweep
 
-    cells = Sweep(model="toy", methods=exact_baseline.default_methods(), dtype="float32").expand().cells
+    cells = (
+        Sweep(model="toy", methods=exact_baseline.default_methods(), dtype="float32")
+        .expand(ask_availability=False)
+        .cells
+    )
     assert len(cells) == len(exact_baseline.default_methods())
