@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from hambench.method_facts import KnobValue
+from hambench.run_notes import Note
 
 SCHEMA_VERSION = 1
 """Version of the run folder. 1 - (0.1.0) header, prompts, samples, scores."""
@@ -362,5 +363,5 @@ class RunHeader:
     """What the suites need to build the same requests again: scores can be rebuilt from the stored text."""
     weights: dict[str, str] = field(default_factory=dict)
     """sha256 of the weights that methods loaded next to the target's (a draft, grafts), by what they are."""
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
     """Warnings that every report must show first: offline edition, de-quantised model, CPU, forced or partial runs."""

@@ -10,6 +10,7 @@ behind it is ignored by readers and cut by the next writer.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from filelock import FileLock, Timeout
 from hambench.errors import FolderTakenError, StoreError
 from hambench.files import reason_of, write_bytes
 from hambench.records import SCHEMA_VERSION, Fidelity, RunHeader, Sample, SampleRecord, Score, answer_key
+from hambench.run_notes import note_of_text
 
 HEADER, PROMPTS, RECORDS, SCORES, TELEMETRY, FIDELITY = (
     "run.json",
@@ -278,6 +280,15 @@ class RunWriter:
                 raise
 
 
+def _with_kinds(stored: dict[str, Any]) -> dict[str, Any]:
+    """A stored header whose notes have kinds; before 0.2 they were text alone."""
+    notes = stored.get("notes")
+    if not isinstance(notes, list):
+        return stored
+    with_kinds = [dataclasses.asdict(note_of_text(note)) if isinstance(note, str) else note for note in notes]
+    return {**stored, "notes": with_kinds}
+
+
 def load_header(folder: Path) -> RunHeader:
     """Reads the header of a run alone.
 
@@ -292,14 +303,15 @@ def load_header(folder: Path) -> RunHeader:
     except OSError as error:
         raise StoreError(f"can't read {path}: {reason_of(error)}") from error
     try:
-        version = msgspec.json.decode(raw, type=dict[str, Any]).get("schema_version")
+        stored = msgspec.json.decode(raw, type=dict[str, Any])
+        version = stored.get("schema_version")
         if not isinstance(version, int):
             raise StoreError(f"{path}: schema_version must be an integer, got {version!r}")
         if version > SCHEMA_VERSION:
             raise StoreError(
                 f"{folder} has run schema {version}, this hambench reads up to {SCHEMA_VERSION}: upgrade hambench"
             )
-        header = msgspec.json.decode(raw, type=RunHeader)
+        header = msgspec.convert(_with_kinds(stored), RunHeader)
     except (msgspec.DecodeError, RecursionError) as error:
         raise StoreError(f"{path} is not a run header: {error}") from error
     labels = [cell.label for cell in header.cells]

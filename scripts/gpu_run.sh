@@ -67,12 +67,15 @@ step() {
 }
 
 quoted=$(printf '%q' "$out")
+# the dry run plans the very words that the real one runs
+# (a folder per run: a run is never written over)
+efficiency="--model $model --methods vanilla,speculative --suite efficiency --budget 20s --out $quoted/efficiency-$started"
 if [ $dry = 1 ]; then
   step environment 60 "$python scripts/gpu_probe.py --out $quoted --dry-run"
   step kernels 60 "hambench bench kernels --device cpu --shape smollm2-135m --rows 1 --only gemv --out $quoted"
   step correctness 100 "$python -m pytest -q -p no:cacheprovider --import-mode=importlib tests/kernels/test_verify_accept.py"
   step regimes 60 "hambench bench regimes --dry-run --out $quoted"
-  step efficiency 5 true
+  step efficiency 100 "hambench plan $efficiency --device cpu"
 else
   step environment 45 "$python scripts/gpu_probe.py --out $quoted"
   # marked gpu or not: there, every kernel test runs on the GPU
@@ -83,8 +86,7 @@ else
   step kernels 75 "hambench bench kernels --shape $shape $tiles --out $quoted"
   step kernels-small 35 "hambench bench kernels --shape smollm2-135m $tiles --no-compile --out $quoted"
   step regimes 90 "hambench bench regimes --shape $shape --out $quoted"
-  step efficiency 35 "hambench run --model $model --methods vanilla,speculative --suite efficiency --device cuda --budget 20s \
-    --out $quoted/efficiency --force"
+  step efficiency 35 "hambench run $efficiency --device cuda"
 fi
 
 $python scripts/gpu_probe.py --summary "$out" --seconds $(($(date +%s) - started)) $([ $dry = 1 ] && echo --dry-run)

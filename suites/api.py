@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from hambench.errors import DataError, HambenchError, UnknownNameError
 from hambench.records import Edition, Sample, SampleRecord, Score
+from hambench.run_notes import Note
 from hambench.suites.offline import OFFLINE
 from hambench.suites.resolve import (
     OFFLINE_EDITION,
@@ -64,7 +65,7 @@ class Capture:
     """Tasks that were asked for and can't be run, and why."""
     spec: dict[str, Any]
     """What :func:`score` needs besides the samples; plain JSON."""
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[Note, ...] = field(default=())
     """What every report of these samples must say."""
     speed_only: bool = False
     """Outputs have a fixed length, end-of-sequence tokens are ignored, and nothing is scored."""
@@ -112,16 +113,15 @@ def capture(request: CaptureRequest) -> Capture:
     suite, asked = asked_tasks(request.suite, request.tasks, request.preset)
     edition, source = choose_edition(asked, data=request.data, edition=request.edition)
     missing: dict[str, str] = {}
-    notes: list[str] = []
+    notes: list[Note] = []
     if source == OFFLINE_EDITION:
-        notes.append(_offline_note(suite))
+        notes.append(Note("offline", _offline_note(suite)))
         changed = [each.entry.name for each in asked if each.settings and each.entry.name not in OFFLINE]
         if changed:
-            notes.append(
-                f"settings of {', '.join(changed)} are not applied: the offline edition asks other tasks"
-            )
+            text = f"settings of {', '.join(changed)} are not applied: the offline edition asks other tasks"
+            notes.append(Note("offline", text))
         suite, asked, missing = offline_counterparts(suite, asked)
-    notes += _prepare_scorers(asked)
+    notes += [Note("unscored", text) for text in _prepare_scorers(asked)]
     samples: list[Sample] = []
     plans: dict[str, Any] = {}
     for each in asked:
@@ -224,17 +224,20 @@ def check(captured: Capture, *, allow_code_execution: bool = False) -> dict[str,
     return {given[each.sample_id].task: each.error for each in scores if each.primary and each.error}
 
 
-def scoring_notes(captured: Capture, *, allow_code_execution: bool = False) -> tuple[str, ...]:
+def scoring_notes(captured: Capture, *, allow_code_execution: bool = False) -> tuple[Note, ...]:
     """What a run must say before it begins: tasks that can't be scored, and how generated programs are shut in."""
     problems = check(captured, allow_code_execution=allow_code_execution)
     by_reason: dict[str, list[str]] = {}
     for task, reason in problems.items():
         by_reason.setdefault(reason, []).append(task)
-    notes = [f"{', '.join(tasks)} can't be scored here: {reason}" for reason, tasks in by_reason.items()]
+    notes = [
+        Note("unscored", f"{', '.join(tasks)} can't be scored here: {reason}")
+        for reason, tasks in by_reason.items()
+    ]
     if allow_code_execution and any(plan["runs_code"] for plan in captured.spec["tasks"].values()):
         from hambench.suites.sandbox.supervisor import isolation
 
-        notes.append(f"Programs the model writes are run; isolation: {isolation()}.")
+        notes.append(Note("other", f"Programs the model writes are run; isolation: {isolation()}."))
     return tuple(notes)
 
 

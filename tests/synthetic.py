@@ -24,6 +24,7 @@ from hambench.records import (
     StepRecord,
     answer_key,
 )
+from hambench.run_notes import Note
 from hambench.store import RunWriter
 
 HOSTILE = (
@@ -108,7 +109,9 @@ def header(run_cells: Sequence[Cell], *, num_samples: int, **changes: object) ->
             **SHAPES["smollm2-135m"].as_scalars(),
         },
         environment={"cpu_model": "Simulated CPU", "cpu_count": 2, "torch": "2.13.0", "device": "cpu"},
-        notes=("simulated: times and answers were invented by a test, nothing was measured",),
+        notes=(
+            Note("simulated", "simulated: times and answers were invented by a test, nothing was measured"),
+        ),
     )
     return replace(base, **changes)  # type: ignore[arg-type]
 

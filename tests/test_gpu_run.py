@@ -65,6 +65,12 @@ def test_without_a_gpu_it_refuses_in_one_line(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_dry_run_plans_the_very_words_that_the_real_one_runs():
+    text = SCRIPT.read_text(encoding="utf-8")
+    assert '"hambench plan $efficiency --device cpu"' in text
+    assert '"hambench run $efficiency --device cuda"' in text
+
+
 def test_the_steps_fit_into_nine_minutes():
     real = SCRIPT.read_text(encoding="utf-8").split("\nelse\n", 1)[1]
     limits = [int(line.split()[2]) for line in real.splitlines() if line.strip().startswith("step ")]

@@ -28,6 +28,7 @@ CONTRACT = {
     "pip",
     "records",
     "registry",
+    "run_notes",
     "store",
     "yaml_files",
 }

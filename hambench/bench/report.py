@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from hambench.bench.browser import chromium
 from hambench.reports.export import write_html
 from hambench.reports.options import ReportOptions
+from hambench.run_notes import Note
 from hambench.store import Run, RunWriter, load_run
 
 if TYPE_CHECKING:
@@ -76,7 +77,9 @@ def grown(run: Run, num_samples: int) -> Run:
             run.header,
             num_samples=num_samples,
             notes=(
-                "simulated: every sample stands for many, to see what a large report costs",
+                Note(
+                    "simulated", "simulated: every sample stands for many, to see what a large report costs"
+                ),
                 *run.header.notes,
             ),
         ),

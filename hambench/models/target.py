@@ -36,6 +36,8 @@ class ModelIdentity:
     dtype: str
     note: str = ""
     """What a reader must know, e.g. that the weights were de-quantised."""
+    dequantised: bool = False
+    """Whether the weights were stored with fewer bits than they run in."""
 
 
 @dataclasses.dataclass
@@ -224,6 +226,7 @@ def _load_folder(
         architecture=str(config.model_type),
         dtype=_name_of(dtype),
         note=note,
+        dequantised=name in embedded.EMBEDDED,
     )
     return TargetModel(
         name=name,

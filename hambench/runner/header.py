@@ -16,6 +16,7 @@ from hambench.files import printable
 from hambench.machine.fingerprint import fingerprint
 from hambench.models.sizes import shape_scalars
 from hambench.records import SCHEMA_VERSION, Cell, RunHeader
+from hambench.run_notes import Note, NoteKind
 from hambench.runner.backend import backend_facts
 from hambench.runner.sweep import config_of
 
@@ -78,31 +79,38 @@ def command_line() -> tuple[str, ...]:
     return (Path(sys.argv[0]).name, *map(printable, sys.argv[1:]))
 
 
-def warnings_of(prepared: Prepared) -> tuple[str, ...]:
-    """What every report must say first, worst first."""
+def warnings_of(prepared: Prepared) -> tuple[Note, ...]:
+    """Returns what every report must say first, worst first."""
     request, target, captured = prepared.request, prepared.target, prepared.captured
     notes = list(captured.notes)
     if target.identity.note:
-        notes.append(f"Model: {target.identity.note}.")
+        kind: NoteKind = "dequantised" if target.identity.dequantised else "model"
+        notes.append(Note(kind, f"Model: {target.identity.note}."))
     if target.device.type == "cpu":
+        cores = os.cpu_count()
         notes.append(
-            f"Measured on a CPU ({os.cpu_count()} logical cores): the speeds say nothing about a GPU."
+            Note("cpu", f"Measured on a CPU ({cores} logical cores): the speeds say nothing about a GPU.")
         )
     if request.limit is not None or request.budget_s is not None:
-        notes.append("Partial run: some rows of each task only; the intervals show what they allow to say.")
+        text = "Partial run: some rows of each task only; the intervals show what they allow to say."
+        notes.append(Note("partial", text))
     if request.max_new_tokens is not None:
-        notes.append(f"Answers end at {request.max_new_tokens} tokens instead of the tasks' own limits.")
+        text = f"Answers end at {request.max_new_tokens} tokens instead of the tasks' own limits."
+        notes.append(Note("limits", text))
     if limits := [limit for limit in request.sweep.max_new_tokens if limit is not None]:
-        notes.append(f"Answers end at {_either(limits)} tokens, by cell, instead of the tasks' own limits.")
+        text = f"Answers end at {_either(limits)} tokens, by cell, instead of the tasks' own limits."
+        notes.append(Note("limits", text))
     if contexts := [context for context in request.sweep.contexts if context is not None]:
-        notes.append(
+        text = (
             f"Prompt and answer are held to {_either(contexts)} positions: a longer prompt is cut or refused by its "
             "suite's rule."
         )
+        notes.append(Note("limits", text))
     if request.decoding.ignore_eos:
-        notes.append("EOS ignored: every answer has its full length, and nothing is scored.")
-    notes += [f"{task} is missing: {reason}" for task, reason in captured.missing.items()]
-    return (*notes, *prepared.expansion.left_out)
+        notes.append(Note("limits", "EOS ignored: every answer has its full length, and nothing is scored."))
+    notes += [Note("missing", f"{task} is missing: {reason}") for task, reason in captured.missing.items()]
+    notes += [Note("left_out", text) for text in prepared.expansion.left_out]
+    return tuple(notes)
 
 
 def _either(values: Sequence[int]) -> str:

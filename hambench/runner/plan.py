@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hambench.engine.kvcache import KVCache
 from hambench.engine.text import count_tokens
+from hambench.run_notes import Note
 from hambench.runner.budget import MARGIN, sample_seconds
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Plan:
     """Weights that a method adds to the target's."""
     kv_bytes: int
     """Target cache of the longest sample."""
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
     fixed_s: float = 0.0
     """Loading, capturing and calibrating as it was here, warm-ups that don't settle, and bandwidth probes."""
     placement: tuple[str, ...] = ()

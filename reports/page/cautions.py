@@ -11,6 +11,7 @@ from hambench.records import BUSY_LOAD
 from hambench.reports.html_text import without_paths
 from hambench.reports.view import View
 from hambench.reports.words import listing
+from hambench.run_notes import NOT_MEASURED, TITLES, WATERMARKED, Note
 
 Severity = Literal["bad", "warn"]
 """Share of the machine that other processes may take before speeds are called disturbed."""
@@ -28,18 +29,14 @@ class Caution:
 def cautions(view: View) -> list[Caution]:
     """All of a run, worst first."""
     header, run = view.run.header, view.run
-    found: list[Caution] = []
-    notes = list(header.notes)
-    seen: set[str] = set()
-    for note in filter(str.strip, notes):
-        word = _kind(note)
-        title, colon, rest = note.partition(": ")
-        # a note that brings its own title keeps it
-        title, text = (title, rest) if colon and len(title) < 30 else (word, note)
-        if word != "Offline edition" or word not in seen:
-            severity: Severity = "bad" if word in _BAD else "warn"
-            found.append(Caution(severity, title[0].upper() + title[1:], without_paths(text)))
-        seen.add(word)
+    kinds = {note.kind for note in header.notes}
+    found = [
+        Caution(
+            "bad" if note.kind in NOT_MEASURED else "warn", TITLES[note.kind], without_paths(_untitled(note))
+        )
+        for note in header.notes
+        if note.text.strip()
+    ]
     if not run.complete:
         found.append(
             Caution(
@@ -98,13 +95,13 @@ def cautions(view: View) -> list[Caution]:
                 + _spare_core(view),
             )
         )
-    if header.edition == "offline" and not any("offline" in note.lower() for note in notes):
+    if header.edition == "offline" and "offline" not in kinds:
         found.append(
             Caution(
                 "warn", "Offline edition", "Tasks were built by hambench in the schemas of their namesakes."
             )
         )
-    if _on_cpu(view) and not any("cpu" in note.lower() for note in notes):
+    if _on_cpu(view) and "cpu" not in kinds:
         found.append(Caution("warn", "CPU", "Measured on a CPU: the ratios of a GPU differ."))
     return sorted(found, key=lambda caution: caution.severity != "bad")
 
@@ -112,13 +109,14 @@ def cautions(view: View) -> list[Caution]:
 def watermark(view: View) -> str:
     """One line for every figure: what kind of run this is, so that a copied picture still says it."""
     header = view.run.header
-    words = [word for word in dict.fromkeys(_kind(note) for note in header.notes) if word != "Note"]
-    if header.edition == "offline" and "Offline edition" not in words:
-        words.append("Offline edition")
-    if _on_cpu(view) and "CPU" not in words:
-        words.append("CPU")
-    if not view.run.complete:
-        words.append("Partial run")
+    kinds = [kind for kind in dict.fromkeys(note.kind for note in header.notes) if kind in WATERMARKED]
+    if header.edition == "offline" and "offline" not in kinds:
+        kinds.append("offline")
+    if _on_cpu(view) and "cpu" not in kinds:
+        kinds.append("cpu")
+    if not view.run.complete and "partial" not in kinds:
+        kinds.append("partial")
+    words = [TITLES[kind] for kind in kinds]
     return " · ".join(
         [*(word.lower() if word != "CPU" else word for word in words), f"hambench {header.run_id}"]
     )
@@ -148,20 +146,7 @@ def _on_cpu(view: View) -> bool:
     return str(header.model.get("device") or "cpu").startswith("cpu")
 
 
-_BAD = ("Simulated", "Random weights", "Forced")
-
-
-def _kind(note: str) -> str:
-    lowered = note.lower()
-    for words, kind in (
-        (("simulat",), "Simulated"),
-        (("random weight", "toy weight"), "Random weights"),
-        (("forced", "--force"), "Forced"),
-        (("offline edition", "offline"), "Offline edition"),
-        (("quantis", "quantiz"), "De-quantised model"),
-        (("partial",), "Partial run"),
-        (("cpu",), "CPU"),
-    ):
-        if any(word in lowered for word in words):
-            return kind
-    return "Note"
+def _untitled(note: Note) -> str:
+    """The text without the title that some notes begin with: it stands above the text already."""
+    title, colon, rest = note.text.partition(": ")
+    return rest if colon and title.lower() == TITLES[note.kind].lower() else note.text

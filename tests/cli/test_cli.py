@@ -252,7 +252,7 @@ def test_contexts_limits_and_threads_are_axes_from_the_file_to_the_table(capsys,
         assert {new for _, new, _ in found} == {item["max_new_tokens"]}
         # the longer of the two prompts has a few hundred bytes, and its middle is cut for the short context only
         assert any(cut for _, _, cut in found) == (item["context"] == 100)
-    notes = " ".join(run.header.notes)
+    notes = " ".join(map(str, run.header.notes))
     assert "Answers end at 3 or 6 tokens, by cell" in notes
     assert "held to 100 or 400 positions" in notes
     code, text, _ = invoke(capsys, "show", str(folder))

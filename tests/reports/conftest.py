@@ -14,6 +14,7 @@ import synthetic
 from hambench.records import Cell
 from hambench.reports import render_html
 from hambench.reports.view import View
+from hambench.run_notes import Note
 from hambench.store import Run, load_run
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def hostile_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     model = {"name": synthetic.HOSTILE[1], "sha256": synthetic.HOSTILE[2], "weight_bytes": 1000}
     changes = {
         "model": model,
-        "notes": (*synthetic.HOSTILE, "simulated"),
+        "notes": (*(Note("other", text) for text in synthetic.HOSTILE), Note("simulated", "simulated")),
         "command": synthetic.HOSTILE,
         "run_id": synthetic.HOSTILE[0],
         "environment": {synthetic.HOSTILE[0]: synthetic.HOSTILE[1]},

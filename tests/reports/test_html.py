@@ -14,6 +14,7 @@ import pytest
 from page_parser import Parsed
 
 from hambench.reports import ReportOptions, render_html
+from hambench.run_notes import Note
 from hambench.store import Run
 
 
@@ -73,7 +74,7 @@ def test_hostile_text_is_escaped_and_nothing_invisible_stays(hostile_html: str) 
 
 
 def test_lone_surrogates_in_a_run_made_in_memory_do_not_break_the_page(tiny_run: Run) -> None:
-    header = replace(tiny_run.header, run_id="half \ud83d emoji", notes=("\udcff",))
+    header = replace(tiny_run.header, run_id="half \ud83d emoji", notes=(Note("other", "\udcff"),))
     assert "⟨U+D83D⟩" in render_html(
         [replace(tiny_run, header=header)], options=ReportOptions(samples="none")
     )

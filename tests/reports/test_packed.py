@@ -85,7 +85,7 @@ def test_growing_repeats_samples_with_their_answers_and_says_that_it_did(tiny_ru
     assert len(run.samples) == 7
     assert len(run.measured) == 7 * len(run.header.cells)
     assert {score.sample_id for score in run.scores} <= set(run.samples)
-    assert run.header.notes[0].startswith("simulated")
+    assert run.header.notes[0].kind == "simulated"
     with pytest.raises(ValueError, match="got none"):
         grown(replace(tiny_run, samples={}), 3)
 

@@ -13,6 +13,7 @@ from hambench.reports.compared import around
 from hambench.reports.page.cautions import cautions, watermark
 from hambench.reports.page.verdicts import answer, method_verdicts, percent_change, sentence
 from hambench.reports.view import View, merge, view_cells
+from hambench.run_notes import Note
 from hambench.store import Run
 
 
@@ -127,14 +128,18 @@ def test_equal_tokens_leave_nothing_uncertain() -> None:
 
 
 def test_worst_cautions_come_first_and_each_kind_is_known(run: Run) -> None:
-    notes = ("Offline edition: built here.", "Model: Q4_1 de-quantised to bfloat16.", "simulated: invented")
+    notes = (
+        Note("offline", "Offline edition: built here."),
+        Note("dequantised", "Model: Q4_1 de-quantised to bfloat16."),
+        Note("simulated", "simulated: invented"),
+    )
     view = View(replace(run, header=replace(run.header, notes=notes), records=run.records[:-3]))
     found = cautions(view)
     assert [caution.severity for caution in found] == sorted(
         (caution.severity for caution in found), key=lambda severity: severity != "bad"
     )
     titles = [caution.title for caution in found]
-    assert {"Simulated", "Partial run", "Offline edition", "Model", "CPU"} <= set(titles)
+    assert {"Simulated", "Partial run", "Offline edition", "De-quantised model", "CPU"} <= set(titles)
     mark = watermark(view)
     for word in ("simulated", "offline edition", "de-quantised model", "partial run", "CPU"):
         assert word in mark

@@ -94,7 +94,7 @@ def test_lossless_methods_give_the_same_tokens_in_a_run(finished):
 
 def test_the_header_says_what_a_reader_must_know(finished):
     header = finished.header
-    notes = " ".join(header.notes)
+    notes = " ".join(map(str, header.notes))
     assert header.edition == "official"
     assert header.data_source == "folder"
     assert set(header.data_hashes) == {"lcc", "multifieldqa_en"}

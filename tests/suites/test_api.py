@@ -272,7 +272,7 @@ def test_without_data_the_offline_edition_stands_in_under_its_own_name():
         "offline edition",
         "offline-long",
     )
-    assert any("offline edition" in note for note in captured.notes)
+    assert any("offline edition" in note.text for note in captured.notes)
     for sample in captured.samples:
         shown = f"{sample.sample_id} {sample.suite} {sample.task}".lower()
         assert sample.edition == "offline"
@@ -370,7 +370,7 @@ def test_settings_of_an_official_task_are_not_silently_lost_offline(tmp_path):
         "small-sums": 7,
         "module-purpose": 16,
     }
-    assert any("settings of arc_challenge_chat are not applied" in note for note in captured.notes)
+    assert any("settings of arc_challenge_chat are not applied" in note.text for note in captured.notes)
 
 
 def _refuse(message):
