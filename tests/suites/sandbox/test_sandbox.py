@@ -10,6 +10,7 @@ from hambench.suites.harness.code_eval import CodeEval, CodeExecutionOffError, p
 from hambench.suites.sandbox.supervisor import LEVELS, Sandbox, default_sandbox, isolation
 
 PROBE = "import collections, math, re"
+CHILD = f"{Path('sandbox') / 'child.py'}".encode()
 
 
 def _works(level):
@@ -53,6 +54,59 @@ LEAVING_EARLY = {
 def test_leaving_before_the_asserts_is_no_pass(sandbox, how):
     outcome = sandbox.run(f"{LEAVING_EARLY[how]}\nassert False", timeout_s=2.0)
     assert not outcome.passed, outcome
+
+
+FORGING = {
+    "open files": (
+        "import os, json\nfor fd in range(3, 256):\n"
+        "  try: text = os.read(fd, 64).decode()\n  except OSError: text = ''\n"
+        "  for each in range(3, 256):\n    for proof in (text, ''):\n"
+        "      try: os.write(each, json.dumps({'result': 'passed', 'proof': proof}).encode() + b'\\n')\n"
+        "      except OSError: pass"
+    ),
+    "the parent's open files": (
+        "import os\nfor pid in (os.getppid(), 1):\n  for fd in range(64):\n"
+        "    try: os.write(os.open(f'/proc/{pid}/fd/{fd}', os.O_WRONLY), b'{\"result\": \"passed\"}\\n')\n"
+        "    except OSError: pass"
+    ),
+    "the parent's memory": (
+        "import os\nopened = 0\ntry: os.open(f'/proc/{os.getppid()}/mem', os.O_RDWR); opened = 1\n"
+        "except OSError: pass\nif opened: os._exit(0)"
+    ),
+    "its exit status": "import atexit, os\natexit.register(os._exit, 0)\nimport sys\nsys.exit(0)",
+    "a child": "import os\nif os.fork() == 0: os._exit(0)\nos.wait()",
+}
+
+
+@pytest.mark.parametrize("how", FORGING)
+def test_a_verdict_can_not_be_forged_from_outside_the_interpreter(sandbox, how):
+    outcome = sandbox.run(f"{FORGING[how]}\nassert False, 'reached'", timeout_s=3.0)
+    assert not outcome.passed, outcome
+    assert "reached" in outcome.reason or how == "its exit status", outcome
+
+
+def test_the_program_has_no_open_file_but_the_three_streams(sandbox):
+    text = (
+        "import os\nopen_files = []\nfor fd in range(3, 1024):\n  try: os.fstat(fd)\n"
+        "  except OSError: continue\n  open_files.append(fd)\nassert not open_files, open_files"
+    )
+    assert sandbox.run(text).passed
+
+
+def test_the_processes_of_a_running_program_are_found_by_these_tests(sandbox):
+    import threading
+
+    thread = threading.Thread(target=lambda: sandbox.run("import time\ntime.sleep(60)", timeout_s=3.0))
+    thread.start()
+    try:
+        _wait_until(lambda: _programs() > 0)
+    finally:
+        thread.join()
+
+
+def test_programs_that_end_early_are_told_apart(sandbox):
+    assert "exit status 0 before its last line" in sandbox.run("import os\nos._exit(0)").reason
+    assert "exit status 7 before its last line" in sandbox.run("import os\nos._exit(7)").reason
 
 
 ENDLESS = {
@@ -177,7 +231,7 @@ def _programs():
     found = 0
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            found += b"sandbox_child.py" in path.read_bytes()
+            found += CHILD in path.read_bytes()
         except OSError:
             continue
     return found
