@@ -17,7 +17,10 @@ from hambench.decoding import KnobValue
 
 Fingerprint = dict[str, KnobValue]
 
-PACKAGES = ("torch", "triton", "transformers", "lm_eval", "numpy", "scipy")
+SCORER_PACKAGES = ("rouge", "jieba", "nltk", "langdetect")
+"""Packages of lm-eval's scorers whose version can change a score."""
+
+PACKAGES = ("torch", "triton", "transformers", "lm_eval", "numpy", "scipy", *SCORER_PACKAGES)
 
 SPEED_KEYS = (
     "cpu",
@@ -34,7 +37,7 @@ SPEED_KEYS = (
 )
 """Keys that must agree before two runs' absolute speeds may be compared."""
 
-ACCURACY_KEYS = ("lm_eval", "transformers")
+ACCURACY_KEYS = ("lm_eval", "transformers", *SCORER_PACKAGES)
 """Keys that must agree before two runs' accuracies may be compared."""
 
 _CPU_FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
@@ -63,8 +66,11 @@ def fingerprint() -> Fingerprint:
 def differences(
     a: Mapping[str, KnobValue], b: Mapping[str, KnobValue], keys: tuple[str, ...]
 ) -> dict[str, str]:
-    """Keys whose values differ between two fingerprints, each as ``"left → right"``."""
-    return {key: f"{a.get(key)} → {b.get(key)}" for key in keys if a.get(key) != b.get(key)}
+    """Keys whose values differ between two fingerprints, each as ``"left → right"``.
+
+    A key that one of them doesn't have at all was not recorded yet when it was made: that is not a difference.
+    """
+    return {key: f"{a[key]} → {b[key]}" for key in keys if key in a and key in b and a[key] != b[key]}
 
 
 def package_version(name: str) -> str | None:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,27 @@ _FEW_SHOT_SEED = 1234  # lm-eval's default: few-shot examples must not move with
 def lm_eval_version() -> str:
     """Version of the installed lm-eval."""
     return version("lm-eval")
+
+
+SCORER_PACKAGES = {
+    "longbench": ("jieba", "fuzzywuzzy", "rouge"),
+    "ifeval": ("langdetect", "immutabledict", "nltk"),
+}
+"""Packages that the scorers of a folder of lm-eval's tasks import; another version may score otherwise."""
+
+
+def scorer_of(config: str) -> str:
+    """Who scores the tasks of a task file: lm-eval and the packages its scorers use, with their versions."""
+    packages = SCORER_PACKAGES.get(config.split("/")[0], ())
+    versions = [f"{name} {found}" for name in packages if (found := _version_or_none(name)) is not None]
+    return ", ".join([f"lm-eval {lm_eval_version()}", *versions])
+
+
+def _version_or_none(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def tasks_folder() -> Path:

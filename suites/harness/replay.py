@@ -54,7 +54,7 @@ def scores_of(
     primary: Mapping[str, str],
     failed: Mapping[str, str],
     allow_code_execution: bool,
-    scorer: str,
+    scorers: Mapping[str, str],
 ) -> list[Score]:
     """Scores of every measured answer; each distinct (sample, text) is scored once.
 
@@ -65,7 +65,7 @@ def scores_of(
         primary: Headline metric by task.
         failed: Tasks whose scorer could not be made, and why.
         allow_code_execution: Whether programs the model wrote may be run.
-        scorer: Name and version written into each score.
+        scorers: By task, the names and versions written into each of its scores.
     """
     memory: dict[tuple[str, str], Replayed] = {}
     scores: list[Score] = []
@@ -83,7 +83,7 @@ def scores_of(
                 if key not in memory:
                     memory[key] = replay(tasks[sample.task], sample, record.text)
                 outcome = memory[key]
-            scores += _as_scores(record, outcome, primary.get(sample.task), scorer)
+            scores += _as_scores(record, outcome, primary.get(sample.task), scorers[sample.task])
     return scores
 
 

@@ -7,8 +7,6 @@ NLTK fetches it from GitHub. The PyPI package ``llama-index-core`` carries the s
 from __future__ import annotations
 
 import hashlib
-import subprocess
-import sys
 import tempfile
 import zipfile
 from pathlib import Path
@@ -17,6 +15,7 @@ from filelock import FileLock
 
 from hambench.errors import HambenchError
 from hambench.paths import cache_dir
+from hambench.pip import run_pip
 
 REQUIREMENT = "llama-index-core==0.14.25"
 WHEEL_SHA256 = "caa7d9c5ac9b13dc33400cf8d5e92e689b6d1e4497eb9bfa50d6f52ca2eb22a1"
@@ -83,34 +82,16 @@ def _fetch_into(folder: Path) -> str:
 
 
 def _download(folder: Path) -> Path:
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        REQUIREMENT,
-        "--no-deps",
-        "--only-binary=:all:",
-        "--quiet",
-    ]
-    command += [
-        "--disable-pip-version-check",
-        "--no-input",
-        "--retries",
-        "1",
-        "--timeout",
-        "10",
-        "--dest",
-        str(folder),
-    ]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    wheels = sorted(folder.glob("*.whl"))
-    if done.returncode != 0 or not wheels:
-        reason = (done.stderr.strip().splitlines() or ["no wheel"])[-1]
-        if "No module named pip" in reason:
-            reason = "this environment has no pip: add it with `python -m ensurepip` or `uv pip install pip`"
+    options = ["--no-deps", "--only-binary=:all:", "--quiet", "--disable-pip-version-check", "--no-input"]
+    options += ["--retries", "1", "--timeout", "10", "--dest", str(folder)]
+    try:
+        run_pip(["download", REQUIREMENT, *options])
+    except HambenchError as error:
         raise HambenchError(
-            f"the sentence data of IFEval's checks can't be fetched ({reason}); "
+            f"the sentence data of IFEval's checks can't be fetched ({error}); "
             "or run `python -m nltk.downloader punkt_tab` where there is a network"
-        )
+        ) from error
+    wheels = sorted(folder.glob("*.whl"))
+    if not wheels:
+        raise HambenchError(f"pip fetched no wheel of {REQUIREMENT}")
     return wheels[0]

@@ -68,6 +68,16 @@ def test_differences_name_the_keys_and_both_values() -> None:
     assert environment.differences(a, b, environment.SPEED_KEYS) == {"cpu": "x → y"}
 
 
+def test_a_key_that_one_side_never_recorded_is_no_difference() -> None:
+    assert environment.differences({"torch": "1"}, {"torch": "1", "rouge": "1.0"}, ("torch", "rouge")) == {}
+    assert environment.differences({"rouge": None}, {"rouge": "1.0"}, ("rouge",)) == {"rouge": "None → 1.0"}
+
+
+def test_packages_that_can_change_a_score_are_recorded() -> None:
+    for name in ("lm_eval", "rouge", "jieba", "nltk", "langdetect"):
+        assert name in environment.ACCURACY_KEYS
+
+
 @pytest.mark.parametrize("name", ["torch", "numpy"])
 def test_versions_come_from_the_installed_distribution(name: str) -> None:
     assert environment.package_version(name)

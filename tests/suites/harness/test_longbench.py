@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from hambench.suites import CaptureRequest, capture
+from hambench.records import SampleRecord
+from hambench.suites import CaptureRequest, capture, score
 from hambench.suites.catalogue import ENTRIES, NO_CHAT, PRESETS, tasks_of
 from hambench.suites.harness.lm_tasks import load_config
-from hambench.suites.harness.longbench import PROMPT_DIGESTS, code_line, first_line, repaired
+from hambench.suites.harness.longbench import PROMPT_DIGESTS, code_line, edit_similarity, first_line, repaired
 from hambench.suites.rows import read_task
 
 LONGBENCH = [entry.name for entry in tasks_of("longbench")]
@@ -116,6 +117,45 @@ def test_lm_evals_own_code_similarity_is_kept_beside_the_official_one():
     scorer = repaired("lcc", load_config("longbench/lcc.yaml"))["process_results"]
     values = scorer({"answers": ["return x"]}, ["```\n\nreturn x"])
     assert (values["score"], values["code_sim_score"]) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_edit_similarity_equals_fuzzywuzzys_with_difflib(seed, monkeypatch):
+    import random
+    from difflib import SequenceMatcher
+
+    from fuzzywuzzy import fuzz
+
+    monkeypatch.setattr(fuzz, "SequenceMatcher", SequenceMatcher)
+    rng = random.Random(seed)
+    for _ in range(100):
+        one, two = ("".join(rng.choices("ab c(d)=", k=rng.randint(0, 12))) for _ in range(2))
+        assert edit_similarity(one, two) == fuzz.ratio(one, two) / 100, (one, two)
+    assert edit_similarity("x", "x") == fuzz.ratio("x", "x") / 100
+
+
+def test_an_optional_package_that_counts_otherwise_changes_no_score(monkeypatch):
+    from fuzzywuzzy import fuzz
+
+    class Other:
+        """As python-Levenshtein's, with other numbers."""
+
+        def __init__(self, *_):
+            pass
+
+        def ratio(self):
+            return 0.01
+
+    monkeypatch.setattr(fuzz, "SequenceMatcher", Other)
+    assert fuzz.ratio("return x", "return y") == 1
+    captured = capture(CaptureRequest("offline-long", tasks=("stdlib-next-line",), limit=1))
+    (sample,) = captured.samples
+    records = [
+        SampleRecord(cell="v", sample_id=sample.sample_id, prompt_hash="", text=sample.references[0] + " + 1")
+    ]
+    scores = score(captured.spec, {sample.sample_id: sample}, records)
+    assert {each.metric: each.value > 0.5 for each in scores} == {"score": True, "code_sim_score": True}
+    assert all("fuzzywuzzy" in each.scorer and "rouge" in each.scorer for each in scores)
 
 
 def test_first_line_and_code_line_follow_eval_py():
