@@ -1,8 +1,13 @@
-"""Groups of samples that numbers are given for: ``all``, ``suite:S``, ``category:S/C`` and ``task:S/T``."""
+"""Groups of samples that numbers are given for: ``all``, ``suite:S``, ``category:S/C`` and ``task:S/T``.
+
+A task may have bounds: between which points it can tell one model or method from another.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from hambench.records import Sample
 
@@ -41,3 +46,31 @@ def group_kind(group: str) -> str:
 def group_title(group: str) -> str:
     """The group's name without its kind: ``longbench/lcc`` for ``task:longbench/lcc``."""
     return group.partition(":")[2] or group
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """What answers that read nothing get in a task, and what its right answers get."""
+
+    floor: float
+    """Points, 0..100, of the best answer that does not read the prompt."""
+    floor_by: str
+    """That answer, in words."""
+    ceiling: float
+    """Points, 0..100."""
+
+    def corrected(self, points: float) -> float | None:
+        """Points of which chance is taken away: 0 at the floor, 100 at the ceiling; ``None`` where the two meet."""
+        if self.ceiling <= self.floor:
+            return None
+        return 100 * (points - self.floor) / (self.ceiling - self.floor)
+
+
+def bounds_by_group(suite_spec: Mapping[str, Any]) -> dict[str, Bounds]:
+    """Bounds by group (``task:SUITE/TASK``), from a run header's ``suite_spec``; tasks without any are left out."""
+    suite = suite_spec.get("suite")
+    return {
+        f"task:{suite}/{task}": Bounds(**plan["bounds"])
+        for task, plan in suite_spec.get("tasks", {}).items()
+        if plan.get("bounds")
+    }

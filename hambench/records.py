@@ -84,7 +84,8 @@ class Sample:
     """Strings that end the answer; the text is cut before the first of them."""
     max_new_tokens: int
     cluster: str = ""
-    """What samples of one suite share that are one question, such as its translations; empty for one of its own."""
+    """What samples of one suite share that are not independent, such as translations of a question or questions
+    about one document; empty for one that stands alone."""
     chat: bool = False
     """Whether the prompt is chat-templated: special tokens are in the text and none are added."""
     truncation: Truncation = "error"

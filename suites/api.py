@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from hambench.errors import DataError, HambenchError, UnknownNameError
 from hambench.records import Edition, Sample, SampleRecord, Score
 from hambench.run_notes import Note
+from hambench.suites.catalogue import AVERAGES
+from hambench.suites.floors import bounds_of
 from hambench.suites.offline import OFFLINE
 from hambench.suites.resolve import (
     OFFLINE_EDITION,
@@ -145,6 +147,8 @@ def capture(request: CaptureRequest) -> Capture:
             missing[each.entry.name] = made
             continue
         samples += made
+        if source == OFFLINE_EDITION and not each.settings:
+            plan["bounds"] = asdict(bounds_of(each.entry.name, request.seed))
         plans[each.entry.name] = plan
     if not samples:
         reasons = "; ".join(f"{task}: {reason}" for task, reason in missing.items())
@@ -156,7 +160,13 @@ def capture(request: CaptureRequest) -> Capture:
         data_source=source,
         data_hashes=prompt_hashes(samples),
         missing=missing,
-        spec={"version": 1, "suite": suite, "preset": request.preset, "tasks": plans},
+        spec={
+            "version": 1,
+            "suite": suite,
+            "preset": request.preset,
+            "averages": AVERAGES.get(suite),
+            "tasks": plans,
+        },
         notes=tuple(notes),
     )
 
@@ -172,18 +182,19 @@ def score(
 
     A failed scorer or a failed generation gives a score whose value is ``None`` and that says why.
     """
-    from hambench.suites.harness.lm_tasks import lm_eval_version
+    from hambench.suites.harness.lm_tasks import scorer_of
     from hambench.suites.harness.replay import scores_of
 
     records = list(records)
     by_task: dict[str, list[Sample]] = {}
     for sample_id in dict.fromkeys(record.sample_id for record in records):
         by_task.setdefault(samples[sample_id].task, []).append(samples[sample_id])
-    tasks, failed, primary = {}, {}, {}
+    tasks, failed, primary, scorers = {}, {}, {}, {}
     for name, asked in by_task.items():
         plan = spec.get("tasks", {}).get(name)
         if plan is None:
             continue  # nothing is scored: a speed-only suite
+        scorers[name] = scorer_of(plan["config"])
         if plan["metric"]:
             primary[name] = plan["metric"]
         try:
@@ -201,7 +212,7 @@ def score(
         primary=primary,
         failed=failed,
         allow_code_execution=allow_code_execution,
-        scorer=f"lm-eval {lm_eval_version()}",
+        scorers=scorers,
     )
 
 

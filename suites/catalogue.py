@@ -47,6 +47,8 @@ class TaskEntry:
     """Name that tasks share whose rows of the same number are one question, e.g. in several languages."""
     shown_by: Literal["task", "category"] = "task"
     """Whether figures with one panel per group of answers show this task by itself or its category."""
+    by_document: bool = False
+    """Whether rows about one context are one document's, and so not independent."""
 
     @property
     def file_names(self) -> tuple[str, ...]:
@@ -134,6 +136,8 @@ def _longbench(name: str, *, extended: bool) -> TaskEntry:
         truncation="middle",
         multiturn=False,
         shown_by="category",
+        # several questions of narrativeqa or qasper are about one document
+        by_document=True,
     )
 
 
@@ -249,6 +253,14 @@ SUITES: dict[str, str] = {
     "longbench-e": "LongBench-E: 13 tasks with evenly spread lengths",
     "efficiency": "Fixed prompts and fixed output lengths: speed only, nothing is scored",
 }
+
+
+AVERAGES: dict[str, str] = {
+    "longbench": "categories",
+    "longbench-e": "categories and lengths",
+    "offline-long": "categories",
+}
+"""How the benchmark behind a suite averages its tasks; see :mod:`hambench.analysis.suite_averages`."""
 
 
 def tasks_of(suite: str) -> tuple[TaskEntry, ...]:

@@ -10,12 +10,11 @@ from typing import Any
 from hambench.errors import DataError, UnknownNameError
 from hambench.suites.catalogue import ENTRIES, SUITES, TaskEntry, tasks_of
 from hambench.suites.efficiency import EFFICIENCY
+from hambench.suites.floors import bounds_of
+from hambench.suites.harness.lm_tasks import SCORER_PACKAGES
 from hambench.suites.offline import OFFLINE, OFFLINE_SUITE, offline_tasks
 from hambench.suites.rows import find_file, read_task, unpacked
 from hambench.suites.sources import cached_data_set, hub_reachable, hub_rows
-
-_NEEDS = {"longbench": ("jieba", "fuzzywuzzy", "rouge"), "ifeval": ("langdetect", "immutabledict", "nltk")}
-"""Packages that the scorers of a folder of lm-eval's tasks import."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +33,12 @@ class TaskListing:
     """What keeps it from running or from being scored; empty if nothing does."""
     offline: str
     """Tasks of the offline edition that stand in for it."""
+    floor: float | None = None
+    """Points of the best answer that does not read the prompt; ``None`` where it was not computed."""
+    ceiling: float | None = None
+    """Points of the right answers."""
+    floor_by: str = ""
+    """The answer that gives the floor."""
 
 
 def list_suites(data: Path | None = None) -> list[dict[str, Any]]:
@@ -173,6 +178,8 @@ def _read(entry: TaskEntry, data: Path) -> int:
 
 
 def _offline(entry: TaskEntry, about: str) -> TaskListing:
+    lacking = _lacking(entry)
+    bounds = None if lacking else bounds_of(entry.name)
     return TaskListing(
         suite=entry.suite,
         task=entry.name,
@@ -180,8 +187,11 @@ def _offline(entry: TaskEntry, about: str) -> TaskListing:
         rows=entry.num_rows,
         metric=_shown_metric(entry),
         source=f"built here: {about}",
-        missing=" ".join(f"pip install {each}" for each in _lacking(entry)),
+        missing=" ".join(f"pip install {each}" for each in lacking),
         offline="",
+        floor=round(bounds.floor, 1) if bounds else None,
+        ceiling=round(bounds.ceiling, 1) if bounds else None,
+        floor_by=bounds.floor_by if bounds else "",
     )
 
 
@@ -208,5 +218,5 @@ def _shown_metric(entry: TaskEntry) -> str:
 
 
 def _lacking(entry: TaskEntry) -> list[str]:
-    wanted = _NEEDS.get(entry.config.split("/")[0], ())
+    wanted = SCORER_PACKAGES.get(entry.config.split("/")[0], ())
     return [name for name in wanted if importlib.util.find_spec(name) is None]

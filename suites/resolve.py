@@ -101,6 +101,8 @@ def named_task(task: str, settings: Mapping[str, Any] | None = None) -> Asked:
         hub=None,
         num_rows=0,
         metric="",
+        # one question in several languages
+        cluster="mgsm" if config.startswith("mgsm/") else "",
     )
     return _configured(entry, settings or {})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -129,7 +130,6 @@ def _sample(
         suite=suite,
         task=entry.name,
         category=entry.category,
-        cluster=f"{entry.cluster}/{request.doc_id}" if entry.cluster else "",
         doc_id=request.doc_id,
         prompt=prompt,
         stop=(until,) if isinstance(until, str) else tuple(until),
@@ -140,8 +140,19 @@ def _sample(
         edition=edition,
         keep_start=keep_start,
         keep_end=keep_end,
+        cluster=_cluster(entry, doc, request.doc_id),
         doc=_storable(entry.name, doc if entry.truncation == "error" else _without_long_columns(doc)),
     )
+
+
+def _cluster(entry: TaskEntry, doc: Mapping[str, Any], doc_id: int) -> str:
+    """The name of the rows that ``doc`` is not independent of; empty where it stands alone."""
+    if entry.by_document:
+        text = str(doc.get("context", ""))
+        return f"context/{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
+    if entry.cluster:
+        return f"{entry.cluster}/{doc_id}"
+    return ""
 
 
 def _as_lm_eval_calls(template: Any) -> ChatTemplate | None:

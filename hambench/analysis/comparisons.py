@@ -303,7 +303,7 @@ _NEEDED = {"tps": "tokens after its first step", "kv_bytes": "a KV cache", "accu
 
 
 def cluster_of(sample: Sample) -> tuple[str, ...]:
-    """What a sample belongs together with, as its suite says: the same question in another language, say."""
+    """What a sample belongs together with, as its suite says: one document, or one question in several languages."""
     return (sample.suite, sample.cluster) if sample.cluster else (sample.sample_id,)
 
 

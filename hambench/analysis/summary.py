@@ -19,6 +19,7 @@ from hambench.analysis.cold_start import start_ups
 from hambench.analysis.comparisons import compare_cells
 from hambench.analysis.identity import Identity, token_identity
 from hambench.analysis.metrics import measure_run
+from hambench.analysis.suite_averages import averages_of
 from hambench.groups import ALL
 from hambench.records import Cell, Comparison, Estimate, Measurement
 from hambench.store import Run
@@ -30,6 +31,7 @@ def cell_objects(run: Run) -> list[dict[str, Any]]:
     """One JSON-able object per cell: everything measured over all samples. What is not known is ``None``."""
     overall = {m.cell: m for m in measure_run(run) if m.group == ALL}
     limits, starts = limits_of(run), start_ups(run)
+    averages = {each.average.cell: each.as_dict() for each in averages_of(run)}
     objects = []
     for cell in run.header.cells:
         baseline = baseline_of(cell, run.header.cells)
@@ -62,6 +64,7 @@ def cell_objects(run: Run) -> list[dict[str, Any]]:
                 "extra_weight_bytes": began.extra_weight_bytes if began else None,
                 "pays_from_tokens": began.pays_from_tokens if began else None,
                 "identity": dataclasses.asdict(identity) if identity else None,
+                "benchmark": averages.get(cell.label),
                 "edition": run.header.edition,
                 "complete": run.complete,
                 "run": str(run.path),

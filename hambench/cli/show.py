@@ -22,6 +22,7 @@ def command(run: Path, by: str, tokens: str | None, as_json: bool) -> None:
     """Show RUN as a table; works while it is going on."""
     from hambench.analysis.summary import cell_objects, render_table, to_json_line
     from hambench.groups import ALL, group_kind, group_names, group_title
+    from hambench.reports.terminal.averages import render_averages, render_bounds
     from hambench.store import load_run
 
     loaded = load_run(run)
@@ -34,11 +35,17 @@ def command(run: Path, by: str, tokens: str | None, as_json: bool) -> None:
         return
     if by == ALL:
         click.echo(render_table(loaded))
+        averages = render_averages(loaded)
+        if averages:
+            click.echo(f"\n{averages}")
         return
     for group in group_names(loaded.samples.values()):
         if group_kind(group) == by:
             click.echo(f"\n{group_title(group)}")
             click.echo(render_table(loaded, group=group))
+            bounds = render_bounds(loaded, group)
+            if bounds:
+                click.echo(bounds)
 
 
 def _show_tokens(run: object, sample_id: str) -> None:

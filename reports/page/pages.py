@@ -77,7 +77,7 @@ def build(view: View, options: ReportOptions) -> Page:
             Section("identity", "Run", "Everything needed to judge these numbers, or to measure them again."),
             pareto_section(view),
             paper_figures.paper_section(view, published=options.published),
-            Section("tables", "Tables", tables=(tables.summary_table(view), tables.task_table(view))),
+            Section("tables", "Tables", tables=tables.all_tables(view)),
             Section(
                 "samples",
                 "Samples",

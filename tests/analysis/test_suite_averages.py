@@ -2,8 +2,8 @@
 
 import pytest
 
+from hambench.analysis.suite_averages import metric_points, points_by_length, suite_average
 from hambench.records import Sample, Score
-from hambench.suites.aggregate import metric_points, points_by_length, suite_average
 
 
 def sample(task, category, number, **doc):

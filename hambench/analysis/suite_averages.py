@@ -1,4 +1,4 @@
-"""Averages of a suite as its benchmark reports them: pure functions of scores and samples.
+"""Averages of a suite as its benchmark reports them, beside the mean over tasks that hambench compares.
 
 LongBench: the points of a task are 100 times the mean score of its rows; a category's are the mean of its tasks';
 the overall figure is the macro-average, the mean of the categories'. LongBench-E also splits tasks by length.
@@ -11,7 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hambench.groups import Bounds, bounds_by_group
 from hambench.records import Sample, Score
+from hambench.store import Run
 
 LENGTH_BUCKETS = (("0-4k", 0, 4000), ("4-8k", 4000, 8000), ("8k+", 8000, None))
 """LongBench-E's buckets of a row's ``length`` (words, or characters in Chinese)."""
@@ -54,6 +56,61 @@ class SuiteAverage:
     """The macro-average: the mean over categories."""
     missing: tuple[str, ...]
     """Tasks in no average; where there are any, ``overall`` is that of a part of the suite."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CellAverages:
+    """What a benchmark would report of one cell."""
+
+    average: SuiteAverage
+    lengths: dict[str, float | None]
+    """Points by length bucket, the mean over tasks; empty where the benchmark doesn't split by length."""
+    corrected: dict[str, float | None]
+    """By task with known bounds: points with chance taken away (see :class:`hambench.groups.Bounds`)."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For machines."""
+        return {
+            "suite": self.average.suite,
+            "overall": self.average.overall,
+            "categories": {each.category: each.points for each in self.average.categories},
+            "tasks": {each.task: each.points for each in self.average.tasks},
+            "lengths": self.lengths,
+            "corrected": self.corrected,
+            "missing": list(self.average.missing),
+        }
+
+
+def averages_of(run: Run) -> tuple[CellAverages, ...]:
+    """The averages of every cell, where the run's suite says how its benchmark averages; empty where it doesn't."""
+    spec = run.header.suite_spec
+    kind = spec.get("averages")
+    if not kind or not run.scores:
+        return ()
+    bounds = bounds_by_group(spec)
+    return tuple(
+        _cell_averages(run, cell.label, str(spec["suite"]), kind, bounds) for cell in run.header.cells
+    )
+
+
+def _cell_averages(run: Run, cell: str, suite: str, kind: str, bounds: Mapping[str, Bounds]) -> CellAverages:
+    average = suite_average(
+        run.scores, run.samples, cell=cell, suite=suite, tasks=run.header.suite_spec["tasks"]
+    )
+    lengths: dict[str, float | None] = {}
+    if "lengths" in kind:
+        by_task = [
+            points_by_length(run.scores, run.samples, cell=cell, task=each.task) for each in average.tasks
+        ]
+        for bucket, _, _ in LENGTH_BUCKETS:
+            points = [found for each in by_task if (found := each[bucket]) is not None]
+            lengths[bucket] = sum(points) / len(points) if points else None
+    corrected = {
+        each.task: bounds[f"task:{suite}/{each.task}"].corrected(each.points)
+        for each in average.tasks
+        if each.points is not None and f"task:{suite}/{each.task}" in bounds
+    }
+    return CellAverages(average=average, lengths=lengths, corrected=corrected)
 
 
 def suite_average(

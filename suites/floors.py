@@ -1,0 +1,129 @@
+"""Between which points a task of the offline edition can tell: a floor that needs no understanding, and a ceiling.
+
+The floor is the best mean score, by the task's own metric over all its rows, among answers that do not read the
+prompt: nothing at all, any reference answer as the answer to all rows (the commonest class is one of them), and the
+guesses of :mod:`hambench.suites.offline.guesses`. As the best is picked after looking, it is rather too high than too
+low. The ceiling is the mean score of the reference answers themselves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hambench.groups import Bounds
+from hambench.paths import cache_dir
+from hambench.records import Sample
+from hambench.suites.harness.lm_tasks import lm_eval_version
+from hambench.suites.offline import OFFLINE, OfflineEntry
+
+Row = dict[str, Any]
+
+_FEW_CONSTANTS, _SOME_ROWS = 12, 16
+
+
+@cache
+def bounds_of(task: str, seed: int = 0) -> Bounds:
+    """The floor and the ceiling of a task of the offline edition over all its rows; kept on disk.
+
+    Raises:
+        KeyError: If the offline edition has no such task.
+    """
+    path = cache_dir() / "offline" / f"bounds-{task}-{seed}-{_digest()[:16]}.json"
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return Bounds(**json.loads(path.read_text(encoding="utf-8")))
+    bounds = compute_bounds(OFFLINE[task], seed=seed)
+    # a cache folder that can't be written costs time, nothing else
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_suffix(f".{os.getpid()}.tmp")
+        scratch.write_text(json.dumps(asdict(bounds)), encoding="utf-8")
+        scratch.replace(path)
+    return bounds
+
+
+def compute_bounds(each: OfflineEntry, *, seed: int = 0) -> Bounds:
+    """The floor and the ceiling of a task, by scoring every guess on every row.
+
+    A task whose answers are programs has the floor 0 and the ceiling 100: no program passes without its problem, and
+    the problems' own solutions do.
+    """
+    from hambench.suites.resolve import OFFLINE_EDITION, Asked
+    from hambench.suites.task_requests import capture_task, scoring_task
+
+    if each.entry.runs_code:
+        return Bounds(floor=0.0, floor_by="any program", ceiling=100.0)
+    rows = each.build(each.entry.num_rows, seed=seed)
+    samples, plan = capture_task(
+        Asked(each.entry),
+        suite=each.entry.suite,
+        edition="offline",
+        source=OFFLINE_EDITION,
+        data=None,
+        seed=seed,
+        limit=None,
+        template=None,
+    )
+    assert not isinstance(samples, str)
+    task = scoring_task(each.entry.name, plan, samples)
+    guesses = {name: [list(guess(row)) for row in rows] for name, guess in each.guesses.items()}
+    for constant in _best_constants(each, task, plan["metric"], samples):
+        guesses[f"always {_shown(constant)}" if constant else "nothing"] = [[constant]] * len(rows)
+    points = {name: _points(task, plan["metric"], samples, answers) for name, answers in guesses.items()}
+    best = max(points, key=lambda name: points[name])
+    # an instruction has no reference answer: it can be followed all the same
+    right = [[sample.references[0]] if sample.references else [] for sample in samples]
+    ceiling = 100.0 if each.no_references else _points(task, plan["metric"], samples, right)
+    return Bounds(floor=points[best], floor_by=best, ceiling=ceiling)
+
+
+def _best_constants(each: OfflineEntry, task: Any, metric: str, samples: Sequence[Sample]) -> list[str]:
+    """The answers worth giving on all rows: where there are many, those that do best on some of the rows."""
+    references = [reference for sample in samples for reference in sample.references[:1]]
+    constants = list(dict.fromkeys(["", *each.constants, *references]))
+    if len(constants) <= _FEW_CONSTANTS:
+        return constants
+    some = samples[:: -(-len(samples) // _SOME_ROWS)]
+    points = {one: _points(task, metric, some, [[one]] * len(some)) for one in constants}
+    return sorted(constants, key=lambda one: points[one], reverse=True)[:_FEW_CONSTANTS]
+
+
+def _points(task: Any, metric: str, samples: Sequence[Sample], answers: Sequence[Sequence[str]]) -> float:
+    """100 times the mean over rows of the mean score of each row's answers."""
+    from hambench.suites.harness.replay import replay
+    from hambench.suites.harness.shims import fast_lm_eval
+    from hambench.suites.task_requests import with_long_columns
+
+    total = 0.0
+    with fast_lm_eval():
+        for sample, given in zip(samples, answers, strict=True):
+            scores = [replay(task, with_long_columns(sample), text).values.get(metric, 0.0) for text in given]
+            total += sum(scores) / len(scores) if scores else 0.0
+    return 100 * total / len(samples)
+
+
+def _shown(text: str) -> str:
+    line = " ".join(text.split())
+    return json.dumps(line if len(line) <= 40 else f"{line[:37]}...", ensure_ascii=False)
+
+
+@cache
+def _digest() -> str:
+    """Of everything that the bounds depend on: how rows and guesses are made, and what scores them."""
+    digest = hashlib.sha256(f"{platform.python_version()} {lm_eval_version()}".encode())
+    here = Path(__file__).parent
+    for path in (
+        Path(__file__),
+        *sorted((here / "offline").glob("*.py")),
+        *sorted((here / "harness").glob("*.py")),
+    ):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
