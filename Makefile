@@ -12,7 +12,7 @@ PYTEST = $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # bytecode is kept once a module was imported, but not made for the most that never is: the tests start many processes
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test test-fast sanitize check format types gate clean
+.PHONY: help setup browser demo test test-fast sanitize check format types gate clean
 .DEFAULT_GOAL := help
 
 help:
@@ -29,7 +29,11 @@ setup: $(STAMP)
 demo: setup
 	$(BIN)/hambench run --methods all --suite longbench $(SIZE)
 
-test: setup
+# Chromium for the report's tests, where it can be had
+browser: setup
+	@scripts/install_browser.sh
+
+test: setup browser
 	$(PYTEST)
 
 test-fast: setup

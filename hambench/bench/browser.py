@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hambench.errors import HambenchError
@@ -26,19 +27,23 @@ FLAGS = (
 
 @contextlib.contextmanager
 def chromium() -> Iterator[Browser]:
-    """The system's Chromium, driven by playwright.
+    """Starts Chromium, driven by playwright: the system's, else the one that playwright installed.
 
     Raises:
         HambenchError: If either is not installed.
     """
-    path = next((found for name in NAMES if (found := shutil.which(name))), None)
-    if path is None:
-        raise HambenchError("Chromium is not installed: `apt-get install chromium` installs it")
     try:
         from playwright.sync_api import sync_playwright
     except ImportError as error:
         raise HambenchError("playwright is not installed: `pip install playwright` installs it") from error
+    system = next((path for name in NAMES if (path := shutil.which(name))), None)
     with sync_playwright() as playwright:
+        path = system or playwright.chromium.executable_path
+        if not Path(path).exists():
+            raise HambenchError(
+                "Chromium is not installed: install it with `make browser`, `apt-get install chromium` or "
+                "`playwright install chromium`"
+            )
         browser = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
         try:
             yield browser

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 import synthetic
 
+from hambench.bench.browser import chromium
+from hambench.errors import HambenchError
 from hambench.records import Cell
 from hambench.reports import render_html
 from hambench.reports.view import View
@@ -19,17 +21,6 @@ from hambench.store import Run, load_run
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
-
-CHROMIUM = "/usr/bin/chromium"
-CHROMIUM_FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 
 
 def few_cells() -> tuple[Cell, ...]:
@@ -100,27 +91,11 @@ def hostile_html(hostile_run: Run) -> str:
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """Headless Chromium; in CI its absence fails, elsewhere it skips."""
-    reason = _missing()
-    if reason:
-        mend = f"{reason}: `make setup` installs it (apt-get install chromium; pip install playwright)"
-        if os.environ.get("CI"):
-            pytest.fail(mend)
-        pytest.skip(mend)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(
-            executable_path=shutil.which("chromium") or CHROMIUM, args=list(CHROMIUM_FLAGS)
-        )
+    with contextlib.ExitStack() as stack:
+        try:
+            launched = stack.enter_context(chromium())
+        except HambenchError as error:
+            if os.environ.get("CI"):
+                pytest.fail(str(error))
+            pytest.skip(str(error))
         yield launched
-        launched.close()
-
-
-def _missing() -> str:
-    if shutil.which("chromium") is None and not Path(CHROMIUM).exists():
-        return "Chromium is not installed"
-    try:
-        import playwright  # noqa: F401
-    except ImportError:
-        return "playwright is not installed"
-    return ""
