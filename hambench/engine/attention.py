@@ -1,10 +1,10 @@
-"""Attention of the last T slots to all slots of one layer, in the form each device does fastest.
+"""Attention of the last T slots to all slots of one layer, in the fastest form for each device.
 
 Letters as in :mod:`hambench.engine.llama`: T query rows, H query heads, KVH key/value heads, Dh head size, S slots.
 
-torch's CPU kernel is the best there is for a few rows. For a prompt it is not: it skips what causality hides but not
-what a mask hides, and without a tile unit (AMX) its small matrix products run at a fifth of the machine's speed. The
-forms below are chosen by what was measured: docs/adr/0005.
+torch's CPU kernel is the fastest for a few rows, but not for a prompt. It skips keys hidden by causality but not keys
+hidden by a mask, and without a tile unit (AMX) its small matrix products run at a fifth of the machine's speed.
+Measurements chose between the forms below: docs/adr/0005.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ import torch.nn.functional as F
 from hambench.engine.linear import must_widen
 
 LEAST_LONG = 128
-"""Rows from which on a CPU has a better way than one masked call."""
+"""Number of rows from which a CPU has a faster form than one masked call."""
 SCORES_BYTES = 16 * 2**20
-"""Scores held at a time: few enough to stay in the last-level cache between three passes."""
+"""Bytes of scores to hold at a time, so that they stay in the last-level cache between three passes."""
 MOST_IN_BLOCK = 256
-"""Rows of a block: in the last of a chunk, half of the scores are hidden ones."""
+"""Rows per block. In the last block of a chunk, causality hides half of the scores."""
 LARGEST_ROUNDED = 128.0
-"""Scores that may be larger are kept in float32; below, bfloat16 ones added 3 % to the error that a bfloat16
+"""Scores that may exceed this are kept in float32. Below it, bfloat16 scores added 3 % to the error that a bfloat16
 model's logits have anyway, on the one text tried (docs/adr/0005)."""
 
 
 def attend(
     q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None
 ) -> torch.Tensor:
-    """Mixes ``[KVH, S, Dh]`` values for queries ``[H, T, Dh]`` of the last T slots; gives ``[H, T, Dh]``.
+    """Mixes ``[KVH, S, Dh]`` values for queries ``[H, T, Dh]`` of the last T slots; returns ``[H, T, Dh]``.
 
-    Query t sees the slots up to ``S - T + t``: causal, from the lower right corner.
+    Query t sees the slots up to ``S - T + t``: causal, aligned to the lower right corner.
 
     Args:
         q: Queries of the last T slots.
         keys: Keys of all S slots.
         values: Values of all S slots.
-        mask: What :func:`causal_mask` gives for T and S.
+        mask: Result of :func:`causal_mask` for T and S.
     """
     num_rows, past = q.shape[1], keys.shape[1] - q.shape[1]
     if _is_long(num_rows, q.device):
@@ -60,49 +60,49 @@ def attend(
 
 
 def causal_mask(num_rows: int, past: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor | None:
-    """What :func:`attend` adds to the scores ``[T, S]``; ``None`` where it needs no mask. Made once for all layers."""
+    """Returns what to add to the scores ``[T, S]``, ``None`` if no mask is needed; one mask serves all layers."""
     if num_rows == 1 or past == 0 or _is_long(num_rows, device):
         return None
     return torch.full((num_rows, past + num_rows), -math.inf, dtype=dtype, device=device).triu_(past + 1)
 
 
 def attend_in_blocks(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """:func:`attend` as plain matrix products over blocks of queries; no block sees a key that none of its rows sees.
+    """Computes :func:`attend` as plain matrix products over blocks of queries.
 
-    The query heads that share a key head are rows of one product, so that it is tall enough to run near the machine's
-    speed.
+    No block reads a key that none of its rows sees. Query heads that share a key head are rows of one product, which is
+    then tall enough to run near the machine's speed.
     """
     num_heads, num_rows, head_dim = q.shape
     num_kv_heads, num_slots, _ = keys.shape
     shared, past = num_heads // num_kv_heads, num_slots - num_rows
-    held = _score_dtype(q, keys)
-    block = min(max(SCORES_BYTES // (held.itemsize * num_heads * num_slots), 16), MOST_IN_BLOCK)
-    queries = (q.to(held) * head_dim**-0.5).view(num_kv_heads, shared, num_rows, head_dim)
-    columns = keys.to(held).transpose(1, 2)
+    score_dtype = _score_dtype(q, keys)
+    block = min(max(SCORES_BYTES // (score_dtype.itemsize * num_heads * num_slots), 16), MOST_IN_BLOCK)
+    queries = (q.to(score_dtype) * head_dim**-0.5).view(num_kv_heads, shared, num_rows, head_dim)
+    columns = keys.to(score_dtype).transpose(1, 2)
     mixed = torch.empty(num_kv_heads, shared, num_rows, head_dim, dtype=q.dtype)
-    hidden = torch.full((block, block), -math.inf, dtype=held).triu_(1)
-    # one allocation for all blocks: a fresh one each time costs more in page faults than the softmax
-    room = torch.empty(num_heads * block * num_slots, dtype=held)
-    rounded = room if held == q.dtype else torch.empty_like(room, dtype=q.dtype)
+    hidden = torch.full((block, block), -math.inf, dtype=score_dtype).triu_(1)
+    # one allocation for all blocks: allocating each block costs more in page faults than the softmax
+    room = torch.empty(num_heads * block * num_slots, dtype=score_dtype)
+    rounded = room if score_dtype == q.dtype else torch.empty_like(room, dtype=q.dtype)
     for first in range(0, num_rows, block):
-        rows, seen = min(block, num_rows - first), past + min(first + block, num_rows)
-        size = (num_kv_heads, shared * rows, seen)
+        rows, visible = min(block, num_rows - first), past + min(first + block, num_rows)
+        size = (num_kv_heads, shared * rows, visible)
         scores, weights = room[: math.prod(size)].view(size), rounded[: math.prod(size)].view(size)
-        torch.bmm(queries[:, :, first : first + rows].flatten(1, 2), columns[:, :, :seen], out=scores)
-        scores.view(num_kv_heads, shared, rows, seen)[..., seen - rows :] += hidden[:rows, :rows]
+        torch.bmm(queries[:, :, first : first + rows].flatten(1, 2), columns[:, :, :visible], out=scores)
+        scores.view(num_kv_heads, shared, rows, visible)[..., visible - rows :] += hidden[:rows, :rows]
         torch.softmax(scores, -1, out=scores)
-        if held != q.dtype:
+        if score_dtype != q.dtype:
             weights.copy_(scores)
-        part = torch.bmm(weights, values[:, :seen])
+        part = torch.bmm(weights, values[:, :visible])
         mixed[:, :, first : first + rows] = part.view(num_kv_heads, shared, rows, head_dim)
     return mixed.view(num_heads, num_rows, head_dim)
 
 
 def _score_dtype(q: torch.Tensor, keys: torch.Tensor) -> torch.dtype:
-    """The type that scores are held in: the model's own where that is safe, which halves the time of their product.
+    """Returns the type to hold scores in: the model's own if that is safe, which halves the time of their product.
 
-    By Cauchy-Schwarz no score is larger than the longest query times the longest key. Models with large key biases
-    (Qwen2) pass the limit, and their scores are float32.
+    By Cauchy-Schwarz no score exceeds the longest query times the longest key. Models with large key biases (Qwen2)
+    exceed the limit, so their scores are float32.
     """
     longest = (rows.float().square().sum(-1).amax() for rows in (q, keys))
     largest = math.prod(math.sqrt(float(square)) for square in longest) * q.shape[-1] ** -0.5
@@ -110,9 +110,9 @@ def _score_dtype(q: torch.Tensor, keys: torch.Tensor) -> torch.dtype:
 
 
 def attend_in_two(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """:func:`attend` as torch's kernel over the past, all of it seen, and over the T new slots, plainly causal.
+    """Computes :func:`attend` in two calls of torch's kernel: unmasked over the past, causal over the T new slots.
 
-    Each part comes with the log of its softmax's denominator, which says how to weigh it.
+    Each part returns the log of its softmax's denominator, which gives the part's weight.
     """
     past = keys.shape[1] - q.shape[1]
     q, keys, values = q[None], keys[None], values[None]
@@ -130,5 +130,5 @@ def _is_long(num_rows: int, device: torch.device) -> bool:
 
 @functools.cache
 def _has_tiles() -> bool:
-    """Whether the CPU has a unit for tiles of bfloat16 (AMX), which torch's attention kernel uses."""
+    """Returns True if the CPU has a bfloat16 tile unit (AMX), which torch's attention kernel uses."""
     return bool(torch.cpu._is_amx_tile_supported())

@@ -1,7 +1,7 @@
-"""Chat prompts: from messages to text and to token ids, by the model's own template.
+"""Chat prompts: renders messages to text and token ids with the model's own template.
 
-A template is code that comes with a model: whatever it raises becomes one :class:`ChatTemplateError`. What a user wrote
-stays text: a control token spelled in a message is read letter by letter, so that no message can end its own turn.
+A template is code that comes with a model, so any exception it raises becomes a :class:`ChatTemplateError`. User text
+stays text: a control token spelled in a message is encoded letter by letter, so that no message can end its own turn.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from hambench.errors import HambenchError
 
 TemplateValue = str | int | float | bool | None
 _UNUSED = range(0xF0000, 0xFFFFE)
-"""A private-use plane: characters that stand for control tokens while a template runs."""
+"""A private-use plane, whose characters stand for control tokens while a template runs."""
 _END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|eom_id|>", "<|end|>", "<|return|>", "<|eot|>")
-"""Of ChatML, Llama 3, Gemma, Llama 3's tool calls, Phi, gpt-oss and Llama 4."""
+"""Markers of ChatML, Llama 3, Gemma, Llama 3's tool calls, Phi, gpt-oss and Llama 4."""
 
 
 class ChatTemplateError(HambenchError):
@@ -27,10 +27,10 @@ class ChatTemplateError(HambenchError):
 
 
 def parse_arguments(texts: Iterable[str]) -> dict[str, TemplateValue]:
-    """Template arguments from ``NAME=VALUE`` texts; values are JSON where they can be, else plain text.
+    """Parses template arguments from ``NAME=VALUE`` texts; a value is JSON if it parses as JSON, else plain text.
 
     Raises:
-        HambenchError: For a text without ``=`` or a value that is a list or an object.
+        HambenchError: If a text has no ``=``, or a value is a list or an object.
     """
     arguments: dict[str, TemplateValue] = {}
     for text in texts:
@@ -59,10 +59,10 @@ def _value(text: str) -> TemplateValue:
 
 
 def check_arguments(tokenizer: Any, arguments: Mapping[str, TemplateValue]) -> None:
-    """Refuses arguments that would have no effect, or another than the template's.
+    """Refuses arguments that would have no effect, or that hambench sets itself.
 
     Raises:
-        ChatTemplateError: If the model has no chat template, or it does not use a name.
+        ChatTemplateError: If the model has no chat template, or the template does not use a name.
     """
     if not arguments:
         return
@@ -72,9 +72,9 @@ def check_arguments(tokenizer: Any, arguments: Mapping[str, TemplateValue]) -> N
         raise ChatTemplateError(
             f"chat template argument {names} has no effect: the model has no chat template"
         )
-    taken = inspect.signature(tokenizer.apply_chat_template).parameters
+    parameters = inspect.signature(tokenizer.apply_chat_template).parameters
     for name in arguments:
-        if name in taken or name in ("messages", "bos_token", "eos_token"):
+        if name in parameters or name in ("messages", "bos_token", "eos_token"):
             raise ChatTemplateError(
                 f"chat template argument {name!r} is set by hambench itself: leave it out"
             )
@@ -91,13 +91,13 @@ def render_chat(
     *,
     add_generation_prompt: bool = True,
 ) -> str:
-    """The text of a conversation.
+    """Renders a conversation to text.
 
     Args:
-        tokenizer: It must have a chat template.
+        tokenizer: A tokenizer with a chat template.
         messages: Turns with ``role`` and ``content``.
         arguments: Variables of the template, e.g. ``enable_thinking``.
-        add_generation_prompt: Open the assistant's turn; otherwise the last message, the assistant's, is continued.
+        add_generation_prompt: Open the assistant's turn; otherwise continue the last message, which is the assistant's.
 
     Raises:
         ChatTemplateError: If the template raises anything.
@@ -111,7 +111,7 @@ def render_chat(
             continue_final_message=not add_generation_prompt,
             **(arguments or {}),
         )
-    # a template can raise what it likes: it is a program that came with the model
+    # a template can raise anything, because it is a program that came with the model
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ChatTemplateError(f"the model's chat template refuses these messages: {reason}") from error
@@ -121,7 +121,7 @@ def render_chat(
 def chat_template(
     tokenizer: Any, arguments: Mapping[str, TemplateValue] | None = None
 ) -> Callable[..., str] | None:
-    """:func:`render_chat` of one tokenizer, as suites call it; ``None`` if it has no chat template.
+    """Returns :func:`render_chat` of one tokenizer, as suites call it; ``None`` if it has no chat template.
 
     Raises:
         ChatTemplateError: If an argument would have no effect.
@@ -141,7 +141,7 @@ def encode_chat(
     messages: Sequence[Mapping[str, str]],
     arguments: Mapping[str, TemplateValue] | None = None,
 ) -> list[int]:
-    """Ids of a conversation with the assistant's turn opened; control tokens come from the template alone.
+    """Encodes a conversation with the assistant's turn opened; only the template can insert control tokens.
 
     Raises:
         ChatTemplateError: If the template raises anything.
@@ -172,10 +172,10 @@ def encode_chat(
 
 
 def end_of_turn_ids(tokenizer: Any) -> set[int]:
-    """Control tokens with which the chat template ends the assistant's turn.
+    """Returns the control tokens with which the chat template ends the assistant's turn.
 
-    The template is asked: it renders an answer, and the control token that follows is the marker. A template that
-    refuses is read for the markers of well-known families instead.
+    Renders an answer with the template and takes the control token that follows it. If the template refuses, looks in
+    its source for the markers of well-known families instead.
     """
     template = getattr(tokenizer, "chat_template", None)
     if not template:
@@ -186,22 +186,22 @@ def end_of_turn_ids(tokenizer: Any) -> set[int]:
     try:
         behind = str(tokenizer.apply_chat_template(turns, tokenize=False)).rpartition(answer)[2].lstrip()
     except Exception:
-        known = {marker for marker in _END_OF_TURN if marker in str(template)}
+        markers = {marker for marker in _END_OF_TURN if marker in str(template)}
     else:
         longest = max((marker for marker in controls if behind.startswith(marker)), key=len, default=None)
-        known = {longest} if longest is not None else set()
-        known |= {marker for marker in _END_OF_TURN[:2] if marker in str(template)}
-    return {vocabulary[marker] for marker in known if marker in vocabulary}
+        markers = {longest} if longest is not None else set()
+        markers |= {marker for marker in _END_OF_TURN[:2] if marker in str(template)}
+    return {vocabulary[marker] for marker in markers if marker in vocabulary}
 
 
 def _controls(tokenizer: Any) -> dict[str, Any]:
-    """Control tokens by their text."""
+    """Returns the control tokens by their text."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
     return {token.content: token for token in added.values() if token.special and token.content}
 
 
 def _pieces(text: str, spelled: re.Pattern[str], controls: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Each control token of a text with the plain text behind it; spaces that a token swallows are left out."""
+    """Splits a text into (control token, plain text after it) pairs; leaves out spaces that a token swallows."""
     pieces: list[tuple[str, str]] = []
     control, start = "", 0
     for found in [*spelled.finditer(text), None]:

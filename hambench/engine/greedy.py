@@ -1,4 +1,4 @@
-"""Greedy decoding on top of ``forward``: the plain versions of the calls that a faster engine keeps on the device."""
+"""Greedy decoding on top of ``forward``, for engines that do not keep these calls on the device."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def most_probable(logits: torch.Tensor) -> list[int]:
     """Returns the most probable token of each row ``[R, V]``; ties go to the lowest id.
 
     Raises:
-        NotFiniteError: If a row has no finite maximum: NaN or infinity somewhere, or nothing but minus infinity.
+        NotFiniteError: If a row has no finite maximum: it holds NaN or infinity, or only minus infinity.
     """
     best = logits.argmax(dim=-1, keepdim=True)
-    # argmax takes a NaN for the largest, so the winner tells about the whole row; one copy brings both
+    # argmax treats a NaN as the largest, so the winner tells about the whole row; one copy brings both
     ids: list[int] = torch.where(logits.gather(-1, best).isfinite(), best, -1)[:, 0].tolist()
     if -1 in ids:
         raise NotFiniteError

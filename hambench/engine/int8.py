@@ -1,8 +1,8 @@
-"""INT8 weight-only copy of a model: the draft of the paper's speculative baseline.
+"""INT8 weight-only copy of a model, the draft of the paper's speculative baseline.
 
-Each output channel of a weight is rounded to the nearest of 255 levels between ± its largest magnitude (symmetric,
-no calibration); activations, norms and embeddings keep their type. The LM head is quantised as well, since a decode
-step reads it like any other weight.
+Rounds each output channel of a weight to the nearest of 255 levels between ± its largest magnitude (symmetric, no
+calibration). Activations, norms and embeddings keep their type. The LM head is quantised as well, because a decode step
+reads it like any other weight.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from hambench.engine.llama import DecoderLayer, DecoderStack
 from hambench.errors import ModelError
 
 MOST_ROWS_UNPACKED = 16
-"""Up to here int8 weights are multiplied as they are; above, enough rows share the cost of widening them."""
+"""Rows up to which int8 weights are multiplied as they are; more rows share the cost of widening them."""
 UNPACKED_MULTIPLE = 16
-"""torch's int8 product needs a multiple of as many inputs; with others it crashes."""
+"""torch's int8 product needs the number of inputs to be a multiple of this; it crashes on others."""
 
 
 class Int8Linear:
-    """A weight as int8 with one scale an output channel.
+    """An int8 weight with one scale per output channel.
 
     Args:
         weight: ``[out, in]`` in floating point.
@@ -37,34 +37,34 @@ class Int8Linear:
 
     @property
     def weight(self) -> torch.Tensor:
-        """The weight that the codes stand for, ``[out, in]``."""
+        """Weight that the codes stand for, ``[out, in]``."""
         return self.codes.to(self.scales.dtype) * self.scales[:, None]
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes read by one call."""
+        """Bytes that one call reads."""
         return self.codes.nbytes + self.scales.nbytes + (0 if self.bias is None else self.bias.nbytes)
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        """``[T, in] -> [T, out]``."""
+        """Maps ``[T, in]`` to ``[T, out]``."""
         # on a CPU the int8 kernel is vectorised for bfloat16 rows only, and reads past inputs that fill no vector;
-        # elsewhere it is not there at all
+        # other devices have no such kernel
         few = rows.shape[0] <= MOST_ROWS_UNPACKED and rows.shape[1] % UNPACKED_MULTIPLE == 0
         if rows.device.type == "cpu" and rows.dtype == torch.bfloat16 and few:
             projected: torch.Tensor = torch.ops.aten._weight_int8pack_mm(rows, self.codes, self.scales)
         else:
-            # codes up to 127 are exact in every float type: scaling the product loses nothing
+            # codes up to 127 are exact in every float type, so scaling the product loses nothing
             type_ = torch.float32 if must_widen(rows) else rows.dtype
             projected = (F.linear(rows.to(type_), self.codes.to(type_)) * self.scales).to(rows.dtype)
         return projected if self.bias is None else projected + self.bias
 
-    def add_to(self, stream: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """``stream`` plus the projected rows."""
-        return stream + self(rows)
+    def add_to(self, hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Returns ``hidden`` plus the projected rows."""
+        return hidden + self(rows)
 
 
 class Int8Gated:
-    """Gate and up as one int8 product.
+    """Gate and up projections as one int8 product.
 
     Args:
         weight: ``[2 * out, in]``, gate above up.
@@ -72,29 +72,29 @@ class Int8Gated:
 
     def __init__(self, weight: torch.Tensor) -> None:
         self.joined = Int8Linear(weight)
-        """Gate above up."""
+        """Gate rows above up rows."""
 
     @property
     def weight(self) -> torch.Tensor:
-        """The weight that the codes stand for, gate above up."""
+        """Weight that the codes stand for, gate above up."""
         return self.joined.weight
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes read by one call."""
+        """Bytes that one call reads."""
         return self.joined.weight_bytes
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        """``[T, in] -> [T, out]``."""
+        """Maps ``[T, in]`` to ``[T, out]``."""
         gate, up = self.joined(rows).chunk(2, dim=-1)
         return F.silu(gate) * up
 
 
 def quantize_int8(model: LanguageModel) -> LanguageModel:
-    """Returns an INT8 weight-only copy that runs the way ``model`` runs; norms and embeddings are shared with it.
+    """Returns an INT8 weight-only copy that runs the way ``model`` runs and shares its norms and embeddings.
 
     Raises:
-        ModelError: For a model that runs through the transformers adapter.
+        ModelError: If the model runs through the transformers adapter.
     """
     llama = model.reference
     if llama is None:
@@ -108,9 +108,12 @@ def quantize_int8(model: LanguageModel) -> LanguageModel:
 
 
 def quantize_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes ``[out, in]`` in -127..127 and scales ``[out]`` in the weight's type: ``weight ≈ codes * scales``."""
+    """Returns codes ``[out, in]`` in -127..127 and scales ``[out]`` in the weight's type.
+
+    ``weight ≈ codes * scales``, row by row.
+    """
     largest = weight.abs().amax(dim=1).float()
-    # an all-zero row has no scale of its own; any will do. the codes are made for the scale as it is stored
+    # an all-zero row has no scale of its own, and any will do. the codes fit the scale as it is stored
     scales = torch.where(largest > 0, largest / 127, torch.ones_like(largest)).to(weight.dtype)
     codes = (weight.float() / scales.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
     return codes, scales

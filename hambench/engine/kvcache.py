@@ -1,8 +1,8 @@
-"""The KV cache of one sequence: preallocated, and in slots rather than positions.
+"""The KV cache of one sequence: preallocated, and indexed by slots rather than positions.
 
-A *slot* is one key/value entry in every layer; a *position* is the rotary index a key was turned by before it
-was stored. The two differ as soon as a method folds several tokens in one slot, so the cache counts slots only,
-and whoever runs the layers says at which positions. Rolling back sets a counter: nothing is copied or freed.
+A *slot* is one key/value entry in every layer. A *position* is the rotary index by which a key was rotated before it
+was stored. The two differ as soon as a method merges several tokens into one slot. So the cache counts slots only,
+and the code that runs the layers chooses the positions. Rolling back sets a counter: nothing is copied or freed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from hambench.errors import ContextOverflowError
 class KVCache:
     """Keys and values of one sequence, ``[num_layers, KVH, capacity, Dh]`` each.
 
-    Rows in a layer lie slot after slot for each head, as attention kernels read them.
+    Within a layer, a head's rows are contiguous slot after slot, as attention kernels read them.
 
     Args:
         num_layers: Layers that write to the cache.
@@ -84,7 +84,7 @@ class KVCache:
         """Checks that ``slots`` more fit.
 
         Raises:
-            ContextOverflowError: If they don't.
+            ContextOverflowError: If they do not fit.
         """
         needed = self._slots + slots
         if needed > self.capacity:
@@ -93,9 +93,9 @@ class KVCache:
     def write(
         self, layer: int, keys: torch.Tensor, values: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Stores ``[KVH, T, Dh]`` behind the slots in use; all keys and values of the layer up to there.
+        """Stores ``[KVH, T, Dh]`` after the slots in use; returns all keys and values of the layer up to the new ones.
 
-        Every layer writes to the same slots, then :meth:`advance` counts them, once.
+        Every layer writes to the same slots; :meth:`advance` then counts them once.
         """
         past, new = self._slots, keys.shape[1]
         layer_keys, layer_values = self._layers[layer]
@@ -107,7 +107,7 @@ class KVCache:
         """Counts ``slots`` more as in use.
 
         Raises:
-            ContextOverflowError: If they don't fit.
+            ContextOverflowError: If they do not fit.
         """
         self.require(slots)
         self._slots += slots

@@ -1,6 +1,6 @@
-"""The calls that every decoding method makes on a model, whatever engine runs it.
+"""The calls that every decoding method makes on a model, on any engine.
 
-:class:`hambench.engine.llama.Llama` is the reference. The CUDA model has a ``Llama`` and runs its short forwards by
+:class:`hambench.engine.llama.Llama` is the reference. The CUDA model has a ``Llama`` and runs its short forwards with
 kernels; the transformers adapter runs architectures that ``Llama`` does not. Letters in shapes: T rows, D hidden size,
 V vocabulary.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class LanguageModel(Protocol):
     """A causal language model on one device.
 
-    A ``cache`` argument is always one that :meth:`new_cache` of the same model returned.
+    A ``cache`` argument must come from :meth:`new_cache` of the same model.
     """
 
     @property
@@ -38,23 +38,23 @@ class LanguageModel(Protocol):
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of weights read by one decode step."""
+        """Bytes of weights that one decode step reads."""
 
     @property
     def reference(self) -> Llama | None:
-        """The reference model with the same weights; ``None`` if the engine's own forward does not run this one."""
+        """Reference model with the same weights; ``None`` if the engine's own forward can't run this architecture."""
 
     def with_same_backend(self, other: Llama) -> LanguageModel:
-        """Runs another model the way this one runs: by the same kernels, launched alike."""
+        """Returns another model that runs the way this one does: with the same kernels and launches."""
 
     def new_cache(self, capacity: int) -> Any:
         """Returns an empty KV cache of at least ``capacity`` slots."""
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
-        """Returns embeddings ``[T, D]`` of ids ``[T]``."""
+        """Looks up the embeddings ``[T, D]`` of ids ``[T]``."""
 
     def lm_head(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Returns logits ``[R, V]`` in float32 of normed hidden states ``[R, D]``."""
+        """Computes logits ``[R, V]`` in float32 from normed hidden states ``[R, D]``."""
 
     def forward(
         self,
@@ -81,7 +81,7 @@ class LanguageModel(Protocol):
     def prefill(
         self, ids: torch.Tensor, cache: Any, *, feature_layers: tuple[int, ...] = ()
     ) -> ForwardOutput:
-        """Runs a prompt ``[T]``; logits, hidden state and features of the last row only."""
+        """Runs a prompt ``[T]``; returns logits, hidden state and features of the last row only."""
 
     def greedy(self, tokens: Sequence[int], cache: Any, *, num_tokens: int = 1) -> list[int]:
         """Runs T ``tokens`` and returns the greedy next token after each of the last ``num_tokens`` of them.
@@ -89,25 +89,25 @@ class LanguageModel(Protocol):
         Ties go to the lowest id. The cache grows by T slots.
 
         Raises:
-            ContextOverflowError: If the cache has no room for them.
+            ContextOverflowError: If the cache has no room for these slots.
         """
 
     def decode_greedily(self, tokens: Sequence[int], cache: Any, num_tokens: int) -> list[int]:
-        """Returns the next ``num_tokens`` greedy tokens after ``tokens``, each fed to the next forward.
+        """Returns the next ``num_tokens`` greedy tokens after ``tokens``, feeding each to the next forward.
 
-        The cache grows by T slots and ``num_tokens - 1`` more: the newest token has none yet.
+        The cache grows by T slots and ``num_tokens - 1`` more: the newest token has no slot yet.
 
         Raises:
-            ContextOverflowError: If the cache has no room for them.
+            ContextOverflowError: If the cache has no room for these slots.
         """
 
     def prepare_greedy(self, cache: Any, *, rows: Sequence[int] = (), chain: int = 0) -> None:
-        """Does once what must not be timed before greedy calls over an empty cache (capturing graphs).
+        """Captures graphs for greedy calls over an empty cache, so that no timed call pays for it.
 
         Args:
-            cache: Holds nothing yet.
+            cache: An empty cache.
             rows: Lengths of :meth:`greedy` calls that ask for every row.
-            chain: Most tokens of a :meth:`decode_greedily` call after one or two.
+            chain: Most tokens of a :meth:`decode_greedily` call that starts from one or two tokens.
         """
 
     def prepare_forward(
@@ -119,12 +119,12 @@ class LanguageModel(Protocol):
         embedded: bool = False,
         feature_layers: tuple[int, ...] = (),
     ) -> None:
-        """Does once what must not be timed before :meth:`forward` calls over an empty cache (capturing graphs).
+        """Captures graphs for :meth:`forward` calls over an empty cache, so that no timed call pays for it.
 
         Args:
-            cache: Holds nothing yet.
+            cache: An empty cache.
             rows: Numbers of rows T of these calls.
-            num_logits: Logits that they ask for; ``None`` for all.
-            embedded: Whether their inputs are embeddings.
-            feature_layers: Layers whose hidden state they ask for.
+            num_logits: Number of last rows whose logits they request; ``None`` for all.
+            embedded: True if their inputs are embeddings.
+            feature_layers: Layers whose hidden state they request.
         """

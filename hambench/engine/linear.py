@@ -1,9 +1,9 @@
-"""Linear layers of the engine: a few call forms, and weights stored the way the device reads them fastest.
+"""Linear layers of the engine, with weights stored in the form that the device reads fastest.
 
-A decode step is bound by reading weights. On a CPU, ``F.linear`` re-orders a bfloat16 weight on every call, which
-costs more than reading it; oneDNN takes a weight re-ordered once, and fuses the activation, the product of gate and
-up, and the residual sum in the same pass. A CPU without arithmetic in the model's type multiplies many rows faster in
-float32. On any other device the dense weight is already the right form.
+Reading weights bounds a decode step. On a CPU, ``F.linear`` re-orders a bfloat16 weight on every call, which costs more
+than reading it. oneDNN accepts a weight that was re-ordered once, and fuses the activation, the product of gate and up,
+and the residual sum into the same pass. A CPU without arithmetic in the model's type multiplies many rows faster in
+float32. On any other device the dense weight is already in the right form.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ import torch
 import torch.nn.functional as F
 
 LEAST_WIDENED = 8
-"""Rows from which on a CPU without arithmetic in the weight's type multiplies in float32; docs/adr/0005."""
+"""Rows from which a CPU without arithmetic in the weight's type multiplies in float32; see docs/adr/0005."""
 WIDENED_BYTES = 4 * 2**20
-"""Of a weight that is held in float32 at a time: a copy of a whole LM head costs more in page faults than in sums."""
+"""Bytes of a weight to widen at a time; a float32 copy of a whole LM head costs more in page faults than in sums."""
 
 
 class Linear(Protocol):
-    """``[T, in] -> [T, out]``."""
+    """A linear layer: maps ``[T, in]`` to ``[T, out]``."""
 
     @property
     def weight(self) -> torch.Tensor:
-        """The dense weight ``[out, in]`` (a copy if it is stored otherwise)."""
+        """Dense weight ``[out, in]`` (a copy if stored in another form)."""
 
     @property
     def bias(self) -> torch.Tensor | None:
-        """``[out]``, where there is one."""
+        """Bias ``[out]``, or ``None``."""
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes read by one call."""
+        """Bytes that one call reads."""
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         """Projects each row."""
 
-    def add_to(self, stream: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """``stream`` plus the projected rows."""
+    def add_to(self, hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Returns ``hidden`` plus the projected rows."""
 
 
 class GatedLinear(Protocol):
@@ -47,18 +47,18 @@ class GatedLinear(Protocol):
 
     @property
     def weight(self) -> torch.Tensor:
-        """The dense weight ``[2 * out, in]``, gate above up."""
+        """Dense weight ``[2 * out, in]``, gate above up."""
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes read by one call."""
+        """Bytes that one call reads."""
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        """Projects, activates and multiplies each row."""
+        """Projects each row twice, activates the gate and multiplies the two."""
 
 
 class DenseLinear:
-    """The weight as a checkpoint has it.
+    """A weight stored as in the checkpoint.
 
     Args:
         weight: ``[out, in]``.
@@ -70,20 +70,20 @@ class DenseLinear:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes read by one call."""
+        """Bytes that one call reads."""
         return self.weight.nbytes + _bytes(self.bias)
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        """``[T, in] -> [T, out]``."""
+        """Maps ``[T, in]`` to ``[T, out]``."""
         return F.linear(rows, self.weight, self.bias)
 
-    def add_to(self, stream: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """``stream`` plus the projected rows."""
-        return stream + self(rows)
+    def add_to(self, hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Returns ``hidden`` plus the projected rows."""
+        return hidden + self(rows)
 
 
 class DenseGated:
-    """Gate and up as one product.
+    """Gate and up projections as one product.
 
     Args:
         gate: ``[out, in]``.
@@ -95,38 +95,38 @@ class DenseGated:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes read by one call."""
+        """Bytes that one call reads."""
         return self.weight.nbytes
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        """``[T, in] -> [T, out]``."""
+        """Maps ``[T, in]`` to ``[T, out]``."""
         gate, up = F.linear(rows, self.weight).chunk(2, dim=-1)
         return F.silu(gate) * up
 
 
 class WidenedLinear(DenseLinear):
-    """A 16-bit weight on a CPU that multiplies no such type: many rows are multiplied in float32, and rounded once.
+    """A 16-bit weight on a CPU without 16-bit products; multiplies many rows in float32 and rounds once.
 
-    There torch's product takes as long again for each row, at a tenth of float32's speed. For a few rows that is still
-    less than widening the weight takes.
+    On such a CPU, torch's 16-bit product takes the same time for each further row, at a tenth of float32's speed. For a
+    few rows that is still faster than widening the weight.
     """
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        """``[T, in] -> [T, out]``."""
+        """Maps ``[T, in]`` to ``[T, out]``."""
         return widened(rows, self.weight, self.bias).to(rows.dtype)
 
 
 class WidenedGated(DenseGated):
-    """Gate and up as :class:`WidenedLinear` has them; activation and product come before the rounding."""
+    """Gate and up projections like :class:`WidenedLinear`; rounds after activation and product."""
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        """``[T, in] -> [T, out]``."""
+        """Maps ``[T, in]`` to ``[T, out]``."""
         gate, up = widened(rows, self.weight).chunk(2, dim=-1)
         return (F.silu(gate) * up).to(rows.dtype)
 
 
 class PackedLinear:
-    """A weight re-ordered once for oneDNN's kernels (CPU only).
+    """A weight that is re-ordered once for oneDNN's kernels (CPU only).
 
     Args:
         weight: ``[out, in]``.
@@ -138,25 +138,25 @@ class PackedLinear:
 
     @property
     def weight(self) -> torch.Tensor:
-        """A dense copy, made on each call."""
+        """Dense copy, built on each call."""
         return self._packed.to_dense()
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes read by one call."""
+        """Bytes that one call reads."""
         return self._packed.nbytes + _bytes(self.bias)
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        """``[T, in] -> [T, out]``."""
+        """Maps ``[T, in]`` to ``[T, out]``."""
         return _project(rows, self._packed, self.bias, "none")
 
-    def add_to(self, stream: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """``stream`` plus the projected rows, in one pass."""
-        return _project_with(rows, stream, self._packed, self.bias, "add")
+    def add_to(self, hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Returns ``hidden`` plus the projected rows, in one pass."""
+        return _project_with(rows, hidden, self._packed, self.bias, "add")
 
 
 class PackedGated:
-    """Gate and up re-ordered once for oneDNN's kernels, activation and product fused in them (CPU only).
+    """Gate and up projections re-ordered once for oneDNN's kernels, which fuse activation and product (CPU only).
 
     Args:
         gate: ``[out, in]``.
@@ -168,47 +168,47 @@ class PackedGated:
 
     @property
     def weight(self) -> torch.Tensor:
-        """A dense copy, made on each call."""
+        """Dense copy, built on each call."""
         return torch.cat([self._gate.to_dense(), self._up.to_dense()])
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes read by one call."""
+        """Bytes that one call reads."""
         return self._gate.nbytes + self._up.nbytes
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        """``[T, in] -> [T, out]``."""
+        """Maps ``[T, in]`` to ``[T, out]``."""
         return _project_with(rows, _project(rows, self._gate, None, "swish"), self._up, None, "mul")
 
 
 def make_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
-    """The fastest layer for the weight's device and type."""
+    """Returns the fastest layer for the weight's device and type."""
     if can_pack(weight):
         return PackedLinear(weight, bias)
     return (WidenedLinear if must_widen(weight) else DenseLinear)(weight, bias)
 
 
 def make_gated(gate: torch.Tensor, up: torch.Tensor) -> GatedLinear:
-    """The fastest gated layer for the weights' device and type."""
+    """Returns the fastest gated layer for the weights' device and type."""
     if can_pack(gate):
         return PackedGated(gate, up)
     return (WidenedGated if must_widen(gate) else DenseGated)(gate, up)
 
 
 def can_pack(weight: torch.Tensor) -> bool:
-    """Whether oneDNN has pre-packed kernels for this weight on this machine."""
+    """Returns True if oneDNN has pre-packed kernels for this weight on this machine."""
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     return weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and _multiplies(weight.dtype))
 
 
 def must_widen(tensor: torch.Tensor) -> bool:
-    """Whether products of this 16-bit type are emulated on this machine."""
+    """Returns True if this machine emulates products of this 16-bit type."""
     return tensor.device.type == "cpu" and tensor.dtype.itemsize == 2 and not _multiplies(tensor.dtype)
 
 
 def widened(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """``F.linear``, of many rows in float32."""
+    """Computes ``F.linear``; multiplies many rows in float32."""
     if rows.shape[:-1].numel() < LEAST_WIDENED:
         return F.linear(rows, weight, bias)
     wide = rows.float()
@@ -220,7 +220,7 @@ def widened(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None 
 
 @functools.cache
 def _multiplies(dtype: torch.dtype) -> bool:
-    """Whether oneDNN has matrix products of a 16-bit type on this CPU."""
+    """Returns True if oneDNN has matrix products of this 16-bit type on this CPU."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     supported = {
@@ -231,7 +231,7 @@ def _multiplies(dtype: torch.dtype) -> bool:
 
 
 def _pack(weight: torch.Tensor) -> torch.Tensor:
-    # 1 is the batch size to optimise for; measured, the layout it picks is as good at hundreds of rows
+    # 1 is the batch size to optimise for; as measured, its layout is as fast at hundreds of rows
     packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 1)
     return packed
 

@@ -1,9 +1,9 @@
 """A lean forward pass for Llama-family models: one sequence, no batch dimension.
 
 Letters in shapes: T query rows, D hidden size, H query heads, KVH key/value heads, Dh head size, V vocabulary,
-S slots a query may see. Row ``t`` of a forward goes to slot ``cache.slots + t`` and sees every slot up to its own
+S slots that a query may see. Row ``t`` of a forward goes to slot ``cache.slots + t`` and sees every slot up to its own
 (the lower right corner of the causal triangle), so prefill, one decode step and the verify pass of speculation are
-the same call. Slots order the cache; ``positions`` turn queries and keys, and default to the slot numbers.
+the same call. Slots order the cache. ``positions`` rotate queries and keys, and default to the slot numbers.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from hambench.engine.shape import LlamaShape, rope_frequencies
 from hambench.errors import ModelError
 
 PREFILL_CHUNK = 2048
-"""Rows of one prefill forward: enough to be bound by arithmetic, few enough for bounded activations."""
+"""Rows per prefill forward: enough to be bound by arithmetic, few enough to bound the memory of activations."""
 
 
 class DecoderLayer:
-    """The weights of one layer: q, k and v fused in one projection, gate and up in another.
+    """Weights of one layer: q, k and v joined in one projection, gate and up in another.
 
     Args:
         shape: Sizes of the model.
@@ -50,18 +50,18 @@ class DecoderLayer:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes read by one forward of the layer."""
+        """Bytes that one forward of the layer reads."""
         parts = (self.qkv, self.out, self.gate_up, self.down)
         norms = (self.input_norm, self.mlp_norm, self.q_norm, self.k_norm)
         return sum(part.weight_bytes for part in (*parts, *norms) if part is not None)
 
 
 class DecoderStack:
-    """Decoder layers without embedding, final norm or head: a whole model's, or a small decoder's grafted on one.
+    """Decoder layers without embedding, final norm or head: of a whole model, or of a small decoder grafted onto one.
 
     Args:
         shape: Sizes; ``num_layers`` is taken from ``layer_weights`` instead.
-        layer_weights: For each layer, its tensors by Hugging Face name without the ``model.layers.N.`` prefix.
+        layer_weights: Tensors per layer, by Hugging Face name without the ``model.layers.N.`` prefix.
         dtype: Type of weights and activations.
         device: Where they live.
     """
@@ -89,11 +89,11 @@ class DecoderStack:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes read by one forward."""
+        """Bytes that one forward reads."""
         return sum(layer.weight_bytes for layer in self.layers)
 
     def new_cache(self, capacity: int) -> KVCache:
-        """An empty cache of ``capacity`` slots for these layers."""
+        """Returns an empty cache of ``capacity`` slots for these layers."""
         return KVCache(
             num_layers=self.shape.num_layers,
             num_kv_heads=self.shape.num_kv_heads,
@@ -106,56 +106,56 @@ class DecoderStack:
     @torch.inference_mode()
     def forward(
         self,
-        stream: torch.Tensor,
+        hidden: torch.Tensor,
         cache: KVCache,
         *,
         positions: torch.Tensor | None = None,
         feature_layers: tuple[int, ...] = (),
         keep: int | None = None,
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Runs the layers over ``[T, D]``; the residual stream after the last one, and after ``feature_layers``.
+        """Runs the layers over ``[T, D]``; returns the hidden states after the last layer and after ``feature_layers``.
 
         Args:
-            stream: Inputs of the first layer.
+            hidden: Inputs of the first layer.
             cache: Grows by T slots.
             positions: Rotary positions ``[T]``; by default they continue from ``cache.slots``.
-            feature_layers: Layers (0-based) whose residual stream to return.
-            keep: Give only this many last rows, all by default. The last layer computes no others: a prompt's next to
-                last token is read by attention alone.
+            feature_layers: Layers (0-based) whose hidden states to return.
+            keep: Return only this many last rows; all by default. The last layer computes only these: of a prompt's
+                other rows only the keys and values are needed.
 
         Raises:
             ContextOverflowError: If the cache has no room for T more slots.
         """
-        num_rows = stream.shape[0]
+        num_rows = hidden.shape[0]
         cache.require(num_rows)
         rotation = self._rotation(num_rows, cache.slots, positions)
         mask = causal_mask(num_rows, cache.slots, self.dtype, self.device)
         first = 0 if keep is None else num_rows - keep
-        taken: dict[int, torch.Tensor] = {}
+        features: dict[int, torch.Tensor] = {}
         for index, layer in enumerate(self.layers):
             last = index == len(self.layers) - 1
-            heads = self._attention(layer, index, stream, cache, rotation, mask, first if last else 0)
-            stream = layer.out.add_to(stream[first:] if last else stream, heads)
-            stream = layer.down.add_to(stream, layer.gate_up(layer.mlp_norm(stream)))
+            heads = self._attention(layer, index, hidden, cache, rotation, mask, first if last else 0)
+            hidden = layer.out.add_to(hidden[first:] if last else hidden, heads)
+            hidden = layer.down.add_to(hidden, layer.gate_up(layer.mlp_norm(hidden)))
             if index in feature_layers:
-                taken[index] = stream if last else stream[first:]
+                features[index] = hidden if last else hidden[first:]
         cache.advance(num_rows)
-        return stream, [taken[index] for index in feature_layers]
+        return hidden, [features[index] for index in feature_layers]
 
     def _attention(
         self,
         layer: DecoderLayer,
         index: int,
-        stream: torch.Tensor,
+        hidden: torch.Tensor,
         cache: KVCache,
         rotation: tuple[torch.Tensor, torch.Tensor],
         mask: torch.Tensor | None,
         first: int,
     ) -> torch.Tensor:
-        """The heads' outputs of the rows from ``first`` on, side by side: ``[T, D] -> [T - first, H * Dh]``."""
-        shape, num_rows = self.shape, stream.shape[0]
+        """Computes the heads' joined outputs of the rows from ``first`` on: ``[T, D] -> [T - first, H * Dh]``."""
+        shape, num_rows = self.shape, hidden.shape[0]
         num_heads, num_kv_heads = shape.num_heads, shape.num_kv_heads
-        qkv = layer.qkv(layer.input_norm(stream))
+        qkv = layer.qkv(layer.input_norm(hidden))
         qkv = qkv.view(num_rows, num_heads + 2 * num_kv_heads, shape.head_dim)
         qk, v = qkv[:, : num_heads + num_kv_heads], qkv[:, num_heads + num_kv_heads :]
         if layer.q_norm is not None and layer.k_norm is not None:
@@ -170,9 +170,10 @@ class DecoderStack:
     def _rotation(
         self, num_rows: int, past: int, positions: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and signed sines ``[T, 1, Dh]``; the angles are float32 whatever the model's type.
+        """Computes cosines and signed sines ``[T, 1, Dh]``, with angles in float32 for every model type.
 
-        With the halves of a head swapped, RoPE is ``head * cos + swapped * sin`` if the first half's sine is negative.
+        With the halves of a head swapped, RoPE is ``head * cos + swapped * sin`` if the sines of the first half are
+        negative.
         """
         if positions is None:
             positions = torch.arange(past, past + num_rows, device=self.device)
@@ -185,7 +186,7 @@ class Llama(GreedyDecoding):
     """A Llama-family causal LM on one device.
 
     Args:
-        shape: Its sizes.
+        shape: Sizes of the model.
         weights: Tensors by Hugging Face name (``model.embed_tokens.weight``, ``model.layers.0. ...``).
         dtype: Type of weights and activations.
         device: Where they live.
@@ -215,29 +216,29 @@ class Llama(GreedyDecoding):
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes read by one decode step: layers, final norm and head (of the embedding only a row is read)."""
+        """Bytes that one decode step reads: layers, final norm and head (it reads only a row of the embedding)."""
         return self.stack.weight_bytes + self.norm.weight_bytes + self.head.weight_bytes
 
     @property
     def reference(self) -> Llama:
-        """See :class:`hambench.engine.language_model.LanguageModel`: this model is the reference."""
+        """See :class:`hambench.engine.language_model.LanguageModel`. This model is its own reference."""
         return self
 
     def with_same_backend(self, other: Llama) -> Llama:
-        """See :class:`hambench.engine.language_model.LanguageModel`: ``other`` runs this way already."""
+        """See :class:`hambench.engine.language_model.LanguageModel`. Returns ``other``, which already runs this way."""
         return other
 
     def new_cache(self, capacity: int) -> KVCache:
-        """An empty cache of ``capacity`` slots."""
+        """Returns an empty cache of ``capacity`` slots."""
         return self.stack.new_cache(capacity)
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
-        """Embeddings ``[T, D]`` of ids ``[T]``."""
+        """Looks up the embeddings ``[T, D]`` of ids ``[T]``."""
         return F.embedding(ids, self.embedding)
 
     @torch.inference_mode()
     def lm_head(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits ``[R, V]`` in float32 of normed hidden states ``[R, D]``."""
+        """Computes logits ``[R, V]`` in float32 from normed hidden states ``[R, D]``."""
         if hidden.shape[0] == 0:
             return hidden.new_empty(0, self.shape.vocab_size, dtype=torch.float32)
         return self.head(hidden).float()
@@ -259,53 +260,55 @@ class Llama(GreedyDecoding):
             cache: Grows by T slots.
             positions: Rotary positions ``[T]``; by default they continue from ``cache.slots``.
             num_logits: Logits for this many last rows; ``None`` for all.
-            feature_layers: Layers (0-based) whose residual stream to return.
+            feature_layers: Layers (0-based) whose hidden state to return.
 
         Raises:
             ContextOverflowError: If the cache has no room for T more slots.
         """
-        stream = self.embed(inputs) if inputs.ndim == 1 else inputs.to(self.dtype)
-        stream, features = self.stack.forward(
-            stream, cache, positions=positions, feature_layers=feature_layers
+        hidden = self.embed(inputs) if inputs.ndim == 1 else inputs.to(self.dtype)
+        hidden, features = self.stack.forward(
+            hidden, cache, positions=positions, feature_layers=feature_layers
         )
-        return self._output(stream, features, feature_layers, num_logits)
+        return self._output(hidden, features, feature_layers, num_logits)
 
     def _output(
         self,
-        stream: torch.Tensor,
+        hidden: torch.Tensor,
         features: Sequence[torch.Tensor],
         feature_layers: tuple[int, ...],
         num_logits: int | None,
     ) -> ForwardOutput:
-        """The heads' part of a forward: norm, logits of the last rows, and features with the last layer's normed."""
-        hidden = self.norm(stream)
-        num_rows = hidden.shape[0]
-        wanted = num_rows if num_logits is None else min(num_logits, num_rows)
+        """Applies the final norm to hidden states and the last layer's features, and the head to the last rows."""
+        normed = self.norm(hidden)
+        num_rows = normed.shape[0]
+        num_selected = num_rows if num_logits is None else min(num_logits, num_rows)
         last = self.shape.num_layers - 1
-        kept = [hidden if layer == last else f for layer, f in zip(feature_layers, features, strict=True)]
+        layer_features = [
+            normed if layer == last else f for layer, f in zip(feature_layers, features, strict=True)
+        ]
         return ForwardOutput(
-            logits=self.lm_head(hidden[num_rows - wanted :]),
-            hidden=hidden,
-            features=torch.stack(kept) if kept else hidden.new_empty(0, *hidden.shape),
+            logits=self.lm_head(normed[num_rows - num_selected :]),
+            hidden=normed,
+            features=torch.stack(layer_features) if layer_features else normed.new_empty(0, *normed.shape),
         )
 
     def prefill(
         self, ids: torch.Tensor, cache: KVCache, *, feature_layers: tuple[int, ...] = ()
     ) -> ForwardOutput:
-        """Runs a prompt ``[T]`` in chunks; logits, hidden state and features of the last row only."""
+        """Runs a prompt ``[T]`` in chunks; returns logits, hidden state and features of the last row only."""
         if ids.shape[0] == 0:
             raise ValueError("ids must hold at least one token, got none")
         chunks = torch.split(ids, PREFILL_CHUNK)
         for chunk in chunks[:-1]:
             self.stack.forward(self.embed(chunk), cache, keep=0)
-        stream, features = self.stack.forward(
+        hidden, features = self.stack.forward(
             self.embed(chunks[-1]), cache, feature_layers=feature_layers, keep=1
         )
-        return self._output(stream, features, feature_layers, num_logits=1)
+        return self._output(hidden, features, feature_layers, num_logits=1)
 
 
 def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turns ``[..., T, Dh]`` by the angles of ``[T, Dh]``: RoPE in the split-halves convention, as it is written."""
+    """Rotates ``[..., T, Dh]`` by the angles of ``[T, Dh]``: the formula of RoPE in the split-halves convention."""
     first, second = heads.chunk(2, dim=-1)
     return heads * cos + torch.cat([-second, first], dim=-1) * sin
 

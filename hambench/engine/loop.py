@@ -1,8 +1,8 @@
 """The only decode loop: it drives a method's session, decides when an answer ends, and times every step.
 
-A step returns host integers, so the wall clock around it is complete without any device synchronisation of our own;
-stop strings are looked for outside the timed region. Nothing past EOS, a stop string or the limit is ever counted, as
-a token or as an accepted one; forwards and drafted tokens are work that was done, and are counted whole.
+A step returns host integers, so the wall clock around it covers all its work without further device synchronisation.
+The loop searches for stop strings outside the timed region. It counts nothing past EOS, a stop string or the limit, as
+a token or as an accepted one. Forwards and drafted tokens are work done, so it counts them whole.
 """
 
 from __future__ import annotations
@@ -63,18 +63,18 @@ def stream(
     max_steps: int | None = None,
     clock: Clock = time.perf_counter,
 ) -> Generator[StepRecord, None, FinishReason]:
-    """Decodes one answer, yielding each step as it is measured; returns why it ended.
+    """Decodes one answer and yields each step as it is measured; returns why the answer ended.
 
     Args:
-        method: The method, already built.
-        prompt_ids: The prompt; at least one id.
-        params: Limit and sampling; the limit counts EOS.
-        eos_ids: Ids that end the answer (counted); empty to ignore EOS.
-        stop: Strings that end the answer: the token completing the first of them is the last one counted.
-        think_end: String that ends the model's thinking; before it no stop string is looked for.
-        decode_text: Turns ids into text; needed when ``stop`` is given.
-        max_steps: Most steps, the prefill included.
-        clock: Seconds from any fixed point.
+        method: The built method.
+        prompt_ids: The prompt, at least one id.
+        params: Limit and sampling; EOS counts towards the limit.
+        eos_ids: Ids that end the answer (and count as tokens); empty to ignore EOS.
+        stop: Strings that end the answer. The token that completes the first of them is the last one counted.
+        think_end: String that ends the model's thinking; the loop searches for stop strings only after it.
+        decode_text: Turns ids into text; required with ``stop``.
+        max_steps: Most steps, including the prefill.
+        clock: Returns seconds from any fixed point.
     """
     if not prompt_ids:
         raise ValueError("prompt_ids must hold at least one id, got none")
@@ -93,9 +93,9 @@ def stream(
                 return end.finish
             seconds = clock() - began if step.seconds is None else step.seconds
         num_steps += 1
-        kept, finish = _trim(step.tokens, params.max_new_tokens - num_emitted, eos_ids, ends_text)
-        num_emitted += len(kept)
-        yield _measured(step, kept, seconds, session.kv)
+        tokens, finish = _trim(step.tokens, params.max_new_tokens - num_emitted, eos_ids, ends_text)
+        num_emitted += len(tokens)
+        yield _measured(step, tokens, seconds, session.kv)
         if finish is not None:
             return finish
         if max_steps is not None and num_steps >= max_steps:
@@ -105,7 +105,7 @@ def stream(
 def _trim(
     tokens: Sequence[int], room: int, eos_ids: Collection[int], ends_text: _StopStrings | None
 ) -> tuple[tuple[int, ...], FinishReason | None]:
-    """The part of a step's tokens that counts, and why the answer ends there, if it does."""
+    """Returns the part of a step's tokens that counts, and why the answer ends there (``None`` if it does not)."""
     for index, token in enumerate(tokens[:room]):
         if token in eos_ids:
             return tuple(tokens[: index + 1]), "eos"
@@ -114,33 +114,33 @@ def _trim(
     return tuple(tokens[:room]), "length" if len(tokens) >= room else None
 
 
-def _measured(step: Step, kept: tuple[int, ...], seconds: float, kv: KVUsage) -> StepRecord:
+def _measured(step: Step, tokens: tuple[int, ...], seconds: float, kv: KVUsage) -> StepRecord:
     return StepRecord(
-        tokens=kept,
+        tokens=tokens,
         seconds=seconds,
         target_forwards=step.target_forwards,
         draft_forwards=step.draft_forwards,
         micro_forwards=step.micro_forwards,
         drafted=step.drafted,
-        # drafted tokens come first: of those kept, only a bonus token is none of them
-        accepted=None if step.accepted is None else min(step.accepted, len(kept)),
+        # drafted tokens come first, so only a bonus token can follow them
+        accepted=None if step.accepted is None else min(step.accepted, len(tokens)),
         kv_slots=kv.slots,
         kv_bytes=kv.bytes,
         peak_kv_bytes=step.peak_kv_bytes,
-        discarded=len(step.tokens) - len(kept),
-        continue_probs=step.continue_probs[: len(kept)],
+        discarded=len(step.tokens) - len(tokens),
+        continue_probs=step.continue_probs[: len(tokens)],
     )
 
 
 class _StopStrings:
-    """Says after which token the answer's text first holds one of the stop strings."""
+    """Finds the token after which the answer's text first holds one of the stop strings."""
 
     def __init__(self, stop: Sequence[str], decode_text: DecodeText, think_end: str | None = None) -> None:
         if "" in stop:
             raise ValueError("stop strings must not be empty, got ''")
         self._stop, self._think_end = tuple(stop), think_end
         self._decode_text = decode_text
-        # a token is at least one byte, so a stop string can't begin earlier than this many tokens ago
+        # a token is at least one byte, so a stop string can't begin more than this many tokens back
         self._window = (
             max(len(text.encode("utf-8", "surrogatepass")) for text in (*stop, think_end or "")) + 4
         )

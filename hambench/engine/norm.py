@@ -1,4 +1,4 @@
-"""RMS normalisation as the engine applies it: one small fused operation where the device has one."""
+"""RMS normalisation: one small fused operation on devices that have one."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class RMSNorm:
         return self.weight.nbytes
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        """``[..., D] -> [..., D]``."""
+        """Normalises ``[..., D]``."""
         if self._mirrored is None:
             return F.rms_norm(rows, self.weight.shape, self.weight, self.eps)
-        # on a CPU torch's rms_norm is nine operations but its layer_norm is one kernel. the rows beside their
-        # negatives have mean zero and the same mean square: their layer norm is the rows' RMS norm
+        # on a CPU torch's rms_norm is nine operations but its layer_norm is one kernel. rows followed by their
+        # negatives have mean zero and the same mean square, so their layer norm is the rows' RMS norm
         both = F.layer_norm(
             torch.cat([rows, -rows], dim=-1), self._mirrored.shape, self._mirrored, None, self.eps
         )

@@ -12,9 +12,9 @@ class ForwardOutput:
     """Logits and hidden states of one forward."""
 
     logits: torch.Tensor
-    """``[R, V]`` float32, for the last R rows asked for."""
+    """``[R, V]`` float32, for the last R rows requested."""
     hidden: torch.Tensor
-    """``[T, D]`` after the final norm (of a prefill: the last row only)."""
+    """``[T, D]`` after the final norm (a prefill returns the last row only)."""
     features: torch.Tensor
-    """``[len(feature_layers), T, D]``: the hidden state after each layer asked for (0-based); for the last layer,
+    """``[len(feature_layers), T, D]``: the hidden state after each requested layer (0-based); for the last layer,
     its value after the final norm."""

@@ -1,4 +1,4 @@
-"""What of a Llama-family architecture decides its computation, read from a transformers config."""
+"""Sizes and switches of a Llama-family architecture, read from a transformers config."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from hambench.errors import ModelError
 
 FAMILY = ("llama", "mistral", "qwen2", "qwen3")
-"""Values of ``model_type`` that the lean forward pass runs."""
+"""Values of ``model_type`` that the lean forward pass supports."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class LlamaShape:
     rms_norm_eps: float
     rope_theta: float
     rope_scaling: Mapping[str, Any] | None = None
-    """Parameters of ``linear`` or ``llama3`` RoPE scaling, as the checkpoint's config has them."""
+    """Parameters of ``linear`` or ``llama3`` RoPE scaling, as in the checkpoint's config."""
     max_positions: int
     tie_embeddings: bool
     qkv_bias: bool = False
@@ -42,7 +42,7 @@ class LlamaShape:
         """Reads a transformers config.
 
         Raises:
-            ModelError: If the architecture needs something the lean forward pass does not do.
+            ModelError: If the architecture needs a feature that the lean forward pass lacks.
         """
         kind = config.model_type
         if kind not in FAMILY:
@@ -50,7 +50,7 @@ class LlamaShape:
         rope = dict(getattr(config, "rope_parameters", None) or {})
         theta = float(rope.pop("rope_theta", None) or getattr(config, "rope_theta", None) or 10000.0)
         scaling = rope.get("rope_type", "default")
-        # mistral configs carry a window that is None where attention is full; qwen's says so by layer
+        # mistral configs have a window that is None for full attention; qwen's give it per layer
         window = kind == "mistral" and getattr(config, "sliding_window", None) is not None
         layer_types = set(getattr(config, "layer_types", None) or ())
         unsupported = {
@@ -82,10 +82,10 @@ class LlamaShape:
 
 
 def rope_frequencies(shape: LlamaShape) -> torch.Tensor:
-    """Radians per position of each pair of elements, ``[Dh / 2]`` in float32.
+    """Returns the radians per position of each pair of elements, ``[Dh / 2]`` in float32.
 
     Raises:
-        ModelError: For a kind of scaling that is neither ``linear`` nor ``llama3``.
+        ModelError: If the kind of scaling is neither ``linear`` nor ``llama3``.
     """
     exponents = torch.arange(0, shape.head_dim, 2, dtype=torch.int64).float() / shape.head_dim
     frequencies: torch.Tensor = torch.pow(shape.rope_theta, exponents).reciprocal()
@@ -96,9 +96,9 @@ def rope_frequencies(shape: LlamaShape) -> torch.Tensor:
         return frequencies / float(scaling["factor"])
     if scaling["rope_type"] != "llama3":
         raise ModelError(f"unknown RoPE scaling {scaling['rope_type']!r}; known: linear, llama3")
-    # Llama 3.1: short waves stay, waves longer than the first training length are stretched by the factor, and
-    # those between are interpolated by how many turns they make in that length
+    # Llama 3.1: short waves stay, waves longer than the first training length are stretched by the factor,
+    # and waves between are interpolated by their number of turns in that length
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
-    kept: torch.Tensor = ((turns - low) / (high - low)).clamp(0, 1)
-    return frequencies * kept + frequencies / float(scaling["factor"]) * (1 - kept)
+    unstretched: torch.Tensor = ((turns - low) / (high - low)).clamp(0, 1)
+    return frequencies * unstretched + frequencies / float(scaling["factor"]) * (1 - unstretched)

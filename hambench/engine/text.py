@@ -1,4 +1,4 @@
-"""From a sample's text to prompt ids and from output ids back to text: the same rules for every method."""
+"""Converts a sample's text to prompt ids and output ids back to text, by the same rules for every method."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class Prompt(NamedTuple):
 
     ids: list[int]
     num_truncated: int
-    """Tokens cut by the suite's own rule."""
+    """Tokens that the suite's own rule cut."""
 
 
 def encode_prompt(sample: Sample, tokenizer: PreTrainedTokenizerBase, *, context_length: int) -> Prompt:
-    """Token ids of a sample's prompt, its middle cut where the suite's rule says so.
+    """Encodes a sample's prompt, and cuts its middle if the suite's rule says so.
 
-    A chat-templated prompt carries its special tokens in the text; others get what the tokenizer adds by itself.
+    A chat-templated prompt contains its special tokens; the tokenizer adds them to other prompts.
 
     Raises:
-        ContextOverflowError: If the prompt does not fit and the suite has no rule for it.
+        ContextOverflowError: If the prompt does not fit and the suite has no rule to cut it.
     """
     ids = _encode(sample.prompt, tokenizer, chat=sample.chat)
     room = context_length - sample.max_new_tokens
@@ -45,7 +45,7 @@ def encode_prompt(sample: Sample, tokenizer: PreTrainedTokenizerBase, *, context
 
 
 def _cut_middle(sample: Sample, tokenizer: PreTrainedTokenizerBase, room: int) -> list[int] | None:
-    """LongBench's rule: the first and last half of what fits are asked; a chat turn's wrapping stays whole."""
+    """Applies LongBench's rule: keeps the first and last half of what fits, and a chat turn's wrapping whole."""
     start, end = sample.keep_start, len(sample.prompt) - sample.keep_end
     opening, body, closing = sample.prompt[:start], sample.prompt[start:end], sample.prompt[end:]
     wrapping = len(_encode(opening, tokenizer, chat=True)) + len(_encode(closing, tokenizer, chat=True))
@@ -56,7 +56,7 @@ def _cut_middle(sample: Sample, tokenizer: PreTrainedTokenizerBase, room: int) -
         ids = _encode(f"{opening}{head}{tail}{closing}", tokenizer, chat=sample.chat)
         if len(ids) <= room:
             return ids
-        # joined text can take a token or two more than its halves did
+        # joined text can have a token or two more than its halves
         half -= max(1, (len(ids) - room + 1) // 2)
     return None
 
@@ -64,12 +64,12 @@ def _cut_middle(sample: Sample, tokenizer: PreTrainedTokenizerBase, room: int) -
 def encode_text(
     text: str, tokenizer: PreTrainedTokenizerBase, *, add_special_tokens: bool = True
 ) -> list[int]:
-    """Ids of a plain text; a beginning-of-text token that is in it already is not added again."""
+    """Encodes a plain text; does not add a beginning-of-text token that it already has."""
     return _encode(text, tokenizer, chat=not add_special_tokens)
 
 
 def count_tokens(text: str, tokenizer: PreTrainedTokenizerBase, *, add_special_tokens: bool = True) -> int:
-    """Tokens of a text as :func:`encode_text` makes them; an estimate for a text that it refuses."""
+    """Counts the tokens of a text as :func:`encode_text` encodes it; estimates them for a text that it refuses."""
     text = text.encode("utf-8", "replace").decode()
     return len(encode_text(text, tokenizer, add_special_tokens=add_special_tokens))
 
@@ -83,14 +83,14 @@ def _encode(text: str, tokenizer: PreTrainedTokenizerBase, *, chat: bool) -> lis
         if special and ids and ids[-1] == tokenizer.eos_token_id:
             plain: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
             return _without_end(ids, plain, tokenizer)
-    # a text that is no Unicode is a TypeError of the Rust tokenizers
+    # the Rust tokenizers raise TypeError for text that is not Unicode
     except (TypeError, UnicodeError) as error:
         raise HambenchError(f"the prompt is not Unicode text: {_where_not_unicode(text)}") from error
     return ids
 
 
 def _without_end(ids: list[int], plain: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids without an end-of-text token that the tokenizer appended: a prompt is to be continued."""
+    """Removes an end-of-text token that the tokenizer appended, because the model must continue the prompt."""
     if plain and ids[-len(plain) :] == plain:
         return ids
     if not plain and tokenizer.bos_token_id == tokenizer.eos_token_id:
@@ -113,13 +113,13 @@ def answer_text(
     *,
     think_end: str | None = None,
 ) -> str:
-    """The answer as a scorer sees it: no special tokens, not the token that ended it, cut before a stop string.
+    """Returns the answer that a scorer sees, cut before a stop string and without special or ending tokens.
 
-    With ``think_end`` it begins behind the last such string, as lm-eval's ``think_end_token`` has it.
+    With ``think_end``, the answer begins after the last such string, like with lm-eval's ``think_end_token``.
     """
     ids = list(trace.token_ids)
     ids = ids[:-1] if trace.finish == "eos" else ids
-    # where it is one token it may be a special one, which the text would lack
+    # if it is a single token, it may be a special one, which the text would lack
     end_id = None if think_end is None else tokenizer.get_vocab().get(think_end)
     if end_id in ids:
         ids = ids[len(ids) - ids[::-1].index(end_id) :]
@@ -133,7 +133,7 @@ def answer_text(
 
 
 def step_texts(trace: GenerationTrace, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    """The piece of text each step added; joined they are the whole answer, special tokens included."""
+    """Returns the text that each step added; joined, they are the whole answer, special tokens included."""
     stream = TextStream(tokenizer)
     pieces = [stream.add(step.tokens) for step in trace.steps]
     if pieces:
@@ -142,24 +142,24 @@ def step_texts(trace: GenerationTrace, tokenizer: PreTrainedTokenizerBase) -> tu
 
 
 class TextStream:
-    """Text of a growing sequence, piece by piece; a character spread over several pieces comes with its last one.
+    """Text of a growing sequence, piece by piece; a character split over several pieces comes with the last of them.
 
     Args:
-        tokenizer: Its ``decode`` is given only the tokens not yet shown for good, so a long answer costs no more per
-            piece than a short one.
-        skip_special_tokens: Leave out what the tokenizer calls special, as a scorer does.
+        tokenizer: Its ``decode`` receives only tokens whose text is not final, so a piece of a long answer costs no
+            more than one of a short answer.
+        skip_special_tokens: Leave out the tokenizer's special tokens, as a scorer does.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, skip_special_tokens: bool = False) -> None:
         self._tokenizer, self._skip = tokenizer, skip_special_tokens
-        # ids whose text is not given out whole yet, after those kept as left context, which decides about leading
-        # spaces; and how many characters of their text were
+        # ids whose text is not fully returned yet, preceded by some left context, which decides about leading
+        # spaces; and the number of characters already returned
         self._context: list[int] = []
         self._new: list[int] = []
         self._num_given = 0
 
     def add(self, tokens: Sequence[int]) -> str:
-        """The text that these tokens complete; a character whose bytes are still coming waits for them."""
+        """Returns the text that these tokens complete; holds back a character whose bytes are incomplete."""
         self._new += tokens
         text = self._decode(self._context + self._new)
         whole = text.rstrip(_REPLACEMENT)
@@ -170,7 +170,7 @@ class TextStream:
         return piece
 
     def rest(self) -> str:
-        """The text left at the end: bytes that never became a character show as U+FFFD."""
+        """Returns the remaining text at the end; bytes that never became a character show as U+FFFD."""
         return self._give(self._decode(self._context + self._new)) if self._new else ""
 
     def _give(self, text: str) -> str:

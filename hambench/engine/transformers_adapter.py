@@ -1,7 +1,7 @@
-"""Any causal LM of transformers behind the forward of :class:`hambench.engine.llama.Llama`: slower, and it says so.
+"""Runs any transformers causal LM behind the forward of :class:`hambench.engine.llama.Llama`: slower, and it says so.
 
-For architectures that the lean forward pass does not run. The cache is transformers' own; slots are counted here and
-rolled back by cropping it.
+It serves architectures that the lean forward pass does not support. The cache is transformers' own. The adapter counts
+its slots and rolls them back by cropping.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class AdapterCache:
 
     Args:
         capacity: Most slots.
-        bytes_per_slot: Bytes that one slot takes in every layer, as measured: architectures keep different things.
+        bytes_per_slot: Bytes per slot over all layers, as measured, because architectures store different things.
     """
 
     def __init__(self, capacity: int, bytes_per_slot: int) -> None:
@@ -41,12 +41,12 @@ class AdapterCache:
 
     @property
     def bytes_used(self) -> int:
-        """Bytes of the slots in use: of what the cache holds, not of what a shape would have it hold."""
+        """Bytes of the slots in use, as the cache really holds them (a shape may predict others)."""
         return cache_bytes(self.inner)
 
     @property
     def storage_bytes(self) -> int:
-        """Bytes held: this cache grows with its slots."""
+        """Bytes held; this cache grows with its slots."""
         return self.bytes_used
 
     def truncate(self, slots: int) -> None:
@@ -58,7 +58,7 @@ class AdapterCache:
         if not 0 <= slots <= self.slots:
             raise ValueError(f"slots must be in 0..{self.slots} (the slots in use), got {slots}")
         if slots < self.slots:
-            # crop takes 0 for "keep everything" on some layers: say how many to drop instead
+            # on some layers crop treats 0 as "keep everything", so say how many to drop instead
             self.inner.crop(slots - self.slots)
         self.slots = slots
 
@@ -66,7 +66,7 @@ class AdapterCache:
         """Checks that ``slots`` more fit.
 
         Raises:
-            ContextOverflowError: If they don't.
+            ContextOverflowError: If they do not fit.
         """
         if self.slots + slots > self.capacity:
             raise ContextOverflowError(
@@ -75,19 +75,19 @@ class AdapterCache:
 
 
 def cache_bytes(cache: Any) -> int:
-    """Bytes of the keys and values that a transformers cache holds."""
-    held = 0
+    """Returns the bytes of the keys and values in a transformers cache."""
+    num_bytes = 0
     for layer in cache.layers:
         for tensor in (getattr(layer, "keys", None), getattr(layer, "values", None)):
-            held += int(tensor.nbytes) if tensor is not None else 0
-    return held
+            num_bytes += int(tensor.nbytes) if tensor is not None else 0
+    return num_bytes
 
 
 class TransformersAdapter(GreedyDecoding):
     """A transformers causal LM with the forward of the lean engine.
 
     Args:
-        model: A loaded ``...ForCausalLM`` whose cache grows by one slot a token and can be cropped.
+        model: A loaded ``...ForCausalLM`` whose cache grows by one slot per token and can be cropped.
 
     Raises:
         ModelError: If the model keeps a state that can't be rolled back (a recurrent or sliding-window one).
@@ -109,7 +109,7 @@ class TransformersAdapter(GreedyDecoding):
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of parameters read by one decode step (of an untied embedding only a row is)."""
+        """Bytes of parameters that one decode step reads (it reads only a row of an untied embedding)."""
         total: int = sum(parameter.nbytes for parameter in self.model.parameters())
         table = self.model.get_input_embeddings().weight
         tied = table is self.model.get_output_embeddings().weight
@@ -117,32 +117,32 @@ class TransformersAdapter(GreedyDecoding):
 
     @property
     def reference(self) -> None:
-        """See :class:`hambench.engine.language_model.LanguageModel`: the engine's own forward does not run this."""
+        """See :class:`hambench.engine.language_model.LanguageModel`. The lean forward can't run it."""
         return
 
     def with_same_backend(self, other: Llama) -> Llama:
-        """See :class:`hambench.engine.language_model.LanguageModel`: the engine's own forward is the faster one."""
+        """See :class:`hambench.engine.language_model.LanguageModel`. The engine's own forward is faster."""
         return other
 
     def new_cache(self, capacity: int) -> AdapterCache:
-        """An empty cache."""
+        """Returns an empty cache."""
         return AdapterCache(capacity, self.bytes_per_slot)
 
     @cached_property
     def bytes_per_slot(self) -> int:
-        """Bytes that a slot takes in every layer, measured with one: a compressed cache (MLA) has no shape's bytes."""
+        """Bytes per slot over all layers, measured with one slot: no shape gives those of a compressed cache (MLA)."""
         probe = AdapterCache(1, 0)
         self.forward(torch.zeros(1, dtype=torch.int64, device=self.device), probe)
         return probe.bytes_used
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
-        """Embeddings ``[T, D]`` of ids ``[T]``."""
+        """Looks up the embeddings ``[T, D]`` of ids ``[T]``."""
         embedded: torch.Tensor = self.model.get_input_embeddings()(ids)
         return embedded
 
     @torch.inference_mode()
     def lm_head(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits ``[R, V]`` in float32 of normed hidden states ``[R, D]``."""
+        """Computes logits ``[R, V]`` in float32 from normed hidden states ``[R, D]``."""
         logits: torch.Tensor = self.model.get_output_embeddings()(hidden).float()
         return logits
 
@@ -156,17 +156,17 @@ class TransformersAdapter(GreedyDecoding):
         num_logits: int | None = 1,
         feature_layers: tuple[int, ...] = (),
     ) -> ForwardOutput:
-        """Runs T rows: see :meth:`hambench.engine.llama.Llama.forward`."""
+        """Runs T rows; see :meth:`hambench.engine.llama.Llama.forward`."""
         num_rows = inputs.shape[0]
         cache.require(num_rows)
         if positions is None:
             positions = torch.arange(cache.slots, cache.slots + num_rows, device=self.device)
-        wanted = num_rows if num_logits is None else min(num_logits, num_rows)
-        given = "input_ids" if inputs.ndim == 1 else "inputs_embeds"
-        # 0 means all to transformers: ask for one row and drop it
-        keep = {"logits_to_keep": max(wanted, 1)} if self._takes_logits_to_keep else {}
+        num_selected = num_rows if num_logits is None else min(num_logits, num_rows)
+        input_name = "input_ids" if inputs.ndim == 1 else "inputs_embeds"
+        # transformers takes 0 as all: ask for one row and drop it
+        keep = {"logits_to_keep": max(num_selected, 1)} if self._takes_logits_to_keep else {}
         out = self.model(
-            **{given: inputs[None]},
+            **{input_name: inputs[None]},
             **keep,
             position_ids=positions[None],
             past_key_values=cache.inner,
@@ -176,7 +176,7 @@ class TransformersAdapter(GreedyDecoding):
         cache.slots += num_rows
         logits = out.logits[0].float()
         return ForwardOutput(
-            logits=logits[logits.shape[0] - wanted :],
+            logits=logits[logits.shape[0] - num_selected :],
             hidden=out.hidden_states[-1][0],
             features=torch.stack([out.hidden_states[layer + 1][0] for layer in feature_layers])
             if feature_layers
@@ -186,7 +186,7 @@ class TransformersAdapter(GreedyDecoding):
     def prefill(
         self, ids: torch.Tensor, cache: AdapterCache, *, feature_layers: tuple[int, ...] = ()
     ) -> ForwardOutput:
-        """Runs a prompt ``[T]`` in chunks; logits, hidden state and features of the last row only."""
+        """Runs a prompt ``[T]`` in chunks; returns logits, hidden state and features of the last row only."""
         if ids.shape[0] == 0:
             raise ValueError("ids must hold at least one token, got none")
         chunks = torch.split(ids, PREFILL_CHUNK)
@@ -197,10 +197,12 @@ class TransformersAdapter(GreedyDecoding):
 
 
 def load_adapter(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[TransformersAdapter, str]:
-    """A checkpoint folder as an adapter, and what a reader must know; safetensors only, no code from the checkpoint.
+    """Loads a checkpoint folder as an adapter, from safetensors only and without running code from the checkpoint.
+
+    Returns the adapter and a warning for the user ("" if there is none).
 
     Raises:
-        ModelError: If transformers can't load it as a causal LM, or the model can't be adapted.
+        ModelError: If transformers can't load it as a causal LM, or the adapter can't serve the model.
     """
     model, note = load_causal_lm(folder, dtype)
     try:
@@ -210,16 +212,16 @@ def load_adapter(folder: Path, dtype: torch.dtype, device: torch.device) -> tupl
 
 
 def load_causal_lm(folder: Path, dtype: torch.dtype) -> tuple[Any, str]:
-    """A checkpoint folder as a transformers causal LM, and a word on the weights that nothing reads.
+    """Loads a checkpoint folder as a transformers causal LM; also returns a note on weights that nothing reads.
 
     Raises:
-        ModelError: If transformers can't load it, or would make up weights that the folder lacks.
+        ModelError: If transformers can't load it, or would initialise weights that the folder lacks.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
-    # its report of odd weights is a table on stderr; what it says is said below
+    # transformers reports odd weights in a table on stderr; the lines below say the same
     logging.set_verbosity_error()
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
@@ -230,7 +232,7 @@ def load_causal_lm(folder: Path, dtype: torch.dtype) -> tuple[Any, str]:
             use_safetensors=True,
             output_loading_info=True,
         )
-    except Exception as error:  # transformers raises what the odd checkpoint happens to trip
+    except Exception as error:  # transformers raises anything on odd checkpoints
         raise ModelError(
             f"{folder} can't be loaded as a causal language model: {first_line(error)}"
         ) from error
@@ -243,7 +245,7 @@ def load_causal_lm(folder: Path, dtype: torch.dtype) -> tuple[Any, str]:
 
 
 def _shape_of(config: Any, vocab_size: int) -> LlamaShape:
-    """The sizes that callers read; the switches of the lean forward pass mean nothing here."""
+    """Returns the sizes that callers read; the switches of the lean forward pass have no meaning here."""
     num_heads = config.num_attention_heads
     hidden_size = config.hidden_size
     return LlamaShape(
@@ -262,7 +264,7 @@ def _shape_of(config: Any, vocab_size: int) -> LlamaShape:
 
 
 def _positions_of(config: Any) -> int:
-    """Positions that a config says the model was made for, under any of the names in use."""
+    """Returns the number of positions that a config says the model was made for, under any of the names in use."""
     for name in (
         "max_position_embeddings",
         "n_positions",

@@ -1,4 +1,4 @@
-"""Warm-up: decode a little again and again until the time settles, so that no measured sample pays for a first time."""
+"""Warm-up: decodes short answers until their time settles, so that no measured sample includes first-time costs."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ import torch
 from hambench.decoding import DecodingMethod, SamplingParams, SessionEndedError, Step
 
 SETTLED_WITHIN = 0.02
-"""Spread of three consecutive passes, relative to the fastest, that counts as settled."""
+"""Largest spread of three consecutive passes, relative to the fastest, that counts as settled."""
 MAX_PASSES = 6
 NUM_PROMPT_TOKENS, NUM_STEPS = 64, 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WarmUp:
-    """Readings of one method's warm-up: kept, and left out of every statistic."""
+    """Readings of one method's warm-up: stored, but left out of every statistic."""
 
     cold_s: float
-    """The method's own warm-up and the first pass: what a cold start costs."""
+    """Seconds of the method's own warm-up and the first pass: the cost of a cold start."""
     passes_s: tuple[float, ...]
-    """Seconds of each pass, the first included."""
+    """Seconds of each pass, including the first."""
     settled: bool
-    """Whether three consecutive passes agreed before the bound was reached."""
+    """True if three consecutive passes agreed before the bound was reached."""
 
 
 def warm_up(
     method: DecodingMethod, context_length: int, *, temperature: float = 0.0, top_p: float = 1.0
 ) -> WarmUp:
-    """Runs passes of a short prompt and a few steps until three in a row agree within 2 %, six at most.
+    """Runs passes of a short prompt and a few steps until three in a row agree within 2 %, at most six passes.
 
     Args:
-        method: What is warmed up.
-        context_length: Positions that the model has.
-        temperature: Of the answers to come: sampled and greedy steps take different paths.
-        top_p: Of the answers to come.
+        method: The method to warm up.
+        context_length: Number of positions that the model has.
+        temperature: Temperature of the answers to come; sampled and greedy steps take different paths.
+        top_p: Nucleus of the answers to come.
     """
     num_prompt = min(NUM_PROMPT_TOKENS, context_length // 2)
     limit = min(8 * NUM_STEPS, context_length - num_prompt)
@@ -54,10 +54,10 @@ def warm_up(
 def made_up_steps(
     method: DecodingMethod, prompt: Sequence[int], params: SamplingParams, *, num_steps: int
 ) -> Iterator[Step]:
-    """Decodes a made-up prompt: gives the prefill, then up to ``num_steps`` steps.
+    """Decodes a made-up prompt; yields the prefill, then up to ``num_steps`` steps.
 
-    It ends early where the answer is as long as ``params`` allow, which a few long drafts reach at once, or where a
-    peer's session ends by itself: a session has no room for steps past its limit.
+    It ends early if the answer reaches the length that ``params`` allow, which a few long drafts do at once, or if a
+    peer's session ends by itself. A session has no room for steps past its limit.
     """
     session = method.start(prompt, params)
     step = session.prefill()

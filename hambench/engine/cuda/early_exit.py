@@ -1,13 +1,13 @@
-"""Work in parts, each of which may be the last: how the host finds out, or need not.
+"""Runs a chain of device steps that can stop early, with or without a host round trip per step.
 
-The parts set a flag on the device, and their kernels return at once where it is set. A *loop* is a way of running a
-chain of parts until then and bringing the state to the host:
+A step is called a part. A part may set a flag on the device, and the kernels of later parts return at once if it is
+set. A *loop* is a way to run a chain of parts until then and bring the state to the host:
 
 - ``stepwise``: the host waits for each part's flag before it launches the next;
-- ``run-ahead``: the next part is launched before the last one's flag is read, so that the device never waits for the
-  host; the part too many returns at once;
-- ``predicated``: all parts are one graph, launched once and waited for once; parts too many return at once;
-- ``conditional``: likewise, but parts too many are skipped whole, by conditional graph nodes.
+- ``run-ahead``: the host launches the next part before it reads the last one's flag, so that the device never waits
+  for the host; the one extra part returns at once;
+- ``predicated``: all parts are one graph, launched once and awaited once; extra parts return at once;
+- ``conditional``: like ``predicated``, but conditional graph nodes skip extra parts entirely.
 """
 
 from __future__ import annotations
@@ -23,48 +23,48 @@ from hambench.engine.cuda.staging import StagingBuffer
 
 Loop = Literal["stepwise", "run-ahead", "predicated", "conditional"]
 GRAPH_LOOPS: tuple[Loop, ...] = ("run-ahead", "predicated", "conditional")
-"""The loops of the graph regime."""
+"""Loops of the graph regime."""
 
 Chain = Callable[[], StagingBuffer]
-"""Runs parts to their end and gives the state on the host, valid until the chain runs again."""
+"""Runs parts to their end and returns the state on the host, valid until the chain runs again."""
 
 
 class LoopMaker(Protocol):
-    """Makes chains over one state."""
+    """Builds chains over one state."""
 
     def chain(self, parts: Sequence[Run]) -> Chain:
-        """A chain of at least one part; the last part must set the flag."""
+        """Builds a chain of at least one part; the last part must set the flag."""
 
 
 def loop_maker(loop: Loop, launches: Launcher, state: StagingBuffer) -> LoopMaker:
-    """What makes chains that run in the way ``loop``, or in the nearest way that there is here.
+    """Returns a maker of chains that run with ``loop``, or with the nearest loop that is available here.
 
     Args:
-        loop: See this module.
-        launches: How parts reach the device.
-        state: What the parts write, on the device; its field ``done`` is the flag.
+        loop: A loop of this module.
+        launches: Launcher that sends parts to the device.
+        state: Buffer on the device that the parts write; its field ``done`` is the flag.
 
     Raises:
-        ValueError: If there is no such loop.
+        ValueError: If ``loop`` is not the name of a loop.
     """
-    found = available(loop, launches)
-    if found == "stepwise":
+    actual = available(loop, launches)
+    if actual == "stepwise":
         return _Stepped(launches, state, ahead=0)
-    if found == "run-ahead":
+    if actual == "run-ahead":
         return _Stepped(launches, state, ahead=1)
-    return _Whole(launches, state, skips=found == "conditional")
+    return _Whole(launches, state, skips=actual == "conditional")
 
 
 def available(loop: Loop, launches: Launcher) -> Loop:
-    """The loop that runs where ``loop`` is asked for.
+    """Returns the loop that really runs if ``loop`` is requested.
 
     Raises:
-        ValueError: If there is no such loop.
+        ValueError: If ``loop`` is not the name of a loop.
     """
     if loop not in get_args(Loop):
         raise ValueError(f"loop must be one of {', '.join(get_args(Loop))}, got {loop!r}")
     if not launches.captures:
-        # without graphs there is nothing to gain from running ahead
+        # without graphs, running ahead gains nothing
         return "stepwise"
     if loop == "conditional" and (obstacle := launches.conditional_obstacle()) is not None:
         log_once(f"the loop is predicated instead of conditional: {obstacle}")
@@ -73,7 +73,7 @@ def available(loop: Loop, launches: Launcher) -> Loop:
 
 
 class _Part:
-    """A part and what it leaves on the host: a cell of its own, because the part after it may be running already."""
+    """A part and its own copy of the state on the host, because the next part may be running already."""
 
     def __init__(self, run: Run, launches: Launcher, state: StagingBuffer) -> None:
         self.cell, self._fence = state.host_copy(), launches.fence()
@@ -89,7 +89,7 @@ class _Part:
         self._fence.record()
 
     def wait(self) -> bool:
-        """Whether it was the last one."""
+        """Waits for the part and returns True if it was the last one."""
         self._fence.wait()
         return bool(self.cell["done"])
 

@@ -1,4 +1,4 @@
-"""Forwards over buffers that stay where they are, as a graph needs them: layers, logits, greedy tokens."""
+"""Forwards over buffers with fixed addresses, as graphs need them: layers, logits, greedy tokens."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from hambench.kernels.results import HeadOutput
 
 
 class Trunk:
-    """The decoder layers over one cache and over buffers that stay where they are; after :meth:`run` they are full.
+    """The decoder layers over one cache and over buffers with fixed addresses; :meth:`run` fills the buffers.
 
     Args:
         llama: The model.
-        cache: Rows go to its storage, at the slots that ``slots`` says.
+        cache: Cache whose storage receives the rows, from slot ``slots`` on.
         inputs: Ids ``[T]`` or embeddings ``[T, D]``.
         positions: Rotary positions ``[T]``, int64.
         slots: Slots in use before the rows ``[1]``, int32.
-        feature_layers: Layers (0-based) whose residual stream to keep; the last one's is normed.
-        features: Where, ``[F, T, D]``.
+        feature_layers: Layers (0-based) whose hidden states to store; the last layer's are normed.
+        features: Where to store them, ``[F, T, D]``.
     """
 
     def __init__(
@@ -59,13 +59,13 @@ class Trunk:
             if features is None
             else features
         )
-        kept = dict(zip(feature_layers, self.features, strict=True))
-        self._normed_feature = kept.pop(shape.num_layers - 1, None)
-        self._kept = kept
+        by_layer = dict(zip(feature_layers, self.features, strict=True))
+        self._normed_feature = by_layer.pop(shape.num_layers - 1, None)
+        self._features_by_layer = by_layer
 
     @property
     def stream(self) -> torch.Tensor:
-        """The residual stream behind the last layer, ``[T, D]``."""
+        """Residual stream after the last layer, ``[T, D]``."""
         return self._buffers.stream
 
     def run(self) -> None:
@@ -92,14 +92,14 @@ class Trunk:
                 out=buffers.heads,
                 impl=llama.impl,
             )
-            stream = layer.finish(stream, heads, buffers, out=self._kept.get(index))
+            stream = layer.finish(stream, heads, buffers, out=self._features_by_layer.get(index))
         if self._normed_feature is not None:
             self._normed_feature.copy_(llama.norm(stream))
 
 
 @dataclasses.dataclass
 class Forward:
-    """One forward over buffers that stay where they are: what a graph needs."""
+    """One forward over buffers with fixed addresses, as a graph needs it."""
 
     inputs: torch.Tensor
     positions: torch.Tensor
@@ -110,7 +110,7 @@ class Forward:
     replay: Run
 
     def __call__(self, inputs: torch.Tensor, positions: torch.Tensor | None, slots: int) -> ForwardOutput:
-        """Runs it on other inputs; what it returns is the caller's own."""
+        """Runs the forward on other inputs; the caller owns the tensors it returns."""
         self.inputs.copy_(inputs)
         self.slots.fill_(slots)
         if positions is None:
@@ -118,7 +118,7 @@ class Forward:
         else:
             self.positions.copy_(positions)
         self.replay()
-        # .float() copies half-precision logits; float32 ones are copied for the same reason
+        # .float() copies half-precision logits; copy float32 ones too, so that the caller owns them
         logits = self.logits.to(torch.float32, copy=True)
         return ForwardOutput(logits=logits, hidden=self.hidden.clone(), features=self.features.clone())
 
@@ -127,29 +127,29 @@ def make_forward(
     llama: FusedLlama,
     inputs: torch.Tensor,
     cache: KVCache,
-    wanted: int,
+    num_logits: int,
     feature_layers: tuple[int, ...],
 ) -> Forward:
-    """Prepares a forward of as many rows as ``inputs`` over a cache."""
+    """Prepares a forward over a cache, with as many rows as ``inputs``."""
     num_rows, device, dtype = inputs.shape[0], llama.device, llama.dtype
     own = inputs.clone() if inputs.ndim == 1 else inputs.to(dtype, copy=True)
     positions = torch.zeros(num_rows, dtype=torch.int64, device=device)
     slots = torch.full((1,), cache.slots, dtype=torch.int32, device=device)
     trunk = Trunk(llama, cache, inputs=own, positions=positions, slots=slots, feature_layers=feature_layers)
     hidden = torch.empty(num_rows, llama.shape.hidden_size, dtype=dtype, device=device)
-    logits = torch.empty(wanted, llama.shape.vocab_size, dtype=dtype, device=device)
+    logits = torch.empty(num_logits, llama.shape.vocab_size, dtype=dtype, device=device)
 
     def run() -> None:
         trunk.run()
         hidden.copy_(llama.norm(trunk.stream))
-        if wanted:
-            llama.project(trunk.stream[num_rows - wanted :], logits)
+        if num_logits:
+            llama.project(trunk.stream[num_rows - num_logits :], logits)
 
     return Forward(own, positions, slots, logits, hidden, trunk.features, llama.launches.capture(run))
 
 
 class GreedyForward:
-    """One forward and its greedy tokens: a few integers in, a few out, both copies part of the work."""
+    """One forward and its greedy tokens; copies a few integers in and out as part of the work."""
 
     def __init__(
         self,
@@ -170,7 +170,7 @@ class GreedyForward:
         inbox = StagingBuffer(fields, device)
         chosen = newest if num_tokens == 1 else chosen_buffer(num_tokens, device)
         self._sent, self._got = inbox.host_copy(), chosen.host_copy()
-        # written by the interpreter at each step: numpy's views take plain integers at once
+        # python writes these at each step, and numpy's views accept plain integers directly
         self._fields = {name: self._sent[name].numpy() for name in fields}
         trunk = Trunk(
             llama,
@@ -187,13 +187,13 @@ class GreedyForward:
             llama.greedy_head(trunk.stream[num_rows - num_tokens :], head)
             self._got.copy_(chosen)
 
-        # preparing may run it: what that writes is what the first real run writes again
+        # preparing may run the forward; the first real run overwrites what that writes
         self._place(cache.slots)
         self._fence = llama.launches.fence()
         self._replay = llama.launches.capture(run)
 
     def launch(self, tokens: Sequence[int] | None, slots: int) -> None:
-        """Runs it over ``tokens``, or over the newest one that the device has, without waiting."""
+        """Launches the forward over ``tokens``, or over the newest token on the device, without waiting."""
         self._place(slots)
         if tokens is not None:
             self._fields["ids"][:] = tokens
@@ -206,18 +206,18 @@ class GreedyForward:
         positions[:] = range(slots, slots + len(positions))
 
     def tokens(self) -> list[int]:
-        """Waits for the tokens.
+        """Waits for the forward and returns its tokens.
 
         Raises:
-            NotFiniteError: If a token was chosen from logits that are no numbers.
+            NotFiniteError: If a token was chosen from logits that are not finite.
         """
         self._fence.wait()
         if not all(map(math.isfinite, self._got["logits"].tolist())):
             raise NotFiniteError
-        found: list[int] = self._got["tokens"].tolist()
-        return found
+        token_ids: list[int] = self._got["tokens"].tolist()
+        return token_ids
 
 
 def chosen_buffer(num_tokens: int, device: torch.device) -> StagingBuffer:
-    """Greedy tokens and their logits, in one buffer."""
+    """Allocates one buffer for greedy tokens and their logits."""
     return StagingBuffer({"tokens": (torch.int64, num_tokens), "logits": (torch.float32, num_tokens)}, device)

@@ -1,4 +1,4 @@
-"""A decoder layer on the fused kernels: what the base model and HAMburger's micro-step decoder share.
+"""A decoder layer on the fused kernels, shared by the base model and HAMburger's micro-step decoder.
 
 Letters in shapes: T rows, D hidden size, H query heads, KVH key/value heads, Dh head size.
 """
@@ -24,17 +24,17 @@ Impl = Literal["auto", "reference", "fused"]
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """A matrix as the kernels take it."""
+    """A matrix in the form that the kernels take."""
 
     matrix: torch.Tensor
     """``[out, in]``, dense or int8."""
     scale: torch.Tensor | None
-    """Float32 ``[out]`` of an int8 matrix."""
+    """Float32 ``[out]`` for an int8 matrix, else ``None``."""
     bias: torch.Tensor | None = None
 
     @classmethod
     def of(cls, linear: Linear | GatedLinear) -> Weight:
-        """Takes the weight out of a layer, without a copy where it is stored dense or as int8."""
+        """Returns a layer's weight, without a copy if it is stored dense or as int8."""
         if isinstance(linear, Int8Gated):
             linear = linear.joined
         if isinstance(linear, Int8Linear):
@@ -42,7 +42,7 @@ class Weight:
         return cls(linear.weight, None, getattr(linear, "bias", None))
 
     def halves(self) -> tuple[Weight, Weight]:
-        """Gate and up of a stacked matrix."""
+        """Returns the gate and up halves of a stacked matrix."""
         first, second = self.matrix.chunk(2)
         scales = (None, None) if self.scale is None else self.scale.chunk(2)
         return Weight(first, scales[0]), Weight(second, scales[1])
@@ -50,7 +50,7 @@ class Weight:
 
 @dataclasses.dataclass
 class LayerBuffers:
-    """Where a layer of T rows writes; layers that run one after another share them."""
+    """Output buffers of a layer of T rows; layers that run one after another share them."""
 
     qkv: torch.Tensor
     """``[T, (H + 2 KVH) * Dh]``."""
@@ -65,7 +65,7 @@ class LayerBuffers:
     def empty(
         cls, num_rows: int, shape: LlamaShape, dtype: torch.dtype, device: torch.device
     ) -> LayerBuffers:
-        """Allocates them."""
+        """Allocates the buffers."""
         queries = shape.num_heads * shape.head_dim
         widths = (
             queries + 2 * shape.num_kv_heads * shape.head_dim,
@@ -76,21 +76,21 @@ class LayerBuffers:
         return cls(*(torch.empty(num_rows, width, dtype=dtype, device=device) for width in widths))
 
     def rows(self, first: int, end: int) -> LayerBuffers:
-        """The same for rows ``first`` to ``end``, as views."""
+        """Returns views of the same buffers for rows ``first`` to ``end``."""
         return LayerBuffers(
             self.qkv[first:end], self.heads[first:end], self.inner[first:end], self.stream[first:end]
         )
 
 
 class FusedLayer:
-    """The weights of one decoder layer in the kernels' form, and its two halves around the attention.
+    """Weights of one decoder layer in the kernels' form, and the layer's halves before and after the attention.
 
     Args:
-        layer: Its weights are shared, not copied, where they are stored dense.
+        layer: The layer; its weights are shared, not copied, if they are stored dense.
         impl: See :mod:`hambench.kernels`.
 
     Raises:
-        ModelError: If the kernels don't do what the layer needs.
+        ModelError: If the kernels lack a feature that the layer needs.
     """
 
     def __init__(self, layer: DecoderLayer, impl: Impl) -> None:
@@ -111,9 +111,9 @@ class FusedLayer:
         ids: torch.Tensor | None = None,
         done: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Queries, keys and values of ``stream`` ``[T, D]``.
+        """Computes the queries, keys and values of ``stream`` ``[T, D]``.
 
-        With ``ids`` ``[T]``, ``stream`` is an embedding table whose rows they name; these start the residual stream.
+        With ``ids`` ``[T]``, ``stream`` is an embedding table; the rows that the ids name start the residual stream.
         """
         return norm_gemv(
             stream,
@@ -138,9 +138,9 @@ class FusedLayer:
         out: torch.Tensor | None = None,
         done: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The residual stream behind the layer, from that before it and the attention's ``heads``.
+        """Returns the residual stream after the layer, from the stream before it and the attention's ``heads``.
 
-        It is written to ``out``, by default the buffers' stream.
+        Writes it to ``out``, by default the buffers' stream.
         """
         middle = gemv_residual(
             heads,

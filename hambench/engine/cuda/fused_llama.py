@@ -1,14 +1,13 @@
-"""A Llama on the fused kernels, its short forwards replayed from CUDA graphs.
+"""A Llama on the fused kernels, with its short forwards replayed from CUDA graphs.
 
-Decoding on a GPU is bound by two things: reading weights, and launching kernels. The fused kernels read each weight
-once with little between them; a graph replays a whole forward with one launch. Both serve every method alike, because
-a method sees the same calls as on :class:`hambench.engine.llama.Llama`: vanilla's one row, a draft's one or two, a
-verification's k + 1, HAMburger's macro-step with its features. Greedy tokens are found by the kernels too, so that
-what a step moves between host and device is a few integers each way, inside its graph. Longer forwards (prefill) run
-as they do there.
+Two costs bound decoding on a GPU: reading weights and launching kernels. The fused kernels read each weight once with
+little work between them; a graph replays a whole forward with one launch. Both serve every method, because a method
+makes the same calls as on :class:`hambench.engine.llama.Llama`: vanilla's one row, a draft's one or two, a
+verification's k + 1, HAMburger's macro-step with its features. The kernels also find the greedy tokens, so a step moves
+only a few integers each way between host and device, inside its graph. Longer forwards (prefill) run on the ``Llama``.
 
-Checked on a CPU with the kernels' references, and with the kernels themselves under Triton's interpreter. No part of
-this has run on a GPU yet: docs/results/README.md keeps the list.
+Tests check it on a CPU with the kernels' references, and with the kernels themselves under Triton's interpreter.
+docs/results/README.md lists what has run on a GPU.
 """
 
 from __future__ import annotations
@@ -37,23 +36,23 @@ from hambench.kernels.results import HeadOutput
 T = TypeVar("T")
 
 MAX_ROWS = 8
-"""Rows of the longest forward that the kernels take."""
+"""Most rows of a forward that the kernels take."""
 SMALLEST_CACHE = 256
-"""Slots; caches are lent in powers of two from here, so that few sizes need graphs of their own."""
+"""Slots of the smallest cache. Caches have powers of two from here, so that few sizes need graphs of their own."""
 
 
 class FusedLlama:
-    """A language model whose forwards of up to 8 rows run the fused kernels; longer ones run on the Llama it has.
+    """A language model that runs forwards of up to 8 rows on the fused kernels and longer ones on its Llama.
 
     It satisfies :class:`hambench.engine.language_model.LanguageModel`.
 
     Args:
-        llama: The model; its weights are shared, not copied (on a CPU, where they are packed, they are unpacked).
-        impl: Which kernels; ``reference`` is slow and for comparison.
-        launches: How a forward over fixed buffers reaches the device; by default each as it comes.
+        llama: The model. Its weights are shared, not copied (packed weights on a CPU are unpacked).
+        impl: Kernels to use; ``reference`` is slow, for comparison.
+        launches: Launcher of forwards over fixed buffers; by default each is launched directly.
 
     Raises:
-        ModelError: If the kernels don't do what the architecture needs.
+        ModelError: If the kernels lack a feature that the architecture needs.
     """
 
     def __init__(self, llama: Llama, *, impl: Impl = "auto", launches: Launcher | None = None) -> None:
@@ -67,9 +66,9 @@ class FusedLlama:
         self.embedding, self.norm = llama.embedding, llama.norm
         self.launches: Launcher = launches or EagerLauncher(llama.device)
         self.layers = [FusedLayer(layer, impl) for layer in llama.stack.layers]
-        """The decoder layers in the kernels' form."""
+        """Decoder layers in the kernels' form."""
         self._head = Weight.of(llama.head)
-        self._kept: dict[tuple[object, ...], object] = {}
+        self._prepared: dict[tuple[object, ...], object] = {}
         self._free: dict[int, list[KVCache]] = {}
         self.rotary_tables = _rotary_tables(llama)
         """Cosines and sines of every position, ``[max_positions, Dh / 2]`` float32 each."""
@@ -98,9 +97,9 @@ class FusedLlama:
         return FusedLlama(other, impl=self.impl, launches=self.launches)
 
     def new_cache(self, capacity: int) -> KVCache:
-        """An empty cache of at least ``capacity`` slots.
+        """Returns an empty cache of at least ``capacity`` slots.
 
-        Graphs know a cache by its storage, so storage goes back to a pool when its cache is no longer used.
+        A graph identifies a cache by its storage, so the storage returns to a pool when its cache is no longer used.
         """
         size = max(SMALLEST_CACHE, 1 << (capacity - 1).bit_length())
         if not self.launches.captures or capacity < 1:
@@ -112,14 +111,14 @@ class FusedLlama:
         return lent
 
     def cached_for(self, cache: KVCache, key: tuple[object, ...], make: Callable[[], T]) -> T:
-        """Returns what ``make`` prepares over a cache's storage: kept with the cache where graphs are, else new."""
+        """Returns what ``make`` prepares over a cache's storage; with graphs, stored with the cache for later."""
         if not self.launches.captures:
             return make()
         key = (cache.keys.data_ptr(), cache.capacity, *key)
-        if key not in self._kept:
-            self._kept[key] = make()
-        kept: T = self._kept[key]  # type: ignore[assignment]
-        return kept
+        if key not in self._prepared:
+            self._prepared[key] = make()
+        prepared: T = self._prepared[key]  # type: ignore[assignment]
+        return prepared
 
     @torch.inference_mode()
     def forward(
@@ -144,7 +143,7 @@ class FusedLlama:
 
     @torch.inference_mode()
     def greedy(self, tokens: Sequence[int], cache: KVCache, *, num_tokens: int = 1) -> list[int]:
-        """See :class:`hambench.engine.language_model.LanguageModel`: one copy brings the tokens, no logits."""
+        """See :class:`hambench.engine.language_model.LanguageModel`. Copies only the tokens to the host, no logits."""
         if len(tokens) > MAX_ROWS:
             return self.reference.greedy(tokens, cache, num_tokens=num_tokens)
         cache.require(len(tokens))
@@ -155,7 +154,7 @@ class FusedLlama:
 
     @torch.inference_mode()
     def decode_greedily(self, tokens: Sequence[int], cache: KVCache, num_tokens: int) -> list[int]:
-        """See :class:`hambench.engine.language_model.LanguageModel`: tokens feed the next forward on the device."""
+        """See :class:`hambench.engine.language_model.LanguageModel`. Feeds tokens to the next forward on the device."""
         if num_tokens == 0 or len(tokens) > MAX_ROWS:
             return self.reference.decode_greedily(tokens, cache, num_tokens)
         cache.require(len(tokens) + num_tokens - 1)
@@ -169,7 +168,7 @@ class FusedLlama:
 
     @torch.inference_mode()
     def prepare_greedy(self, cache: KVCache, *, rows: Sequence[int] = (), chain: int = 0) -> None:
-        """See :meth:`hambench.engine.language_model.LanguageModel.prepare_greedy`: captures the forwards."""
+        """See :meth:`hambench.engine.language_model.LanguageModel.prepare_greedy`. Captures the forwards."""
         if not self.launches.captures:
             return
         newest = self._newest(cache)
@@ -190,7 +189,7 @@ class FusedLlama:
         embedded: bool = False,
         feature_layers: tuple[int, ...] = (),
     ) -> None:
-        """See :meth:`hambench.engine.language_model.LanguageModel.prepare_forward`: captures the forwards."""
+        """See :meth:`hambench.engine.language_model.LanguageModel.prepare_forward`. Captures the forwards."""
         if not self.launches.captures:
             return
         for num_rows in rows:
@@ -202,23 +201,24 @@ class FusedLlama:
     def _graph_of(
         self, inputs: torch.Tensor, cache: KVCache, num_logits: int | None, feature_layers: tuple[int, ...]
     ) -> Forward:
-        """The forward over inputs of this form; it is captured over the cache where graphs are."""
+        """Returns the forward over inputs of this form, captured over the cache if there are graphs."""
         num_rows = inputs.shape[0]
-        wanted = num_rows if num_logits is None else min(num_logits, num_rows)
+        num_selected = num_rows if num_logits is None else min(num_logits, num_rows)
         return self.cached_for(
             cache,
-            ("forward", num_rows, inputs.ndim, wanted, feature_layers),
-            lambda: make_forward(self, inputs, cache, wanted, feature_layers),
+            ("forward", num_rows, inputs.ndim, num_selected, feature_layers),
+            lambda: make_forward(self, inputs, cache, num_selected, feature_layers),
         )
 
     def _newest(self, cache: KVCache) -> StagingBuffer:
-        """The newest greedy token over a cache and its logit, on the device."""
+        """Returns the buffer with the newest greedy token over a cache and its logit, on the device."""
         return self.cached_for(cache, ("newest",), lambda: chosen_buffer(1, self.device))
 
     def _greedy_forward(
         self, cache: KVCache, num_rows: int, num_tokens: int, newest: StagingBuffer, place: int = 0
     ) -> GreedyForward:
-        """A forward and its greedy tokens; at a ``place`` > 0 of a chain it takes the newest token as it is."""
+        """Returns a forward with greedy tokens; after ``place`` 0 of a chain it reads the newest token on the
+        device."""
         return self.cached_for(
             cache,
             ("greedy", num_rows, num_tokens, place),
@@ -226,7 +226,7 @@ class FusedLlama:
         )
 
     def project(self, stream: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-        """Logits ``[R, V]``, in the model's type, of a residual stream ``[R, D]`` that is not normed yet."""
+        """Computes logits ``[R, V]``, in the model's type, from a residual stream ``[R, D]`` before the final norm."""
         return norm_gemv(
             stream,
             self._head.matrix,
@@ -241,7 +241,7 @@ class FusedLlama:
     def greedy_head(
         self, rows: torch.Tensor, out: HeadOutput, *, normed: bool = False, done: torch.Tensor | None = None
     ) -> None:
-        """The most probable token of each row ``[R, D]``, of the residual stream or ``normed`` already."""
+        """Finds the most probable token of each row ``[R, D]``, of the residual stream or ``normed`` already."""
         lm_head_argmax(
             rows,
             self._head.matrix,
@@ -257,18 +257,18 @@ class FusedLlama:
 def _rotary_tables(llama: Llama) -> tuple[torch.Tensor, torch.Tensor]:
     places = torch.arange(llama.shape.max_positions, device=llama.device, dtype=torch.float32)
     angles = places[:, None] * rope_frequencies(llama.shape).to(llama.device, torch.float32)
-    # as the plain forward has them: rounded to the model's type
+    # rounded to the model's type, as the plain forward rounds them
     cos, sin = (table.to(llama.dtype).float().contiguous() for table in (angles.cos(), angles.sin()))
     return cos, sin
 
 
 def accelerate(llama: LanguageModel, *, regime: str, kernels: str) -> LanguageModel:
-    """The model for a cell's regime (``eager``, ``graph``) and kernels (``fused``, ``reference``).
+    """Returns the model for a cell's regime (``eager``, ``graph``) and kernels (``fused``, ``reference``).
 
-    ``reference`` means torch's own operations: in ``eager`` that is the model as it is.
+    ``reference`` means torch's own operations; in ``eager`` that is the model itself.
 
     Raises:
-        ModelError: If the combination is not to be had on this device or for this model.
+        ModelError: If this device or model does not support the combination.
     """
     if regime == "eager" and kernels == "reference":
         return llama

@@ -1,6 +1,6 @@
-"""How work reaches the device: launched as it comes, or captured once in a CUDA graph and replayed.
+"""Launchers of device work: launch it directly, or capture it once in a CUDA graph and replay it.
 
-Both ways have the same calls (:class:`Launcher`), so that what is built on them is tested on a CPU with stand-ins.
+Both offer the same calls (:class:`Launcher`), so that CPU tests with stand-ins cover the code built on them.
 """
 
 from __future__ import annotations
@@ -18,39 +18,42 @@ _log = logging.getLogger("hambench.engine.cuda.graphs")
 
 
 class Fence(Protocol):
-    """A point of the device's work that the host can wait for."""
+    """A point in the device's work that the host can wait for."""
 
     def record(self) -> None:
-        """Moves it behind the work launched so far."""
+        """Moves the point after the work launched so far."""
 
     def wait(self) -> None:
-        """Returns once the device has passed it."""
+        """Waits until the device has passed the point."""
 
 
 class Launcher(Protocol):
-    """Ways of launching work over buffers that stay where they are."""
+    """Launches work over buffers with fixed addresses."""
 
     captures: bool
-    """Whether prepared work is bound to its buffers and worth keeping with them."""
+    """True if prepared work is bound to its buffers and worth storing with them."""
 
     def capture(self, run: Run) -> Run:
-        """What does ``run`` again, now and later; preparing may run it several times."""
+        """Returns a function that repeats ``run``, now and later; preparing it may run ``run`` several times."""
 
     def capture_nested(self, parts: Sequence[Run], done: torch.Tensor, last: Run) -> Run:
-        """Likewise, each part but the first only where the flag ``done`` ``[1]`` is unset by then; ``last`` always."""
+        """Like :meth:`capture` for a chain: each part but the first runs only if ``done`` ``[1]`` is unset by then.
+
+        ``last`` always runs.
+        """
 
     def conditional_obstacle(self) -> str | None:
-        """Why :meth:`capture_nested` can't skip parts here, ``None`` if it can."""
+        """Returns why :meth:`capture_nested` can't skip parts here, ``None`` if it can."""
 
     def fence(self) -> Fence:
-        """A new fence."""
+        """Returns a new fence."""
 
 
 class EagerLauncher:
-    """Launcher everything as it comes.
+    """Launches everything directly.
 
     Args:
-        device: Where the work runs.
+        device: Device to run the work on.
     """
 
     captures = False
@@ -63,7 +66,7 @@ class EagerLauncher:
         return run
 
     def capture_nested(self, parts: Sequence[Run], done: torch.Tensor, last: Run) -> Run:
-        """Not to be had without a graph.
+        """Refuses, because skipping parts needs a graph.
 
         Raises:
             RuntimeError: Always.
@@ -72,7 +75,7 @@ class EagerLauncher:
 
     def conditional_obstacle(self) -> str | None:
         """See :class:`Launcher`."""
-        return "work that is launched as it comes has no conditional nodes; use the graph regime"
+        return "work that is launched directly has no conditional nodes; use the graph regime"
 
     def fence(self) -> Fence:
         """See :class:`Launcher`."""
@@ -87,7 +90,7 @@ class GraphLauncher:
     def capture(self, run: Run) -> Run:
         """See :class:`Launcher`.
 
-        Before it is captured, the work runs twice beside the current stream, which compiles its kernels.
+        Runs the work twice on a side stream before the capture, which compiles its kernels.
         """
         _warm_up(run)
         graph = torch.cuda.CUDAGraph()
@@ -97,7 +100,7 @@ class GraphLauncher:
         return replay
 
     def capture_nested(self, parts: Sequence[Run], done: torch.Tensor, last: Run) -> Run:
-        """See :class:`Launcher`: each part is the body of an IF node inside the one before it.
+        """See :class:`Launcher`. Each part is the body of an IF node inside the previous one.
 
         Raises:
             RuntimeError: If this torch or CUDA has no conditional nodes.
@@ -113,7 +116,7 @@ class GraphLauncher:
 
         _warm_up(whole)
         going = [torch.zeros((), dtype=torch.bool, device=done.device) for _ in parts[1:]]
-        # the two calls are in torch's stubs and behind its own torch.cond, but not in its documentation
+        # torch's stubs list both calls and its own torch.cond uses them, but its documentation does not
         graph: Any = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             _nest(graph, parts, going, done)
@@ -172,13 +175,13 @@ class _CudaFence:
 
 class _NoFence:
     def record(self) -> None:
-        """On a CPU work is done when its call returns."""
+        """Does nothing: on a CPU, work is done when its call returns."""
 
     def wait(self) -> None:
-        """Nothing is under way."""
+        """Does nothing: no work is pending."""
 
 
 @functools.cache
 def log_once(message: str) -> None:
-    """Says something once a process."""
+    """Logs a message once per process."""
     _log.warning("%s", message)

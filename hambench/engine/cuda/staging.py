@@ -1,4 +1,4 @@
-"""Small tensors side by side in one buffer, so that one copy carries them all between the device and the host."""
+"""Small tensors joined in one buffer, so that one copy moves them all between the device and the host."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Mapping
 import torch
 
 ALIGNMENT = 16
-"""Bytes; kernels are compiled for pointers aligned to as many, as those of whole tensors are."""
+"""Bytes. Kernels are compiled for pointers with this alignment, which whole tensors have."""
 
 
 class StagingBuffer:
-    """Named vectors over one buffer.
+    """Named vectors in one buffer.
 
     Args:
-        fields: Type and length of each, in order.
+        fields: Type and length of each vector, in order.
         device: Where the buffer lives.
-        pinned: Whether it is page-locked host memory, which a copy need not wait for.
+        pinned: Use page-locked host memory, so that the host need not wait for a copy.
     """
 
     def __init__(
@@ -36,13 +36,13 @@ class StagingBuffer:
         self._views = {name: self.buffer[places[name]].view(dtype) for name, (dtype, _) in fields.items()}
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        """The vector of that name."""
+        """Returns the vector of that name."""
         return self._views[name]
 
     def host_copy(self) -> StagingBuffer:
-        """The same fields in host memory, page-locked beside a CUDA device."""
+        """Returns the same fields in host memory, page-locked if the device is a CUDA device."""
         return StagingBuffer(self._fields, "cpu", pinned=self._device.type == "cuda")
 
     def copy_(self, other: StagingBuffer) -> None:
-        """Takes over another's bytes in one copy; on a CUDA device without waiting for it."""
+        """Copies another buffer's bytes in one copy; on a CUDA device without waiting for it."""
         self.buffer.copy_(other.buffer, non_blocking=True)
