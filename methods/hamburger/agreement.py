@@ -1,7 +1,7 @@
-"""Held-out figures of HAMburger weights: how much they fuse, and how often they are right, by confidence.
+"""Held-out figures of HAMburger weights, by confidence: how many tokens they merge, and how often they are right.
 
 The engine decodes answers that the base gave greedily, one macro-step after another. After each, the base's own tokens
-take the place of what was emitted, so that one early mistake does not decide what every later step is compared with.
+replace the emitted ones, so that one early mistake does not affect every later comparison.
 """
 
 from __future__ import annotations
@@ -17,34 +17,35 @@ from hambench.methods.hamburger.method import Hamburger
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """Counts over all macro-steps; each response's first, which the un-fused prompt decides, is among them."""
+    """Counts over all macro-steps, including each response's first, which the unmerged prompt decides."""
 
     confidence: float
     macro_steps: int
     tokens: int
-    """Emitted, those past the response's end left out."""
+    """Emitted tokens, without those past the response's end."""
     same: int
-    """Of them, equal to the base's own token at that place."""
+    """Emitted tokens that equal the base's own token at their place."""
     firsts: int
-    """Macro-steps that read at least one fused slot before."""
+    """Macro-steps after at least one merged slot."""
     same_firsts: int
-    """Of them, those whose first token, which comes from the base that reads fused slots, is the base's own."""
+    """Macro-steps among ``firsts`` whose first token is the base's own; it comes from the base that reads merged
+    slots."""
     same_of_base: int
-    """First tokens of all macro-steps that are the base's own."""
+    """First tokens of all macro-steps that equal the base's own."""
 
     @property
     def m(self) -> float:
-        """Tokens a macro-step."""
+        """Tokens per macro-step."""
         return self.tokens / self.macro_steps
 
     @property
     def share_same(self) -> float:
-        """Share of tokens equal to the base's own continuation."""
+        """Share of tokens that equal the base's own continuation."""
         return self.same / self.tokens
 
     @property
     def next_token_agreement(self) -> float | None:
-        """Share of macro-steps behind a fused slot whose first token is the base's; ``None`` if nothing was fused."""
+        """Share of macro-steps after a merged slot whose first token is the base's; ``None`` if nothing was merged."""
         return self.same_firsts / self.firsts if self.firsts else None
 
     @property

@@ -1,4 +1,4 @@
-"""What a HAMburger checkpoint says about itself: everything that decides the computation, saved with the weights."""
+"""Description of a HAMburger checkpoint: every setting that affects the computation, saved with the weights."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from hambench.errors import ModelError
 MergeResidual = Literal["mean", "last"]
 PositionConvention = Literal["train", "hf"]
 BaseWeights = Literal["unchanged", "lora", "fused_lora", "full"]
-"""What of the base was changed: nothing, every pass by low-rank matrices, only the passes of slots that hold several
-tokens by such matrices (then one-token decoding is the base's own), or everything."""
+"""Changes to the base: none, low-rank changes to every pass, low-rank changes only to passes of merged slots (one-token
+decoding is then the base's own), or all weights."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """The grafts on a base model. The defaults are what the paper publishes, for a base of 16 layers."""
+    """Grafts on a base model. The defaults are the paper's, for a base of 16 layers."""
 
     feature_layers: tuple[int, ...] = (3, 7, 11, 15)
-    """Base layers (0-based) whose residual stream the micro-step decoder reads; token 1 comes from the last of them."""
+    """Base layers (0-based) whose hidden state the micro-step decoder reads; token 1 comes from the last of them."""
     num_micro_layers: int = 4
     max_micro_steps: int = 4
-    """Most tokens of one macro-step."""
+    """Most tokens per macro-step."""
     merge_heads: int = 64
     """Heads of the compositional embedder's cross-attention."""
     merge_residual: MergeResidual = "mean"
-    """What the merged vector is added to: the tokens' mean embedding (published) or the last token's."""
+    """Vector that the merge result is added to: the tokens' mean embedding (published) or the last token's."""
     micro_norm: bool = False
-    """Whether a final RMS norm precedes the heads in the micro path (published: no)."""
+    """True if a final RMS norm precedes the heads in the micro path (published: false)."""
     position_convention: PositionConvention = "train"
-    """``train``: a slot sits at its last token's index; ``hf``: generated slots sit one further, as in the public
+    """``train``: a slot has its last token's index; ``hf``: generated slots have one more, as in the public
     Hugging Face decoding path."""
 
     def __post_init__(self) -> None:
@@ -48,21 +48,21 @@ class Architecture:
 
     @property
     def num_features(self) -> int:
-        """Feature vectors at the head of every micro-step sequence."""
+        """Number of feature vectors at the start of every micro-step sequence."""
         return len(self.feature_layers)
 
     @classmethod
     def for_base(cls, num_layers: int, **changes: Any) -> Self:
-        """The published architecture with its four feature layers spread over a base of ``num_layers``."""
+        """Returns the published architecture with its four feature layers spread over a base of ``num_layers``."""
         quarters = sorted({max(1, num_layers * i // 4) - 1 for i in (1, 2, 3, 4)})
         return cls(**{"feature_layers": tuple(quarters), **changes})
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
-        """Reads what :func:`dataclasses.asdict` wrote.
+        """Reads fields that :func:`dataclasses.asdict` wrote.
 
         Raises:
-            ModelError: If a field is missing, unknown, or refused.
+            ModelError: If a field is missing, unknown or invalid.
         """
         known = {field.name for field in dataclasses.fields(cls)}
         if set(fields) != known:
@@ -76,7 +76,7 @@ class Architecture:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BaseReference:
-    """Which base model the grafts belong to."""
+    """Identity of the base model that the grafts belong to."""
 
     name: str
     fingerprint: str | None
@@ -85,10 +85,10 @@ class BaseReference:
     """The base's shape, field by field."""
 
     def check(self, sizes: Mapping[str, Any], fingerprint: str | None) -> None:
-        """Raises unless the sizes, and the fingerprints where both are known, are those of this base.
+        """Checks that the sizes, and the fingerprints if both are known, are those of this base.
 
         Raises:
-            ModelError: Naming what differs.
+            ModelError: If they differ; the message names the difference.
         """
         for name, value in self.sizes.items():
             if sizes.get(name) != value:

@@ -1,4 +1,4 @@
-"""The base model as training sees it: a transformers module, with low-rank adapters where they are wanted."""
+"""The base model for training: a transformers module, with low-rank adapters if requested."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ LORA_SCALE = 2.0
 
 
 def load_base(folder: Path, *, full: bool) -> Any:
-    """The base for training: bfloat16 where it stays frozen, float32 where it is trained whole."""
+    """Loads the base for training, in bfloat16 if it stays frozen and float32 if it is trained as a whole."""
     dtype = torch.float32 if full else torch.bfloat16
     read_config(folder)
     return load_causal_lm(folder, dtype)[0]
 
 
 class FusedGate:
-    """Lets low-rank changes through at chosen slots only; everywhere as long as nothing was chosen."""
+    """Applies low-rank changes only at chosen slots; at all slots while none are chosen."""
 
     def __init__(self) -> None:
         self._chosen: Tensor | None = None
 
     @contextmanager
     def only(self, chosen: Tensor) -> Iterator[None]:
-        """While the context lasts, changes count where ``chosen`` ``[B, C]`` is true."""
+        """Applies changes only where ``chosen`` ``[B, C]`` is true, while the context lasts."""
         self._chosen = chosen[..., None]
         try:
             yield
@@ -40,12 +40,12 @@ class FusedGate:
             self._chosen = None
 
     def __call__(self, module: nn.Module, inputs: Any, change: Tensor) -> Tensor:
-        """A forward hook on the second matrix of every adapter."""
+        """Applies the gate; serves as a forward hook on the second matrix of every adapter."""
         return change if self._chosen is None else change * self._chosen
 
 
 def gate_low_rank(adapted: nn.Module) -> FusedGate:
-    """Puts one gate behind all adapters of a model."""
+    """Attaches one gate to all adapters of a model."""
     gate = FusedGate()
     for name, module in adapted.named_modules():
         if ".lora_B." in name:
@@ -54,7 +54,7 @@ def gate_low_rank(adapted: nn.Module) -> FusedGate:
 
 
 def add_low_rank(model: nn.Module, rank: int, *, num_layers: int | None = None) -> nn.Module:
-    """Adapters of ``rank`` on the linear layers of the base, or of its first ``num_layers``; the rest frozen."""
+    """Adds adapters of ``rank`` to the linear layers of the base or of its first ``num_layers``; freezes the rest."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
@@ -71,7 +71,7 @@ def add_low_rank(model: nn.Module, rank: int, *, num_layers: int | None = None) 
 
 @contextmanager
 def first_layers(model: Any, num_layers: int) -> Iterator[None]:
-    """The base cut short while the context lasts: its first layers, and no final norm."""
+    """Cuts the base while the context lasts: leaves its first layers and no final norm."""
     decoder = model.get_decoder()
     layers, norm = decoder.layers, decoder.norm
     decoder.layers, decoder.norm = layers[:num_layers], nn.Identity()
@@ -82,7 +82,7 @@ def first_layers(model: Any, num_layers: int) -> Iterator[None]:
 
 
 def low_rank_parameters(adapted: nn.Module) -> dict[str, nn.Parameter]:
-    """The adapters' matrices as ``NAME.A`` and ``NAME.B``; empty for a model without any."""
+    """Returns the adapters' matrices as ``NAME.A`` and ``NAME.B``; empty for a model without adapters."""
     named = {}
     for name, parameter in adapted.named_parameters():
         if ".lora_" in name:
@@ -92,12 +92,12 @@ def low_rank_parameters(adapted: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def low_rank_tensors(adapted: nn.Module) -> dict[str, Tensor]:
-    """The adapters' matrices as ``lora.NAME.A`` and ``lora.NAME.B``."""
+    """Returns the adapters' matrices as ``lora.NAME.A`` and ``lora.NAME.B``."""
     return {f"lora.{name}": p.detach().cpu() for name, p in low_rank_parameters(adapted).items()}
 
 
 def tokenizer_of(folder: Path) -> tuple[Any | None, frozenset[int]]:
-    """A base's tokenizer, ``None`` if its folder has none, and the ids that end its answers."""
+    """Returns a base's tokenizer (``None`` if its folder has none) and the ids that end its answers."""
     from hambench.models.target import _eos_ids
 
     tokenizer = load_tokenizer(folder)

@@ -1,7 +1,7 @@
-"""What HAMburger reads: bytes per forward of its grafts, per token at m tokens per macro-step, and per counted step.
+"""Bytes that HAMburger reads: per forward of its grafts, per token at m tokens per macro-step, and per counted step.
 
 The base model and the merge run once per macro-step, LM head and stop head once per token, the micro-step decoder once
-per token after the first. No torch.
+per token after the first. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class HamburgerBytes:
     """Bytes of the grafts on one model.
 
     Args:
-        sizes: What the parts of the base's forward read.
-        num_micro_layers: Layers of the micro-step decoder; the default is what the paper publishes.
+        sizes: Bytes that the parts of the base's forward read.
+        num_micro_layers: Layers of the micro-step decoder; the default is the paper's.
         max_micro_steps: Most tokens per macro-step.
     """
 
@@ -34,42 +34,42 @@ class HamburgerBytes:
 
     @property
     def micro(self) -> int:
-        """One forward of the micro-step decoder, without its head."""
+        """Bytes of one forward of the micro-step decoder, without its head."""
         return self.num_micro_layers * self.sizes.layer
 
     @cached_property
     def stop(self) -> int:
-        """The stop head: three linear layers, hidden to hidden to hidden to 1."""
+        """Bytes of the stop head: three linear layers, hidden to hidden to hidden to 1."""
         d = self.sizes.hidden_size
         return (2 * d * d + 3 * d + 1) * self.sizes.dtype_bytes
 
     @cached_property
     def merge(self) -> int:
-        """The compositional embedder: four projections (keys and values see 1.5 hidden sizes) and its positions."""
+        """Bytes of the compositional embedder: four projections (keys and values read 1.5 hidden sizes), positions."""
         d = self.sizes.hidden_size
         return (5 * d * d + 4 * d + self.max_micro_steps * (d // 2)) * self.sizes.dtype_bytes
 
     @property
     def extra(self) -> int:
-        """Weights that the grafts add to the target's."""
+        """Bytes of the weights that the grafts add to the target's."""
         return self.micro + self.stop + self.merge
 
     def of_step(self, step: StepRecord, before: StepRecord) -> float | None:
-        """Bytes that a counted macro-step read."""
+        """Returns the bytes that a counted macro-step read."""
         if step.target_forwards is None or step.micro_forwards is None or step.kv_slots is None:
             return None
         read = step.target_forwards * (self.sizes.body + step.kv_slots * self.sizes.kv_per_slot)
-        # a group of one token enters the base model as its own embedding
+        # a group of one token enters the base model as its plain embedding
         read += self.merge if len(before.tokens) > 1 else 0
         read += (len(step.tokens) + step.discarded) * self.sizes.head
-        # the stop head is not asked after the last possible token, nor by the one-token control
+        # neither the last possible token nor the one-token control asks the stop head
         num_stops = len(step.continue_probs) + step.discarded if step.continue_probs else 0
         return read + num_stops * self.stop + step.micro_forwards * self.micro
 
     def per_token(self, m: float, *, context: int = 0) -> float:
-        """Bytes per token at ``m`` tokens per macro-step.
+        """Returns the bytes per token at ``m`` tokens per macro-step.
 
-        The cost is affine in the group's size, so only its mean matters.
+        The cost is affine in the group's size, so it depends only on the mean.
 
         Args:
             m: Mean tokens per macro-step.
@@ -81,44 +81,44 @@ class HamburgerBytes:
         return (once + m * (self.sizes.head + self.stop) + (m - 1) * self.micro) / m
 
     def per_token_without_exit(self, m: float) -> float:
-        """Bytes per token if all micro-steps always run and ``m`` of their tokens are kept."""
+        """Returns the bytes per token if all micro-steps always run and ``m`` of their tokens count."""
         return self.per_token(self.max_micro_steps) * self.max_micro_steps / m
 
     def kernels_per_token(self, m: float) -> float:
-        """Kernels launched per token at ``m`` tokens per macro-step."""
+        """Returns the number of kernels launched per token at ``m`` tokens per macro-step."""
         base = self.sizes.kernels_per_forward - self.sizes.kernels(heads=1)
         return (base + self.sizes.kernels(layers=(m - 1) * self.num_micro_layers, heads=m, merges=1)) / m
 
     def speedup(self, m: float, *, context: int = 0) -> float:
-        """S(m): ceiling of the speed-up over vanilla."""
+        """Returns S(m), the ceiling of the speed-up over vanilla."""
         vanilla = self.sizes.step + context * self.sizes.kv_per_slot
         return vanilla / self.per_token(m, context=context)
 
     @property
     def break_even(self) -> float:
-        """Tokens per macro-step from which HAMburger pays."""
+        """Tokens per macro-step above which HAMburger is faster than vanilla."""
         per_token = self.sizes.head + self.stop + self.micro
         return (self.sizes.body + self.merge - self.micro) / (self.sizes.step - per_token)
 
     @property
     def asymptote(self) -> float:
-        """Speed-up that no group size can pass."""
+        """Speed-up that no group size can exceed."""
         return self.sizes.step / (self.sizes.head + self.stop + self.micro)
 
     @property
     def pays_in_memory_from(self) -> int:
-        """Cached positions that must be saved before the extra weights are paid back."""
+        """Number of saved cache positions that repays the memory of the extra weights."""
         return -(-self.extra // self.sizes.kv_per_slot)
 
     def equivalent_acceptance(self, m: float) -> tuple[float, int] | None:
-        """Acceptance at which int8 speculation with its best k is as fast as HAMburger at ``m``, and that k.
+        """Returns the acceptance, and its best k, at which int8 speculation is as fast as HAMburger at ``m``.
 
-        ``None`` where speculation can't be that fast.
+        ``None`` if speculation can't be that fast.
         """
         return SpeculationBytes(self.sizes).acceptance_for(self.speedup(m))
 
     def ceilings(self, *, context: int) -> MethodCeilings:
-        """The rows of ``hambench predict``, with break-even points and the speculation that is as fast."""
+        """Returns the rows of ``hambench predict``, with break-even points and equally fast speculation."""
         equivalence = {m: self.equivalent_acceptance(m) for m in GROUPS if m > self.break_even}
         lines = [
             f"hamburger pays from m = {self.break_even:.2f}; no group size passes {self.asymptote:.2f}×, and it makes "

@@ -1,7 +1,7 @@
-"""HAMburger weights on disk: ``hamburger.json`` beside safetensors shards, checked before anything long starts.
+"""HAMburger weights on disk: ``hamburger.json`` and safetensors shards, checked before anything long starts.
 
-Grafts on an unchanged base, grafts with low-rank changes to the base (``lora.*``) for all slots or for fused ones, and
-grafts with a whole fine-tuned base (``base.*``): :data:`.architecture.BaseWeights` says which.
+A checkpoint holds grafts on an unchanged base, grafts with low-rank changes to the base (``lora.*``) for all slots or
+for merged ones, or grafts with a whole fine-tuned base (``base.*``). :data:`.architecture.BaseWeights` says which.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ from hambench.methods.hamburger.architecture import Architecture, BaseReference,
 from hambench.methods.hamburger.weights_folder import CONFIG_NAME, FORMAT, read_config
 
 SHARD_BYTES = 16 * 2**20 - 2**16
-"""Most tensor bytes of one shard, its header left aside; a larger tensor gets a shard of its own."""
+"""Most tensor bytes per shard, not counting its header; a larger tensor gets a shard of its own."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """Grafts and what comes with them."""
+    """Grafts with their architecture, base and provenance."""
 
     architecture: Architecture
     base: BaseReference
     base_weights: BaseWeights
     tensors: Mapping[str, torch.Tensor]
-    """Of :class:`~hambench.methods.hamburger.grafts.Grafts` by its own names, with ``base.NAME`` or
+    """Tensors of :class:`~hambench.methods.hamburger.grafts.Grafts` by its own names, with ``base.NAME`` or
     ``lora.NAME.A`` / ``lora.NAME.B`` (the change to NAME.weight is ``lora_scale * B @ A``)."""
     lora_scale: float = 1.0
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """How the weights came about."""
+    """Origin of the weights."""
 
     def group(self, prefix: str) -> dict[str, torch.Tensor]:
-        """Tensors under ``prefix.``, the prefix taken off."""
+        """Returns the tensors under ``prefix.``, without the prefix."""
         start = f"{prefix}."
         return {name.removeprefix(start): t for name, t in self.tensors.items() if name.startswith(start)}
 
 
 def sizes_of(shape: LlamaShape) -> dict[str, Any]:
-    """The fields of a base's shape that its grafts depend on, as JSON gives them back."""
+    """Returns the fields of a base's shape that its grafts depend on, in the form that JSON returns."""
     fields = dataclasses.asdict(shape)
     fields.pop("max_positions")
     sizes: dict[str, Any] = json.loads(json.dumps(fields))
@@ -56,9 +56,9 @@ def sizes_of(shape: LlamaShape) -> dict[str, Any]:
 
 
 def fingerprint(files: Sequence[Path]) -> str | None:
-    """SHA-256 over a sample of a base's tensors in bfloat16: the same for a float32 and a bfloat16 copy.
+    """Returns a SHA-256 over a sample of a base's tensors in bfloat16; ``None`` if there are no files.
 
-    ``None`` if there are no files.
+    A float32 and a bfloat16 copy have the same fingerprint.
     """
     sample: dict[str, torch.Tensor] = {}
     for path in files:
@@ -79,13 +79,13 @@ def _is_sampled(name: str) -> bool:
 
 
 def save(checkpoint: Checkpoint, folder: Path) -> None:
-    """Writes a checkpoint; ``hamburger.json`` goes last, so that a folder with it is complete."""
+    """Writes a checkpoint, ``hamburger.json`` last, so that a folder that has it is complete."""
     folder.mkdir(parents=True, exist_ok=True)
     shards = _shards(checkpoint.tensors)
     files = {}
     for number, names in enumerate(shards, 1):
         path = folder / f"hamburger-{number:05d}-of-{len(shards):05d}.safetensors"
-        # by way of a temporary name: an interrupted save must not leave a half-written shard under the real one
+        # write to a temporary name, so that an interrupted save leaves no half-written shard under the real one
         with replacing(path) as partial:
             save_file({name: checkpoint.tensors[name].contiguous().cpu() for name in names}, partial)
         files[path.name] = _sha256(path)
@@ -114,10 +114,10 @@ def _shards(tensors: Mapping[str, torch.Tensor]) -> list[list[str]]:
 
 
 def load(folder: Path) -> Checkpoint:
-    """Reads a checkpoint, shard digests checked.
+    """Reads a checkpoint and checks the digests of its shards.
 
     Raises:
-        ModelError: If a file is absent, truncated or not the one that was saved.
+        ModelError: If a file is absent, truncated, or not the one that was saved.
     """
     config = read_config(folder)
     architecture = Architecture.from_json(config["architecture"])
@@ -143,10 +143,10 @@ def load(folder: Path) -> Checkpoint:
 
 
 def digest(folder: Path) -> str:
-    """SHA-256 of a checkpoint's configuration, which holds those of its shards: names the weights.
+    """Returns the SHA-256 of a checkpoint's configuration; it holds the shards' digests, so it identifies the weights.
 
     Raises:
-        ModelError: If it is absent or of another format.
+        ModelError: If it is absent or has another format.
     """
     read_config(folder)
     return _sha256(folder / CONFIG_NAME)

@@ -1,4 +1,4 @@
-"""HAMburger: its knobs, and what it says about itself to the rest of hambench."""
+"""HAMburger's knobs, and the facts that it states about itself to the rest of hambench."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from hambench.records import StepRecord
 
 ONE_TOKEN_CONTROL = 1.1
-"""A confidence that no probability reaches: one token per macro-step, from the weights that HAMburger uses. Without
-this point a gain in quality can't be told from the effect of fine-tuning."""
+"""A confidence that no probability reaches, for one token per macro-step from the weights that HAMburger uses. Without
+this point, a gain in quality can't be told from the effect of fine-tuning."""
 LOOPS = ("run-ahead", "predicated", "conditional")
-"""Those of :mod:`hambench.engine.cuda.early_exit` that the graph regime has, named here because that needs torch."""
+"""Loops of :mod:`hambench.engine.cuda.early_exit` in the graph regime, repeated here because that module needs
+torch."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ class HamburgerConfig(MethodConfig):
         ShortOption(
             flags=("--confidence",),
             knob="confidence",
-            help="HAMburger: a macro-step goes on while P(continue) reaches this: 0.5:0.9:0.1, or 0.5,0.8.",
+            help="HAMburger: continue a macro-step while P(continue) reaches this: 0.5:0.9:0.1, or 0.5,0.8.",
         ),
         ShortOption(
             flags=("--checkpoint",),
@@ -58,7 +59,7 @@ class HamburgerConfig(MethodConfig):
         ShortOption(
             flags=("--position-convention",),
             knob="position_convention",
-            help="HAMburger: train or hf, instead of what the weights say.",
+            help="HAMburger: train or hf, instead of the convention stored with the weights.",
         ),
     )
     gate_settings: ClassVar[tuple[dict[str, KnobValue], ...]] = ({"confidence": 0.5},)
@@ -66,15 +67,15 @@ class HamburgerConfig(MethodConfig):
     merges_tokens: ClassVar[bool] = True
 
     confidence: float = 0.5
-    """A macro-step goes on while the stop head's P(continue) reaches this; above 1 it is the one-token control."""
+    """Least P(continue) of the stop head to continue a macro-step; above 1 it is the one-token control."""
     checkpoint: str | None = None
-    """Folder of weights (``hambench hamburger import`` or ``train`` writes one); by default those shipped for the
-    model."""
+    """Folder of weights, as ``hambench hamburger import`` or ``train`` writes it; by default the weights shipped for
+    the model."""
     position_convention: str | None = None
-    """``train`` or ``hf`` instead of what the weights say."""
+    """``train`` or ``hf``, instead of the convention stored with the weights."""
     loop: str = "run-ahead"
-    """How greedy macro-steps are launched where they run on the device (regime ``graph``): ``run-ahead``,
-    ``predicated`` or ``conditional``, see :mod:`hambench.engine.cuda.early_exit`; elsewhere it changes nothing."""
+    """Loop that launches greedy macro-steps on the device (regime ``graph``): ``run-ahead``, ``predicated`` or
+    ``conditional``, see :mod:`hambench.engine.cuda.early_exit`. It has no effect elsewhere."""
 
     def __post_init__(self) -> None:
         if not self.confidence >= 0:
@@ -86,11 +87,11 @@ class HamburgerConfig(MethodConfig):
 
     @property
     def is_control(self) -> bool:
-        """Whether no probability reaches the confidence, so that every step yields one token."""
+        """True if no probability reaches the confidence, so that every step yields one token."""
         return self.confidence > 1
 
     def own_sizes(self, model: str) -> dict[str, KnobValue]:
-        """Layers and longest group of the micro-step decoder, of the weights that this config would use."""
+        """Returns layers and longest group of the micro-step decoder, for the weights that this config would use."""
         try:
             config = read_config(find_weights(self.checkpoint, model))
             architecture = Architecture.from_json(config["architecture"])
@@ -101,18 +102,18 @@ class HamburgerConfig(MethodConfig):
     def bytes_read(
         self, step: StepRecord, before: StepRecord, sizes: ModelBytes, own_sizes: Mapping[str, KnobValue]
     ) -> float | None:
-        """The base's forwards, the heads, merges and micro-steps counted; unknown without the decoder's sizes."""
+        """Counts base forwards, heads, merges and micro-steps; ``None`` if the decoder's sizes are unknown."""
         rule = bytes_with(sizes, own_sizes)
         return None if rule is None else rule.of_step(step, before)
 
     @classmethod
     def ceilings(cls, sizes: ModelBytes, *, model: str, context: int) -> MethodCeilings:
-        """With the weights shipped for the model, or as the paper publishes it (four micro layers)."""
+        """Computes ceilings for the weights shipped for the model, else for the paper's (four micro layers)."""
         rule = bytes_with(sizes, cls().own_sizes(model)) or HamburgerBytes(sizes)
         return rule.ceilings(context=context)
 
     def for_toy(self, target: Target, folder: Path) -> HamburgerConfig:
-        """With seeded random weights, as none are shipped for the toy."""
+        """Returns the config with seeded random weights, because none are shipped for the toy."""
         if self.checkpoint is not None:
             return self
         from hambench.methods.hamburger.toy_weights import save_toy_weights
@@ -120,7 +121,7 @@ class HamburgerConfig(MethodConfig):
         return dataclasses.replace(self, checkpoint=str(save_toy_weights(folder, target)))
 
     def unavailable_for(self, model: str) -> str | None:
-        """Whether there are weights: those given, or those shipped for the model."""
+        """Returns why there are no weights, neither given nor shipped for the model; ``None`` if there are."""
         try:
             find_weights(self.checkpoint, model)
         except ModelError as error:
@@ -128,7 +129,7 @@ class HamburgerConfig(MethodConfig):
         return None
 
     def unavailable_on(self, target: Target) -> str | None:
-        """The grafts read the hidden states of the engine's own layers."""
+        """Returns why the target does not fit: the grafts read the hidden states of the engine's own layers."""
         if target.llama.reference is None:
             return f"HAMburger needs a Llama-family model on the engine's own layers; {target.name} is not"
         return None
@@ -145,7 +146,7 @@ class HamburgerConfig(MethodConfig):
 
 
 def bytes_with(sizes: ModelBytes, own_sizes: Mapping[str, KnobValue]) -> HamburgerBytes | None:
-    """The byte rule for a micro-step decoder of these sizes; ``None`` if they are not known."""
+    """Returns the byte rule for a micro-step decoder of these sizes; ``None`` if they are unknown."""
     layers, longest = own_sizes.get("num_micro_layers"), own_sizes.get("max_micro_steps")
     if not isinstance(layers, int) or not isinstance(longest, int):
         return None

@@ -1,7 +1,7 @@
-"""What HAMburger grafts on a base model, as differentiable modules over a batch of macro-steps.
+"""HAMburger's grafts on a base model, as differentiable modules over a batch of macro-steps.
 
-Letters in shapes: N macro-steps, S tokens of one macro-step at most, F feature vectors, D hidden size. Training runs
-these modules; decoding runs the same weights through :mod:`.model`, one sequence at a time.
+Letters in shapes: N macro-steps, S most tokens per macro-step, F feature vectors, D hidden size. Training runs these
+modules; decoding runs the same weights through :mod:`.model`, one sequence at a time.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from hambench.methods.hamburger.architecture import Architecture
 
 
 class CompositionalEmbedder(nn.Module):
-    """Turns the tokens of a macro-step into one input vector; a single token passes through unchanged.
+    """Merges the tokens of a macro-step into one input vector; a single token passes through unchanged.
 
-    Their mean is the query of a cross-attention over [embedding ‖ learned position]; its projected result is added to
-    the residual (the mean, or the last token).
+    The mean embedding is the query of a cross-attention over [embedding ‖ learned position]. Its projected result is
+    added to the residual (the mean, or the last token).
     """
 
     def __init__(self, hidden_size: int, architecture: Architecture) -> None:
@@ -38,7 +38,7 @@ class CompositionalEmbedder(nn.Module):
         nn.init.xavier_normal_(self.pos)
 
     def forward(self, embeddings: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """Merges ``[N, S, D]``, of which the first ``lengths`` ``[N]`` rows count, to ``[N, D]``."""
+        """Merges the first ``lengths`` ``[N]`` rows of ``[N, S, D]`` into ``[N, D]``."""
         num, steps, hidden = embeddings.shape
         real = torch.arange(steps, device=embeddings.device) < lengths[:, None]
         embeddings = embeddings * real[..., None]
@@ -84,13 +84,13 @@ class _Attention(nn.Module):
     def forward(
         self, rows: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, first: int = 0
     ) -> torch.Tensor:
-        """Mixes all rows into those from ``first`` on."""
+        """Attends from the rows from ``first`` on to all rows before them."""
         split = (-1, self.shape.head_dim)
         q = self.q_norm(self.q_proj(rows[:, first:]).unflatten(-1, split)).transpose(1, 2)
         k = self.k_norm(self.k_proj(rows).unflatten(-1, split)).transpose(1, 2)
         v = self.v_proj(rows).unflatten(-1, split).transpose(1, 2)
         cos, sin = cos.to(q.dtype), sin.to(q.dtype)
-        # a whole square is left to the kernel's own causal form
+        # for a whole square, use the kernel's own causal form
         seen = torch.ones(rows.shape[1], rows.shape[1], dtype=torch.bool, device=rows.device).tril()
         mixed = F.scaled_dot_product_attention(
             rotate(q, cos[first:], sin[first:]),
@@ -117,7 +117,7 @@ class _MLP(nn.Module):
 
 
 class _Layer(nn.Module):
-    """A Llama decoder layer with Hugging Face's parameter names, so that weights move both ways."""
+    """A Llama decoder layer with Hugging Face's parameter names, so that weights can be copied both ways."""
 
     def __init__(self, shape: LlamaShape) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ class _Layer(nn.Module):
     def forward(
         self, stream: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, first: int = 0
     ) -> torch.Tensor:
-        """The stream behind this layer, from row ``first`` on; the rows before it are only attended to."""
+        """Returns the hidden states after this layer from row ``first`` on; earlier rows are only attended to."""
         mixed = self.self_attn(self.input_layernorm(stream), cos, sin, first)
         stream = stream[:, first:] + mixed
         out: torch.Tensor = stream + self.mlp(self.post_attention_layernorm(stream))
@@ -137,7 +137,7 @@ class _Layer(nn.Module):
 
 
 class MicroStepDecoder(nn.Module):
-    """Llama layers over F feature vectors and then the tokens already emitted in this macro-step; causal."""
+    """Causal Llama layers over F feature vectors, followed by the tokens already emitted in this macro-step."""
 
     inverse_frequencies: torch.Tensor
 
@@ -149,9 +149,10 @@ class MicroStepDecoder(nn.Module):
         self.register_buffer("inverse_frequencies", rope_frequencies(shape), persistent=False)
 
     def forward(self, features: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
-        """Hidden states for the heads ``[N, S, D]``, from features ``[N, F, D]`` and emitted tokens ``[N, S - 1, D]``.
+        """Returns hidden states for the heads ``[N, S, D]``.
 
-        State 0 is the last feature: the base's own, which gives token 1.
+        Inputs are features ``[N, F, D]`` and emitted tokens ``[N, S - 1, D]``. State 0 is the last feature: the base's
+        own, which gives token 1.
         """
         stream = torch.cat([features, embeddings.to(features.dtype)], dim=1)
         positions = torch.arange(stream.shape[1], device=stream.device, dtype=torch.float32)
@@ -160,8 +161,8 @@ class MicroStepDecoder(nn.Module):
         cos, sin = angles.cos(), angles.sin()
         for layer in self.layers[:-1]:
             stream = layer(stream, cos, sin)
-        # nothing reads the features' rows behind the last layer: training spares them, while evaluation keeps the
-        # published order of operations, whose rounding the stop head makes visible
+        # nothing reads the features' rows after the last layer, so training skips them; evaluation keeps the published
+        # order of operations, whose rounding the stop head makes visible
         first = self.num_features if self.training else 0
         written = self.layers[-1](stream, cos, sin, first)[:, self.num_features - first :]
         if self.norm is not None:
@@ -170,7 +171,7 @@ class MicroStepDecoder(nn.Module):
 
 
 class StopHead(nn.Module):
-    """Logit that the token just emitted is the macro-step's last, from the hidden state the LM head sees."""
+    """Computes the logit that the last emitted token ends the macro-step, from the hidden state the LM head reads."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
@@ -183,7 +184,7 @@ class StopHead(nn.Module):
         )
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Stop logits ``[...]`` of ``[..., D]``."""
+        """Maps hidden states ``[..., D]`` to stop logits ``[...]``."""
         for layer in self.layers[:-1]:
             hidden = F.silu(layer(hidden))
         logits: torch.Tensor = self.layers[-1](hidden)
@@ -191,7 +192,7 @@ class StopHead(nn.Module):
 
 
 class Grafts(nn.Module):
-    """All that HAMburger adds to a base of ``shape``."""
+    """All modules that HAMburger adds to a base of ``shape``."""
 
     def __init__(self, shape: LlamaShape, architecture: Architecture) -> None:
         super().__init__()

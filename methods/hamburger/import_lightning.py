@@ -1,7 +1,7 @@
-"""Reading the public implementation's Lightning checkpoints, without running any code they carry.
+"""Reads the public implementation's Lightning checkpoints, without running any code they contain.
 
-What that code fixes and its files don't record: 64 merge heads, feature layers 3, 7, 11 and 15, the mean as residual,
-no norm in the micro path.
+That implementation fixes settings that its files do not record: 64 merge heads, feature layers 3, 7, 11 and 15, the
+mean as residual, no norm in the micro path.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ _RENAMED = (
     (r"micro_step_decoder\.stop_head\.4\.(.+)", r"stop_head.layers.2.\1"),
     (r"model\.((?:model|lm_head)\..+)", r"base.\1"),
 )
-# copies of other tensors, buffers, and the teacher that a distillation run keeps
+# copies of other tensors, buffers, and the teacher that a distillation run stores
 _PASSED_OVER = re.compile(r"comp_embedder\.embedding\.|.*rotary_emb\.|teacher\.|kl_loss\.")
 
 
 def read_lightning(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """State dict and hyper-parameters of a Lightning checkpoint.
+    """Reads the state dict and hyper-parameters of a Lightning checkpoint.
 
     Raises:
-        ModelError: If the file is absent, truncated, no such checkpoint, or a pickle that asks for code to be run.
+        ModelError: If the file is absent, truncated, not such a checkpoint, or a pickle that would run code.
     """
     if not path.is_file():
         raise ModelError(f"there is no file {path}")
@@ -57,10 +57,10 @@ def read_lightning(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{path} is truncated or no torch checkpoint: {line}") from error
+        raise ModelError(f"{path} is truncated or not a torch checkpoint: {line}") from error
     state = loaded.get("state_dict") if isinstance(loaded, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ModelError(f"{path} is no Lightning checkpoint: it has no state_dict of tensors")
+        raise ModelError(f"{path} is not a Lightning checkpoint: it has no state_dict of tensors")
     hyper = loaded.get("hyper_parameters")
     return state, dict(hyper) if isinstance(hyper, Mapping) else {}
 
@@ -76,20 +76,20 @@ def convert(
     merge_heads: int | None = None,
     source: str = "",
 ) -> Checkpoint:
-    """The same weights in our format, the fine-tuned base with them.
+    """Converts the weights to our format, together with the fine-tuned base.
 
     Args:
         state: Tensors by the public code's names.
-        hyper: Its hyper-parameters; ``max_steps`` is compared with the tensors.
-        shape: The base's shape; every tensor must be of that size.
-        base_name: What the base is called.
-        fingerprint: Of the original base, if its weights are at hand.
-        feature_layers: Instead of the public code's (a base of fewer layers gets its quarters).
-        merge_heads: Instead of the public code's 64.
-        source: Goes into the provenance.
+        hyper: Hyper-parameters of the public code; ``max_steps`` is compared with the tensors.
+        shape: Shape of the base, which every tensor must fit.
+        base_name: Name of the base.
+        fingerprint: Fingerprint of the original base, if its weights are available.
+        feature_layers: Overrides the public code's layers (a base of fewer layers gets its quarters).
+        merge_heads: Overrides the public code's 64.
+        source: Text for the provenance.
 
     Raises:
-        ModelError: If tensors are missing, unknown, or another base's.
+        ModelError: If tensors are missing, unknown, or belong to another base.
     """
     tensors = _rename(state)
     if shape.tie_embeddings:

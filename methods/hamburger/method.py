@@ -1,4 +1,4 @@
-"""HAMburger as a decoding method: finds the weights, checks that they belong to the target, puts them together."""
+"""HAMburger as a decoding method: finds the weights, checks that they belong to the target, and assembles the model."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Hamburger:
     lossless: bool = False
 
     def warmup(self) -> None:
-        """Decodes a few macro-steps, so that packing, page-in and allocation are paid."""
+        """Decodes a few macro-steps, so that no timed answer pays for packing, page-in and allocation."""
         decode_a_little(self)
 
     def start(self, prompt_ids: Sequence[int], params: SamplingParams) -> HamburgerSession | DeviceSession:
@@ -81,10 +81,10 @@ class Hamburger:
 
 
 def build(config: HamburgerConfig, target: Target) -> Hamburger:
-    """The method of one cell; several confidences on one target share the weights.
+    """Builds the method of one cell; several confidences on one target share the weights.
 
     Raises:
-        ModelError: If there are no weights for this model, or they are damaged or another base's.
+        ModelError: If there are no weights for this model, or they are damaged or belong to another base.
     """
     folder = find_weights(config.checkpoint, target.name)
     model, own_base_bytes = target.shared(f"hamburger:{folder}", lambda: _assemble(folder, target))
@@ -104,8 +104,8 @@ def build(config: HamburgerConfig, target: Target) -> Hamburger:
 
 
 def _assemble(folder: Path, target: Target) -> tuple[HamburgerModel, int]:
-    """The model, and the bytes of base weights that it does not share with the target."""
-    # the configuration is compared first: reading gigabytes to refuse them would be a long wait for one line
+    """Returns the model, and the bytes of base weights that it does not share with the target."""
+    # compare the configuration first, because reading gigabytes only to refuse them takes long
     config = read_config(folder)
     Architecture.from_json(config["architecture"])
     if target.llama.reference is None:
@@ -141,10 +141,10 @@ def _original(target: Target) -> dict[str, Tensor]:
 def with_low_rank(
     weights: Mapping[str, Tensor], changes: Mapping[str, Tensor], *, scale: float
 ) -> dict[str, Tensor]:
-    """Weights plus ``scale * B @ A`` for each pair ``NAME.A``, ``NAME.B`` (of ``NAME.weight``), added in float32.
+    """Adds ``scale * B @ A`` in float32 to ``NAME.weight`` for each pair ``NAME.A``, ``NAME.B``; returns all weights.
 
     Raises:
-        ModelError: If a change belongs to no weight or is of another size.
+        ModelError: If a change belongs to no weight or has another size.
     """
     changed = dict(weights)
     for name in sorted({full.rsplit(".", 1)[0] for full in changes}):

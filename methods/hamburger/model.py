@@ -27,12 +27,12 @@ class HamburgerModel:
     """A base model with its grafts.
 
     Args:
-        base: The base that HAMburger uses: the target's own, or one with the checkpoint's changes.
+        base: The base that HAMburger uses, either the target's own or one with the checkpoint's changes.
         checkpoint: The grafts.
-        fused_base: What slots of several tokens go through, if that is not ``base``.
+        fused_base: The base for merged slots, if it is not ``base``.
 
     Raises:
-        ModelError: If a tensor is missing or of another size.
+        ModelError: If a tensor is missing or has another size.
     """
 
     def __init__(
@@ -59,8 +59,8 @@ class HamburgerModel:
                 f"the HAMburger checkpoint lacks a tensor or has one of another size: {error}"
             ) from error
         self.micro_norm = None if norm is None else norm.to(base.device, base.dtype)
-        """Weight ``[D]`` of the norm that precedes the heads in the micro path, if there is one."""
-        # token 1 comes from the last feature, which is what the base's own head reads if that is the last layer
+        """Weight ``[D]`` of the norm that precedes the heads in the micro path, or ``None``."""
+        # token 1 comes from the last feature, which the base's own head reads if it is the last layer's
         self.first_from_base = self.architecture.feature_layers[-1] == base.shape.num_layers - 1
 
     @property
@@ -71,20 +71,20 @@ class HamburgerModel:
         return self.micro.weight_bytes + self._merger.weight_bytes + stop + norm
 
     def base_for(self, num_tokens: int) -> LanguageModel:
-        """The base that a slot of ``num_tokens`` goes through."""
+        """Returns the base that processes a slot of ``num_tokens``."""
         return self._fused_base if num_tokens > 1 else self.base
 
     def merge(self, tokens: Sequence[int]) -> Tensor:
-        """The input vector ``[1, D]`` of a macro-step's tokens."""
+        """Merges a macro-step's tokens into one input vector ``[1, D]``."""
         embeddings = self.base.embed(torch.tensor(tokens, device=self.base.device))
         return embeddings if len(tokens) == 1 else self._merger(embeddings)
 
     def new_micro_cache(self) -> KVCache:
-        """A throw-away cache for the micro-steps of one macro-step."""
+        """Returns a temporary cache for the micro-steps of one macro-step."""
         return self.micro.new_cache(self.architecture.num_features + self.architecture.max_micro_steps - 1)
 
     def micro_step(self, rows: Tensor, cache: KVCache) -> Tensor:
-        """Hidden state ``[1, D]`` for the heads after ``rows`` ``[T, D]`` (features and tokens, or one token more)."""
+        """Runs ``rows`` ``[T, D]`` (features and tokens, or one token); returns the heads' hidden state ``[1, D]``."""
         stream, _ = self.micro.forward(rows, cache)
         hidden = stream[-1:]
         if self.micro_norm is not None:
@@ -92,7 +92,7 @@ class HamburgerModel:
         return hidden
 
     def kernel_weights(self) -> KernelWeights:
-        """Merger and stop head as the fused kernels take them."""
+        """Returns merger and stop head in the form that the fused kernels take."""
         stop: list[Tensor] = []
         for linear in self._stop:
             assert linear.bias is not None
@@ -105,7 +105,7 @@ class HamburgerModel:
         )
 
     def continue_probability(self, hidden: Tensor) -> float:
-        """P(continue) after the token that came from ``hidden`` ``[1, D]``."""
+        """Returns P(continue) after the token that came from ``hidden`` ``[1, D]``."""
         for linear in self._stop[:-1]:
             hidden = F.silu(linear(hidden))
         logit = float(self._stop[-1](hidden))
@@ -114,7 +114,7 @@ class HamburgerModel:
 
 @dataclasses.dataclass(frozen=True)
 class KernelWeights:
-    """What of the grafts the ops of :mod:`hambench.kernels` take in their own form."""
+    """Weights of the grafts in the form that the ops of :mod:`hambench.kernels` take."""
 
     merge: MergeWeights
     merge_heads: int
@@ -123,7 +123,7 @@ class KernelWeights:
 
 
 class _Merger:
-    """The compositional embedder for one macro-step; the position's share of keys and values is worked out once."""
+    """The compositional embedder for one macro-step; precomputes the positions' part of keys and values."""
 
     def __init__(self, checkpoint: Checkpoint, base: LanguageModel) -> None:
         weights = {n: t.to(base.device, base.dtype) for n, t in checkpoint.group("embedder").items()}
@@ -160,7 +160,7 @@ class _Merger:
         )
 
     def __call__(self, embeddings: Tensor) -> Tensor:
-        """``[n, D] -> [1, D]``."""
+        """Merges ``[n, D]`` into ``[1, D]``."""
         num, hidden = embeddings.shape
         mean = embeddings.mean(dim=0, keepdim=True)
         query = self._query(mean).view(self.heads, 1, -1)

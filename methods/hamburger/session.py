@@ -1,4 +1,4 @@
-"""Decoding one sequence by macro-steps."""
+"""Decodes one sequence by macro-steps."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from hambench.methods.hamburger.model import HamburgerModel
 
 
 class HamburgerSession:
-    """One sequence; a step is a macro-step: one forward of the base, then micro-steps until the stop head says so.
+    """One sequence; a step is a macro-step: one forward of the base, then micro-steps until the stop head ends it.
 
-    Its ``continue_probs`` hold P(continue) after each token that the stop head was asked about: it is not asked after
-    the last possible one, nor by the one-token control.
+    ``continue_probs`` of a step holds P(continue) after each token for which the stop head ran. It does not run after
+    the last possible token, nor in the one-token control.
 
     Args:
         model: Base and grafts.
-        prompt_ids: The prompt; never merged.
+        prompt_ids: The prompt; its tokens are never merged.
         params: Limit and sampling.
-        confidence: Go on while P(continue) reaches this.
-        position_convention: Where a generated slot sits.
+        confidence: Least P(continue) to continue a macro-step.
+        position_convention: Position of a generated slot, see :class:`.architecture.Architecture`.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class HamburgerSession:
         return self._emit(self._model.base.prefill(ids, self._cache, feature_layers=layers))
 
     def step(self) -> Step:
-        """Gives the last macro-step's tokens their one slot and emits the next macro-step."""
+        """Stores the last macro-step's tokens in one slot and emits the next macro-step."""
         position = torch.tensor([self._length + self._offset], device=self._model.base.device)
         out = self._model.base_for(len(self._last)).forward(
             self._model.merge(self._last),
@@ -75,10 +75,10 @@ class HamburgerSession:
         return self._emit(out)
 
     def replace_last(self, tokens: Sequence[int]) -> None:
-        """Puts other tokens in the place of the last macro-step's, before they get their slot (teacher forcing).
+        """Replaces the last macro-step's tokens before they get their slot (teacher forcing).
 
         Raises:
-            ValueError: If there are more or fewer of them.
+            ValueError: If ``tokens`` has another length.
         """
         if len(tokens) != len(self._last):
             raise ValueError(f"tokens must be {len(self._last)}, as many as were emitted, got {len(tokens)}")
@@ -86,7 +86,7 @@ class HamburgerSession:
 
     @property
     def kv(self) -> KVUsage:
-        """The base's cache; the micro-steps' cache is thrown away with each macro-step."""
+        """Usage of the base's cache; the micro-steps' cache lasts for one macro-step only."""
         return KVUsage(self._cache.slots, self._cache.bytes_used)
 
     def _emit(self, out: ForwardOutput) -> Step:

@@ -1,6 +1,6 @@
 """Seeded weights for the exact gate's toy model: the same bits on every machine.
 
-Their stop head changes its mind from token to token, so that groups of every length come up.
+Their stop head decides differently from token to token, so that groups of every length occur.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Finds a folder of HAMburger weights and reads its ``hamburger.json``; no torch, so that a config can ask."""
+"""Finds a folder of HAMburger weights and reads its ``hamburger.json``; does not need torch, so a config can use it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from hambench.methods.hamburger.architecture import BaseWeights
 FORMAT = 1
 CONFIG_NAME = "hamburger.json"
 SHIPPED = Path(__file__).parent / "checkpoints"
-"""Weights that come with the package, one folder per model name."""
+"""Weights that the package ships, one folder per model name."""
 
 
 def find_weights(checkpoint: str | None, model_name: str) -> Path:
-    """The folder of weights: the one given, or the one shipped for the model.
+    """Returns the folder of weights, either the given one or the one shipped for the model.
 
     Raises:
         ModelError: If there is none.
@@ -34,10 +34,10 @@ def find_weights(checkpoint: str | None, model_name: str) -> Path:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The raw ``hamburger.json``.
+    """Reads the raw ``hamburger.json``.
 
     Raises:
-        ModelError: If it is absent, not JSON, or of another format.
+        ModelError: If it is absent, is not JSON, or has another format.
     """
     path = folder / CONFIG_NAME
     if not path.is_file():

@@ -217,8 +217,7 @@ class FusedLlama:
     def _greedy_forward(
         self, cache: KVCache, num_rows: int, num_tokens: int, newest: StagingBuffer, place: int = 0
     ) -> GreedyForward:
-        """Returns a forward with greedy tokens; after ``place`` 0 of a chain it reads the newest token on the
-        device."""
+        """Returns a forward with greedy tokens; from ``place`` 1 of a chain on, it reads the newest device token."""
         return self.cached_for(
             cache,
             ("greedy", num_rows, num_tokens, place),

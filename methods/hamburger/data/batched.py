@@ -1,4 +1,4 @@
-"""Batched decoding for making training data: many answers at once over one static cache.
+"""Batched decoding that produces training data: many answers at once over one static cache.
 
 Letters in shapes: B sequences, T slots so far, D hidden size, KVH key/value heads, Dh head size.
 """
@@ -27,22 +27,22 @@ def decode_batch(
     temperature: float = 0.0,
     stop_when_finished: float = 0.95,
 ) -> list[list[int]]:
-    """Responses to B prompts, each cut behind its first end-of-sequence id.
+    """Decodes responses to B prompts, each cut after its first end-of-sequence id.
 
-    The cache is allocated once and attention reads it in place, and linear weights are re-ordered once: transformers'
-    own cache is copied at every step and its key heads repeated, and a CPU re-orders a dense bfloat16 weight at every
-    call, each of which costs more than the model.
+    It allocates the cache once, lets attention read it in place, and re-orders linear weights once. transformers copies
+    its cache and repeats its key heads at every step, and a CPU re-orders a dense bfloat16 weight at every call. Each
+    of these costs more than the model.
 
     Raises:
         NotFiniteError: If a row has no finite maximum.
 
     Args:
-        model: A Llama whose weights are used as they are; low-rank adapters are left out.
+        model: A Llama whose weights are used as they are, without low-rank adapters.
         prompts: Left-padded to one width.
-        max_new_tokens: Most tokens of a response.
-        eos_ids: What ends one.
+        max_new_tokens: Most tokens per response.
+        eos_ids: Ids that end a response.
         temperature: 0 is greedy.
-        stop_when_finished: The batch ends once this share of it has; the rest is cut there.
+        stop_when_finished: Share of finished responses at which the batch ends; the others are cut there.
     """
     device, width = model.device, max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=device)
@@ -69,7 +69,7 @@ def decode_batch(
 
 
 class _Layer:
-    """One layer of a transformers Llama with its weights as the device reads them fastest."""
+    """One layer of a transformers Llama, with weights in the form that the device reads fastest."""
 
     def __init__(self, layer: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
@@ -101,7 +101,7 @@ class _State:
         self.head = make_linear(model.get_output_embeddings().weight.detach())
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Runs ``[B, T]`` new ids; gives the last row's normed hidden state ``[B, D]``."""
+        """Runs ``[B, T]`` new ids; returns the last row's normed hidden state ``[B, D]``."""
         stream = self.decoder.embed_tokens(ids)
         num_rows, past = ids.shape[1], self.slots
         slots = torch.arange(past, past + num_rows, device=ids.device)
@@ -111,7 +111,7 @@ class _State:
         seen = (every[None, None] <= slots[None, :, None]) & (
             every[None, None] >= self.padding[:, None, None]
         )
-        # a padding row sees itself, else its softmax would be over nothing
+        # let a padding row see itself, else its softmax would have no entries
         seen |= every[None, None] == slots[None, :, None]
         mask = torch.zeros(seen.shape, dtype=stream.dtype, device=ids.device).masked_fill_(
             ~seen, float("-inf")

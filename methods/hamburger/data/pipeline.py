@@ -1,4 +1,4 @@
-"""``hambench hamburger train``: from data, or from no data at all, to weights."""
+"""Pipeline of ``hambench hamburger train``: from data, or from no data at all, to weights."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ CORPUS_NAME, ANSWERS_NAME = "corpus.safetensors", "answers.jsonl"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataSource:
-    """A JSONL file, and how often its rows are repeated in training."""
+    """A JSONL file, and how often training repeats its rows."""
 
     path: Path
     times: int = 1
 
     @classmethod
     def parse(cls, text: str) -> DataSource:
-        """Reads ``FILE`` or ``FILE:TIMES``.
+        """Parses ``FILE`` or ``FILE:TIMES``.
 
         Raises:
-            DataError: If there is no such file or the number is none.
+            DataError: If the file does not exist or TIMES is not a number.
         """
         path, _, times = text.rpartition(":")
         source = cls(path=Path(path), times=int(times)) if path and times.isdigit() else cls(path=Path(text))
@@ -45,11 +45,11 @@ class DataSource:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SelfDistillation:
-    """How many prompts the base answers itself, when no data is given."""
+    """How many prompts the base answers itself if there is no data."""
 
     num_prompts: int = 2000
     num_user_turns: int = 400
-    """Of them, user turns that the instruct model is made to say first."""
+    """How many of them are user turns that the instruct model generates first."""
     max_new_tokens: int = 160
     max_prompt_tokens: int = 512
 
@@ -68,21 +68,21 @@ def train(
     """Trains and writes the checkpoint to ``options.out``.
 
     Args:
-        model_name: The base.
-        recipe: How.
-        options: Where, how long, whether to resume.
-        sources: Conversations; or
-        segments: a file of ``hambench hamburger segment`` (published objective only); or
-        self_distillation: the base's own answers.
-        num_windows: Windows of installed text that are read beside them (distilling objective only).
-        report: Is told what goes on.
+        model_name: Name of the base.
+        recipe: Training recipe.
+        options: Budget, output folder, and whether to resume.
+        sources: Conversations. Give exactly one of ``sources``, ``segments`` and ``self_distillation``.
+        segments: File of ``hambench hamburger segment`` (published objective only).
+        self_distillation: Settings under which the base answers prompts itself.
+        num_windows: Windows of installed text that the base reads as well (distilling objective only).
+        report: Receives a line per stage of the work.
 
     Raises:
-        DataError: For data that can't be used, before the model is loaded where that is possible.
-        ModelError: For an output folder in use, or a base that can't be trained.
+        DataError: If data can't be used; raised before the model is loaded if possible.
+        ModelError: If the output folder is in use, or the base can't be trained.
     """
-    given = [bool(sources), segments is not None, self_distillation is not None]
-    if sum(given) != 1:
+    sources_given = [bool(sources), segments is not None, self_distillation is not None]
+    if sum(sources_given) != 1:
         raise DataError("give exactly one of --data, --segments and --self-distil")
     if segments is not None and recipe.objective != "published":
         raise DataError(
@@ -125,13 +125,13 @@ def _windows(trainer: Trainer, count: int, report: Callable[[str], None]) -> lis
         raise ModelError(
             f"{trainer.model_name} has no tokenizer, so it can't read anything; leave --read out"
         )
-    found = list(
+    windows = list(
         read_windows(
             lambda text: tokenizer(text, add_special_tokens=False).input_ids, count, seed=trainer.options.seed
         )
     )
-    report(f"{len(found)} windows of installed text")
-    return found
+    report(f"{len(windows)} windows of installed text")
+    return windows
 
 
 def _sequences(
@@ -167,7 +167,7 @@ def _answer(
     base: Any,
     tokenizer: Any,
     eos_ids: frozenset[int],
-    wanted: SelfDistillation,
+    settings: SelfDistillation,
     path: Path,
     report: Callable[[str], None],
 ) -> None:
@@ -178,20 +178,22 @@ def _answer(
         raise ModelError(f"{trainer.model_name} has no tokenizer, so it can't be asked anything; give --data")
     seed = trainer.options.seed
     turns: list[str] = []
-    if tokenizer.chat_template and wanted.num_user_turns:
-        report(f"sampling {wanted.num_user_turns} user turns")
-        turns = sample_user_turns(base, tokenizer, wanted.num_user_turns, eos_ids=eos_ids, seed=seed)
-    made = build_prompts(max(0, wanted.num_prompts - len(turns)), seed=seed)
-    prompts = [*made, *(Prompt(turn, "self", chat=True) for turn in turns)]
-    asked = [ids for p in prompts if 0 < len(ids := prompt_ids(tokenizer, p)) <= wanted.max_prompt_tokens]
-    report(f"answering {len(asked)} prompts")
+    if tokenizer.chat_template and settings.num_user_turns:
+        report(f"sampling {settings.num_user_turns} user turns")
+        turns = sample_user_turns(base, tokenizer, settings.num_user_turns, eos_ids=eos_ids, seed=seed)
+    built_prompts = build_prompts(max(0, settings.num_prompts - len(turns)), seed=seed)
+    prompts = [*built_prompts, *(Prompt(turn, "self", chat=True) for turn in turns)]
+    asked_ids = [
+        ids for p in prompts if 0 < len(ids := prompt_ids(tokenizer, p)) <= settings.max_prompt_tokens
+    ]
+    report(f"answering {len(asked_ids)} prompts")
     with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
-        answered = generate(base, asked, max_new_tokens=wanted.max_new_tokens, eos_ids=eos_ids)
+        answered = generate(base, asked_ids, max_new_tokens=settings.max_new_tokens, eos_ids=eos_ids)
         for number, (index, response) in enumerate(answered, 1):
-            file.write(json.dumps({"prompt_ids": asked[index], "response_ids": response}) + "\n")
+            file.write(json.dumps({"prompt_ids": asked_ids[index], "response_ids": response}) + "\n")
             if number % 64 == 0:
                 report(f"{number} answers, {trainer.clock.seconds:.0f} s")
-                # the other half of the time for data goes to the base's reading
+                # the base's reading takes the other half of the time for data
                 if trainer.clock.is_past(trainer.recipe.data_share / 2):
                     break
 
@@ -203,7 +205,7 @@ def _corpus(
     num_answers: int,
     report: Callable[[str], None],
 ) -> Any:
-    """The base's lessons of all answers, and of as many windows as there is time for."""
+    """Returns the base's lessons on all answers, and on as many windows as time allows."""
     from hambench.methods.hamburger.training.teacher import Corpus, study
 
     path = trainer.options.out / CORPUS_NAME
@@ -238,6 +240,6 @@ def _index(studied: tuple[int, Any]) -> int:
 
 
 def _in_order(rows: Sequence[Segmented], sequences: Sequence[tuple[list[int], int]]) -> list[Segmented]:
-    """Segmented rows in the order of their sequences (batches of like length shuffle them)."""
+    """Returns segmented rows in the order of their sequences (batches of similar length shuffle them)."""
     by_ids = {(row.ids, row.prompt_tokens): row for row in rows}
     return [by_ids[tuple(ids), prompt] for ids, prompt in sequences]

@@ -1,8 +1,8 @@
-"""Prompts that need no data set: what users of the benchmark ask, built from what is installed.
+"""Prompts without a data set: the kinds that benchmarks ask, built from installed packages.
 
-Everything is made from reasoning-gym generators and from the documentation and sources of installed *third-party*
-packages. The standard library, ``pydoc_data`` and low reasoning-gym seeds are left to the offline suites, so that no
-row that is trained on is ever evaluated.
+They come from reasoning-gym generators and from the documentation and sources of installed *third-party* packages. The
+standard library, ``pydoc_data`` and low reasoning-gym seeds are reserved for the offline suites, so that no training
+row is ever evaluated.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SOURCE_PACKAGES = (
     "numpy", "scipy.stats", "scipy.signal", "scipy.optimize", "pandas.core", "click", "jinja2", "matplotlib",
     "networkx", "sympy.ntheory", "sympy.functions", "rich", "sqlalchemy", "yaml", "packaging",
 )  # fmt: skip
-"""Packages whose docstrings and sources become prompts; those that are not installed are passed over."""
+"""Packages whose docstrings and sources become prompts; those not installed are skipped."""
 
 PUZZLES = (
     "gsm_symbolic", "chain_sum", "basic_arithmetic", "leg_counting", "calendar_arithmetic", "time_intervals",
@@ -29,10 +29,10 @@ PUZZLES = (
     "number_sorting", "syllogism", "family_relationships", "spell_backward", "fraction_simplification",
     "bitwise_arithmetic", "count_primes", "sentence_reordering", "aiw", "coin_flip", "decimal_arithmetic",
 )  # fmt: skip
-"""reasoning-gym generators whose questions are asked."""
+"""reasoning-gym generators whose questions become prompts."""
 
 SEED_OFFSET = 10_000_000
-"""Added to every reasoning-gym seed, to stay clear of the seeds of the offline suites."""
+"""Added to every reasoning-gym seed, so that seeds differ from those of the offline suites."""
 
 _TOPICS = (
     "a lighthouse", "photosynthesis", "the history of bread", "learning to swim", "a lost dog", "remote work",
@@ -57,7 +57,7 @@ _CONSTRAINTS = (
 
 
 class Prompt(NamedTuple):
-    """One prompt: its text, its kind, and whether the chat template goes around it."""
+    """One prompt: its text, its kind, and whether to apply the chat template."""
 
     text: str
     kind: str
@@ -65,7 +65,7 @@ class Prompt(NamedTuple):
 
 
 def build_prompts(count: int, *, seed: int = 0) -> list[Prompt]:
-    """``count`` prompts of all kinds in equal shares, shuffled; equal seeds give equal prompts."""
+    """Builds ``count`` prompts of all kinds in equal shares, shuffled; equal seeds give equal prompts."""
     rng = random.Random(seed)
     documented = _documented(rng)
     puzzle = _puzzle_maker()
@@ -90,9 +90,9 @@ def build_prompts(count: int, *, seed: int = 0) -> list[Prompt]:
     kinds = list(makers.values())
     prompts: dict[str, Prompt] = {}
     for attempt in range(50 * count):
-        made = kinds[attempt % len(kinds)](rng)
-        if made is not None:
-            prompts.setdefault(made.text, made)
+        prompt = kinds[attempt % len(kinds)](rng)
+        if prompt is not None:
+            prompts.setdefault(prompt.text, prompt)
         if len(prompts) == count:
             break
     shuffled = list(prompts.values())
@@ -122,10 +122,10 @@ def _reasoned(
     puzzle: Callable[[random.Random, str | None], Prompt | None],
     name: str = "gsm_symbolic",
 ) -> Prompt | None:
-    asked = puzzle(rng, name)
-    if asked is None:
+    puzzle_prompt = puzzle(rng, name)
+    if puzzle_prompt is None:
         return None
-    text = asked.text.partition(" Give the result as")[0]
+    text = puzzle_prompt.text.partition(" Give the result as")[0]
     if name == "chain_sum":
         text = f"What is {text.rpartition(':')[2].strip(' =')}?"
     ask = rng.choice(
@@ -151,9 +151,9 @@ class _Documented(NamedTuple):
 
 
 def _documented(rng: random.Random, *, num_files: int = 400) -> list[_Documented]:
-    """Functions and classes with docstrings worth asking about, of a sample of files; nothing is imported."""
+    """Returns functions and classes with long docstrings, from a sample of files; imports nothing."""
     files = [path for package in SOURCE_PACKAGES for path in _files_of(package)]
-    found: dict[str, _Documented] = {}
+    by_docstring: dict[str, _Documented] = {}
     for path in rng.sample(files, min(num_files, len(files))):
         source = path.read_text(encoding="utf-8", errors="ignore")
         lines = source.splitlines()
@@ -161,8 +161,8 @@ def _documented(rng: random.Random, *, num_files: int = 400) -> list[_Documented
             if isinstance(node, ast.Module) or len(doc) < 120:
                 continue
             text = textwrap.dedent("\n".join(lines[node.lineno - 1 : node.end_lineno])) + "\n"
-            found.setdefault(doc, _Documented(node.name, doc, text))
-    things = list(found.values())
+            by_docstring.setdefault(doc, _Documented(node.name, doc, text))
+    things = list(by_docstring.values())
     rng.shuffle(things)
     return things
 

@@ -1,4 +1,4 @@
-"""Making a segmented data set: the base's values for every response token, and the segments a rule cuts from them."""
+"""Segments a data set: computes the base's value for every response token and cuts segments by a rule."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hambench.methods.hamburger.data.segmentation import Metric, Strategy, check
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Segmented:
-    """One response cut in segments."""
+    """One response cut into segments."""
 
     ids: tuple[int, ...]
     prompt_tokens: int
@@ -25,21 +25,21 @@ class Segmented:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SegmentStatistics:
-    """What a rule makes of a data set."""
+    """Segments that a rule cuts from a data set, in numbers."""
 
     responses: int
     tokens: int
     segments: int
     tokens_per_segment: float
-    """Tokens over segments: the m that decoding would reach if it followed the rule."""
+    """Tokens over segments, which is the m that decoding would reach by following the rule."""
     histogram: dict[int, int]
-    """Segments by length."""
+    """Number of segments by length."""
     share_by_position: dict[int, float]
     """Share of all tokens that are the 1st, 2nd, ... of their segment."""
 
 
 def statistics(lengths: Iterable[Sequence[int]]) -> SegmentStatistics:
-    """Counts over the segment lengths of many responses.
+    """Computes statistics of the segment lengths of many responses.
 
     Raises:
         DataError: If there are none.
@@ -66,10 +66,10 @@ def read_conversations(path: Path, tokenizer: Any, *, eos_id: int | None) -> Ite
     """Yields ``(ids, prompt length)`` of each line of a JSONL file.
 
     A line holds ``messages`` (the last one the assistant's), or ``prompt`` and ``response``, or ``prompt_ids`` and
-    ``response_ids``. End-of-sequence closes a response that was given as text.
+    ``response_ids``. An end-of-sequence token is added to a response given as text.
 
     Raises:
-        DataError: Naming the line, for anything else, and for an empty prompt or response.
+        DataError: If a line has another form, or an empty prompt or response; the message names the line.
     """
     if not path.is_file():
         raise DataError(f"there is no file {path}")
@@ -121,7 +121,7 @@ def segment(
     Args:
         model: The base.
         sequences: ``(ids, prompt length)`` each.
-        strategy: The rule.
+        strategy: Rule to cut by.
         metric: ``entropy`` (nats) of the distribution that predicts each token, or ``probability``: one minus the
             token's.
     """
@@ -135,7 +135,7 @@ def segment(
 
 
 def write_segments(path: Path, rows: Iterable[Segmented]) -> SegmentStatistics:
-    """Writes one JSON object a line; gives the statistics."""
+    """Writes one JSON object per line; returns the statistics."""
     lengths = []
     with replacing(path) as partial:
         with partial.open("w", encoding="utf-8") as file:
@@ -147,10 +147,10 @@ def write_segments(path: Path, rows: Iterable[Segmented]) -> SegmentStatistics:
 
 
 def read_segments(path: Path, *, max_length: int) -> list[Segmented]:
-    """Reads what :func:`write_segments` wrote, every line checked.
+    """Reads a file that :func:`write_segments` wrote, and checks every line.
 
     Raises:
-        DataError: Naming the line whose lengths don't fit its response.
+        DataError: If a line's lengths do not fit its response; the message names the line.
     """
     if not path.is_file():
         raise DataError(f"there is no file {path}")
@@ -178,10 +178,10 @@ def read_segments(path: Path, *, max_length: int) -> list[Segmented]:
 def segment_file(
     conversations: Path, out: Path, *, model_name: str, strategy: Strategy, metric: Metric = "entropy"
 ) -> SegmentStatistics:
-    """Segments a JSONL file of conversations into another; gives the statistics.
+    """Segments a JSONL file of conversations into another; returns the statistics.
 
     Raises:
-        DataError: For rows that can't be used, or an output file that exists: both before the model is loaded.
+        DataError: If rows can't be used, or the output file exists; both before the model is loaded.
         ModelError: If the base can't be loaded.
     """
     from hambench.methods.hamburger.base import load_base, tokenizer_of

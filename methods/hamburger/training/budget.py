@@ -1,4 +1,4 @@
-"""What limits a training run: steps, wall-clock time, and each stage's share of it."""
+"""Limits of a training run: steps, wall-clock time, and each stage's share of the time."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from hambench.methods.hamburger.training.recipes import Recipe
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """What a run needs beside its recipe and data."""
+    """Settings of a run other than its recipe and data."""
 
     out: Path
     seed: int = 0
     steps: int | None = None
-    """Optimiser steps of each stage over fused inputs; by default the recipe's epochs."""
+    """Optimiser steps per stage over merged inputs; by default the recipe's epochs."""
     minutes: float | None = None
-    """Wall-clock budget of the whole run, data included; whichever limit comes first ends a stage."""
+    """Wall-clock budget of the whole run, data included; a stage ends at whichever limit comes first."""
     save_minutes: float = 5.0
     resume: bool = False
     start_from: Path | None = None
@@ -29,7 +29,7 @@ class RunOptions:
 
 
 class Clock:
-    """Seconds of a run, over its interruptions, against its budget.
+    """Counts the seconds of a run, across interruptions, against its budget.
 
     Args:
         minutes: The budget, or ``None`` for none.
@@ -45,7 +45,7 @@ class Clock:
         return time.monotonic() - self._began
 
     def resume(self, seconds: float) -> None:
-        """Counts the ``seconds`` that earlier parts of the run have used."""
+        """Adds the ``seconds`` that earlier parts of the run used."""
         self._began -= seconds
 
     @property
@@ -54,17 +54,19 @@ class Clock:
         return 0.0 if self._budget is None else self.seconds / self._budget
 
     def is_past(self, share: float) -> bool:
-        """Whether more than ``share`` of the budget is used."""
+        """Returns True if more than ``share`` of the budget is used."""
         return self.share > share
 
 
 def learning_rate_share(recipe: Recipe, step: int, done: float) -> float:
-    """Share of the peak learning rate at a step: linear warm-up, then a cosine down to the recipe's last share.
+    """Returns the share of the peak learning rate at a step.
+
+    It warms up linearly, then follows a cosine down to the recipe's last share.
 
     Args:
         recipe: Warm-up and last share.
         step: Steps taken in this stage.
-        done: Share of the stage that is over, 0 to 1.
+        done: Completed share of the stage, 0 to 1.
     """
     warm = min(1.0, (step + 1) / recipe.warmup_steps) if recipe.warmup_steps else 1.0
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))

@@ -1,8 +1,8 @@
-"""Making P(continue) a probability: Platt's scale and shift of the stop head's logit, fitted on held-out responses.
+"""Calibrates P(continue): fits Platt's scale and shift of the stop head's logit on held-out responses.
 
-Training makes the stop head sure of what the micro-step decoder knows by heart; on text it has not seen it is right
-less often. Two numbers, fitted by maximum likelihood on answers that neither has seen, mend that without changing any
-order of confidence, and are folded into the head's last layer.
+Training makes the stop head confident about text that the micro-step decoder has memorised; on new text it is right
+less often. Two numbers fix that. They are fitted by maximum likelihood on answers that neither part was trained on,
+keep the order of confidences, and are folded into the head's last layer.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """What was fitted, and what it did where it was fitted."""
+    """Fitted scale and shift, with their effect on the decisions they were fitted on."""
 
     scale: float
     shift: float
     asked: int
-    """Decisions it was fitted on."""
+    """Number of decisions in the fit."""
     loss_before: float
-    """Mean negative log-likelihood of the decisions, nats."""
+    """Mean negative log-likelihood of the decisions before the fit, in nats."""
     loss_after: float
 
 
 def fit(logits: Tensor, stops: Tensor) -> Calibration:
-    """The scale and shift of ``logits`` ``[N]`` that make ``stops`` ``[N]`` (0 or 1) most likely.
+    """Returns the scale and shift of ``logits`` ``[N]`` that make ``stops`` ``[N]`` (0 or 1) most likely.
 
-    A scale below zero would turn the order round, so that it is kept above a hundredth.
+    A negative scale would reverse the order, so the scale is kept above a hundredth.
     """
     logits, stops = logits.double(), stops.double()
     log_scale = torch.zeros((), dtype=torch.float64, requires_grad=True)
@@ -69,7 +69,7 @@ def fit(logits: Tensor, stops: Tensor) -> Calibration:
 
 @torch.no_grad()
 def fold(head: StopHead, calibration: Calibration) -> None:
-    """Puts a calibration into a stop head's last layer."""
+    """Folds a calibration into a stop head's last layer."""
     last = head.layers[-1]
     last.weight.mul_(calibration.scale)  # type: ignore[operator]
     last.bias.mul_(calibration.scale).add_(calibration.shift)  # type: ignore[operator]
@@ -79,7 +79,7 @@ def fold(head: StopHead, calibration: Calibration) -> None:
 def decisions(
     run: Trainer, lessons: Lessons, sequences: list[int], rng: random.Random
 ) -> tuple[Tensor, Tensor]:
-    """Stop logits ``[N]`` where decoding would ask, and whether stopping is right, over fused responses."""
+    """Returns stop logits ``[N]`` where decoding would ask, and whether stopping is right, over merged responses."""
     run.student.eval()
     device = run.accelerator.device
     pool = student_lesson(run, lessons, sequences, rng)
@@ -101,7 +101,7 @@ def decisions(
 
 
 def calibrate(run: Trainer, lessons: Lessons, sequences: list[int]) -> Calibration | None:
-    """Fits on ``sequences`` and folds the result into the run's stop head; ``None`` if it is never asked there."""
+    """Fits on ``sequences`` and folds the result into the run's stop head; ``None`` if they never ask the head."""
     rng = random.Random(f"calibration {run.options.seed}")
     logits, stops = decisions(run, lessons, sequences, rng)
     if not len(logits):

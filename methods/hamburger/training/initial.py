@@ -1,4 +1,4 @@
-"""Where training starts from."""
+"""Initial weights of a training run."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from hambench.methods.hamburger.grafts import Grafts
 
 @torch.no_grad()
 def start_sane(grafts: Grafts, base: Mapping[str, torch.Tensor]) -> None:
-    """Micro layers from the base's last ones, their norm from the base's, and branches that start at zero.
+    """Copies micro layers from the base's last ones and their norm from the base's, and starts branches at zero.
 
-    With zeroed projections the merged vector is exactly its residual and the stop head says one half.
+    With zeroed projections the merged vector equals its residual exactly, and the stop head says one half.
 
     Args:
-        grafts: Changed in place.
+        grafts: Modules to change in place.
         base: The base's tensors by Hugging Face name.
     """
     last = grafts.shape.num_layers - len(grafts.micro.layers)
@@ -40,16 +40,16 @@ def start_sane(grafts: Grafts, base: Mapping[str, torch.Tensor]) -> None:
 
 @torch.no_grad()
 def start_from(checkpoint: Checkpoint, grafts: Grafts, model: nn.Module, base: BaseReference) -> None:
-    """The weights of another run, its low-rank changes included.
+    """Loads the weights of another run, including its low-rank changes.
 
     Args:
-        checkpoint: The other run's.
-        grafts: Changed in place.
+        checkpoint: Checkpoint of the other run.
+        grafts: Modules to change in place.
         model: The base with adapters of the same rank on the same layers; changed in place.
-        base: Which base that is.
+        base: Identity of that base.
 
     Raises:
-        ModelError: If base, architecture or adapters are others.
+        ModelError: If base, architecture or adapters differ.
     """
     checkpoint.base.check(base.sizes, base.fingerprint)
     if checkpoint.architecture != grafts.architecture:

@@ -1,4 +1,4 @@
-"""A corpus as training draws from it: batches of fused sequences, each with what the un-fused base says of them."""
+"""A corpus in the form that training draws from: batches of merged sequences with the unmerged base's lessons."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from hambench.methods.hamburger.training.teacher import Corpus
 
 
 class Lessons:
-    """What the stages of ``distil`` learn from.
+    """Lessons that the stages of ``distil`` learn from.
 
     Args:
-        corpus: The base's lessons.
-        recipe: How segments are cut.
-        max_micro_steps: Most tokens of a segment.
+        corpus: Lessons of the base.
+        recipe: Decides how to cut segments.
+        max_micro_steps: Most tokens per segment.
         train: Sequences to train on.
-        held: Sequences never trained on.
+        held: Held-out sequences, never trained on.
     """
 
     def __init__(
@@ -45,15 +45,15 @@ class Lessons:
         generator = torch.Generator().manual_seed(0)
         sample = torch.randperm(corpus.num_rows, generator=generator)[:4096]
         self.spread = corpus.features[sample].float().std(0).clamp(min=1e-3)
-        """``[F, D]``: standard deviations of the features."""
+        """``[F, D]``: standard deviation of each feature."""
         self._values = corpus.entropies
 
     @torch.no_grad()
     def cut_by_stop_head(self, grafts: Grafts) -> None:
-        """From now on segments are those that the stop head would make on un-fused features, not the entropies'.
+        """Cuts segments from now on where the stop head would, on unmerged features, and no longer by entropy.
 
-        It is asked at every token as if that were the first of a macro-step, which takes no micro-step; what it is
-        asked at token g decides whether token g + 1 joins.
+        Asks the stop head at every token as if that were the first of a macro-step, which takes no micro-step. Its
+        answer at token g decides whether token g + 1 joins.
         """
         stops = [
             torch.sigmoid(grafts.stop_head(rows[:, -1].float()))
@@ -62,7 +62,7 @@ class Lessons:
         self._values = torch.cat(stops).roll(1)
 
     def segments(self, index: int, threshold: float | None = None) -> list[int]:
-        """Segment lengths of one response; by the recipe's threshold unless another is given."""
+        """Returns the segment lengths of one response, by ``threshold`` or by default the recipe's."""
         start, end = self.corpus.row_offsets[index : index + 2].tolist()
         strategy = dataclasses.replace(self.recipe.strategy, max_length=self.max_micro_steps)
         if threshold is not None:
@@ -70,7 +70,7 @@ class Lessons:
         return strategy.cut(self._values[start:end].tolist())
 
     def batch_of(self, indices: Sequence[int], rng: random.Random | None) -> tuple[FusedBatch, BatchLesson]:
-        """A batch; with an ``rng``, every sequence has a threshold of its own where the recipe says so."""
+        """Builds a batch; with an ``rng``, each sequence gets its own threshold if the recipe says so."""
         rows = []
         for index in indices:
             threshold = None
@@ -83,11 +83,11 @@ class Lessons:
         return batch, self.lesson(starts)
 
     def lesson(self, starts: Tensor) -> BatchLesson:
-        """What the un-fused base says of macro-steps whose first tokens are rows ``starts`` ``[M]``."""
+        """Returns the unmerged base's lesson on macro-steps whose first tokens are rows ``starts`` ``[M]``."""
         return BatchLesson(self.batches.features(starts), self.spread, self.batches.targets(starts))
 
     def trained_rows(self) -> Tensor:
-        """Rows of the training sequences that at least one more token follows."""
+        """Returns the rows of training sequences that at least one more token follows."""
         spans = [torch.arange(*self.corpus.row_offsets[i : i + 2].tolist()) for i in self.train]
         rows = torch.cat(spans)
         return rows[self.batches.remaining[rows] > 1]

@@ -1,6 +1,7 @@
-"""Losses of training: soft cross-entropy through a frozen LM head, and the micro-step decoder's objective.
+"""Training losses: soft cross-entropy through a frozen LM head, and the micro-step decoder's objective.
 
-Letters in shapes: R rows, V vocabulary, D hidden size, K kept teacher tokens, M macro-steps, S tokens of one at most.
+Letters in shapes: R rows, V vocabulary, D hidden size, K top teacher tokens, M macro-steps, S most tokens per
+macro-step.
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ _CHUNK = 512
 
 
 class HeadLoss(NamedTuple):
-    """What a pass through the head gives."""
+    """Loss and argmax of one pass through the head."""
 
     loss: Tensor
-    """Scalar: the weighted sum of cross-entropies."""
+    """Scalar: the weighted sum of the cross-entropies."""
     argmax: Tensor
     """``[R]``."""
 
 
 class _FrozenHead(torch.autograd.Function):
-    """Cross-entropy against sparse soft targets through a head that is not trained.
+    """Cross-entropy against sparse soft targets through a frozen head.
 
-    The gradient is taken in the same sweep over chunks of rows, so that no ``[R, V]`` tensor is ever kept.
+    It computes the gradient in the same sweep over chunks of rows, so that no ``[R, V]`` tensor is ever stored.
     """
 
     @staticmethod
@@ -53,12 +54,12 @@ class _FrozenHead(torch.autograd.Function):
                 logits += bias
             best.append(logits.argmax(-1))
             scale = logits.logsumexp(-1, keepdim=True)
-            wanted, share, weight = ids[rows].long(), probs[rows].float(), weights[rows].float()[:, None]
-            gathered = logits.gather(1, wanted)
+            target_ids, share, weight = ids[rows].long(), probs[rows].float(), weights[rows].float()[:, None]
+            gathered = logits.gather(1, target_ids)
             mass = share.sum(1, keepdim=True)
             total = total + (weight * (mass * scale - (share * gathered).sum(1, keepdim=True))).sum()
             slope = logits.sub_(scale).exp_().mul_(weight * mass)
-            slope.scatter_add_(1, wanted, -share * weight)
+            slope.scatter_add_(1, target_ids, -share * weight)
             gradient[rows] = (slope.to(head.dtype) @ head).to(hidden.dtype)
         ctx.save_for_backward(gradient)
         argmax = torch.cat(best) if best else ids.new_empty(0, dtype=torch.long)
@@ -80,13 +81,13 @@ def frozen_head_loss(
     weights: Tensor,
     bias: Tensor | None = None,
 ) -> HeadLoss:
-    """Weighted sum over rows of the cross-entropy between sparse targets and ``softmax(hidden @ head.T)``.
+    """Returns the weighted sum over rows of the cross-entropy between sparse targets and ``softmax(hidden @ head.T)``.
 
     Args:
-        hidden: ``[R, D]``; the only argument that gets a gradient.
+        hidden: ``[R, D]``; the only argument that receives a gradient.
         head: ``[V, D]``.
-        ids: ``[R, K]`` tokens of the targets; repeats add up.
-        probs: ``[R, K]`` their probabilities.
+        ids: ``[R, K]`` tokens of the targets; the probabilities of repeated tokens add up.
+        probs: ``[R, K]`` probabilities of these tokens.
         weights: ``[R]``.
         bias: ``[V]``, added to the logits.
     """
@@ -95,31 +96,31 @@ def frozen_head_loss(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MicroTargets:
-    """What M macro-steps should emit, teacher forced: position j holds the (j + 1)-th token of the macro-step."""
+    """Tokens that M macro-steps should emit, teacher forced; position j holds the (j + 1)-th token of a macro-step."""
 
     tokens: Tensor
     """``[M, S]``."""
     top_ids: Tensor
-    """``[M, S, K]``: the un-fused base's distribution at each."""
+    """``[M, S, K]``: most probable tokens of the unmerged base at each position."""
     top_probs: Tensor
-    """``[M, S, K]``."""
+    """``[M, S, K]``: their probabilities."""
     valid: Tensor
-    """``[M, S]``: whether the response reaches so far."""
+    """``[M, S]``: true if the response reaches this position."""
 
 
 class MicroLoss(NamedTuple):
-    """Losses and accuracies of the micro-step decoder; sums over what they count, not means."""
+    """Losses and accuracies of the micro-step decoder, as sums over tokens, not means."""
 
     tokens: Tensor
     num_tokens: Tensor
     stop: Tensor
     num_stops: Tensor
     right: Tensor
-    """``[M, S]``: argmax equals the base's greedy token, all tokens before it teacher forced."""
+    """``[M, S]``: argmax equals the base's greedy token, with all earlier tokens teacher forced."""
     stop_logits: Tensor
     """``[M, S]``."""
     asked: Tensor
-    """``[M, S - 1]``: whether decoding would have come to ask the stop head after this token."""
+    """``[M, S - 1]``: true if decoding would have asked the stop head after this token."""
 
 
 def micro_loss(
@@ -132,22 +133,22 @@ def micro_loss(
     hard_share: float = 0.5,
     shortlist: Shortlist | None = None,
 ) -> MicroLoss:
-    """The micro-step decoder's loss over M macro-steps, wherever their segments end.
+    """Returns the micro-step decoder's loss over M macro-steps, independently of segment ends.
 
-    Every macro-step is followed for S tokens. What should come out is the base's own greedy token; where a text that
-    was read goes another way, the steps behind it would not have happened. A token that decoding would not have
-    reached, as an earlier one was wrong, is spared its pass through the head. Tokens count by the probability of the
-    base's best: what the base itself is unsure of is nothing to go on for. The stop head learns whether the *next*
-    token would come out wrong: then its P(continue) is the chance that going on is right.
+    It follows every macro-step for S tokens. The target is the base's own greedy token. If a text that the base only
+    read continues differently, the later steps would not have happened. A token that decoding would not have reached,
+    because an earlier one was wrong, skips the pass through the head. Each token counts with the probability of the
+    base's best token, because there is little to learn where the base itself is unsure. The stop head learns whether
+    the *next* token would be wrong, so its P(continue) is the chance that continuing is right.
 
     Args:
-        grafts: The modules trained.
+        grafts: Modules to train.
         features: ``[M, F, D]``.
-        targets: What should come out.
-        embedding: ``[V, D]``, not trained here.
-        head: ``[V, D]``, not trained here.
+        targets: Tokens to emit.
+        embedding: ``[V, D]``, frozen.
+        head: ``[V, D]``, frozen.
         hard_share: Share of the target that is the greedy token alone; the rest is the teacher's distribution.
-        shortlist: Takes the loss over some of the vocabulary, at a fraction of the cost; the argmax is then over them.
+        shortlist: Computes the loss over part of the vocabulary, at a fraction of the cost; so does the argmax.
     """
     num, steps = targets.tokens.shape
     hidden = grafts.micro(features, F.embedding(targets.tokens[:, : steps - 1], embedding))
@@ -177,7 +178,7 @@ def micro_loss(
         reached = reached & right[:, j] & (targets.tokens[:, j] == greedy[:, j])
         tokens_loss = tokens_loss + out.loss
         num_tokens = num_tokens + best[:, 0].sum()
-    # the stop head is asked after token j whether to go on to token j + 1
+    # the stop head decides after token j whether to continue with token j + 1
     asked = followed[:, :-1] & targets.valid[:, 1:]
     asked[:, 1:] &= right[:, 1:-1].cumprod(1).bool()
     weights = asked.float()

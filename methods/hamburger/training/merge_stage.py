@@ -1,4 +1,4 @@
-"""Training through fused inputs, over all of the base or over its first layers."""
+"""Trains through merged inputs, over the whole base or its first layers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hambench.methods.hamburger.training.trainer import Trainer
 
 BatchMaker = Callable[[Sequence[int], "random.Random | None"], tuple[FusedBatch, "BatchLesson | None"]]
-"""A batch of sequences by index, segments cut with the given random generator, and what the base says of it."""
+"""Builds a batch from indices of sequences, cuts segments with the random generator, and adds the base's lesson."""
 
 
 def fused_stage(
@@ -28,15 +28,15 @@ def fused_stage(
     epochs: float,
     first_layers_only: bool = False,
 ) -> None:
-    """Trains the student over batches of sequences of like length.
+    """Trains the student over batches of sequences of similar length.
 
     Args:
-        run: Whose student.
+        run: Run whose student to train.
         train: Sequences to draw from.
-        batch_of: Makes a batch of some.
-        lengths: Tokens of each sequence.
-        epochs: Over ``train``, unless the run's options give steps.
-        first_layers_only: Whether the base is cut behind the first feature (the ``reader`` stage).
+        batch_of: Builds a batch from sequences.
+        lengths: Number of tokens of each sequence.
+        epochs: Passes over ``train``, unless the run's options give steps.
+        first_layers_only: Cut the base after the first feature layer (the ``reader`` stage).
     """
     recipe, accelerator = run.recipe, run.accelerator
     per_step = recipe.batch_size * recipe.accumulate * accelerator.num_processes
@@ -53,7 +53,7 @@ def fused_stage(
     while run.step < total and not run.out_of_time():
         rng = random.Random(f"step {run.options.seed} {run.step}")
         for micro in range(recipe.accumulate):
-            # every process draws the same batch list and takes its own share
+            # every process draws the same list of batches and takes its own share
             drawn = _draw(train, recipe.batch_size * accelerator.num_processes, rng, lengths)
             mine = drawn[accelerator.process_index :: accelerator.num_processes]
             batch, lesson = batch_of(mine, rng)
@@ -68,7 +68,7 @@ def fused_stage(
 
 @torch.no_grad()
 def held_out_losses(run: Trainer, held: Sequence[int], batch_of: BatchMaker) -> dict[str, float]:
-    """Mean losses over held-out responses, whole base and fused inputs."""
+    """Returns the mean losses over held-out responses, with the whole base and merged inputs."""
     run.student.eval()
     totals: dict[str, float] = {}
     size = run.recipe.batch_size
@@ -87,7 +87,7 @@ def held_out_losses(run: Trainer, held: Sequence[int], batch_of: BatchMaker) -> 
 def _parameter_groups(run: Trainer) -> list[dict[str, Any]]:
     recipe = run.recipe
     base = [p for p in run.student.model.parameters() if p.requires_grad]
-    # the embedder learns to be read by the base, so it goes at the base's pace when that is low-rank
+    # the base learns to read the embedder, so the embedder trains at the base's pace if that is low-rank
     embedder = list(run.grafts.embedder.parameters())
     others = [p for n, p in run.grafts.named_parameters() if not n.startswith("embedder.")]
     merged_lr = recipe.base_lr if recipe.lora_rank else recipe.graft_lr
@@ -103,7 +103,7 @@ def _parameter_groups(run: Trainer) -> list[dict[str, Any]]:
 
 
 def _draw(train: Sequence[int], num: int, rng: random.Random, lengths: Sequence[int]) -> list[int]:
-    """``num`` sequences of like length: a random one and its neighbours in a random sample, to pad little."""
+    """Draws ``num`` sequences of similar length, to pad little: one at random and its neighbours in a random sample."""
     sample = sorted(rng.choices(train, k=max(num, 8 * num)), key=lambda i: lengths[i])
     start = rng.randrange(len(sample) - num + 1)
     return sample[start : start + num]

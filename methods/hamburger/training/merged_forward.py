@@ -1,6 +1,6 @@
-"""The teacher-forced forward over fused inputs: what training computes and what decoding must agree with.
+"""The teacher-forced forward over merged inputs, which training computes and decoding must agree with.
 
-Letters in shapes: B sequences, C slots (prompt tokens and macro-steps), S tokens of a slot at most, M macro-steps of
+Letters in shapes: B sequences, C slots (prompt tokens and macro-steps), S most tokens per slot, M macro-steps of
 the whole batch, F feature vectors, D hidden size.
 """
 
@@ -23,40 +23,40 @@ from hambench.methods.hamburger.training.teacher import hidden_layers
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FusedBatch:
-    """Sequences whose responses are cut in segments, as tensors; padding is on the right."""
+    """Sequences whose responses are cut into segments, as tensors padded on the right."""
 
     tokens: Tensor
-    """``[B, C, S]``: ids of each slot, zero where it has fewer."""
+    """``[B, C, S]``: ids of each slot, followed by zeros."""
     lengths: Tensor
-    """``[B, C]``: tokens of each slot; 1 for prompt tokens and padding."""
+    """``[B, C]``: number of tokens per slot; 1 for prompt tokens and padding."""
     positions: Tensor
     """``[B, C]``: index of each slot's last token."""
     mask: Tensor
-    """``[B, C]``: 1 where there is a slot."""
+    """``[B, C]``: 1 for slots, 0 for padding."""
     sources: Tensor
-    """``[M, 2]``: sequence, and the slot whose features each macro-step is decoded from: the one before its own."""
+    """``[M, 2]``: the sequence of each macro-step, and the slot before it, whose features it is decoded from."""
     targets: Tensor
-    """``[M, S]``: the macro-step's tokens."""
+    """``[M, S]``: tokens of each macro-step."""
     target_lengths: Tensor
-    """``[M]``."""
+    """``[M]``: number of tokens per macro-step."""
     starts: Tensor
     """``[M]``: index of each macro-step's first token in its response."""
 
     @property
     def target_mask(self) -> Tensor:
-        """``[M, S]``: which targets are tokens."""
+        """``[M, S]``: true for targets that are tokens, false for padding."""
         return torch.arange(self.targets.shape[1], device=self.targets.device) < self.target_lengths[:, None]
 
     def to(self, device: torch.device | str) -> FusedBatch:
-        """The same on another device."""
+        """Returns the same batch on another device."""
         return FusedBatch(**{f.name: getattr(self, f.name).to(device) for f in dataclasses.fields(self)})
 
 
 def collate(sequences: Sequence[tuple[Sequence[int], int, Sequence[int]]], max_steps: int) -> FusedBatch:
-    """A batch from ``(ids, prompt length, segment lengths)``.
+    """Builds a batch from ``(ids, prompt length, segment lengths)``.
 
     Raises:
-        DataError: If segment lengths don't fit their response.
+        DataError: If segment lengths do not fit their response.
     """
     rows = []
     for number, (ids, prompt, segments) in enumerate(sequences):
@@ -95,7 +95,7 @@ def collate(sequences: Sequence[tuple[Sequence[int], int, Sequence[int]]], max_s
 
 
 def fuse(batch: FusedBatch, embedding: Tensor, embedder: CompositionalEmbedder) -> Tensor:
-    """Input vectors ``[B, C, D]``: embeddings, and merged ones where a slot holds several tokens."""
+    """Returns input vectors ``[B, C, D]``: merged vectors for slots of several tokens, embeddings for the others."""
     single = F.embedding(batch.tokens[..., 0], embedding)
     several = (batch.lengths > 1).nonzero(as_tuple=True)
     if several[0].numel() == 0:
@@ -110,9 +110,9 @@ def base_features(
     batch: FusedBatch,
     gate: FusedGate | None = None,
 ) -> Tensor:
-    """Features ``[M, F, D]`` that each macro-step is decoded from, the base reading fused inputs.
+    """Runs the base on merged inputs; returns the features ``[M, F, D]`` that each macro-step is decoded from.
 
-    With a ``gate``, the base's low-rank changes count at slots of several tokens only.
+    With a ``gate``, the base's low-rank changes apply only at slots of several tokens.
     """
     inputs = fuse(batch, model.get_input_embeddings().weight, grafts.embedder)
     with nullcontext() if gate is None else gate.only(batch.lengths > 1):
@@ -133,7 +133,10 @@ def teacher_forced(
     batch: FusedBatch,
     gate: FusedGate | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Hidden states for the LM head ``[M, S, D]`` and stop logits ``[M, S]`` of every macro-step, teacher forced."""
+    """Computes, teacher forced, the inputs of LM head and stop head for every macro-step.
+
+    Returns hidden states for the LM head ``[M, S, D]`` and stop logits ``[M, S]``.
+    """
     features = base_features(model, grafts, batch, gate)
     embedded = F.embedding(batch.targets[:, :-1], model.get_input_embeddings().weight)
     hidden = grafts.micro(features, embedded)

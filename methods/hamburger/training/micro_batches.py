@@ -1,4 +1,4 @@
-"""Every response token of a corpus as the start of a macro-step."""
+"""Treats every response token of a corpus as the start of a macro-step."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from hambench.methods.hamburger.training.teacher import Corpus
 
 
 class MicroBatches:
-    """Targets and features of macro-steps, by the row of their first token.
+    """Targets and features of macro-steps, indexed by the row of their first token.
 
     Args:
-        corpus: Lessons of the un-fused base.
-        max_micro_steps: Tokens a macro-step is followed for.
+        corpus: Lessons of the unmerged base.
+        max_micro_steps: Number of tokens to follow a macro-step for.
     """
 
     def __init__(self, corpus: Corpus, max_micro_steps: int) -> None:
@@ -22,7 +22,7 @@ class MicroBatches:
         self.tokens, self.remaining = corpus.response_ids(), corpus.remaining()
 
     def targets(self, starts: Tensor) -> MicroTargets:
-        """What the macro-steps whose first tokens are rows ``starts`` ``[M]`` should emit."""
+        """Returns what the macro-steps whose first tokens are rows ``starts`` ``[M]`` should emit."""
         offsets = torch.arange(self.steps)
         valid = offsets < self.remaining[starts][:, None]
         rows = (starts[:, None] + offsets).clamp(max=len(self.tokens) - 1)
@@ -34,5 +34,5 @@ class MicroBatches:
         )
 
     def features(self, starts: Tensor) -> Tensor:
-        """Un-fused features ``[M, F, D]`` that the macro-steps start from."""
+        """Returns the unmerged features ``[M, F, D]`` that the macro-steps start from."""
         return self.corpus.features[starts]

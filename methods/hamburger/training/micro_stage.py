@@ -1,7 +1,7 @@
-"""Teaching the micro-step decoder and the stop head from features at rest: no backward pass of the base in the loop.
+"""Trains the micro-step decoder and the stop head from fixed features, without a backward pass through the base.
 
-Two stages: ``micro`` takes the un-fused base's cached features, ``student`` those of the base that reads fused inputs,
-made anew a few sequences at a time.
+There are two stages. ``micro`` uses the unmerged base's cached features; ``student`` uses those of the base that reads
+merged inputs, and recomputes them for a few sequences at a time.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from hambench.methods.hamburger.training.trainer import Trainer
 
 _POOL_SEQUENCES = 24
-"""Sequences read at once in ``student``: enough for several steps, and for a shuffle among them."""
+"""Sequences to read at once in ``student``: enough for several steps and a shuffle among them."""
 
 
 def micro_stage(run: Trainer, lessons: Lessons) -> None:
-    """Trains on every response token as the start of a macro-step."""
+    """Trains on macro-steps that start at every response token."""
     recipe = run.recipe
     rows = lessons.trained_rows()
     total = max(1, math.ceil(recipe.micro_epochs * len(rows) / recipe.micro_batch))
@@ -37,7 +37,7 @@ def micro_stage(run: Trainer, lessons: Lessons) -> None:
     for number, chosen in enumerate(_draws(rows, recipe.micro_batch, total, seed=run.options.seed)):
         if run.out_of_time():
             break
-        # a resumed run passes over what it has seen
+        # a resumed run skips the batches it has seen
         if number >= run.step:
             lesson = lessons.lesson(chosen)
             features = lesson.features.float()
@@ -47,7 +47,7 @@ def micro_stage(run: Trainer, lessons: Lessons) -> None:
 
 
 def student_stage(run: Trainer, lessons: Lessons) -> None:
-    """Trains on the macro-steps of fused sequences, the base as it is by now."""
+    """Trains on the macro-steps of merged sequences, with the base as trained so far."""
     recipe = run.recipe
     total = max(1, math.ceil(recipe.student_epochs * len(lessons.trained_rows()) / recipe.micro_batch))
     if run.options.steps is not None:
@@ -67,7 +67,7 @@ def student_stage(run: Trainer, lessons: Lessons) -> None:
 def student_lesson(
     run: Trainer, lessons: Lessons, chosen: list[int], rng: random.Random | None
 ) -> BatchLesson:
-    """The macro-steps of some sequences with the features that the fused base gives them."""
+    """Returns the macro-steps of some sequences with the features that the base computes from merged inputs."""
     parts = []
     by_length = sorted(chosen, key=lambda i: lessons.lengths[i])
     size = run.recipe.batch_size
@@ -83,7 +83,7 @@ def student_lesson(
 
 
 class _Steps:
-    """Optimiser steps of the micro-step decoder and the stop head."""
+    """Runs optimiser steps on the micro-step decoder and the stop head."""
 
     def __init__(self, run: Trainer, lessons: Lessons, peak: float) -> None:
         self.run, recipe = run, run.recipe
@@ -104,7 +104,7 @@ class _Steps:
             self.shortlist = Shortlist(self.head, corpus.top_ids, corpus.top_probs, size=recipe.shortlist)
 
     def take(self, lesson: BatchLesson, done: float) -> None:
-        """One step on M macro-steps."""
+        """Takes one step on M macro-steps."""
         run = self.run
         lesson = lesson.to(run.accelerator.device)
         with run.accelerator.autocast():

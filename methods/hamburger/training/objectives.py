@@ -1,6 +1,6 @@
-"""The two objectives of training, over a batch of fused sequences.
+"""The two training objectives, over a batch of merged sequences.
 
-Letters in shapes: M macro-steps, S tokens of one at most, F feature layers, D hidden size.
+Letters in shapes: M macro-steps, S most tokens per macro-step, F feature layers, D hidden size.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ Losses = dict[str, Tensor]
 
 
 class BatchLesson:
-    """What the un-fused base says at the start of each macro-step of a batch.
+    """Lesson of the unmerged base at the start of each macro-step of a batch.
 
     Args:
         features: ``[M, F, D]``.
-        spread: ``[F, D]``: standard deviation of each feature over the corpus.
-        targets: The tokens that follow, whatever the segments.
+        spread: ``[F, D]``: the standard deviation of each feature over the corpus.
+        targets: Tokens that follow, independently of the segments.
     """
 
     def __init__(self, features: Tensor, spread: Tensor, targets: MicroTargets) -> None:
         self.features, self.spread, self.targets = features, spread, targets
 
     def to(self, device: torch.device | str) -> BatchLesson:
-        """The same on another device."""
+        """Returns the same lesson on another device."""
         moved = MicroTargets(**{name: getattr(self.targets, name).to(device) for name in vars(self.targets)})
         return BatchLesson(self.features.to(device), self.spread.to(device), moved)
 
     def rows(self, chosen: Tensor) -> BatchLesson:
-        """Some of its macro-steps."""
+        """Returns the lesson on some of the macro-steps."""
         targets = {name: value[chosen] for name, value in vars(self.targets).items()}
         return BatchLesson(self.features[chosen], self.spread, MicroTargets(**targets))
 
     @staticmethod
     def joined(parts: Sequence[BatchLesson]) -> BatchLesson:
-        """Several as one."""
+        """Joins several lessons into one."""
         targets = {
             name: torch.cat([getattr(part.targets, name) for part in parts])
             for name in vars(parts[0].targets)
@@ -56,13 +56,13 @@ class BatchLesson:
 
 
 class Student(nn.Module):
-    """Base and grafts as one module, so that one optimiser, one wrapper and one device placement serve both.
+    """Base and grafts in one module, so that one optimiser, one wrapper and one device placement serve both.
 
     Args:
-        model: A transformers causal LM, low-rank adapters inside it or not.
-        grafts: What is grafted on it.
-        recipe: Which objective, with which weights.
-        gate: Behind the adapters, if they count at fused slots only.
+        model: A transformers causal LM, with or without low-rank adapters.
+        grafts: Modules grafted onto the model.
+        recipe: Selects the objective and its weights.
+        gate: Gate after the adapters, if they apply only to merged slots.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Student(nn.Module):
     def forward(
         self, batch: FusedBatch, lesson: BatchLesson | None = None, *, first_layers_only: bool = False
     ) -> Losses:
-        """Losses by name, ``loss`` being what is minimised; the others are for the curve."""
+        """Returns losses by name. Training minimises ``loss``; the others are for the curve."""
         if lesson is not None and first_layers_only:
             return self._read(batch, lesson)
         if lesson is not None:
@@ -98,7 +98,7 @@ class Student(nn.Module):
         }
 
     def _read(self, batch: FusedBatch, lesson: BatchLesson) -> Losses:
-        """How far the stream at the first feature is from the un-fused one, fused slots counting three times."""
+        """Returns the distance of the first feature from the unmerged one, with merged slots counting three times."""
         first = self.grafts.architecture.feature_layers[0]
         inputs = fuse(batch, self.model.get_input_embeddings().weight, self.grafts.embedder)  # type: ignore[operator]
         gated = nullcontext() if self.gate is None else self.gate.only(batch.lengths > 1)

@@ -1,4 +1,4 @@
-"""How to train: named settings, importable without torch."""
+"""Training recipes: named settings, importable without torch."""
 
 from __future__ import annotations
 
@@ -13,72 +13,72 @@ Stage = Literal["micro", "reader", "fused", "student"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Every number of a training run that is not about its data."""
+    """Every number of a training run that does not concern its data."""
 
     name: str
     objective: Objective
     """``published``: cross-entropy of all response tokens + ``stop_weight`` x BCE of the segments' last tokens.
-    ``distil``: the un-fused base's distribution and features where segments start, and the micro-step decoder's
-    agreement with its greedy tokens."""
+    ``distil``: the unmerged base's distribution and features at segment starts, and the micro-step decoder's
+    agreement with the base's greedy tokens."""
     base_lr: float
     graft_lr: float
     final_lr_share: float
-    """The cosine ends at this share of each peak."""
+    """Share of each peak at which the cosine ends."""
     warmup_steps: int = 0
     batch_size: int = 8
-    """Sequences of one optimiser step on one device."""
+    """Sequences per optimiser step per device."""
     accumulate: int = 1
     clip: float = 1.0
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.01
     feature_noise: float = 0.0
-    """Noise added to cached features, in their standard deviations: few responses are soon known by heart."""
+    """Noise added to cached features, in standard deviations, because few responses are soon memorised."""
     stages: tuple[tuple[Stage, float], ...] = (("fused", 1.0),)
-    """What is done in order, and at which share of the minutes given each ends.
+    """Stages in order, each with the share of the minutes at which it ends.
 
-    ``micro``: the micro-step decoder and the stop head from cached un-fused features, before the base is touched.
-    ``reader``: embedder and adapters over fused inputs, through the base's layers up to the first feature only.
-    ``fused``: all that is trained, through the whole base.
-    ``student``: the micro-step decoder and the stop head from the features of the base that reads fused inputs.
+    ``micro``: the micro-step decoder and the stop head, from cached unmerged features, before the base changes.
+    ``reader``: embedder and adapters over merged inputs, through the base's layers up to the first feature only.
+    ``fused``: all trained parts over merged inputs, through the whole base.
+    ``student``: the micro-step decoder and the stop head, from features of the base that reads merged inputs.
     """
     data_share: float = 0.3
-    """Share of the minutes given by which answers and lessons must be made; what is there by then is used."""
+    """Share of the minutes for producing answers and lessons; training then uses those that are ready."""
     epochs: float = 1.0
     stop_weight: float = 0.5
     feature_weight: float = 0.0
-    """``distil``: of the squared distance of the features, each divided by its standard deviation."""
+    """``distil``: weight of the squared distance of the features, each divided by its standard deviation."""
     micro_weight: float = 1.0
-    """``distil``: of the micro-step decoder's cross-entropy."""
+    """``distil``: weight of the micro-step decoder's cross-entropy."""
     micro_epochs: float = 0.0
     """Epochs of ``micro``."""
     micro_batch: int = 256
-    """Macro-steps of an optimiser step of ``micro`` and ``student``."""
+    """Macro-steps per optimiser step of ``micro`` and ``student``."""
     shortlist: int = 0
-    """Tokens that the loss of ``micro`` is taken over, beside a sample of the rest; 0 takes the whole vocabulary."""
+    """Tokens over which ``micro`` computes the loss, with a sample of the rest; 0 uses the whole vocabulary."""
     reader_epochs: float = 0.0
     """Epochs of ``reader``."""
     student_epochs: float = 0.0
     """Epochs of ``student``."""
     student_lr: float = 2e-4
     calibrate: bool = False
-    """Whether the stop head is at last scaled and shifted on held-out responses, so that P(continue) is the chance that
-    going on is right."""
+    """Scale and shift the stop head on held-out responses at the end, so that P(continue) is the chance that continuing
+    is right."""
     num_micro_layers: int = 4
     lora_rank: int = 0
     """Rank of the low-rank changes to the base's linear layers; 0 trains the whole base."""
     adapt_first_layers_only: bool = False
-    """Low-rank changes go to the layers up to the first feature only."""
+    """Apply low-rank changes only to the layers up to the first feature."""
     adapt_fused_slots_only: bool = False
-    """Low-rank changes count at slots of several tokens only: one-token decoding stays the base's own."""
+    """Apply low-rank changes only at slots of several tokens, so that one-token decoding stays the base's own."""
     start_from_base: bool = False
-    """Micro layers copied from the base's last ones, and new branches starting at zero."""
+    """Copy micro layers from the base's last ones, and start new branches at zero."""
     merge_residual: Literal["mean", "last"] = "mean"
     micro_norm: bool = False
     strategy: Strategy = dataclasses.field(default_factory=Strategy)
     cut_by_stop_head: bool = False
-    """After ``micro``, values to cut by are what the stop head says on un-fused features, not the base's entropies."""
+    """After ``micro``, cut by the stop head's values on unmerged features instead of the base's entropies."""
     thresholds: tuple[float, float] | None = None
-    """Draws the strategy's threshold log-uniformly between these, anew for every sequence and epoch."""
+    """Draw the strategy's threshold log-uniformly between these, anew per sequence and epoch."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "accumulate", "micro_batch"):
@@ -112,7 +112,7 @@ PAPER = Recipe(
     # 8 GPUs x 8 sequences x 2: one GPU reaches the published 128 by accumulating
     accumulate=16,
 )
-"""The published recipe: everything trained jointly, one epoch."""
+"""The published recipe: trains everything jointly, for one epoch."""
 
 SMALL = Recipe(
     name="small",
@@ -141,12 +141,12 @@ SMALL = Recipe(
     start_from_base=True,
     merge_residual="last",
     micro_norm=True,
-    # values are P(stop) here: a token joins where the stop head would go on at a confidence of 1 - threshold
+    # values are P(stop) here: a token joins if the stop head would continue at a confidence of 1 - threshold
     strategy=Strategy(name="sliding", threshold=0.3),
     cut_by_stop_head=True,
     thresholds=(0.08, 0.6),
 )
-"""For an hour on a CPU: sane starts, cached features first, then fused inputs, then what both make of each other."""
+"""For about an hour on a CPU: sane starts, cached features, merged inputs, then the trained base's own features."""
 
 CONTINUED = dataclasses.replace(
     SMALL,
@@ -159,7 +159,7 @@ CONTINUED = dataclasses.replace(
     student_lr=1e-4,
     batch_size=4,
 )
-"""``small`` at half its pace and without its first stage, for ``--start-from``: a few new responses are learned by
-heart sooner than they teach the micro-step decoder anything, and reading fused slots has most to gain."""
+"""``small`` at half its pace and without its first stage, for ``--start-from``. The micro-step decoder would memorise a
+few new responses before it learns from them, while reading merged slots has most to gain."""
 
 RECIPES = {recipe.name: recipe for recipe in (PAPER, SMALL, CONTINUED)}

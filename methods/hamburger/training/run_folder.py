@@ -1,7 +1,7 @@
-"""What a training run leaves on disk: the last save, the curve, and what identifies the run.
+"""Files of a training run: the last save, the curve, and the identity of the run.
 
-``state.pt`` is enough to go on from, ``curve.jsonl`` has a line every few steps, ``held_out.jsonl`` the responses that
-nothing was fitted on; the checkpoint itself lies beside them.
+``state.pt`` suffices to resume. ``curve.jsonl`` has a line every few steps. ``held_out.jsonl`` holds the responses that
+nothing was fitted on. The checkpoint itself lies next to them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ STATE_NAME, CURVE_NAME, HELD_OUT_NAME = "state.pt", "curve.jsonl", "held_out.jso
 
 
 class RunFolder:
-    """The files of one run.
+    """Files of one run.
 
     Args:
         path: The folder.
@@ -30,10 +30,10 @@ class RunFolder:
         self.path = path
 
     def load_state(self, trained: Mapping[str, Tensor], *, resume: bool) -> dict[str, Any] | None:
-        """Puts the last save's values into ``trained``; gives the rest of it, ``None`` for a new run.
+        """Copies the last save's values into ``trained``; returns the rest of the save, ``None`` for a new run.
 
         Raises:
-            ModelError: If a run is there and was not asked for, or the reverse, or belongs to other parameters.
+            ModelError: If a run exists without ``resume``, or the reverse, or it belongs to other parameters.
         """
         path = self.path / STATE_NAME
         if not resume:
@@ -51,13 +51,13 @@ class RunFolder:
         return state
 
     def save_state(self, trained: Mapping[str, Tensor], **rest: Any) -> None:
-        """Writes a save; an interruption leaves the one before."""
+        """Writes a save; if interrupted, the previous one remains."""
         partial = self.path / f"{STATE_NAME}.partial"
         torch.save({"trained": {n: p.detach().cpu() for n, p in trained.items()}, **rest}, partial)
         partial.replace(self.path / STATE_NAME)
 
     def write_held_out(self, sequences: Iterable[tuple[Tensor, int]]) -> None:
-        """Writes ``(ids, prompt length)`` of responses, as ``hambench hamburger measure`` reads them."""
+        """Writes ``(ids, prompt length)`` of responses, in the form that ``hambench hamburger measure`` reads."""
         with (self.path / HELD_OUT_NAME).open("w", encoding="utf-8") as file:
             for ids, prompt in sequences:
                 row = {"prompt_ids": ids[:prompt].tolist(), "response_ids": ids[prompt:].tolist()}

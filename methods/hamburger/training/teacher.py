@@ -1,6 +1,6 @@
-"""One pass of the un-fused base over its own answers: what the grafts are taught from, and what segments are cut by.
+"""Runs the unmerged base once over its own answers, for the lessons of the grafts and the values that cut segments.
 
-Letters in shapes: R response tokens, F feature layers, D hidden size, K most probable tokens kept.
+Letters in shapes: R response tokens, F feature layers, D hidden size, K most probable tokens to store.
 """
 
 from __future__ import annotations
@@ -16,27 +16,30 @@ from safetensors.torch import load_file, save_file
 from hambench.files import replacing
 
 TOP_TOKENS = 16
-"""Entries of the teacher's distribution that are kept; on greedy answers they hold nearly all of its mass."""
+"""Entries of the teacher's distribution to store; on greedy answers they hold nearly all of its mass."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Lesson:
-    """What the un-fused base says of one response; row r belongs to the distribution that predicts response token r."""
+    """Lesson of the unmerged base on one response; row r holds the distribution that predicts response token r."""
 
     features: torch.Tensor
-    """``[R, F, D]``: the residual streams that row r's distribution came from."""
+    """``[R, F, D]``: hidden states that row r's distribution came from."""
     top_ids: torch.Tensor
     """``[R, K]`` int32."""
     top_probs: torch.Tensor
-    """``[R, K]``, their probabilities, renormalised to sum to one."""
+    """``[R, K]``: their probabilities, renormalised to sum to one."""
     entropies: torch.Tensor
-    """``[R]``, nats."""
+    """``[R]``: entropy of the distribution, in nats."""
     probabilities: torch.Tensor
-    """``[R]``, of the response token itself."""
+    """``[R]``: probability of the response token itself."""
 
 
 def hidden_layers(model: Any, layers: Sequence[int], **inputs: Any) -> list[torch.Tensor]:
-    """Residual streams ``[B, T, D]`` after ``layers`` of a Hugging Face causal LM (the last: after the final norm)."""
+    """Returns hidden states ``[B, T, D]`` after ``layers`` of a Hugging Face causal LM.
+
+    Those of the last layer are after the final norm.
+    """
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.model
     hidden = decoder(**inputs, output_hidden_states=True, use_cache=False, return_dict=True).hidden_states
     return [hidden[layer + 1] for layer in layers]
@@ -50,14 +53,14 @@ def study(
     feature_layers: Sequence[int],
     batch_tokens: int = 4096,
 ) -> Iterator[tuple[int, Lesson]]:
-    """Yields ``(index, lesson)`` for each ``(ids, prompt length)``; sequences of like length share a batch."""
+    """Yields ``(index, lesson)`` for each ``(ids, prompt length)``; sequences of similar length share a batch."""
     head = model.get_output_embeddings().weight
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i][0]))
     for chosen in _batches(order, [len(ids) for ids, _ in sequences], batch_tokens):
         width = max(len(sequences[i][0]) for i in chosen)
         rows = [list(sequences[i][0]) + [0] * (width - len(sequences[i][0])) for i in chosen]
         ids = torch.tensor(rows, device=head.device)
-        # an explicit mask, always: without one transformers reads positions that skip as packed sequences
+        # always pass a mask: without one, transformers reads positions that skip as packed sequences
         mask = torch.tensor(
             [[1] * len(sequences[i][0]) + [0] * (width - len(sequences[i][0])) for i in chosen],
             device=head.device,
@@ -102,7 +105,7 @@ def _batches(order: Sequence[int], lengths: Sequence[int], batch_tokens: int) ->
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """Many lessons laid end to end: row g is response token g of the whole; training indexes nothing else.
+    """Many lessons laid end to end: row g is response token g of the whole, and training uses no other index.
 
     ``ids`` holds every sequence whole (prompts too), sequence i at ``offsets[i] : offsets[i + 1]``; its response rows
     are ``row_offsets[i] : row_offsets[i + 1]``.
@@ -119,7 +122,7 @@ class Corpus:
 
     @classmethod
     def of(cls, sequences: Sequence[tuple[Sequence[int], int]], lessons: Sequence[Lesson]) -> Corpus:
-        """Lays lessons end to end."""
+        """Joins lessons end to end."""
         columns = {
             field.name: torch.cat([getattr(lesson, field.name) for lesson in lessons])
             for field in dataclasses.fields(Lesson)
@@ -133,7 +136,7 @@ class Corpus:
 
     @classmethod
     def joined(cls, parts: Sequence[Corpus]) -> Corpus:
-        """Several corpora as one."""
+        """Joins several corpora."""
         columns = {}
         for field in dataclasses.fields(cls):
             tensors = [getattr(part, field.name) for part in parts]
@@ -145,26 +148,26 @@ class Corpus:
 
     @property
     def num_sequences(self) -> int:
-        """Sequences held."""
+        """Number of sequences."""
         return len(self.offsets) - 1
 
     @property
     def num_rows(self) -> int:
-        """Response tokens held."""
+        """Number of response tokens."""
         return len(self.entropies)
 
     def sequence(self, index: int) -> tuple[torch.Tensor, int]:
-        """Ids and prompt length of one sequence."""
+        """Returns the ids and the prompt length of one sequence."""
         ids = self.ids[self.offsets[index] : self.offsets[index + 1]]
         return ids, len(ids) - int(self.row_offsets[index + 1] - self.row_offsets[index])
 
     def response_ids(self) -> torch.Tensor:
-        """``[rows]``: every response token."""
+        """Returns every response token ``[rows]``."""
         prompts = [self.sequence(i)[1] for i in range(self.num_sequences)]
         return torch.cat([self.sequence(i)[0][p:] for i, p in enumerate(prompts)])
 
     def remaining(self) -> torch.Tensor:
-        """``[rows]``: tokens left in the response, the row's own included."""
+        """Returns how many tokens are left in each row's response, including its own, ``[rows]``."""
         lengths = self.row_offsets.diff()
         return torch.cat([torch.arange(int(n), 0, -1) for n in lengths])
 
@@ -176,7 +179,7 @@ class Corpus:
 
     @classmethod
     def load(cls, path: Path) -> Corpus:
-        """Reads what :meth:`save` wrote."""
+        """Reads a file that :meth:`save` wrote."""
         return cls(**load_file(path))
 
 

@@ -1,4 +1,4 @@
-"""One training run: its stages in order, its saves, and the checkpoint that comes out."""
+"""One training run: its stages in order, its saves, and the checkpoint it writes."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ __all__ = ["RunOptions", "Trainer", "split_held_out"]
 
 
 def split_held_out(num: int, share: float, *, seed: int) -> tuple[list[int], list[int]]:
-    """Indices to train on and to hold out, before anything is replicated; the same for the same seed.
+    """Draws indices to train on and to hold out, before anything is replicated; equal seeds give equal splits.
 
     Raises:
-        DataError: If nothing is left to train on.
+        DataError: If nothing remains to train on.
     """
     order = list(range(num))
     random.Random(f"held out {seed}").shuffle(order)
@@ -60,10 +60,10 @@ class Trainer:
     """One run on one base.
 
     Args:
-        model_name: The base: a name, folder or hub id.
+        model_name: The base, as a name, folder or hub id.
         recipe: How to train.
-        options: Where, how long.
-        architecture: By default the recipe's, for this base.
+        options: Budget, seed, output folder and the like.
+        architecture: Architecture of the grafts; by default the recipe's for this base.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Trainer:
         self.accelerator = Accelerator(
             mixed_precision="bf16",
             cpu=not torch.cuda.is_available(),
-            # the stage over the first layers gives the grafts behind them no gradient
+            # the stage over the first layers gives no gradient to the grafts after them
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         self.model_name = model_name
@@ -110,7 +110,7 @@ class Trainer:
         self._optimizer_state: dict[str, Any] | None = None
         self.held_out: dict[str, float] = {}
         self.data: dict[str, int] = {}
-        """Counts of what was trained on, for the provenance."""
+        """Counts of the training data, for the provenance."""
         self._steps_by_stage: dict[str, int] = {}
         self._calibration: dict[str, Any] = {}
 
@@ -126,24 +126,24 @@ class Trainer:
 
     @property
     def base(self) -> Any:
-        """The transformers model, adapters inside it."""
+        """The transformers model, including adapters."""
         return self.model
 
     @contextmanager
     def as_it_was(self) -> Iterator[Any]:
-        """The base as it was before any training: its adapters, which may have come from another run, left out."""
+        """Provides the base as it was before any training, without its adapters, which may come from another run."""
         with self.student.model.disable_adapter() if self.recipe.lora_rank else nullcontext():  # type: ignore[operator]
             yield self.model.eval()
 
     @property
     def stage(self) -> str:
-        """The name of the stage that the run is in."""
+        """Name of the current stage."""
         return self.recipe.stages[self._stage][0]
 
     def train_segmented(self, rows: Sequence[Segmented], *, replication: Sequence[int] | None = None) -> None:
-        """The published objective over a segmented data set; ``replication`` repeats rows that are trained on."""
+        """Trains the published objective over a segmented data set; ``replication`` repeats training rows."""
         train, held = split_held_out(len(rows), self.options.held_out_share, seed=self.options.seed)
-        # only now, so that no copy of a held-out row is ever trained on
+        # replicate only after the split, so that no copy of a held-out row is trained on
         train = [i for i in train for _ in range(replication[i] if replication else 1)]
 
         def batch_of(
@@ -165,12 +165,12 @@ class Trainer:
         replication: Sequence[int] | None = None,
         num_answers: int | None = None,
     ) -> None:
-        """The distilling objective, stage by stage, over the base's lessons.
+        """Trains the distilling objective, stage by stage, over the base's lessons.
 
         Args:
-            corpus: Answers first, then windows that were only read.
-            replication: How often each sequence is repeated if it is trained on.
-            num_answers: How many are answers; only those are held out. By default all.
+            corpus: Answers first, then windows that the base only read.
+            replication: How often to repeat each training sequence.
+            num_answers: Number of answers in the corpus; only those are held out. By default all.
         """
         num_answers = num_answers or corpus.num_sequences
         train, held = split_held_out(num_answers, self.options.held_out_share, seed=self.options.seed)
@@ -211,9 +211,9 @@ class Trainer:
             )
 
     def _finish(self, lessons: Lessons) -> None:
-        """Calibrates on one half of what was held out, takes the losses of the other, writes the checkpoint.
+        """Calibrates on half of the held-out sequences, computes the losses on the other half, writes the checkpoint.
 
-        The state to resume from stays as it was before the calibration, which a longer run has to make anew.
+        The resumable state stays as it was before the calibration, because a longer run must calibrate anew.
         """
         held = lessons.held
         if self.recipe.calibrate and len(held) > 1:
@@ -225,17 +225,17 @@ class Trainer:
         save(self.checkpoint(), self.options.out)
 
     def out_of_time(self) -> bool:
-        """Whether the stage has used up its share of the budget."""
+        """True if the stage has used up its share of the budget."""
         return self.clock.is_past(self.recipe.stages[self._stage][1])
 
     def _stage_done(self) -> float:
-        """Share of the stage's time that is over; 0 without a budget."""
+        """Returns the completed share of the stage's time; 0 without a budget."""
         begins = self.recipe.stages[self._stage - 1][1] if self._stage else self.recipe.data_share
         ends = self.recipe.stages[self._stage][1]
         return (self.clock.share - begins) / max(1e-9, ends - begins)
 
     def apply(self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], done: float) -> None:
-        """Takes an optimiser step, ``done`` being the share of the stage's steps that are over."""
+        """Takes an optimiser step; ``done`` is the completed share of the stage's steps."""
         done = max(done, self._stage_done())
         share = learning_rate_share(self.recipe, self.step, done)
         for group in optimizer.param_groups:
@@ -246,13 +246,13 @@ class Trainer:
         self.step += 1
 
     def restore(self, optimizer: torch.optim.Optimizer) -> None:
-        """Gives a new optimiser the state of the save that the run goes on from, once."""
+        """Restores a new optimiser from the save that the run resumes from, once."""
         if self._optimizer_state is not None:
             optimizer.load_state_dict(self._optimizer_state)
             self._optimizer_state = None
 
     def record(self, values: dict[str, float], optimizer: torch.optim.Optimizer) -> None:
-        """A line of the curve, and a save when one is due."""
+        """Appends a line to the curve, and saves if a save is due."""
         if not self.accelerator.is_main_process:
             return
         if self.step % 10 == 0 or self.step == 1:
@@ -273,7 +273,7 @@ class Trainer:
         return {**base, **{f"grafts.{n}": p for n, p in self.grafts.named_parameters()}}
 
     def save(self, optimizer: torch.optim.Optimizer | None) -> None:
-        """State to resume from, then the checkpoint as it stands; an interruption loses what came after."""
+        """Writes the resumable state, then the current checkpoint; an interruption loses only later work."""
         self.files.save_state(
             self._trainable(),
             stage=self._stage,
@@ -302,7 +302,7 @@ class Trainer:
         )
 
     def checkpoint(self) -> Checkpoint:
-        """The weights as they stand, in bfloat16 unless the base is in float32."""
+        """Returns the current weights, in bfloat16 unless the base is in float32."""
         dtype = (
             torch.bfloat16 if self.model.dtype != torch.float32 or self.recipe.lora_rank else torch.float32
         )
@@ -337,5 +337,5 @@ class Trainer:
 
 
 def largest_divisor(number: int, most: int) -> int:
-    """The largest divisor of ``number`` that is at most ``most``."""
+    """Returns the largest divisor of ``number`` that is at most ``most``."""
     return max(d for d in range(1, most + 1) if number % d == 0)

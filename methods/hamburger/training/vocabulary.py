@@ -1,7 +1,7 @@
-"""What of the vocabulary a loss is taken over: all of it, or the tokens a corpus uses and a sample of the rest.
+"""Parts of the vocabulary to compute a loss over: all, or the tokens a corpus uses and a sample of the rest.
 
-For a small base the LM head is most of the micro-step decoder's cost, and nearly all of a corpus's probability lies on
-a few thousand tokens.
+For a small base, the LM head costs most of the micro-step decoder's time, while a few thousand tokens hold nearly all
+of a corpus's probability.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Vocabulary:
-    """Rows of a head, in its own order.
+    """Rows of a head, in the head's order.
 
     Args:
         head: ``[V, D]``.
@@ -24,7 +24,7 @@ class Vocabulary:
         self.bias: Tensor | None = None
 
     def find(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows of ``ids``, and which of them there are; absent ones are sent to row 0."""
+        """Returns the rows of ``ids`` and a mask of those present; absent ones map to row 0."""
         return ids, torch.ones_like(ids, dtype=torch.bool)
 
 
@@ -39,16 +39,16 @@ class _Part(Vocabulary):
 
 
 class Shortlist:
-    """The tokens that hold most of a teacher's probability, with new negatives from the rest at every draw.
+    """Tokens that hold most of a teacher's probability, with new negatives from the rest at every draw.
 
-    A negative stands for all that were not drawn: its logit is raised by the log of how many.
+    A negative stands for all tokens that were not drawn, so its logit is raised by the log of their number.
 
     Args:
         head: ``[V, D]``, frozen.
-        top_ids: ``[R, K]``: the teacher's most probable tokens at each row of a corpus.
+        top_ids: ``[R, K]``: most probable tokens of the teacher at each row of a corpus.
         top_probs: ``[R, K]``.
-        size: Tokens that are always in.
-        num_negatives: Others at every draw.
+        size: Number of tokens that every draw contains.
+        num_negatives: Number of other tokens per draw.
     """
 
     def __init__(
@@ -63,10 +63,10 @@ class Shortlist:
         self._places[order[:size]] = torch.arange(min(size, len(order)), device=head.device)
         self._all, self._head = head, head[order[:size]]
         self.covered = float(mass[order[:size].cpu()].sum() / mass.sum())
-        """Share of the teacher's probability on the tokens that are always in."""
+        """Share of the teacher's probability on the tokens that every draw contains."""
 
     def draw(self) -> Vocabulary:
-        """The shortlist and a new sample of the rest."""
+        """Returns the shortlist with a new sample of the rest."""
         if not self._num_negatives:
             return _Part(self._head, self._head.new_zeros(len(self._head), dtype=torch.float32), self._places)
         chosen = torch.randint(len(self._rest), (self._num_negatives,), device=self._head.device)

@@ -157,7 +157,7 @@ def test_a_truncated_checkpoint_is_one_clear_error(tmp_path):
 
 def test_a_file_without_a_state_dict_is_no_checkpoint(tmp_path):
     torch.save([1, 2], tmp_path / "list.ckpt")
-    with pytest.raises(ModelError, match="no Lightning checkpoint"):
+    with pytest.raises(ModelError, match="not a Lightning checkpoint"):
         read_lightning(tmp_path / "list.ckpt")
     with pytest.raises(ModelError, match=r"has no config\.json"):
         import_checkpoint(tmp_path / "list.ckpt", tmp_path)
