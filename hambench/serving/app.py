@@ -12,7 +12,7 @@ from typing import Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
@@ -26,11 +26,22 @@ from hambench.serving.answer_text import AnswerText
 from hambench.serving.body_limit import BodyLimit
 from hambench.serving.exposition import Exposition
 from hambench.serving.requests import ChatRequest, CompletionRequest, GenerationRequest, explain
-from hambench.serving.wire import Reply, error_body, step_extension, usage
+from hambench.serving.wire import ErrorReply, Reply, error_body, step_extension, usage
 from hambench.serving.worker import Event, Failed, Finished, Job, Piece, QueueFullError, Worker
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 RETRY_AFTER_S = 1
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorReply, "description": said}
+    for status, said in {
+        400: "The request can't be honoured.",
+        401: "The API key is missing or wrong.",
+        404: "There is no such model.",
+        413: "The body is too large.",
+        429: "Too many requests wait already.",
+        500: "The server failed; its log has the number.",
+    }.items()
+}
 _LINE_ENDS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
 
 
@@ -118,7 +129,7 @@ def create_app(
             "waiting": server.worker.num_waiting,
         }
 
-    @app.get("/metrics", dependencies=[Depends(authorize)])
+    @app.get("/metrics", dependencies=[Depends(authorize)], response_class=PlainTextResponse)
     async def metrics() -> Response:
         return Response(server.exposition.render(), media_type="text/plain; version=0.0.4")
 
@@ -134,16 +145,33 @@ def create_app(
         }
         return {"object": "list", "data": [entry]}
 
-    @app.post("/v1/completions", response_model=None, dependencies=[Depends(authorize)])
+    asked: dict[str, Any] = {
+        "response_model": None,
+        "dependencies": [Depends(authorize)],
+        "responses": {200: {"content": {"text/event-stream": {}}}, **_ERRORS},
+    }
+
+    @app.post("/v1/completions", **asked)
     async def completions(body: CompletionRequest, request: Request) -> Response:
         prompts = server.encode(body)
         return await server.answer(request, body, prompts, body.max_tokens, chat=False)
 
-    @app.post("/v1/chat/completions", response_model=None, dependencies=[Depends(authorize)])
+    @app.post("/v1/chat/completions", **asked)
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         prompts = [server.encode_chat(body)]
         return await server.answer(request, body, prompts, body.limit, chat=True)
 
+    describe = app.openapi
+
+    def described() -> dict[str, Any]:
+        """The description without FastAPI's own 422: bad requests get a 400 here, as at OpenAI."""
+        schema = describe()
+        for path in schema["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)
+        return schema
+
+    app.openapi = described  # type: ignore[method-assign]
     return app
 
 

@@ -8,6 +8,8 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic import BaseModel
+
 from hambench.analysis.metrics import acceptance_rate, num_tokens, tokens_per_target_forward
 from hambench.records import FinishReason, GenerationTrace, StepRecord
 
@@ -86,6 +88,21 @@ def usage(traces: Sequence[GenerationTrace], method: str) -> dict[str, Any]:
             "seconds": sum(step.seconds for trace in traces for step in trace.steps),
         },
     }
+
+
+class ErrorDetail(BaseModel):
+    """What is wrong with a request."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorReply(BaseModel):
+    """OpenAI's error object, as the server's description has it."""
+
+    error: ErrorDetail
 
 
 def error_body(

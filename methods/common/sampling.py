@@ -42,6 +42,8 @@ def probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
     ordered, order = probs.sort(dim=-1, descending=True, stable=True)
     # a token stays when the mass before it is still short of top_p: the first one always does
     outside = ordered.cumsum(dim=-1) - ordered >= params.top_p
+    # also where top_p is too small for float32
+    outside[..., 0] = False
     ordered = ordered.masked_fill(outside, 0.0)
     kept = torch.zeros_like(probs).scatter_(-1, order, ordered)
     return kept / kept.sum(dim=-1, keepdim=True)

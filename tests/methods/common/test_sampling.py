@@ -8,8 +8,9 @@ from hambench.engine.int8 import quantize_int8
 from hambench.engine.llama import Llama
 from hambench.engine.norm import RMSNorm
 from hambench.engine.shape import LlamaShape
+from hambench.errors import NotFiniteError
 from hambench.methods.common.drafting import SeparateDrafter, SharedDrafter
-from hambench.methods.common.sampling import accept_greedy, accept_sampled, probabilities
+from hambench.methods.common.sampling import accept_greedy, accept_sampled, choose, probabilities
 from hambench.methods.common.sequence import TargetSequence
 from hambench.methods.prompt_lookup import NgramIndex
 from hambench.methods.speculative import SpeculativeConfig, SpeculativeSession
@@ -23,9 +24,28 @@ def test_nucleus_is_the_smallest_set_that_reaches_top_p():
     assert probabilities(logits, params)[0].tolist() == pytest.approx([0.625, 0.375, 0, 0])
 
 
-def test_nucleus_always_keeps_the_most_probable_token():
-    params = SamplingParams(max_new_tokens=1, temperature=1.0, top_p=0.01)
+@pytest.mark.parametrize("top_p", [0.01, 5e-324])
+def test_nucleus_always_keeps_the_most_probable_token(top_p):
+    params = SamplingParams(max_new_tokens=1, temperature=1.0, top_p=top_p)
     assert probabilities(torch.tensor([[0.0, 3.0, 1.0]]), params)[0].tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize("temperature", [1.1e-5, 1e306])
+def test_any_temperature_gives_a_distribution(temperature):
+    params = SamplingParams(max_new_tokens=1, temperature=temperature)
+    probs = probabilities(torch.tensor([[-40.0, 90.0, 1.0]]), params)
+    assert probs.sum().item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_are_never_drawn_from(wrong):
+    logits, params = torch.tensor([[0.0, wrong, 1.0]]), SamplingParams(max_new_tokens=1, temperature=1.0)
+    with pytest.raises(NotFiniteError):
+        probabilities(logits, params)
+    with pytest.raises(NotFiniteError):
+        choose(logits[0], SamplingParams(max_new_tokens=1), None)
+    impossible = torch.tensor([[0.0, -float("inf"), 1.0]])
+    assert probabilities(impossible, params)[0, 1] == 0
 
 
 def test_greedy_acceptance_stops_at_the_first_disagreement():
