@@ -31,7 +31,7 @@ INSTRUCTION_SETS: Mapping[str, tuple[str, ...]] = {
     "avx2": ("-DHB_ISA_AVX2", "-mavx2", "-mfma"),
     "portable": (),
 }
-COMMON_UNITS = ("abi", "dispatch", "forward", "model", "pool")
+COMMON_UNITS = ("abi", "dispatch", "forward", "macro_step", "model", "pool")
 
 
 class BuildError(RuntimeError):

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from hambench.kernels.cpu.build import BuildError, build_library
 
-ABI = 2
-OK, NOT_FINITE, NO_MEMORY, BAD_ARGUMENT = range(4)
+ABI = 3
+OK, NOT_FINITE, NO_MEMORY, BAD_ARGUMENT, STOP_NOT_FINITE = range(5)
 ISA_VARIABLE = "HAMBENCH_CPU_ISA"
 """Environment variable that forces an instruction set: ``avx512``, ``avx2`` or ``portable``."""
 
@@ -74,6 +74,29 @@ class Forward(ctypes.Structure):
     )
 
 
+class Grafts(ctypes.Structure):
+    """``hb_grafts``."""
+
+    _fields_ = (
+        ("micro", c_void_p),
+        *((name, Dense) for name in ("query", "keyed", "out")),
+        ("stop", Dense * 3),
+        *((name, c_void_p) for name in ("position_share", "feature_layers")),
+        *((name, c_int32) for name in ("num_features", "max_steps", "merge_heads", "residual_is_last")),
+    )
+
+
+class Macro(ctypes.Structure):
+    """``hb_macro``."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("base", "slot_base", "part", "merged", "features", "thresholds")),
+        *((name, c_void_p) for name in ("tokens", "probabilities")),
+        *((name, c_int64) for name in ("position", "first_token")),
+        *((name, c_int32) for name in ("num_merged", "threads", "num_tokens", "num_asked")),
+    )
+
+
 class Counts(ctypes.Structure):
     """``hb_counts``."""
 
@@ -101,6 +124,9 @@ FUNCTIONS = {
     "hb_model_bytes": (c_int64, [c_void_p]),
     "hb_model_free": (None, [c_void_p]),
     "hb_run": (c_int32, [c_void_p, c_char_p, POINTER(Forward)]),
+    "hb_grafts_new": (c_void_p, [POINTER(Grafts)]),
+    "hb_grafts_free": (None, [c_void_p]),
+    "hb_macro_step": (c_int32, [c_void_p, c_char_p, POINTER(Macro)]),
     "hb_pool_counts": (None, [POINTER(Counts)]),
 }
 

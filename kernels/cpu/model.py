@@ -153,7 +153,8 @@ class NativeModel:
         handle = functions.hb_model_new(native_shape)
         if not handle:
             raise MemoryError("there is no memory for the native engine's weights")
-        self._handle = handle
+        self.handle = handle
+        """Of the library."""
         weakref.finalize(self, functions.hb_model_free, handle)
         heads, kv_heads = shape.num_heads * head_dim, shape.num_kv_heads * head_dim
         for layer in layers:
@@ -167,17 +168,17 @@ class NativeModel:
                 vector_tensor("q_norm", layer.q_norm, head_dim),
                 vector_tensor("k_norm", layer.k_norm, head_dim),
             )
-            _raise_for(functions.hb_model_layer(handle, native_layer))
+            raise_for(functions.hb_model_layer(handle, native_layer))
         native_head = Dense() if head is None else dense_weight("head", head, shape.vocab_size, hidden)
         norm = vector_tensor("final_norm", final_norm, hidden)
         pointer = None if embedding is None else embedding.data_ptr()
-        _raise_for(functions.hb_model_head(handle, native_head, norm, pointer))
+        raise_for(functions.hb_model_head(handle, native_head, norm, pointer))
         self._has_head = head is not None and final_norm is not None
 
     @property
     def packed_bytes(self) -> int:
         """Bytes of the packed weights."""
-        size: int = self.library.functions.hb_model_bytes(self._handle)
+        size: int = self.library.functions.hb_model_bytes(self.handle)
         return size
 
     def forward(
@@ -214,7 +215,7 @@ class NativeModel:
                 raise ValueError("inputs must be embeddings: the model was made without an embedding")
             ids = inputs.to(torch.int64).contiguous()
             check_tensor("inputs", ids, (num_rows,), (torch.int64,))
-            self._check_ids(ids.tolist())
+            self.check_ids(ids.tolist())
             call.ids = ids.data_ptr()
         else:
             ids = inputs.to(torch.float32).contiguous()
@@ -265,7 +266,7 @@ class NativeModel:
                 f"chain must be >= 0 and fit the cache of {part.keys.shape[2]} slots behind {part.past + num_rows}, "
                 f"got {chain}"
             )
-        self._check_ids(tokens)
+        self.check_ids(tokens)
         self._needs_norm("greedy tokens")
         call, _keep = self._call(num_rows, (part,), positions, threads)
         ids = (ctypes.c_int64 * num_rows)(*tokens)
@@ -290,7 +291,7 @@ class NativeModel:
         native_parts = (Part * len(parts))()
         first_row = 0
         for native_part, part in zip(native_parts, parts, strict=True):
-            self._fill(native_part, part, first_row)
+            self.fill(native_part, part, first_row)
             first_row += part.num_rows
         places = (ctypes.c_int64 * num_rows)(*positions)
         if min(positions) < 0:
@@ -299,7 +300,12 @@ class NativeModel:
         call.num_rows, call.num_parts, call.threads = num_rows, len(parts), threads
         return call, [native_parts, places]
 
-    def _fill(self, native_part: Part, part: CachePart, first_row: int) -> None:
+    def fill(self, native_part: Part, part: CachePart, first_row: int) -> None:
+        """Writes a part in the form of the library.
+
+        Raises:
+            ValueError: If the cache is not one of this model or has no room.
+        """
         keys, values, past, num_rows = part
         capacity = keys.shape[2]
         size = (self.num_layers, self.shape.num_kv_heads, capacity, self.shape.head_dim)
@@ -338,7 +344,12 @@ class NativeModel:
         call.features = features.data_ptr()
         return features
 
-    def _check_ids(self, ids: Sequence[int]) -> None:
+    def check_ids(self, ids: Sequence[int]) -> None:
+        """Refuses ids outside the vocabulary.
+
+        Raises:
+            ValueError: With the smallest and the largest.
+        """
         if min(ids) < 0 or max(ids) >= self.shape.vocab_size:
             raise ValueError(
                 f"token ids must be in 0..{self.shape.vocab_size - 1}, got {min(ids)}..{max(ids)}"
@@ -349,10 +360,11 @@ class NativeModel:
             raise ValueError(f"{what} need a final norm and a head, which the model was made without")
 
     def _run(self, call: Forward, instruction_set: str) -> None:
-        _raise_for(self.library.functions.hb_run(self._handle, instruction_set.encode(), call))
+        raise_for(self.library.functions.hb_run(self.handle, instruction_set.encode(), call))
 
 
-def _raise_for(status: int) -> None:
+def raise_for(status: int) -> None:
+    """Raises what a call's status stands for."""
     if status == NOT_FINITE:
         raise NonFiniteLogitError("a row's logits have no finite maximum")
     if status == NO_MEMORY:

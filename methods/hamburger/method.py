@@ -68,13 +68,17 @@ class Hamburger:
         )
 
     def _runs_on_device(self) -> bool:
+        from hambench.engine.cpu.native_llama import NativeLlama
         from hambench.engine.cuda.fused_llama import FusedLlama
-
-        if not isinstance(self.target.llama, FusedLlama):
-            return False
+        from hambench.methods.hamburger.device.native_step import native_obstacle
         from hambench.methods.hamburger.device.step import obstacle
 
-        reason = obstacle(self.model)
+        if isinstance(self.target.llama, FusedLlama):
+            reason = obstacle(self.model)
+        elif isinstance(self.target.llama, NativeLlama):
+            reason = native_obstacle(self.model)
+        else:
+            return False
         if reason is not None:
             log_once(f"HAMburger's macro-steps are led by the host: {reason}")
         return reason is None

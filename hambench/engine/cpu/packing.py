@@ -13,14 +13,14 @@ from hambench.kernels.cpu.operands import LinearWeight
 
 def native_obstacle(llama: Llama, library: Library) -> str | None:
     """Why the native kernels can't run this model, ``None`` if they can."""
-    return obstacle(_shape_of(llama.shape), llama.dtype, llama.device, library)
+    return obstacle(native_shape(llama.shape), llama.dtype, llama.device, library)
 
 
 def pack_llama(llama: Llama, library: Library) -> NativeModel:
     """A whole model; :func:`native_obstacle` finds nothing. The embedding is shared, the rest is copied."""
     return NativeModel(
         library,
-        _shape_of(llama.shape),
+        native_shape(llama.shape),
         stack_layers(llama.stack),
         frequencies=rope_frequencies(llama.shape),
         final_norm=llama.norm.weight,
@@ -43,7 +43,8 @@ def stack_layers(stack: DecoderStack) -> list[LayerWeights]:
     return [_layer(layer) for layer in stack.layers]
 
 
-def _shape_of(shape: LlamaShape) -> NativeShape:
+def native_shape(shape: LlamaShape) -> NativeShape:
+    """The sizes that the kernels ask for."""
     return NativeShape(
         hidden_size=shape.hidden_size,
         intermediate_size=shape.intermediate_size,

@@ -1,10 +1,12 @@
 #include "abi.h"
 
 #include <cstring>
+#include <memory>
 #include <new>
 
 #include "forward.h"
 #include "kernels.h"
+#include "macro_step.h"
 #include "model.h"
 #include "pool.h"
 
@@ -13,6 +15,15 @@ namespace {
 hb::Dense dense_of(const hb_dense& d) {
   return {static_cast<hb::Type>(d.type), d.values,  d.scales, static_cast<hb::Type>(d.scale_type), d.bias,
           static_cast<hb::Type>(d.bias_type), d.outputs, d.inputs, d.row_stride};
+}
+
+hb::Part part_of(const hb::Model& model, const hb_part& p) {
+  hb::Part part;
+  part.cache = {p.keys, p.values, model.cache_type, p.capacity, model.shape.num_kv_heads, model.shape.head_dim};
+  part.past = p.past;
+  part.first_row = p.first_row;
+  part.num_rows = p.num_rows;
+  return part;
 }
 
 const float* vector_of(hb::Model& model, const hb_vector& v) {
@@ -115,13 +126,7 @@ int32_t hb_run(const void* handle, const char* instruction_set, const hb_forward
     call.embeddings = c->embeddings;
     call.positions = c->positions;
     for (int32_t i = 0; i < c->num_parts; ++i) {
-      const hb_part& p = c->parts[i];
-      hb::Part part;
-      part.cache = {p.keys, p.values, model.cache_type, p.capacity, model.shape.num_kv_heads, model.shape.head_dim};
-      part.past = p.past;
-      part.first_row = p.first_row;
-      part.num_rows = p.num_rows;
-      call.parts.push_back(part);
+      call.parts.push_back(part_of(model, c->parts[i]));
     }
     call.features = {c->feature_layers, c->num_features, c->features};
     call.hidden = c->hidden;
@@ -131,6 +136,66 @@ int32_t hb_run(const void* handle, const char* instruction_set, const hb_forward
     call.tokens = c->tokens;
     call.chain = c->chain;
     return hb::forward(model, *kernels, c->threads, call) ? HB_OK : HB_NOT_FINITE;
+  } catch (const std::bad_alloc&) {
+    return HB_NO_MEMORY;
+  }
+}
+
+void* hb_grafts_new(const hb_grafts* d) {
+  try {
+    auto grafts = std::make_unique<hb::Grafts>();
+    const auto& micro = *static_cast<const hb::Model*>(d->micro);
+    grafts->micro = &micro;
+    grafts->query = hb::pack(grafts->arena, dense_of(d->query));
+    grafts->keyed = hb::pack(grafts->arena, dense_of(d->keyed));
+    grafts->out = hb::pack(grafts->arena, dense_of(d->out));
+    for (int i = 0; i < 3; ++i) {
+      grafts->stop[i] = hb::pack(grafts->arena, dense_of(d->stop[i]));
+    }
+    grafts->stop_width = static_cast<int32_t>(d->stop[0].outputs);
+    grafts->merge_heads = d->merge_heads;
+    grafts->residual_is_last = d->residual_is_last != 0;
+    grafts->max_steps = d->max_steps;
+    grafts->feature_layers.assign(d->feature_layers, d->feature_layers + d->num_features);
+    const int64_t pair = 2 * static_cast<int64_t>(micro.shape.hidden), stride = hb::padded(pair);
+    auto* share = static_cast<float*>(grafts->arena.take(sizeof(float) * d->max_steps * stride));
+    for (int32_t t = 0; t < d->max_steps; ++t) {
+      std::memcpy(share + t * stride, d->position_share + t * pair, sizeof(float) * pair);
+    }
+    grafts->position_share = share;
+    return grafts.release();
+  } catch (const std::bad_alloc&) {
+    return nullptr;
+  }
+}
+
+void hb_grafts_free(void* handle) { delete static_cast<hb::Grafts*>(handle); }
+
+int32_t hb_macro_step(const void* handle, const char* instruction_set, hb_macro* c) {
+  const hb::Kernels* kernels = hb::find_kernels(instruction_set);
+  if (kernels == nullptr || c->threads < 1) {
+    return HB_BAD_ARGUMENT;
+  }
+  try {
+    hb::MacroCall call;
+    call.base = static_cast<const hb::Model*>(c->base);
+    call.slot_base = static_cast<const hb::Model*>(c->slot_base);
+    if (call.slot_base != nullptr) {
+      call.part = part_of(*call.slot_base, *c->part);
+    }
+    call.position = c->position;
+    call.merged = c->merged;
+    call.num_merged = c->num_merged;
+    call.features = c->features;
+    call.first_token = c->first_token;
+    call.thresholds = c->thresholds;
+    call.tokens = c->tokens;
+    call.probabilities = c->probabilities;
+    const auto& grafts = *static_cast<const hb::Grafts*>(handle);
+    const hb::MacroResult result = hb::macro_step(grafts, *kernels, c->threads, call);
+    c->num_tokens = result.num_tokens;
+    c->num_asked = result.num_asked;
+    return !result.finite ? HB_NOT_FINITE : !result.stop_finite ? HB_STOP_NOT_FINITE : HB_OK;
   } catch (const std::bad_alloc&) {
     return HB_NO_MEMORY;
   }

@@ -7,7 +7,7 @@
 
 extern "C" {
 
-constexpr int32_t kAbi = 2;
+constexpr int32_t kAbi = 3;
 
 struct hb_shape {
   int32_t hidden, intermediate, num_layers, num_heads, num_kv_heads, head_dim, vocab;
@@ -60,7 +60,36 @@ struct hb_counts {
   int32_t last_size, reserved;
 };
 
-enum hb_status : int32_t { HB_OK = 0, HB_NOT_FINITE = 1, HB_NO_MEMORY = 2, HB_BAD_ARGUMENT = 3 };
+struct hb_grafts {
+  const void* micro;  // a model without embedding and head; kept alive by the caller
+  hb_dense query, keyed, out;
+  hb_dense stop[3];
+  const float* position_share;  // [max_steps, 2 * hidden]
+  const int32_t* feature_layers;
+  int32_t num_features, max_steps, merge_heads, residual_is_last;
+};
+
+struct hb_macro {
+  const void* base;
+  const void* slot_base;  // null for the macro-step behind a prompt
+  const hb_part* part;
+  const int64_t* merged;
+  float* features;
+  const double* thresholds;
+  int64_t* tokens;
+  double* probabilities;
+  int64_t position, first_token;
+  int32_t num_merged, threads;
+  int32_t num_tokens, num_asked;  // results
+};
+
+enum hb_status : int32_t {
+  HB_OK = 0,
+  HB_NOT_FINITE = 1,
+  HB_NO_MEMORY = 2,
+  HB_BAD_ARGUMENT = 3,
+  HB_STOP_NOT_FINITE = 4,
+};
 
 HB_PUBLIC int32_t hb_abi(void);
 // the compiler and its version
@@ -76,5 +105,10 @@ HB_PUBLIC int64_t hb_model_bytes(const void* model);
 HB_PUBLIC void hb_model_free(void* model);
 
 HB_PUBLIC int32_t hb_run(const void* model, const char* instruction_set, const hb_forward* call);
+
+HB_PUBLIC void* hb_grafts_new(const hb_grafts* description);
+HB_PUBLIC void hb_grafts_free(void* grafts);
+HB_PUBLIC int32_t hb_macro_step(const void* grafts, const char* instruction_set, hb_macro* call);
+
 HB_PUBLIC void hb_pool_counts(hb_counts* counts);
 }

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import torch
 
 from hambench.decoding import KVUsage, SamplingParams, Step
+from hambench.engine.cpu.native_llama import NativeLlama
 from hambench.engine.cuda.early_exit import Loop
 from hambench.methods.hamburger.architecture import PositionConvention
-from hambench.methods.hamburger.device.step import Emitted, device_step
+from hambench.methods.hamburger.device.native_step import NativeStep
+from hambench.methods.hamburger.device.step import DeviceStep, Emitted, device_step
 from hambench.methods.hamburger.model import HamburgerModel
 
 
@@ -19,12 +21,14 @@ class DeviceSession:
     What must not be timed (capturing graphs) is done here, before the prompt.
 
     Args:
-        model: Its base is a :class:`~hambench.engine.cuda.fused_llama.FusedLlama`; see :func:`.device_step.obstacle`.
+        model: Its base is a :class:`~hambench.engine.cuda.fused_llama.FusedLlama` or a
+            :class:`~hambench.engine.cpu.native_llama.NativeLlama`; see :func:`.step.obstacle` and
+            :func:`.native_step.native_obstacle`.
         prompt_ids: The prompt; never merged.
         params: Limit; greedy.
         confidence: Go on while P(continue) reaches this.
         position_convention: Where a generated slot sits.
-        loop: How macro-steps are launched, see :mod:`hambench.engine.cuda.early_exit`.
+        loop: How a GPU's macro-steps are launched, see :mod:`hambench.engine.cuda.early_exit`.
     """
 
     def __init__(
@@ -43,7 +47,12 @@ class DeviceSession:
         self._offset = 0 if position_convention == "hf" else -1
         self._cache = model.base.new_cache(len(prompt_ids) + params.max_new_tokens)
         self._micro_slot_bytes = model.new_micro_cache().bytes_per_slot
-        self.macro_step = device_step(model, self._cache, asks=confidence <= 1, loop=loop)
+        asks = confidence <= 1
+        self.macro_step: DeviceStep | NativeStep = (
+            NativeStep(model, self._cache, asks=asks)
+            if isinstance(model.base, NativeLlama)
+            else device_step(model, self._cache, asks=asks, loop=loop)
+        )
 
     def prefill(self) -> Step:
         """Processes the prompt and emits the first macro-step."""

@@ -1,0 +1,211 @@
+"""Macro-steps in native calls against the plain session: the same ids, counts, slots and probabilities."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from fakes import TINY_SHAPE, random_weights, tiny_target
+from fakes_hamburger import TINY_ARCHITECTURE, import_golden, save_tiny_hamburger, shape_of, tiny_checkpoint
+
+from hambench.decoding import SamplingParams
+from hambench.engine.cpu.native_library import native_library
+from hambench.engine.cpu.native_llama import NativeLlama
+from hambench.engine.llama import Llama
+from hambench.engine.loop import generate
+from hambench.errors import ContextOverflowError, NotFiniteError
+from hambench.kernels.cpu.build import find_compiler
+from hambench.methods.hamburger import HamburgerConfig
+from hambench.methods.hamburger.config import ONE_TOKEN_CONTROL
+from hambench.methods.hamburger.device.native_step import NativeStep, native_obstacle
+from hambench.methods.hamburger.device.session import DeviceSession
+from hambench.methods.hamburger.model import HamburgerModel
+from hambench.methods.hamburger.session import HamburgerSession
+from hambench.methods.vanilla import VanillaConfig
+from hambench.models.target import load
+from hambench.runner.backend import run_by
+
+pytestmark = pytest.mark.skipif(find_compiler() is None, reason="there is no C++ compiler")
+
+PROMPT = [5, 6, 7, 80, 9]
+ARCHITECTURES = {
+    "published": TINY_ARCHITECTURE,
+    "last token, norm": dataclasses.replace(TINY_ARCHITECTURE, merge_residual="last", micro_norm=True),
+    "fewer features, three steps, one layer": dataclasses.replace(
+        TINY_ARCHITECTURE, feature_layers=(1, 3), max_micro_steps=3, num_micro_layers=1
+    ),
+    "token 1 from an inner layer": dataclasses.replace(TINY_ARCHITECTURE, feature_layers=(0, 2)),
+}
+SETS = ("avx512", "avx2", "portable")
+
+
+@pytest.fixture(scope="module")
+def plain_llama():
+    return tiny_target().llama
+
+
+@pytest.fixture(params=SETS)
+def instruction_set(request):
+    if request.param not in native_library().instruction_sets():
+        pytest.skip(f"this machine has no {request.param}")
+    return request.param
+
+
+def native_of(llama, instruction_set=None):
+    return NativeLlama(llama, native_library(), instruction_set=instruction_set)
+
+
+def sessions(plain, native, prompt=PROMPT, *, confidence=0.4, convention="train", limit=80):
+    shared = (prompt, SamplingParams(max_new_tokens=limit))
+    settings = {"confidence": confidence, "position_convention": convention}
+    return HamburgerSession(plain, *shared, **settings), DeviceSession(
+        native, *shared, **settings, loop="run-ahead"
+    )
+
+
+@torch.inference_mode()
+def assert_same_steps(one, other, num_steps=12):
+    lengths = []
+    for number in range(num_steps):
+        want, got = ((s.step() if number else s.prefill()) for s in (one, other))
+        assert got.tokens == want.tokens, f"macro-step {number}"
+        assert got.micro_forwards == want.micro_forwards
+        # float32 in another order of additions, through a sigmoid
+        assert got.continue_probs == pytest.approx(want.continue_probs, abs=1e-5)
+        assert got.peak_kv_bytes == want.peak_kv_bytes
+        assert other.kv == one.kv
+        lengths.append(len(got.tokens))
+    return lengths
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_native_macro_step_is_the_plain_one(
+    plain_llama, architecture, threads, instruction_set, monkeypatch
+):
+    monkeypatch.setattr(NativeLlama, "threads", threads)
+    checkpoint = tiny_checkpoint(architecture)
+    native = HamburgerModel(native_of(plain_llama, instruction_set), checkpoint)
+    pair = sessions(HamburgerModel(plain_llama, checkpoint), native)
+    assert isinstance(pair[1].macro_step, NativeStep)
+    assert len(set(assert_same_steps(*pair))) > 1, "the case must hold macro-steps of several lengths"
+
+
+@pytest.mark.parametrize("convention", ["train", "hf"])
+@pytest.mark.parametrize("confidence", [0.0, 0.45, 1.0, 1.1])
+def test_confidences_and_position_conventions_agree(plain_llama, convention, confidence):
+    checkpoint = tiny_checkpoint()
+    native = HamburgerModel(native_of(plain_llama), checkpoint)
+    settings = {"confidence": confidence, "convention": convention}
+    assert_same_steps(*sessions(HamburgerModel(plain_llama, checkpoint), native, **settings))
+
+
+def test_slots_of_several_tokens_go_through_their_own_base(plain_llama):
+    other = Llama(TINY_SHAPE, random_weights(TINY_SHAPE, seed=5), torch.float32)
+    other.embedding = plain_llama.embedding
+    checkpoint = tiny_checkpoint()
+    plain = HamburgerModel(plain_llama, checkpoint, fused_base=other)
+    native = HamburgerModel(native_of(plain_llama), checkpoint, fused_base=native_of(other))
+    lengths = [
+        length
+        for confidence in (0.4, 0.5, 0.6)
+        for length in assert_same_steps(*sessions(plain, native, confidence=confidence))
+    ]
+    assert min(lengths) == 1 < max(lengths), "both bases must be used"
+
+
+@torch.inference_mode()
+def test_tokens_can_be_replaced_and_lengths_forced(plain_llama):
+    checkpoint = tiny_checkpoint()
+    native = HamburgerModel(native_of(plain_llama), checkpoint)
+    plain, session = sessions(HamburgerModel(plain_llama, checkpoint), native)
+    want, got = plain.prefill(), session.prefill()
+    assert got.tokens == want.tokens
+    replaced = [3 + place for place in range(len(want.tokens))]
+    for each in (plain, session):
+        each.replace_last(replaced)
+        with pytest.raises(ValueError, match="as many as were emitted"):
+            each.replace_last([*replaced, 1])
+    assert session.step().tokens == plain.step().tokens
+    for length in (1, 3, 4):
+        session.macro_step.force(length)
+        assert len(session.step().tokens) == length
+    with pytest.raises(ValueError, match=r"num_tokens must be 1\.\.4, got 5"):
+        session.macro_step.force(5)
+
+
+@torch.inference_mode()
+def test_a_full_cache_is_refused(plain_llama):
+    native = HamburgerModel(native_of(plain_llama), tiny_checkpoint())
+    _, session = sessions(native, native, limit=2, confidence=1.1)
+    session.prefill()
+    session.step()
+    session.step()
+    with pytest.raises(ContextOverflowError):
+        session.step()
+
+
+@torch.inference_mode()
+def test_numbers_that_are_none_end_the_answer():
+    broken = random_weights(TINY_SHAPE)
+    broken["lm_head.weight"][7, 3] = torch.nan
+    good = Llama(TINY_SHAPE, random_weights(TINY_SHAPE), torch.float32)
+    bad = native_of(Llama(TINY_SHAPE, broken, torch.float32))
+    checkpoint = tiny_checkpoint()
+    shared = (PROMPT, SamplingParams(max_new_tokens=20))
+    settings = {"confidence": 0.0, "position_convention": "train", "loop": "run-ahead"}
+    with pytest.raises(NotFiniteError):
+        DeviceSession(HamburgerModel(bad, checkpoint), *shared, **settings).prefill()
+    stopless = tiny_checkpoint()
+    stopless.tensors["stop_head.layers.2.bias"][0] = torch.nan
+    with pytest.raises(NotFiniteError, match="stop head"):
+        DeviceSession(HamburgerModel(native_of(good), stopless), *shared, **settings).prefill()
+
+
+@torch.inference_mode()
+def test_the_one_token_control_equals_vanilla_bit_for_bit_in_bfloat16(tmp_path):
+    target = tiny_target(dtype=torch.bfloat16)
+    folder = save_tiny_hamburger(tmp_path / target.name)
+    native = run_by(target, kernels="native")
+    method = HamburgerConfig(
+        confidence=ONE_TOKEN_CONTROL, checkpoint=str(folder or tmp_path / target.name)
+    ).build(native)
+    params = SamplingParams(max_new_tokens=60)
+    expected = generate(VanillaConfig().build(native), PROMPT, params).token_ids
+    assert generate(method, PROMPT, params).token_ids == expected
+
+
+def test_an_obstacle_has_a_reason(plain_llama):
+    assert "native kernels" in native_obstacle(HamburgerModel(plain_llama, tiny_checkpoint()))
+    assert native_obstacle(HamburgerModel(native_of(plain_llama), tiny_checkpoint())) is None
+
+
+def test_every_golden_group_and_slot_count_is_identical(shared_data, tmp_path, instruction_set):
+    expected, checkpoint, base = import_golden(shared_data / "hamburger_golden", tmp_path)
+    plain = Llama(shape_of(base), checkpoint.group("base"))
+    model = HamburgerModel(native_of(plain, instruction_set), checkpoint)
+    for case in expected["decode_hf_positions"]:
+        session = DeviceSession(
+            model,
+            case["prompt"],
+            SamplingParams(max_new_tokens=80),
+            confidence=case["confidence"],
+            position_convention="hf",
+            loop="run-ahead",
+        )
+        with torch.inference_mode():
+            steps = [session.prefill(), *(session.step() for _ in case["groups"][1:])]
+        assert [list(step.tokens) for step in steps] == case["groups"]
+        assert session.kv.slots == case["kv_len"]
+
+
+@pytest.mark.model
+def test_the_shipped_weights_decode_the_same_tokens():
+    target = load("smollm2-135m", dtype="float32")
+    chat = [{"role": "user", "content": "Write a Python function that reverses a linked list."}]
+    prompt = target.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+    methods = [HamburgerConfig(confidence=0.5).build(t) for t in (target, run_by(target, kernels="native"))]
+    want, got = (generate(m, prompt, SamplingParams(max_new_tokens=24)) for m in methods)
+    assert got.token_ids == want.token_ids
+    assert [len(step.tokens) for step in got.steps] == [len(step.tokens) for step in want.steps]
