@@ -1,4 +1,4 @@
-"""A headless Chromium, for what only a browser can say of a page: how fast it opens and how it looks."""
+"""Drives a headless Chromium to measure how fast a page opens and how it looks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def chromium() -> Iterator[Browser]:
     """Starts Chromium, driven by playwright: the system's, else the one that playwright installed.
 
     Raises:
-        HambenchError: If either is not installed.
+        HambenchError: If Chromium or playwright is not installed.
     """
     try:
         from playwright.sync_api import sync_playwright

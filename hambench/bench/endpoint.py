@@ -1,4 +1,4 @@
-"""Load: the same questions from 1, 2, 4, … users at once, timed at the client."""
+"""Load test: sends the same questions from 1, 2, 4, … users at once, and times them at the client."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ QUESTIONS = (
     "List ten animals that live in rivers, one per line.",
     "Rewrite this sentence three times in other words: The meeting was moved to Friday.",
 )
-"""Prose, code, translation, arithmetic, lists and repetition: acceptance depends on the kind of text."""
+"""Prose, code, translation, arithmetic, lists and repetition, because acceptance depends on the kind of text."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """One request as its user saw it."""
+    """One request as its user experienced it."""
 
     ttft_s: float | None = None
     gaps_s: tuple[float, ...] = ()
     """Seconds between pieces after the first."""
     num_tokens: int = 0
     counted_by_server: bool = False
-    """Whether the tokens are the server's own count; else every piece counts as one."""
+    """True if the token count is the server's own; otherwise every piece counts as one."""
     seconds: float = 0.0
     error: str | None = None
 
     @property
     def tpot_s(self) -> float | None:
-        """Seconds after the first piece per token after the first."""
+        """Seconds per token after the first, from the first piece on."""
         return sum(self.gaps_s) / (self.num_tokens - 1) if self.num_tokens > 1 and self.gaps_s else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """What so many users at once got."""
+    """Figures of one level of load: so many users at once."""
 
     concurrency: int
     num_requests: int
@@ -61,12 +61,12 @@ class Level:
     user_tps_p50: float | None
     """Tokens per second that the median user sees: 1 / TPOT."""
     total_tps: float | None
-    """Tokens of all users per second of wall time."""
+    """Tokens of all users per wall second."""
     acceptance_rate: float | None
-    """From the server's own counters over this level: everyone it served meanwhile is in them."""
+    """Rate from the server's own counters over this level; it includes everyone the server served meanwhile."""
     mean_acceptance_length: float | None
     approximate: bool
-    """Whether some answers came without a count, so that pieces were counted as tokens."""
+    """True if some answers had no count, so that pieces were counted as tokens."""
     num_retried: int
 
 
@@ -81,30 +81,30 @@ def measure_level(
     questions: Sequence[str] = QUESTIONS,
     dialect: Dialect | None = None,
 ) -> Level:
-    """Sends ``num_requests`` requests from ``concurrency`` users, each asking again as soon as it is answered.
+    """Sends ``num_requests`` requests from ``concurrency`` users, each of whom asks again as soon as it has its answer.
 
     Args:
-        make_client: Makes a user's own client.
-        model: The model's name on the server.
-        concurrency: Users.
-        num_requests: Requests of all of them.
-        max_tokens: Most tokens of an answer.
-        chat: Whether the questions are chat messages.
-        questions: They are asked in turn.
-        dialect: How the server is asked, where that is known already.
+        make_client: Returns a new client for a user.
+        model: Name of the model on the server.
+        concurrency: Number of users.
+        num_requests: Number of requests of all users together.
+        max_tokens: Most tokens per answer.
+        chat: Send the questions as chat messages.
+        questions: Questions to ask in turn.
+        dialect: Dialect of the server, if already known.
     """
     dialect = dialect or Dialect()
     if concurrency < 1 or num_requests < 1:
         raise HambenchError(f"concurrency and requests must be >= 1, got {concurrency} and {num_requests}")
     clients = [make_client() for _ in range(concurrency)]
-    left = iter(range(num_requests))
+    request_numbers = iter(range(num_requests))
     lock = threading.Lock()
     answers: list[Answer] = []
 
     def user(client: EndpointClient) -> None:
         while True:
             with lock:
-                index = next(left, None)
+                index = next(request_numbers, None)
             if index is None:
                 return
             body = _body(model, questions[index % len(questions)], max_tokens, chat=chat)
@@ -130,7 +130,7 @@ def measure_level(
 
 
 def ask(client: EndpointClient, path: str, body: Mapping[str, Any], dialect: Dialect | None = None) -> Answer:
-    """One request, timed piece by piece from its last sending; trouble becomes its error."""
+    """Sends one request and times its pieces from the last attempt on; stores a failure as the answer's error."""
     began = last = time.perf_counter()
 
     def restart() -> None:

@@ -1,4 +1,4 @@
-"""Joules per token: each method decodes for a window long enough for the GPU's own energy counter to be trusted."""
+"""Joules per token: decodes with each method long enough for the GPU's own energy counter to be reliable."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _MOST_IDLE_READINGS = 45
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnergyResult:
-    """Energy of one method; ``None`` is what this machine doesn't tell, never an estimate."""
+    """Energy of one method; a field is ``None``, never an estimate, if this machine does not report it."""
 
     method: str
     num_tokens: int
     seconds: float
     joules_per_token: float | None
-    """Gross: all that the GPU drew."""
+    """Gross: all energy that the GPU drew."""
     net_joules_per_token: float | None
-    """Less what it draws when idle."""
+    """Gross minus the energy that the idle GPU would draw."""
     idle_power_w: float | None
     """Once it had become flat; ``None`` if it did not."""
     gpu: dict[str, float | str | None]
@@ -60,15 +60,15 @@ def measure_energy(
     window_s: float = MIN_ENERGY_WINDOW_S,
     clock: Callable[[], float] = time.monotonic,
 ) -> EnergyResult:
-    """Decodes one prompt again and again for at least ``window_s`` seconds, prefills included.
+    """Decodes one prompt repeatedly for at least ``window_s`` seconds, prefills included.
 
     Args:
-        method: The method, built and warm.
+        method: The built and warm method.
         prompt_ids: The prompt.
         params: Limit and sampling; EOS is ignored.
-        gpu: The GPU that the method runs on; ``None`` gives the speed only.
-        window_s: Shortest window; below ten seconds no energy is given.
-        clock: Seconds from any fixed point.
+        gpu: The GPU that the method runs on; with ``None``, only the speed is measured.
+        window_s: Shortest window; windows below ten seconds give no energy.
+        clock: Returns seconds from any fixed point.
     """
     from hambench.engine.loop import generate
 

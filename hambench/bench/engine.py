@@ -1,8 +1,8 @@
-"""The lean engine against transformers' ``generate``: the same tokens first, then the speed.
+"""Compares the lean engine with transformers' ``generate``: first the tokens, then the speed.
 
-Both run the same weights on the same threads in the same process, in turn, so that a change of the machine's pace
-hits both. In float32 every greedy choice must be transformers' own, or no speed is given at all. In bfloat16 two
-correct programs round differently; how often that turned a choice is part of the result.
+Both run the same weights on the same threads in the same process, in turn, so that a change in the machine's pace
+affects both. In float32 every greedy choice must equal transformers', or no speed is given. In bfloat16 two correct
+programs round differently; the result says how often that changed a choice.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ DECODE_PROMPT_TOKENS = 128
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Numerics:
-    """How far the engine's greedy choices are those of transformers, given the same tokens before them."""
+    """Agreement of the engine's greedy choices with transformers', given the same tokens before them."""
 
     dtype: str
     num_tokens: int
     num_different: int
     first_different: int | None
-    """Index of the first generated token that transformers would not have chosen."""
+    """Index of the first generated token that transformers would not choose."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,22 +45,22 @@ class Pace:
     """``decode`` or ``prefill``."""
     seconds_per_token: tuple[float, ...]
     bytes_per_token: int | None
-    """Weights read for one token, where that is what bounds it."""
+    """Bytes of weights read per token, if reading them bounds the phase."""
 
     @property
     def tokens_per_second(self) -> float:
-        """Of the median repeat."""
+        """Tokens per second in the median repeat."""
         return 1 / statistics.median(self.seconds_per_token)
 
     @property
     def gigabytes_per_second(self) -> float | None:
-        """Weights read per second, in the median repeat."""
+        """Gigabytes of weights read per second in the median repeat."""
         return None if self.bytes_per_token is None else self.bytes_per_token * self.tokens_per_second / 1e9
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EngineBenchmark:
-    """All that ``hambench bench engine`` prints."""
+    """Everything that ``hambench bench engine`` prints."""
 
     model: str
     note: str
@@ -71,18 +71,21 @@ class EngineBenchmark:
     num_new_tokens: int
     numerics: tuple[Numerics, ...]
     read_gigabytes_per_second: float
-    """What a plain reduction over memory reads: the ceiling of a decode step."""
+    """Read speed of a plain reduction over memory: the ceiling of a decode step."""
     paces: tuple[Pace, ...]
 
     def pace(self, engine: str, phase: str) -> Pace:
-        """The pace of one engine in one phase."""
+        """Returns the pace of one engine in one phase."""
         return next(pace for pace in self.paces if (pace.engine, pace.phase) == (engine, phase))
 
     def ratio(self, engine: str, phase: str) -> tuple[float, float, float]:
-        """How many times transformers' speed: median, least and most over the repeats, each paired with its turn."""
-        theirs = self.pace("transformers", phase).seconds_per_token
-        ours = self.pace(engine, phase).seconds_per_token
-        ratios = [t / o for t, o in zip(theirs, ours, strict=True)]
+        """Returns an engine's speed-up over transformers: median, least and most over the repeats.
+
+        Each repeat compares the two timings of the same turn.
+        """
+        transformers_seconds = self.pace("transformers", phase).seconds_per_token
+        engine_seconds = self.pace(engine, phase).seconds_per_token
+        ratios = [t / o for t, o in zip(transformers_seconds, engine_seconds, strict=True)]
         return statistics.median(ratios), min(ratios), max(ratios)
 
 
@@ -101,7 +104,7 @@ def benchmark_engine(
 
     Raises:
         HambenchError: If a greedy choice in float32 differs from transformers'.
-        ModelError: If the model runs through the transformers adapter: there is nothing to compare.
+        ModelError: If the model runs through the transformers adapter, which leaves nothing to compare.
     """
     import torch
 
@@ -132,18 +135,18 @@ def benchmark_engine(
 
     say(f"numerics in {dtype}")
     target = load(model, dtype=dtype, device=device)
-    ours, theirs = target.llama, _reference(folder, target.dtype, target.device)
-    rounded = _compare(ours, theirs, prompt, num_new_tokens)
+    engine, reference = target.llama, _reference(folder, target.dtype, target.device)
+    rounded = _compare(engine, reference, prompt, num_new_tokens)
 
     engines: dict[str, Callable[[torch.Tensor, int], tuple[float, float]]] = {
-        "transformers": lambda ids, n: _time_generate(theirs, ids, n),
-        "hambench": lambda ids, n: _time_llama(ours, ids, n),
+        "transformers": lambda ids, n: _time_generate(reference, ids, n),
+        "hambench": lambda ids, n: _time_llama(engine, ids, n),
     }
-    draft = quantize_int8(ours)
+    draft = quantize_int8(engine)
     engines["hambench int8"] = lambda ids, n: _time_llama(draft, ids, n)
     sizes = {
-        "transformers": ours.weight_bytes,
-        "hambench": ours.weight_bytes,
+        "transformers": engine.weight_bytes,
+        "hambench": engine.weight_bytes,
         "hambench int8": draft.weight_bytes,
     }
     decode: dict[str, list[float]] = {name: [] for name in engines}
@@ -178,26 +181,27 @@ def benchmark_engine(
     )
 
 
-def _compare(ours: LanguageModel, theirs: Any, prompt: torch.Tensor, num_tokens: int) -> Numerics:
+def _compare(engine: LanguageModel, reference: Any, prompt: torch.Tensor, num_tokens: int) -> Numerics:
     """Generates greedily with our engine, then asks transformers for its choice after each of the same prefixes.
 
-    If all agree, transformers' own greedy run is the same run: each choice follows from an equal beginning.
+    If all choices agree, transformers' own greedy run is the same run, because each choice follows from an equal
+    prefix.
     """
     import torch
 
     ids = prompt[:NUMERICS_PROMPT_TOKENS]
     chosen = []
-    cache = ours.new_cache(len(ids) + num_tokens)
-    logits = ours.prefill(ids, cache).logits
+    cache = engine.new_cache(len(ids) + num_tokens)
+    logits = engine.prefill(ids, cache).logits
     for _ in range(num_tokens):
         chosen.append(logits[-1].argmax())
-        logits = ours.forward(chosen[-1][None], cache).logits
+        logits = engine.forward(chosen[-1][None], cache).logits
     tokens = torch.stack(chosen)
     with torch.inference_mode():
-        expected = theirs(torch.cat([ids, tokens])[None]).logits[0, len(ids) - 1 : -1].argmax(-1)
+        expected = reference(torch.cat([ids, tokens])[None]).logits[0, len(ids) - 1 : -1].argmax(-1)
     different = (expected != tokens).nonzero()[:, 0].tolist()
     return Numerics(
-        dtype=str(ours.dtype).removeprefix("torch."),
+        dtype=str(engine.dtype).removeprefix("torch."),
         num_tokens=num_tokens,
         num_different=len(different),
         first_different=different[0] if different else None,
@@ -222,7 +226,10 @@ def _reference(folder: Any, dtype: torch.dtype, device: torch.device) -> Any:
 
 
 def _time_llama(llama: LanguageModel, ids: torch.Tensor, num_tokens: int) -> tuple[float, float]:
-    """Seconds to the first token, and from there to the last; each token is on the host before the next begins."""
+    """Returns seconds to the first token, and from there to the last.
+
+    Each token is on the host before the next begins.
+    """
     import torch
 
     cache = llama.new_cache(len(ids) + num_tokens)
@@ -235,7 +242,7 @@ def _time_llama(llama: LanguageModel, ids: torch.Tensor, num_tokens: int) -> tup
 
 
 def _time_generate(model: Any, ids: torch.Tensor, num_tokens: int) -> tuple[float, float]:
-    """The same two times of transformers' ``generate``, taken where it asks whether to stop after each token."""
+    """Times transformers' ``generate`` likewise, at its check after each token of whether to stop."""
     import torch
     from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
@@ -244,7 +251,7 @@ def _time_generate(model: Any, ids: torch.Tensor, num_tokens: int) -> tuple[floa
             self.times: list[float] = []
 
         def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-            int(input_ids[0, -1])  # on the host, as in our loop
+            int(input_ids[0, -1])  # copies the token to the host, as our loop does
             self.times.append(time.perf_counter())
             return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
@@ -261,7 +268,7 @@ def _time_generate(model: Any, ids: torch.Tensor, num_tokens: int) -> tuple[floa
 
 
 def _prompt(tokenizer: Any, num_tokens: int, vocab_size: int) -> torch.Tensor:
-    """English prose from Python's own documentation; random ids where there is no tokenizer."""
+    """Returns English prose from Python's own documentation as ids; random ids without a tokenizer."""
     import torch
 
     num_tokens = max(num_tokens, DECODE_PROMPT_TOKENS)

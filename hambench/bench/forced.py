@@ -1,8 +1,8 @@
-"""Whole steps of real sessions at forced lengths: how fast a method is at a given number of tokens a step.
+"""Times whole steps of real sessions at forced lengths: the speed of a method at a given number of tokens per step.
 
-Speed depends on sizes and lengths alone, so weights are random and lengths are *forced*: HAMburger's stop head is asked
-and overruled, a draft is verified and kept as far as told. Every row says so; no acceptance, confidence or quality is
-in it.
+Speed depends only on sizes and lengths, so weights are random and lengths are *forced*: the stop head of HAMburger is
+evaluated and overruled, and a verified draft is accepted up to a set number of tokens. Every row says so. No
+acceptance, confidence or quality enters the figures.
 """
 
 from __future__ import annotations
@@ -32,49 +32,49 @@ if TYPE_CHECKING:
     from hambench.roofline.byte_model import ByteModel
 
 LENGTHS = ((1,), (2,), (3,), (4,), (1, 3), (2, 4))
-"""Forced tokens of HAMburger's macro-steps, in turns: each length alone, and means of 2 and 3 from unlike lengths."""
+"""Forced tokens of HAMburger's macro-steps, in turn: each length alone, and means of 2 and 3 from unlike lengths."""
 NUM_DRAFTED = 4
-KEPT = (0, 2, 4)
+NUM_ACCEPTED = (0, 2, 4)
 """Forced numbers of accepted drafts."""
 WARM_STEPS = 4
 
 Engine = Callable[["Llama", str, str], "LanguageModel"]
-"""From a plain model, a regime and kernels to the model that runs so."""
+"""Returns the model that runs a plain model in a regime on kernels."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Amount:
-    """How much is timed."""
+    """How many steps and repeats to time."""
 
     steps: int
-    """Steps of one repeat; even, so that lengths in turns come out."""
+    """Steps per repeat; even, so that alternating lengths come out evenly."""
     repeats: int
 
 
 @dataclasses.dataclass(frozen=True)
 class ForcedPace:
-    """Seconds a token of one method at forced lengths."""
+    """Seconds per token of one method at forced lengths."""
 
     method: str
     regime: str
     kernels: str
     loop: str | None
-    """The loop that ran (:mod:`hambench.engine.cuda.early_exit`), where the method has one on the device."""
+    """Loop that ran (:mod:`hambench.engine.cuda.early_exit`), if the method has one on the device."""
     lengths: tuple[int, ...]
-    """Forced tokens of its steps, in turns."""
+    """Forced tokens per step, in turn."""
     predicted: float
     """Speed-up over vanilla that the bytes read allow, without a context."""
     seconds: tuple[float, ...]
-    """Seconds a token in each repeat; empty in a dry run."""
+    """Seconds per token in each repeat; empty in a dry run."""
 
     @property
     def mean_length(self) -> float:
-        """Tokens a step."""
+        """Mean tokens per step."""
         return statistics.mean(self.lengths)
 
     @property
     def median_s(self) -> float:
-        """Median seconds a token."""
+        """Median seconds per token."""
         return statistics.median(self.seconds)
 
 
@@ -91,14 +91,14 @@ def run(
 
     Args:
         plain: The model on torch's operations.
-        sizes: Of it.
-        engine: Makes it run in a regime.
-        context: Prompt tokens.
-        amount: How much to time in a regime.
-        progress: Told what is timed.
+        sizes: Sizes of that model.
+        engine: Returns the model that runs in a regime.
+        context: Number of prompt tokens.
+        amount: How much to time per regime.
+        progress: Receives one line per timed item.
 
     Raises:
-        HambenchError: If the numerics disagree, or a step was not as long as forced.
+        HambenchError: If the numerics disagree, or a step did not have its forced length.
     """
     from hambench.engine.cuda.early_exit import GRAPH_LOOPS
 
@@ -124,14 +124,14 @@ def run(
     graph = regime("graph", "fused")
     yield graph.vanilla()
     for loop in GRAPH_LOOPS:
-        progress(f"macro-steps: {loop} against launched as they come")
+        progress(f"macro-steps: {loop} against direct launches")
         check_loop(eager.model, graph.model, prompt, loop)
         yield from graph.hamburger(loop)
     yield from graph.speculative()
 
 
 Start = Callable[[], tuple["DecodeSession", Callable[[int], None]]]
-"""Opens a session; with it what forces the length of its next steps."""
+"""Opens a session; returns it with a function that forces the length of its next steps."""
 
 
 class _Regime:
@@ -159,24 +159,24 @@ class _Regime:
         self.model = HamburgerModel(llama, checkpoint)
 
     def vanilla(self) -> ForcedPace:
-        """Plain decoding."""
+        """Times plain decoding."""
         from hambench.methods.vanilla import VanillaConfig
 
         method, watch = VanillaConfig().build(self._target), self._stopwatch
         return self._pace("vanilla", (1,), 1.0, lambda: (method.start(watch.prompt, watch.params), _let_be))
 
     def hamburger(self, loop: Loop | None) -> Iterator[ForcedPace]:
-        """Macro-steps of every forced length, in a loop on the device or (``None``) led by the host."""
+        """Times macro-steps of every forced length, in a loop on the device or (``None``) led by the host."""
         from hambench.engine.cuda.early_exit import available
         from hambench.engine.cuda.fused_llama import FusedLlama
         from hambench.methods.hamburger.byte_rule import HamburgerBytes
         from hambench.methods.hamburger.device.session import DeviceSession
 
         prompt, params = self._stopwatch.prompt, self._stopwatch.params
-        found = None
+        loop_run = None
         if loop is not None:
             assert isinstance(self._llama, FusedLlama)
-            found = available(loop, self._llama.launches)
+            loop_run = available(loop, self._llama.launches)
 
         def start() -> tuple[DecodeSession, Callable[[int], None]]:
             if loop is None:
@@ -187,29 +187,31 @@ class _Regime:
         for lengths in LENGTHS:
             rule = HamburgerBytes(self._bytes, self.model.architecture.num_micro_layers)
             ceiling = rule.speedup(statistics.mean(lengths))
-            yield self._pace("hamburger", lengths, ceiling, start, found)
+            yield self._pace("hamburger", lengths, ceiling, start, loop_run)
 
     def speculative(self) -> Iterator[ForcedPace]:
-        """Drafts of an INT8 copy, kept as far as told."""
+        """Times drafts of an INT8 copy, with a forced number of accepted tokens."""
         from hambench.methods.speculative import SpeculativeConfig
 
         method = SpeculativeConfig(num_draft_tokens=NUM_DRAFTED).build(self._target)
         spent = NUM_DRAFTED * self._bytes.int8_draft + self._bytes.step
 
-        def start(kept: int) -> tuple[DecodeSession, Callable[[int], None]]:
+        def start(num_accepted: int) -> tuple[DecodeSession, Callable[[int], None]]:
             session = method.start(self._stopwatch.prompt, self._stopwatch.params)
-            session.accept = _keeping(kept)
+            session.accept = _accepting(num_accepted)
             return session, _let_be
 
-        for kept in KEPT:
-            ceiling = (kept + 1) * self._bytes.step / spent
-            yield self._pace("speculative", (kept + 1,), ceiling, functools.partial(start, kept))
+        for num_accepted in NUM_ACCEPTED:
+            ceiling = (num_accepted + 1) * self._bytes.step / spent
+            yield self._pace(
+                "speculative", (num_accepted + 1,), ceiling, functools.partial(start, num_accepted)
+            )
 
     def _pace(
         self, method: str, lengths: tuple[int, ...], predicted: float, start: Start, loop: str | None = None
     ) -> ForcedPace:
         shown = ", ".join(word for word in (method, *self._where, loop) if word)
-        self._progress(f"{shown}, forced to {', '.join(map(str, lengths))} tokens a step")
+        self._progress(f"{shown}, forced to {', '.join(map(str, lengths))} tokens per step")
         seconds = self._stopwatch.time(start, lengths)
         return ForcedPace(method, *self._where, loop, lengths, predicted, seconds)
 
@@ -218,9 +220,9 @@ class Stopwatch:
     """Times sessions of one model over one prompt.
 
     Args:
-        llama: Says which device to wait for.
-        amount: How much.
-        prompt: Token ids.
+        llama: Model whose device to wait for.
+        amount: How much to time.
+        prompt: Token ids of the prompt.
     """
 
     def __init__(self, llama: LanguageModel, amount: Amount, prompt: list[int]) -> None:
@@ -231,10 +233,10 @@ class Stopwatch:
         self.params = SamplingParams(max_new_tokens=longest * (amount.steps + WARM_STEPS + 2))
 
     def time(self, start: Start, lengths: tuple[int, ...]) -> tuple[float, ...]:
-        """Seconds a token in each repeat, each in a session of its own.
+        """Returns the seconds per token in each repeat, each in a session of its own.
 
         Raises:
-            HambenchError: If a step was not as long as forced.
+            HambenchError: If a step did not have its forced length.
         """
         import torch
 
@@ -261,10 +263,10 @@ class Stopwatch:
             length = next(turns)
             if len(lengths) > 1:
                 force(length)
-            found = len(session.step().tokens)
-            if found != length:
-                raise HambenchError(f"a step was forced to {length} tokens and emitted {found}")
-            emitted += found
+            num_emitted = len(session.step().tokens)
+            if num_emitted != length:
+                raise HambenchError(f"a step was forced to {length} tokens and emitted {num_emitted}")
+            emitted += num_emitted
         return emitted
 
     def _synchronize(self) -> None:
@@ -275,7 +277,7 @@ class Stopwatch:
 
 
 def random_grafts(llama: Llama, *, merge_heads: int) -> Any:
-    """A HAMburger checkpoint of random weights for a model."""
+    """Returns a HAMburger checkpoint of random weights for a model."""
     import torch
 
     from hambench.methods.hamburger.architecture import Architecture, BaseReference
@@ -302,13 +304,13 @@ def random_grafts(llama: Llama, *, merge_heads: int) -> Any:
 
 
 def markdown(paces: Sequence[ForcedPace]) -> list[str]:
-    """A table of the paces; without figures where nothing was timed."""
+    """Returns a table of the paces, without figures if nothing was timed."""
     lines = [
-        "Forced: whole steps of the real sessions, waited for as the engine does, their lengths forced whatever stop "
-        f"head or verification say ({NUM_DRAFTED} drafts a step by an INT8 copy). × vanilla is in the same regime; the "
-        "byte model's ratio is without a context.",
+        "Forced: whole steps of the real sessions, each awaited as the engine awaits it, with lengths forced against "
+        f"the stop head or the verification ({NUM_DRAFTED} drafts per step by an INT8 copy). × vanilla is in the same "
+        "regime; the byte model's ratio has no context.",
         "",
-        "| method | regime | kernels | loop | tokens a step | mean | µs a token | × vanilla | byte model | reached |",
+        "| method | regime | kernels | loop | tokens/step | mean | µs/token | × vanilla | byte model | reached |",
         "|---|---|---|---|---|--:|--:|--:|--:|--:|",
     ]
     base = {(p.regime, p.kernels): p for p in paces if p.method == BASELINE}
@@ -332,7 +334,7 @@ def _forced_plain(
     from hambench.methods.hamburger.session import HamburgerSession
 
     class Forced(HamburgerSession):
-        """Asks the stop head, and goes on as told."""
+        """A session that evaluates the stop head, then continues up to the forced length."""
 
         length = 1
 
@@ -347,14 +349,14 @@ def _forced_plain(
     return session, session.force
 
 
-def _keeping(kept: int) -> Any:
+def _accepting(num_accepted: int) -> Any:
     from hambench.methods.common.sampling import Accepted
 
-    return lambda wanted, drafted: Accepted(kept, wanted[kept])
+    return lambda target_ids, drafted: Accepted(num_accepted, target_ids[num_accepted])
 
 
 def _let_be(length: int) -> None:
-    """What is forced otherwise, or has one length only."""
+    """Forces nothing: the length is forced elsewhere, or has only one value."""
 
 
 def _byte_model(sizes: KernelShape) -> ByteModel:

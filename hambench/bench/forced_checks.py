@@ -1,4 +1,4 @@
-"""Numerics of the forced macro-steps: kernels against torch, loops against plain launches, before any speed."""
+"""Checks the numerics of forced macro-steps before timing: kernels against torch, loops against direct launches."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ CHECKED_STEPS = 6
 
 
 TOLERANCE = 0.05
-"""Largest difference of a P(continue) between torch's operations and the kernels, in bfloat16."""
+"""Largest difference in P(continue) between torch's operations and the kernels, in bfloat16."""
 
 
 def check_against_torch(plain: HamburgerModel, fused: HamburgerModel, prompt: list[int]) -> None:
-    """Compares macro-steps on the kernels with torch's: where the tokens before agree, P(continue) must.
+    """Compares macro-steps on the kernels with torch's: while their tokens agree, P(continue) must agree.
 
-    Tokens of random weights may part at a rounding, which is no fault; from there on nothing is compared.
+    Tokens of random weights may differ after a rounding, which is not a fault; from there on nothing is compared.
 
     Raises:
         HambenchError: If they disagree.
@@ -50,7 +50,7 @@ def check_against_torch(plain: HamburgerModel, fused: HamburgerModel, prompt: li
 
 
 def check_loop(eager: HamburgerModel, graph: HamburgerModel, prompt: list[int], loop: Loop) -> None:
-    """Compares a loop with the same kernels launched as they come: not a bit may differ, at any length.
+    """Compares a loop with direct launches of the same kernels: no bit may differ at any length.
 
     Raises:
         HambenchError: If they disagree.
@@ -68,8 +68,8 @@ def check_loop(eager: HamburgerModel, graph: HamburgerModel, prompt: list[int], 
             steps.append(session.step() if number else session.prefill())
         if steps[0] != steps[1]:
             raise HambenchError(
-                f"macro-step {number} is {steps[1].tokens} in the {loop} loop and {steps[0].tokens} launched as it "
-                "comes: no speed is given"
+                f"macro-step {number} is {steps[1].tokens} in the {loop} loop and {steps[0].tokens} in direct "
+                "launches: no speed is given"
             )
 
 

@@ -1,4 +1,4 @@
-"""Tables of `hambench bench kernels`: bandwidth of each kernel beside what the memory can do."""
+"""Tables of `hambench bench kernels`: bandwidth of each kernel next to the memory's own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def datasheet_bandwidth(device_name: str) -> float | None:
-    """Bytes per second that the data sheet gives for a GPU that calls itself `device_name`, if it is a known one."""
+    """Returns the data sheet's bytes per second for a GPU that reports the name `device_name`; `None` if unknown."""
     plain = device_name.removeprefix("NVIDIA ").removeprefix("GeForce ")
     for name in (plain, plain.split(" ")[0]):
         try:
@@ -23,7 +23,7 @@ def datasheet_bandwidth(device_name: str) -> float | None:
 
 
 def markdown(report: KernelReport) -> str:
-    """The report as a Markdown page."""
+    """Formats the report as a Markdown page."""
     peak = datasheet_bandwidth(report.device)
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     lines = [

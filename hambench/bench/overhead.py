@@ -1,4 +1,4 @@
-"""What the harness itself costs: the part of a run's wall time that is not inside a method's steps."""
+"""Cost of the harness itself: the part of a run's wall time outside a method's steps."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ class Overhead:
     num_records: int
     num_tokens: int
     wall_s: float
-    """Making and storing the records."""
+    """Seconds for producing and storing the records."""
     steps_s: float
-    """Inside the method's steps: what a record calls decoding."""
+    """Seconds inside the method's steps, which a record counts as decoding."""
     start_s: float | None = None
-    """Before the first record, where workers had to be started: joining, loading, warming up."""
+    """Seconds before the first record, if workers had to start: joining, loading, warming up."""
     profiling: IdleCost | None = None
-    """Of the profiler's ranges in one record, with nothing recorded; ``None`` where workers made the records."""
+    """Cost of the profiler's ranges in one record with nothing recorded; ``None`` if workers produced the records."""
 
     @property
     def share(self) -> float:
-        """Part of the wall time that is the harness: encoding, stop strings, text, records, the disk."""
+        """Share of the wall time outside the steps: encoding, stop strings, text, records, the disk."""
         return (self.wall_s - self.steps_s) / self.wall_s
 
     @property
     def profiling_share(self) -> float | None:
-        """Part of a record's steps that profiling costs when it is off."""
+        """Share of a record's steps that profiling costs while it is off."""
         return None if self.profiling is None else self.profiling.seconds / (self.steps_s / self.num_records)
 
     @property
     def microseconds_per_token(self) -> float:
-        """Harness time per token."""
+        """Harness microseconds per token."""
         return 1e6 * (self.wall_s - self.steps_s) / self.num_tokens
 
 
@@ -62,7 +62,7 @@ def measure_overhead(
     executor: str = "local",
     ray_address: str | None = None,
 ) -> list[Overhead]:
-    """Makes and stores records as a run does, and compares wall time with the time of the steps."""
+    """Produces and stores records as a run does, and compares wall time with the time inside steps."""
     place = get_executor(executor, ray_address=ray_address)
     target = load(model, dtype=dtype, device=device)
     cells = Sweep(model=model, methods=methods, dtype=dtype).expand().cells
@@ -73,7 +73,7 @@ def measure_overhead(
         category="bench",
         doc_id=0,
         prompt=PROMPT * 4,
-        # a stop string that never comes: looking for it is part of the cost
+        # a stop string that never occurs, because searching for it is part of the cost
         stop=("\x00never\x00",),
         max_new_tokens=max_new_tokens,
     )
@@ -115,7 +115,7 @@ def _measure(
 
 
 def _measure_on(place: Executor, generator: Generator, sample: Sample, num_records: int) -> Overhead:
-    """The same on another executor, from one stored record to the next: the first of them pays for the start."""
+    """Measures another executor from one stored record to the next; the first record absorbs the start of workers."""
     (cell,) = generator.cells
     stored_at: list[float] = []
     with tempfile.TemporaryDirectory() as folder:

@@ -1,9 +1,8 @@
-"""Decode steps of one model shape in each regime: how much of the memory's speed each way of running them keeps.
+"""Times decode steps of one model shape in each regime, as shares of the memory's speed.
 
-Weights are random: a step's speed depends on sizes alone. What a HAMburger macro-step of m tokens should cost follows
-from a base step and a micro-step (four layers and the head), both timed here; such rows are marked as composed. Beside
-them :mod:`hambench.bench.forced` times the macro-steps themselves. In both m is *forced*: no acceptance or confidence
-enters.
+Weights are random, because a step's speed depends on sizes alone. The cost of a HAMburger macro-step of m tokens is
+composed from these steps; :mod:`hambench.bench.forced` times the macro-steps themselves. In both, m is *forced*: no
+acceptance or confidence enters.
 """
 
 from __future__ import annotations
@@ -28,12 +27,12 @@ MICRO_LAYERS = 4
 STEPS = 32
 REPEATS = 7
 TOLERANCE = 0.05
-"""Relative error of bfloat16 logits between torch's operations and the kernels: one rounding a layer and operation."""
+"""Relative error of bfloat16 logits between torch and the kernels: one rounding per layer and operation."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Pace:
-    """Seconds of one forward in each repeat."""
+    """Seconds per forward in each repeat."""
 
     what: str
     """``step``, ``draft`` (INT8 weights) or ``micro`` (four layers and the head)."""
@@ -41,37 +40,37 @@ class Pace:
     kernels: str
     rows: int
     num_bytes: int
-    """Weights read and keys and values of the context."""
+    """Bytes of weights, keys and values that one forward reads."""
     seconds: tuple[float, ...]
 
     @property
     def median_s(self) -> float:
-        """Median seconds of one forward."""
+        """Median seconds per forward."""
         return statistics.median(self.seconds)
 
 
 @dataclasses.dataclass(frozen=True)
 class RegimeReport:
-    """All of one `hambench bench regimes`."""
+    """Result of one `hambench bench regimes`."""
 
     shape: str
     device: str
     context: int
     copy_bytes_per_second: float
     error: float
-    """Relative error of the kernels' logits against torch's, before anything was timed."""
+    """Relative error of the kernels' logits against torch's, checked before any timing."""
     paces: tuple[Pace, ...]
     forced: tuple[ForcedPace, ...] = ()
-    """Whole steps at forced lengths."""
+    """Paces of whole steps at forced lengths."""
     dry_run: bool = False
-    """Whether the steps were only walked, on a CPU: then there are no figures."""
+    """True if the steps only ran on a CPU without timing; there are no figures then."""
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values, raw repeats included."""
+        """Returns plain values, raw repeats included."""
         return dataclasses.asdict(self)
 
     def pace(self, what: str, regime: str, kernels: str, rows: int = 1) -> Pace | None:
-        """The pace of that description."""
+        """Returns the pace with these properties, ``None`` if there is none."""
         wanted = (what, regime, kernels, rows)
         return next((p for p in self.paces if (p.what, p.regime, p.kernels, p.rows) == wanted), None)
 
@@ -87,14 +86,14 @@ def run(
     """Checks the kernels against torch, then times steps in each regime, and whole steps at forced lengths.
 
     Args:
-        shape_name: Of :data:`hambench.kernels.tools.shapes.SHAPES`.
+        shape_name: Name in :data:`hambench.kernels.tools.shapes.SHAPES`.
         device_name: A CUDA device.
-        context: Tokens before the steps.
-        progress: Told what is timed.
-        save: Given the report as far as it is, before the forced part and after each of its rows.
+        context: Number of tokens before the steps.
+        progress: Receives one line per timed item.
+        save: Receives the unfinished report, before the forced part and after each of its rows.
 
     Raises:
-        HambenchError: Without a CUDA device, or if the numerics disagree.
+        HambenchError: If there is no CUDA device, or the numerics disagree.
     """
     import torch
 
@@ -143,7 +142,7 @@ def run(
 
 
 def walk(progress: Callable[[str], None]) -> RegimeReport:
-    """Walks the forced part on a CPU with a toy model and the kernels' references: no figure comes of it."""
+    """Runs the forced part on a CPU with a toy model and the kernels' references; gives no figures."""
     import torch
 
     from hambench.bench import forced as bench_forced
@@ -178,14 +177,14 @@ def walk(progress: Callable[[str], None]) -> RegimeReport:
 def _amount(regime: str) -> Amount:
     from hambench.bench.forced import Amount
 
-    # without graphs a step is bound by launching: it takes many times as long, and repeats alike
+    # without graphs, launches bound a step: it takes many times as long, and repeats vary little
     return Amount(STEPS, REPEATS) if regime == "graph" else Amount(8, 3)
 
 
 def random_llama(
     sizes: KernelShape, device: torch.device, dtype: torch.dtype, *, num_layers: int | None = None
 ) -> Llama:
-    """A Llama of a named shape with random weights and a tied head."""
+    """Builds a Llama of a named shape with random weights and a tied head."""
     import torch
 
     from hambench.engine.llama import Llama
@@ -235,12 +234,12 @@ def _check(plain: Llama, device: torch.device, what: str) -> float:
     from hambench.engine.cuda.fused_llama import accelerate
 
     ids = torch.arange(1, 40, device=device)
-    found = []
+    logits = []
     for model in (plain, accelerate(plain, regime="graph", kernels="fused")):
         cache = model.new_cache(64)
         model.prefill(ids, cache)
-        found.append(model.forward(ids[:1], cache).logits.double())
-    error = float((found[0] - found[1]).norm() / found[0].norm())
+        logits.append(model.forward(ids[:1], cache).logits.double())
+    error = float((logits[0] - logits[1]).norm() / logits[0].norm())
     if not error <= TOLERANCE:
         raise HambenchError(
             f"the kernels' {what} logits are off by {error:.3g}, more than {TOLERANCE}: no speed is given"
@@ -260,7 +259,7 @@ def _pace(plain: Llama, what: str, regime: str, kernels: str, rows: int, context
     tokens = ids[:rows].tolist()
 
     def step() -> None:
-        # as a session does: the tokens are waited for, and a verification rolls back
+        # as a session does: wait for the tokens, and roll a verification back
         model.greedy(tokens, cache, num_tokens=rows)
         cache.truncate(context)
 
@@ -280,14 +279,14 @@ def _pace(plain: Llama, what: str, regime: str, kernels: str, rows: int, context
 
 
 def markdown(report: RegimeReport) -> str:
-    """The report as a Markdown page."""
+    """Formats the report as a Markdown page."""
     from hambench.bench.forced import markdown as forced_table
 
     if report.dry_run:
         lines = [
             "# Dry run: forced steps",
             "",
-            "**Walked on a CPU with a toy model: nothing was measured.**",
+            "**Run on a CPU with a toy model: nothing was measured.**",
             "",
         ]
         return "\n".join([*lines, *forced_table(report.forced)]) + "\n"
@@ -316,7 +315,7 @@ def markdown(report: RegimeReport) -> str:
 
 
 def _composed(report: RegimeReport) -> list[str]:
-    """HAMburger at forced m, composed of a base step and m - 1 micro-steps; merger and stop head are not in it."""
+    """Returns HAMburger at forced m, composed of a base step and m - 1 micro-steps, without merger and stop head."""
     lines = [
         "Composed, m forced: one step and m - 1 micro-steps, for m tokens, against vanilla in the same regime. The "
         "merger and the stop head are not in it (2 % of the bytes at m = 2 of Llama-3.2-1B's shape).",

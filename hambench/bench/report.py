@@ -1,4 +1,4 @@
-"""What a report of many samples costs: seconds to make it, bytes, and seconds until a browser shows it."""
+"""Cost of a report of many samples: seconds to build it, bytes, and seconds until a browser shows it."""
 
 from __future__ import annotations
 
@@ -32,29 +32,29 @@ class Opening:
     painted_s: float
     """First contentful paint."""
     loaded_s: float
-    """End of the load event: the page answers to the reader."""
+    """End of the load event, when the page responds to the reader."""
     indexed_s: float
-    """Every sample can be filtered, those that are packed too."""
+    """When every sample can be filtered, including packed ones."""
     filtered_s: float
-    """From a click on a filter to the samples it leaves, unpacked and laid out; not counted from the navigation."""
+    """From a click on a filter to the samples that remain, unpacked and laid out; not counted from the navigation."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReportCost:
-    """One report."""
+    """Cost of one report."""
 
     num_samples: int
     num_answers: int
     read_s: float
-    """Reading the run from the disk."""
+    """Seconds for reading the run from disk."""
     make_s: float
-    """Statistics, figures and page."""
+    """Seconds for statistics, figures and page."""
     num_bytes: int
     opening: Opening
 
 
 def grown(run: Run, num_samples: int) -> Run:
-    """The run with its samples repeated under new ids until there are ``num_samples``: real sizes, invented n.
+    """Repeats the run's samples under new ids up to ``num_samples``, for real sizes with an invented n.
 
     Raises:
         ValueError: If the run has no samples.
@@ -90,13 +90,13 @@ def grown(run: Run, num_samples: int) -> Run:
 
 
 def measure(run: Run, *, num_samples: int, options: ReportOptions, repeats: int = 3) -> ReportCost:
-    """Grows a run, stores it, makes its report, and opens it in Chromium.
+    """Grows a run, stores it, builds its report, and opens the report in Chromium.
 
     Args:
-        run: Whose samples to repeat.
-        num_samples: How many there shall be.
-        options: Of the report.
-        repeats: Times it is opened.
+        run: Run whose samples to repeat.
+        num_samples: Number of samples to reach.
+        options: Options of the report.
+        repeats: Number of times to open it.
 
     Raises:
         HambenchError: If Chromium or playwright is not installed.

@@ -1,4 +1,4 @@
-"""What capturing and scoring cost beside generation: seconds in a fresh process, imports included."""
+"""Cost of capturing and scoring a suite, in seconds of a fresh process, imports included."""
 
 from __future__ import annotations
 
@@ -14,43 +14,43 @@ from typing import Any
 from hambench.errors import HambenchError
 
 FIXED_S, PER_SAMPLE_S = 3.0, 0.005
-"""The budget: capturing and scoring together may add this much, and this much a sample."""
+"""The budget: capturing and scoring together may add this many seconds, plus this many per sample."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SuiteCost:
-    """One suite's cost in one fresh process."""
+    """Cost of one suite in one fresh process."""
 
     suite: str
     num_samples: int
     capture_s: float
-    """Imports included."""
+    """Seconds for capturing, imports included."""
     score_s: float
     peak_memory_bytes: int
     failed: int
-    """Answers that could not be scored."""
+    """Number of answers that could not be scored."""
 
     @property
     def total_s(self) -> float:
-        """Both together."""
+        """Seconds for capturing and scoring together."""
         return self.capture_s + self.score_s
 
     @property
     def budget_s(self) -> float:
-        """What it may cost."""
+        """Seconds that the budget allows."""
         return FIXED_S + PER_SAMPLE_S * self.num_samples
 
 
 def measure(
     suite: str, *, data: Path | None = None, limit: int | None = None, repeats: int = 3
 ) -> list[SuiteCost]:
-    """Costs of a suite, each from a process of its own; answers are the gold ones, which cost most to compare.
+    """Measures a suite, each repeat in its own process; scores the gold answers, which cost most to compare.
 
     Raises:
         HambenchError: If the suite can't be captured.
     """
     request = json.dumps({"suite": suite, "data": None if data is None else str(data), "limit": limit})
-    found = []
+    costs = []
     for _ in range(repeats):
         done = subprocess.run(
             [sys.executable, "-m", "hambench.bench.suites", request],
@@ -60,8 +60,8 @@ def measure(
         )
         if done.returncode != 0:
             raise HambenchError((done.stderr.strip().splitlines() or ["the measuring process failed"])[-1])
-        found.append(SuiteCost(**json.loads(done.stdout.strip().splitlines()[-1])))
-    return found
+        costs.append(SuiteCost(**json.loads(done.stdout.strip().splitlines()[-1])))
+    return costs
 
 
 def _measure_here(request: dict[str, Any]) -> SuiteCost:

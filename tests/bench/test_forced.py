@@ -71,11 +71,11 @@ def test_every_method_and_loop_is_timed_at_every_forced_length(paces):
 def test_macro_steps_are_checked_before_they_are_timed(paces):
     _, told = paces
     assert told.index("macro-steps: kernels against torch") < told.index(
-        "hamburger, eager, fused, stepwise, forced to 1 tokens a step"
+        "hamburger, eager, fused, stepwise, forced to 1 tokens per step"
     )
     for loop in GRAPH_LOOPS:
-        assert told.index(f"macro-steps: {loop} against launched as they come") < told.index(
-            f"hamburger, graph, fused, {loop}, forced to 1 tokens a step"
+        assert told.index(f"macro-steps: {loop} against direct launches") < told.index(
+            f"hamburger, graph, fused, {loop}, forced to 1 tokens per step"
         )
 
 
