@@ -1,4 +1,4 @@
-"""Memory bandwidth of this machine as torch reads and copies it: the limit that decode speeds are compared with."""
+"""Memory bandwidth of this machine as torch reads and copies: the limit that decode speeds are compared with."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bandwidth:
-    """What the memory gave in this moment, bytes per second: the anchor that speeds are judged against."""
+    """Memory bandwidths at one moment in bytes per second, as a reference for speeds."""
 
     device: str
     read: float
-    """A pass that only reads: the ceiling of a decode step, which reads weights."""
+    """Bandwidth of a pass that only reads: the ceiling of a decode step, which reads weights."""
     copy: float
-    """A copy, bytes read plus bytes written."""
+    """Bandwidth of a copy, counting bytes read plus bytes written."""
     buffer_bytes: int
     threads: int | None
 
 
 PROBE_BYTES = {"cpu": 2**29, "cuda": 2**31}
-"""Size of the bandwidth probe's buffer where memory is not short: far more than caches hold."""
+"""Buffer size of the bandwidth probe unless memory is short: far more than caches hold."""
 
 
 PROBE_SECONDS = 0.3
@@ -36,15 +36,15 @@ PROBE_SECONDS = 0.3
 def measure_bandwidth(
     device: str = "cpu", *, buffer_bytes: int | None = None, seconds: float | None = None
 ) -> Bandwidth:
-    """Measures read and copy bandwidth with torch: the best of many passes over a buffer that no cache holds.
+    """Measures read and copy bandwidth with torch, as the best of many passes over a buffer larger than any cache.
 
-    The best, not the mean: what disturbs a pass can only slow it. A slow result means a busy machine.
+    It takes the best, not the mean, because a disturbance can only slow a pass. A slow result means a busy machine.
 
     Args:
-        device: Where to measure.
+        device: Device to measure.
         buffer_bytes: Size of the buffer; by default ``PROBE_BYTES`` (512 MiB on a CPU, 2 GiB on a GPU), or an eighth
-            of what is free.
-        seconds: Time to spend on each kind of pass; by default ``PROBE_SECONDS``.
+            of the free memory.
+        seconds: Seconds to spend on each kind of pass; by default ``PROBE_SECONDS``.
     """
     import torch
 
@@ -56,7 +56,7 @@ def measure_bandwidth(
     source = torch.ones(max(1, buffer_bytes // (4 * columns)), columns, device=device)
     target, vector = torch.empty_like(source), torch.ones(columns, device=device)
     flat = source.view(-1)
-    # which of them reads fastest depends on the device and its libraries: seen 33 and 58 GB/s on one machine
+    # the fastest form depends on the device and its libraries: seen 33 and 58 GB/s on one machine
     read_passes = (lambda: torch.mv(source, vector), source.sum, lambda: torch.dot(flat, flat))
     size = source.numel() * source.element_size()
     return Bandwidth(

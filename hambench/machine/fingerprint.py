@@ -44,7 +44,7 @@ _CPU_FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_
 
 
 def fingerprint() -> Fingerprint:
-    """What a reader must know to judge or repeat a measurement; ``None`` where the machine doesn't tell."""
+    """Returns the facts needed to judge or repeat a measurement; ``None`` for each that is not available."""
     return {
         "platform": sys.platform,
         "kernel": platform.release(),
@@ -74,7 +74,7 @@ def differences(
 
 
 def package_version(name: str) -> str | None:
-    """Installed version of a distribution, without importing it."""
+    """Returns the installed version of a distribution, without importing it."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -82,7 +82,7 @@ def package_version(name: str) -> str | None:
 
 
 def cpu_model() -> str | None:
-    """Marketing name of the CPU."""
+    """Returns the marketing name of the CPU."""
     for line in _cpuinfo():
         key, _, value = line.partition(":")
         if key.strip() == "model name":
@@ -91,7 +91,7 @@ def cpu_model() -> str | None:
 
 
 def cpu_flags() -> tuple[str, ...]:
-    """Which of the instruction sets that decide the speed of a matrix product this CPU has."""
+    """Returns the instruction sets of this CPU, among those that decide the speed of a matrix product."""
     for line in _cpuinfo():
         key, _, value = line.partition(":")
         if key.strip() in {"flags", "Features"}:
@@ -101,7 +101,7 @@ def cpu_flags() -> tuple[str, ...]:
 
 
 def commit_of(folder: Path) -> tuple[str | None, bool | None]:
-    """Commit and dirty flag of a git checkout; ``None`` twice if ``folder`` is not the top of one."""
+    """Returns commit and dirty flag of a git checkout, or ``None`` twice if ``folder`` is not the top of one."""
     # an installed copy inside somebody's repository must not report that repository's commit
     if not (folder / ".git").exists():
         return None, None
@@ -126,7 +126,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def _threads() -> Fingerprint:
-    torch = sys.modules.get("torch")  # the number that counts is the running process' own
+    torch = sys.modules.get("torch")  # the relevant number is that of the running process
     return {
         "torch_threads": torch.get_num_threads() if torch is not None else None,
         "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),

@@ -1,6 +1,6 @@
-"""Load of the machine: CPU time that other processes took, and memory.
+"""Load of the machine: memory, and the CPU time of other processes.
 
-Everything returns ``None`` where the machine does not tell; no reading is ever replaced by a model of it.
+Every reading is ``None`` if the machine does not report it; no reading is ever replaced by a model of it.
 GPUs are in :mod:`hambench.machine.nvml`.
 """
 
@@ -22,7 +22,7 @@ _TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CpuTimes:
-    """Seconds of CPU time since boot, summed over all CPUs, and what this process took of them."""
+    """Seconds of CPU time since boot, summed over all CPUs, and the part that this process used."""
 
     total: float
     busy: float
@@ -35,14 +35,14 @@ class CpuLoad:
     """Shares of the machine's CPU time between two readings, 0..1."""
 
     other: float
-    """What other processes took, time stolen by the hypervisor included."""
+    """Share that other processes used, including time stolen by the hypervisor."""
     stolen: float
     seconds: float
     """Wall seconds between the readings."""
 
 
 def read_cpu_times(stat: Path = Path("/proc/stat")) -> CpuTimes | None:
-    """CPU times now; ``None`` where there is no ``/proc/stat`` or it tells nothing."""
+    """Reads the CPU times now; ``None`` without a usable ``/proc/stat``."""
     try:
         with stat.open() as file:
             name, *fields = file.readline().split()
@@ -50,7 +50,7 @@ def read_cpu_times(stat: Path = Path("/proc/stat")) -> CpuTimes | None:
         return None
     if name != "cpu" or len(fields) < 8:
         return None
-    # guest time is already in user and nice
+    # user and nice already include guest time
     user, nice, system, idle, iowait, irq, softirq, stolen = (int(field) / _TICKS for field in fields[:8])
     busy = user + nice + system + irq + softirq + stolen
     children = os.times()
@@ -59,14 +59,14 @@ def read_cpu_times(stat: Path = Path("/proc/stat")) -> CpuTimes | None:
 
 
 class CpuLoadMeter:
-    """Other processes' share of the machine between one ``read()`` and the next.
+    """Measures other processes' share of the machine between one ``read()`` and the next.
 
-    The kernel counts in ticks of 10 ms, so a window shorter than ``min_window_s`` is kept open and the share
-    of the last whole window is given again (``None`` before there was one).
+    The kernel counts in ticks of 10 ms. So a window shorter than ``min_window_s`` stays open, and ``read()`` repeats
+    the share of the last whole window (``None`` before there was one).
 
     Args:
         min_window_s: Shortest window that gives a new share.
-        stat: The kernel's CPU times.
+        stat: File of the kernel's CPU times.
     """
 
     def __init__(self, *, min_window_s: float = 0.3, stat: Path = Path("/proc/stat")) -> None:
@@ -145,7 +145,7 @@ def load_between(before: CpuTimes, after: CpuTimes, *, seconds: float, helped: f
 
 
 def peak_memory_bytes(device: str = "cpu") -> int | None:
-    """Peak memory so far: bytes allocated by torch on a GPU, the process' largest resident set on a CPU.
+    """Returns peak memory so far: bytes allocated by torch on a GPU, the process's largest resident set on a CPU.
 
     Args:
         device: ``cpu``, ``cuda`` or ``cuda:1``.
@@ -160,7 +160,7 @@ def peak_memory_bytes(device: str = "cpu") -> int | None:
 
 
 def reset_peak_memory(device: str) -> None:
-    """Makes the peak of a GPU's allocator begin again; a CPU process has no peak that could be reset."""
+    """Resets the peak of a GPU's allocator; a CPU process has no peak to reset."""
     if device.startswith("cuda"):
         import torch
 
@@ -168,15 +168,15 @@ def reset_peak_memory(device: str) -> None:
 
 
 def allocator_peak_bytes(device: str) -> int | None:
-    """Peak since :func:`reset_peak_memory`, all weights included; ``None`` on a CPU.
+    """Returns the peak since :func:`reset_peak_memory`, all weights included; ``None`` on a CPU.
 
-    The resident set of a CPU process holds the peak of whatever ran in it before: no single answer's.
+    The resident set of a CPU process holds the peak of everything that ran before, so it can't be one answer's.
     """
     return peak_memory_bytes(device) if device.startswith("cuda") else None
 
 
 def free_memory_bytes() -> int:
-    """Memory that can be taken without swapping."""
+    """Returns the bytes that can be allocated without swapping."""
     return int(psutil.virtual_memory().available)
 
 

@@ -1,6 +1,6 @@
-"""A GPU's own account of itself through NVML: power, energy, clocks, temperature, throttling, memory.
+"""Readings of a GPU through NVML: power, energy, clocks, temperature, throttling, memory.
 
-Each reading that the driver refuses is ``None``; no driver at all is no :class:`Gpu`.
+A reading that the driver refuses is ``None``; without a driver there is no :class:`Gpu`.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ THROTTLES = {
     "HwPowerBrakeSlowdown": "power brake",
     "SwPowerCap": "power cap",
 }
-"""Clock event reasons that make a timing suspect, by the name in NVML's constants."""
+"""Clock event reasons that make a timing suspect, by the name of NVML's constant."""
 
 MIN_ENERGY_WINDOW_S = 10.0
-"""Shortest window that an energy may be quoted for: the counter of a large GPU sees a quarter of the time."""
+"""Shortest window to quote an energy for, because a large GPU's counter samples a quarter of the time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuReading:
-    """What one GPU said at one moment."""
+    """Readings of one GPU at one moment."""
 
     at: float
     """``time.monotonic()`` seconds."""
     power_w: float | None
-    """A moving average of about a second on recent GPUs."""
+    """Power, which recent GPUs average over about a second."""
     energy_j: float | None
-    """Counter since the driver was loaded."""
+    """Energy counter since the driver was loaded."""
     sm_clock_mhz: int | None
     memory_clock_mhz: int | None
     utilization: float | None
-    """Share of the last sampling period in which a kernel ran, 0..1."""
+    """Share of the last sampling period with a kernel running, 0..1."""
     memory_used_bytes: int | None
     temperature_c: int | None
     throttles: tuple[str, ...] | None
-    """Why the clocks are held down; empty when they are not."""
+    """Reasons for reduced clocks; empty if they are not reduced."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,19 +57,19 @@ class Energy:
     joules: float
     seconds: float
     idle_power_w: float | None
-    """Power before the window, when the GPU did nothing."""
+    """Power before the window, while the GPU was idle."""
 
     def per_token(self, num_tokens: int) -> tuple[float, float | None]:
-        """Joules per token, gross and net of idle power (``None`` where that is unknown)."""
+        """Returns joules per token, gross and net of idle power (``None`` if that is unknown)."""
         net = None if self.idle_power_w is None else self.joules - self.idle_power_w * self.seconds
         return self.joules / num_tokens, None if net is None else net / num_tokens
 
 
 class Gpu:
-    """One GPU as NVML sees it.
+    """One GPU in NVML.
 
     Args:
-        nvml: The ``pynvml`` module, initialised, or a stand-in for it.
+        nvml: The initialised ``pynvml`` module, or a stand-in.
         handle: NVML's handle of the device.
     """
 
@@ -83,7 +83,7 @@ class Gpu:
 
     @classmethod
     def open(cls, index: int = 0, *, nvml: Any = None) -> Gpu | None:
-        """The GPU of that number in NVML's order; ``None`` without a driver or such a GPU."""
+        """Opens the GPU of that number in NVML's order; ``None`` without a driver or such a GPU."""
         if nvml is None:
             import pynvml
 
@@ -96,7 +96,7 @@ class Gpu:
 
     @classmethod
     def by_uuid(cls, uuid: str, *, nvml: Any = None) -> Gpu | None:
-        """The GPU of that UUID (``GPU-…``); ``None`` without a driver or such a GPU."""
+        """Opens the GPU of that UUID (``GPU-…``); ``None`` without a driver or such a GPU."""
         if nvml is None:
             import pynvml
 
@@ -108,7 +108,7 @@ class Gpu:
             return None
 
     def read(self) -> GpuReading:
-        """All readings now."""
+        """Takes all readings now."""
         nvml, handle = self._nvml, self._handle
         power_mw = self._ask(lambda: nvml.nvmlDeviceGetPowerUsage(handle))
         energy_mj = self._ask(lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle))
@@ -127,7 +127,7 @@ class Gpu:
         )
 
     def _throttles(self) -> tuple[str, ...] | None:
-        # "throttle reasons" were renamed "event reasons"; a driver may know only one of the names
+        # "throttle reasons" were renamed "event reasons", and a driver may know only one of the names
         ask = getattr(self._nvml, "nvmlDeviceGetCurrentClocksEventReasons", None)
         ask = ask or self._nvml.nvmlDeviceGetCurrentClocksThrottleReasons
         mask = self._ask(lambda: ask(self._handle))
@@ -147,10 +147,10 @@ class Gpu:
 
 
 def gpu_of(device: torch.device, *, nvml: Any = None) -> Gpu | None:
-    """The GPU that torch calls ``device``; ``None`` for a CPU, or where NVML does not know it.
+    """Returns the GPU that torch calls ``device``; ``None`` for a CPU, or if NVML does not know it.
 
-    It is found by its UUID: torch numbers the GPUs it may see, NVML all that there are, and another GPU's energy or
-    clocks would be worse than none.
+    It matches by UUID: torch numbers the visible GPUs, NVML numbers all GPUs, and another GPU's energy or clocks would
+    be worse than none.
     """
     if device.type != "cuda":
         return None
@@ -198,9 +198,9 @@ class GpuSampler:
             self.readings.append(self._gpu.read())
 
     def energy(self, *, idle_power_w: float | None = None) -> Energy | None:
-        """Joules from the first reading to the last.
+        """Returns the joules from the first reading to the last.
 
-        ``None`` without a counter, or for a window too short to trust.
+        ``None`` without a counter, or if the window is too short to trust.
         """
         if not self.readings:
             return None
@@ -211,7 +211,7 @@ class GpuSampler:
         return Energy(joules=last.energy_j - first.energy_j, seconds=seconds, idle_power_w=idle_power_w)
 
     def summary(self) -> dict[str, float | str | None]:
-        """Medians and peaks of what was read, JSON-able; empty without a GPU."""
+        """Returns medians and peaks of the readings, JSON-able; empty without a GPU."""
         if not self.readings:
             return {}
         reasons = {reason for reading in self.readings for reason in reading.throttles or ()}

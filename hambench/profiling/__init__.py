@@ -1,1 +1,1 @@
-"""Profiling: where the time and the memory of one answer go."""
+"""Profiling: the time and memory of one answer, by phase and step."""

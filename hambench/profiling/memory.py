@@ -1,8 +1,8 @@
-"""Memory over the steps of one answer: caches in use and held, activations, and the allocator's peak.
+"""Memory over the steps of one answer: caches in use, bytes held, activations, and the allocator's peak.
 
-The allocator says what is held: torch's own counters on a GPU, its recorded allocations on a CPU. Everything is
-counted from the moment before the session is opened, so weights are not in it; they are known apart. Scratch memory
-that a library takes by itself (oneDNN, cuBLAS outside torch's workspace) is seen by neither.
+The allocator reports the bytes held: torch's own counters on a GPU, its recorded allocations on a CPU. Counting starts
+just before the session opens, so it excludes weights, whose size is known separately. It also misses scratch memory
+that a library allocates by itself (oneDNN, cuBLAS outside torch's workspace).
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ class MemoryPoint:
     """Memory at one step; the first is the prefill."""
 
     num_tokens: int
-    """Tokens kept so far."""
+    """Tokens stored so far."""
     kv_bytes: int | None
-    """Bytes of all caches in use after the step: what the method counts itself."""
+    """Bytes of all caches in use after the step, as the method counts them."""
     held_bytes: int
-    """What the allocator holds after the step: the caches' storage, used or not, and other state of the session."""
+    """Bytes that the allocator holds after the step: the caches' storage, used or not, and other session state."""
     peak_bytes: int
-    """Most that the allocator held during the step."""
+    """Most bytes that the allocator held during the step."""
 
     @property
     def activation_bytes(self) -> int:
-        """What the step needed for its own time only: its peak less what is held after it."""
+        """Bytes that only the step itself needed: its peak minus the bytes held after it."""
         return self.peak_bytes - self.held_bytes
 
 
 def memory_timeline(
     method: DecodingMethod, prompt_ids: Sequence[int], params: SamplingParams, *, device: str = "cpu"
 ) -> tuple[MemoryPoint, ...]:
-    """Decodes one answer and reads the allocator around every step; its times mean nothing.
+    """Decodes one answer and reads the allocator around every step; the steps' times are not usable.
 
     Args:
-        method: The method, built and warm: what it allocates only once is then no activation.
+        method: The built and warm method, so that one-time allocations do not count as activations.
         prompt_ids: The prompt.
         params: Limit and sampling; EOS is ignored.
-        device: Where the method runs.
+        device: Device that the method runs on.
     """
     on_gpu = device.startswith("cuda")
     steps, levels = (_on_gpu if on_gpu else _on_cpu)(method, prompt_ids, params, device)
@@ -63,7 +63,7 @@ def memory_timeline(
 
 
 _Reading = tuple[list["StepRecord"], list[tuple[int, int]]]
-"""Steps, and for each what was held after it and its peak."""
+"""Steps, and for each step the bytes held after it and its peak."""
 
 
 def _on_gpu(
@@ -96,7 +96,7 @@ def _on_cpu(
 
     run = stream(method, prompt_ids, params)
     steps: list[StepRecord] = []
-    # a CPU allocator has no counters; the profiler records its every allocation and release
+    # a CPU allocator has no counters, but the profiler records every allocation and release
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         while True:
             with record_function(_RANGE):
@@ -117,7 +117,7 @@ class Change:
 
 
 def levels_of(changes: Sequence[Change]) -> Iterator[tuple[int, int]]:
-    """What is held after each step and the most that was held during it."""
+    """Yields for each step the bytes held after it and the most held during it."""
     held = peak = 0
     for change in sorted(changes, key=lambda change: change.at_ns):
         if change.num_bytes is None:
@@ -141,25 +141,25 @@ def _changes(profiler: Any) -> list[Change]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KVMemory:
-    """KV memory as three numbers that must not be mixed: used, held, and what the allocator says."""
+    """KV memory as three numbers not to be mixed: in use, reserved, and reported by the allocator."""
 
     formula_bytes: int
     """Exact integer: 2 · layers · KV heads · head dim · bytes of the type · slots in use."""
     storage_bytes: int
-    """Bytes of the cache tensors' storages: what was reserved, used or not."""
+    """Bytes of the cache tensors' storages, reserved whether used or not."""
     allocator_bytes: int | None
-    """What the device's allocator grew by when the cache was made; ``None`` on a CPU, which doesn't tell."""
+    """Growth of the device's allocator when the cache was created; ``None`` on a CPU, which does not report it."""
 
 
 def kv_formula_bytes(
     *, num_layers: int, num_kv_heads: int, head_dim: int, dtype_bytes: int, slots: int
 ) -> int:
-    """Bytes of keys and values of ``slots`` cached entries."""
+    """Returns the bytes of keys and values of ``slots`` cached entries."""
     return 2 * num_layers * num_kv_heads * head_dim * dtype_bytes * slots
 
 
 def measure_kv_memory(model: LanguageModel, *, capacity: int, slots: int) -> KVMemory:
-    """Makes a cache of ``capacity`` slots and tells what it takes when ``slots`` of them are in use."""
+    """Creates a cache of ``capacity`` slots and measures its memory with ``slots`` of them in use."""
     on_gpu = model.device.type == "cuda"
     before = _allocated(model.device) if on_gpu else 0
     cache = model.new_cache(capacity)
@@ -178,7 +178,7 @@ def measure_kv_memory(model: LanguageModel, *, capacity: int, slots: int) -> KVM
 
 
 def storage_bytes(tensors: list[torch.Tensor]) -> int:
-    """Bytes of the distinct storages behind some tensors; views of one storage are counted once."""
+    """Returns the bytes of the distinct storages of some tensors; counts a storage with several views once."""
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(storages.values())
 

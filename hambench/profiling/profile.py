@@ -1,8 +1,8 @@
-"""Where a token's time goes: phases with stable names, a table that adds up to the wall time, and a trace.
+"""Time per token by phase: phases with stable names, a table that adds up to the wall time, and a trace.
 
-Phases are ranges in the code: ``with phase("draft"): ...``. Outside :func:`recording` such a range does
-nothing. Functions that the engine (:data:`ENGINE_PHASES`) or the method names are ranges too, but only while they
-are recorded: recording wraps them for its duration, so that ordinary runs execute exactly the code that is written.
+Phases are ranges in the code: ``with phase("draft"): ...``. Outside :func:`recording` such a range does nothing.
+Functions that the engine (:data:`ENGINE_PHASES`) or the method names are ranges too. Recording wraps them only while it
+lasts, so that ordinary runs execute exactly the written code.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ ENGINE_PHASES = (
     Phase("hambench.engine.llama", "Llama.lm_head", "lm head"),
     Phase("hambench.engine.greedy", "most_probable", "sample"),
 )
-"""The engine's own; a method's are in :attr:`hambench.decoding.MethodConfig.phases`."""
+"""Phases of the engine; a method's are in :attr:`hambench.decoding.MethodConfig.phases`."""
 
 
 @dataclass
 class Recorder:
-    """Exclusive seconds of each phase, by its path from the outermost.
+    """Exclusive seconds of each phase, by its path from the outermost phase.
 
     Args:
-        synchronize: Waits for the device, at both ends of every phase; ``None`` on a CPU.
-        trace: Whether phases are also ranges of a running torch profiler.
+        synchronize: Waits for the device at both ends of every phase; ``None`` on a CPU.
+        trace: Also mark phases as ranges in a running torch profiler.
     """
 
     synchronize: Callable[[], None] | None = None
@@ -96,7 +96,7 @@ _recorder: Recorder | None = None
 
 
 class phase(ContextDecorator):
-    """A named range of a method's step; free unless it is being recorded. A context manager and a decorator.
+    """A named range of a method's step; does nothing unless recorded. A context manager and a decorator.
 
     Args:
         name: Stable name, e.g. ``draft``.
@@ -124,26 +124,26 @@ class phase(ContextDecorator):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IdleCost:
-    """What the ranges in the code cost a call while nothing is recorded."""
+    """Cost per call of the ranges in the code while nothing is recorded."""
 
     num_ranges: int
-    """Entered in that call; those that only a recording adds are not in the code then."""
+    """Number of ranges entered in that call, without those that only a recording adds."""
     seconds_each: float
 
     @property
     def seconds(self) -> float:
-        """Of that call."""
+        """Seconds that the ranges cost in that call."""
         return self.num_ranges * self.seconds_each
 
 
 def idle_cost(call: Callable[[], object], *, num_timed: int = 20_000) -> IdleCost:
-    """Counts the ranges that a call enters, and times as many entries and exits as make a steady figure.
+    """Counts the ranges that a call enters, and times enough entries and exits for a steady figure.
 
-    Counted and timed apart because the difference of two timings of the call would drown in its noise.
+    It counts and times separately, because the difference of two timings of the call would drown in noise.
 
     Args:
-        call: Something that runs methods; it is called once.
-        num_timed: Entries and exits of each of five timings, of which the best counts.
+        call: Function that runs methods; called once.
+        num_timed: Entries and exits in each of five timings, of which the best counts.
     """
     num_ranges = 0
     enter = phase.__enter__
@@ -170,16 +170,16 @@ def idle_cost(call: Callable[[], object], *, num_timed: int = 20_000) -> IdleCos
 
 @contextlib.contextmanager
 def recording(recorder: Recorder, phases: Sequence[Phase] = ()) -> Iterator[Recorder]:
-    """Records all phases of the block; not to be nested.
+    """Records all phases of the block; can't be nested.
 
     Args:
-        recorder: Where they go.
-        phases: The method's, besides :data:`ENGINE_PHASES`.
+        recorder: Recorder that receives the phases.
+        phases: Phases of the method, added to :data:`ENGINE_PHASES`.
 
     Raises:
         HambenchError: If a phase names a function that does not exist.
     """
-    global _recorder  # the ranges in the code must find it without being passed it
+    global _recorder  # ranges in the code must reach it without an argument
     if _recorder is not None:
         raise RuntimeError("phases are being recorded already")
     with contextlib.ExitStack() as restore:
@@ -193,7 +193,7 @@ def recording(recorder: Recorder, phases: Sequence[Phase] = ()) -> Iterator[Reco
 
 
 def _wrap(named: Phase) -> Callable[[], None]:
-    """Makes a function a phase; returns what undoes it."""
+    """Makes a function a phase; returns a function that undoes this."""
     *classes, last = named.function.split(".")
     try:
         owner: Any = importlib.import_module(named.module)
@@ -220,42 +220,42 @@ class PhaseRow:
     """One phase of a profile."""
 
     path: PhasePath
-    """From the outermost, ``decode`` left out."""
+    """Path from the outermost phase, without ``decode``."""
     seconds: float
-    """Spent in the phase itself, phases inside it left out."""
+    """Seconds in the phase itself, without phases inside it."""
     calls: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """Where the time of one answer went."""
+    """Time and memory of one answer."""
 
     method: str
     num_tokens: int
-    """Tokens of the decode steps."""
+    """Number of tokens of the decode steps."""
     wall_s: float
-    """Wall seconds of the decode steps, taken around the loop."""
+    """Wall seconds of the decode steps, measured around the loop."""
     plain_wall_s: float
-    """The same without any recording: how much recording itself costs."""
+    """The same without recording, which shows the cost of recording."""
     prefill_s: float
     rows: tuple[PhaseRow, ...]
-    """Phases of the decode steps, the longest first; what is in none of them is ``everything else``."""
+    """Phases of the decode steps, longest first; time outside all of them is ``everything else``."""
     weight_bytes: int
     extra_weight_bytes: int
     kv_bytes: int
-    """In use after the last step."""
+    """Bytes of caches in use after the last step."""
     kv_slots: int | None
     """Target slots in use after the last step."""
     peak_memory_bytes: int | None
-    """Of the allocator on a GPU, of the process on a CPU; weights included."""
+    """Peak of the allocator on a GPU, of the process on a CPU; weights included."""
     memory: tuple[MemoryPoint, ...] = ()
-    """The allocator over the steps, the prefill first."""
+    """Memory over the steps, starting with the prefill."""
     target_kv: KVMemory | None = None
-    """The target's cache for these slots by formula, by storage and by the allocator, where it was asked."""
+    """The target's cache for these slots by formula, by storage and by the allocator, if requested."""
 
     @property
     def accounted_s(self) -> float:
-        """Σ of all rows."""
+        """Sum of all rows."""
         return sum(row.seconds for row in self.rows)
 
 
@@ -272,19 +272,19 @@ def profile_method(
     weight_bytes: int = 0,
     trace_to: Path | None = None,
 ) -> Profile:
-    """Decodes one answer again and again: to warm up, plain, recorded, for its memory and, if wanted, traced.
+    """Decodes one answer several times: to warm up, plain, recorded, for its memory and optionally traced.
 
-    On a GPU the recorded pass waits for the device at both ends of every phase, which makes it slower than
-    the plain one; the shares stay meaningful.
+    On a GPU the recorded pass waits for the device at both ends of every phase, which slows it compared with the plain
+    one; the shares stay meaningful.
 
     Args:
-        method: The method, built.
+        method: The built method.
         prompt_ids: The prompt.
         params: Limit and sampling; EOS is ignored, so that every pass has the same length.
-        phases: What the method's config says of its own phases.
-        device: Where the method runs.
-        weight_bytes: The target's, to be passed on.
-        trace_to: File for a trace in Chrome's format, which Perfetto opens.
+        phases: Phases that the method's config names.
+        device: Device that the method runs on.
+        weight_bytes: Weight bytes of the target, copied to the result.
+        trace_to: File to write a trace in Chrome's format to, which Perfetto opens.
     """
     from hambench.machine.load import peak_memory_bytes
 

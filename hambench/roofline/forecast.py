@@ -1,4 +1,4 @@
-"""The table of ``hambench predict``: what bandwidth allows each method, for a model that need not be at hand."""
+"""Table of ``hambench predict``: the speed that bandwidth allows each method, without loading the model."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ class Prediction:
     method: str
     setting: str
     column: str
-    """Second coordinate of the setting, where the method's settings are a grid."""
+    """Second coordinate of the setting, if the method's settings form a grid."""
     bytes_per_token: float
     tps: float
     speedup: float
-    """Over vanilla at the same bandwidth, context and launch gap."""
+    """Speed-up over vanilla at the same bandwidth, context and launch gap."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
-    """All that the byte model says about a model on a machine."""
+    """Everything that the byte model says about a model on a machine."""
 
     model: str
     machine: str
@@ -47,11 +47,11 @@ class Forecast:
     kv_bytes_per_slot: int
     flops_per_token: float
     methods: dict[str, MethodCeilings]
-    """What each method says of itself: the weights it adds, break-even points, conclusions."""
+    """Facts that each method states about itself: added weights, break-even points, conclusions."""
     rows: tuple[Prediction, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON."""
+        """Returns plain values for JSON."""
         fields = dataclasses.asdict(self)
         fields["methods"] = {
             name: {"extra_bytes": said.extra_bytes, **said.facts} for name, said in self.methods.items()
@@ -70,16 +70,16 @@ def forecast(
     context: int = 0,
     gap_s: float = 0.0,
 ) -> Forecast:
-    """Asks every method for its ceilings on a model, and turns them into speeds.
+    """Asks every method for its ceilings on a model, and converts them to speeds.
 
     Args:
         bytes_of: The byte model.
         bandwidth: Bytes per second.
-        model: Its name, to be shown.
-        machine: The machine's name, to be shown.
-        bandwidth_source: Where the bandwidth comes from.
-        dtype: Type of the weights, to be shown.
-        context: Cached positions.
+        model: Name of the model, for display.
+        machine: Name of the machine, for display.
+        bandwidth_source: Source of the bandwidth, for display.
+        dtype: Type of the weights, for display.
+        context: Number of cached positions.
         gap_s: Seconds lost between two kernels.
     """
     methods = {
@@ -123,7 +123,7 @@ def forecast(
 
 
 def render_forecast(forecast: Forecast, *, width: int = 110) -> str:
-    """The forecast as text."""
+    """Formats the forecast as text."""
     out = io.StringIO()
     console = Console(file=out, width=width, no_color=True, highlight=False, markup=False, emoji=False)
     source, speed = forecast.bandwidth_source, bandwidth_text(forecast.bandwidth)

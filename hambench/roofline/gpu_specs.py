@@ -1,4 +1,4 @@
-"""Memory bandwidth of named GPUs, for predictions about machines that are not at hand."""
+"""Memory bandwidth of named GPUs, for predictions about machines elsewhere."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from hambench.errors import HambenchError, UnknownNameError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuSpec:
-    """What a data sheet promises; a measured bandwidth is 80 to 95 % of it."""
+    """Data-sheet values of a GPU; a measured bandwidth is 80 to 95 % of it."""
 
     title: str
     bandwidth: float
-    """Bytes per second."""
+    """Data-sheet bandwidth in bytes per second."""
 
 
 # "memory bandwidth" of NVIDIA's product data sheets (H200, H100, GH200, B200, A100, L4, L40S, A10, T4, V100)
@@ -36,29 +36,29 @@ GPUS: dict[str, GpuSpec] = {
     "rtx4090": GpuSpec(title="GeForce RTX 4090", bandwidth=1.008e12),
     "rtx3090": GpuSpec(title="GeForce RTX 3090", bandwidth=0.936e12),
 }
-"""By the name that ``--gpu`` takes."""
+"""GPUs by the name that ``--gpu`` takes."""
 
 _UNITS = {"gb": 1e9, "tb": 1e12}
 
 
 def find_gpu(name: str) -> GpuSpec:
-    """A GPU by name; spaces, dashes and case don't matter.
+    """Finds a GPU by name, ignoring spaces, dashes and case.
 
     Raises:
         UnknownNameError: If it is not in the list.
     """
     plain = {re.sub(r"[\s_-]", "", key): gpu for key, gpu in GPUS.items()}
-    found = plain.get(re.sub(r"[\s_-]", "", name.lower()))
-    if found is None:
+    spec = plain.get(re.sub(r"[\s_-]", "", name.lower()))
+    if spec is None:
         raise UnknownNameError("GPU", name, GPUS)
-    return found
+    return spec
 
 
 def parse_bandwidth(text: str) -> float:
-    """Bytes per second from ``4.3TB/s`` or ``46 GB/s``.
+    """Parses ``4.3TB/s`` or ``46 GB/s`` to bytes per second.
 
     Raises:
-        HambenchError: For anything else.
+        HambenchError: If the text has another form.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([GT]B)(?:/s)?\s*", text, flags=re.IGNORECASE)
     if match is None or float(match[1]) <= 0:
@@ -67,5 +67,5 @@ def parse_bandwidth(text: str) -> float:
 
 
 def bandwidth_text(value: float) -> str:
-    """Bytes per second as they are quoted everywhere: ``46.2 GB/s``, ``4.80 TB/s``, decimal units."""
+    """Formats bytes per second for display: ``46.2 GB/s``, ``4.80 TB/s``, in decimal units."""
     return f"{value / 1e12:.2f} TB/s" if value >= 1e12 else f"{value / 1e9:.1f} GB/s"
