@@ -1,1 +1,1 @@
-"""History: runs over time, and whether they shifted."""
+"""History: runs over time, and shifts between them."""

@@ -1,11 +1,12 @@
-"""History: what a method was worth over time, as one file a run that is written once and never changed.
+"""History: the worth of each method over time, with one file per run that is written once and never changed.
 
     <root>/runs/<machine>/<suite>/<utc>-<commit>-<run id>.json
     <root>/pins/<name>/<utc>-<id>.json
     <root>/annotations/<utc>-<id>.json
 
-Files of two jobs never touch, so branches that both added runs merge without a conflict. What is tracked is the ratio
-to vanilla in the same run, which survives a busy or a replaced machine; absolute speeds are kept beside it, by machine.
+Two jobs never write the same file, so branches that both added runs merge without a conflict. The history tracks the
+ratio to vanilla in the same run, which survives a busy or a replaced machine. It stores absolute speeds too, by
+machine.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ MACHINE_KEYS = (
     "gpu_memory_bytes",
 )
 VERSION_KEYS = ("torch", "triton", "transformers", "lm_eval", "python", "gpu_driver")
-"""A change of these breaks a series: most shifts are the environment's."""
+"""Keys whose change breaks a series, because most shifts come from the environment."""
 _RATIOS = ("tps", "prefill_tps", "end_to_end_tps")
 _ABSOLUTE = (
     "tps",
@@ -72,7 +73,7 @@ class Tracked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One run of the history."""
+    """One run in the history."""
 
     schema_version: int
     run_id: str
@@ -87,16 +88,16 @@ class Entry:
     model: str
     """Name and first digits of the weights' sha256."""
     data: str
-    """Hash of the prompts: other prompts are another series."""
+    """Hash of the prompts, because other prompts form another series."""
     series: dict[str, dict[str, Tracked]]
-    """By metric, then by cell."""
+    """Tracked numbers by metric, then by cell."""
     digest: str = ""
-    """sha256 of everything else: shows a file that was changed by hand or by a merge."""
+    """sha256 of all other fields, which reveals a file changed by hand or by a merge."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pin:
-    """A run with a name, e.g. a release."""
+    """A name for a run, e.g. a release."""
 
     name: str
     run_id: str
@@ -106,34 +107,34 @@ class Pin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Annotation:
-    """A remark at a point in time, which may break every series there."""
+    """A remark about a point in time, which may break every series there."""
 
     created_at: str
     at: str
-    """UTC time it speaks of."""
+    """UTC time that the remark is about."""
     text: str
     breaks: bool = False
     machine: str | None = None
-    """Only on this machine; ``None`` for all."""
+    """Machine that the remark applies to; ``None`` for all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class History:
-    """Everything under a root, oldest first."""
+    """All entries, pins and annotations under a root, oldest first."""
 
     root: Path
     entries: tuple[Entry, ...]
     pins: dict[str, Pin]
-    """The newest of each name."""
+    """Newest pin of each name."""
     annotations: tuple[Annotation, ...]
     paths: dict[str, Path] = field(default_factory=dict)
-    """File of each run id."""
+    """File of each run, by run id."""
     problems: tuple[str, ...] = ()
-    """Files that can't be used, and why: left out, never silently."""
+    """Files that can't be used, with the reason; they are left out, never silently."""
 
 
 def machine_id(environment: Mapping[str, KnobValue] | None = None) -> str:
-    """A short readable name of a kind of machine: equal CPUs, GPUs and core counts are one machine."""
+    """Returns a short readable name for a kind of machine: equal CPUs, GPUs and core counts are one machine."""
     if environment is None:
         from hambench.machine.fingerprint import fingerprint
 
@@ -145,7 +146,7 @@ def machine_id(environment: Mapping[str, KnobValue] | None = None) -> str:
 
 
 def entry_of(run: Run) -> Entry:
-    """The history entry of a complete run.
+    """Returns the history entry of a complete run.
 
     Raises:
         IncompleteError: If the run is unfinished, or measured nothing.
@@ -178,16 +179,16 @@ def entry_of(run: Run) -> Entry:
 
 
 def digest_of(entry: Entry) -> str:
-    """The digest that an entry must carry."""
+    """Computes the digest that an entry must have."""
     plain = msgspec.to_builtins(dataclasses.replace(entry, digest=""))
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def add(root: Path, entry: Entry) -> tuple[Path, bool]:
-    """Writes an entry; gives its file, and whether it is new.
+    """Writes an entry; returns its file, and whether it is new.
 
     Raises:
-        StoreError: If another run of that id is there already, or the file can't be written.
+        StoreError: If another run with that id exists already, or the file can't be written.
     """
     stamp = re.sub(r"[^0-9TZ]", "", entry.created_at)[:15]
     name = f"{stamp}-{(entry.commit or 'nocommit')[:8]}-{_slug(entry.run_id)}.json"
@@ -208,7 +209,7 @@ def add(root: Path, entry: Entry) -> tuple[Path, bool]:
 
 
 def pin(history: History, name: str, run_id: str, *, note: str = "") -> Pin:
-    """Gives a run a name; an earlier run of that name stays in the files, and the newest counts.
+    """Pins a name to a run; earlier pins of that name stay on disk, and the newest counts.
 
     Raises:
         UnknownNameError: If the history has no such run.
@@ -216,26 +217,26 @@ def pin(history: History, name: str, run_id: str, *, note: str = "") -> Pin:
     if _slug(name) != name:
         raise HambenchError(f"a pin is named with letters, digits, dots and dashes, got {name!r}")
     entry = find(history, run_id)
-    made = Pin(name=name, run_id=entry.run_id, created_at=_now(), note=note)
-    write_new(history.root / PINS / name / _own_name(), _lines(made))
-    return made
+    new_pin = Pin(name=name, run_id=entry.run_id, created_at=_now(), note=note)
+    write_new(history.root / PINS / name / _own_name(), _lines(new_pin))
+    return new_pin
 
 
 def annotate(
     root: Path, text: str, *, at: str | None = None, breaks: bool = False, machine: str | None = None
 ) -> Annotation:
-    """Adds a remark; one that breaks makes every series start anew there."""
+    """Adds a remark; with a break, every series starts anew there."""
     if not text.strip():
         raise HambenchError("an annotation needs a text")
-    made = Annotation(
+    annotation = Annotation(
         created_at=_now(), at=_utc(at) if at else _now(), text=text.strip(), breaks=breaks, machine=machine
     )
-    write_new(root / ANNOTATIONS / _own_name(), _lines(made))
-    return made
+    write_new(root / ANNOTATIONS / _own_name(), _lines(annotation))
+    return annotation
 
 
 def prune(history: History, *, keep: int) -> list[Path]:
-    """Files beyond the newest ``keep`` runs of each machine and suite, pinned ones left out; deletes nothing."""
+    """Returns the files beyond the newest ``keep`` runs per machine and suite, except pinned ones; deletes nothing."""
     if keep < 1:
         raise HambenchError(f"keep must be >= 1, got {keep}")
     pinned = {each.run_id for each in history.pins.values()}
@@ -247,7 +248,7 @@ def prune(history: History, *, keep: int) -> list[Path]:
 
 
 def find(history: History, run_id: str) -> Entry:
-    """The run of an id, or of the only id that begins so.
+    """Finds the run with an id, or the only run whose id begins with it.
 
     Raises:
         UnknownNameError: If there is none, or more than one.
@@ -260,10 +261,10 @@ def find(history: History, run_id: str) -> Entry:
 
 
 def load_history(root: Path) -> History:
-    """Everything that can be read; what can't is named in ``problems``.
+    """Loads every readable file; ``problems`` names the others.
 
     Raises:
-        StoreError: If the folder is not there.
+        StoreError: If the folder does not exist.
     """
     if not root.is_dir():
         raise StoreError(
@@ -279,20 +280,20 @@ def load_history(root: Path) -> History:
         else:
             entries[entry.run_id], paths[entry.run_id] = entry, path
     pins: dict[str, Pin] = {}
-    for _, made in _read_all(root / PINS, "*/*.json", Pin, problems):
-        if made.name not in pins or pins[made.name].created_at <= made.created_at:
-            pins[made.name] = made
+    for _, stored in _read_all(root / PINS, "*/*.json", Pin, problems):
+        if stored.name not in pins or pins[stored.name].created_at <= stored.created_at:
+            pins[stored.name] = stored
     problems += [
-        f"pin {name} names the run {made.run_id}, which is not there"
-        for name, made in pins.items()
-        if made.run_id not in entries
+        f"pin {name} names the run {stored.run_id}, which does not exist"
+        for name, stored in pins.items()
+        if stored.run_id not in entries
     ]
-    annotations = [made for _, made in _read_all(root / ANNOTATIONS, "*.json", Annotation, problems)]
+    annotations = [note for _, note in _read_all(root / ANNOTATIONS, "*.json", Annotation, problems)]
     return History(
         root=root,
         entries=tuple(sorted(entries.values(), key=lambda entry: (entry.created_at, entry.run_id))),
         pins=pins,
-        annotations=tuple(sorted(annotations, key=lambda made: made.at)),
+        annotations=tuple(sorted(annotations, key=lambda note: note.at)),
         paths=paths,
         problems=tuple(problems),
     )
@@ -334,15 +335,15 @@ def _series_of(run: Run) -> dict[str, dict[str, Tracked]]:
 
 
 def _read_all(folder: Path, pattern: str, kind: type[T], problems: list[str]) -> list[tuple[Path, T]]:
-    found = []
+    records = []
     for path in sorted(folder.glob(pattern)):
         if path.name.startswith("."):
-            continue  # another writer's file that is not whole yet
+            continue  # a file that another writer has not finished
         try:
-            found.append((path, _read(path, kind)))
+            records.append((path, _read(path, kind)))
         except StoreError as error:
             problems.append(str(error))
-    return found
+    return records
 
 
 def _read(path: Path, kind: type[T]) -> T:
@@ -354,8 +355,8 @@ def _read(path: Path, kind: type[T]) -> T:
         raise StoreError(f"{path}: not a history file: {error}") from error
 
 
-def _lines(made: Any) -> bytes:
-    return msgspec.json.format(msgspec.json.encode(made), indent=2) + b"\n"
+def _lines(record: Any) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
 
 
 def _own_name() -> str:
@@ -383,7 +384,7 @@ def _slug(text: str) -> str:
 
 
 def series_names(entries: Sequence[Entry]) -> list[tuple[str, str]]:
-    """Every (metric, cell) that some entry tracks, ratios first."""
+    """Returns every (metric, cell) that some entry tracks, ratios first."""
     names = dict.fromkeys(
         (metric, cell) for e in entries for metric, cells in e.series.items() for cell in cells
     )

@@ -1,7 +1,8 @@
-"""Did a series of runs move? A prediction interval for the next run, from the accepted ones before it.
+"""Detects shifts in a series of runs, with a prediction interval for the next run from the accepted ones before it.
 
-With so few runs an interval finds what change-point searches find, and does not mistake slow noise for steps as they
-do. A single run outside is an outlier; two in a row on one side are a shift. Advisory: the paired gate decides.
+With so few runs, an interval finds the shifts that change-point searches find, and does not mistake slow noise for
+steps as they do. A single run outside is an outlier; two in a row on one side are a shift. Advisory: the paired gate
+decides.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from hambench.history.archive import Annotation, Entry, History
 
 CONFIDENCE = 0.995
 MIN_RUNS, WINDOW = 8, 20
-"""Runs before an interval is given, and the most it looks back on."""
+"""Runs required before an interval is given, and the most that it looks back on."""
 DEFAULT_THRESHOLD = 0.02
-"""Smallest relative change of a ratio worth a word."""
+"""Smallest relative change of a ratio to report."""
 
 Kind = Literal["shift", "outlier", "watch"]
 
@@ -35,17 +36,17 @@ class Point:
     commit: str | None
     value: float
     segment: int
-    """Runs of one segment had the same versions, weights and prompts."""
+    """Number of the segment; runs of one segment share versions, weights and prompts."""
     broken_by: str = ""
-    """Why a new segment begins here."""
+    """Reason why a new segment begins here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """A run that lies where the runs before it did not let expect it."""
+    """A run outside the range predicted from earlier runs."""
 
     kind: Kind
-    """``watch``: the newest run alone is outside; the next one tells."""
+    """``watch``: only the newest run is outside, and the next one decides."""
     index: int
     expected: float
     low: float
@@ -57,7 +58,10 @@ class Finding:
 def points_of(
     entries: Sequence[Entry], metric: str, cell: str, annotations: Sequence[Annotation] = ()
 ) -> list[Point]:
-    """A series of one machine and suite, oldest first, cut where the environment changed or an annotation says so."""
+    """Returns a series of one machine and suite, oldest first.
+
+    A new segment begins where the environment changed or an annotation says so.
+    """
     points: list[Point] = []
     before: Entry | None = None
     segment = 0
@@ -84,7 +88,7 @@ def points_of(
 def find_shifts(
     points: Sequence[Point], *, better: Better = "higher", threshold: float = DEFAULT_THRESHOLD
 ) -> list[Finding]:
-    """Shifts and outliers of every segment; a segment of fewer than nine runs has none."""
+    """Returns shifts and outliers of every segment; a segment of fewer than nine runs has none."""
     findings: list[Finding] = []
     accepted: list[float] = []
     suspect: tuple[int, Finding] | None = None
@@ -101,7 +105,7 @@ def find_shifts(
                 accepted = [*accepted, log][-WINDOW:]
         elif suspect is not None and suspect[1].better == outside.better:
             findings.append(replace(suspect[1], kind="shift"))
-            # the new level begins with the two runs that showed it
+            # the new level begins with the two runs that revealed it
             accepted = [math.log(points[i].value) for i in (suspect[0], index) if points[i].value > 0]
             suspect = None
         else:
@@ -111,7 +115,7 @@ def find_shifts(
 
 
 def prediction_interval(logs: Sequence[float]) -> tuple[float, float, float]:
-    """Mean, low and high of where one more run should lie."""
+    """Returns the mean, low and high of the range in which one more run should lie."""
     values = np.asarray(logs, dtype=float)
     n = len(values)
     half = stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1) * values.std(ddof=1) * math.sqrt(1 + 1 / n)
@@ -159,7 +163,7 @@ def _break_between(before: Entry, entry: Entry, annotations: Sequence[Annotation
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """One series with all that is to be said about it."""
+    """One series with its findings and ratios."""
 
     metric: str
     cell: str
@@ -168,18 +172,18 @@ class Series:
     points: tuple[Point, ...]
     findings: tuple[Finding, ...]
     since_pins: dict[str, float]
-    """Newest value / the pinned run's, by pin: shows a creep that a moving window takes in."""
+    """Newest value over the pinned run's, by pin; shows a slow drift that a moving window absorbs."""
 
     @property
     def lost(self) -> bool:
-        """Whether the newest run is the second of a shift for the worse."""
+        """True if the newest run is the second of a shift for the worse."""
         return any(
             finding.kind == "shift" and not finding.better and finding.index == len(self.points) - 2
             for finding in self.findings
         )
 
     def lines(self) -> list[str]:
-        """The series for a terminal."""
+        """Formats the series for a terminal."""
         newest = self.points[-1]
         lines = [
             f"{self.metric} of {self.cell}: {newest.value:.4g} {self.unit}, {len(self.points)} runs  {self.sparkline}"
@@ -201,14 +205,14 @@ class Series:
 
     @property
     def sparkline(self) -> str:
-        """The last forty values as bars."""
+        """Last forty values as bars."""
         values = [point.value for point in self.points[-40:]]
         low, high = min(values), max(values)
         bars = "▁▂▃▄▅▆▇█"
         return "".join(bars[round((v - low) / (high - low) * 7) if high > low else 3] for v in values)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON."""
+        """Returns plain values for JSON."""
         return {**asdict(self), "lost": self.lost}
 
 
@@ -220,14 +224,14 @@ def describe_series(
     *,
     threshold: float = DEFAULT_THRESHOLD,
 ) -> Series:
-    """A series of one machine and suite.
+    """Builds a series of one machine and suite, with its findings.
 
     Args:
-        history: Where pins and annotations come from.
+        history: History with pins and annotations.
         entries: Runs of one machine and suite, oldest first.
         metric: Key of :attr:`~hambench.history.archive.Entry.series`.
         cell: Label of the cell.
-        threshold: Smallest relative change worth a word.
+        threshold: Smallest relative change to report.
     """
     points = points_of(entries, metric, cell, history.annotations)
     tracked = next(e.series[metric][cell] for e in entries if cell in e.series.get(metric, {}))
