@@ -66,9 +66,9 @@ def fingerprint() -> Fingerprint:
 def differences(
     a: Mapping[str, KnobValue], b: Mapping[str, KnobValue], keys: tuple[str, ...]
 ) -> dict[str, str]:
-    """Keys whose values differ between two fingerprints, each as ``"left → right"``.
+    """Returns the keys whose values differ between two fingerprints, each with ``"left → right"``.
 
-    A key that one of them doesn't have at all was not recorded yet when it was made: that is not a difference.
+    A key that one of them lacks does not count as a difference, because its hambench did not record that key yet.
     """
     return {key: f"{a[key]} → {b[key]}" for key in keys if key in a and key in b and a[key] != b[key]}
 

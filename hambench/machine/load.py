@@ -78,13 +78,14 @@ class CpuLoadMeter:
         self._helped: dict[int, float] = {}
 
     def read(self, helpers: Iterable[int] | None = ()) -> CpuLoad | None:
-        """Load since the last reading; ``None`` where the machine doesn't tell.
+        """Returns the load since the last reading; ``None`` if the machine does not report it.
 
         Args:
-            helpers: Processes that work for this one, such as a server that is measured: what they and their children
-                take is not others'. ``None`` if there are some that can't be told from others: then nothing is known.
+            helpers: Processes that work for this one, such as a measured server; their CPU time and their children's
+                does not count as other load. ``None`` if helpers exist but can't be identified; the load is then
+                unknown.
         """
-        # seen for the first time, a helper has taken nothing yet
+        # a helper seen for the first time has used nothing yet
         for pid in helpers or ():
             self._helped.setdefault(pid, cpu_seconds_of(pid))
         seconds = time.monotonic() - self._since
@@ -103,7 +104,7 @@ class CpuLoadMeter:
 
 
 def cpu_seconds_of(pid: int) -> float:
-    """CPU seconds that a process and its children have taken; 0 for one that has ended or may not be looked at."""
+    """Returns the CPU seconds of a process and its children; 0 if it has ended or access is denied."""
     try:
         process = psutil.Process(pid)
         family = [process, *process.children(recursive=True)]
@@ -118,7 +119,7 @@ def cpu_seconds_of(pid: int) -> float:
 
 
 def listening_processes(port: int) -> tuple[int, ...] | None:
-    """Processes of this machine that listen on a TCP port; ``None`` where it may not be asked."""
+    """Returns this machine's processes that listen on a TCP port; ``None`` if access is denied."""
     try:
         sockets = psutil.net_connections(kind="tcp")
     except (psutil.Error, OSError):
@@ -128,13 +129,13 @@ def listening_processes(port: int) -> tuple[int, ...] | None:
 
 
 def load_between(before: CpuTimes, after: CpuTimes, *, seconds: float, helped: float = 0.0) -> CpuLoad | None:
-    """Shares of the CPU time that passed between two readings; ``None`` when none passed.
+    """Returns shares of the CPU time that passed between two readings; ``None`` if none passed.
 
     Args:
         before: The first reading.
         after: The second.
         seconds: Wall seconds between them.
-        helped: CPU seconds that processes which work for this one took meanwhile.
+        helped: CPU seconds that helper processes used in between.
     """
     total = after.total - before.total
     if total <= 0:

@@ -1,4 +1,4 @@
-"""A figure being drawn: matplotlib without global state, our defaults, and tags for tooltips and tests."""
+"""A figure under construction: matplotlib without global state, our defaults, and tags for tooltips and tests."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _RC: dict[str, Any] = {
     "grid.color": GRID,
     "grid.linewidth": 0.7,
     "text.color": INK,
-    # names of tasks and models are text, never mathematics
+    # treat names of tasks and models as text, never as mathematics
     "text.parse_math": False,
     "xtick.color": LINE,
     "ytick.color": LINE,
@@ -66,9 +66,9 @@ class Canvas:
     """One figure of ``rows`` x ``columns`` axes.
 
     Args:
-        name: Prefix of its ids and its file name.
-        width: Inches.
-        height: Inches.
+        name: Prefix of the figure's ids, and its file name.
+        width: Width in inches.
+        height: Height in inches.
         margins: left, right, bottom, top in inches around all axes.
     """
 
@@ -120,7 +120,7 @@ class Canvas:
         self._tags[gid] = attributes
 
     def page_svg(self, *, title: str, description: str) -> str:
-        """The figure for the page, themed by CSS variables."""
+        """Returns the figure as SVG for the page, themed by CSS variables."""
         raw = self._raw_svg()
         return svg.page_svg(
             raw,
@@ -132,11 +132,11 @@ class Canvas:
         )
 
     def file_svg(self) -> str:
-        """The figure as an SVG file in light colours."""
+        """Returns the figure as an SVG file in light colours."""
         return svg.file_svg(self._raw_svg())
 
     def raster(self, kind: str) -> bytes:
-        """The figure as ``png`` or ``pdf`` in light colours."""
+        """Returns the figure as ``png`` or ``pdf`` in light colours."""
         with _drawing():
             _recolour(self.figure)
             out = io.BytesIO()
@@ -148,7 +148,7 @@ class Canvas:
 
     def _raw_svg(self) -> str:
         if self._svg is None:
-            # the axes' own rectangles let a test turn pixels back into data
+            # the axes' own rectangles let a test convert pixels back to data
             for index, ax in enumerate(self.axes):
                 self.tag(
                     ax.patch,
@@ -159,7 +159,7 @@ class Canvas:
                     yscale=ax.get_yscale(),
                 )
             if self.watermark:
-                # in the file itself, so that a copied figure still says what it is
+                # stored in the file itself, so that a copied figure keeps its description
                 self.figure.text(
                     0.995,
                     0.004,
@@ -179,7 +179,7 @@ class Canvas:
         return self._svg
 
     def text_box(self, text: Artist) -> Bbox:
-        """Where a text is, in display coordinates; an annotation's line is not part of it."""
+        """Returns the extent of a text in display coordinates, without an annotation's line."""
         renderer = self.figure.canvas.get_renderer()  # type: ignore[attr-defined]
         with _drawing():
             if isinstance(text, Annotation):
@@ -189,7 +189,7 @@ class Canvas:
         return box
 
     def key(self, entries: Sequence[tuple[str, MethodStyle]]) -> None:
-        """Names of the looks along the top, for figures where direct labels don't fit."""
+        """Draws the names of the looks along the top, for figures without room for direct labels."""
         with mpl.rc_context(_RC):
             handles = [
                 Line2D([], [], color=s.colour, marker=s.marker, linestyle=s.linestyle, markersize=5, label=n)
@@ -211,14 +211,14 @@ class Canvas:
 
 @contextlib.contextmanager
 def _drawing() -> Iterator[None]:
-    """Our defaults, without warnings of glyphs that only the measuring font lacks: the page's own fonts draw them."""
+    """Applies our defaults; silences warnings about glyphs that only the measuring font lacks, not the page's."""
     with mpl.rc_context(_RC), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
         yield
 
 
 def dress(ax: Axes) -> None:
-    """Ticks and grid as everywhere in the report."""
+    """Sets ticks and grid to the report's style."""
     ax.tick_params(length=0, pad=4)
     ax.patch.set_facecolor("none")
     for axis in (ax.xaxis, ax.yaxis):
@@ -227,13 +227,13 @@ def dress(ax: Axes) -> None:
 
 
 def tick_text(value: float) -> str:
-    """A tick's number, with a true minus and no needless zeros."""
+    """Formats a tick's number, with a true minus and without needless zeros."""
     text = f"{value:,.10g}".replace(",", "\u202f").replace("-", "−")
     return text if len(text) < 9 else significant(value)
 
 
 def titles(ax: Axes, *, x: str = "", y: str = "", title: str = "") -> None:
-    """Axis titles that need no turned head: y above the axis, x right under its end."""
+    """Sets horizontal axis titles: y above the axis, x at the right under its end."""
     if title:
         ax.set_title(title, loc="left", fontsize=9.5, fontweight="bold", color=INK, pad=20 if y else 8)
     if y:
@@ -255,14 +255,14 @@ def titles(ax: Axes, *, x: str = "", y: str = "", title: str = "") -> None:
 def padded(
     values: Iterable[float], *, share: float = 0.08, floor: float | None = None
 ) -> tuple[float, float]:
-    """Axis limits with room around the values; never of zero width."""
+    """Returns axis limits with room around the values; never of zero width."""
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         return (0.0, 1.0)
     low, high = min(finite), max(finite)
     span = high - low or abs(high) * 0.2 or 1.0
     high += share * span
-    # a point on the floor itself still needs room for its mark
+    # a point on the floor still needs room for its mark
     least = low - share * span if floor is None or low > floor else floor - 0.06 * span
     return (least if floor is None or low <= floor else max(floor, least), high)
 

@@ -1,4 +1,4 @@
-"""Direct labels that keep clear of points, of each other and of the frame."""
+"""Direct labels that avoid points, each other and the frame."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ _OFFSETS = (
 def place_labels(
     canvas: Canvas, ax: Axes, labels: Sequence[Label], *, obstacles: Sequence[Bbox] = ()
 ) -> list[Label]:
-    """Writes each label at the first free place around its point; returns those that found none.
+    """Writes each label at the first free place around its point; returns the labels without one.
 
-    Limits of the axes must be final. What is not written must be said elsewhere: in a tooltip and in the table.
+    Limits of the axes must be final. The caller must show returned labels elsewhere, in a tooltip and in the table.
     """
     renderer = canvas.figure.canvas.get_renderer()  # type: ignore[attr-defined]
     frame = ax.get_window_extent(renderer)
     points = [tuple(ax.transData.transform((label.x, label.y))) for label in labels]
-    taken = [*obstacles, *(Bbox.from_extents(x - 5, y - 5, x + 5, y + 5) for x, y in points)]
+    occupied = [*obstacles, *(Bbox.from_extents(x - 5, y - 5, x + 5, y + 5) for x, y in points)]
     unplaced = []
     for label, own in zip(labels, points, strict=True):
         for place in _OFFSETS:
@@ -71,11 +71,11 @@ def place_labels(
                 and frame.y0 <= box.y0
                 and box.y1 <= frame.y1 + 6
             )
-            if inside and not any(box.overlaps(other) for other in taken):
+            if inside and not any(box.overlaps(other) for other in occupied):
                 if _could_be_anothers(box, own, points):
                     text.remove()
                     text = _write(ax, label, place, leader=True)
-                taken.append(box.padded(2))
+                occupied.append(box.padded(2))
                 canvas.tag(text, halo=1, **({"series": label.series} if label.series else {}))
                 break
             text.remove()
@@ -113,7 +113,7 @@ def _write(
 
 
 def _could_be_anothers(box: Bbox, own: tuple[float, float], points: Sequence[tuple[float, float]]) -> bool:
-    """Whether a reader could take the text for another point's: one is nearly as near. Then a line says whose it is."""
+    """Returns True if another point is nearly as near to the text, so that it needs a line to its own point."""
 
     def distance(point: tuple[float, float]) -> float:
         x, y = point

@@ -1,8 +1,8 @@
-"""Turns matplotlib's SVG into one that lives inside a page.
+"""Converts matplotlib's SVG into SVG that lives inside a page.
 
-Ids are prefixed (two figures share dozens), ``style`` attributes become presentation attributes (a strict
-Content-Security-Policy drops inline styles and the figure would go black), sentinel colours become CSS variables,
-numbers are shortened, and tagged artists get their tooltips and data attributes.
+It prefixes ids (two figures share dozens), turns ``style`` attributes into presentation attributes (a strict
+Content-Security-Policy drops inline styles and the figure would go black), replaces sentinel colours by CSS variables,
+shortens numbers, and gives tagged artists their tooltips and data attributes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SVG = "http://www.w3.org/2000/svg"
 XLINK = "http://www.w3.org/1999/xlink"
 
 Tags = Mapping[str, Mapping[str, str]]
-"""gid → attributes to set; the key ``title`` becomes a ``<title>`` child."""
+"""Attributes to set by gid; the key ``title`` becomes a ``<title>`` child."""
 
 _NUMBER = re.compile(r"-?\d+\.\d{3,}")
 _PATH_TEXT = ("d", "transform", "points", "x", "y", "width", "height", "cx", "cy", "r", "viewBox")
@@ -27,13 +27,13 @@ _DROPPED = {f"{{{SVG}}}metadata", f"{{{SVG}}}style"}
 
 
 def page_svg(raw: str, *, name: str, title: str, description: str, tags: Tags, width: float) -> str:
-    """The SVG to put inline: themed, labelled for screen readers, ids unique under ``name``.
+    """Returns the SVG to inline: themed, labelled for screen readers, with ids unique under ``name``.
 
     Args:
-        raw: What ``savefig(format="svg")`` wrote.
+        raw: Output of ``savefig(format="svg")``.
         name: Prefix of every id.
         title: Short name of the figure.
-        description: What it shows, for those who can't see it.
+        description: Description for readers who can't see the figure.
         tags: Attributes of tagged artists by gid.
         width: Natural width in CSS pixels.
     """
@@ -55,12 +55,12 @@ def page_svg(raw: str, *, name: str, title: str, description: str, tags: Tags, w
 
 
 def file_svg(raw: str) -> str:
-    """The SVG as a file of its own: light colours, nothing else changed."""
+    """Returns the SVG as a separate file: light colours, otherwise unchanged."""
     return replace_sentinels(raw, LIGHT)
 
 
 def replace_sentinels(text: str, values: Mapping[str, str]) -> str:
-    """Puts real colours where a figure was drawn in sentinels."""
+    """Replaces a figure's sentinel colours by real ones."""
     for key, sentinel in SENTINEL.items():
         text = text.replace(sentinel, values[key])
     return text
@@ -100,7 +100,7 @@ def _prefix_ids(root: ElementTree.Element, name: str) -> None:
             if element.attrib["id"] in used:
                 element.attrib["id"] = f"{name}-{element.attrib['id']}"
             else:
-                # ids that nothing refers to only make the page larger
+                # ids without references only enlarge the page
                 del element.attrib["id"]
         for key, value in element.attrib.items():
             if key == f"{{{XLINK}}}href" and value.startswith("#"):
@@ -133,7 +133,7 @@ def _label(root: ElementTree.Element, name: str, title: str, description: str, w
     root.set("class", "figure")
     root.set("role", "img")
     root.set("aria-labelledby", f"{name}-title {name}-desc")
-    # matplotlib's <style> element said so for every element
+    # matplotlib's <style> element set this for every element
     root.set("stroke-linejoin", "round")
     root.set("stroke-linecap", "butt")
     for index, (tag, text) in enumerate((("title", title), ("desc", description))):

@@ -1,6 +1,6 @@
-"""Colours of page and figures: one table for light and dark, and what each method looks like.
+"""Colours of page and figures, in one table for light and dark, and the look of each method.
 
-Figures are drawn in *sentinel* colours, which :mod:`hambench.reports.draw.svg` replaces by CSS variables (inline, so
+Figures are drawn in *sentinel* colours. :mod:`hambench.reports.draw.svg` replaces them by CSS variables (inline, so
 that one SVG serves light, dark and print) or by the light values (exported files).
 """
 
@@ -58,7 +58,7 @@ DARK = {
 """The same names in dark mode."""
 
 SENTINEL = {name: f"#0102{index:02x}" for index, name in enumerate(LIGHT)}
-"""The colour a figure is drawn in, standing for the name; no real colour of ours looks like it."""
+"""Colour that stands for each name in a drawing; no real colour of ours equals one."""
 
 HUES = ("h1", "h2", "h3", "h4")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "p")
@@ -67,10 +67,10 @@ DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.5), (6, 2, 1.5, 2))
 
 @dataclass(frozen=True, slots=True)
 class MethodStyle:
-    """How a method looks everywhere: never told apart by hue alone."""
+    """Look of a method in every figure; methods never differ by hue alone."""
 
     hue: str
-    """Name in :data:`LIGHT` and :data:`DARK`."""
+    """Name of the hue in :data:`LIGHT` and :data:`DARK`."""
     marker: str
     """matplotlib marker."""
     dash: tuple[float, ...]
@@ -83,32 +83,32 @@ class MethodStyle:
 
     @property
     def linestyle(self) -> tuple[float, tuple[float, ...]] | str:
-        """Line style as matplotlib wants it."""
+        """Line style in matplotlib's form."""
         return (0, self.dash) if self.dash else "solid"
 
 
 METHOD_HUES: dict[Hue, str] = {"ink": "h0", "blue": "h1", "orange": "h2", "green": "h3", "purple": "h4"}
-"""The colours that a method may ask for, by their name in :data:`LIGHT` and :data:`DARK`."""
+"""Colours that a method may request, with their names in :data:`LIGHT` and :data:`DARK`."""
 
 
 def method_styles(methods: Sequence[str]) -> dict[str, MethodStyle]:
-    """A look for each method name, the same for the same names in the same order.
+    """Returns a look per method name, always the same for the same names in the same order.
 
-    A method has the look that its config states, unless an earlier one has it already or it states none: then it has
+    A method has the look that its config states. If an earlier method has that look, or the config states none, it gets
     the next free one.
     """
     stated = {name: _stated(name) for name in methods}
-    taken = {(style.hue, style.marker) for style in stated.values() if style is not None}
+    used_looks = {(style.hue, style.marker) for style in stated.values() if style is not None}
     free = (
         MethodStyle(hue, marker, DASHES[index % len(DASHES)])
         for index, (marker, hue) in enumerate(product(MARKERS[2:] + MARKERS[:2], (HUES[3], *HUES[:3])))
-        if (hue, marker) not in taken
+        if (hue, marker) not in used_looks
     )
     styles: dict[str, MethodStyle] = {}
     used: set[tuple[str, str]] = set()
     for name, style in stated.items():
         if style is None or (style.hue, style.marker) in used:
-            # past every combination of hue and marker, looks repeat and only the labels tell them apart
+            # beyond all combinations of hue and marker, looks repeat and only labels tell them apart
             style = next(free, MethodStyle("h4", "p", DASHES[2]))
         styles[name] = style
         used.add((style.hue, style.marker))
@@ -121,5 +121,5 @@ def _stated(name: str) -> MethodStyle | None:
 
 
 def css_variables(values: dict[str, str]) -> str:
-    """Declarations of the colours as CSS custom properties."""
+    """Returns declarations of the colours as CSS custom properties."""
     return "".join(f"--{name}:{value};" for name, value in values.items())

@@ -1,4 +1,4 @@
-"""Is the stop head right? P(continue) against how often the token it let through was what the control would say."""
+"""Calibration of the stop head: P(continue) against the share of continued tokens that equal the control's."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from hambench.reports.view import View
 
 EDGES = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 FEWEST = 20
-"""Tokens a bin needs to be drawn."""
+"""Fewest tokens in a bin that is drawn."""
 
 
 class Judged(NamedTuple):
-    """A token that a stop head let through."""
+    """A token that a stop head let through, judged against the control."""
 
     p: float
-    """P(continue) given before it."""
+    """P(continue) before the token."""
     right: bool
-    """Whether it is the control's."""
+    """True if the token is the control's."""
     sample_id: str
 
 
 def calibration_figure(view: View) -> tuple[Figure | None, str]:
-    """The figure, or the reason why there is none."""
+    """Returns the figure, or the reason why there is none."""
     heads = [cell for cell in view.cells if _has_head(view.records[cell.label]) and not cell.control]
     if not heads:
         return None, "Stop-head calibration: no cell of this run has a stop head."
@@ -46,10 +46,10 @@ def calibration_figure(view: View) -> tuple[Figure | None, str]:
         (low, high, [token for token in judged if low <= token.p < high or token.p == high == 1.0])
         for low, high in pairwise(EDGES)
     ]
-    drawn = [(low, high, found) for low, high, found in bins if len(found) >= FEWEST]
+    drawn = [(low, high, bin_tokens) for low, high, bin_tokens in bins if len(bin_tokens) >= FEWEST]
     if not drawn:
         return None, (
-            f"Stop-head calibration: fewer than {FEWEST} smashed tokens come before the first difference from the "
+            f"Stop-head calibration: fewer than {FEWEST} merged tokens come before the first difference from the "
             "one-token control, too few to draw."
         )
     style = heads[0].style
@@ -60,37 +60,37 @@ def calibration_figure(view: View) -> tuple[Figure | None, str]:
     ax.set_ylim(0, 1.05)
     ax.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
     points = []
-    for low, high, found in drawn:
-        mean = sum(token.p for token in found) / len(found)
-        rate = sum(token.right for token in found) / len(found)
-        ends = wilson(rate, effective_number(found))
-        points.append((low, high, mean, rate, *ends, len(found)))
+    for low, high, bin_tokens in drawn:
+        mean = sum(token.p for token in bin_tokens) / len(bin_tokens)
+        rate = sum(token.right for token in bin_tokens) / len(bin_tokens)
+        ends = wilson(rate, effective_number(bin_tokens))
+        points.append((low, high, mean, rate, *ends, len(bin_tokens)))
         ax.plot([mean, mean], [*ends], color=style.colour, alpha=0.5, linewidth=1)
         (mark,) = ax.plot(
             [mean], [rate], marker=style.marker, markersize=6, color=style.colour, linestyle="none"
         )
         canvas.tag(
             mark,
-            tip=f"P(continue) {low:g} to {high:g}: {rate:.0%} [{ends[0]:.0%}, {ends[1]:.0%}] of {len(found)} tokens as "
-            "the control's",
+            tip=f"P(continue) {low:g} to {high:g}: {rate:.0%} [{ends[0]:.0%}, {ends[1]:.0%}] of {len(bin_tokens)} "
+            "tokens as the control's",
             point=f"{low:g}",
             x=repr(mean),
             y=repr(rate),
         )
     titles(ax, x="P(continue) that the stop head gave", y="share of tokens equal to the one-token control's")
-    shown = [token for _, _, found in drawn for token in found]
+    shown = [token for _, _, bin_tokens in drawn for token in bin_tokens]
     overall = sum(token.right for token in shown) / len(shown)
     low, high = wilson(overall, effective_number(shown))
     return Figure(
         name=name,
         title="Calibration of the stop head",
-        finding=f"{overall:.0%} [{low:.0%}, {high:.0%}] of {len(shown)} smashed tokens are what the one-token control "
-        "says at that place.",
+        finding=f"{overall:.0%} [{low:.0%}, {high:.0%}] of {len(shown)} merged tokens equal the one-token control's "
+        "at that place.",
         canvas=canvas,
         notes=(
-            "All settings pooled. Only tokens up to the first difference count, for after it the two answer different "
-            "texts. On the dotted line the head's probability is the share it gets right. Bars are 95 % intervals with "
-            f"samples, not tokens, as what varies; bins of fewer than {FEWEST} tokens are left out.",
+            "All settings pooled. Only tokens up to the first difference count, because after it the two answer "
+            "different texts. On the dotted line the head's probability is the share it gets right. Bars are 95 % "
+            f"intervals over samples, not tokens; bins of fewer than {FEWEST} tokens are left out.",
         ),
         table=Table(
             name=name,
@@ -112,27 +112,28 @@ def calibration_figure(view: View) -> tuple[Figure | None, str]:
 
 
 def effective_number(tokens: Sequence[Judged]) -> int:
-    """How many independent tokens would tell as much: tokens of one sample, and of several settings, go together.
+    """Returns the number of independent tokens that would carry as much information.
 
-    From how the rate varies between samples; no fewer than the samples, no more than the tokens. Where all tokens are
-    right, or all wrong, it is the number of samples.
+    Tokens of one sample, over all settings, form a cluster. The number follows from the variation of the rate between
+    samples: at least the number of samples, at most the number of tokens. If all tokens are right, or all wrong, it is
+    the number of samples.
     """
     right: dict[str, int] = {}
-    told: dict[str, int] = {}
+    num_by_sample: dict[str, int] = {}
     for token in tokens:
         right[token.sample_id] = right.get(token.sample_id, 0) + token.right
-        told[token.sample_id] = told.get(token.sample_id, 0) + 1
-    rate = ratio_of_sums([*right.values()], [*told.values()])
+        num_by_sample[token.sample_id] = num_by_sample.get(token.sample_id, 0) + 1
+    rate = ratio_of_sums([*right.values()], [*num_by_sample.values()])
     spread = 0.0 if rate.high is None else (rate.high - rate.value) / Z95
     if spread <= 0:
-        return len(told)
-    return min(max(len(told), round(rate.value * (1 - rate.value) / spread**2)), len(tokens))
+        return len(num_by_sample)
+    return min(max(len(num_by_sample), round(rate.value * (1 - rate.value) / spread**2)), len(tokens))
 
 
 def _judged(
     records: Iterable[SampleRecord], truth: dict[tuple[str, int], tuple[int, ...]]
 ) -> Iterable[Judged]:
-    """Each token that a head let through, up to the first that is not the control's."""
+    """Yields each token that a head let through, up to the first that differs from the control's."""
     for record in records:
         expected = truth.get((record.sample_id, record.repeat))
         if expected is None or record.trace is None:

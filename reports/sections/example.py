@@ -1,4 +1,4 @@
-"""The paper's figure 1: one answer of a method that merges tokens, its steps coloured."""
+"""The paper's figure 1: one answer of a method that merges tokens, with coloured steps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hambench.reports.view import CellView, View
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """An answer picked to be looked at."""
+    """An answer to show step by step."""
 
     cell: CellView
     sample_id: str
@@ -23,9 +23,9 @@ class Example:
 
 
 def example(view: View) -> Example | None:
-    """An answer of readable length with many tokens per step; ``None`` without a method that merges tokens.
+    """Returns an answer of readable length with many tokens per step; ``None`` if no method merges tokens.
 
-    It is the best of its kind and the caption says so, with the mean beside it.
+    It is the best of its kind, so the caption says that and gives the mean.
     """
     cells = [cell for cell in view.cells if facts_of(cell.method).merges_tokens and not cell.control]
     picked = max(

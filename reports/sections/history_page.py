@@ -1,4 +1,4 @@
-"""Regression history: each setting's ratio to vanilla over the runs of this machine, with shifts and pins."""
+"""Regression history: each setting's ratio to vanilla over this machine's runs, with shifts and pins."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ METRIC = "tps_ratio"
 
 
 def history_section(view: View, root: Path | None) -> Section:
-    """The runs of this run's machine and suite; the reason when there are none.
+    """Shows the runs of this run's machine and suite, or the reason why there are none.
 
     Raises:
         HambenchError: If ``root`` is given and holds no history.
@@ -58,15 +58,15 @@ def _figure(view: View, history: History, series: Sequence[tuple[CellView, Serie
     name = f"{view.prefix}history"
     canvas = Canvas(name, width=8.4, height=3.8, margins=(0.6, 1.6, 0.55, 0.4))
     ax = canvas.axes[0]
-    runs = sorted({(p.created_at, p.run_id) for _, found in series for p in found.points})
+    runs = sorted({(p.created_at, p.run_id) for _, cell_series in series for p in cell_series.points})
     at = {run_id: index for index, (_, run_id) in enumerate(runs)}
     ax.set_xlim(-0.5, len(runs) - 0.5)
-    ax.set_ylim(*padded([1.0, *(p.value for _, found in series for p in found.points)], floor=0))
+    ax.set_ylim(*padded([1.0, *(p.value for _, cell_series in series for p in cell_series.points)], floor=0))
     ax.axhline(1, color=LINE, linewidth=1)
     shown = [index for index in range(len(runs)) if index % max(1, len(runs) // 6) == 0]
     ax.set_xticks(shown, [runs[index][0][:10] for index in shown])
-    for cell, found in series:
-        xs, ys = [at[p.run_id] for p in found.points], [p.value for p in found.points]
+    for cell, cell_series in series:
+        xs, ys = [at[p.run_id] for p in cell_series.points], [p.value for p in cell_series.points]
         (line,) = ax.plot(
             xs,
             ys,
@@ -77,12 +77,12 @@ def _figure(view: View, history: History, series: Sequence[tuple[CellView, Serie
             alpha=cell.strength,
         )
         canvas.tag(line, tip=cell.label, series=cell.series)
-        for point in found.points:
+        for point in cell_series.points:
             if point.broken_by:
                 ax.axvline(at[point.run_id] - 0.5, color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
-        for finding in found.findings:
+        for finding in cell_series.findings:
             if finding.kind == "shift":
-                point = found.points[finding.index]
+                point = cell_series.points[finding.index]
                 (ring,) = ax.plot(
                     [at[point.run_id]],
                     [point.value],
@@ -106,10 +106,10 @@ def _figure(view: View, history: History, series: Sequence[tuple[CellView, Serie
                 color=MUTED,
                 bbox={"facecolor": PAGE, "edgecolor": LINE, "linewidth": 0.6, "pad": 1.5},
             )
-    end_labels(canvas, ax, [(found.points[-1].value, 0.0, cell) for cell, found in series])
+    end_labels(canvas, ax, [(cell_series.points[-1].value, 0.0, cell) for cell, cell_series in series])
     titles(ax, x="runs, oldest first", y="decode speed, × vanilla of the same run")
-    lost = [cell.label for cell, found in series if found.lost]
-    shifts = sum(finding.kind == "shift" for _, found in series for finding in found.findings)
+    lost = [cell.label for cell, cell_series in series if cell_series.lost]
+    shifts = sum(finding.kind == "shift" for _, cell_series in series for finding in cell_series.findings)
     return Figure(
         name=name,
         title="Speed over vanilla, run by run",
@@ -133,13 +133,14 @@ def _table(view: View, series: Sequence[tuple[CellView, Series]]) -> Table:
         rows=tuple(
             (
                 text_cell(cell.label),
-                number_cell(len(found.points), str(len(found.points))),
-                number_cell(found.points[-1].value),
-                text_cell("▼ confirmed loss" if found.lost else "≈ no confirmed loss"),
+                number_cell(len(cell_series.points), str(len(cell_series.points))),
+                number_cell(cell_series.points[-1].value),
+                text_cell("▼ confirmed loss" if cell_series.lost else "≈ no confirmed loss"),
                 text_cell(
-                    ", ".join(f"{name}: {ratio - 1:+.1%}" for name, ratio in found.since_pins.items()) or "–"
+                    ", ".join(f"{name}: {ratio - 1:+.1%}" for name, ratio in cell_series.since_pins.items())
+                    or "–"
                 ),
             )
-            for cell, found in series
+            for cell, cell_series in series
         ),
     )

@@ -1,4 +1,4 @@
-"""Run identity: everything needed to judge or repeat the run, without names of users, hosts or folders."""
+"""Identity of the run: the facts to judge or repeat it, without names of users, hosts or folders."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BYTES = ("_bytes",)
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """A titled list of name and value."""
+    """A titled list of names and values."""
 
     title: str
     rows: tuple[tuple[str, str], ...]
@@ -23,7 +23,7 @@ class Facts:
 
 
 def identity(view: View, *, include_host: bool = False) -> list[Facts]:
-    """What was run, on which model and data, where, and how to run it again."""
+    """Lists what ran, on which model, data and machine, and how to run it again."""
     header = view.run.header
     records = view.run.measured
     seconds = sum(step.seconds for r in records if r.trace is not None for step in r.trace.steps)

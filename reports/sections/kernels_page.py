@@ -1,4 +1,4 @@
-"""Kernels and phases: what ``hambench bench kernels`` and ``hambench profile`` measured, when their JSON is given."""
+"""Kernels and phases: tables of ``hambench bench kernels`` and ``hambench profile``, if their JSON is given."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ IMPLEMENTATIONS = ("fused", "torch", "compiled")
 
 
 def kernels_section(kernels: Path | None, profile: Path | None, *, prefix: str = "") -> Section:
-    """Tables of both files; a sentence for each that is not given.
+    """Shows tables of both files, and a sentence for each missing file.
 
     Raises:
-        DataError: If a file can't be read or is not what its command writes.
+        DataError: If a file can't be read or is not its command's output.
     """
     tables, missing = [], []
     if kernels is not None:
         tables.append(
-            _read(kernels, "hambench bench kernels --out", lambda found: kernels_table(found, prefix))
+            _read(kernels, "hambench bench kernels --out", lambda content: kernels_table(content, prefix))
         )
     else:
         missing.append(
@@ -32,7 +32,9 @@ def kernels_section(kernels: Path | None, profile: Path | None, *, prefix: str =
             "fused kernel after its numbers agree with its reference; give its JSON with `hambench report --kernels`."
         )
     if profile is not None:
-        tables.append(_read(profile, "hambench profile --json", lambda found: profile_table(found, prefix)))
+        tables.append(
+            _read(profile, "hambench profile --json", lambda content: profile_table(content, prefix))
+        )
     else:
         missing.append(
             "Where a token's time goes is measured by `hambench profile --json`; give its output with "
@@ -48,7 +50,7 @@ def kernels_section(kernels: Path | None, profile: Path | None, *, prefix: str =
 
 
 def kernels_table(report: Mapping[str, Any], prefix: str = "") -> Table:
-    """One row per operation and number of rows, from the JSON of ``hambench bench kernels``."""
+    """Returns one row per operation and number of rows, from the JSON of ``hambench bench kernels``."""
     copy = float(report["ceiling"]["copy"])
     rows = []
     for result in report["results"]:
@@ -95,7 +97,7 @@ def kernels_table(report: Mapping[str, Any], prefix: str = "") -> Table:
 
 
 def profile_table(profiles: list[Mapping[str, Any]], prefix: str = "") -> Table:
-    """One row per method and phase, from the JSON of ``hambench profile``."""
+    """Returns one row per method and phase, from the JSON of ``hambench profile``."""
     rows = []
     for profile in profiles:
         tokens, wall = profile["num_tokens"], profile["wall_s"]
@@ -111,7 +113,7 @@ def profile_table(profiles: list[Mapping[str, Any]], prefix: str = "") -> Table:
             )
     return Table(
         name=f"{prefix}profile",
-        caption="Time of a phase itself, phases inside it left out, per decode token. Recording itself costs a little.",
+        caption="Time in a phase itself, without phases inside it, per decode token. Recording itself costs a little.",
         columns=(
             Column("Method", numeric=False),
             Column("Phase", numeric=False),

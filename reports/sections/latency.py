@@ -1,4 +1,4 @@
-"""Latency as distributions: the wait for the first token, for each burst, and the time per token."""
+"""Latency as distributions: wait for the first token, wait for each burst, and time per token."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from hambench.reports.view import CellView, View
 from hambench.reports.words import clip, seconds_text
 
 MOST_POINTS = 120
-"""Points of a drawn curve; a million steps look the same."""
+"""Most points per curve; a million steps look the same."""
 
 Values = Callable[[Sequence[GenerationTrace]], list[float]]
 
 
 def latency_section(view: View) -> Section:
-    """ECDFs of the three waits, and the size of the bursts that they end with."""
+    """Shows ECDFs of the three waits, with the size of the bursts that end them."""
     figures = [
         figure
         for figure in (
@@ -57,7 +57,7 @@ def latency_section(view: View) -> Section:
         name="latency",
         title="Latency",
         lead="Every answer or step, not means: read across at 50 % for the median, at 99 % for the worst. A method "
-        "that yields several tokens a step makes fewer and longer waits, so the time per token and the wait between "
+        "that yields several tokens per step has fewer and longer waits, so the time per token and the wait between "
         "bursts are two figures. Warm-ups are left out.",
         figures=tuple(figures),
         missing=() if figures else ("No answer was timed.",),
@@ -65,23 +65,23 @@ def latency_section(view: View) -> Section:
 
 
 def ecdf_figure(view: View, kind: str, title: str, x_title: str, values: Values, what: str) -> Figure | None:
-    """One ECDF per cell; ``None`` when there is nothing to draw."""
+    """Draws one ECDF per cell; returns ``None`` if there is nothing to draw."""
     curves = [(cell, np.sort(values(view.traces(cell)))) for cell in view.cells]
-    curves = [(cell, found[found > 0]) for cell, found in curves]
-    curves = [(cell, found) for cell, found in curves if len(found)]
+    curves = [(cell, waits[waits > 0]) for cell, waits in curves]
+    curves = [(cell, waits) for cell, waits in curves if len(waits)]
     if not curves:
         return None
     name = f"{view.prefix}latency-{kind}"
     canvas = Canvas(name, width=6.9, height=3.4, margins=(0.55, 1.6, 0.55, 0.35))
     ax = canvas.axes[0]
     ax.set_xscale("log")
-    low, high = min(found[0] for _, found in curves), max(found[-1] for _, found in curves)
+    low, high = min(waits[0] for _, waits in curves), max(waits[-1] for _, waits in curves)
     ax.set_xlim(low * 0.9, high * 1.12 if high > low else high * 2)
     ax.set_ylim(0, 100)
     log_ticks(ax)
     ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g} %"))
-    for cell, found in curves:
-        xs, ys = _ecdf(found)
+    for cell, waits in curves:
+        xs, ys = _ecdf(waits)
         (line,) = ax.plot(
             xs,
             ys,
@@ -92,7 +92,7 @@ def ecdf_figure(view: View, kind: str, title: str, x_title: str, values: Values,
             drawstyle="steps-post",
         )
         canvas.tag(
-            line, tip=f"{cell.label}: median {seconds_text(float(np.median(found)))}", series=cell.series
+            line, tip=f"{cell.label}: median {seconds_text(float(np.median(waits)))}", series=cell.series
         )
     _names(canvas, ax, curves)
     titles(ax, x=x_title, y=f"share that waits no longer for {what}")
@@ -112,7 +112,7 @@ def ecdf_figure(view: View, kind: str, title: str, x_title: str, values: Values,
 
 
 def log_ticks(ax: Axes) -> None:
-    """Ticks at 1, 2 and 5 of each decade that the axis shows, or finer, where their labels have room."""
+    """Sets ticks at 1, 2 and 5 of each decade on the axis, or finer ones if their labels fit."""
     low, high = ax.get_xlim()
     decades = range(int(np.floor(np.log10(low))) - 1, int(np.ceil(np.log10(high))) + 1)
     steps: tuple[float, ...] = (1,)
@@ -123,7 +123,7 @@ def log_ticks(ax: Axes) -> None:
         steps = finer
     ticks = [step * 10.0**decade for decade in decades for step in steps]
     visible = [tick for tick in ticks if low <= tick <= high]
-    # a label is about an eighth of the axis wide
+    # a label takes about an eighth of the axis
     apart = (high / low) ** 0.135
     ticks = visible[:1]
     for tick in visible[1:]:
@@ -136,7 +136,7 @@ def log_ticks(ax: Axes) -> None:
 
 
 def _names(canvas: Canvas, ax: Axes, curves: Sequence[tuple[CellView, np.ndarray]]) -> None:
-    """A list of names at the right, in the order in which the curves cross the middle."""
+    """Lists the cells' names at the right, in the order in which the curves cross the middle."""
     ranked = sorted(curves, key=lambda item: float(np.median(item[1])))
     step = min(8.5, 92 / len(ranked))
     for row, (cell, _) in enumerate(ranked[:24]):
@@ -168,8 +168,8 @@ def _ecdf(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     shares = np.arange(1, len(values) + 1) / len(values) * 100
     if len(values) <= MOST_POINTS:
         return np.concatenate([values[:1], values]), np.concatenate([[0.0], shares])
-    kept = np.unique(np.linspace(0, len(values) - 1, MOST_POINTS).round().astype(int))
-    return np.concatenate([values[:1], values[kept]]), np.concatenate([[0.0], shares[kept]])
+    drawn_indices = np.unique(np.linspace(0, len(values) - 1, MOST_POINTS).round().astype(int))
+    return np.concatenate([values[:1], values[drawn_indices]]), np.concatenate([[0.0], shares[drawn_indices]])
 
 
 def _table(name: str, curves: Sequence[tuple[CellView, np.ndarray]]) -> Table:
@@ -186,13 +186,13 @@ def _table(name: str, curves: Sequence[tuple[CellView, np.ndarray]]) -> Table:
         rows=tuple(
             (
                 text_cell(cell.label),
-                number_cell(len(found), str(len(found))),
+                number_cell(len(waits), str(len(waits))),
                 *(
                     number_cell(value, seconds_text(value))
-                    for value in (*(float(np.percentile(found, q)) for q in quantiles), float(found[-1]))
+                    for value in (*(float(np.percentile(waits, q)) for q in quantiles), float(waits[-1]))
                 ),
             )
-            for cell, found in curves
+            for cell, waits in curves
         ),
     )
 

@@ -1,4 +1,4 @@
-"""KV memory while an answer grows, and what it is next to the weights."""
+"""KV memory while an answer grows, compared with the weights."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ MIB = 2**20
 
 
 def memory_section(view: View) -> Section:
-    """Growth over the longest answer, and totals beside the weights."""
+    """Shows growth over the longest answer, and totals next to the weights."""
     figures = [figure for figure in (growth_figure(view), totals_figure(view)) if figure is not None]
     return Section(
         name="memory",
         title="Memory",
         lead="Bytes in use by all KV caches, counted from slots (layers × key and value × heads × head size × bytes), "
-        "the draft's cache included. What is merely reserved is not counted.",
+        "including the draft's cache. Reserved bytes that are not in use do not count.",
         figures=tuple(figures),
         missing=() if figures else ("No answer recorded its KV memory.",),
     )
 
 
 def growth_figure(view: View) -> Figure | None:
-    """KV bytes against tokens of the answer for the sample whose answers are longest in all cells."""
+    """Draws KV bytes against answer tokens, for the sample with the longest answers in all cells."""
     sample_id = _longest(view)
     if sample_id is None:
         return None
@@ -99,7 +99,7 @@ def growth_figure(view: View) -> Figure | None:
 
 
 def totals_figure(view: View) -> Figure | None:
-    """Weights, what a method adds to them, and KV, per cell: what a smaller cache is worth of the whole."""
+    """Draws weights, what a method adds to them, and KV per cell, which shows what a smaller cache saves in total."""
     weights = view.run.header.model.get("weight_bytes")
     starts = start_ups(view.run)
     rows = [
@@ -120,7 +120,7 @@ def totals_figure(view: View) -> Figure | None:
     unknown = [cell.label for cell, _, _ in rows if cell.label not in starts]
     return Figure(
         name=name,
-        title="KV memory beside the weights",
+        title="KV memory next to the weights",
         finding=f"KV is {share:.1%} of weights and KV together for {(view.baseline or rows[0][0]).label}: "
         f"halving it saves {share / 2:.1%}. {least[0].label} needs least in all, "
         f"{bytes_text(weights + least[1] + least[2])}.",
@@ -197,15 +197,17 @@ def _total_bars(canvas: Canvas, ax: Axes, rows: list[tuple[CellView, float, floa
 
 
 def _longest(view: View) -> str | None:
-    """The sample answered by the most cells, and of those the one with most tokens."""
-    found: dict[str, list[SampleRecord]] = {}
+    """Returns the sample answered by the most cells, and of those the one with most tokens."""
+    by_sample: dict[str, list[SampleRecord]] = {}
     for records in view.records.values():
         for record in records:
             if record.repeat == 0:
-                found.setdefault(record.sample_id, []).append(record)
+                by_sample.setdefault(record.sample_id, []).append(record)
 
     def weight(sample_id: str) -> tuple[int, int]:
-        mine = found[sample_id]
-        return len(mine), sum(len(r.trace.token_ids) for r in mine if r.trace is not None)
+        records_of_sample = by_sample[sample_id]
+        return len(records_of_sample), sum(
+            len(r.trace.token_ids) for r in records_of_sample if r.trace is not None
+        )
 
-    return max(found, key=weight, default=None)
+    return max(by_sample, key=weight, default=None)

@@ -32,6 +32,6 @@ VERDICTS = (
 
 
 def terms() -> list[Term]:
-    """Every number that is shown, then the words of the verdicts."""
+    """Returns every number that is shown, then the words of the verdicts."""
     numbers = [Term(entry.name, entry.text, entry.unit, entry.better or "") for entry in definitions()]
     return [*numbers, *VERDICTS]

@@ -1,4 +1,4 @@
-"""Every setting against the baseline at a glance: speed, accuracy and KV memory with their intervals."""
+"""Every setting against the baseline: speed, accuracy and KV memory with their intervals."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PANELS = (
 
 
 def overview_figure(view: View) -> Figure | None:
-    """One row per setting, one panel per question; ``None`` without a baseline or anything to compare."""
+    """Draws one row per setting, one panel per question; ``None`` without a baseline or anything to compare."""
     cells = [cell for cell in view.cells if cell is not view.baseline]
     if view.baseline is None or not any(
         view.compared(cell, metric) for cell in cells for metric, _ in PANELS
@@ -49,18 +49,18 @@ def overview_figure(view: View) -> Figure | None:
     first = canvas.axes[0]
     first.set_yticks(range(len(cells)), [clip(cell.label, 44) for cell in cells], fontsize=8.5, color=INK)
     faster = [cell.label for cell in cells if _verdict(view, cell, "tps") == "better"]
-    held = [
+    accurate_labels = [
         cell.label for cell in cells if cell.label in faster and _verdict(view, cell, "accuracy") in _HELD
     ]
-    # under several conditions each setting has a baseline of its own
+    # under several conditions, each setting has its own baseline
     name_of_base = "its baseline" if view.several_baselines else view.baseline.label
     number = f"{len(faster)} of {len(cells)} settings" if faster else f"None of {len(cells)} settings"
     finding = f"{number} {'is' if len(faster) < 2 else 'are'} shown to be faster than "
     finding += "their baselines" if view.several_baselines and len(faster) > 1 else name_of_base
     if faster:
         nobody = "none of them" if len(faster) > 1 else "not"
-        finding += f"; {listing(held[:4]) or nobody} with accuracy shown to hold"
-        finding += f" (and {len(held) - 4} more)" if len(held) > 4 else ""
+        finding += f"; {listing(accurate_labels[:4]) or nobody} with accuracy shown to hold"
+        finding += f" (and {len(accurate_labels) - 4} more)" if len(accurate_labels) > 4 else ""
     return Figure(
         name=name,
         title=f"Every setting against {name_of_base}",
@@ -80,11 +80,11 @@ _HELD = ("better", "equivalent")
 
 def _panel(canvas: Canvas, ax: Axes, view: View, cells: Sequence[CellView], metric: str) -> None:
     neutral = 0.0 if metric == "accuracy" else 1.0
-    # what is smaller than matters must not fill the panel
+    # differences too small to matter must not fill the panel
     values = [-2.0, 2.0] if metric == "accuracy" else [0.95, 1.05]
     effects = [e for cell in cells if (e := effect_of(view.compared(cell, metric))) is not None]
     values += [e.value for e in effects]
-    # an interval that dwarfs the values is cut at the frame; the table has its ends
+    # cut an interval that dwarfs the values at the frame; the table has its ends
     span = max(values) - min(values)
     ends = [end for e in effects for end in (e.low, e.high) if end is not None]
     values += [min(max(end, min(values) - 2 * span), max(values) + 2 * span) for end in ends]

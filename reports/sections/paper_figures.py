@@ -1,6 +1,6 @@
-"""The paper's figures remade from the run: accuracy against KV compression over confidence, and speed bars.
+"""The paper's figures redrawn from the run: accuracy against KV compression over confidence, and speed bars.
 
-Each comes twice where the paper's axis is not to scale: as the paper draws it (settings equally spaced), and to scale.
+A figure whose axis is not to scale in the paper comes twice: as in the paper (settings equally spaced), and to scale.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from hambench.reports.words import clip, listing, slug
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One group's curve along the method's axis."""
+    """Curve of one group along the method's axis."""
 
     title: str
     n: int
     points: tuple[tuple[CellView, float, Estimate], ...]
-    """(cell, KV compression of the output, accuracy), the axis rising."""
+    """(cell, KV compression of the output, accuracy), in ascending order along the axis."""
     baseline: float | None
     control: tuple[float, float] | None
     """(KV compression, accuracy) of the one-token control."""
 
 
 def paper_section(view: View, *, published: bool = False) -> Section:
-    """Figures 3 and 4 per suite, twice; figure 5; and, if asked for, the published numbers as tables."""
+    """Shows figures 3 and 4 per suite, twice; figure 5; and, if requested, the published numbers as tables."""
     figures: list[Figure] = []
     missing: list[str] = []
     merging = [method for method in view.methods if facts_of(method).merges_tokens]
@@ -67,7 +67,7 @@ def paper_section(view: View, *, published: bool = False) -> Section:
 
 
 def _curves(view: View, method: str, *, alone: bool) -> tuple[list[Figure], list[str]]:
-    """Two figures per suite of one method's sweep along its axis, and a line for each that can't be drawn."""
+    """Draws two figures per suite of one method's sweep along its axis; also returns a line per missing one."""
     sweep = [cell for cell in view.cells if cell.method == method and not cell.control]
     axis = facts_of(method).axis
     if not sweep or axis is None:
@@ -94,7 +94,7 @@ def _curves(view: View, method: str, *, alone: bool) -> tuple[list[Figure], list
 
 
 def _panels(view: View, sweep: Sequence[CellView], suite: str, axis: str) -> list[Panel]:
-    """By category where the suite says so and the run has several, else by task."""
+    """Returns panels by category if the suite says so and the run has several categories, else by task."""
     inside = f"{group_title(suite)}/"
     categories = [g for g in view.categories if group_title(g).startswith(inside)]
     tasks = [g for g in view.tasks if group_title(g).startswith(inside)]
@@ -138,7 +138,7 @@ def _panels(view: View, sweep: Sequence[CellView], suite: str, axis: str) -> lis
 
 
 def _by_category(view: View, inside: str) -> bool:
-    """Whether the tasks under ``SUITE/`` say that their category is shown."""
+    """Returns True if the tasks under ``SUITE/`` ask to be shown by category."""
     plans = view.run.header.suite_spec.get("tasks") or {}
     names = {sample.task for sample in view.run.samples.values() if f"{sample.suite}/" == inside}
     return any(plans.get(name, {}).get("shown_by") == "category" for name in names)
@@ -277,16 +277,16 @@ def _draw(canvas: Canvas, ax: Axes, panel: Panel, *, axis: str, to_scale: bool) 
 
 
 def _best_inside(panel: Panel) -> float | None:
-    """Largest KV compression whose accuracy is at most the margin below the baseline."""
+    """Returns the largest KV compression whose accuracy is at most the margin below the baseline."""
     if panel.baseline is None:
         return None
     return max((kv for _, kv, e in panel.points if e.value >= panel.baseline - PAPER_MARGIN), default=None)
 
 
 def _shown_inside(panel: Panel) -> bool:
-    """Whether some confidence's whole interval is at most the margin below the baseline.
+    """Returns True if some confidence's whole interval is at most the margin below the baseline.
 
-    No score is below 0, so below a baseline within the margin of it nothing is shown.
+    No score is below 0, so a baseline within the margin of 0 shows nothing.
     """
     return (
         panel.baseline is not None

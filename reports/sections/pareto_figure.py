@@ -1,4 +1,4 @@
-"""Accuracy against speed against KV memory: one point per cell, with its uncertainty, and the front."""
+"""Accuracy against speed against KV memory: one point per cell with its uncertainty, and the front."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hambench.reports.words import bytes_text, clip, listing
 
 STANDING_WORDS = {"front": "on the front", "tied": "tied with the front", "dominated": "dominated"}
 PAPER_MARGIN = 1.5
-"""Points below the baseline that the paper's green band tolerates."""
+"""Points below the baseline that the paper's green band allows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +31,11 @@ class Axis:
     title: str
     short: str
     scale: float = 1.0
-    """What a value is divided by to be drawn."""
+    """Divisor of a value before it is drawn."""
 
     @property
     def higher_is_better(self) -> bool:
-        """Whether more of it is better."""
+        """True if larger values are better."""
         return METRICS[self.metric].better == "higher"
 
 
@@ -46,7 +46,7 @@ KV = Axis("kv_bytes", "KV per answer, MiB", "KV", 2**20)
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A cell's place in a plot."""
+    """Position of a cell in a plot."""
 
     cell: CellView
     x: Estimate
@@ -55,7 +55,7 @@ class Point:
 
 
 def pareto_figure(view: View, x: Axis, y: Axis, group: str = ALL) -> Figure | None:
-    """One plot, or ``None`` when no cell has both numbers."""
+    """Draws one plot; returns ``None`` if no cell has both numbers."""
     points, excluded = points_of(view, x, y, group)
     if not points:
         return None
@@ -78,7 +78,7 @@ def pareto_figure(view: View, x: Axis, y: Axis, group: str = ALL) -> Figure | No
             f"Green band: at most {PAPER_MARGIN} points below the baseline, the tolerance of the HAMburger paper."
         )
     if excluded:
-        notes.append(f"Left out for want of a number: {listing([cell.label for cell in excluded])}.")
+        notes.append(f"Left out because a number is missing: {listing([cell.label for cell in excluded])}.")
     return Figure(
         name=name,
         title=f"{y.short[0].upper() + y.short[1:]} against {x.short}"
@@ -92,25 +92,25 @@ def pareto_figure(view: View, x: Axis, y: Axis, group: str = ALL) -> Figure | No
 
 
 def points_of(view: View, x: Axis, y: Axis, group: str) -> tuple[list[Point], list[CellView]]:
-    """Cells with both numbers as points, and the cells that lack one."""
-    found: list[tuple[CellView, Estimate, Estimate]] = []
+    """Returns the cells with both numbers as points, and the cells that lack one."""
+    complete: list[tuple[CellView, Estimate, Estimate]] = []
     excluded: list[CellView] = []
     for cell in view.cells:
         a, b = view.estimate(cell, x.metric, group), view.estimate(cell, y.metric, group)
         if a is None or b is None:
             excluded.append(cell)
         else:
-            found.append((cell, a, b))
+            complete.append((cell, a, b))
     front = pareto.pareto_front(
-        [pareto.Point(label=cell.label, x=a, y=b) for cell, a, b in found],
+        [pareto.Point(label=cell.label, x=a, y=b) for cell, a, b in complete],
         x_better=METRICS[x.metric].better,
         y_better=METRICS[y.metric].better,
     )
-    return [Point(c, a, b, front.standings[c.label]) for c, a, b in found], excluded
+    return [Point(c, a, b, front.standings[c.label]) for c, a, b in complete], excluded
 
 
 def set_limits(ax: Axes, x: Axis, y: Axis, points: Sequence[Point]) -> None:
-    """Limits with room around points and intervals; an interval that dwarfs the points is cut at the frame."""
+    """Sets limits with room around points and intervals; cuts an interval that dwarfs the points at the frame."""
     ax.set_xlim(*padded(_reach([p.x for p in points], x.scale), share=0.1, floor=0))
     ys = _reach([p.y for p in points], y.scale)
     if y is ACCURACY:
@@ -127,7 +127,7 @@ def _reach(estimates: Sequence[Estimate], scale: float) -> list[float]:
 
 
 def draw_ground(canvas: Canvas, ax: Axes, x: Axis, y: Axis, points: Sequence[Point], view: View) -> None:
-    """What lies under the points: the band, the baseline's cross-hairs, the front."""
+    """Draws the background of the points: the band, the baseline's cross-hairs, the front."""
     base = next(
         (p for p in points if view.baseline is not None and p.cell.label == view.baseline.label), None
     )
@@ -141,7 +141,7 @@ def draw_ground(canvas: Canvas, ax: Axes, x: Axis, y: Axis, points: Sequence[Poi
     front = sorted({(p.x.value / x.scale, p.y.value / y.scale) for p in points if p.standing == "front"})
     if len(front) > 1:
         xs, ys = zip(*front, strict=True)
-        # a step, not a slope: nothing between two settings was measured
+        # draw steps, not slopes: nothing between two settings was measured
         where: Literal["pre", "post"] = "pre" if x.higher_is_better else "post"
         ax.step(xs, ys, where=where, color=MUTED, linewidth=1, linestyle=(0, (1, 2)), zorder=1.5)
 
@@ -149,8 +149,8 @@ def draw_ground(canvas: Canvas, ax: Axes, x: Axis, y: Axis, points: Sequence[Poi
 def draw_points(
     canvas: Canvas, ax: Axes, x: Axis, y: Axis, points: Sequence[Point], *, labelled: bool, size: float = 8
 ) -> None:
-    """Series lines, whiskers, marks and, if wanted, labels."""
-    # a line follows one knob, so cells under other conditions have a line of their own
+    """Draws series lines, whiskers, marks and optionally labels."""
+    # a line follows one knob, so cells under other conditions have their own lines
     for series in dict.fromkeys((p.cell.method, p.cell.cell.conditions) for p in points):
         mine = sorted(
             (

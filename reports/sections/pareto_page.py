@@ -22,7 +22,7 @@ from hambench.reports.words import clip
 
 
 def pareto_section(view: View) -> Section:
-    """Three plots over all samples, and small multiples of the first for each suite and task."""
+    """Shows three plots over all samples, and small multiples of the first per suite and task."""
     figures: list[Figure] = []
     missing: list[str] = []
     for x, y in ((TPS, ACCURACY), (KV, ACCURACY), (KV, TPS)):
@@ -45,7 +45,7 @@ def pareto_section(view: View) -> Section:
 
 
 def small_multiples(view: View, groups: Sequence[str]) -> Figure | None:
-    """Accuracy against TPS for each task, the same look throughout, axes per panel."""
+    """Draws accuracy against TPS per task, in one look with separate axes per panel."""
     panels = [(group, points_of(view, TPS, ACCURACY, group)[0]) for group in groups]
     panels = [(group, points) for group, points in panels if points]
     if len(panels) < 2:

@@ -1,4 +1,4 @@
-"""Measured speed against what memory bandwidth allows, from counted forwards and measured bandwidth."""
+"""Measured speed against the limit of memory bandwidth, from counted forwards and measured bandwidth."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Bound:
 
 
 def roofline_section(view: View) -> Section:
-    """Speed under its ceiling per cell, and predicted against measured speed-up; or the reason for neither."""
+    """Shows speed under its ceiling per cell, and predicted against measured speed-up, or the reason for neither."""
     ceiling = ceiling_of(view.run)
     missing = []
     if ceiling is None:
@@ -72,11 +72,11 @@ def _bandwidth_text(ceiling: Ceiling) -> str:
 
 
 def _flags(bounds: Sequence[Bound]) -> list[str]:
-    """A sentence for each likely reason why cells lie outside the plausible range."""
+    """Returns one sentence per likely reason why cells lie outside the plausible range."""
     by_flag: dict[str, list[str]] = {}
     for bound in bounds:
         if bound.limit.flag:
-            # the cell's own milliseconds are in its row; here one sentence speaks for all of them
+            # a cell's own milliseconds are in its row; this sentence covers all such cells
             by_flag.setdefault(bound.limit.flag.partition(",")[0], []).append(bound.cell.label)
     sentences = []
     for flag, labels in by_flag.items():
@@ -86,7 +86,7 @@ def _flags(bounds: Sequence[Bound]) -> list[str]:
 
 
 def ceiling_figure(view: View, bounds: Sequence[Bound]) -> Figure:
-    """A bar per cell with its ceiling as a mark."""
+    """Draws a bar per cell, with its ceiling as a mark."""
     name = f"{view.prefix}roofline-ceiling"
     left = min(3.2, 0.35 + 0.074 * max(len(b.cell.label) for b in bounds))
     canvas = Canvas(name, width=left + 6.4, height=0.95 + 0.3 * len(bounds), margins=(left, 1.1, 0.55, 0.3))
@@ -167,7 +167,7 @@ def ceiling_figure(view: View, bounds: Sequence[Bound]) -> Figure:
 
 
 def prediction_figure(view: View, bounds: Sequence[Bound]) -> Figure | None:
-    """Speed-up that bytes alone predict against the measured one; ``None`` without a baseline."""
+    """Draws the speed-up that bytes predict against the measured one; ``None`` without a baseline."""
     by_label = {b.cell.label: b.limit for b in bounds}
     points = []
     for b in bounds:

@@ -15,7 +15,7 @@ MOST_TASKS = 8
 
 
 def speed_bars(view: View) -> Figure | None:
-    """Bars for the baseline and each method's settings that matter; ``None`` when nothing was timed."""
+    """Draws bars for the baseline and each method's main settings; ``None`` if nothing was timed."""
     cells = chosen(view)
     groups = [g for g in view.tasks if any(view.measured(cell, g).tps is not None for cell in cells)]
     if not groups or not cells:
@@ -94,14 +94,14 @@ def speed_bars(view: View) -> Figure | None:
         table=_table(view, cells, groups, name),
         notes=(
             "Over each bar: the paired ratio to the baseline; thin lines are its 95 % interval. "
-            "Of a method with many settings the first and last are shown."
+            "A method with many settings shows its first and last."
             f"{left}",
         ),
     )
 
 
 def chosen(view: View) -> list[CellView]:
-    """Each method's settings without its control; the first and last where they are more than its bars."""
+    """Returns each method's settings without its control; only first and last if there are more than its bars."""
     cells: list[CellView] = []
     for method in view.methods:
         mine = [cell for cell in view.cells if cell.method == method and not cell.control]
@@ -116,7 +116,7 @@ def _most_samples(view: View, cells: Sequence[CellView], group: str) -> int:
 
 
 def _repeated(cells: Sequence[CellView], cell: CellView) -> bool:
-    """Whether an earlier bar has the same hue: then this one is paler."""
+    """Returns True if an earlier bar has the same hue; this one is then paler."""
     return any(other.method == cell.method for other in cells[: cells.index(cell)])
 
 

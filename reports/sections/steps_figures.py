@@ -1,4 +1,4 @@
-"""Acceptance and macro-steps: how many tokens a step yields, where, and what that was worth in time."""
+"""Acceptance and macro-steps: tokens per step, their place in the answer, and their worth in time."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from hambench.reports.view import CellView, View
 from hambench.reports.words import clip, significant
 
 MOST_SHOWN = 5
-"""Step sizes past this one share a bar."""
+"""Largest step size with its own bar; larger sizes share one."""
 POSITION_BIN = 8
-"""Tokens of an answer per bin of the position plot."""
+"""Answer tokens per bin of the position plot."""
 
 FEWEST_STEPS = 20
-"""Steps a bin needs to be drawn."""
+"""Fewest steps in a bin that is drawn."""
 
 
 def steps_section(view: View) -> Section:
-    """Histogram of step sizes, size by position, worth in time, and the stop head's calibration."""
-    made = (histogram_figure(view), position_figure(view), worth_figure(view))
-    figures = [figure for figure in made if figure is not None]
+    """Shows step sizes as a histogram and by position, their worth in time, and the stop head's calibration."""
+    candidates = (histogram_figure(view), position_figure(view), worth_figure(view))
+    figures = [figure for figure in candidates if figure is not None]
     missing = []
     if not figures:
         missing.append("No cell has decode steps, so there is nothing to count.")
@@ -41,7 +41,7 @@ def steps_section(view: View) -> Section:
     return Section(
         name="steps",
         title="Tokens per step",
-        lead="A step is one indivisible advance: one token for vanilla, what was accepted plus a bonus token for "
+        lead="A step is one indivisible advance: one token for vanilla, the accepted tokens plus a bonus token for "
         "speculation, one macro-step for HAMburger. The first step of each answer (the prefill) is left out.",
         figures=tuple(figures),
         missing=tuple(missing),
@@ -49,7 +49,7 @@ def steps_section(view: View) -> Section:
 
 
 def histogram_figure(view: View) -> Figure | None:
-    """Share of steps that yield 1, 2, 3, … tokens, a row per cell."""
+    """Draws the share of steps that yield 1, 2, 3, … tokens, one row per cell."""
     rows = [(cell, view.measured(cell).tokens_per_step_histogram) for cell in view.cells]
     rows = [(cell, counts) for cell, counts in rows if counts]
     if not rows:
@@ -95,8 +95,8 @@ def histogram_figure(view: View) -> Figure | None:
                 bar, tip=f"{cell.label}: {number} of {total} steps yield {label} tokens ({share:.0f} %)"
             )
             if share >= 5:
-                # on a dark bar ink would not be read in light mode, nor page colour in dark mode: keep the text
-                # beside the number it names, on the palest part of the row
+                # no text colour is readable on a dark bar in both light and dark mode, so put the text
+                # next to the number it names, on the palest part of the row
                 dark = size >= 4
                 ax.text(
                     start + share / 2,
@@ -124,7 +124,7 @@ def histogram_figure(view: View) -> Figure | None:
 
 
 def position_figure(view: View) -> Figure | None:
-    """Mean step size against the position in the answer."""
+    """Draws the mean step size against the position in the answer."""
     lines = []
     for cell in view.cells:
         binned = _by_position(view.traces(cell))
@@ -152,7 +152,7 @@ def position_figure(view: View) -> Figure | None:
         canvas.tag(line, tip=cell.label, series=cell.series)
         ends.append((ys[-1], xs[-1], cell))
     end_labels(canvas, ax, ends)
-    titles(ax, x="tokens of the answer already there", y="mean tokens per step")
+    titles(ax, x="tokens of the answer so far", y="mean tokens per step")
     cell, binned = max(lines, key=lambda item: item[1][0][1].value)
     return Figure(
         name=name,
@@ -163,14 +163,14 @@ def position_figure(view: View) -> Figure | None:
         table=_position_table(lines, name),
         series=tuple(dict.fromkeys((cell.series, cell.method) for cell, _ in lines)),
         notes=(
-            f"Bins of {POSITION_BIN} tokens with at least {FEWEST_STEPS} steps. Short answers leave on the way, so the "
-            "right of a line is about long answers alone. 95 % intervals (answers vary, not steps) are in the table.",
+            f"Bins of {POSITION_BIN} tokens with at least {FEWEST_STEPS} steps. Short answers end early, so the right "
+            "of a line is about long answers alone. 95 % intervals (over answers, not steps) are in the table.",
         ),
     )
 
 
 def worth_figure(view: View) -> Figure | None:
-    """Tokens per target forward against the speed-up that came of it."""
+    """Draws tokens per target forward against the resulting speed-up."""
     points = []
     for cell in view.cells:
         m, ratio = view.measured(cell).tokens_per_target_forward, view.compared(cell, "tps")
@@ -254,7 +254,7 @@ def worth_figure(view: View) -> Figure | None:
 
 
 def end_labels(canvas: Canvas, ax: Axes, ends: Sequence[tuple[float, float, CellView]]) -> None:
-    """Names at the right of the frame, pushed apart so that none overlaps, in the order of the lines' ends."""
+    """Writes names at the right of the frame, in the order of the lines' ends, pushed apart to avoid overlap."""
     low, high = ax.get_ylim()
     step = 0.155 * (high - low) / max(0.1, ax.get_position().height * canvas.height)
     placed: list[float] = []
@@ -276,7 +276,7 @@ def end_labels(canvas: Canvas, ax: Axes, ends: Sequence[tuple[float, float, Cell
 
 
 def _by_position(traces: Sequence[GenerationTrace]) -> list[tuple[float, Estimate, int]]:
-    """(middle of the bin, mean step size, number of steps) for each bin with enough steps."""
+    """Returns (middle of the bin, mean step size, number of steps) for each bin with enough steps."""
     # per bin and answer: tokens, steps
     sums: dict[int, dict[int, tuple[int, int]]] = defaultdict(dict)
     for answer, trace in enumerate(traces):
@@ -289,9 +289,11 @@ def _by_position(traces: Sequence[GenerationTrace]) -> list[tuple[float, Estimat
     binned = []
     for bin_, answers in sorted(sums.items()):
         yielded = [tokens for tokens, _ in answers.values()]
-        taken = [steps for _, steps in answers.values()]
-        if sum(taken) >= FEWEST_STEPS:
-            binned.append(((bin_ + 0.5) * POSITION_BIN, ratio_of_sums(yielded, taken), sum(taken)))
+        steps_per_answer = [steps for _, steps in answers.values()]
+        if sum(steps_per_answer) >= FEWEST_STEPS:
+            binned.append(
+                ((bin_ + 0.5) * POSITION_BIN, ratio_of_sums(yielded, steps_per_answer), sum(steps_per_answer))
+            )
     return binned
 
 

@@ -1,4 +1,4 @@
-"""Tables: every number per task and cell, and per cell over everything."""
+"""Tables of every number per task and cell, and per cell over all samples."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def all_tables(view: View) -> tuple[Table, ...]:
 
 
 def summary_table(view: View) -> Table:
-    """One row per cell over all samples."""
+    """Builds a table with one row per cell over all samples."""
     return Table(
         name=f"{view.prefix}summary",
         caption="All samples together. Accuracy is the mean over tasks; speed is Σ tokens / Σ seconds.",
@@ -95,7 +95,7 @@ def _chance(view: View, cell: CellView, group: str, bounds: Bounds | None) -> tu
 
 
 def task_table(view: View) -> Table:
-    """One row per task and cell."""
+    """Builds a table with one row per task and cell."""
     bounds = bounds_by_group(view.run.header.suite_spec)
     rows = [
         (
@@ -160,7 +160,7 @@ def _row(view: View, cell: CellView, group: str) -> tuple[TableCell, ...]:
 
 
 def _identity(view: View, cell: CellView) -> tuple[TableCell, TableCell]:
-    """How many answers are the baseline's token by token, and where the earliest of the others leaves it."""
+    """Returns how many answers equal the baseline's token by token, and where the first of the others differs."""
     same = None
     base = view.baseline_of(cell)
     if base is not None and base is not cell:
@@ -176,7 +176,7 @@ def _identity(view: View, cell: CellView) -> tuple[TableCell, TableCell]:
 
 
 def _baseline(view: View, cell: CellView) -> tuple[TableCell, ...]:
-    """The baseline's name, where cells have different ones."""
+    """Returns the baseline's name, if cells have different baselines."""
     if not view.several_baselines:
         return ()
     base = view.baseline_of(cell)

@@ -114,7 +114,7 @@ def test_a_peer_that_tells_only_tokens_and_times_is_shown_without_the_rest(tmp_p
             record = replace(record, trace=replace(record.trace, steps=steps))
         records.append(record)
     text = check(render_html([replace(run, records=tuple(records))]))
-    assert f"Left out for want of a number: {CELLS[1].label}" in text
+    assert f"Left out because a number is missing: {CELLS[1].label}" in text
 
 
 @pytest.mark.slow
