@@ -2,7 +2,7 @@
 
 Weights come from a bit generator and powers of two, not from a library's normal distribution, so that they are the
 same bits everywhere. Greedy decoding in float32 then gives the same ids wherever no two logits are nearly equal:
-:func:`smallest_margin` measures how near they came.
+:func:`watched_margins` measures the smallest distance between two logits.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The laws every method keeps (docs/DESIGN, contract). A new method adds one row to METHODS."""
+"""The laws that every method keeps (see hambench/decoding.py). A new method adds one row to METHODS."""
 
 import pytest
 import torch
