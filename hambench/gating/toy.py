@@ -2,7 +2,7 @@
 
 Weights come from a bit generator and powers of two, not from a library's normal distribution, so that they are the
 same bits everywhere. Greedy decoding in float32 then gives the same ids wherever no two logits are nearly equal:
-:func:`watched_margins` measures the smallest distance between two logits.
+:func:`watched_margins` measures the smallest gap between the two best.
 """
 
 from __future__ import annotations
