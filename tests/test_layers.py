@@ -30,6 +30,7 @@ CONTRACT = {
     "registry",
     "run_notes",
     "store",
+    "terminal_text",
     "yaml_files",
 }
 """Modules directly under hambench that every package may import; the other ones are the front door."""

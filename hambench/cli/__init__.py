@@ -15,7 +15,13 @@ from typing import Any
 import click
 
 import hambench
-from hambench.cli._streams import SIGPIPE_EXIT_CODE, ClosedPipeError, abandon_output, accept_any_text
+from hambench.cli._streams import (
+    SIGPIPE_EXIT_CODE,
+    ClosedPipeError,
+    abandon_output,
+    accept_any_text,
+    echo_shown,
+)
 from hambench.errors import HambenchError, UnknownNameError
 from hambench.files import printable, reason_of
 
@@ -95,10 +101,10 @@ def main(argv: list[str] | None = None) -> None:
             raise
         if isinstance(error, OSError) and error.filename is None:
             abandon_output()
-        click.echo(f"hambench: {_line_of(error)}", err=True)
+        echo_shown(f"hambench: {_line_of(error)}", err=True)
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("hambench: interrupted", err=True)
+        echo_shown("hambench: interrupted", err=True)
         sys.exit(130)
     except ClosedPipeError:
         # the reader of our output went away (`| head`): not an error of ours

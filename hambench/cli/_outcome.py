@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from hambench.cli._options import UserPath
+from hambench.cli._streams import echo_shown
 
 if TYPE_CHECKING:
     from hambench.gating.checks import Outcome
@@ -88,9 +89,9 @@ def print_outcome(outcome: Outcome, *, strict: bool) -> None:
     from hambench.gating.markdown import change_of, detectable_of
 
     for note in outcome.notes:
-        click.echo(f"! {note}")
+        echo_shown(f"! {note}")
     for line in outcome.crashes:
-        click.echo(f"crashed: {line}")
+        echo_shown(f"crashed: {line}")
     ranked = outcome.ranked
     shown = [c for c in ranked if c.primary and c.verdict != "equivalent"]
     shown += [c for c in ranked if c.primary and c.verdict == "equivalent" and c.metric_class != "exact"]
@@ -99,12 +100,12 @@ def print_outcome(outcome: Outcome, *, strict: bool) -> None:
         detectable = detectable_of(check)
         seen = f", smallest seen {detectable}" if detectable != "–" else ""
         reason = f": {check.reason}" if check.reason else ""
-        click.echo(f"{check.verdict:<14} {check.metric} of {where}  {change_of(check)}{seen}{reason}")
+        echo_shown(f"{check.verdict:<14} {check.metric} of {where}  {change_of(check)}{seen}{reason}")
     same = sum(c.primary and c.verdict == "equivalent" and c.metric_class == "exact" for c in ranked)
     if same:
-        click.echo(f"{'equivalent':<14} {same} exact counts")
+        echo_shown(f"{'equivalent':<14} {same} exact counts")
     odd = [c for c in ranked if not c.primary and c.verdict in ("regressed", "not comparable")]
     for check in odd[:10]:
         where = check.cell if check.group == "all" else f"{check.cell}, {check.group}"
-        click.echo(f"advisory       {check.verdict}: {check.metric} of {where}  {change_of(check)}")
-    click.echo(outcome.headline(strict=strict))
+        echo_shown(f"advisory       {check.verdict}: {check.metric} of {where}  {change_of(check)}")
+    echo_shown(outcome.headline(strict=strict))

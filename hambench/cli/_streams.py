@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from hambench.terminal_text import terminal_safe
+
 SIGPIPE_EXIT_CODE = 141
 """128 + SIGPIPE: what a shell reports for a program whose reader went away."""
 
@@ -27,6 +29,11 @@ def accept_any_text() -> None:
         is_utf8 = "utf" in (getattr(stream, "encoding", None) or "").lower()
         # UTF-8 lacks only what is no text at all (a file name's odd bytes), and those are better spelled out
         reconfigure(errors="backslashreplace" if is_utf8 else "replace")
+
+
+def echo_shown(text: str, *, err: bool = False) -> None:
+    """Prints text that may be another's (names, notes and errors of a run folder): shown, never obeyed."""
+    click.echo(terminal_safe(text), err=err)
 
 
 def abandon_output() -> None:

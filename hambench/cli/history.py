@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hambench.cli._options import RunFolder, UserPath
+from hambench.cli._streams import echo_shown
 from hambench.errors import HambenchError
 
 if TYPE_CHECKING:
@@ -51,9 +52,9 @@ def add(root: Path, runs: tuple[Path, ...]) -> None:
         try:
             path, new = add_entry(root, entry_of(load_run(folder)))
         except IncompleteError as error:
-            click.echo(f"hambench: {error}", err=True)
+            echo_shown(f"hambench: {error}", err=True)
             raise SystemExit(3) from error
-        click.echo(f"{path}{'' if new else ': was there already'}")
+        echo_shown(f"{path}{'' if new else ': was there already'}")
 
 
 @command.command(name="list")
@@ -83,15 +84,15 @@ def list_(root: Path, as_json: bool) -> None:
             continue
         pinned = f"  [{', '.join(names)}]" if names else ""
         commit = (entry.commit or "no commit")[:8]
-        click.echo(
+        echo_shown(
             f"{entry.created_at[:16]}  {commit}  {entry.machine}  {entry.suite}  {entry.run_id}{pinned}"
         )
     if as_json:
         return
     for made in history.annotations:
-        click.echo(f"{made.at[:16]}  {'break: ' if made.breaks else ''}{made.text}")
+        echo_shown(f"{made.at[:16]}  {'break: ' if made.breaks else ''}{made.text}")
     if not history.entries:
-        click.echo("no runs")
+        echo_shown("no runs")
 
 
 @command.command()
@@ -115,7 +116,7 @@ def show(root: Path, machine: str | None, suite: str | None, as_json: bool, **op
         if machine in (None, entry.machine) and suite in (None, entry.suite):
             groups.setdefault((entry.machine, entry.suite), []).append(entry)
     if not groups:
-        click.echo("no runs of that machine and suite")
+        echo_shown("no runs of that machine and suite")
         raise SystemExit(3)
     lost = [_show(history, key, entries, as_json=as_json, **options) for key, entries in groups.items()]
     if options["gate_history"]:
@@ -135,7 +136,7 @@ def pin(root: Path, name: str, run_id: str, note: str) -> None:
     from hambench.history.archive import pin as make_pin
 
     made = make_pin(_load(root), name, run_id, note=note)
-    click.echo(f"{made.name}: {made.run_id}")
+    echo_shown(f"{made.name}: {made.run_id}")
 
 
 @command.command()
@@ -149,7 +150,7 @@ def annotate(root: Path, text: str, at: str | None, breaks: bool, machine: str |
     from hambench.history.archive import annotate as make_annotation
 
     made = make_annotation(root, text, at=at, breaks=breaks, machine=machine)
-    click.echo(f"{made.at[:16]}  {made.text}")
+    echo_shown(f"{made.at[:16]}  {made.text}")
 
 
 @command.command()
@@ -162,10 +163,10 @@ def prune(root: Path, keep: int, yes: bool) -> None:
 
     files = old_files(_load(root), keep=keep)
     for path in files:
-        click.echo(path)
+        echo_shown(str(path))
         if yes:
             path.unlink()
-    click.echo(
+    echo_shown(
         f"{len(files)} {'deleted' if yes else 'would go: repeat with --yes'}"
         if files
         else "nothing to delete"
@@ -180,8 +181,8 @@ def verify(root: Path) -> None:
 
     history = load_history(root)
     for problem in history.problems:
-        click.echo(problem)
-    click.echo(f"{len(history.entries)} runs, {len(history.problems)} problems")
+        echo_shown(problem)
+    echo_shown(f"{len(history.entries)} runs, {len(history.problems)} problems")
     if history.problems:
         raise SystemExit(3)
 
@@ -191,7 +192,7 @@ def _load(root: Path) -> History:
 
     history = load_history(root)
     for problem in history.problems:
-        click.echo(f"hambench: left out: {problem}", err=True)
+        echo_shown(f"hambench: left out: {problem}", err=True)
     return history
 
 
@@ -216,7 +217,7 @@ def _show(
     if not 0 < threshold < 1:
         raise HambenchError(f"threshold must be between 0 and 1, got {threshold:g}")
     if not as_json:
-        click.echo(f"{key[0]}  {key[1]}")
+        echo_shown(f"{key[0]}  {key[1]}")
     lost = False
     for name, label in series_names(entries):
         if not (like(metric, name) and like(cell, label)):
@@ -226,5 +227,5 @@ def _show(
         if as_json:
             click.echo(json.dumps({"machine": key[0], "suite": key[1], **series.as_dict()}))
         else:
-            click.echo("\n".join(f"  {line}" for line in series.lines()))
+            echo_shown("\n".join(f"  {line}" for line in series.lines()))
     return lost

@@ -12,6 +12,7 @@ import click
 from hambench.cli._options import UserPath
 from hambench.cli._streams import echo_json
 from hambench.paths import runs_root
+from hambench.terminal_text import terminal_safe
 
 
 @click.command()
@@ -124,7 +125,10 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
         table.add_column(name, overflow="fold")
     for row in rows:
         table.add_row(
-            *(Text(str(row.get(name, "") if row.get(name) is not None else "–")) for name in columns)
+            *(
+                Text(terminal_safe(str(row.get(name, "") if row.get(name) is not None else "–")))
+                for name in columns
+            )
         )
     # a pipe has no width of its own: rows stay on one line there
     Console(highlight=False, width=None if sys.stdout is not None and sys.stdout.isatty() else 200).print(

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from hambench.cli._options import RunFolder
+from hambench.cli._streams import echo_shown
 
 
 @click.command()
@@ -23,10 +24,10 @@ def command(run: Path, device: str | None, as_json: bool) -> None:
 
     judged = judge(run, device=device)
     for line in failures(judged):
-        click.echo(f"hambench: {line}", err=True)
+        echo_shown(f"hambench: {line}", err=True)
     rows = proxy_rows(judged)
     if as_json:
         for row in rows:
             click.echo(json.dumps(row))
     else:
-        click.echo(render_proxies(rows))
+        echo_shown(render_proxies(rows))

@@ -22,10 +22,9 @@ from hambench.cli._options import (
     sweep_options,
     whole_numbers,
 )
-from hambench.cli._streams import echo_json_text
+from hambench.cli._streams import echo_json_text, echo_shown
 from hambench.errors import FolderTakenError, HambenchError
 from hambench.paths import runs_root
-from hambench.terminal_text import terminal_safe
 
 if TYPE_CHECKING:
     from hambench.runner.request import RunRequest
@@ -158,7 +157,7 @@ def command(
                     folder,
                     allow_code_execution=allow_code_execution,
                     progress=progress,
-                    say=lambda line: click.echo(f"hambench: {line}", err=True),
+                    say=lambda line: echo_shown(f"hambench: {line}", err=True),
                     judging=judging,
                     executor=options["executor"],
                     ray_address=options["ray_address"],
@@ -166,7 +165,7 @@ def command(
     except KeyboardInterrupt:
         if (folder / "run.json").is_file():
             message = f"interrupted; finish it with: hambench run --resume {shlex.quote(str(folder))}"
-            click.echo(f"\nhambench: {message}", err=True)
+            echo_shown(f"\nhambench: {message}", err=True)
         raise
     proxies: list[dict[str, Any]] = []
     if losslessness:
@@ -188,14 +187,14 @@ def command(
         return
     from hambench.analysis.summary import render_table
 
-    click.echo(render_table(run))
+    echo_shown(render_table(run))
     if proxies:
         from hambench.analysis.proxy_rows import render_proxies
 
-        click.echo(f"\n{render_proxies(proxies)}\n")
-    click.echo(f"run: {run.path}")
+        echo_shown(f"\n{render_proxies(proxies)}\n")
+    echo_shown(f"run: {run.path}")
     if report_path is not None:
-        click.echo(f"report: {report_path}")
+        echo_shown(f"report: {report_path}")
     _exit_if_all_failed(run)
 
 
@@ -205,16 +204,14 @@ def _warn_of_thinking(run: Run) -> None:
     answers = [record for record in run.measured if record.text is not None]
     num, marker = uncut_thinking(answers)
     if marker is not None and run.header.think_end is None:
-        click.echo(f"hambench: {advice(num, len(answers), marker)}", err=True)
+        echo_shown(f"hambench: {advice(num, len(answers), marker)}", err=True)
 
 
 def _exit_if_all_failed(run: Run) -> None:
     """A run without any answer measured nothing: exit code 3, as everywhere."""
     errors = [record.error for record in run.measured if record.error is not None]
     if errors and len(errors) == len(run.measured):
-        click.echo(
-            f"hambench: all {len(errors)} answers failed; the first: {terminal_safe(errors[0])}", err=True
-        )
+        echo_shown(f"hambench: all {len(errors)} answers failed; the first: {errors[0]}", err=True)
         raise SystemExit(3)
 
 

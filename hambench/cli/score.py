@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from hambench.cli._options import RunFolder
-from hambench.cli._streams import echo_json
+from hambench.cli._streams import echo_json, echo_shown
 
 
 @click.command()
@@ -44,6 +44,6 @@ def command(run: Path, allow_code_execution: bool, dry_run: bool, as_json: bool)
     if as_json:
         echo_json(found.as_dict())
         return
-    click.echo(found.summary())
+    echo_shown(found.summary())
     for line in found.details():
-        click.echo(line)
+        echo_shown(line)

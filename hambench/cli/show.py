@@ -7,8 +7,9 @@ from pathlib import Path
 import click
 
 from hambench.cli._options import RunFolder
-from hambench.cli._streams import echo_json_text
+from hambench.cli._streams import echo_json_text, echo_shown
 from hambench.errors import UnknownNameError
+from hambench.terminal_text import terminal_safe
 
 
 @click.command()
@@ -34,18 +35,18 @@ def command(run: Path, by: str, tokens: str | None, as_json: bool) -> None:
             echo_json_text(to_json_line(item))
         return
     if by == ALL:
-        click.echo(render_table(loaded))
+        echo_shown(render_table(loaded))
         averages = render_averages(loaded)
         if averages:
-            click.echo(f"\n{averages}")
+            echo_shown(f"\n{averages}")
         return
     for group in group_names(loaded.samples.values()):
         if group_kind(group) == by:
-            click.echo(f"\n{group_title(group)}")
-            click.echo(render_table(loaded, group=group))
+            echo_shown(f"\n{group_title(group)}")
+            echo_shown(render_table(loaded, group=group))
             bounds = render_bounds(loaded, group)
             if bounds:
-                click.echo(bounds)
+                echo_shown(bounds)
 
 
 def _show_tokens(run: object, sample_id: str) -> None:
@@ -58,6 +59,6 @@ def _show_tokens(run: object, sample_id: str) -> None:
     for record in run.measured:
         if record.sample_id != sample_id:
             continue
-        click.echo(click.style(record.cell, bold=True))
-        click.echo(render_steps(record) if record.error is None else f"  error: {record.error}")
+        click.echo(click.style(terminal_safe(record.cell), bold=True))
+        echo_shown(render_steps(record) if record.error is None else f"  error: {record.error}")
         click.echo()

@@ -10,6 +10,7 @@ from pathlib import Path
 from hambench.errors import HambenchError
 from hambench.files import reason_of
 from hambench.gating.checks import Check, ExitCode, Outcome, count
+from hambench.terminal_text import terminal_safe
 
 MAX_CHARACTERS = 60_000
 """GitHub takes 65,536 in a comment."""
@@ -87,7 +88,7 @@ def append_job_summary(text: str) -> None:
 
 def escape(text: str) -> str:
     """Text that is text in Markdown: no table bars, tags, links or mentions of its own."""
-    return " ".join(text.translate(_ESCAPES).split())
+    return " ".join(terminal_safe(text).translate(_ESCAPES).split())
 
 
 def change_of(check: Check) -> str:

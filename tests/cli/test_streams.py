@@ -1,5 +1,6 @@
 """What a command's output goes into: encodings that lack characters, readers that leave, disks that are full."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -66,3 +67,35 @@ def test_what_the_system_refuses_is_one_line_that_names_the_file(capsys, tmp_pat
         main(["ls", "runs", "--root", str(tmp_path)])
     assert stop.value.code == 2
     assert capsys.readouterr().err == f"hambench: {tmp_path / 'x'}: Permission denied\n"
+
+
+def test_names_and_notes_of_a_foreign_run_do_not_drive_the_terminal(tmp_path, capsys, tiny_model, rows):
+    """Everything that a run folder says of itself is shown, wherever it is shown."""
+    from hambench.runner.request import RunRequest
+    from hambench.runner.start import start_run
+    from hambench.runner.sweep import Sweep
+
+    sweep = Sweep(model=str(tiny_model), methods=("vanilla",), dtype="float32")
+    asked = RunRequest(
+        sweep=sweep, suite="longbench", tasks=("lcc",), data=rows, limit=1, max_new_tokens=2, device="cpu"
+    )
+    folder = tmp_path / "runs" / "foreign"
+    start_run(asked, folder)
+    evil = "\x1b]0;owned\x07\u202e"
+    for path in folder.glob("*.json*"):
+        content = path.read_text()
+        escaped = json.dumps(evil)[1:-1]
+        path.write_text(content.replace("longbench", f"long{escaped}").replace("vanilla", f"van{escaped}"))
+    commands = [
+        ["show", str(folder)],
+        ["show", str(folder), "--tokens", "nothing"],
+        ["ls", "runs", "--root", str(folder.parent)],
+        ["score", str(folder), "--dry-run"],
+        ["compare", str(folder), str(folder), "--markdown", str(tmp_path / "out.md")],
+    ]
+    for command in commands:
+        with contextlib.suppress(SystemExit):
+            main(command)
+        shown = "".join(capsys.readouterr())
+        assert not {"\x1b", "\x07", "\u202e"} & set(shown), (command, shown)
+    assert not {"\x1b", "\x07", "\u202e"} & set((tmp_path / "out.md").read_text())
