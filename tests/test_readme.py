@@ -71,6 +71,22 @@ def test_commands_of_the_readme_run(command, tmp_path):
     assert result.stdout.strip()
 
 
+@pytest.mark.slow
+@pytest.mark.model
+def test_the_python_of_the_readme_runs_and_prints_what_is_shown(tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```\s*```text\n(.*?)```", README, flags=re.DOTALL)
+    assert len(blocks) == 1
+    ((program, shown),) = blocks
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    # the words are the same on every machine, the figures are not
+    words = {word for word in re.findall(r"[a-z_]+(?:\[[^\]]*\])?", shown) if len(word) > 3}
+    verdicts = {"better", "worse", "equivalent", "inconclusive", "comparable"}
+    assert words - verdicts <= set(re.findall(r"[a-z_]+(?:\[[^\]]*\])?", result.stdout))
+
+
 def test_the_readme_names_every_command_and_method():
     from hambench.cli import cli
     from hambench.registry import BUILTIN
