@@ -163,7 +163,9 @@ class _Regime:
         from hambench.methods.vanilla import VanillaConfig
 
         method, watch = VanillaConfig().build(self._target), self._stopwatch
-        return self._pace("vanilla", (1,), 1.0, lambda: (method.start(watch.prompt, watch.params), _let_be))
+        return self._pace(
+            "vanilla", (1,), 1.0, lambda: (method.start(watch.prompt, watch.params), _force_nothing)
+        )
 
     def hamburger(self, loop: Loop | None) -> Iterator[ForcedPace]:
         """Times macro-steps of every forced length, in a loop on the device or (``None``) led by the host."""
@@ -199,7 +201,7 @@ class _Regime:
         def start(num_accepted: int) -> tuple[DecodeSession, Callable[[int], None]]:
             session = method.start(self._stopwatch.prompt, self._stopwatch.params)
             session.accept = _accepting(num_accepted)
-            return session, _let_be
+            return session, _force_nothing
 
         for num_accepted in NUM_ACCEPTED:
             ceiling = (num_accepted + 1) * self._bytes.step / spent
@@ -355,7 +357,7 @@ def _accepting(num_accepted: int) -> Any:
     return lambda target_ids, drafted: Accepted(num_accepted, target_ids[num_accepted])
 
 
-def _let_be(length: int) -> None:
+def _force_nothing(length: int) -> None:
     """Forces nothing: the length is forced elsewhere, or has only one value."""
 
 
