@@ -158,8 +158,8 @@ def test_runs_of_one_machine_share_a_plot_and_others_do_not(tmp_path: Path) -> N
     assert together.count('id="verdict"') == 1
     assert "prompt_lookup" in together
     assert "vanilla @other" in together
-    elsewhere = replace(two, header=replace(two.header, environment={"cpu": "another"}))
-    apart = render_html([one, elsewhere])
+    machines = ((one, {"cpu": "first"}), (two, {"cpu": "second"}))
+    apart = render_html([replace(run, header=replace(run.header, environment=env)) for run, env in machines])
     check(apart)
     assert apart.count('id="r0-verdict"') == apart.count('id="r1-verdict"') == 1
 
