@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hambench.analysis.comparisons import compare_run
-from hambench.analysis.metrics import measure_run
+from hambench.analysis.measurements import measure_run
 from hambench.decoding import KnobValue, MethodConfig
 from hambench.errors import UnknownNameError
 from hambench.runner.sweep import Sweep

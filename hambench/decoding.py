@@ -230,9 +230,10 @@ class MethodConfig(ABC):
     """Values the sweep takes by default."""
     in_all: ClassVar[bool] = True
     """Whether ``--methods all`` includes it; a peer with an engine of its own is asked for by name."""
+    lossless: ClassVar[bool] = False
+    """Whether its answers follow the target's own distribution by design, up to the rounding of the arithmetic."""
     control: ClassVar[Mapping[str, KnobValue]] = {}
-    """Knobs that switch off what a fine-tuned method adds and leave only its weights; empty where there is no such
-    thing. Without that cell a gain in quality can't be told from the effect of fine-tuning."""
+    """Knobs that leave only a fine-tuned method's weights: they tell its gain from that of fine-tuning; else empty."""
     aliases: ClassVar[Mapping[str, str]] = {}
     """Short command-line names of knobs, e.g. ``{"k": "num_draft_tokens"}``; also used in labels."""
 

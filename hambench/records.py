@@ -51,11 +51,13 @@ class Cell:
     """Limit of every answer, where the sweep sets one; else the sample's own."""
     own_sizes: dict[str, KnobValue] = field(default_factory=dict)
     """Sizes of what the method adds to the model, as it stated them when the run began."""
+    run: str = ""
+    """Run that the cell was measured in, where a report joins several; empty in a run of its own."""
 
     @property
-    def conditions(self) -> tuple[str, str, int | None, int | None, int | None]:
+    def conditions(self) -> tuple[str, str, int | None, int | None, int | None, str]:
         """What is not the method's own: cells that agree in it differ by their method and its knobs alone."""
-        return (self.regime, self.kernels, self.threads, self.context, self.max_new_tokens)
+        return (self.regime, self.kernels, self.threads, self.context, self.max_new_tokens, self.run)
 
     def asks(self, sample: Sample) -> Sample:
         """The sample as this cell is asked it: with the cell's own limit, if it has one."""
@@ -282,6 +284,7 @@ class Measurement:
     peak_memory_bytes: int | None
     accuracy: Estimate | None
     """Points, 0 to 100."""
+    kv_bytes_per_position: float | None = None
     prefill_tps: float | None = None
     end_to_end_tps: float | None = None
     burst_p50_s: float | None = None
@@ -316,7 +319,18 @@ class Comparison:
     """A ratio (candidate / baseline) for speeds and bytes, a difference in points for accuracy."""
     verdict: Verdict
     p_value: float | None = None
+    adjusted_p_value: float | None = None
+    """The p-value after correcting for the settings of the run, or for its tasks; what the verdict rests on."""
     minimum_detectable_effect: float | None = None
+    standard_error: float | None = None
+    """Of the effect, of its logarithm for a ratio."""
+    degrees_of_freedom: float | None = None
+    num_left_out: int = 0
+    """Pairs that could not be compared, e.g. answers without a token after the first step."""
+    num_equal: int | None = None
+    """Pairs of answers that are equal token by token; ``None`` where tokens were not compared."""
+    num_answers: int | None = None
+    """Pairs of answers whose tokens were compared."""
     reason: str = ""
     """Why the verdict is what it is, in one clause, where the numbers alone don't say it."""
 

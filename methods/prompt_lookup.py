@@ -24,6 +24,7 @@ class PromptLookupConfig(MethodConfig):
     """Proposes what followed the current words before, without a draft model, and verifies it; lossless."""
 
     method: ClassVar[str] = "prompt_lookup"
+    lossless: ClassVar[bool] = True
     aliases: ClassVar[dict[str, str]] = {"k": "num_draft_tokens", "n": "max_ngram"}
     look: ClassVar[Look | None] = Look("green", "^", (1.5, 1.5))
     phases: ClassVar[tuple[Phase, ...]] = (

@@ -35,6 +35,7 @@ class SpeculativeConfig(MethodConfig):
     """Drafts k tokens with a cheap model and verifies them in one forward of the target; lossless."""
 
     method: ClassVar[str] = "speculative"
+    lossless: ClassVar[bool] = True
     axis: ClassVar[str | None] = "num_draft_tokens"
     axis_values: ClassVar[tuple[KnobValue, ...]] = (2, 4)
     aliases: ClassVar[dict[str, str]] = {"k": "num_draft_tokens"}

@@ -20,6 +20,7 @@ class VanillaConfig(MethodConfig):
     """Decodes one token per forward of the target; the baseline that other methods are divided by."""
 
     method: ClassVar[str] = "vanilla"
+    lossless: ClassVar[bool] = True
     look: ClassVar[Look | None] = Look("ink", "X")
     phases: ClassVar[tuple[Phase, ...]] = (SAMPLE,)
 

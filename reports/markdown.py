@@ -66,7 +66,11 @@ def markdown_summary(run: Run) -> str:
             break
         lines.append(line)
     n = max((view.measured(cell, ALL).num_samples for cell in view.cells), default=0)
-    lines += ["", f"_{n} samples a cell; brackets are 95 % intervals; speed is decode only._", ""]
+    lines += [
+        "",
+        f"_{n} samples per cell; brackets are 95 % intervals, paired but for Accuracy's own; speed is decode only._",
+        "",
+    ]
     return "\n".join(lines)
 
 

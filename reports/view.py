@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from hambench.analysis import metrics
+from hambench.analysis.arms import Arm
 from hambench.analysis.baselines import baseline_cell, baseline_of, has_several
 from hambench.analysis.fidelity import Divergence, divergences
+from hambench.analysis.measurements import measure_run
+from hambench.analysis.pareto import Relation, relation_along
+from hambench.analysis.verdicts import Margins
 from hambench.errors import HambenchError
 from hambench.groups import ALL, group_kind, group_names, in_group
 from hambench.machine.fingerprint import SPEED_KEYS, differences
@@ -93,7 +98,7 @@ class View:
 
     @cached_property
     def baseline(self) -> CellView | None:
-        """The first vanilla cell: what all others are divided by, unless the sweep varies more than methods."""
+        """The first vanilla cell: what all others are divided by, unless conditions vary or runs are joined."""
         first = baseline_cell(self.run.header.cells)
         return None if first is None else self.by_label[first.label]
 
@@ -101,6 +106,32 @@ class View:
         """The cell that one is divided by: vanilla under the same conditions; itself for the first vanilla cell."""
         own = baseline_of(view.cell, self.run.header.cells)
         return None if own is None else self.by_label[own.label]
+
+    def is_baseline(self, view: CellView) -> bool:
+        """Whether a cell is divided by itself: the first vanilla cell of its run."""
+        return self.baseline_of(view) is view
+
+    @cached_property
+    def arms(self) -> dict[str, Arm]:
+        """What each cell answered, ready to be compared, by cell label."""
+        return {view.label: Arm.of(self.run, view.label) for view in self.cells}
+
+    def relation(self, metric: str, group: str) -> Relation:
+        """Verdicts on each two cells along one metric; computed once, though several plots show it."""
+        if (metric, group) not in self._relations:
+            self._relations[metric, group] = relation_along(
+                self.arms,
+                self.run.samples,
+                metric,
+                group=group,
+                margins=Margins.of(self.run),
+                runs={view.label: view.cell.run for view in self.cells},
+            )
+        return self._relations[metric, group]
+
+    @cached_property
+    def _relations(self) -> dict[tuple[str, str], Relation]:
+        return {}
 
     @cached_property
     def several_baselines(self) -> bool:
@@ -110,7 +141,7 @@ class View:
     @cached_property
     def measurements(self) -> dict[tuple[str, str], Measurement]:
         """Measurements by (cell label, group)."""
-        return {(m.cell, m.group): m for m in metrics.measure_run(self.run)}
+        return {(m.cell, m.group): m for m in measure_run(self.run)}
 
     def measured(self, view: CellView, group: str = ALL) -> Measurement:
         """What a cell measured over a group."""
@@ -211,7 +242,7 @@ def merge(runs: Sequence[Run]) -> list[Run]:
     """Runs that may share a plot become one; the others stay apart.
 
     They share one when model, data, sampling and every environment key that decides speed agree. A label that occurs
-    twice gets its run's id.
+    twice gets its run's id. Cells and readings keep the run they came from, so that speeds are divided within a run.
     """
     merged: list[list[Run]] = []
     for run in runs:
@@ -241,12 +272,17 @@ def _join(runs: Sequence[Run]) -> Run:
     cells: list[Cell] = []
     records: list[SampleRecord] = []
     scores: list[Score] = []
+    telemetry: list[dict[str, Any]] = []
     for run in runs:
         names = {
             cell.label: f"{cell.label} @{run.header.run_id}" if labels.count(cell.label) > 1 else cell.label
             for cell in run.header.cells
         }
-        cells += [replace(cell, label=names[cell.label]) for cell in run.header.cells]
+        identity = run.header.run_id
+        cells += [replace(cell, label=names[cell.label], run=identity) for cell in run.header.cells]
+        for reading in run.telemetry:
+            renamed = {"cell": names.get(reading["cell"], reading["cell"])} if "cell" in reading else {}
+            telemetry.append({**reading, **renamed, "run": identity})
         records += [replace(record, cell=names.get(record.cell, record.cell)) for record in run.records]
         scores += [replace(score, cell=names.get(score.cell, score.cell)) for score in run.scores]
     first = runs[0].header
@@ -259,9 +295,8 @@ def _join(runs: Sequence[Run]) -> Run:
         num_samples=len({sample for run in runs for sample in run.samples}),
     )
     samples = {key: sample for run in runs for key, sample in run.samples.items()}
-    telemetry = tuple(reading for run in runs for reading in run.telemetry)
     fidelity = {key: item for run in runs for key, item in run.fidelity.items()}
-    return Run(runs[0].path, header, samples, tuple(records), tuple(scores), telemetry, fidelity)
+    return Run(runs[0].path, header, samples, tuple(records), tuple(scores), tuple(telemetry), fidelity)
 
 
 def _axis(cells: Sequence[Cell]) -> str | None:

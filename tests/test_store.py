@@ -212,7 +212,7 @@ def test_a_stored_run_of_schema_version_1_still_loads_and_measures_the_same():
     """Made by hambench 0.1.0 with a tiny random model; later versions must go on reading it."""
     from pathlib import Path
 
-    from hambench.analysis.metrics import measure_run
+    from hambench.analysis.measurements import measure_run
 
     run = load_run(Path(__file__).parent / "data" / "run-v1")
     assert (run.header.schema_version, run.complete, len(run.records), len(run.samples)) == (1, True, 4, 2)

@@ -66,9 +66,18 @@ class Ceiling:
         return max(self.readings) / min(self.readings)
 
 
-def ceiling_of(run: Run) -> Ceiling | None:
-    """What a run's bandwidth probes say; ``None`` without one, since a data sheet would judge another machine."""
-    probes = [float(r["read"]) for r in run.telemetry if r.get("kind") == "bandwidth" and r.get("read")]
+def ceiling_of(run: Run, part: str = "") -> Ceiling | None:
+    """What a run's bandwidth probes say; ``None`` without one, since a data sheet would judge another machine.
+
+    Args:
+        run: The run.
+        part: Of several joined runs, the id of the one that is asked for.
+    """
+    probes = [
+        float(r["read"])
+        for r in run.telemetry
+        if r.get("kind") == "bandwidth" and r.get("read") and r.get("run", "") == part
+    ]
     return Ceiling(tuple(probes)) if probes else None
 
 
@@ -80,11 +89,14 @@ def shape_of(run: Run) -> ModelShape | None:
 
 def limits_of(run: Run) -> dict[str, Limit]:
     """The limit of each cell that the byte model covers; empty if the run has no bandwidth or no model sizes."""
-    shape, ceiling = shape_of(run), ceiling_of(run)
-    if shape is None or ceiling is None:
+    shape = shape_of(run)
+    if shape is None:
         return {}
     limits = {}
     for cell in run.header.cells:
+        ceiling = ceiling_of(run, cell.run)
+        if ceiling is None:
+            continue
         records = run.answered(cell.label)
         traces = [record.trace for record in records if record.trace is not None]
         needed = decode_bytes(traces, shape, cell)

@@ -1,94 +1,114 @@
 """Comparisons of two cells of a run, paired by sample; the words are defined in :mod:`hambench.analysis.verdicts`.
 
-Speed and KV memory are compared over the answers that both gave. In accuracy a sample that one side failed to answer
-counts as 0 points for it: dropped, a method would gain by failing what is hard. A sample that both failed, or whose
-scorer failed, is in neither. Each comparison says how many samples this concerned; where they are more than
-:data:`MOST_ONE_SIDED` of what was asked, the rest no longer stands for it and the two are not comparable.
+Speed and KV memory are compared over the answers that both gave and that have something to compare; what is left out
+is counted and said. In accuracy a sample that one side failed to answer counts as 0 points for it: dropped, a method
+would gain by failing what is hard. A sample that both failed, or whose scorer failed, is in neither. Each comparison
+says how many samples this concerned; where they are more than :data:`MOST_ONE_SIDED` of what was asked, the rest no
+longer stands for it and the two are not comparable.
+
+Every ratio that is printed, stored or tracked comes from here: tables, JSON, history, ``hambench compare`` and the
+report show one number under one name.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 
-import numpy as np
-
-from hambench.analysis.baselines import baseline_of
-from hambench.analysis.metrics import METRICS, decode_seconds, num_decode_tokens, peak_kv_bytes
-from hambench.analysis.paired_tests import log_ratio_of_sums, mean_difference
-from hambench.analysis.verdicts import (
+from hambench.analysis.arms import (
+    Arm,
+    Overlap,
+    count,
+    disturbance,
+    overlap_of,
+    paired_traces,
+    paired_work,
+    zeros,
+)
+from hambench.analysis.baselines import BASELINE, baseline_of
+from hambench.analysis.metrics import METRICS
+from hambench.analysis.statistics.intervals import CONFIDENCE
+from hambench.analysis.statistics.paired_tests import (
     MIN_BLOCKS,
+    PairedResult,
+    equal_answers_bound,
+    log_ratio_of_sums,
+    mean_difference,
+)
+from hambench.analysis.verdicts import (
     Margins,
+    Sampled,
     control_false_discoveries,
     exact_verdict,
     join_reasons,
     verdict_of,
 )
 from hambench.groups import ALL, group_kind, group_names, in_group
-from hambench.records import BUSY_LOAD, Comparison, Estimate, GenerationTrace, Sample, SampleRecord, Score
+from hambench.records import BUSY_LOAD, Comparison, Estimate, Sample, Verdict
 from hambench.store import Run
 
-COMPARED = ("tps", "kv_bytes", "accuracy")
+COMPARED = ("tps", "kv_bytes_per_position", "accuracy")
 """Metrics that every comparison gives."""
 
 MOST_ONE_SIDED = 0.2
 """Share of the samples that may have an answer of one of the two only."""
 
-
-@dataclass(frozen=True, slots=True)
-class Arm:
-    """One side of a comparison: what a cell answered."""
-
-    cell: str
-    records: dict[tuple[str, int], SampleRecord]
-    """By sample id and repeat."""
-    points: dict[str, float]
-    """Primary score of each sample, 0 to 100, mean over repeats."""
-    _work: dict[tuple[str, int], tuple[int, float]] = field(default_factory=dict, repr=False, compare=False)
-
-    @classmethod
-    def of(cls, run: Run, cell: str) -> Arm:
-        """What a cell of a run answered, warm-ups left out."""
-        records = {(r.sample_id, r.repeat): r for r in run.of_cell(cell)}
-        return cls(cell, records, _points(score for score in run.scores if score.cell == cell))
-
-    def decode_work(self, key: tuple[str, int], trace: GenerationTrace) -> tuple[int, float]:
-        """Decode tokens and seconds of one answer; summed once, though each answer is in several groups."""
-        if key not in self._work:
-            self._work[key] = (num_decode_tokens([trace]), decode_seconds([trace]))
-        return self._work[key]
+_PARTS = {
+    "tps": "a token after its first step",
+    "prefill_tps": "a timed prefill",
+    "end_to_end_tps": "a timed token",
+    "kv_bytes_per_position": "a KV cache of known size",
+    "accuracy": "a score",
+}
 
 
-@dataclass(frozen=True, slots=True)
-class _Overlap:
-    """What two arms have in common over the samples of a group."""
+def compare_run(
+    run: Run,
+    *,
+    baseline: str | None = None,
+    metrics: Sequence[str] = COMPARED,
+    groups: Sequence[str] | None = None,
+    margins: Margins | None = None,
+) -> list[Comparison]:
+    """Compares every cell with a baseline of the run it was measured in.
 
-    asked: Mapping[str, Sample]
-    one_sided: tuple[str, ...]
-    """Samples with an answer that one side gave and the other failed to."""
-    refused: str
-    """Why the arms can't be compared over these samples; empty if they can."""
-    most_one_sided: float
-
-
-def compare_run(run: Run, *, baseline: str | None = None, margins: Margins | None = None) -> list[Comparison]:
-    """Compares every cell with a baseline.
+    Who picks the best of many settings, or a task among many, picks luck too: calls must survive a Benjamini-Hochberg
+    correction over the settings of a run, on single tasks over settings and tasks. Vanilla cells under other conditions
+    are compared and are not counted among the settings.
 
     Args:
         run: The run.
         baseline: Label of the cell to judge all others against; by default each cell's own (see
             :mod:`hambench.analysis.baselines`), or the first cell in a run without vanilla.
+        metrics: Keys of :data:`COMPARED` or of :data:`~hambench.analysis.arms.RATES`.
+        groups: Groups to give; by default all, suites (if there are several) and tasks.
         margins: Smallest effects worth a word; by default those of the run's machine.
     """
     cells = run.header.cells
-    rows = []
+    arms = {cell.label: Arm.of(run, cell.label) for cell in cells}
+    joined = len({cell.run for cell in cells}) > 1
+    families: dict[tuple[str, bool], list[Comparison]] = {}
     for cell in cells:
-        own = baseline_of(cell, cells) or cells[0]
-        against = own.label if baseline is None else baseline
+        against = baseline
+        if against is None:
+            own = baseline_of(cell, cells)
+            # in a joined report a run without vanilla has nothing of its own to be divided by
+            against = own.label if own is not None else (cell.label if joined else cells[0].label)
         if cell.label != against:
-            rows += compare_cells(run, cell.label, against, margins=margins)
-    return rows
+            families.setdefault((cell.run, cell.method == BASELINE), []).extend(
+                _compare(
+                    arms[cell.label],
+                    arms[against],
+                    run.samples,
+                    metrics,
+                    groups,
+                    margins or Margins.of(run),
+                    MOST_ONE_SIDED,
+                )
+            )
+    corrected = [row for family in families.values() for row in control_false_discoveries(family)]
+    order = {cell.label: index for index, cell in enumerate(cells)}
+    return sorted(corrected, key=lambda row: order[row.candidate])
 
 
 def compare_cells(
@@ -102,14 +122,14 @@ def compare_cells(
 ) -> list[Comparison]:
     """Compares two cells of one run, over all samples first, then over each suite and task.
 
-    Rows of single tasks are many: a difference there is called only if it stands Benjamini and Hochberg's
-    correction over the tasks.
+    Rows of single tasks are many: a difference there is called only if it survives a Benjamini-Hochberg correction over
+    the tasks. For all cells of a run see :func:`compare_run`, which also corrects for their number.
 
     Args:
         run: The run.
         candidate: Label of the cell that is judged.
         baseline: Label of the cell that it is judged against.
-        metrics: Which of :data:`COMPARED` to give.
+        metrics: Keys of :data:`COMPARED` or of :data:`~hambench.analysis.arms.RATES`.
         groups: Groups to give; by default all, suites (if there are several) and tasks.
         margins: Smallest effects worth a word; by default those of the run's machine.
 
@@ -145,93 +165,82 @@ def compare_arms(
         candidate: The arm that is judged.
         baseline: The arm that it is judged against.
         samples: What was asked, by id.
-        metrics: Which of :data:`COMPARED` to give.
+        metrics: Keys of :data:`COMPARED` or of :data:`~hambench.analysis.arms.RATES`.
         groups: Groups to give; by default all, suites (if there are several) and tasks.
         margins: Smallest effects worth a word.
         most_one_sided: Largest share of a group's samples that only one of the two may have answered.
     """
+    return control_false_discoveries(
+        _compare(candidate, baseline, samples, metrics, groups, margins, most_one_sided)
+    )
+
+
+def ratio_to_baseline(run: Run, cell: str, baseline: str, metric: str = "tps") -> Estimate | None:
+    """A rate of one cell over the same rate of its baseline, over all samples, paired; ``None`` without any pair.
+
+    Args:
+        run: The run.
+        cell: Label of the cell.
+        baseline: Label of its baseline.
+        metric: Key of :data:`~hambench.analysis.arms.RATES`.
+    """
+    if cell == baseline:
+        return None
+    (row,) = compare_cells(run, cell, baseline, metrics=(metric,), groups=(ALL,))
+    return row.effect
+
+
+def _compare(
+    candidate: Arm,
+    baseline: Arm,
+    samples: Mapping[str, Sample],
+    metrics: Sequence[str],
+    groups: Sequence[str] | None,
+    margins: Margins,
+    most_one_sided: float,
+) -> list[Comparison]:
     names = group_names(samples.values()) if groups is None else list(groups)
     if groups is None:
         several = sum(group_kind(name) == "suite" for name in names) > 1
         names = [n for n in names if group_kind(n) in ({ALL, "suite", "task"} if several else {ALL, "task"})]
     rows = []
     for metric in metrics:
-        compare = _COMPARE[metric]
-        of_metric = []
         for group in names:
             asked = {sid: sample for sid, sample in samples.items() if in_group(sample, group)}
-            overlap = _overlap(candidate, baseline, asked, most_one_sided)
-            of_metric.append(compare(candidate, baseline, overlap, group, margins))
-        rows += control_false_discoveries(of_metric)
+            overlap = overlap_of(candidate, baseline, asked, most_one_sided)
+            if metric == "accuracy":
+                rows.append(_compare_accuracy(candidate, baseline, overlap, group, margins))
+            else:
+                rows.append(_compare_rate(candidate, baseline, overlap, group, metric, margins))
     return rows
 
 
-def _compare_tps(a: Arm, b: Arm, overlap: _Overlap, group: str, margins: Margins) -> Comparison:
-    pairs = []
-    for key, ours, theirs in _paired_traces(a, b, overlap.asked):
-        our_tokens, our_seconds = a.decode_work(key, ours)
-        their_tokens, their_seconds = b.decode_work(key, theirs)
-        if our_tokens and their_tokens:
-            pairs.append((key, (our_tokens, our_seconds, their_tokens, their_seconds)))
-    blocks, note = _blocks([key for key, _ in pairs])
-    sums = np.zeros((4, max(blocks, default=-1) + 1))
-    for block, (_, work) in zip(blocks, pairs, strict=True):
-        sums[:, block] += work
-    loads = [
-        load
-        for arm in (a, b)
-        for key, record in arm.records.items()
-        if key[0] in overlap.asked and (load := record.other_load) is not None
-    ]
-    if loads and np.mean(loads) > BUSY_LOAD:
-        note = join_reasons(note, f"others took {np.mean(loads):.0%} of the machine meanwhile")
-    throttled = {
-        (arm.cell, key): reason
-        for arm in (a, b)
-        for key, record in arm.records.items()
-        if key[0] in overlap.asked
-        for reason in record.throttles
-    }
-    if throttled:
-        why = ", ".join(sorted(set(throttled.values())))
-        note = join_reasons(note, f"the GPU held its clocks down in {len(throttled)} answers ({why})")
-    return _ratio_comparison(a, b, overlap, group, "tps", sums, margins.tps, note)
-
-
-def _compare_kv_bytes(a: Arm, b: Arm, overlap: _Overlap, group: str, margins: Margins) -> Comparison:
-    sums: dict[str, list[float]] = {}
-    for (sample_id, _), ours, theirs in _paired_traces(a, b, overlap.asked):
-        mine, other = peak_kv_bytes(ours), peak_kv_bytes(theirs)
-        if not mine or not other:
-            continue
-        block = sums.setdefault(sample_id, [0.0, 0.0, 0.0, 0.0])
-        for i, value in enumerate((mine, 1.0, other, 1.0)):
-            block[i] += value
-    columns = np.array(list(sums.values())).T if sums else np.zeros((4, 0))
-    return _ratio_comparison(a, b, overlap, group, "kv_bytes", columns, margins.kv_bytes, "")
-
-
-def _ratio_comparison(
-    a: Arm,
-    b: Arm,
-    overlap: _Overlap,
-    group: str,
-    metric: str,
-    sums: np.ndarray,
-    margin: float,
-    note: str,
-) -> Comparison:
-    refused = overlap.refused
+def _compare_rate(a: Arm, b: Arm, overlap: Overlap, group: str, metric: str, margins: Margins) -> Comparison:
+    info, refused = METRICS[metric], overlap.refused
+    work = paired_work((a, b), metric, overlap.asked)
+    notes = [work.note]
     if overlap.one_sided and not refused:
-        left_out = f"{_count(overlap.one_sided, 'sample')} of {len(overlap.asked)} left out"
-        note = join_reasons(note, f"{left_out}: answered by one of the two only")
-    if not sums.size or not np.all(sums.sum(axis=1) > 0):
-        return _nothing(a, b, group, metric, refused)
-    result = log_ratio_of_sums((sums[0], sums[1]), (sums[2], sums[3]))
-    log_margin = math.log1p(margin)
-    verdict, reason = verdict_of(result, margin=log_margin, better=METRICS[metric].better)
-    if METRICS[metric].metric_class == "exact" and result.num_blocks < MIN_BLOCKS:
-        verdict, reason = exact_verdict(sums, log_margin, METRICS[metric].better)
+        left_out = f"{count(overlap.one_sided, 'sample')} of {len(overlap.asked)} left out"
+        notes.append(f"{left_out}: answered by one of the two only")
+    if work.num_left_out:
+        notes.append(
+            f"{work.num_left_out} answer{'s' * (work.num_left_out > 1)} left out: not {_PARTS[metric]} on both sides"
+        )
+    if info.metric_class == "speed":
+        notes.append(disturbance((a, b), overlap.asked, busy=BUSY_LOAD))
+    if not work.terms.size:
+        return _nothing(a, b, group, metric, refused, num_left_out=work.num_left_out)
+    result = log_ratio_of_sums(work.terms[:2], work.terms[2:])
+    log_margin = math.log1p(margins.of_metric(metric))
+    noun = "repeat" if work.note else "sample"
+    verdict, reason = verdict_of(
+        result,
+        margin=log_margin,
+        better=info.better,
+        sampled=Sampled(noun=noun, groups=1 if work.note else _num_tasks(overlap.asked.values())),
+    )
+    if info.metric_class == "exact" and result.num_blocks < MIN_BLOCKS:
+        verdict, reason = exact_verdict(work.terms, log_margin, info.better)
     detectable = result.minimum_detectable_effect(log_margin)
     return Comparison(
         candidate=a.cell,
@@ -240,45 +249,66 @@ def _ratio_comparison(
         metric=metric,
         effect=Estimate(
             value=math.exp(result.effect),
-            low=None if result.low is None else math.exp(result.low),
-            high=None if result.high is None else math.exp(result.high),
+            low=None if result.low is None else _exp(result.low),
+            high=None if result.high is None else _exp(result.high),
             n=result.num_blocks,
         ),
         verdict="not comparable" if refused else verdict,
         p_value=result.p_value,
-        minimum_detectable_effect=None if detectable is None else math.expm1(detectable),
-        reason=join_reasons(refused or reason, note),
+        minimum_detectable_effect=None if detectable is None else _exp(detectable) - 1,
+        standard_error=result.standard_error,
+        degrees_of_freedom=result.degrees_of_freedom or None,
+        num_left_out=work.num_left_out,
+        reason=join_reasons(refused or reason, *notes),
     )
 
 
-def _compare_accuracy(a: Arm, b: Arm, overlap: _Overlap, group: str, margins: Margins) -> Comparison:
+def _compare_accuracy(a: Arm, b: Arm, overlap: Overlap, group: str, margins: Margins) -> Comparison:
     asked, refused = overlap.asked, overlap.refused
-    ours, theirs = ({**_zeros(arm, overlap), **arm.points} for arm in (a, b))
+    ours, theirs = ({**zeros(arm, overlap), **arm.points} for arm in (a, b))
     both = [sid for sid in asked if sid in ours and sid in theirs]
     unscored = [sid for sid in asked if (sid in ours) != (sid in theirs)]
     notes = [
-        f"{_count(failed, 'answer')} that {arm.cell} failed to give {'count' if len(failed) > 1 else 'counts'} as 0"
+        f"{count(failed, 'answer')} that {arm.cell} failed to give {'count' if len(failed) > 1 else 'counts'} as 0"
         for arm in (a, b)
-        if (failed := [sid for sid in _zeros(arm, overlap) if sid in both])
+        if (failed := [sid for sid in zeros(arm, overlap) if sid in both])
     ]
     if unscored:
-        words = f"{_count(unscored, 'sample')} of {len(asked)} scored for one of the two only"
+        words = f"{count(unscored, 'sample')} of {len(asked)} scored for one of the two only"
         notes.append(f"{words}: left out")
         if not refused and len(unscored) > overlap.most_one_sided * len(asked):
             refused = words
+    pairs = paired_traces(a, b, both or asked)
+    num_equal = sum(mine.token_ids == other.token_ids for _, mine, other in pairs)
     if not any(sid in a.points and sid in b.points for sid in both):
-        return _nothing(a, b, group, "accuracy", refused)
+        return _nothing(a, b, group, "accuracy", refused, pairs=(num_equal, len(pairs)) if pairs else None)
+    strata = [(asked[sid].suite, asked[sid].task) for sid in both]
     result = mean_difference(
         [ours[sid] for sid in both],
         [theirs[sid] for sid in both],
-        strata=[(asked[sid].suite, asked[sid].task) for sid in both],
+        strata=strata,
         clusters=[cluster_of(asked[sid]) for sid in both],
     )
-    verdict, reason = verdict_of(result, margin=margins.accuracy, better="higher")
-    pairs = _paired_traces(a, b, {sid: asked[sid] for sid in both})
-    # tokens that are equal settle it, unless an answer is missing on one side
-    if pairs and not notes and all(mine.token_ids == other.token_ids for _, mine, other in pairs):
-        verdict, reason = "equivalent", f"{_count(both, 'answer')} equal token by token"
+    by_design = a.lossless and b.lossless
+    all_equal = bool(pairs) and num_equal == len(pairs) and not notes and result.effect == 0
+    equal = f"{num_equal} of {count(pairs, 'answer')} equal token by token" if pairs else ""
+    verdict: Verdict
+    if all_equal and by_design:
+        result = PairedResult(effect=0.0, num_blocks=result.num_blocks)
+        verdict, reason = "equivalent", f"lossless by design, {equal}"
+    else:
+        if all_equal:
+            bound = equal_answers_bound(strata)
+            result = PairedResult(
+                effect=0.0, num_blocks=result.num_blocks, low=-bound, high=bound, p_value=1.0
+            )
+        verdict, reason = verdict_of(
+            result, margin=margins.accuracy, better="higher", sampled=Sampled(groups=len(set(strata)))
+        )
+        if all_equal:
+            reason = _of_equal_answers(equal, bound, margins.accuracy)
+        elif by_design and pairs:
+            reason = join_reasons(f"lossless by design, {equal}", reason)
     return Comparison(
         candidate=a.cell,
         baseline=b.cell,
@@ -287,19 +317,37 @@ def _compare_accuracy(a: Arm, b: Arm, overlap: _Overlap, group: str, margins: Ma
         effect=Estimate(value=result.effect, low=result.low, high=result.high, n=len(both)),
         verdict="not comparable" if refused else verdict,
         p_value=result.p_value,
-        minimum_detectable_effect=result.minimum_detectable_effect(margins.accuracy),
+        minimum_detectable_effect=_possible(result.minimum_detectable_effect(margins.accuracy)),
+        standard_error=result.standard_error,
+        degrees_of_freedom=result.degrees_of_freedom or None,
+        num_left_out=len(unscored),
+        num_equal=num_equal if pairs else None,
+        num_answers=len(pairs) or None,
         reason=refused or join_reasons(reason, *notes),
     )
 
 
-_COMPARE: dict[str, Callable[[Arm, Arm, _Overlap, str, Margins], Comparison]] = {
-    "tps": _compare_tps,
-    "kv_bytes": _compare_kv_bytes,
-    "accuracy": _compare_accuracy,
-}
+def _of_equal_answers(equal: str, bound: float, margin: float) -> str:
+    """What equal answers of a method that may lose something show, and how many more would show that it holds."""
+    shown = f"{equal}: at most {bound:.0f} % of answers differ"
+    if bound < margin:
+        return shown
+    needed = math.ceil(math.log(1 - CONFIDENCE) / math.log1p(-margin / 100))
+    return f"{shown}; {needed} equal ones would show that accuracy holds"
 
 
-_NEEDED = {"tps": "tokens after its first step", "kv_bytes": "a KV cache", "accuracy": "a score"}
+def _possible(points: float | None) -> float | None:
+    """A difference of points, or ``None`` where it is larger than points can differ."""
+    return None if points is None or points > 100 else points
+
+
+def _exp(logarithm: float) -> float:
+    # an interval of two blocks may reach past what a float holds
+    return math.exp(min(logarithm, 700.0))
+
+
+def _num_tasks(samples: Iterable[Sample]) -> int:
+    return len({(sample.suite, sample.task) for sample in samples})
 
 
 def cluster_of(sample: Sample) -> tuple[str, ...]:
@@ -307,50 +355,16 @@ def cluster_of(sample: Sample) -> tuple[str, ...]:
     return (sample.suite, sample.cluster) if sample.cluster else (sample.sample_id,)
 
 
-def _paired_traces(
-    a: Arm, b: Arm, asked: Mapping[str, Sample]
-) -> list[tuple[tuple[str, int], GenerationTrace, GenerationTrace]]:
-    pairs = []
-    for key, ours in a.records.items():
-        theirs = b.records.get(key)
-        if key[0] in asked and theirs is not None and ours.trace is not None and theirs.trace is not None:
-            pairs.append((key, ours.trace, theirs.trace))
-    return pairs
-
-
-def _blocks(keys: Sequence[tuple[str, int]]) -> tuple[list[int], str]:
-    """Number of each pair's block: its sample, or its repeat where samples are too few to be blocks."""
-    samples = {sample_id: i for i, sample_id in enumerate(dict.fromkeys(key[0] for key in keys))}
-    repeats = {repeat: i for i, repeat in enumerate(dict.fromkeys(key[1] for key in keys))}
-    if len(samples) >= MIN_BLOCKS or len(repeats) <= len(samples):
-        return [samples[key[0]] for key in keys], ""
-    return [
-        repeats[key[1]] for key in keys
-    ], f"over {len(repeats)} repeats of {_count(samples, 'fixed prompt')}"
-
-
-def _overlap(a: Arm, b: Arm, asked: Mapping[str, Sample], most_one_sided: float) -> _Overlap:
-    ours = {key: record for key, record in a.records.items() if key[0] in asked}
-    theirs = {key: record for key, record in b.records.items() if key[0] in asked}
-    shared = ours.keys() & theirs.keys()
-    failed = [key for key in shared if (ours[key].trace is None) != (theirs[key].trace is None)]
-    one_sided = tuple(dict.fromkeys(sid for sid, _ in failed))
-    refused = ""
-    if any(ours[key].prompt_hash != theirs[key].prompt_hash for key in shared):
-        refused = "the prompts differ"
-    elif len(one_sided) > most_one_sided * len(asked):
-        refused = f"{_count(one_sided, 'sample')} of {len(asked)} answered by one of the two only"
-    return _Overlap(asked, one_sided, refused, most_one_sided)
-
-
-def _zeros(arm: Arm, overlap: _Overlap) -> dict[str, float]:
-    """No points for each sample that this arm alone never answered."""
-    answered = {sid for (sid, _), record in arm.records.items() if record.trace is not None}
-    return {sid: 0.0 for sid in overlap.one_sided if sid not in answered}
-
-
-def _nothing(a: Arm, b: Arm, group: str, metric: str, refused: str) -> Comparison:
-    reason = refused or f"no sample has {_NEEDED[metric]} in both"
+def _nothing(
+    a: Arm,
+    b: Arm,
+    group: str,
+    metric: str,
+    refused: str,
+    *,
+    num_left_out: int = 0,
+    pairs: tuple[int, int] | None = None,
+) -> Comparison:
     return Comparison(
         candidate=a.cell,
         baseline=b.cell,
@@ -358,17 +372,8 @@ def _nothing(a: Arm, b: Arm, group: str, metric: str, refused: str) -> Compariso
         metric=metric,
         effect=None,
         verdict="not comparable",
-        reason=reason,
+        num_left_out=num_left_out,
+        num_equal=pairs[0] if pairs else None,
+        num_answers=pairs[1] if pairs else None,
+        reason=refused or f"no sample has {_PARTS[metric]} in both",
     )
-
-
-def _points(scores: Iterable[Score]) -> dict[str, float]:
-    points: dict[str, list[float]] = {}
-    for score in scores:
-        if score.primary and score.error is None and score.value is not None and math.isfinite(score.value):
-            points.setdefault(score.sample_id, []).append(100 * score.value / score.scale)
-    return {sample_id: float(np.mean(values)) for sample_id, values in points.items()}
-
-
-def _count(things: Sequence[object] | Mapping[str, int], noun: str) -> str:
-    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from hambench.analysis.baselines import baseline_of
 from hambench.analysis.identity import first_difference
-from hambench.analysis.intervals import ratio_of_sums
+from hambench.analysis.statistics.intervals import ratio_of_sums
 from hambench.records import Cell, Estimate, Fidelity, GenerationTrace, SampleRecord
 from hambench.store import RecordKey, Run, record_key
 

@@ -61,13 +61,20 @@ DERIVED = (
     ),
     _more(
         "tps_ratio", "× baseline", "higher", "paired",
-        "Decode tokens/s over that of vanilla under the same conditions. Its interval is paired by sample: a ratio of "
-        "sums, Student's t on the jackknife of its logarithm; sign flips must agree.",
+        "Decode tokens/s over that of vanilla under the same conditions: a ratio of sums over the answers that both "
+        "gave and that have a token after their first step, wherever it is printed, stored or tracked.",
     ),
     _more(
+        "tps_ratio_low", "× baseline", "higher", "paired",
+        "Lower end of the 95 % interval of tps_ratio: paired by sample, from the jackknife of its logarithm, made "
+        "wider where few answers outweigh the others or where they are skewed.",
+    ),
+    _more("tps_ratio_high", "× baseline", "higher", "paired", "Upper end of the same interval."),
+    _more(
         "accuracy_delta", "points", "higher", "paired",
-        "Accuracy less the baseline's over the same samples, mean over tasks. What only one side failed to answer "
-        "counts as 0 points for it; what both failed, or a scorer failed on, is left out.",
+        "Accuracy less the baseline's over the same samples, mean over tasks, with the interval of the paired "
+        "difference. What only one side failed to answer counts as 0 points for it; what both failed, or a scorer "
+        "failed on, is left out.",
     ),
     _more(
         "minimum_detectable_effect", "as its metric", "lower", "paired",

@@ -10,6 +10,7 @@ of rates. *Decode* means every step after the first; the first step is the prefi
 from __future__ import annotations
 
 import inspect
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +18,8 @@ from typing import Literal
 
 import numpy as np
 
-from hambench.analysis.intervals import macro_average
-from hambench.groups import ALL, group_names, in_group
-from hambench.records import Estimate, GenerationTrace, Measurement, Sample, SampleRecord, Score, StepRecord
-from hambench.store import Run
+from hambench.analysis.statistics.intervals import macro_average
+from hambench.records import Estimate, GenerationTrace, Measurement, SampleRecord, StepRecord
 
 Traces = Sequence[GenerationTrace]
 Better = Literal["higher", "lower"]
@@ -62,12 +61,12 @@ def tpot_p50_s(traces: Traces) -> float | None:
 
 
 def tpot_p90_s(traces: Traces) -> float | None:
-    """90th percentile over answers of decode seconds / tokens after the first step."""
+    """90th percentile over answers of decode seconds / tokens after the first step; from 29 answers on."""
     return percentile(tpots(traces), 90)
 
 
 def tpot_p99_s(traces: Traces) -> float | None:
-    """99th percentile over answers of decode seconds / tokens after the first step."""
+    """99th percentile over answers of decode seconds / tokens after the first step; from 299 answers on."""
     return percentile(tpots(traces), 99)
 
 
@@ -77,7 +76,7 @@ def burst_p50_s(traces: Traces) -> float | None:
 
 
 def burst_p99_s(traces: Traces) -> float | None:
-    """99th percentile of the seconds of one decode step: the longest waits between bursts of tokens."""
+    """99th percentile of the seconds of one decode step, the longest waits between bursts; from 299 steps on."""
     return percentile([step.seconds for step in decode_steps(traces)], 99)
 
 
@@ -158,6 +157,21 @@ def peak_kv_bytes(trace: GenerationTrace) -> int | None:
     return max(known) if known and len(known) == len(sizes) else None
 
 
+def kv_bytes_per_position(traces: Traces) -> float | None:
+    """Σ over answers of the peak KV bytes / Σ positions (prompt + tokens kept after the first step).
+
+    What is compared: an answer that breaks off early holds fewer bytes, and no fewer per position.
+    """
+    peaks = [peak_kv_bytes(trace) for trace in traces if trace.steps]
+    known = [peak for peak in peaks if peak is not None]
+    return _ratio(sum(known), num_positions(traces)) if known and len(known) == len(peaks) else None
+
+
+def num_positions(traces: Traces) -> int:
+    """Σ over answers of the positions whose keys and values a plain cache would hold at the end."""
+    return sum(trace.prompt_tokens for trace in traces) + num_decode_tokens(traces)
+
+
 def num_kv_slots(traces: Traces) -> int | None:
     """Σ over answers of the target's KV slots in use at the end, the prompt's included."""
     return _total(trace.steps[-1].kv_slots for trace in traces if trace.steps)
@@ -174,8 +188,7 @@ def kv_compression_output(traces: Traces) -> float | None:
 
 def kv_compression_total(traces: Traces) -> float | None:
     """Positions per slot: Σ (prompt + tokens kept after the first step) / Σ slots at the end."""
-    positions = sum(trace.prompt_tokens for trace in traces) + num_decode_tokens(traces)
-    return _ratio(positions, num_kv_slots(traces))
+    return _ratio(num_positions(traces), num_kv_slots(traces))
 
 
 def peak_memory_bytes(records: Iterable[SampleRecord]) -> int | None:
@@ -189,9 +202,10 @@ def peak_memory_bytes(records: Iterable[SampleRecord]) -> int | None:
 def accuracy(points: Mapping[str, Sequence[float]]) -> Estimate | None:
     """Points, 0 to 100: the macro-average over tasks of each task's mean primary score / its scale.
 
-    The scores of a sample are averaged over repeats first. The 95 % interval is stratified by task (Wilson's
-    for one task of 0/1 scores). A sample that failed, or whose scorer failed, is in neither mean nor n; a
-    comparison counts what only one side failed to answer as 0 points for it, and says so.
+    The scores of a sample are averaged over repeats first. The 95 % interval is the cell's own, stratified by task
+    (Korn and Graubard 1998); whether two cells differ is asked of their paired difference. A sample that failed, or
+    whose scorer failed, is in neither mean nor n; a comparison counts what only one side failed to answer as 0 points
+    for it, and says so.
     """
     return macro_average(points)
 
@@ -233,6 +247,7 @@ METRICS: dict[str, MetricInfo] = {
         _info(end_to_end_tps, "tokens/s", "higher", "speed"),
         _info(accuracy, "points", "higher", "accuracy"),
         _info(kv_bytes, "bytes", "lower", "exact"),
+        _info(kv_bytes_per_position, "bytes/position", "lower", "exact"),
         _info(num_kv_slots, "slots", "lower", "exact"),
         _info(kv_compression_output, "tokens/slot", "higher", "exact"),
         _info(kv_compression_total, "positions/slot", "higher", "exact"),
@@ -258,88 +273,6 @@ def metric_value(measurement: Measurement, name: str) -> float | None:
     return value.value if isinstance(value, Estimate) else value
 
 
-def measure_run(run: Run) -> list[Measurement]:
-    """Measures every cell over all samples, then over each suite, category and task."""
-    groups = group_names(run.samples.values())
-    measurements = []
-    for cell in run.header.cells:
-        records = run.of_cell(cell.label)
-        scores = [score for score in run.scores if score.cell == cell.label]
-        measurements += [
-            measure(records, scores, run.samples, cell=cell.label, group=group) for group in groups
-        ]
-    return measurements
-
-
-def measure(
-    records: Iterable[SampleRecord],
-    scores: Iterable[Score],
-    samples: Mapping[str, Sample],
-    *,
-    cell: str,
-    group: str = ALL,
-) -> Measurement:
-    """What one cell measured over one group of samples.
-
-    ``num_samples`` counts the samples answered at least once, ``num_errors`` those with a failed record.
-    """
-    wanted = {sample_id for sample_id, sample in samples.items() if in_group(sample, group)}
-    mine = [r for r in records if r.cell == cell and not r.warmup and r.sample_id in wanted]
-    answered = [record for record in mine if record.trace is not None]
-    traces = [record.trace for record in answered if record.trace is not None]
-    answers = {(record.sample_id, record.repeat) for record in answered}
-    primary = [s for s in scores if s.cell == cell and s.primary and (s.sample_id, s.repeat) in answers]
-    loads = [record.other_load for record in answered if record.other_load is not None]
-    return Measurement(
-        cell=cell,
-        group=group,
-        num_samples=len({record.sample_id for record in answered}),
-        num_errors=len({record.sample_id for record in mine if record.trace is None}),
-        num_score_errors=len({score.sample_id for score in primary if not _usable(score)}),
-        num_truncated=len({record.sample_id for record in answered if record.truncated_tokens}),
-        num_tokens=num_tokens(traces),
-        tps=tps(traces),
-        prefill_tps=prefill_tps(traces),
-        end_to_end_tps=end_to_end_tps(traces),
-        ttft_s=ttft_s(traces),
-        tpot_p50_s=tpot_p50_s(traces),
-        tpot_p90_s=tpot_p90_s(traces),
-        tpot_p99_s=tpot_p99_s(traces),
-        burst_p50_s=burst_p50_s(traces),
-        burst_p99_s=burst_p99_s(traces),
-        tokens_per_target_forward=tokens_per_target_forward(traces),
-        tokens_per_step_histogram=tokens_per_step_histogram(traces),
-        acceptance_rate=acceptance_rate(traces),
-        mean_acceptance_length=mean_acceptance_length(traces),
-        num_decode_steps=num_decode_steps(traces),
-        num_target_forwards=num_target_forwards(traces),
-        num_draft_forwards=num_draft_forwards(traces),
-        num_micro_forwards=num_micro_forwards(traces),
-        num_drafted=num_drafted(traces),
-        num_accepted=num_accepted(traces),
-        kv_bytes=kv_bytes(traces),
-        num_kv_slots=num_kv_slots(traces),
-        kv_compression_output=kv_compression_output(traces),
-        kv_compression_total=kv_compression_total(traces),
-        peak_memory_bytes=peak_memory_bytes(answered),
-        other_load=float(np.mean(loads)) if loads else None,
-        accuracy=accuracy(points_by_task(primary, samples)),
-    )
-
-
-def points_by_task(scores: Iterable[Score], samples: Mapping[str, Sample]) -> dict[str, list[float]]:
-    """Points (0 to 100) of each sample of each ``suite/task``: primary scores only, averaged over repeats."""
-    by_sample: dict[str, list[float]] = {}
-    for score in scores:
-        if score.primary and _usable(score) and score.value is not None:
-            by_sample.setdefault(score.sample_id, []).append(100 * score.value / score.scale)
-    by_task: dict[str, list[float]] = {}
-    for sample_id, points in by_sample.items():
-        sample = samples[sample_id]
-        by_task.setdefault(f"{sample.suite}/{sample.task}", []).append(float(np.mean(points)))
-    return by_task
-
-
 def decode_steps(traces: Traces) -> Iterable[StepRecord]:
     """All steps after the first of each trace."""
     return (step for trace in traces for step in trace.steps[1:])
@@ -355,9 +288,16 @@ def num_decode_tokens(traces: Traces) -> int:
     return sum(len(step.tokens) for step in decode_steps(traces))
 
 
-def percentile(values: Sequence[float], q: float) -> float | None:
-    """Linear-interpolation percentile; ``None`` for no values."""
-    return float(np.percentile(values, q)) if len(values) else None
+def percentile(values: Sequence[float] | np.ndarray, q: float) -> float | None:
+    """Linear-interpolation percentile; ``None`` for no values, and for too few to know a high one.
+
+    Above the median it takes so many values that the largest lies past the true percentile in 95 of 100 draws, which is
+    ln 0.05 / ln q of them (Wilks 1941): 29 for the 90th, 299 for the 99th. Of fewer it would be the largest value under
+    another name.
+    """
+    if not len(values) or (q > 50 and len(values) < math.log(0.05) / math.log(q / 100)):
+        return None
+    return float(np.percentile(values, q))
 
 
 def _ttfts(traces: Traces) -> list[float]:
@@ -380,11 +320,6 @@ def _total(counts: Iterable[int | None]) -> int | None:
             return None
         total += count
     return total
-
-
-def _usable(score: Score) -> bool:
-    # a scorer that answers NaN has failed, whatever it says
-    return score.value is not None and score.error is None and bool(np.isfinite(score.value))
 
 
 def _ratio(numerator: float | None, denominator: float | None) -> float | None:

@@ -1,21 +1,32 @@
-"""Pareto fronts: which points no other point beats on both axes, strict about ties and aware of intervals."""
+"""Pareto fronts: which settings are shown to be beaten, which are shown not to be, and which are open.
+
+The order of measured values is drawn; what is *said* rests on comparing each two settings directly, sample by sample.
+An interval against the baseline says nothing about two settings that both differ from it, and the better of two values
+is not shown to be better.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, assert_never
 
-from hambench.analysis.metrics import METRICS, Better, metric_value
-from hambench.records import Comparison, Estimate, Measurement
+from hambench.analysis.arms import Arm
+from hambench.analysis.comparisons import compare_arms
+from hambench.analysis.metrics import METRICS, Better
+from hambench.analysis.statistics.paired_tests import adjusted_p_values
+from hambench.analysis.verdicts import SIGNIFICANCE, Margins
+from hambench.records import Comparison, Estimate, Sample, Verdict
 
-Standing = Literal["front", "tied", "dominated", "missing"]
+Standing = Literal["front", "open", "dominated", "missing"]
+Relation = Callable[[str, str], Verdict]
+"""The verdict on the first label against the second, on one axis."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """One configuration in the plane of two metrics; an interval where there is one."""
+    """One configuration in the plane of two metrics."""
 
     label: str
     x: Estimate | None
@@ -27,23 +38,27 @@ class Front:
     """How each point stands."""
 
     standings: dict[str, Standing]
-    """``front``: no point is at least as good on both axes and better on one. ``tied``: some point is, but its lead on
-    each axis is within the intervals. ``dominated``: some point is, and its lead on an axis is beyond them.
-    ``missing``: an axis has no finite value."""
+    """``dominated``: some other point is shown to be better on one axis and not to be worse on the other. ``front``:
+    the point is shown to be better than each other point on some axis, so that none can dominate it. ``open``: neither
+    was shown. ``missing``: an axis has no finite value."""
     order: tuple[str, ...]
-    """Labels of the front from its worst x to its best; equal points stay next to each other, in the order given."""
+    """Labels that no other point beats in measured values, from the worst x to the best; equal points stay next to
+    each other, in the order given."""
     num_missing: int
 
 
 def pareto_front(
-    points: Sequence[Point], *, x_better: Better = "higher", y_better: Better = "higher"
+    points: Sequence[Point],
+    *,
+    relations: tuple[Relation, Relation] | None = None,
+    x_better: Better = "higher",
+    y_better: Better = "higher",
 ) -> Front:
-    """Sorts points into front, tied, dominated and missing.
-
-    Points equal on both axes don't dominate each other: all of them are on the front, or none.
+    """Sorts points into front, open, dominated and missing.
 
     Args:
         points: Points with unique labels.
+        relations: Verdicts on each two points along x and y; without them nothing is shown and all are open.
         x_better: Which direction of x is better.
         y_better: Which direction of y is better.
 
@@ -55,96 +70,98 @@ def pareto_front(
     oriented = {p.label: (_orient(p.x, x_better), _orient(p.y, y_better)) for p in points}
     whole = {label: (x, y) for label, (x, y) in oriented.items() if x is not None and y is not None}
     standings: dict[str, Standing] = dict.fromkeys(oriented, "missing")
-    for label, point in whole.items():
-        rivals = [other for other in whole.values() if _dominates(other, point)]
-        if not rivals:
-            standings[label] = "front"
-        elif any(_beyond_doubt(rival, point) for rival in rivals):
+    for label in whole:
+        others = [other for other in whole if other != label]
+        if relations is None:
+            standings[label] = "open" if others else "front"
+        elif any(_shown_to_dominate(relations, other, label) for other in others):
             standings[label] = "dominated"
+        elif all(any(along(label, other) == "better" for along in relations) for other in others):
+            standings[label] = "front"
         else:
-            standings[label] = "tied"
-    front = sorted(
-        (label for label in whole if standings[label] == "front"), key=lambda label: whole[label][0].value
-    )
-    return Front(standings=standings, order=tuple(front), num_missing=len(points) - len(whole))
+            standings[label] = "open"
+    order = [label for label, point in whole.items() if not any(_leads(o, point) for o in whole.values())]
+    order.sort(key=lambda label: whole[label][0])
+    return Front(standings=standings, order=tuple(order), num_missing=len(points) - len(whole))
 
 
-def front_of(
-    measurements: Sequence[Measurement],
+def relation_along(
+    arms: Mapping[str, Arm],
+    samples: Mapping[str, Sample],
+    metric: str,
     *,
-    x: str,
-    y: str = "accuracy",
-    comparisons: Sequence[Comparison] = (),
-) -> Front:
-    """The front of measured cells over two metrics, each better in its own direction.
+    group: str,
+    margins: Margins,
+    runs: Mapping[str, str] | None = None,
+) -> Relation:
+    """Compares each two settings directly along one metric.
+
+    A call must survive a Benjamini-Hochberg correction over all pairs: a plot of many settings invites the eye to the
+    pair that differs most.
 
     Args:
-        measurements: One per cell, all of one group.
-        x: A metric's name, e.g. ``tps`` or ``kv_bytes``.
-        y: The other one's.
-        comparisons: Paired comparisons with the baseline; their intervals replace the cells' own, because
-            what all cells share (hard questions, long answers) says nothing about which is better.
+        arms: What each setting answered, by label.
+        samples: What was asked, by id.
+        metric: A metric of :data:`~hambench.analysis.comparisons.COMPARED`.
+        group: Group of samples.
+        margins: Smallest effects worth a word.
+        runs: Run that each setting was measured in; speeds of two runs are not comparable.
     """
-    paired = {(c.candidate, c.group, c.metric): c for c in comparisons}
-    points = [
-        Point(
-            label=m.cell,
-            x=_estimate(m, x, paired.get((m.cell, m.group, x))),
-            y=_estimate(m, y, paired.get((m.cell, m.group, y))),
-        )
-        for m in measurements
-    ]
-    return pareto_front(points, x_better=METRICS[x].better, y_better=METRICS[y].better)
+    runs = runs or {}
+    labels = list(arms)
+    rows: dict[tuple[str, str], Comparison] = {}
+    for index, a in enumerate(labels):
+        for b in labels[index + 1 :]:
+            if metric == "accuracy" or runs.get(a) == runs.get(b):
+                (rows[a, b],) = compare_arms(
+                    arms[a], arms[b], samples, metrics=(metric,), groups=(group,), margins=margins
+                )
+    return _relation(_corrected(rows))
 
 
-@dataclass(frozen=True, slots=True)
-class _Oriented:
-    """A value turned so that higher is better."""
+def _corrected(rows: Mapping[tuple[str, str], Comparison]) -> dict[tuple[str, str], Verdict]:
+    tested = {pair: row.p_value for pair, row in rows.items() if row.p_value is not None}
+    adjusted = dict(zip(tested, adjusted_p_values(list(tested.values())), strict=True))
+    verdicts: dict[tuple[str, str], Verdict] = {}
+    for pair, row in rows.items():
+        called = row.verdict in ("better", "worse") and METRICS[row.metric].metric_class != "exact"
+        lost = called and adjusted.get(pair, 0.0) > SIGNIFICANCE
+        verdicts[pair] = "inconclusive" if lost else row.verdict
+    return verdicts
 
-    value: float
-    low: float
-    high: float
+
+def _relation(verdicts: Mapping[tuple[str, str], Verdict]) -> Relation:
+    def along(a: str, b: str) -> Verdict:
+        if (a, b) in verdicts:
+            return verdicts[a, b]
+        return mirrored(verdicts[b, a]) if (b, a) in verdicts else "not comparable"
+
+    return along
 
 
-def _orient(estimate: Estimate | None, better: Better) -> _Oriented | None:
+def mirrored(verdict: Verdict) -> Verdict:
+    """The verdict with the two sides swapped."""
+    match verdict:
+        case "better":
+            return "worse"
+        case "worse":
+            return "better"
+        case "equivalent" | "inconclusive" | "not comparable":
+            return verdict
+        case _:
+            assert_never(verdict)
+
+
+def _shown_to_dominate(relations: tuple[Relation, Relation], rival: str, label: str) -> bool:
+    words = [along(rival, label) for along in relations]
+    return "better" in words and all(word in ("better", "equivalent") for word in words)
+
+
+def _orient(estimate: Estimate | None, better: Better) -> float | None:
     if estimate is None or not math.isfinite(estimate.value):
         return None
-    low = estimate.value if estimate.low is None else estimate.low
-    high = estimate.value if estimate.high is None else estimate.high
-    if better == "higher":
-        return _Oriented(estimate.value, low, high)
-    return _Oriented(-estimate.value, -high, -low)
+    return estimate.value if better == "higher" else -estimate.value
 
 
-def _dominates(a: tuple[_Oriented, _Oriented], b: tuple[_Oriented, _Oriented]) -> bool:
-    at_least = all(ours.value >= theirs.value for ours, theirs in zip(a, b, strict=True))
-    return at_least and any(ours.value > theirs.value for ours, theirs in zip(a, b, strict=True))
-
-
-def _beyond_doubt(a: tuple[_Oriented, _Oriented], b: tuple[_Oriented, _Oriented]) -> bool:
-    return any(_leads(ours, theirs) for ours, theirs in zip(a, b, strict=True))
-
-
-def _leads(ours: _Oriented, theirs: _Oriented) -> bool:
-    # a baseline has no interval of its own: the other's is that of their difference and decides alone
-    if theirs.low == theirs.high and ours.low < ours.high:
-        return ours.low > theirs.value
-    if ours.low == ours.high and theirs.low < theirs.high:
-        return ours.value > theirs.high
-    # a lead is within doubt while each interval holds the other's value
-    return ours.low > theirs.value or ours.value > theirs.high
-
-
-def _estimate(measurement: Measurement, metric: str, comparison: Comparison | None) -> Estimate | None:
-    value = metric_value(measurement, metric)
-    if value is None:
-        return None
-    own = getattr(measurement, metric)
-    effect = comparison.effect if comparison is not None else None
-    if effect is None or effect.low is None or effect.high is None:
-        return own if isinstance(own, Estimate) else Estimate(value=value)
-    if metric == "accuracy":
-        shift = value - effect.value
-        return Estimate(value=value, low=effect.low + shift, high=effect.high + shift, n=effect.n)
-    scale = value / effect.value
-    return Estimate(value=value, low=effect.low * scale, high=effect.high * scale, n=effect.n)
+def _leads(a: tuple[float, float], b: tuple[float, float]) -> bool:
+    return a != b and all(ours >= theirs for ours, theirs in zip(a, b, strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -16,26 +16,27 @@ from rich.text import Text
 from hambench.analysis.bandwidth_limit import limits_of
 from hambench.analysis.baselines import baseline_of, has_several
 from hambench.analysis.cold_start import start_ups
-from hambench.analysis.comparisons import compare_cells
+from hambench.analysis.comparisons import COMPARED, compare_run
 from hambench.analysis.identity import Identity, token_identity
-from hambench.analysis.metrics import measure_run
+from hambench.analysis.measurements import measure_run
 from hambench.analysis.suite_averages import averages_of
 from hambench.groups import ALL
 from hambench.records import Cell, Comparison, Estimate, Measurement
 from hambench.store import Run
 
-_SPOKEN = {"tps": "speed", "kv_bytes": "KV memory"}
+_SPOKEN = {"tps": "speed", "kv_bytes_per_position": "KV memory"}
 
 
 def cell_objects(run: Run) -> list[dict[str, Any]]:
     """One JSON-able object per cell: everything measured over all samples. What is not known is ``None``."""
     overall = {m.cell: m for m in measure_run(run) if m.group == ALL}
     limits, starts = limits_of(run), start_ups(run)
+    speeds = {row.candidate: row for row in _comparisons(run, ALL, ("tps",))}
     averages = {each.average.cell: each.as_dict() for each in averages_of(run)}
     objects = []
     for cell in run.header.cells:
         baseline = baseline_of(cell, run.header.cells)
-        base_tps = overall[baseline.label].tps if baseline else None
+        ratio = _speed_ratio(cell, baseline, overall[cell.label], speeds.get(cell.label))
         measured = overall[cell.label]
         numbers = dataclasses.asdict(measured)
         numbers["m"] = numbers.pop("tokens_per_target_forward")
@@ -55,7 +56,9 @@ def cell_objects(run: Run) -> list[dict[str, Any]]:
                 "max_new_tokens": cell.max_new_tokens,
                 "baseline": baseline.label if baseline else None,
                 **{name: value for name, value in numbers.items() if name not in ("cell", "group")},
-                "tps_ratio": measured.tps / base_tps if measured.tps and base_tps else None,
+                "tps_ratio": ratio.value if ratio else None,
+                "tps_ratio_low": ratio.low if ratio else None,
+                "tps_ratio_high": ratio.high if ratio else None,
                 "predicted_tps": limit.predicted_tps if limit else None,
                 "mbu": limit.mbu if limit else None,
                 "mbu_flag": limit.flag or None if limit else None,
@@ -73,6 +76,14 @@ def cell_objects(run: Run) -> list[dict[str, Any]]:
     return objects
 
 
+def _speed_ratio(
+    cell: Cell, baseline: Cell | None, measured: Measurement, against: Comparison | None
+) -> Estimate | None:
+    if baseline is not None and baseline.label == cell.label:
+        return Estimate(value=1.0) if measured.tps else None
+    return against.effect if baseline is not None and against is not None else None
+
+
 def to_json_line(item: dict[str, Any]) -> str:
     """Compact JSON; NaN and infinities become null."""
     return msgspec.json.encode(item).decode()
@@ -87,7 +98,9 @@ def render_table(run: Run, *, group: str = ALL, width: int = 150) -> str:
     cells = run.header.cells
     baselines = {cell.label: baseline_of(cell, cells) for cell in cells}
     several = has_several(cells)
-    comparisons = _comparisons(run, baselines, group)
+    comparisons: dict[str, list[Comparison]] = {}
+    for row in _comparisons(run, group):
+        comparisons.setdefault(row.candidate, []).append(row)
     table = Table(box=None, pad_edge=False, header_style="bold")
     # the label gives way, never a number
     table.add_column("method", overflow="fold")
@@ -140,14 +153,11 @@ def verdict_words(against: Sequence[Comparison]) -> str:
     return "; ".join(parts)
 
 
-def _comparisons(run: Run, baselines: Mapping[str, Cell | None], group: str) -> dict[str, list[Comparison]]:
-    if not run.measured:
-        return {}
-    return {
-        label: compare_cells(run, label, baseline.label, groups=[group])
-        for label, baseline in baselines.items()
-        if baseline is not None and baseline.label != label
-    }
+def _comparisons(run: Run, group: str, metrics: Sequence[str] = COMPARED) -> list[Comparison]:
+    cells = run.header.cells
+    if not run.measured or all(baseline_of(cell, cells) is None for cell in cells):
+        return []
+    return compare_run(run, metrics=metrics, groups=[group])
 
 
 def _row(m: Measurement, against: Sequence[Comparison], identity: Identity | None) -> list[Text]:

@@ -5,7 +5,9 @@ For a metric with a margin (the smallest effect worth a word):
 - *better*, *worse*: the 95 % interval excludes no effect, the permutation test agrees (p ≤ 0.05), and the
   effect itself is at least the margin;
 - *equivalent*: the whole interval lies within the margin on both sides;
-- *inconclusive*: everything else;
+- *inconclusive*: everything else, with the reason: *real but small* where there is an effect and it was not shown to
+  reach the margin, else how many samples would tell, where a number can be named
+  (:mod:`hambench.analysis.statistics.forecast`);
 - *not comparable*: the two were not asked the same, or too many samples were answered by one of them only (see
   :mod:`hambench.analysis.comparisons`).
 """
@@ -19,15 +21,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
-from hambench.analysis.metrics import Better
-from hambench.analysis.paired_tests import PairedResult, adjusted_p_values
+from hambench.analysis.metrics import METRICS, Better
+from hambench.analysis.statistics.forecast import MIN_INFORMATIVE, blocks_needed
+from hambench.analysis.statistics.paired_tests import MIN_BLOCKS, PairedResult, adjusted_p_values
 from hambench.groups import group_kind
-from hambench.records import Comparison, Verdict
+from hambench.records import Comparison, Estimate, Verdict
 from hambench.store import Run
-
-MIN_BLOCKS = 6
-"""Fewest blocks that a difference is called on: with five, swapping arms can't reach p = 0.05."""
 
 SIGNIFICANCE = 0.05
 
@@ -38,42 +39,84 @@ class Margins:
 
     tps: float = 0.03
     """Relative."""
-    kv_bytes: float = 0.01
+    kv_bytes_per_position: float = 0.01
     """Relative."""
     accuracy: float = 1.5
     """Points."""
 
+    def of_metric(self, metric: str) -> float:
+        """The margin of a metric; all speeds have that of the decode speed."""
+        return self.kv_bytes_per_position if metric == "kv_bytes_per_position" else self.tps
+
     @classmethod
     def of(cls, run: Run) -> Margins:
-        """Margins for the machine of a run: 3 % of speed on a GPU, 5 % on a CPU, which is rarely left alone."""
-        return cls(tps=0.03 if run.header.environment.get("gpu") else 0.05)
+        """Margins for where a run decoded: 3 % of speed on a GPU, 5 % on a CPU, which is rarely left alone."""
+        return cls(tps=0.03 if decodes_on_gpu(run) else 0.05)
 
 
-def verdict_of(result: PairedResult, *, margin: float, better: Better) -> tuple[Verdict, str]:
+def decodes_on_gpu(run: Run) -> bool:
+    """Whether a run's cells decode on a GPU; that the machine has one is not enough."""
+    device = run.header.model.get("device")
+    return str(device).startswith("cuda") if device else bool(run.header.environment.get("gpu"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampled:
+    """How blocks are spoken of in a reason."""
+
+    noun: str = "sample"
+    groups: int = 1
+    """Tasks that the blocks are spread over: more are asked for by task."""
+
+    def counted(self, number: int) -> str:
+        """``1 sample``, ``12 samples``; how many of each task, where there are several."""
+        plural = "" if number == 1 else "s"
+        of_each = f" ({math.ceil(number / self.groups):,} of each task)" if self.groups > 1 else ""
+        return f"{number:,} {self.noun}{plural}{of_each}"
+
+
+def verdict_of(
+    result: PairedResult, *, margin: float, better: Better, sampled: Sampled | None = None
+) -> tuple[Verdict, str]:
     """The word for an effect, and the reason where the interval alone doesn't give it.
 
     Args:
         result: The effect, on the scale on which ``margin`` is symmetric (logarithms for ratios).
         margin: Smallest effect worth a word.
         better: Which direction is better.
+        sampled: How blocks are spoken of.
     """
+    sampled = sampled or Sampled()
     low, high = result.low, result.high
     if low is None or high is None or result.p_value is None:
-        return "inconclusive", f"{result.num_blocks} paired block gives no interval"
+        few = "1 {} is" if result.num_blocks == 1 else f"{result.num_blocks} {{}}s are"
+        return "inconclusive", f"{few.format(sampled.noun)} too few for an interval"
     if -margin < low and high < margin:
         return "equivalent", ""
     excludes_zero = low > 0 or high < 0
     if not excludes_zero or abs(result.effect) < margin:
-        half = (high - low) / 2
-        needed = math.ceil(result.num_blocks * (half / margin) ** 2) if margin > 0 else 0
-        if needed > result.num_blocks:
-            return "inconclusive", f"about {needed} paired blocks would tell; there are {result.num_blocks}"
-        return "inconclusive", ""
+        small = excludes_zero and result.p_value <= SIGNIFICANCE
+        word = "real but small: whether it reaches the margin is open" if small else ""
+        return "inconclusive", join_reasons(word, _forecast(result, margin, sampled))
     if result.num_blocks < MIN_BLOCKS:
-        return "inconclusive", f"a difference needs {MIN_BLOCKS} paired blocks; there are {result.num_blocks}"
+        return (
+            "inconclusive",
+            f"a difference needs {MIN_BLOCKS} {sampled.noun}s; there are {result.num_blocks}",
+        )
     if result.p_value > SIGNIFICANCE:
         return "inconclusive", f"the interval excludes no effect, the {result.test} test does not"
     return ("better" if (result.effect > 0) == (better == "higher") else "worse"), ""
+
+
+def _forecast(result: PairedResult, margin: float, sampled: Sampled) -> str:
+    if 0 < result.num_informative < min(MIN_INFORMATIVE, result.num_blocks):
+        differ = f"{result.num_informative} of {result.num_blocks} {sampled.noun}s score differently"
+        return f"{differ}: too few to say how many would tell"
+    needed = blocks_needed(result, margin=margin)
+    if needed is None or needed <= result.num_blocks:
+        return ""
+    there = result.num_blocks
+    return f"about {sampled.counted(needed)} would tell; there {'is' if there == 1 else 'are'} {there:,}"
 
 
 def exact_verdict(sums: NDArray[np.float64], margin: float, better: Better) -> tuple[Verdict, str]:
@@ -86,7 +129,7 @@ def exact_verdict(sums: NDArray[np.float64], margin: float, better: Better) -> t
     """
     # counts carry no noise: on too few samples for statistics they still are facts about those samples
     logs = np.log(sums[0] / sums[1]) - np.log(sums[2] / sums[3])
-    here = f"in each of the {len(logs)} answers"
+    here = f"in each of the {len(logs)} answers" if len(logs) > 1 else "in the one answer"
     if np.all(np.abs(logs) < margin):
         return "equivalent", here
     if np.all(logs >= margin) or np.all(logs <= -margin):
@@ -95,23 +138,61 @@ def exact_verdict(sums: NDArray[np.float64], margin: float, better: Better) -> t
 
 
 def control_false_discoveries(rows: Sequence[Comparison]) -> list[Comparison]:
-    """Takes back calls on single tasks that don't stand Benjamini and Hochberg's correction over those tasks."""
-    tasks = [row for row in rows if group_kind(row.group) == "task" and row.p_value is not None]
-    adjusted = dict(
-        zip(
-            (row.group for row in tasks),
-            adjusted_p_values([row.p_value or 0.0 for row in tasks]),
-            strict=True,
-        )
-    )
-    result = []
-    for row in rows:
-        p = adjusted.get(row.group)
-        if row.verdict in ("better", "worse") and p is not None and p > SIGNIFICANCE:
-            reason = f"p = {p:.2g} after correcting for {len(tasks)} tasks"
-            row = dataclasses.replace(row, verdict="inconclusive", reason=join_reasons(reason, row.reason))
-        result.append(row)
+    """Takes back calls that don't survive a Benjamini-Hochberg correction over everything one could have picked from.
+
+    The best of many settings is ahead by luck alone more often than one setting is, and so is a task among many. A
+    family is one metric of one group over all candidates; of single tasks it is one metric over all candidates and
+    tasks. Counts carry no noise and are left as they are.
+
+    Args:
+        rows: Comparisons of one candidate with its baseline, or of all candidates of a run.
+    """
+    families: dict[tuple[str, str], list[int]] = {}
+    for index, row in enumerate(rows):
+        if row.p_value is not None and METRICS[row.metric].metric_class != "exact":
+            group = "task" if group_kind(row.group) == "task" else row.group
+            families.setdefault((row.metric, group), []).append(index)
+    result = list(rows)
+    for (_, group), indices in families.items():
+        if len(indices) < 2:
+            continue
+        adjusted = adjusted_p_values([rows[index].p_value or 0.0 for index in indices])
+        for index, p in zip(indices, adjusted, strict=True):
+            row = dataclasses.replace(rows[index], adjusted_p_value=p)
+            if row.verdict in ("better", "worse") and p > SIGNIFICANCE:
+                what = _family([rows[i] for i in indices], of_tasks=group == "task")
+                reason = join_reasons(f"p = {p:.2g} after correcting for {what}", row.reason)
+                row = dataclasses.replace(row, verdict="inconclusive", reason=reason)
+            result[index] = row
     return result
+
+
+def _family(rows: Sequence[Comparison], *, of_tasks: bool) -> str:
+    settings, tasks = {row.candidate for row in rows}, {row.group for row in rows}
+    parts = [f"{len(settings)} settings"] if len(settings) > 1 else []
+    parts += [f"{len(tasks)} tasks"] if of_tasks and len(tasks) > 1 else []
+    return " on ".join(parts)
+
+
+def best_of(comparison: Comparison, num_settings: int) -> Estimate | None:
+    """The effect of a setting that was chosen as the best of several, with an interval that allows for the choice.
+
+    Each of the intervals would have to miss for the chosen one to be told wrongly, so its level is raised to
+    1 − 0.05/n (Bonferroni): it then covers whichever setting is chosen.
+
+    Args:
+        comparison: A ratio against the baseline.
+        num_settings: How many it was chosen from.
+    """
+    effect = comparison.effect
+    if effect is None or effect.low is None or effect.high is None or effect.low <= 0:
+        return effect
+    degrees = comparison.degrees_of_freedom or math.inf
+    alone, chosen = (stats.t.ppf(1 - SIGNIFICANCE / 2 / n, degrees) for n in (1, num_settings))
+    wider = float(chosen / alone)
+    low = effect.value * (effect.low / effect.value) ** wider
+    high = effect.value * (effect.high / effect.value) ** wider
+    return Estimate(value=effect.value, low=low, high=high, n=effect.n)
 
 
 def join_reasons(*parts: str) -> str:

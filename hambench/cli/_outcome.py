@@ -98,7 +98,7 @@ def print_outcome(outcome: Outcome, *, strict: bool) -> None:
     for check in shown:
         where = check.cell if check.group == "all" else f"{check.cell}, {check.group}"
         detectable = detectable_of(check)
-        seen = f", smallest seen {detectable}" if detectable != "–" else ""
+        seen = f", found 4 in 5: {detectable}" if detectable != "–" else ""
         reason = f": {check.reason}" if check.reason else ""
         echo_shown(f"{check.verdict:<14} {check.metric} of {where}  {change_of(check)}{seen}{reason}")
     same = sum(c.primary and c.verdict == "equivalent" and c.metric_class == "exact" for c in ranked)

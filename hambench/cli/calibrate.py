@@ -54,5 +54,10 @@ def command(
     click.echo(f"{found.method} on {found.model}, {found.machine}: {found.num_blocks} blocks of itself")
     click.echo(f"seen where nothing differs: {100 * found.effect:+.2f} %, spread of a block {found.sd:.2%}")
     for number in (6, 10, 16, 24):
-        click.echo(f"noise floor with {number:2d} blocks: {found.floor(number):.1%}")
+        floor = found.floor(number)
+        called = found.loss_found(number, floor)
+        click.echo(
+            f"noise floor with {number:2d} blocks: {floor:.1%}; at that threshold a loss of {called:.1%} is called "
+            "4 times in 5"
+        )
     click.echo(f"kept in {kept}")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hambench.analysis.metrics import decode_steps, num_decode_tokens
+from hambench.analysis.metrics import decode_seconds, decode_steps, num_decode_tokens
 from hambench.gating.checks import CrashedError
 from hambench.gating.worker_process import Arm, Side, Turn, Work, Worker, WorkerDiedError
 from hambench.records import BUSY_LOAD, GenerationTrace
@@ -58,8 +58,8 @@ class Block:
             for turn in self.turns:
                 if turn.side == side:
                     by_prompt.setdefault(turn.prompt, []).append(turn)
-            tokens = num_decode_tokens([turns[0].trace for turns in by_prompt.values()])
-            seconds = sum(fastest_seconds([turn.trace for turn in turns]) for turns in by_prompt.values())
+            work = [fastest_work([turn.trace for turn in turns]) for turns in by_prompt.values()]
+            tokens, seconds = sum(tokens for tokens, _ in work), math.fsum(seconds for _, seconds in work)
             if not tokens or not math.isfinite(seconds) or seconds <= 0:
                 return None
             speeds[side] = tokens / seconds
@@ -96,17 +96,20 @@ class Block:
 Progress = Callable[[str], None]
 
 
-def fastest_seconds(traces: Sequence[GenerationTrace]) -> float:
-    """Decode seconds of one prompt: every step at the fastest of its turns.
+def fastest_work(traces: Sequence[GenerationTrace]) -> tuple[int, float]:
+    """Decode tokens and seconds of one prompt: every step at the fastest of its turns.
 
     Turns decode the same ids, so step i is the same work each time, and what disturbs can only slow. A burst of other
     load is longer than a step and shorter than a turn: it seldom meets the same step in every turn. Answers that differ
-    from turn to turn have no common steps; of those the fastest turn counts as a whole.
+    from turn to turn have no common steps: of those, tokens and seconds are both those of the turn with the least
+    seconds per token.
     """
     steps = [tuple(decode_steps([trace])) for trace in traces]
     if len({tuple(step.tokens for step in turn) for turn in steps}) > 1:
-        return min(sum(step.seconds for step in turn) for turn in steps)
-    return math.fsum(min(step.seconds for step in same) for same in zip(*steps, strict=True))
+        each = [(num_decode_tokens([trace]), decode_seconds([trace])) for trace in traces]
+        return min(each, key=lambda work: (work[1] / work[0] if work[0] else math.inf, work[1]))
+    seconds = math.fsum(min(step.seconds for step in same) for same in zip(*steps, strict=True))
+    return num_decode_tokens(traces[:1]), seconds
 
 
 def run_blocks(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
 
 from hambench.analysis.metrics import Better, MetricClass
 from hambench.errors import HambenchError
@@ -23,14 +23,18 @@ WORST_FIRST: tuple[Verdict, ...] = (
     "equivalent",
 )
 
-FROM_PAIR: dict[PairVerdict, Verdict] = {
-    "better": "improved",
-    "worse": "regressed",
-    "equivalent": "equivalent",
-    "inconclusive": "inconclusive",
-    "not comparable": "not comparable",
-}
-"""The words of one run's comparisons, as words about a change."""
+
+def change_word(verdict: PairVerdict) -> Verdict:
+    """The word of one run's comparison as a word about a change."""
+    match verdict:
+        case "better":
+            return "improved"
+        case "worse":
+            return "regressed"
+        case "equivalent" | "inconclusive" | "not comparable":
+            return verdict
+        case _:
+            assert_never(verdict)
 
 
 class ExitCode(enum.IntEnum):

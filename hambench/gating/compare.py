@@ -7,19 +7,19 @@ project says so; :mod:`hambench.gating.gate` measures both sides in turns.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from hambench.analysis.arms import Arm, paired_work
 from hambench.analysis.baselines import baseline_of
-from hambench.analysis.comparisons import Arm, compare_arms
-from hambench.analysis.metrics import decode_seconds, num_decode_tokens
-from hambench.analysis.verdicts import Margins
+from hambench.analysis.comparisons import compare_arms
+from hambench.analysis.statistics.paired_tests import RATIO, RATIO_OF_RATIOS, log_ratio_of_sums
+from hambench.analysis.verdicts import Margins, Sampled
 from hambench.errors import IncompleteError
-from hambench.gating.checks import FROM_PAIR, Check, Outcome
+from hambench.gating.checks import Check, Outcome, change_word
 from hambench.gating.exact import Answer, answer_of, compare_answers
-from hambench.gating.speed import near_exact_check, speed_check
+from hambench.gating.speed import check_of, near_exact_check
 from hambench.groups import ALL
 from hambench.machine.fingerprint import ACCURACY_KEYS, SPEED_KEYS, differences
 from hambench.records import Cell, Comparison, Sample
@@ -50,7 +50,7 @@ def compare_runs(base: Run, head: Run, *, margins: Margins | None = None) -> Out
         checks += _exact(base, head, cell.label)
         checks += _accuracy(base, head, cell.label, shared, margins)
         checks += _peak(base, head, cell.label)
-        checks += _speed(base, head, cell.label, margins)
+        checks += _speed(base, head, cell.label, shared, margins)
     added = [label for label in ours if label not in {cell.label for cell in base.header.cells}]
     return Outcome(
         title="Two runs",
@@ -154,7 +154,7 @@ def _accuracy(
 
 
 def _accuracy_check(row: Comparison, margin: float, changed: Mapping[str, str]) -> Check:
-    verdict, reason = FROM_PAIR[row.verdict], row.reason
+    verdict, reason = change_word(row.verdict), row.reason
     low = row.effect.low if row.effect else None
     if verdict == "inconclusive" and low is not None and low > -margin:
         # the question is whether it got worse: that it may be better needs no further samples
@@ -192,29 +192,37 @@ def _peak(base: Run, head: Run, label: str) -> list[Check]:
     return [near_exact_check(label, max(peaks[0]), max(peaks[1]))] if all(peaks) else []
 
 
-def _speed(base: Run, head: Run, label: str, margins: Margins) -> list[Check]:
-    """The ratio to vanilla of the same run, head against base, a sample a block."""
+def _speed(base: Run, head: Run, label: str, samples: Mapping[str, Sample], margins: Margins) -> list[Check]:
+    """The ratio to vanilla of the same run, head over base: the quotient of what the two reports show."""
     ours_vanilla, vanilla = _baseline(head, label), _baseline(base, label)
+    arms, signs, metric = [Arm.of(head, label), Arm.of(base, label)], RATIO, "tps"
     relative = ours_vanilla is not None and vanilla is not None and vanilla.label != label
-    changed = differences(base.header.environment, head.header.environment, SPEED_KEYS)
-    ours, theirs = _log_speeds(head, label), _log_speeds(base, label)
-    keys = [key for key in theirs if key in ours]
-    logs = {key: ours[key] - theirs[key] for key in keys}
-    metric = "tps"
     if relative and vanilla is not None and ours_vanilla is not None:
-        metric = "tps_ratio"
-        head_vanilla = _log_speeds(head, ours_vanilla.label)
-        base_vanilla = _log_speeds(base, vanilla.label)
-        keys = [key for key in keys if key in head_vanilla and key in base_vanilla]
-        logs = {key: logs[key] - head_vanilla[key] + base_vanilla[key] for key in keys}
-    if not keys:
+        arms = [arms[0], Arm.of(head, ours_vanilla.label), arms[1], Arm.of(base, vanilla.label)]
+        signs, metric = RATIO_OF_RATIOS, "tps_ratio"
+    changed = differences(base.header.environment, head.header.environment, SPEED_KEYS)
+    work = paired_work(arms, "tps", samples)
+    if not work.terms.size:
         return []
-    by_sample: dict[str, list[float]] = {}
-    for (sample_id, _), value in logs.items():
-        by_sample.setdefault(sample_id, []).append(value)
-    means = [sum(values) / len(values) for values in by_sample.values()]
+    half = len(work.terms) // 2
+    result = log_ratio_of_sums(work.terms[:half], work.terms[half:], signs=signs)
+    blank = Check(
+        cell=label,
+        metric=metric,
+        metric_class="speed",
+        unit="head / base",
+        threshold=margins.tps,
+        verdict="not comparable",
+    )
+    left_out = f"{work.num_left_out} answers without a token after the first step left out"
     note = "two moments of a machine: `hambench gate` measures in turns"
-    check = replace(speed_check(label, means, threshold=margins.tps, note=note), metric=metric)
+    check = check_of(
+        blank,
+        result,
+        sampled=Sampled(),
+        rounds=1,
+        note="; ".join([*([left_out] if work.num_left_out else []), note]),
+    )
     if changed and not relative:
         what = ", ".join(f"{key} {change}" for key, change in changed.items())
         return [replace(check, verdict="not comparable", reason=what)]
@@ -228,16 +236,6 @@ def _speed(base: Run, head: Run, label: str, margins: Margins) -> list[Check]:
 def _baseline(run: Run, label: str) -> Cell | None:
     cells = run.header.cells
     return next((baseline_of(cell, cells) for cell in cells if cell.label == label), None)
-
-
-def _log_speeds(run: Run, label: str) -> dict[tuple[str, int], float]:
-    speeds = {}
-    for record in run.measured:
-        if record.cell == label and record.trace is not None:
-            tokens, seconds = num_decode_tokens([record.trace]), decode_seconds([record.trace])
-            if tokens and seconds > 0 and math.isfinite(seconds):
-                speeds[record.sample_id, record.repeat] = math.log(tokens / seconds)
-    return speeds
 
 
 def _notes(base: Run, head: Run) -> list[str]:

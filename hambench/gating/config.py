@@ -15,7 +15,8 @@ from pathlib import Path
 import msgspec
 
 from hambench.analysis.metrics import METRICS, MetricClass
-from hambench.analysis.verdicts import MIN_BLOCKS, Margins
+from hambench.analysis.statistics.paired_tests import MIN_BLOCKS
+from hambench.analysis.verdicts import Margins
 from hambench.errors import HambenchError, UnknownNameError
 from hambench.gating.baseline import default_methods
 from hambench.gating.checks import Check, Outcome

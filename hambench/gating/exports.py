@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import re
-from typing import Any
+from typing import Any, Literal, assert_never
 from xml.etree import ElementTree
 
 import msgspec
@@ -39,27 +39,25 @@ def read_outcome(text: str | bytes) -> Outcome:
 def render_junit(outcome: Outcome, *, strict: bool = False) -> str:
     """JUnit XML: a regression is a failure, what can't be compared an error, what is undecided a skip."""
     checks = outcome.ranked
-    failures = [c for c in checks if c.primary and c.verdict == "regressed"]
-    errors = [c for c in checks if c.primary and c.verdict == "not comparable"]
-    skipped = [c for c in checks if _skip_reason(c) is not None]
+    outcomes = {id(check): _junit_element(check) for check in checks}
+    told = [element for element, _ in outcomes.values()]
     nothing = not any(check.primary for check in checks) and not outcome.crashes
     suite = ElementTree.Element(
         "testsuite",
         name=_clean(f"hambench {outcome.suite}".strip()),
         tests=str(len(checks) + len(outcome.crashes) + nothing),
-        failures=str(len(failures)),
-        errors=str(len(errors) + len(outcome.crashes) + nothing),
-        skipped=str(len(skipped)),
+        failures=str(told.count("failure")),
+        errors=str(told.count("error") + len(outcome.crashes) + nothing),
+        skipped=str(told.count("skipped")),
     )
     for check in checks:
         case = _case(suite, f"{check.metric} ({check.group})", f"hambench.{check.metric_class}.{check.cell}")
-        text = f"{check.verdict}: {change_of(check)}, smallest seen {detectable_of(check)}; {check.reason}"
-        if check in failures:
-            ElementTree.SubElement(case, "failure", message=_clean(text), type="regressed")
-        elif check in errors:
-            ElementTree.SubElement(case, "error", message=_clean(text), type="not comparable")
-        elif (reason := _skip_reason(check)) is not None:
-            ElementTree.SubElement(case, "skipped", message=_clean(f"{reason}; {text}"))
+        text = f"{check.verdict}: {change_of(check)}, found 4 in 5: {detectable_of(check)}; {check.reason}"
+        element, why = outcomes[id(check)]
+        if element == "skipped":
+            ElementTree.SubElement(case, element, message=_clean(f"{why}; {text}"))
+        elif element is not None:
+            ElementTree.SubElement(case, element, message=_clean(text), type=why)
         ElementTree.SubElement(case, "system-out").text = _clean(text)
     for line in outcome.crashes:
         case = _case(suite, line.partition(":")[0], "hambench.crashed")
@@ -96,10 +94,21 @@ def render_action_benchmark(outcome: Outcome) -> str:
     return json.dumps(entries, ensure_ascii=False, indent=2) + "\n"
 
 
-def _skip_reason(check: Check) -> str | None:
+def _junit_element(check: Check) -> tuple[Literal["failure", "error", "skipped"] | None, str]:
+    """What a check is in JUnit, and why; ``None`` for a pass."""
     if not check.primary:
-        return "advisory"
-    return "undecided" if check.verdict == "inconclusive" else None
+        return "skipped", "advisory"
+    match check.verdict:
+        case "regressed":
+            return "failure", check.verdict
+        case "not comparable":
+            return "error", check.verdict
+        case "inconclusive":
+            return "skipped", "undecided"
+        case "improved" | "equivalent":
+            return None, ""
+        case _:
+            assert_never(check.verdict)
 
 
 def _case(suite: ElementTree.Element, name: str, class_name: str) -> ElementTree.Element:

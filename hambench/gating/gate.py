@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from hambench.analysis.statistics.paired_tests import mean_log_ratio
 from hambench.analysis.verdicts import Margins
 from hambench.errors import HambenchError, IncompleteError
 from hambench.files import write_text
@@ -41,7 +42,7 @@ from hambench.gating.config import (
 )
 from hambench.gating.noise import Calibration, load_calibration, now, refuse_below_floor
 from hambench.gating.prompts import gate_prompts
-from hambench.gating.speed import CPU_THRESHOLD, GPU_THRESHOLD, Pair, gate_speed, paired_log_ratios
+from hambench.gating.speed import CPU_THRESHOLD, GPU_THRESHOLD, Pair, gate_speed
 from hambench.gating.worker_process import Arm, Work
 from hambench.history.archive import machine_id
 from hambench.records import Cell
@@ -294,7 +295,7 @@ def calibrate(
     usable = [value for value in logs if value is not None]
     if len(usable) < gate.blocks:
         raise IncompleteError(f"{len(usable)} of {gate.blocks} blocks measured anything")
-    result = paired_log_ratios(usable)
+    result = mean_log_ratio(usable)
     assert result.standard_error is not None
     return Calibration(
         schema_version=1,

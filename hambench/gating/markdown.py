@@ -28,7 +28,7 @@ _ESCAPES = {
     ord("#"): "#\u200b",
 }
 _HEADER = (
-    "| | metric | of | base | head | change [95 %] | smallest seen | why |",
+    "| | metric | of | base | head | change [95 %] | found 4 in 5 | why |",
     "|---|---|---|--:|--:|--:|--:|---|",
 )
 
@@ -103,7 +103,7 @@ def change_of(check: Check) -> str:
 
 
 def detectable_of(check: Check) -> str:
-    """The minimum detectable effect."""
+    """The smallest loss that would be called 4 times in 5."""
     if check.minimum_detectable_effect is None:
         return "–"
     if check.metric_class == "accuracy":

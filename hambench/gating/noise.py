@@ -11,7 +11,7 @@ import msgspec
 
 from hambench.errors import HambenchError
 from hambench.files import write_new
-from hambench.gating.speed import noise_floor
+from hambench.gating.speed import loss_found, noise_floor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +32,12 @@ class Calibration:
     """Standard deviation of the blocks' log ratios."""
 
     def floor(self, num_blocks: int) -> float:
-        """Smallest change that so many blocks can tell from none, relative."""
+        """Half-width of the interval that so many blocks give where nothing changed, relative."""
         return noise_floor(self.sd, num_blocks)
+
+    def loss_found(self, num_blocks: int, threshold: float) -> float:
+        """Smallest relative loss that a gate of so many blocks calls, both rounds, 80 times in 100."""
+        return loss_found(self.sd, num_blocks, threshold)
 
 
 def save_calibration(root: Path, calibration: Calibration) -> Path:
@@ -62,7 +66,7 @@ def refuse_below_floor(threshold: float, num_blocks: int, calibration: Calibrati
     """Refuses a threshold that the machine's own noise crosses; gives a note where nothing is known.
 
     Raises:
-        HambenchError: Naming threshold, floor and the two mends.
+        HambenchError: Naming threshold, floor and the two fixes.
     """
     if calibration is None:
         return "noise of this machine unknown: run `hambench calibrate`"
@@ -72,7 +76,11 @@ def refuse_below_floor(threshold: float, num_blocks: int, calibration: Calibrati
             f"threshold {threshold:.1%} lies below this machine's noise floor of {floor:.1%} with {num_blocks} blocks "
             f"(calibrated {when}): raise the threshold, or measure more blocks"
         )
-    return f"noise floor of this machine with {num_blocks} blocks: {floor:.1%}, calibrated {when}"
+    found = calibration.loss_found(num_blocks, threshold)
+    return (
+        f"noise floor of this machine with {num_blocks} blocks: {floor:.1%}, calibrated {when}; "
+        f"a loss of {found:.1%} would be called 4 times in 5"
+    )
 
 
 def now() -> str:

@@ -6,20 +6,18 @@ ratios, and sign flips as a second opinion. A loss counts only if fresh blocks s
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy import stats
 
-from hambench.analysis.paired_tests import CONFIDENCE, PairedResult
-from hambench.analysis.verdicts import verdict_of
+from hambench.analysis.statistics.intervals import t_quantile
+from hambench.analysis.statistics.paired_tests import POWER, PairedResult, mean_log_ratio
+from hambench.analysis.verdicts import Sampled, verdict_of
 from hambench.gating.blocks import SIDES, Block, Progress, counted, run_blocks
-from hambench.gating.checks import FROM_PAIR, Check, CrashedError, Outcome
+from hambench.gating.checks import Check, CrashedError, Outcome, change_word
 from hambench.gating.exact import Answer, answer_of, compare_answers
 from hambench.gating.worker_process import Arm, Side, Work
 from hambench.records import Estimate, GenerationTrace
@@ -27,8 +25,8 @@ from hambench.records import Estimate, GenerationTrace
 DEFAULT_BLOCKS = 10
 GPU_THRESHOLD, CPU_THRESHOLD = 0.03, 0.05
 """Smallest change worth a word: a shared CPU is a noisier place."""
-_EXACT_FLIPS_UP_TO = 14
-_NUM_FLIPS = 9_999
+ROUNDS = 2
+"""Rounds of blocks that must each show a loss before it is called."""
 NEAR_EXACT_SHARE, NEAR_EXACT_BYTES = 1e-3, 2 * 2**20
 
 Measure = Callable[[Mapping[Side, Arm], int], list[Block]]
@@ -48,38 +46,6 @@ class Pair:
         return {"base": self.base, "head": self.head}
 
 
-def paired_log_ratios(logs: Sequence[float] | NDArray[Any]) -> PairedResult:
-    """Mean log ratio of blocks with its t-interval and the p-value of flipping signs.
-
-    Raises:
-        ValueError: If there is no block, or a log ratio is not finite.
-    """
-    values = np.asarray(logs, dtype=float)
-    n = len(values)
-    if n == 0 or not np.all(np.isfinite(values)):
-        raise ValueError(f"log ratios must be finite, at least one; got {values.tolist()}")
-    effect = float(values.mean())
-    if n == 1:
-        return PairedResult(effect=effect, num_blocks=1)
-    error = float(values.std(ddof=1) / math.sqrt(n))
-    half = t_quantile(n) * error
-    return PairedResult(
-        effect=effect,
-        num_blocks=n,
-        low=effect - half,
-        high=effect + half,
-        standard_error=error,
-        p_value=_flip_p_value(values),
-        degrees_of_freedom=n - 1,
-        test="sign-flip",
-    )
-
-
-def t_quantile(num_blocks: int) -> float:
-    """Half-width of the interval of a mean over blocks, in standard errors."""
-    return float(stats.t.ppf(0.5 + CONFIDENCE / 2, num_blocks - 1))
-
-
 def speed_check(cell: str, logs: Sequence[float | None], *, threshold: float, note: str = "") -> Check:
     """The verdict of one set of blocks.
 
@@ -97,10 +63,24 @@ def speed_check(cell: str, logs: Sequence[float | None], *, threshold: float, no
         broken = len(logs) - len(usable)
         reason = f"{broken} of {len(logs)} blocks measured nothing" if logs else "no block was measured"
         return replace(blank, reason=reason)
-    result = paired_log_ratios(usable)
-    margin = math.log1p(threshold)
-    word, reason = verdict_of(result, margin=margin, better="higher")
-    detectable = result.minimum_detectable_effect(margin)
+    return check_of(blank, mean_log_ratio(usable), note=note, sampled=Sampled(noun="block"))
+
+
+def check_of(
+    blank: Check, result: PairedResult, *, sampled: Sampled, rounds: int = ROUNDS, note: str = ""
+) -> Check:
+    """A check with the verdict on the logarithm of head over base.
+
+    Args:
+        blank: What is checked, with its threshold.
+        result: Its effect.
+        sampled: How blocks are spoken of.
+        rounds: How often a loss must be shown before it is called.
+        note: What else must be said.
+    """
+    margin = math.log1p(blank.threshold or 0.0)
+    word, reason = verdict_of(result, margin=margin, better="higher", sampled=sampled)
+    detectable = detectable_loss(result, margin, rounds=rounds)
     return replace(
         blank,
         base=1.0,
@@ -111,11 +91,25 @@ def speed_check(cell: str, logs: Sequence[float | None], *, threshold: float, no
             high=None if result.high is None else math.exp(result.high),
             n=result.num_blocks,
         ),
-        verdict=FROM_PAIR[word],
+        verdict=change_word(word),
         p_value=result.p_value,
-        minimum_detectable_effect=None if detectable is None else -math.expm1(-detectable),
+        minimum_detectable_effect=detectable,
         reason="; ".join(part for part in (reason, note) if part),
     )
+
+
+def detectable_loss(result: PairedResult, margin: float, *, rounds: int = ROUNDS) -> float | None:
+    """Smallest relative loss that all rounds would show, 80 times in 100.
+
+    A loss in a gate counts only if fresh blocks show it again, so each of two rounds must find it 89 times in 100.
+
+    Args:
+        result: One round.
+        margin: Smallest logarithm of a ratio worth a word.
+        rounds: How often a loss must be shown before it is called.
+    """
+    smallest = result.minimum_detectable_effect(margin, power=POWER ** (1 / rounds))
+    return None if smallest is None else -math.expm1(-smallest)
 
 
 def confirmed(first: Check, second: Check) -> Check:
@@ -254,21 +248,24 @@ def near_exact_check(cell: str, base: int, head: int) -> Check:
 
 
 def noise_floor(sd: float, num_blocks: int) -> float:
-    """Half-width of the interval that blocks of this spread give, as a relative change."""
+    """Half-width of the interval that blocks of this spread give, as a relative change.
+
+    Not what they find: a true loss of exactly the floor is called in about one gate of four.
+    """
     return math.expm1(t_quantile(num_blocks) * sd / math.sqrt(num_blocks))
 
 
-def _flip_p_value(values: NDArray[Any]) -> float:
-    n, observed = len(values), abs(float(values.sum()))
-    # rounding must not make the unflipped blocks look less extreme than themselves
-    threshold = observed * (1 - 1e-9) - 1e-15
-    if n <= _EXACT_FLIPS_UP_TO:
-        # half of the flips mirror the other half
-        rest = np.array(list(itertools.product((1.0, -1.0), repeat=n - 1)))
-        sums = values[0] + rest @ values[1:]
-        return float((np.abs(sums) >= threshold).mean())
-    signs = 1.0 - 2.0 * np.random.default_rng(0).integers(0, 2, size=(_NUM_FLIPS, n))
-    return float((np.sum(np.abs(signs @ values) >= threshold) + 1) / (_NUM_FLIPS + 1))
+def loss_found(sd: float, num_blocks: int, threshold: float) -> float:
+    """Smallest relative loss that a gate of so many blocks of this spread calls, both rounds, 80 times in 100."""
+    result = PairedResult(
+        effect=0.0,
+        num_blocks=num_blocks,
+        sampled_variance=sd**2 / num_blocks,
+        degrees_of_freedom=num_blocks - 1,
+    )
+    smallest = detectable_loss(result, math.log1p(threshold))
+    assert smallest is not None
+    return smallest
 
 
 def _join(*parts: str) -> str:

@@ -25,7 +25,9 @@ from typing import Any, TypeVar
 import msgspec
 
 from hambench.analysis.baselines import baseline_of
-from hambench.analysis.metrics import METRICS, Better, measure_run, metric_value
+from hambench.analysis.comparisons import ratio_to_baseline
+from hambench.analysis.measurements import measure_run
+from hambench.analysis.metrics import METRICS, Better, metric_value
 from hambench.decoding import KnobValue
 from hambench.errors import HambenchError, IncompleteError, StoreError, UnknownNameError
 from hambench.files import write_new
@@ -53,6 +55,7 @@ _ABSOLUTE = (
     "tokens_per_target_forward",
     "acceptance_rate",
     "kv_bytes",
+    "kv_bytes_per_position",
     "kv_compression_output",
     "kv_compression_total",
     "peak_memory_bytes",
@@ -327,9 +330,9 @@ def _series_of(run: Run) -> dict[str, dict[str, Tracked]]:
         if vanilla is None or cell == vanilla.label:
             continue
         for name in _RATIOS:
-            value, reference = metric_value(measurement, name), metric_value(overall[vanilla.label], name)
-            if value and reference:
-                tracked = Tracked(value=value / reference, unit="× vanilla", better="higher")
+            ratio = ratio_to_baseline(run, cell, vanilla.label, name)
+            if ratio is not None:
+                tracked = Tracked(value=ratio.value, unit="× vanilla", better="higher")
                 series.setdefault(f"{name}_ratio", {})[cell] = tracked
     return series
 

@@ -31,6 +31,7 @@ class TransformersConfig(MethodConfig):
     """Decodes with transformers' own generate, plain or with a draft, as a peer to compare with."""
 
     method: ClassVar[str] = "transformers"
+    lossless: ClassVar[bool] = True
     aliases: ClassVar[dict[str, str]] = {"k": "num_draft_tokens", "n": "max_ngram"}
     in_all: ClassVar[bool] = False
 

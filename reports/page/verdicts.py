@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, assert_never, cast
 
-from hambench.groups import ALL
-from hambench.records import Comparison, Estimate
+from hambench.analysis.arms import is_lossless
+from hambench.analysis.baselines import BASELINE
+from hambench.analysis.verdicts import best_of
+from hambench.records import Comparison, Estimate, Verdict
 from hambench.reports.compared import effect_of
 from hambench.reports.view import CellView, View
 from hambench.reports.words import ABSENT, listing, ratio_text, signed
 
-SYMBOLS = {"better": "▲", "worse": "▼", "equivalent": "≈", "inconclusive": "?", "not comparable": "✕"}
-TONES = {
+KV_METRIC = "kv_bytes_per_position"
+
+SYMBOLS: dict[Verdict, str] = {
+    "better": "▲",
+    "worse": "▼",
+    "equivalent": "≈",
+    "inconclusive": "?",
+    "not comparable": "✕",
+}
+TONES: dict[Verdict, str] = {
     "better": "good",
     "worse": "bad",
     "equivalent": "good",
@@ -20,21 +31,21 @@ TONES = {
     "not comparable": "warn",
 }
 
-SPEED_WORDS = {
+SPEED_WORDS: dict[Verdict, str] = {
     "better": "faster",
     "worse": "slower",
     "equivalent": "as fast",
     "inconclusive": "speed inconclusive",
     "not comparable": "speed not comparable",
 }
-ACCURACY_WORDS = {
+ACCURACY_WORDS: dict[Verdict, str] = {
     "better": "more accurate",
     "worse": "less accurate",
     "equivalent": "accuracy held",
     "inconclusive": "accuracy inconclusive",
     "not comparable": "accuracy not comparable",
 }
-KV_WORDS = {
+KV_WORDS: dict[Verdict, str] = {
     "better": "less KV memory",
     "worse": "more KV memory",
     "equivalent": "same KV memory",
@@ -67,6 +78,14 @@ class MethodVerdict:
     """(label, sentence) of the method's other settings."""
 
 
+Standing = Literal["held", "by design", "open", "unscored", "lost"]
+"""What a run says about the accuracy of a setting: it held; the method is lossless by design and its answers bear that
+out; it is open; nothing can be said, because there is no score or no fair comparison; it was lost."""
+
+EQUAL_BY_DESIGN = 0.5
+"""Share of a lossless method's answers that must equal the baseline's before its design is taken at its word."""
+
+
 def method_verdicts(view: View) -> list[MethodVerdict]:
     """A verdict per method, in report order."""
     verdicts = []
@@ -85,85 +104,166 @@ def method_verdicts(view: View) -> list[MethodVerdict]:
     return verdicts
 
 
+def accuracy_standing(view: View, cell: CellView) -> Standing:
+    """What the run says about a setting's accuracy; *lost* for the verdict *worse* and for no other word."""
+    comparison = view.compared(cell, "accuracy")
+    if comparison is None:
+        return "unscored"
+    match comparison.verdict:
+        case "better" | "equivalent":
+            return "held"
+        case "worse":
+            return "lost"
+        case "inconclusive":
+            return "by design" if _by_design(cell, comparison) else "open"
+        case "not comparable":
+            return "by design" if _by_design(cell, comparison) else "unscored"
+        case _:
+            assert_never(comparison.verdict)
+
+
+def is_faster(view: View, cell: CellView) -> bool | None:
+    """Whether a setting was shown to be faster than its baseline; ``None`` where that is open."""
+    comparison = view.compared(cell, "tps")
+    if comparison is None:
+        return None
+    match comparison.verdict:
+        case "better":
+            return True
+        case "worse" | "equivalent":
+            return False
+        case "inconclusive" | "not comparable":
+            return None
+        case _:
+            assert_never(comparison.verdict)
+
+
 def answer(view: View) -> str:
     """Which method to ship, in a sentence or two, with what it rests on."""
     base = view.baseline
     where = f"on this machine and {view.model_name}"
     if base is None:
         return "Without a vanilla cell in the run there is nothing to compare with; the numbers below are absolute."
-    faster = [cell for cell in view.cells if _verdict(view, cell, "tps") == "better" and not cell.control]
-    held = [cell for cell in faster if _verdict(view, cell, "accuracy") in ("better", "equivalent")]
-    unknown = [cell for cell in faster if _verdict(view, cell, "accuracy") in (None, "inconclusive")]
-    if held:
-        best = max(held, key=lambda cell: _effect(view, cell, "tps"))
-        others = [c for c in unknown if _effect(view, c, "tps") > _effect(view, best, "tps")]
-        more = ""
-        if others:
-            top = max(others, key=lambda cell: _effect(view, cell, "tps"))
-            more = (
-                f" {top.label} is faster still ({_ratio(view.compared(top, 'tps'))}), "
-                f"but whether it holds accuracy needs more samples."
-            )
+    # vanilla under other conditions is a baseline, not a method to ship
+    settings = [cell for cell in view.cells if cell.method != BASELINE and not cell.control]
+    faster = [cell for cell in settings if is_faster(view, cell)]
+    by_standing: dict[Standing, list[CellView]] = {}
+    for cell in sorted(faster, key=lambda cell: -_effect(view, cell, "tps")):
+        by_standing.setdefault(accuracy_standing(view, cell), []).append(cell)
+    safe = [cell for cell in faster if accuracy_standing(view, cell) in ("held", "by design")]
+    lost = by_standing.get("lost", [])
+    if safe:
+        best = max(safe, key=lambda cell: _effect(view, cell, "tps"))
         return (
-            f"Ship {best.label}: {_ratio(view.compared(best, 'tps'))} the speed of {_base(view, best)} {where}, "
-            f"with accuracy shown to hold.{more}"
+            f"Ship {best.label}: {_speed(view, best, settings)} {where}, {_rests_on(view, best)}."
+            f"{_faster_still(view, best, by_standing)}"
         )
-    if unknown:
-        best = max(unknown, key=lambda cell: _effect(view, cell, "tps"))
-        speed = f"{_ratio(view.compared(best, 'tps'))} the speed of {_base(view, best)} {where}"
+    if "open" in by_standing:
+        best = by_standing["open"][0]
         accuracy = view.compared(best, "accuracy")
-        if accuracy is None or accuracy.effect is None:
-            return f"{best.label} is the fastest setting: {speed}. Its accuracy was not scored."
+        assert accuracy is not None
+        less = f" {listing([c.label for c in lost[:3]])} is faster too and less accurate." if lost else ""
         return (
-            f"{best.label} is the fastest setting that was not shown to lose accuracy: {speed}, accuracy "
-            f"{_points(accuracy)}. The run is too small to show that accuracy holds{_mde(accuracy)}."
+            f"{best.label} is the fastest setting that was not shown to lose accuracy: "
+            f"{_speed(view, best, settings)} {where}, accuracy {_points(accuracy)}. Whether accuracy holds is open"
+            f"{_told(accuracy)}.{less}"
         )
-    if faster:
-        names = listing([cell.label for cell in faster[:3]])
+    if "unscored" in by_standing:
+        best = by_standing["unscored"][0]
+        less = f" {listing([c.label for c in lost[:3]])} is less accurate." if lost else ""
+        return (
+            f"{best.label} is the fastest setting: {_speed(view, best, settings)} {where}. "
+            f"{_why_unscored(view, best)}{less}"
+        )
+    if lost:
+        names = listing([cell.label for cell in lost[:3]])
         return f"Keep {base.label} where accuracy counts: what is faster {where} ({names}) is less accurate."
+    if not settings:
+        names = listing([cell.label for cell in view.cells[:3]])
+        return f"Only {names} {'was' if len(view.cells) == 1 else 'were'} run, so there is nothing to choose."
     undecided = [
-        cell for cell in view.cells if cell is not base and _verdict(view, cell, "tps") == "inconclusive"
+        cell for cell in settings if view.compared(cell, "tps") is not None and is_faster(view, cell) is None
     ]
     if undecided:
         names = listing([cell.label for cell in undecided[:3]])
         more = f" and {len(undecided) - 3} more" if len(undecided) > 3 else ""
         return f"Keep {base.label} for now: nothing was shown to be faster {where}. Undecided: {names}{more}."
-    if len(view.cells) == 1:
-        return f"Only {base.label} was run, so there is nothing to choose."
     return f"Keep {base.label}: nothing in this run was faster {where}."
 
 
-def _base(view: View, cell: CellView) -> str:
-    base = view.baseline_of(cell)
-    return "its baseline" if base is None else base.label
+def _speed(view: View, best: CellView, settings: Sequence[CellView]) -> str:
+    """The speed of the setting that leads the answer; its interval allows for having been chosen as the best."""
+    comparison = view.compared(best, "tps")
+    rivals = [cell for cell in settings if cell.cell.run == best.cell.run]
+    base = view.baseline_of(best)
+    name = "its baseline" if base is None else base.label
+    if len(rivals) < 2 or comparison is None:
+        return f"{_ratio(effect_of(comparison))} the speed of {name}"
+    chosen = best_of(comparison, len(rivals))
+    return f"{_ratio(chosen)} the speed of {name} (best of {len(rivals)} settings, interval widened for the choice)"
+
+
+def _rests_on(view: View, cell: CellView) -> str:
+    comparison = view.compared(cell, "accuracy")
+    if comparison is not None and _by_design(cell, comparison):
+        return f"lossless by design: {comparison.num_equal} of {comparison.num_answers} answers are its baseline's"
+    return "with accuracy shown to hold"
+
+
+def _faster_still(view: View, best: CellView, by_standing: Mapping[Standing, Sequence[CellView]]) -> str:
+    text = ""
+    for standing, rest in (
+        ("open", "whether it holds accuracy is open"),
+        ("unscored", "nothing is known about its accuracy"),
+        ("lost", "it is less accurate"),
+    ):
+        rivals = by_standing.get(cast("Standing", standing), ())
+        if rivals and _effect(view, rivals[0], "tps") > _effect(view, best, "tps"):
+            speed = _ratio(effect_of(view.compared(rivals[0], "tps")))
+            text += f" {rivals[0].label} is faster still ({speed}), but {rest}."
+    return text
+
+
+def _why_unscored(view: View, cell: CellView) -> str:
+    comparison = view.compared(cell, "accuracy")
+    if not view.run.scores:
+        return "Its accuracy was not scored."
+    reason = "there is no comparison" if comparison is None else comparison.reason
+    return f"Its accuracy is not comparable: {reason}."
+
+
+def _by_design(cell: CellView, comparison: Comparison) -> bool:
+    if not is_lossless(cell.method) or not comparison.num_answers or comparison.num_equal is None:
+        return False
+    return comparison.num_equal >= EQUAL_BY_DESIGN * comparison.num_answers
 
 
 def sentence(view: View, cell: CellView) -> str:
-    """``1.71× [1.64, 1.78] TPS, KV −31 %, accuracy −0.4 pt [−1.9, +1.1]: faster, accuracy inconclusive``."""
+    """``1.71× [1.64, 1.78] TPS, KV per position −31 %, accuracy −0.4 pt [−1.9, +1.1]: faster, accuracy held``."""
     measured = view.measured(cell)
     if measured.num_samples == 0:
         return "no answer: every sample failed" if measured.num_errors else "no sample was run"
-    if cell is view.baseline:
+    if view.is_baseline(cell):
         speed = "no decode speed" if measured.tps is None else f"{measured.tps:.1f} tokens/s"
         score = "no score" if measured.accuracy is None else f"accuracy {points_text(measured.accuracy)}"
         return f"The baseline: {speed}, {score}, over {measured.num_samples} samples."
-    tps, kv, accuracy = (view.compared(cell, metric) for metric in ("tps", "kv_bytes", "accuracy"))
+    tps, kv, accuracy = (view.compared(cell, metric) for metric in ("tps", KV_METRIC, "accuracy"))
     if tps is None and kv is None and accuracy is None:
         absolute = "no decode speed" if measured.tps is None else f"{measured.tps:.1f} tokens/s"
         return f"{absolute} over {measured.num_samples} samples; nothing to compare with."
     parts, words = [], []
     if tps is not None:
-        parts.append(f"{_ratio(tps)} TPS")
-        words.append(f"{SPEED_WORDS[tps.verdict]}{_why(tps)}")
+        parts.append(f"{_ratio(effect_of(tps))} TPS")
+        words.append(f"{SPEED_WORDS[tps.verdict]}{_told(tps)}")
     if kv is not None and kv.effect is not None:
-        parts.append(f"KV {percent_change(kv.effect.value)}")
+        parts.append(f"KV per position {percent_change(kv.effect.value)}")
         words += [KV_WORDS[kv.verdict]] if kv.verdict in ("better", "worse") else []
     if accuracy is not None:
         parts += [f"accuracy {_points(accuracy)}"] if accuracy.effect is not None else []
-        words.append(f"{ACCURACY_WORDS[accuracy.verdict]}{_mde(accuracy)}{_why(accuracy)}")
+        words.append(f"{ACCURACY_WORDS[accuracy.verdict]}{_told(accuracy)}")
     else:
         words.append("not scored")
-    control = " The one-token control: same weights, one token a step." if cell.control else ""
+    control = " The one-token control: same weights, one token per step." if cell.control else ""
     base = view.baseline_of(cell)
     against = f"Against {base.label}: " if view.several_baselines and base is not None else ""
     return f"{against}{', '.join(parts)}: {listing(words)}.{control}"
@@ -172,7 +272,7 @@ def sentence(view: View, cell: CellView) -> str:
 def stats(view: View, cell: CellView) -> tuple[Stat, ...]:
     """The three numbers of a card: speed, accuracy, KV memory."""
     measured = view.measured(cell)
-    if cell is view.baseline or view.baseline is None:
+    if view.is_baseline(cell) or view.baseline is None:
         acc = measured.accuracy
         return (
             Stat(
@@ -188,11 +288,11 @@ def stats(view: View, cell: CellView) -> tuple[Stat, ...]:
             ),
             Stat("KV per answer", _mib(measured.kv_bytes), "MiB, mean of peaks", "", "", ""),
         )
-    tps, accuracy, kv = (view.compared(cell, metric) for metric in ("tps", "accuracy", "kv_bytes"))
+    tps, accuracy, kv = (view.compared(cell, metric) for metric in ("tps", "accuracy", KV_METRIC))
     return (
         _stat("decode speed", tps, SPEED_WORDS),
         _stat("accuracy", accuracy, ACCURACY_WORDS),
-        _stat("KV memory", kv, KV_WORDS),
+        _stat("KV per position", kv, KV_WORDS),
     )
 
 
@@ -201,12 +301,18 @@ def percent_change(ratio: float) -> str:
     return f"{signed(100 * (ratio - 1), 0 if abs(ratio - 1) >= 0.1 else 1)} %"
 
 
-_SPOKEN = {"tps": "speed", "accuracy": "accuracy", "kv_bytes": "KV memory"}
+_SHORT: dict[str, Callable[[str], str]] = {
+    "tps": lambda word: word.removeprefix("speed "),
+    "accuracy": lambda word: word.removeprefix("accuracy "),
+    KV_METRIC: lambda word: word.removeprefix("KV memory ").removesuffix(" KV memory"),
+}
 _SHOW: dict[str, Callable[[float], str]] = {
     "tps": ratio_text,
     "accuracy": signed,
-    "kv_bytes": percent_change,
+    KV_METRIC: percent_change,
 }
+_UNITS = {"tps": "×", "accuracy": " pt", KV_METRIC: ""}
+_TIERS: dict[Standing, int] = {"held": 0, "by design": 0, "open": 1, "unscored": 2, "lost": 3}
 
 
 def points_text(estimate: Estimate) -> str:
@@ -217,15 +323,9 @@ def points_text(estimate: Estimate) -> str:
 
 
 def _rank(view: View, cell: CellView) -> tuple[bool, bool, int, float]:
-    verdict = _verdict(view, cell, "accuracy")
-    tier = {"better": 0, "equivalent": 0, "inconclusive": 1, None: 1}.get(verdict, 2)
     # the control exists to be compared with, not to be shipped
+    tier = _TIERS[accuracy_standing(view, cell)]
     return (cell is not view.baseline, cell.control, tier, -_effect(view, cell, "tps"))
-
-
-def _verdict(view: View, cell: CellView, metric: str) -> str | None:
-    comparison = view.compared(cell, metric, ALL)
-    return comparison.verdict if comparison else None
 
 
 def _effect(view: View, cell: CellView, metric: str) -> float:
@@ -235,17 +335,22 @@ def _effect(view: View, cell: CellView, metric: str) -> float:
     return comparison.effect.value
 
 
-def _stat(title: str, comparison: Comparison | None, words: dict[str, str]) -> Stat:
+def _stat(title: str, comparison: Comparison | None, words: dict[Verdict, str]) -> Stat:
     effect = effect_of(comparison)
     if comparison is None or effect is None:
         return Stat(title, ABSENT, "", comparison.reason if comparison else "nothing to compare", "✕", "warn")
     show = _SHOW[comparison.metric]
     interval = ""
-    if effect.low is not None and effect.high is not None and show(effect.low) != show(effect.high):
-        interval = f"[{show(effect.low)}, {show(effect.high)}]"
-    word = words[comparison.verdict].removeprefix(f"{_SPOKEN[comparison.metric]} ").removesuffix(" KV memory")
-    unit = {"tps": "×", "accuracy": " pt", "kv_bytes": ""}[comparison.metric]
-    value = f"{show(effect.value)}{unit}"
+    if effect.low is not None and effect.high is not None:
+        # a counted ratio that is the same in every answer has an interval of no width
+        same = show(effect.low) == show(effect.high)
+        interval = "" if same else f"[{show(effect.low)}, {show(effect.high)}]"
+    elif comparison.verdict == "equivalent":
+        interval = "lossless by design"
+    elif comparison.metric == "accuracy":
+        interval = "no interval: too few samples"
+    word = _SHORT[comparison.metric](words[comparison.verdict])
+    value = f"{show(effect.value)}{_UNITS[comparison.metric]}"
     return Stat(title, value, interval, word, SYMBOLS[comparison.verdict], TONES[comparison.verdict])
 
 
@@ -258,8 +363,7 @@ def _interval(estimate: Estimate | None, digits: int, unit: str, *, as_signed: b
     return f"[{', '.join(ends)}] {unit}".strip()
 
 
-def _ratio(comparison: Comparison | None) -> str:
-    effect = effect_of(comparison)
+def _ratio(effect: Estimate | None) -> str:
     if effect is None:
         return ABSENT
     value = f"{ratio_text(effect.value)}×"
@@ -277,20 +381,14 @@ def _points(comparison: Comparison) -> str:
     )
 
 
-def _mde(comparison: Comparison | None) -> str:
-    if (
-        comparison is None
-        or comparison.minimum_detectable_effect is None
-        or comparison.verdict != "inconclusive"
-    ):
-        return ""
-    if comparison.minimum_detectable_effect > 100:
-        return " (too few samples to show any difference)"
-    return f" (smallest difference it could show: {comparison.minimum_detectable_effect:.1f} pt)"
-
-
-def _why(comparison: Comparison) -> str:
-    return f" ({comparison.reason})" if comparison.reason and comparison.verdict != "inconclusive" else ""
+def _told(comparison: Comparison) -> str:
+    """What stands in brackets behind a word: the smallest effect these samples could show, and the reason."""
+    smallest = comparison.minimum_detectable_effect
+    parts = []
+    if comparison.verdict == "inconclusive" and comparison.metric == "accuracy" and smallest is not None:
+        parts.append(f"smallest difference it could show: {smallest:.1f} pt")
+    parts += [comparison.reason] if comparison.reason else []
+    return f" ({'; '.join(parts)})" if parts else ""
 
 
 def _mib(value: float | None) -> str:

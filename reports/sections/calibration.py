@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from hambench.analysis.intervals import Z95, ratio_of_sums, wilson
-from hambench.records import SampleRecord
+from hambench.analysis.statistics.intervals import clustered_rate
+from hambench.records import Estimate, SampleRecord
 from hambench.reports.draw.canvas import MUTED, Canvas, titles
 from hambench.reports.values import Column, Figure, Table, number_cell
 from hambench.reports.view import View
@@ -62,29 +62,27 @@ def calibration_figure(view: View) -> tuple[Figure | None, str]:
     points = []
     for low, high, bin_tokens in drawn:
         mean = sum(token.p for token in bin_tokens) / len(bin_tokens)
-        rate = sum(token.right for token in bin_tokens) / len(bin_tokens)
-        ends = wilson(rate, effective_number(bin_tokens))
-        points.append((low, high, mean, rate, *ends, len(bin_tokens)))
-        ax.plot([mean, mean], [*ends], color=style.colour, alpha=0.5, linewidth=1)
+        share = share_right(bin_tokens)
+        rate = share.value
+        points.append((low, high, mean, rate, share.low, share.high, len(bin_tokens)))
+        if share.low is not None and share.high is not None:
+            ax.plot([mean, mean], [share.low, share.high], color=style.colour, alpha=0.5, linewidth=1)
         (mark,) = ax.plot(
             [mean], [rate], marker=style.marker, markersize=6, color=style.colour, linestyle="none"
         )
         canvas.tag(
             mark,
-            tip=f"P(continue) {low:g} to {high:g}: {rate:.0%} [{ends[0]:.0%}, {ends[1]:.0%}] of {len(bin_tokens)} "
-            "tokens as the control's",
+            tip=f"P(continue) {low:g} to {high:g}: {_percent(share)} of {len(bin_tokens)} tokens as the control's",
             point=f"{low:g}",
             x=repr(mean),
             y=repr(rate),
         )
     titles(ax, x="P(continue) that the stop head gave", y="share of tokens equal to the one-token control's")
     shown = [token for _, _, bin_tokens in drawn for token in bin_tokens]
-    overall = sum(token.right for token in shown) / len(shown)
-    low, high = wilson(overall, effective_number(shown))
     return Figure(
         name=name,
         title="Calibration of the stop head",
-        finding=f"{overall:.0%} [{low:.0%}, {high:.0%}] of {len(shown)} merged tokens equal the one-token control's "
+        finding=f"{_percent(share_right(shown))} of {len(shown)} merged tokens equal the one-token control's "
         "at that place.",
         canvas=canvas,
         notes=(
@@ -111,23 +109,26 @@ def calibration_figure(view: View) -> tuple[Figure | None, str]:
     ), ""
 
 
-def effective_number(tokens: Sequence[Judged]) -> int:
-    """Returns the number of independent tokens that would carry as much information.
+def share_right(tokens: Sequence[Judged]) -> Estimate:
+    """Returns the share of tokens that are the control's; in its interval samples vary, not tokens.
 
-    Tokens of one sample, over all settings, form a cluster. The number follows from the variation of the rate between
-    samples: at least the number of samples, at most the number of tokens. If all tokens are right, or all wrong, it is
-    the number of samples.
+    One sample says nothing of how samples vary: its share has no interval.
     """
     right: dict[str, int] = {}
     num_by_sample: dict[str, int] = {}
     for token in tokens:
         right[token.sample_id] = right.get(token.sample_id, 0) + token.right
         num_by_sample[token.sample_id] = num_by_sample.get(token.sample_id, 0) + 1
-    rate = ratio_of_sums([*right.values()], [*num_by_sample.values()])
-    spread = 0.0 if rate.high is None else (rate.high - rate.value) / Z95
-    if spread <= 0:
-        return len(num_by_sample)
-    return min(max(len(num_by_sample), round(rate.value * (1 - rate.value) / spread**2)), len(tokens))
+    rate, low, high = (float(part) for part in clustered_rate([*right.values()], [*num_by_sample.values()]))
+    if len(num_by_sample) < 2:
+        return Estimate(value=rate, n=len(num_by_sample))
+    return Estimate(value=rate, low=low, high=high, n=len(num_by_sample))
+
+
+def _percent(share: Estimate) -> str:
+    if share.low is None or share.high is None:
+        return f"{share.value:.0%}"
+    return f"{share.value:.0%} [{share.low:.0%}, {share.high:.0%}]"
 
 
 def _judged(

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import assert_never
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
 from hambench.groups import ALL
-from hambench.records import Comparison
+from hambench.records import Comparison, Verdict
 from hambench.reports.compared import effect_of
 from hambench.reports.draw.canvas import BAND, INK, LINE, MUTED, PAGE, Canvas, padded
-from hambench.reports.page.verdicts import SYMBOLS
+from hambench.reports.page.verdicts import KV_METRIC, SYMBOLS, accuracy_standing, is_faster
 from hambench.reports.sections.pareto_figure import PAPER_MARGIN
 from hambench.reports.values import Column, Figure, Table, number_cell, text_cell
 from hambench.reports.view import CellView, View
@@ -20,7 +21,7 @@ from hambench.reports.words import clip, listing
 PANELS = (
     ("tps", "speed, × baseline  (more is better →)"),
     ("accuracy", "accuracy, Δ points  (more is better →)"),
-    ("kv_bytes", "KV memory, × baseline  (← less is better)"),
+    (KV_METRIC, "KV per position, × baseline  (← less is better)"),
 )
 
 
@@ -48,19 +49,19 @@ def overview_figure(view: View) -> Figure | None:
         ax.set_title(title, loc="left", fontsize=8, color=MUTED, pad=6)
     first = canvas.axes[0]
     first.set_yticks(range(len(cells)), [clip(cell.label, 44) for cell in cells], fontsize=8.5, color=INK)
-    faster = [cell.label for cell in cells if _verdict(view, cell, "tps") == "better"]
-    accurate_labels = [
-        cell.label for cell in cells if cell.label in faster and _verdict(view, cell, "accuracy") in _HELD
-    ]
-    # under several conditions, each setting has its own baseline
+    faster = [cell for cell in cells if is_faster(view, cell)]
+    held = [cell.label for cell in faster if accuracy_standing(view, cell) == "held"]
+    by_design = [cell.label for cell in faster if accuracy_standing(view, cell) == "by design"]
+    # under several conditions each setting has a baseline of its own
     name_of_base = "its baseline" if view.several_baselines else view.baseline.label
     number = f"{len(faster)} of {len(cells)} settings" if faster else f"None of {len(cells)} settings"
     finding = f"{number} {'is' if len(faster) < 2 else 'are'} shown to be faster than "
     finding += "their baselines" if view.several_baselines and len(faster) > 1 else name_of_base
-    if faster:
+    if held or not by_design:
         nobody = "none of them" if len(faster) > 1 else "not"
-        finding += f"; {listing(accurate_labels[:4]) or nobody} with accuracy shown to hold"
-        finding += f" (and {len(accurate_labels) - 4} more)" if len(accurate_labels) > 4 else ""
+        finding += f"; {_names(held) or nobody} with accuracy shown to hold" if faster else ""
+    if by_design:
+        finding += f"; {_names(by_design)} {'is' if len(by_design) == 1 else 'are'} lossless by design"
     return Figure(
         name=name,
         title=f"Every setting against {name_of_base}",
@@ -70,12 +71,14 @@ def overview_figure(view: View) -> Figure | None:
         notes=(
             "Bars are 95 % intervals of paired comparisons over all samples, cut where they leave a panel. Filled "
             "marks are verdicts, rings are undecided. "
-            f"Band: accuracy within {PAPER_MARGIN} points. KV memory counts the prompt.",
+            f"Band: accuracy within {PAPER_MARGIN} points. KV memory is per position of prompt and answer, so "
+            "that a short answer is no merit.",
         ),
     )
 
 
-_HELD = ("better", "equivalent")
+def _names(labels: Sequence[str]) -> str:
+    return listing(labels[:4]) + (f" (and {len(labels) - 4} more)" if len(labels) > 4 else "")
 
 
 def _panel(canvas: Canvas, ax: Axes, view: View, cells: Sequence[CellView], metric: str) -> None:
@@ -118,7 +121,7 @@ def _row(canvas: Canvas, ax: Axes, row: int, cell: CellView, comparison: Compari
             solid_capstyle="butt",
         )
         canvas.tag(bar, series=cell.series)
-    decided = comparison.verdict in ("better", "worse", "equivalent")
+    decided = _is_decided(comparison.verdict)
     (mark,) = ax.plot(
         [effect.value],
         [row],
@@ -153,7 +156,7 @@ def _table(view: View, cells: Sequence[CellView], name: str) -> Table:
                 number_cell(effect.low if effect else None),
                 number_cell(effect.high if effect else None),
                 text_cell(f"{SYMBOLS[comparison.verdict]} {comparison.verdict}" if comparison else "–"),
-                number_cell(comparison.p_value if comparison else None),
+                number_cell(_p_value(comparison)),
             ]
         rows.append(tuple(row))
     columns = [Column("Cell", numeric=False)]
@@ -163,13 +166,28 @@ def _table(view: View, cells: Sequence[CellView], name: str) -> Table:
             Column("low", "95 %"),
             Column("high", "95 %"),
             Column("verdict", numeric=False),
-            Column("p"),
+            Column("p", "corrected for settings"),
         ]
     return Table(
-        name=name, caption=f"Paired comparisons, group {ALL}.", columns=tuple(columns), rows=tuple(rows)
+        name=name,
+        caption=f"Paired comparisons over all samples (group {ALL}).",
+        columns=tuple(columns),
+        rows=tuple(rows),
     )
 
 
-def _verdict(view: View, cell: CellView, metric: str) -> str | None:
-    comparison = view.compared(cell, metric)
-    return comparison.verdict if comparison else None
+def _is_decided(verdict: Verdict) -> bool:
+    match verdict:
+        case "better" | "worse" | "equivalent":
+            return True
+        case "inconclusive" | "not comparable":
+            return False
+        case _:
+            assert_never(verdict)
+
+
+def _p_value(comparison: Comparison | None) -> float | None:
+    """The p-value that the verdict rests on: the corrected one where there is one."""
+    if comparison is None:
+        return None
+    return comparison.p_value if comparison.adjusted_p_value is None else comparison.adjusted_p_value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from matplotlib.axes import Axes
 
@@ -18,7 +18,12 @@ from hambench.reports.values import Column, Figure, Table, TableCell, number_cel
 from hambench.reports.view import CellView, View
 from hambench.reports.words import bytes_text, clip, listing
 
-STANDING_WORDS = {"front": "on the front", "tied": "tied with the front", "dominated": "dominated"}
+STANDING_WORDS: dict[pareto.Standing, str] = {
+    "front": "shown to be on the front",
+    "open": "open",
+    "dominated": "shown to be dominated",
+    "missing": "without a number",
+}
 PAPER_MARGIN = 1.5
 """Points below the baseline that the paper's green band allows."""
 
@@ -41,7 +46,7 @@ class Axis:
 
 TPS = Axis("tps", "decode tokens/s", "TPS")
 ACCURACY = Axis("accuracy", "accuracy, points", "accuracy")
-KV = Axis("kv_bytes", "KV per answer, MiB", "KV", 2**20)
+KV = Axis("kv_bytes_per_position", "KV bytes per position, KiB", "KV", 2**10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +57,8 @@ class Point:
     x: Estimate
     y: Estimate
     standing: pareto.Standing
+    leads: bool
+    """Whether no other point beats it in measured values."""
 
 
 def pareto_figure(view: View, x: Axis, y: Axis, group: str = ALL) -> Figure | None:
@@ -69,9 +76,11 @@ def pareto_figure(view: View, x: Axis, y: Axis, group: str = ALL) -> Figure | No
         ax, x=f"{x.title}  {'(more is better →)' if x.higher_is_better else '(← less is better)'}", y=y.title
     )
     notes = [
-        "Filled: on the front. Ring: dominated, another setting is better in one way and no worse in the other. "
-        "Half-size dot in a ring: dominated only within the intervals, a tie. The order is that of the measured "
-        "values: where an interval reaches past another point, it is open on that axis. Thin cross-hairs: the baseline."
+        "Filled: shown to be on the front, better than each other setting in one way or the other. Ring: shown to be "
+        "dominated, some setting is better in one way and no worse in the other. Half-size dot in a ring: open. Shown "
+        "means that the two settings, compared directly sample by sample, get that verdict after correcting for all "
+        "pairs. The dotted line follows the measured values alone; whiskers are against the baseline and do not tell "
+        "two other settings apart."
     ]
     if y is ACCURACY:
         notes.append(
@@ -103,10 +112,13 @@ def points_of(view: View, x: Axis, y: Axis, group: str) -> tuple[list[Point], li
             complete.append((cell, a, b))
     front = pareto.pareto_front(
         [pareto.Point(label=cell.label, x=a, y=b) for cell, a, b in complete],
+        relations=(view.relation(x.metric, group), view.relation(y.metric, group)),
         x_better=METRICS[x.metric].better,
         y_better=METRICS[y.metric].better,
     )
-    return [Point(c, a, b, front.standings[c.label]) for c, a, b in complete], excluded
+    return [
+        Point(c, a, b, front.standings[c.label], c.label in front.order) for c, a, b in complete
+    ], excluded
 
 
 def set_limits(ax: Axes, x: Axis, y: Axis, points: Sequence[Point]) -> None:
@@ -138,7 +150,7 @@ def draw_ground(canvas: Canvas, ax: Axes, x: Axis, y: Axis, points: Sequence[Poi
             canvas.tag(band, tip=f"no more than {PAPER_MARGIN} points below {base.cell.label}")
         ax.axvline(bx, color=LINE, linewidth=0.9, zorder=1)
         ax.axhline(by, color=LINE, linewidth=0.9, zorder=1)
-    front = sorted({(p.x.value / x.scale, p.y.value / y.scale) for p in points if p.standing == "front"})
+    front = sorted({(p.x.value / x.scale, p.y.value / y.scale) for p in points if p.leads})
     if len(front) > 1:
         xs, ys = zip(*front, strict=True)
         # draw steps, not slopes: nothing between two settings was measured
@@ -219,7 +231,7 @@ def _draw_marker(
         y=repr(py),
         standing=point.standing,
     )
-    if point.standing == "tied":
+    if point.standing == "open":
         (dot,) = ax.plot(
             [px],
             [py],
@@ -237,7 +249,7 @@ def _label(point: Point, px: float, py: float) -> Label:
     text = cell.short or cell.method
     if cell.control:
         text = "one-token control"
-    bold = point.standing == "front"
+    bold = point.leads
     return Label(
         px,
         py,
@@ -249,21 +261,24 @@ def _label(point: Point, px: float, py: float) -> Label:
 
 
 def _finding(points: Sequence[Point], x: Axis, y: Axis) -> str:
-    front = [p for p in points if p.standing == "front"]
-    tied = [p for p in points if p.standing == "tied"]
     if len(points) == 1:
         only = points[0]
         numbers = f"{x.short} {_text(only.x, x)} and {y.short} {_text(only.y, y)}"
         return f"One setting only: {only.cell.label} with {numbers}."
-    names = listing([p.cell.label for p in front[:4]]) + (
-        f" and {len(front) - 4} more" if len(front) > 4 else ""
-    )
-    text = (
-        f"{len(front)} of {len(points)} settings {'is' if len(front) == 1 else 'are'} on the front: {names}."
-    )
-    if tied:
-        text += f" {len(tied)} more {'is' if len(tied) == 1 else 'are'} within the intervals of it."
-    return text
+    named: dict[pareto.Standing, list[str]] = {}
+    for point in points:
+        named.setdefault(point.standing, []).append(point.cell.label)
+    parts = []
+    for standing, words in (
+        ("front", "shown to be on the front"),
+        ("dominated", "shown to be dominated"),
+        ("open", "open, neither shown to be beaten nor to be unbeaten"),
+    ):
+        labels = named.get(cast("pareto.Standing", standing), [])
+        more = f" and {len(labels) - 4} more" if len(labels) > 4 else ""
+        if labels:
+            parts.append(f"{len(labels)} {words} ({listing(labels[:4])}{more})")
+    return f"Of {len(points)} settings {'; '.join(parts)}."
 
 
 def _table(name: str, points: Sequence[Point], x: Axis, y: Axis) -> Table:
@@ -289,7 +304,7 @@ def _table(name: str, points: Sequence[Point], x: Axis, y: Axis) -> Table:
 
 
 def _text(estimate: Estimate, axis: Axis) -> str:
-    if axis.metric == "kv_bytes":
+    if axis is KV:
         return bytes_text(estimate.value)
     text = f"{estimate.value:.1f}"
     if estimate.low is None or estimate.high is None:

@@ -24,7 +24,7 @@ class Bound:
 
 def roofline_section(view: View) -> Section:
     """Shows speed under its ceiling per cell, and predicted against measured speed-up, or the reason for neither."""
-    ceiling = ceiling_of(view.run)
+    ceiling = ceiling_of(view.run, view.cells[0].cell.run if view.cells else "")
     missing = []
     if ceiling is None:
         missing.append(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hambench.groups import group_title
+from hambench.records import Comparison
 from hambench.registry import facts_of
 from hambench.reports.draw.canvas import INK, MUTED, Canvas, titles
 from hambench.reports.values import Column, Figure, Table, number_cell, text_cell
@@ -146,19 +147,32 @@ def _key(canvas: Canvas, cells: Sequence[CellView]) -> None:
 
 
 def _finding(view: View, cells: Sequence[CellView], groups: Sequence[str]) -> str:
-    ratios = [
-        (compared.effect.value, cell, group)
+    compared = [
+        (row, cell, group)
         for cell in cells
         for group in groups
-        if (compared := view.compared(cell, "tps", group)) is not None and compared.effect is not None
+        if (row := view.compared(cell, "tps", group)) is not None and row.effect is not None
     ]
-    if not ratios:
+    if not compared:
         return "Speeds as measured; there is no baseline to divide by."
-    value, cell, group = max(ratios, key=lambda item: item[0])
-    low, worst, where = min(ratios, key=lambda item: item[0])
+    faster = [entry for entry in compared if entry[0].verdict == "better"]
+    slower = [entry for entry in compared if entry[0].verdict == "worse"]
+    if not faster and not slower:
+        return f"None of {len(compared)} bars is shown to be faster or slower than its baseline."
+
+    def most(entries: Sequence[tuple[Comparison, CellView, str]], *, fastest: bool) -> str:
+        if not entries:
+            return ""
+        row, cell, group = (max if fastest else min)(
+            entries, key=lambda e: e[0].effect.value if e[0].effect else 1.0
+        )
+        assert row.effect is not None
+        return f" (most so {cell.label} on {group_title(group)}, {row.effect.value:.2f}×)"
+
     return (
-        f"Most is gained by {cell.label} on {group_title(group)} ({value:.2f}×), "
-        f"most lost by {worst.label} on {group_title(where)} ({low:.2f}×)."
+        f"Of {len(compared)} bars {len(faster)} are shown to be faster than the baseline"
+        f"{most(faster, fastest=True)} and "
+        f"{len(slower)} slower{most(slower, fastest=False)}, corrected for their number."
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 
-from hambench.analysis.intervals import ratio_of_sums
+from hambench.analysis.statistics.intervals import ratio_of_sums
 from hambench.groups import ALL
 from hambench.records import Estimate, GenerationTrace
 from hambench.reports.draw.canvas import INK, LINE, MUTED, PAGE, Canvas, padded, titles

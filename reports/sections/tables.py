@@ -5,7 +5,7 @@ from __future__ import annotations
 from hambench.analysis.identity import token_identity
 from hambench.analysis.suite_averages import averages_of
 from hambench.groups import ALL, Bounds, bounds_by_group, group_title
-from hambench.records import Estimate
+from hambench.records import Estimate, Verdict
 from hambench.reports.compared import effect_of
 from hambench.reports.page.verdicts import ACCURACY_WORDS, SPEED_WORDS, SYMBOLS, TONES
 from hambench.reports.values import Column, Table, TableCell, number_cell, text_cell
@@ -14,11 +14,11 @@ from hambench.reports.words import ABSENT, bytes_text, ratio_text, seconds_text,
 
 COLUMNS = (
     Column("n", "samples answered"),
-    Column("Accuracy", "points, 95 %"),
-    Column("Δ accuracy", "vs baseline"),
+    Column("Accuracy", "points, its own 95 %"),
+    Column("Δ accuracy", "paired with baseline, 95 %"),
     Column("Accuracy verdict", "", numeric=False),
     Column("TPS", "decode tokens/s"),
-    Column("Speed", "× baseline, 95 %"),
+    Column("Speed", "× baseline, paired, 95 %"),
     Column("Speed verdict", "", numeric=False),
     Column("m", "tokens/target forward"),
     Column("Acceptance", "accepted/drafted"),
@@ -27,8 +27,8 @@ COLUMNS = (
     Column("KV total", "positions/slot"),
     Column("TTFT", "median"),
     Column("TPOT p50", "per token"),
-    Column("TPOT p90", "per token"),
-    Column("TPOT p99", "per token"),
+    Column("TPOT p90", "from 29 answers"),
+    Column("TPOT p99", "from 299 answers"),
     Column("Prefill", "tokens/s"),
     Column("Failed", "samples"),
     Column("Cut", "prompts truncated"),
@@ -45,7 +45,9 @@ def summary_table(view: View) -> Table:
     """Builds a table with one row per cell over all samples."""
     return Table(
         name=f"{view.prefix}summary",
-        caption="All samples together. Accuracy is the mean over tasks; speed is Σ tokens / Σ seconds.",
+        caption="All samples together. Accuracy is the mean over tasks; its own interval says how well this cell is "
+        "known, and where two of them overlap nothing follows: Δ accuracy is the paired difference. Speed is Σ tokens "
+        "/ Σ seconds, so long answers weigh more; TTFT and TPOT are medians over answers, whatever their task.",
         columns=(
             Column("Cell", numeric=False),
             *COLUMNS,
@@ -200,7 +202,7 @@ def _with_interval(estimate: Estimate, digits: int, *, as_signed: bool = False) 
     return f"{show(estimate.value)} [{show(estimate.low)}, {show(estimate.high)}]"
 
 
-def _verdict(verdict: str | None, words: dict[str, str]) -> TableCell:
+def _verdict(verdict: Verdict | None, words: dict[Verdict, str]) -> TableCell:
     if verdict is None:
         return TableCell(ABSENT, None)
     word = words[verdict].removeprefix("speed ").removeprefix("accuracy ")

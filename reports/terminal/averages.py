@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hambench.analysis.metrics import measure_run
+from hambench.analysis.measurements import measure_run
 from hambench.analysis.suite_averages import averages_of
 from hambench.groups import bounds_by_group
 from hambench.store import Run

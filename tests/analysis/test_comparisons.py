@@ -8,7 +8,7 @@ import pytest
 from synthetic import header
 
 from hambench.analysis.comparisons import Arm, compare_arms, compare_cells, compare_run
-from hambench.analysis.paired_tests import PairedResult
+from hambench.analysis.statistics.paired_tests import PairedResult
 from hambench.analysis.verdicts import Margins, control_false_discoveries, verdict_of
 from hambench.records import Cell, Comparison, GenerationTrace, Sample, SampleRecord, Score, StepRecord
 from hambench.store import Run
@@ -90,7 +90,7 @@ def test_equal_arms_are_called_neither_better_nor_worse_in_19_of_20_runs() -> No
         rows = verdicts(a, b, samples)
         for metric in called:
             called[metric] += rows[metric].verdict in ("better", "worse")
-        assert rows["kv_bytes"].verdict == "equivalent"
+        assert rows["kv_bytes_per_position"].verdict == "equivalent"
     assert called["tps"] <= 3
     assert called["accuracy"] <= 3
 
@@ -133,7 +133,9 @@ def test_swapped_arms_mirror_every_verdict(slowdown: float) -> None:
 
 def test_fewer_bytes_are_better_and_the_effect_is_a_ratio() -> None:
     samples = make_samples(10)
-    row = verdicts(make_arm("a", samples, 1, kv_factor=0.5), make_arm("b", samples, 2), samples)["kv_bytes"]
+    row = verdicts(make_arm("a", samples, 1, kv_factor=0.5), make_arm("b", samples, 2), samples)[
+        "kv_bytes_per_position"
+    ]
     assert row.verdict == "better"
     assert row.effect is not None
     assert row.effect.value == pytest.approx(0.5, rel=1e-3)
@@ -144,9 +146,12 @@ def test_counts_are_facts_even_about_two_answers_and_speeds_are_not() -> None:
     rows = verdicts(
         make_arm("a", samples, 1, kv_factor=0.5, slowdown=0.1), make_arm("b", samples, 2), samples
     )
-    assert (rows["kv_bytes"].verdict, rows["kv_bytes"].reason) == ("better", "in each of the 2 answers")
+    assert (rows["kv_bytes_per_position"].verdict, rows["kv_bytes_per_position"].reason) == (
+        "better",
+        "in each of the 2 answers",
+    )
     assert rows["tps"].verdict == "inconclusive"
-    assert "6 paired blocks" in rows["tps"].reason
+    assert "6 samples" in rows["tps"].reason
 
 
 def test_repeats_of_a_few_fixed_prompts_are_blocks_too() -> None:
@@ -157,13 +162,83 @@ def test_repeats_of_a_few_fixed_prompts_are_blocks_too() -> None:
     assert row.reason == "over 10 repeats of 2 fixed prompts"
 
 
-def test_answers_equal_token_by_token_are_equivalent_whatever_their_number() -> None:
-    samples = make_samples(3)
+@pytest.mark.parametrize("num", [1, 3, 18])
+def test_equal_answers_hold_accuracy_for_a_lossless_method_and_bound_it_for_another(num: int) -> None:
+    samples = make_samples(num)
     a, b = make_arm("a", samples, 1, flip=0), make_arm("b", samples, 2, flip=0)
     row = verdicts(a, b, samples)["accuracy"]
-    assert (row.verdict, row.reason) == ("equivalent", "3 answers equal token by token")
-    other = make_arm("c", samples, 2, flip=0, first_token=9)
-    assert verdicts(a, other, samples)["accuracy"].verdict == "inconclusive"
+    assert row.verdict == "inconclusive"
+    assert row.effect is not None
+    bound = 100 * (1 - 0.05 ** (1 / num))
+    assert (row.effect.value, row.effect.low, row.effect.high) == pytest.approx((0, -bound, bound))
+    answers = f"{num} of {num} answer{'s' * (num > 1)} equal token by token"
+    assert (
+        row.reason
+        == f"{answers}: at most {bound:.0f} % of answers differ; 199 equal ones would show that accuracy holds"
+    )
+    by_design = [dataclasses.replace(arm, lossless=True) for arm in (a, b)]
+    row = verdicts(*by_design, samples)["accuracy"]
+    assert (row.verdict, row.reason) == ("equivalent", f"lossless by design, {answers}")
+    assert (row.num_equal, row.num_answers) == (num, num)
+
+
+def test_enough_equal_answers_show_that_a_lossy_method_holds_accuracy_and_one_fewer_do_not() -> None:
+    for num, verdict in ((199, "equivalent"), (198, "inconclusive")):
+        samples = make_samples(num)
+        a, b = make_arm("a", samples, 1, flip=0), make_arm("b", samples, 2, flip=0)
+        assert verdicts(a, b, samples)["accuracy"].verdict == verdict
+
+
+def test_a_lossless_method_whose_answers_differ_is_judged_by_its_scores_and_says_how_many_are_equal() -> None:
+    samples = make_samples(20)
+    a, b = (dataclasses.replace(make_arm(n, samples, i, flip=0), lossless=True) for i, n in enumerate("ab"))
+    key = next(iter(a.records))
+    trace = a.records[key].trace
+    assert trace is not None
+    longer = dataclasses.replace(
+        trace, steps=(*trace.steps, StepRecord(tokens=(5,), seconds=0.01, kv_bytes=9))
+    )
+    a.records[key] = dataclasses.replace(a.records[key], trace=longer)
+    row = verdicts(a, b, samples)["accuracy"]
+    assert row.verdict == "inconclusive"
+    assert row.reason.startswith("lossless by design, 19 of 20 answers equal token by token")
+
+
+def test_shorter_answers_are_no_less_kv_memory() -> None:
+    samples = make_samples(12)
+    base = make_arm("base", samples, 1)
+    short = make_arm("short", samples, 1)
+    for arm, share in ((base, 1.0), (short, 0.6)):
+        for key, record in arm.records.items():
+            assert record.trace is not None
+            num = max(2, int(share * len(record.trace.steps)))
+            steps = tuple(
+                dataclasses.replace(step, kv_bytes=1000 * (100 + i))
+                for i, step in enumerate(record.trace.steps[:num])
+            )
+            arm.records[key] = dataclasses.replace(
+                record, trace=dataclasses.replace(record.trace, steps=steps)
+            )
+    row = verdicts(short, base, samples)["kv_bytes_per_position"]
+    assert row.verdict == "equivalent"
+    assert row.effect is not None
+    assert row.effect.value == pytest.approx(1, abs=1e-3)
+
+
+def test_answers_without_a_token_after_their_first_step_are_counted_and_said() -> None:
+    samples = make_samples(12)
+    a, b = make_arm("a", samples, 1), make_arm("b", samples, 2)
+    for key in list(a.records)[:5]:
+        trace = a.records[key].trace
+        assert trace is not None
+        a.records[key] = dataclasses.replace(
+            a.records[key], trace=dataclasses.replace(trace, steps=trace.steps[:1])
+        )
+    row = verdicts(a, b, samples)["tps"]
+    assert row.num_left_out == 5
+    assert "5 answers left out: not a token after its first step on both sides" in row.reason
+    assert row.effect is not None
+    assert row.effect.n == 7
 
 
 def fail(arm: Arm, sample_ids: list[str]) -> None:
@@ -282,17 +357,42 @@ def test_a_throttled_gpu_is_named_beside_the_verdict() -> None:
     assert (row.verdict, row.reason) == ("worse", "the GPU held its clocks down in 3 answers (power cap)")
 
 
-def test_single_tasks_are_called_only_if_they_stand_correction_for_their_number() -> None:
-    def row(group: str, p: float) -> Comparison:
-        return Comparison(
-            candidate="a", baseline="b", group=group, metric="tps", effect=None, verdict="worse", p_value=p
-        )
+def judged(group: str, p: float, candidate: str = "a", metric: str = "tps") -> Comparison:
+    return Comparison(
+        candidate=candidate, baseline="b", group=group, metric=metric, effect=None, verdict="worse", p_value=p
+    )
 
-    tasks = [row(f"task:s/{i}", 0.04 if i == 0 else 0.5) for i in range(10)]
-    kept = control_false_discoveries([row("all", 0.04), *tasks])
+
+def test_single_tasks_are_called_only_if_they_stand_correction_for_their_number() -> None:
+    tasks = [judged(f"task:s/{i}", 0.04 if i == 0 else 0.5) for i in range(10)]
+    kept = control_false_discoveries([judged("all", 0.04), *tasks])
     assert kept[0].verdict == "worse"
+    assert kept[0].adjusted_p_value is None
     assert kept[1].verdict == "inconclusive"
     assert "10 tasks" in kept[1].reason
+    assert kept[1].adjusted_p_value == pytest.approx(0.4)
+
+
+def test_settings_are_called_only_if_they_stand_correction_for_their_number() -> None:
+    settings = [judged("all", 0.04 if i == 0 else 0.5, str(i)) for i in range(9)]
+    kept = control_false_discoveries(settings)
+    assert kept[0].verdict == "inconclusive"
+    assert "9 settings" in kept[0].reason
+    both = [judged(f"task:s/{t}", 0.04 if s == t == 0 else 0.5, str(s)) for s in range(3) for t in range(4)]
+    assert "3 settings on 4 tasks" in control_false_discoveries(both)[0].reason
+    counts = [judged("all", 0.04 if i == 0 else 0.5, str(i), "kv_bytes_per_position") for i in range(9)]
+    assert control_false_discoveries(counts)[0].verdict == "worse"
+
+
+def test_of_equal_settings_one_in_twenty_sweeps_has_a_faster_one() -> None:
+    samples = make_samples(17)
+    called = 0
+    for seed in range(40):
+        arms = [make_arm(str(i), samples, 100 * seed + i, noise=0.15, repeats=1) for i in range(10)]
+        run = make_run([arms[1], dataclasses.replace(arms[0]), *arms[2:]], samples)
+        rows = compare_run(run, metrics=("tps",), groups=("all",))
+        called += any(row.verdict == "better" for row in rows)
+    assert called <= 4
 
 
 @pytest.mark.parametrize(
@@ -363,7 +463,7 @@ def test_each_cell_is_judged_against_the_vanilla_of_its_own_conditions_and_that_
 
 def test_an_a_a_run_alarms_in_at_most_one_of_twenty_simulated_runs() -> None:
     samples = make_samples(24)
-    alarms = {"tps": 0, "kv_bytes": 0, "accuracy": 0}
+    alarms = {"tps": 0, "kv_bytes_per_position": 0, "accuracy": 0}
     for seed in range(20):
         arms = [
             make_arm(name, samples, 2 * seed + i, first_token=i)

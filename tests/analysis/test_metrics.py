@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hambench.analysis import metrics
-from hambench.analysis.intervals import macro_average, wilson
+from hambench.analysis.measurements import measure
+from hambench.analysis.statistics.intervals import macro_average, proportion_interval
 from hambench.groups import group_names
 from hambench.records import GenerationTrace, Measurement, Sample, SampleRecord, Score, StepRecord
 
@@ -49,7 +50,7 @@ def score(sample: Sample, value: float | None, **fields: object) -> Score:
 def measured(
     records: list[SampleRecord], scores: list[Score], samples: list[Sample], group: str = "all"
 ) -> Measurement:
-    return metrics.measure(records, scores, {s.sample_id: s for s in samples}, cell="vanilla", group=group)
+    return measure(records, scores, {s.sample_id: s for s in samples}, cell="vanilla", group=group)
 
 
 def test_tps_is_a_ratio_of_sums_that_leaves_the_prefill_step_out() -> None:
@@ -177,9 +178,10 @@ def test_groups_cover_suites_categories_and_tasks_and_partition_the_tokens() -> 
 
 
 @given(st.floats(0, 1), st.integers(1, 500))
-def test_wilson_holds_its_estimate_and_stays_in_bounds(rate: float, n: int) -> None:
-    low, high = wilson(rate, n)
-    assert 0 <= low <= rate <= high <= 1
+def test_an_interval_of_a_proportion_holds_its_estimate_and_stays_in_bounds(rate: float, n: int) -> None:
+    low, high = proportion_interval(rate * n, n)
+    assert 0 <= low <= rate + 1e-9
+    assert rate - 1e-9 <= high <= 1
     assert high - low > 0
 
 

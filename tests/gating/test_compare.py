@@ -253,7 +253,7 @@ def test_a_machine_that_got_slower_leaves_the_ratio_to_vanilla_alone(base, tmp_p
 
 
 def test_absolute_speeds_of_two_machines_are_not_compared(base, tmp_path):
-    changed = {**base.header.environment, "cpu": "another"}
+    changed = {**base.header.environment, "torch": "another"}
     head = run_of(tmp_path / "head", header_changes={"environment": changed})
     check = speeds(judge(base, head))["vanilla"]
     assert check.verdict == "not comparable"

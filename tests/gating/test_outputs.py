@@ -3,14 +3,16 @@
 import json
 import math
 from dataclasses import replace
+from typing import get_args
 from xml.etree import ElementTree
 
 import pytest
 
-from hambench.gating.checks import Check, ExitCode, Outcome, merge
+from hambench.gating.checks import Check, ExitCode, Outcome, Verdict, change_word, merge
 from hambench.gating.exports import read_outcome, render_action_benchmark, render_json, render_junit
 from hambench.gating.markdown import MAX_CHARACTERS, marker, render_markdown
 from hambench.records import Estimate
+from hambench.records import Verdict as PairVerdict
 
 HOSTILE = "a|b](javascript:x) <script>alert(1)</script> @everyone #1 `x` \x00\x07 \n| new | row |"
 
@@ -53,6 +55,29 @@ def outcome(*checks, **changes):
 def test_exit_codes(checks, crashes, strict, code):
     found = outcome(*(check(verdict) for verdict in checks), crashes=crashes)
     assert found.exit_code(strict=strict) == code
+
+
+@pytest.mark.parametrize("verdict", get_args(Verdict))
+def test_every_word_is_shown_by_every_output_and_only_a_loss_fails(verdict):
+    found = outcome(check(verdict))
+    assert verdict in render_markdown(found)
+    assert json.loads(render_json(found))["checks"][0]["verdict"] == verdict
+    assert verdict in render_action_benchmark(found)
+    suite = ElementTree.fromstring(render_junit(found)).find("testsuite")
+    counts = {name: int(suite.get(name)) for name in ("failures", "errors", "skipped")}
+    assert counts["failures"] == (verdict == "regressed")
+    assert counts["errors"] == (verdict == "not comparable")
+    assert counts["skipped"] == (verdict == "inconclusive")
+    assert (found.exit_code() == ExitCode.REGRESSED) == (verdict == "regressed")
+    assert ("Regressed" in found.headline()) == (verdict == "regressed")
+
+
+@pytest.mark.parametrize("verdict", get_args(PairVerdict))
+def test_only_worse_becomes_a_regression(verdict):
+    word = change_word(verdict)
+    assert word in get_args(Verdict)
+    assert (word == "regressed") == (verdict == "worse")
+    assert (word == "improved") == (verdict == "better")
 
 
 def test_advice_never_decides_and_alone_is_nothing_measured():

@@ -22,9 +22,10 @@ from hambench.gating.speed import (
     Pair,
     confirmed,
     gate_speed,
+    loss_found,
+    mean_log_ratio,
     near_exact_check,
     noise_floor,
-    paired_log_ratios,
     speed_check,
     t_quantile,
 )
@@ -71,7 +72,7 @@ def test_false_alarms_stay_below_the_nominal_rate(threshold):
 
 def test_without_an_effect_threshold_one_set_of_blocks_errs_at_its_nominal_rate():
     logs = simulated_logs(NUM_RUNS, seed=2)
-    results = [paired_log_ratios(run) for run in logs]
+    results = [mean_log_ratio(run) for run in logs]
     wrong = sum(result.high < 0 for result in results) / NUM_RUNS
     # 2.5 % nominal; five standard errors of 500 runs
     assert wrong <= 0.025 + 5 * math.sqrt(0.025 * 0.975 / NUM_RUNS)
@@ -126,6 +127,59 @@ def test_a_block_that_measured_nothing_is_not_a_smaller_n(logs):
 def test_the_noise_floor_is_the_half_width_of_an_interval():
     assert noise_floor(0.05, 10) == pytest.approx(math.expm1(t_quantile(10) * 0.05 / math.sqrt(10)))
     assert noise_floor(0.05, 24) < noise_floor(0.05, 10)
+
+
+@pytest.mark.parametrize("sd", [0.02, 0.04, 0.06])
+def test_the_smallest_loss_that_is_printed_is_found_four_times_in_five_after_both_rounds(sd):
+    rng = np.random.default_rng(6)
+    printed = [
+        speed_check("vanilla", rng.normal(0, sd, 10), threshold=0.05).minimum_detectable_effect
+        for _ in range(200)
+    ]
+    loss = math.log1p(-float(np.mean(printed)))
+    called_twice = 0
+    for _ in range(400):
+        first, second = (speed_check("vanilla", rng.normal(loss, sd, 10), threshold=0.05) for _ in range(2))
+        called_twice += first.verdict == "regressed" and confirmed(first, second).verdict == "regressed"
+    assert called_twice / 400 == pytest.approx(0.8, abs=0.07)
+    assert loss_found(sd, 10, 0.05) == pytest.approx(float(np.mean(printed)), rel=0.05)
+
+
+def test_a_loss_of_the_noise_floor_is_not_what_a_gate_finds():
+    rng = np.random.default_rng(7)
+    floor = noise_floor(0.06, 10)
+    found = [
+        speed_check("vanilla", rng.normal(math.log1p(-floor), 0.06, 10), threshold=0.01).verdict
+        for _ in range(200)
+    ]
+    assert found.count("regressed") / 200 < 0.7
+    assert loss_found(0.06, 10, 0.01) > floor
+
+
+def test_calibration_tells_the_floor_from_the_loss_that_is_found():
+    calibration = Calibration(
+        schema_version=1, created_at="2026-01-02T03:04:05+00:00", machine="m", model="t", dtype="float32",
+        method="vanilla", num_blocks=10, effect=0.0, sd=0.02,
+    )  # fmt: skip
+    note = refuse_below_floor(0.05, 10, calibration)
+    assert f"{calibration.floor(10):.1%}" in note
+    assert f"a loss of {calibration.loss_found(10, 0.05):.1%} would be called 4 times in 5" in note
+
+
+def plain_trace(num_tokens, *, first=0, seconds=0.01):
+    steps = tuple(StepRecord(tokens=(first + i,), seconds=seconds) for i in range(num_tokens + 1))
+    return GenerationTrace(prompt_tokens=3, finish="eos", steps=steps)
+
+
+def test_turns_that_answer_differently_count_tokens_and_seconds_of_the_same_turn():
+    turns = (
+        Turn(side="base", prompt=0, trace=plain_trace(24)),
+        Turn(side="base", prompt=0, trace=plain_trace(24)),
+        Turn(side="head", prompt=0, trace=plain_trace(24)),
+        Turn(side="head", prompt=0, trace=plain_trace(12, first=5)),
+    )
+    # every step of both sides takes 10 ms
+    assert Block(number=0, turns=turns).log_ratio == pytest.approx(0, abs=1e-9)
 
 
 # blocks of invented turns from here on

@@ -6,7 +6,7 @@ import pytest
 import synthetic
 from click.testing import CliRunner
 
-from hambench.analysis.metrics import measure_run
+from hambench.analysis.measurements import measure_run
 from hambench.analysis.suite_averages import averages_of
 from hambench.cli.show import command
 from hambench.reports.sections.tables import averages_table, task_table

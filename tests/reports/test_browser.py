@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from hambench.analysis import metrics
+from hambench.analysis.measurements import measure_run
 from hambench.groups import ALL
 from hambench.reports import ReportOptions, render_html
 from hambench.reports.view import View
@@ -98,7 +99,7 @@ def test_numbers_in_the_page_equal_numbers_recomputed_from_the_run(
     assert [label for label, _ in shown] == [cell.label for cell in view.cells]
     compared = 0
     for label, numbers in shown:
-        measured = next(m for m in metrics.measure_run(view.run) if m.cell == label and m.group == ALL)
+        measured = next(m for m in measure_run(view.run) if m.cell == label and m.group == ALL)
         for name in set(numbers) & set(metrics.METRICS):
             expected = metrics.metric_value(measured, name)
             if expected is None:

@@ -12,7 +12,7 @@ import pytest
 import synthetic
 from click.testing import CliRunner
 
-from hambench.analysis import metrics
+from hambench.analysis.measurements import measure_run
 from hambench.cli.report import command
 from hambench.errors import HambenchError
 from hambench.groups import ALL
@@ -53,7 +53,7 @@ def test_each_figure_is_exported_three_ways_in_real_colours(exported: Path) -> N
 
 def test_exported_tables_hold_the_unrounded_numbers(exported: Path, small_run: Run) -> None:
     rows = list(csv.DictReader((exported / "tables" / "summary.csv").open()))
-    measured = {m.cell: m for m in metrics.measure_run(small_run) if m.group == ALL}
+    measured = {m.cell: m for m in measure_run(small_run) if m.group == ALL}
     assert [row["Cell"] for row in rows] == [cell.label for cell in small_run.header.cells]
     for row in rows:
         assert float(row["TPS"]) == measured[row["Cell"]].tps

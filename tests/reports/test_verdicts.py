@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import get_args
 
 import pytest
 import synthetic
 
+from hambench.analysis.bandwidth_limit import limits_of
 from hambench.groups import ALL
 from hambench.records import Comparison, Estimate, Verdict
 from hambench.reports.compared import around
 from hambench.reports.page.cautions import cautions, watermark
-from hambench.reports.page.verdicts import answer, method_verdicts, percent_change, sentence
+from hambench.reports.page.verdicts import (
+    ACCURACY_WORDS,
+    KV_METRIC,
+    KV_WORDS,
+    SPEED_WORDS,
+    SYMBOLS,
+    TONES,
+    answer,
+    method_verdicts,
+    percent_change,
+    sentence,
+    stats,
+)
+from hambench.reports.sections.overview import overview_figure
+from hambench.reports.sections.tables import summary_table
 from hambench.reports.view import View, merge, view_cells
 from hambench.run_notes import Note
-from hambench.store import Run
+from hambench.store import Run, load_run
 
 
 def compared(metric: str, verdict: Verdict, value: float, cell: str = "c", **more: object) -> Comparison:
@@ -40,7 +57,7 @@ def judged(run: Run, **verdicts: tuple[Verdict, float, Verdict]) -> View:
         found[label, ALL, "accuracy"] = compared(
             "accuracy", accuracy, -0.5, label, minimum_detectable_effect=2.25
         )
-        found[label, ALL, "kv_bytes"] = compared("kv_bytes", "better", 0.69, label)
+        found[label, ALL, KV_METRIC] = compared(KV_METRIC, "better", 0.69, label)
     view.__dict__["comparisons"] = found
     return view
 
@@ -55,7 +72,7 @@ def test_a_faster_one_that_is_undecided_is_named_but_not_recommended(run: Run) -
     text = answer(view)
     assert text.startswith("Ship speculative[k=2]")
     assert "hamburger[confidence=0.5] is faster still (1.90×" in text
-    assert "needs more samples" in text
+    assert "whether it holds accuracy is open" in text
 
 
 def test_what_is_faster_but_less_accurate_is_never_recommended(run: Run) -> None:
@@ -80,7 +97,7 @@ def test_a_sentence_has_effect_interval_and_words(run: Run) -> None:
     view = judged(run, ham5=("better", 1.71, "inconclusive"))
     text = sentence(view, view.by_label["hamburger[confidence=0.5]"])
     assert text == (
-        "1.71× [1.61, 1.81] TPS, KV −31 %, accuracy −0.5 pt [−0.6, −0.4]: faster, less KV memory and "
+        "1.71× [1.61, 1.81] TPS, KV per position −31 %, accuracy −0.5 pt [−0.6, −0.4]: faster, less KV memory and "
         "accuracy inconclusive (smallest difference it could show: 2.2 pt)."
     )
 
@@ -105,7 +122,7 @@ def test_changes_in_percent_have_one_digit_only_when_small() -> None:
     assert percent_change(1.0) == "0.0 %"
 
 
-@pytest.mark.parametrize("metric", ["tps", "kv_bytes"])
+@pytest.mark.parametrize("metric", ["tps", KV_METRIC])
 def test_a_ratio_interval_is_carried_to_the_value(metric: str) -> None:
     comparison = replace(compared(metric, "better", 2.0), effect=Estimate(value=2.0, low=1.8, high=2.2, n=9))
     shown = around(100.0, comparison)
@@ -120,11 +137,101 @@ def test_an_accuracy_interval_is_shifted_and_kept_in_range() -> None:
     assert (shown.low, shown.high) == (96.5, 100.0)
 
 
-def test_equal_tokens_leave_nothing_uncertain() -> None:
+def test_no_interval_is_hidden_because_the_verdict_is_equivalent() -> None:
     comparison = replace(
-        compared("accuracy", "equivalent", 0.0), effect=Estimate(value=0.0, low=-7.0, high=7.0, n=9)
+        compared("accuracy", "equivalent", 0.0), effect=Estimate(value=0.0, low=-1.0, high=1.0, n=9)
     )
-    assert around(40.0, comparison).low is None
+    assert (around(40.0, comparison).low, around(40.0, comparison).high) == (39.0, 41.0)
+
+
+FASTER = "hamburger[confidence=0.5]"
+
+
+@pytest.mark.parametrize("accuracy", get_args(Verdict))
+@pytest.mark.parametrize("speed", get_args(Verdict))
+def test_every_word_is_handled_by_every_part_and_only_worse_is_less_accurate(
+    run: Run, speed: Verdict, accuracy: Verdict
+) -> None:
+    view = judged(run, ham5=(speed, 1.9, accuracy))
+    cell = view.by_label[FASTER]
+    headline = answer(view)
+    said = sentence(view, cell)
+    glance = overview_figure(view)
+    assert glance is not None
+    parts = [headline, said, glance.finding, " ".join(stat.word for stat in stats(view, cell))]
+    assert all(parts)
+    assert ("less accurate" in headline) == (accuracy == "worse" and speed == "better")
+    assert ("less accurate" in said) == (accuracy == "worse")
+    assert headline.startswith("Ship ") == (speed == "better" and accuracy in ("better", "equivalent"))
+    assert ("fastest setting" in headline) == (
+        speed == "better" and accuracy in ("inconclusive", "not comparable")
+    )
+    assert glance.finding.startswith("None of") == (speed != "better")
+    row = next(r for r in summary_table(view).rows if r[0].text == FASTER)
+    column = [c.title for c in summary_table(view).columns].index("Accuracy verdict")
+    assert row[column].text.startswith(SYMBOLS[accuracy])
+
+
+def test_the_words_of_every_table_are_all_the_words() -> None:
+    for words in (SYMBOLS, TONES, SPEED_WORDS, ACCURACY_WORDS, KV_WORDS):
+        assert set(words) == set(get_args(Verdict))
+    assert [word for word, text in ACCURACY_WORDS.items() if "less" in text] == ["worse"]
+
+
+@pytest.mark.parametrize(
+    "tier", [("equivalent", "inconclusive"), ("inconclusive", "not comparable"), ("not comparable", "worse")]
+)
+def test_settings_rank_by_what_is_known_of_their_accuracy(run: Run, tier: tuple[Verdict, Verdict]) -> None:
+    view = judged(run, ham9=("better", 1.1, tier[0]), ham5=("better", 1.9, tier[1]))
+    verdicts = {verdict.cell.method: verdict for verdict in method_verdicts(view)}
+    assert verdicts["hamburger"].cell.label == "hamburger[confidence=0.9]"
+
+
+def test_a_run_without_scores_calls_nothing_less_accurate(tmp_path: Path) -> None:
+    cells = synthetic.cells(confidences=(0.5,))
+    samples, records, _ = synthetic.simulate(cells, per_task=3, error_rate=0)
+    header = synthetic.header(cells, num_samples=len(samples), ignore_eos=True)
+    unscored = load_run(synthetic.write(tmp_path / "run", header, samples, records, []))
+    view = View(unscored)
+    text = answer(view)
+    assert "less accurate" not in text
+    assert "fastest setting" in text or text.startswith("Ship ")
+    for verdict in method_verdicts(view):
+        assert "less accurate" not in verdict.sentence
+
+
+def test_a_lossless_method_is_shipped_by_design_with_the_number_of_equal_answers(run: Run) -> None:
+    view = judged(run, spec2=("better", 1.3, "inconclusive"))
+    found = view.comparisons["speculative[k=2]", ALL, "accuracy"]
+    for num_equal, ships in ((18, True), (9, True), (8, False)):
+        told = replace(found, num_equal=num_equal, num_answers=18)
+        view.comparisons["speculative[k=2]", ALL, "accuracy"] = told
+        text = answer(view)
+        assert text.startswith("Ship ") == ships
+        assert (f"lossless by design: {num_equal} of 18 answers" in text) == ships
+    lossy = judged(run, ham5=("better", 1.3, "inconclusive"))
+    told = replace(lossy.comparisons[FASTER, ALL, "accuracy"], num_equal=18, num_answers=18)
+    lossy.comparisons[FASTER, ALL, "accuracy"] = told
+    assert "Ship" not in answer(lossy)
+
+
+def test_vanilla_is_never_shipped_over_vanilla(run: Run) -> None:
+    (merged,) = merge([run, replace(run, header=replace(run.header, run_id="second"))])
+    view = View(merged)
+    view.__dict__["comparisons"] = {
+        (f"vanilla @{run.header.run_id}", ALL, "tps"): compared("tps", "better", 1.3),
+        ("vanilla @second", ALL, "tps"): compared("tps", "better", 1.3),
+        ("vanilla @second", ALL, "accuracy"): compared("accuracy", "equivalent", 0.0),
+    }
+    assert "Ship" not in answer(view)
+
+
+def test_the_best_of_many_settings_says_so_and_its_interval_is_wider(run: Run) -> None:
+    view = judged(run, ham9=("better", 1.2, "equivalent"))
+    text = answer(view)
+    num = sum(cell.method != "vanilla" and not cell.control for cell in view.cells)
+    assert f"(best of {num} settings, interval widened for the choice)" in text
+    assert "1.20× [1.10, 1.30]" not in text
 
 
 def test_worst_cautions_come_first_and_each_kind_is_known(run: Run) -> None:
@@ -193,3 +300,60 @@ def test_merging_keeps_every_record_and_renames_what_clashes(run: Run) -> None:
     labels = [cell.label for cell in merged.header.cells]
     assert len(labels) == len(set(labels)) == 2 * len(run.header.cells)
     assert {record.cell for record in merged.records} == set(labels)
+
+
+def at_pace(run: Run, factor: float, run_id: str) -> Run:
+    """The same run at another moment of the machine."""
+    records = tuple(
+        record
+        if record.trace is None
+        else replace(
+            record,
+            trace=replace(
+                record.trace,
+                steps=tuple(replace(step, seconds=step.seconds * factor) for step in record.trace.steps),
+            ),
+        )
+        for record in run.records
+    )
+    return replace(run, header=replace(run.header, run_id=run_id), records=records)
+
+
+def test_a_joined_report_divides_every_cell_by_vanilla_of_its_own_run(run: Run) -> None:
+    slow = at_pace(run, 1.5, "slow")
+    alone = {view.run.header.run_id: view for view in (View(run), View(slow))}
+    joined = View(merge([run, slow])[0])
+    for cell in joined.cells:
+        own = alone[cell.cell.run]
+        label = cell.label.partition(" @")[0]
+        base = joined.baseline_of(cell)
+        assert base is not None
+        assert base.cell.run == cell.cell.run
+        for metric in ("tps", "accuracy"):
+            there, here = own.compared(own.by_label[label], metric), joined.compared(cell, metric)
+            assert (here is None) == (there is None)
+            if here is not None and there is not None:
+                assert here.effect == there.effect
+                assert here.verdict == there.verdict
+    # each run's vanilla is a baseline; neither is judged against the other
+    for cell in joined.cells:
+        if cell.method == "vanilla":
+            assert joined.is_baseline(cell)
+            assert joined.compared(cell, "tps") is None
+
+
+def test_a_joined_report_holds_speeds_against_the_bandwidth_of_their_own_run(run: Run) -> None:
+    slow = replace(
+        run,
+        header=replace(run.header, run_id="slow"),
+        telemetry=tuple(
+            {**reading, "read": reading["read"] / 2} if reading.get("kind") == "bandwidth" else reading
+            for reading in run.telemetry
+        ),
+    )
+    alone = limits_of(run)
+    joined = limits_of(merge([run, slow])[0])
+    assert alone
+    for label, limit in alone.items():
+        assert joined[f"{label} @{run.header.run_id}"].bandwidth == limit.bandwidth
+        assert joined[f"{label} @slow"].bandwidth == limit.bandwidth / 2

@@ -12,13 +12,8 @@ import pytest
 from fakes import EOS, TINY_SHAPE, save_tiny_model
 from serving_server import running
 
-from hambench.analysis.metrics import (
-    acceptance_rate,
-    decode_seconds,
-    kv_bytes,
-    measure,
-    tokens_per_target_forward,
-)
+from hambench.analysis.measurements import measure
+from hambench.analysis.metrics import acceptance_rate, decode_seconds, kv_bytes, tokens_per_target_forward
 from hambench.decoding import SamplingParams
 from hambench.engine.loop import generate
 from hambench.errors import HambenchError

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from hambench.analysis.paired_tests import (
+from hambench.analysis.statistics.paired_tests import (
     PairedResult,
     adjusted_p_values,
     log_ratio_of_sums,
@@ -85,7 +85,9 @@ def test_swapped_arms_mirror_the_difference(rows: list[tuple[float, float, int]]
     a, b, strata = (list(column) for column in zip(*rows, strict=True))
     there, back = mean_difference(a, b, strata=strata), mean_difference(b, a, strata=strata)
     assert there.effect == pytest.approx(-back.effect, abs=1e-9)
-    assert there.low == pytest.approx(-(back.high or 0), abs=1e-6)
+    assert (there.low is None) == (back.high is None)
+    if there.low is not None and back.high is not None:
+        assert there.low == pytest.approx(-back.high, abs=1e-6)
     assert there.p_value == pytest.approx(back.p_value)
 
 
@@ -193,6 +195,18 @@ def test_a_few_pairs_that_agree_prove_little() -> None:
     assert few.effect == many.effect == 0
     assert (few.high or 0) > 30
     assert (many.high or 99) < 0.5
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_an_interval_past_every_possible_difference_is_not_given(n: int) -> None:
+    result = mean_difference([100.0] * n, [0.0] * n)
+    assert (result.effect, result.low, result.high) == (100, None, None)
+
+
+def test_no_interval_reaches_past_a_possible_difference() -> None:
+    result = mean_difference([100.0] * 4, [0.0] * 4)
+    assert result.low is not None
+    assert result.high == 100
 
 
 def test_one_block_has_an_effect_and_no_interval() -> None:

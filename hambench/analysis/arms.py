@@ -1,0 +1,195 @@
+"""One side of a comparison, and what two sides have in common."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from hambench.analysis.metrics import decode_seconds, num_decode_tokens, num_positions, peak_kv_bytes
+from hambench.analysis.statistics.intervals import Array
+from hambench.analysis.statistics.paired_tests import MIN_BLOCKS
+from hambench.analysis.verdicts import join_reasons
+from hambench.errors import HambenchError
+from hambench.records import GenerationTrace, Sample, SampleRecord, Score
+from hambench.registry import method_config
+from hambench.store import Run
+
+Key = tuple[str, int]
+"""Sample id and repeat: what pairs the answers of two cells."""
+Parts = tuple[float | None, float | None]
+
+RATES: dict[str, Callable[[GenerationTrace], Parts]] = {
+    "tps": lambda trace: (num_decode_tokens([trace]), decode_seconds([trace])),
+    "prefill_tps": lambda trace: (trace.prompt_tokens, trace.steps[0].seconds if trace.steps else None),
+    "end_to_end_tps": lambda trace: (len(trace.token_ids), math.fsum(step.seconds for step in trace.steps)),
+    "kv_bytes_per_position": lambda trace: (peak_kv_bytes(trace), num_positions([trace])),
+}
+"""Numerator and denominator of one answer in each metric that is a ratio of sums over answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """What a cell answered."""
+
+    cell: str
+    records: dict[Key, SampleRecord]
+    points: dict[str, float]
+    """Primary score of each sample, 0 to 100, mean over repeats."""
+    lossless: bool = False
+    """Whether the method's answers follow the target's own distribution by design."""
+    _parts: dict[tuple[str, Key], Parts] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, run: Run, cell: str) -> Arm:
+        """What a cell of a run answered, warm-ups left out."""
+        records = {(r.sample_id, r.repeat): r for r in run.of_cell(cell)}
+        method = next((c.method for c in run.header.cells if c.label == cell), "")
+        points = points_of(score for score in run.scores if score.cell == cell)
+        return cls(cell, records, points, is_lossless(method))
+
+    def parts(self, metric: str, key: Key) -> Parts:
+        """Numerator and denominator of one answer; computed once, though each answer is in several groups."""
+        found = self._parts.get((metric, key))
+        if found is None:
+            record = self.records.get(key)
+            trace = record.trace if record is not None else None
+            found = (None, None) if trace is None else RATES[metric](trace)
+            self._parts[metric, key] = found
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """What two arms have in common over the samples of a group."""
+
+    asked: Mapping[str, Sample]
+    one_sided: tuple[str, ...]
+    """Samples with an answer that one side gave and the other failed to."""
+    refused: str
+    """Why the arms can't be compared over these samples; empty if they can."""
+    most_one_sided: float
+
+
+@dataclass(frozen=True, slots=True)
+class PairedWork:
+    """The parts of a rate over the blocks that all arms have."""
+
+    terms: Array
+    """Numerator and denominator of each arm in turn, shape ``(2 · arms, blocks)``."""
+    num_left_out: int
+    """Answers that all arms gave and that have no such parts in one of them."""
+    note: str
+    """What a block is, where it is not a sample."""
+
+
+def is_lossless(method: str) -> bool:
+    """Whether a registered method says so; of a plugin that is not installed here nothing is known."""
+    try:
+        return method_config(method).lossless
+    except HambenchError:
+        return False
+
+
+def paired_work(arms: Sequence[Arm], metric: str, asked: Mapping[str, Sample]) -> PairedWork:
+    """Sums the parts of a rate by block, over the answers that every arm has them for.
+
+    Args:
+        arms: Two or more.
+        metric: Key of :data:`RATES`.
+        asked: Samples of the group, by id.
+    """
+    keys: list[Key] = []
+    rows: list[list[float]] = []
+    num_left_out = 0
+    for key, record in arms[0].records.items():
+        records = [arm.records.get(key) for arm in arms]
+        if key[0] not in asked or record.trace is None or any(r is None or r.trace is None for r in records):
+            continue
+        parts = [part for arm in arms for part in arm.parts(metric, key)]
+        if all(part is not None and part > 0 for part in parts):
+            keys.append(key)
+            rows.append([float(part or 0) for part in parts])
+        else:
+            num_left_out += 1
+    blocks, note = _blocks(keys)
+    terms = np.zeros((2 * len(arms), max(blocks, default=-1) + 1))
+    for block, row in zip(blocks, rows, strict=True):
+        terms[:, block] += row
+    return PairedWork(terms, num_left_out, note)
+
+
+def paired_traces(a: Arm, b: Arm, asked: Iterable[str]) -> list[tuple[Key, GenerationTrace, GenerationTrace]]:
+    """Answers that both arms gave."""
+    wanted = set(asked)
+    pairs = []
+    for key, record in a.records.items():
+        other = b.records.get(key)
+        if key[0] in wanted and other is not None and record.trace is not None and other.trace is not None:
+            pairs.append((key, record.trace, other.trace))
+    return pairs
+
+
+def overlap_of(a: Arm, b: Arm, asked: Mapping[str, Sample], most_one_sided: float) -> Overlap:
+    """What two arms have in common over some samples, and why they may not be compared over them."""
+    ours = {key: record for key, record in a.records.items() if key[0] in asked}
+    theirs = {key: record for key, record in b.records.items() if key[0] in asked}
+    shared = ours.keys() & theirs.keys()
+    failed = [key for key in shared if (ours[key].trace is None) != (theirs[key].trace is None)]
+    one_sided = tuple(dict.fromkeys(sid for sid, _ in failed))
+    refused = ""
+    if any(ours[key].prompt_hash != theirs[key].prompt_hash for key in shared):
+        refused = "the prompts differ"
+    elif len(one_sided) > most_one_sided * len(asked):
+        refused = f"{count(one_sided, 'sample')} of {len(asked)} answered by one of the two only"
+    return Overlap(asked, one_sided, refused, most_one_sided)
+
+
+def zeros(arm: Arm, overlap: Overlap) -> dict[str, float]:
+    """No points for each sample that this arm alone never answered."""
+    answered = {sid for (sid, _), record in arm.records.items() if record.trace is not None}
+    return {sid: 0.0 for sid in overlap.one_sided if sid not in answered}
+
+
+def points_of(scores: Iterable[Score]) -> dict[str, float]:
+    """Primary score of each sample in points, 0 to 100, mean over repeats; failed scorers left out."""
+    points: dict[str, list[float]] = {}
+    for score in scores:
+        if score.primary and score.error is None and score.value is not None and math.isfinite(score.value):
+            points.setdefault(score.sample_id, []).append(100 * score.value / score.scale)
+    return {sample_id: float(np.mean(values)) for sample_id, values in points.items()}
+
+
+def disturbance(arms: Sequence[Arm], asked: Iterable[str], *, busy: float) -> str:
+    """What slowed the answers of a group from outside: other processes, a GPU that held its clocks down."""
+    wanted = set(asked)
+    records = [
+        (arm.cell, key, record) for arm in arms for key, record in arm.records.items() if key[0] in wanted
+    ]
+    loads = [record.other_load for *_, record in records if record.other_load is not None]
+    note = (
+        f"others took {np.mean(loads):.0%} of the machine meanwhile" if np.mean(loads or [0]) > busy else ""
+    )
+    throttled = {(cell, key): reason for cell, key, record in records for reason in record.throttles}
+    if throttled:
+        why = ", ".join(sorted(set(throttled.values())))
+        note = join_reasons(note, f"the GPU held its clocks down in {len(throttled)} answers ({why})")
+    return note
+
+
+def count(things: Sequence[object] | Mapping[str, int], noun: str) -> str:
+    """``1 sample``, ``2 samples``."""
+    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
+
+
+def _blocks(keys: Sequence[Key]) -> tuple[list[int], str]:
+    """Number of each pair's block: its sample, or its repeat where samples are too few to be blocks."""
+    samples = {sample_id: i for i, sample_id in enumerate(dict.fromkeys(key[0] for key in keys))}
+    repeats = {repeat: i for i, repeat in enumerate(dict.fromkeys(key[1] for key in keys))}
+    if len(samples) >= MIN_BLOCKS or len(repeats) <= len(samples):
+        return [samples[key[0]] for key in keys], ""
+    return [
+        repeats[key[1]] for key in keys
+    ], f"over {len(repeats)} repeats of {count(samples, 'fixed prompt')}"

@@ -1,0 +1,128 @@
+"""Every metric of every cell over every group: what :mod:`hambench.analysis.metrics` defines, applied to a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from hambench.analysis.metrics import (
+    acceptance_rate,
+    accuracy,
+    burst_p50_s,
+    burst_p99_s,
+    end_to_end_tps,
+    kv_bytes,
+    kv_bytes_per_position,
+    kv_compression_output,
+    kv_compression_total,
+    mean_acceptance_length,
+    num_accepted,
+    num_decode_steps,
+    num_draft_forwards,
+    num_drafted,
+    num_kv_slots,
+    num_micro_forwards,
+    num_target_forwards,
+    num_tokens,
+    peak_memory_bytes,
+    prefill_tps,
+    tokens_per_step_histogram,
+    tokens_per_target_forward,
+    tpot_p50_s,
+    tpot_p90_s,
+    tpot_p99_s,
+    tps,
+    ttft_s,
+)
+from hambench.groups import ALL, group_names, in_group
+from hambench.records import Measurement, Sample, SampleRecord, Score
+from hambench.store import Run
+
+
+def measure_run(run: Run) -> list[Measurement]:
+    """Measures every cell over all samples, then over each suite, category and task."""
+    groups = group_names(run.samples.values())
+    measurements = []
+    for cell in run.header.cells:
+        records = run.of_cell(cell.label)
+        scores = [score for score in run.scores if score.cell == cell.label]
+        measurements += [
+            measure(records, scores, run.samples, cell=cell.label, group=group) for group in groups
+        ]
+    return measurements
+
+
+def measure(
+    records: Iterable[SampleRecord],
+    scores: Iterable[Score],
+    samples: Mapping[str, Sample],
+    *,
+    cell: str,
+    group: str = ALL,
+) -> Measurement:
+    """What one cell measured over one group of samples.
+
+    ``num_samples`` counts the samples answered at least once, ``num_errors`` those with a failed record.
+    """
+    wanted = {sample_id for sample_id, sample in samples.items() if in_group(sample, group)}
+    mine = [r for r in records if r.cell == cell and not r.warmup and r.sample_id in wanted]
+    answered = [record for record in mine if record.trace is not None]
+    traces = [record.trace for record in answered if record.trace is not None]
+    answers = {(record.sample_id, record.repeat) for record in answered}
+    primary = [s for s in scores if s.cell == cell and s.primary and (s.sample_id, s.repeat) in answers]
+    loads = [record.other_load for record in answered if record.other_load is not None]
+    return Measurement(
+        cell=cell,
+        group=group,
+        num_samples=len({record.sample_id for record in answered}),
+        num_errors=len({record.sample_id for record in mine if record.trace is None}),
+        num_score_errors=len({score.sample_id for score in primary if not _usable(score)}),
+        num_truncated=len({record.sample_id for record in answered if record.truncated_tokens}),
+        num_tokens=num_tokens(traces),
+        tps=tps(traces),
+        prefill_tps=prefill_tps(traces),
+        end_to_end_tps=end_to_end_tps(traces),
+        ttft_s=ttft_s(traces),
+        tpot_p50_s=tpot_p50_s(traces),
+        tpot_p90_s=tpot_p90_s(traces),
+        tpot_p99_s=tpot_p99_s(traces),
+        burst_p50_s=burst_p50_s(traces),
+        burst_p99_s=burst_p99_s(traces),
+        tokens_per_target_forward=tokens_per_target_forward(traces),
+        tokens_per_step_histogram=tokens_per_step_histogram(traces),
+        acceptance_rate=acceptance_rate(traces),
+        mean_acceptance_length=mean_acceptance_length(traces),
+        num_decode_steps=num_decode_steps(traces),
+        num_target_forwards=num_target_forwards(traces),
+        num_draft_forwards=num_draft_forwards(traces),
+        num_micro_forwards=num_micro_forwards(traces),
+        num_drafted=num_drafted(traces),
+        num_accepted=num_accepted(traces),
+        kv_bytes=kv_bytes(traces),
+        kv_bytes_per_position=kv_bytes_per_position(traces),
+        num_kv_slots=num_kv_slots(traces),
+        kv_compression_output=kv_compression_output(traces),
+        kv_compression_total=kv_compression_total(traces),
+        peak_memory_bytes=peak_memory_bytes(answered),
+        other_load=float(np.mean(loads)) if loads else None,
+        accuracy=accuracy(points_by_task(primary, samples)),
+    )
+
+
+def points_by_task(scores: Iterable[Score], samples: Mapping[str, Sample]) -> dict[str, list[float]]:
+    """Points (0 to 100) of each sample of each ``suite/task``: primary scores only, averaged over repeats."""
+    by_sample: dict[str, list[float]] = {}
+    for score in scores:
+        if score.primary and _usable(score) and score.value is not None:
+            by_sample.setdefault(score.sample_id, []).append(100 * score.value / score.scale)
+    by_task: dict[str, list[float]] = {}
+    for sample_id, points in by_sample.items():
+        sample = samples[sample_id]
+        by_task.setdefault(f"{sample.suite}/{sample.task}", []).append(float(np.mean(points)))
+    return by_task
+
+
+def _usable(score: Score) -> bool:
+    # a scorer that answers NaN has failed, whatever it says
+    return score.value is not None and score.error is None and bool(np.isfinite(score.value))
