@@ -187,8 +187,7 @@ class DecodeSession(Protocol):
 class DecodingMethod(Protocol):
     """A method with its weights loaded, holding no per-sequence state.
 
-    A method whose work is done by a server may have an attribute ``local_port``: the TCP port that it listens on, or
-    ``None`` if it is not on this machine. Its load is then not taken for a stranger's.
+    Where a server of this machine does the work, an attribute ``local_port`` may name its TCP port: its load is ours.
     """
 
     @property

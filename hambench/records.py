@@ -284,6 +284,14 @@ class Measurement:
     peak_memory_bytes: int | None
     accuracy: Estimate | None
     """Points, 0 to 100."""
+    regret: Estimate | None = None
+    agreement: float | None = None
+    target_logprob_per_token: float | None = None
+    distinct_4grams: float | None = None
+    num_repetitive: int = 0
+    """Answers of which fewer than half of the 4-grams are distinct."""
+    num_judged: int = 0
+    """Answers that the target has judged."""
     kv_bytes_per_position: float | None = None
     prefill_tps: float | None = None
     end_to_end_tps: float | None = None

@@ -75,3 +75,11 @@ def facts_of(name: str) -> type[MethodConfig]:
         return method_config(name)
     except HambenchError:
         return MethodConfig
+
+
+def is_lossless(method: str) -> bool:
+    """Whether a registered method says so; of a plugin that is not installed here nothing is known."""
+    try:
+        return method_config(method).lossless
+    except HambenchError:
+        return False

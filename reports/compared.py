@@ -5,10 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hambench.analysis import comparisons
-from hambench.records import Comparison, Estimate
+from hambench.records import Comparison, Estimate, Verdict
+from hambench.reports.words import signed
 
 if TYPE_CHECKING:
     from hambench.reports.view import View
+
+
+FIDELITY_WORDS: dict[Verdict, str] = {
+    "better": "closer to the target's own choices",
+    "worse": "further from the target's own choices",
+    "equivalent": "the target's own choices held",
+    "inconclusive": "fidelity inconclusive",
+    "not comparable": "fidelity not comparable",
+}
 
 
 def compare_with_baseline(view: View) -> dict[tuple[str, str, str], Comparison]:
@@ -35,6 +45,11 @@ def around(value: float, comparison: Comparison) -> Estimate:
     effect = effect_of(comparison)
     if effect is None or effect.low is None or effect.high is None:
         return Estimate(value=value, n=effect.n if effect else 0)
+    if comparison.metric == "regret":
+        shift = value - effect.value
+        return Estimate(
+            value=value, low=max(0.0, effect.low + shift), high=max(0.0, effect.high + shift), n=effect.n
+        )
     if comparison.metric == "accuracy":
         low, high = value + effect.low - effect.value, value + effect.high - effect.value
         return Estimate(value=value, low=max(0.0, low), high=min(100.0, high), n=effect.n)
@@ -42,3 +57,10 @@ def around(value: float, comparison: Comparison) -> Estimate:
         return Estimate(value=value)
     scale = value / effect.value
     return Estimate(value=value, low=scale * effect.low, high=scale * effect.high, n=effect.n)
+
+
+def fidelity_words(comparison: Comparison | None) -> list[str]:
+    """How a setting's regret compares, for a sentence; nothing where no answer was judged."""
+    if comparison is None or comparison.effect is None:
+        return []
+    return [f"{FIDELITY_WORDS[comparison.verdict]} ({signed(comparison.effect.value, 3)} nats per token)"]

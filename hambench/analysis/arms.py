@@ -12,9 +12,8 @@ from hambench.analysis.metrics import decode_seconds, num_decode_tokens, num_pos
 from hambench.analysis.statistics.intervals import Array
 from hambench.analysis.statistics.paired_tests import MIN_BLOCKS
 from hambench.analysis.verdicts import join_reasons
-from hambench.errors import HambenchError
 from hambench.records import GenerationTrace, Sample, SampleRecord, Score
-from hambench.registry import method_config
+from hambench.registry import is_lossless
 from hambench.store import Run
 
 Key = tuple[str, int]
@@ -40,6 +39,10 @@ class Arm:
     """Primary score of each sample, 0 to 100, mean over repeats."""
     lossless: bool = False
     """Whether the method's answers follow the target's own distribution by design."""
+    judged: dict[Key, tuple[float, int]] = field(default_factory=dict)
+    """Regret in nats and tokens of each answer that the target has judged."""
+    is_speed_only: bool = False
+    """Whether its answers have fixed lengths and no scores."""
     _parts: dict[tuple[str, Key], Parts] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -48,7 +51,12 @@ class Arm:
         records = {(r.sample_id, r.repeat): r for r in run.of_cell(cell)}
         method = next((c.method for c in run.header.cells if c.label == cell), "")
         points = points_of(score for score in run.scores if score.cell == cell)
-        return cls(cell, records, points, is_lossless(method))
+        judged = {
+            key: (item.regret, len(item.regrets))
+            for key, record in records.items()
+            if (item := run.judged(record)) is not None
+        }
+        return cls(cell, records, points, is_lossless(method), judged, run.header.ignore_eos)
 
     def parts(self, metric: str, key: Key) -> Parts:
         """Numerator and denominator of one answer; computed once, though each answer is in several groups."""
@@ -83,14 +91,6 @@ class PairedWork:
     """Answers that all arms gave and that have no such parts in one of them."""
     note: str
     """What a block is, where it is not a sample."""
-
-
-def is_lossless(method: str) -> bool:
-    """Whether a registered method says so; of a plugin that is not installed here nothing is known."""
-    try:
-        return method_config(method).lossless
-    except HambenchError:
-        return False
 
 
 def paired_work(arms: Sequence[Arm], metric: str, asked: Mapping[str, Sample]) -> PairedWork:

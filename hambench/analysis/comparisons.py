@@ -27,6 +27,7 @@ from hambench.analysis.arms import (
 )
 from hambench.analysis.baselines import BASELINE, baseline_of
 from hambench.analysis.metrics import METRICS
+from hambench.analysis.regret import compare_regret, unread_text
 from hambench.analysis.statistics.intervals import CONFIDENCE
 from hambench.analysis.statistics.paired_tests import (
     MIN_BLOCKS,
@@ -47,7 +48,7 @@ from hambench.groups import ALL, group_kind, group_names, in_group
 from hambench.records import BUSY_LOAD, Comparison, Estimate, Sample, Verdict
 from hambench.store import Run
 
-COMPARED = ("tps", "kv_bytes_per_position", "accuracy")
+COMPARED = ("tps", "kv_bytes_per_position", "accuracy", "regret")
 """Metrics that every comparison gives."""
 
 MOST_ONE_SIDED = 0.2
@@ -59,6 +60,7 @@ _PARTS = {
     "end_to_end_tps": "a timed token",
     "kv_bytes_per_position": "a KV cache of known size",
     "accuracy": "a score",
+    "regret": "the target's judgement",
 }
 
 
@@ -208,7 +210,14 @@ def _compare(
         for group in names:
             asked = {sid: sample for sid, sample in samples.items() if in_group(sample, group)}
             overlap = overlap_of(candidate, baseline, asked, most_one_sided)
-            if metric == "accuracy":
+            if metric == "regret" and not (candidate.judged or baseline.judged):
+                continue
+            if metric == "regret":
+                rows.append(
+                    compare_regret(candidate, baseline, overlap, group, margins, cluster_of)
+                    or _nothing(candidate, baseline, group, metric, overlap.refused)
+                )
+            elif metric == "accuracy":
                 rows.append(_compare_accuracy(candidate, baseline, overlap, group, margins))
             else:
                 rows.append(_compare_rate(candidate, baseline, overlap, group, metric, margins))
@@ -217,6 +226,8 @@ def _compare(
 
 def _compare_rate(a: Arm, b: Arm, overlap: Overlap, group: str, metric: str, margins: Margins) -> Comparison:
     info, refused = METRICS[metric], overlap.refused
+    if not refused and (a.is_speed_only or b.is_speed_only):
+        refused = unread_text(a, b, compare_regret(a, b, overlap, group, margins, cluster_of))
     work = paired_work((a, b), metric, overlap.asked)
     notes = [work.note]
     if overlap.one_sided and not refused:

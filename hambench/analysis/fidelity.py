@@ -1,4 +1,4 @@
-"""Views of what the target makes of the answers: regret and agreement of records, where answers leave the baseline's.
+"""Views of what the target makes of the answers, and of how far they are the baseline's, token by token.
 
 ``hambench.runner.judge`` writes the judgements; nothing here runs a model. What they can't see: a fluent wrong answer
 that the target would have given itself costs nothing. Text that repeats itself is told from the tokens alone.
@@ -7,13 +7,13 @@ that the target would have given itself costs nothing. Text that repeats itself 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hambench.analysis.baselines import baseline_of
-from hambench.analysis.identity import first_difference
 from hambench.analysis.statistics.intervals import ratio_of_sums
-from hambench.records import Cell, Estimate, Fidelity, GenerationTrace, SampleRecord
+from hambench.records import Cell, Estimate, Fidelity, GenerationTrace, Measurement, SampleRecord
+from hambench.registry import is_lossless
 from hambench.store import RecordKey, Run, record_key
 
 NGRAM = 4
@@ -87,6 +87,30 @@ def is_repetitive(trace: GenerationTrace) -> bool:
     return total >= FEWEST_NGRAMS and distinct < REPETITIVE * total
 
 
+def repetition_cautions(run: Run, measured: Mapping[str, Measurement]) -> list[str]:
+    """One sentence for each cell that may change the text and whose answers repeat themselves more than the baseline's.
+
+    Args:
+        run: The run.
+        measured: By cell label, over the samples that the sentence is about.
+    """
+    found = []
+    for cell in run.header.cells:
+        mine = measured.get(cell.label)
+        baseline = baseline_of(cell, run.header.cells)
+        theirs = measured.get(baseline.label) if baseline else None
+        if mine is None or is_lossless(cell.method) or not mine.num_repetitive:
+            continue
+        if theirs is not None and mine.num_repetitive <= theirs.num_repetitive:
+            continue
+        others = f" ({theirs.num_repetitive} of {baseline.label}'s)" if theirs and baseline else ""
+        found.append(
+            f"{cell.label} repeats itself: in {mine.num_repetitive} of its answers{others} fewer than half of the "
+            f"4-grams are distinct, over all answers {mine.distinct_4grams or 0.0:.0%}; its speed is that of such text."
+        )
+    return found
+
+
 def divergences(run: Run, *, cells: Sequence[Cell] | None = None) -> dict[RecordKey, Divergence]:
     """First differences from the baseline's answers, by record, where the target has judged both answers."""
     wanted = run.header.cells if cells is None else cells
@@ -141,3 +165,53 @@ def time_line(run: Run) -> str:
         f"fidelity: {num_distinct} distinct answers of {passes[-1]['num_answers']} judged by the target in "
         f"{seconds:.1f} s, after the timed part"
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """How far a cell's answers are the baseline's, token by token."""
+
+    num_samples: int
+    """Answers both have."""
+    num_identical: int
+    first_difference: int | None
+    """Smallest token index at which an answer differs; ``None`` when none does."""
+    share_before: float | None
+    """Tokens before the first difference, as a share of all the baseline's tokens."""
+
+
+def token_identity(run: Run, cell: str, baseline: str) -> Identity | None:
+    """Compares a cell's tokens with the baseline's; ``None`` when they share no answered sample."""
+    theirs = {(r.sample_id, r.repeat): r for r in run.answered(baseline)}
+    pairs: list[tuple[SampleRecord, SampleRecord]] = [
+        (record, theirs[record.sample_id, record.repeat])
+        for record in run.measured
+        if record.cell == cell and record.trace and (record.sample_id, record.repeat) in theirs
+    ]
+    if not pairs:
+        return None
+    firsts = []
+    num_before = num_tokens = 0
+    for mine, other in pairs:
+        assert mine.trace is not None
+        assert other.trace is not None
+        a, b = mine.trace.token_ids, other.trace.token_ids
+        first = first_difference(a, b)
+        num_before += len(b) if first is None else first
+        num_tokens += len(b)
+        if first is not None:
+            firsts.append(first)
+    return Identity(
+        num_samples=len(pairs),
+        num_identical=len(pairs) - len(firsts),
+        first_difference=min(firsts, default=None),
+        share_before=num_before / num_tokens if num_tokens else None,
+    )
+
+
+def first_difference(tokens: Sequence[int], others: Sequence[int]) -> int | None:
+    """Index of the first token that differs (the shorter length when one is the other's beginning), or ``None``."""
+    for index, (mine, other) in enumerate(zip(tokens, others, strict=False)):
+        if mine != other:
+            return index
+    return None if len(tokens) == len(others) else min(len(tokens), len(others))

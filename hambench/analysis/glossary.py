@@ -77,6 +77,15 @@ DERIVED = (
         "failed on, is left out.",
     ),
     _more(
+        "regret_delta", "nats/token", "lower", "paired",
+        "Regret per token less the baseline's over the same samples, a difference of ratios of sums with its interval "
+        "and verdict: the jackknife's, one unseen token of 3 nats added; sign flips must agree.",
+    ),
+    _more(
+        "num_repetitive", "answers", "lower", "count",
+        "Answers of which fewer than half of the 4-grams are distinct.",
+    ),
+    _more(
         "minimum_detectable_effect", "as its metric", "lower", "paired",
         "Smallest true effect that these samples would show, 80 times in 100.",
     ),
@@ -104,19 +113,6 @@ DERIVED = (
     _more(
         "identity.share_before", "share", "higher", "identity",
         "Tokens before the first difference, over all tokens of the baseline's answers.",
-    ),
-    _more(
-        "target_logprob_per_token", "nats", "higher", "proxy",
-        "Σ log-probability of the answer tokens under the target itself / Σ answer tokens (`hambench proxies`).",
-    ),
-    _more(
-        "regret", "nats/token", "lower", "proxy",
-        "Σ over answer tokens of the target's highest log-probability there less that of the token taken / Σ tokens; 0 "
-        "is what the target would have chosen itself. The answer is followed as it stands.",
-    ),
-    _more(
-        "agreement", "share", "higher", "proxy",
-        "Answer tokens that are the target's own choice at their place, over all answer tokens.",
     ),
     _more("num_judged", "answers", None, "count", "Answers that the target has judged (`--no-fidelity`: none)."),
     _more(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
+from hambench.analysis import fidelity
 from hambench.analysis.metrics import (
     acceptance_rate,
     accuracy,
@@ -36,7 +37,7 @@ from hambench.analysis.metrics import (
     ttft_s,
 )
 from hambench.groups import ALL, group_names, in_group
-from hambench.records import Measurement, Sample, SampleRecord, Score
+from hambench.records import Fidelity, Measurement, Sample, SampleRecord, Score
 from hambench.store import Run
 
 
@@ -48,7 +49,8 @@ def measure_run(run: Run) -> list[Measurement]:
         records = run.of_cell(cell.label)
         scores = [score for score in run.scores if score.cell == cell.label]
         measurements += [
-            measure(records, scores, run.samples, cell=cell.label, group=group) for group in groups
+            measure(records, scores, run.samples, cell=cell.label, group=group, judged=run.judged)
+            for group in groups
         ]
     return measurements
 
@@ -60,8 +62,9 @@ def measure(
     *,
     cell: str,
     group: str = ALL,
+    judged: Callable[[SampleRecord], Fidelity | None] = lambda record: None,
 ) -> Measurement:
-    """What one cell measured over one group of samples.
+    """What one cell measured over one group of samples; ``judged`` gives what the target makes of an answer.
 
     ``num_samples`` counts the samples answered at least once, ``num_errors`` those with a failed record.
     """
@@ -72,6 +75,7 @@ def measure(
     answers = {(record.sample_id, record.repeat) for record in answered}
     primary = [s for s in scores if s.cell == cell and s.primary and (s.sample_id, s.repeat) in answers]
     loads = [record.other_load for record in answered if record.other_load is not None]
+    judgements = [item for record in answered if (item := judged(record)) is not None]
     return Measurement(
         cell=cell,
         group=group,
@@ -107,6 +111,12 @@ def measure(
         peak_memory_bytes=peak_memory_bytes(answered),
         other_load=float(np.mean(loads)) if loads else None,
         accuracy=accuracy(points_by_task(primary, samples)),
+        regret=fidelity.regret(judgements),
+        agreement=fidelity.agreement(judgements),
+        target_logprob_per_token=fidelity.target_logprob_per_token(judgements),
+        distinct_4grams=fidelity.distinct_4grams(traces),
+        num_repetitive=sum(map(fidelity.is_repetitive, traces)),
+        num_judged=len(judgements),
     )
 
 

@@ -18,12 +18,13 @@ from typing import Literal
 
 import numpy as np
 
+from hambench.analysis import fidelity
 from hambench.analysis.statistics.intervals import macro_average
 from hambench.records import Estimate, GenerationTrace, Measurement, SampleRecord, StepRecord
 
 Traces = Sequence[GenerationTrace]
 Better = Literal["higher", "lower"]
-MetricClass = Literal["exact", "near-exact", "speed", "accuracy"]
+MetricClass = Literal["exact", "near-exact", "speed", "accuracy", "fidelity"]
 
 
 # speed
@@ -153,7 +154,8 @@ def kv_bytes(traces: Traces) -> float | None:
 def peak_kv_bytes(trace: GenerationTrace) -> int | None:
     """Most bytes of KV cache in use during one answer; ``None`` where a step's can't be known."""
     sizes = [step.kv_bytes for step in trace.steps]
-    known = [size for size in sizes if size is not None]
+    # during a step there may be more than after it: rejected drafts, micro-steps
+    known = [max(step.kv_bytes, step.peak_kv_bytes or 0) for step in trace.steps if step.kv_bytes is not None]
     return max(known) if known and len(known) == len(sizes) else None
 
 
@@ -192,7 +194,7 @@ def kv_compression_total(traces: Traces) -> float | None:
 
 
 def peak_memory_bytes(records: Iterable[SampleRecord]) -> int | None:
-    """Largest peak seen, weights included: of the allocator on a GPU, of the resident set on a CPU."""
+    """Largest peak of the GPU's allocator during one answer, weights included; not available on a CPU."""
     return max((r.peak_memory_bytes for r in records if r.peak_memory_bytes is not None), default=None)
 
 
@@ -246,6 +248,10 @@ METRICS: dict[str, MetricInfo] = {
         _info(prefill_tps, "tokens/s", "higher", "speed"),
         _info(end_to_end_tps, "tokens/s", "higher", "speed"),
         _info(accuracy, "points", "higher", "accuracy"),
+        _info(fidelity.regret, "nats/token", "lower", "fidelity"),
+        _info(fidelity.agreement, "share", "higher", "fidelity"),
+        _info(fidelity.target_logprob_per_token, "nats/token", "higher", "fidelity"),
+        _info(fidelity.distinct_4grams, "share", "higher", "fidelity"),
         _info(kv_bytes, "bytes", "lower", "exact"),
         _info(kv_bytes_per_position, "bytes/position", "lower", "exact"),
         _info(num_kv_slots, "slots", "lower", "exact"),

@@ -112,10 +112,11 @@ def relation_along(
     rows: dict[tuple[str, str], Comparison] = {}
     for index, a in enumerate(labels):
         for b in labels[index + 1 :]:
-            if metric == "accuracy" or runs.get(a) == runs.get(b):
-                (rows[a, b],) = compare_arms(
+            if metric in ("accuracy", "regret") or runs.get(a) == runs.get(b):
+                for row in compare_arms(
                     arms[a], arms[b], samples, metrics=(metric,), groups=(group,), margins=margins
-                )
+                ):
+                    rows[a, b] = row
     return _relation(_corrected(rows))
 
 

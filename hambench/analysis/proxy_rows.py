@@ -11,8 +11,13 @@ from rich.table import Table
 from rich.text import Text
 
 from hambench.analysis.baselines import baseline_of
-from hambench.analysis.fidelity import agreement, divergences, regret, target_logprob_per_token
-from hambench.analysis.identity import token_identity
+from hambench.analysis.fidelity import (
+    agreement,
+    divergences,
+    regret,
+    target_logprob_per_token,
+    token_identity,
+)
 from hambench.store import Run
 
 

@@ -17,14 +17,14 @@ from hambench.analysis.bandwidth_limit import limits_of
 from hambench.analysis.baselines import baseline_of, has_several
 from hambench.analysis.cold_start import start_ups
 from hambench.analysis.comparisons import COMPARED, compare_run
-from hambench.analysis.identity import Identity, token_identity
+from hambench.analysis.fidelity import REGRET_WORDS, Identity, repetition_cautions, time_line, token_identity
 from hambench.analysis.measurements import measure_run
 from hambench.analysis.suite_averages import averages_of
 from hambench.groups import ALL
 from hambench.records import Cell, Comparison, Estimate, Measurement
 from hambench.store import Run
 
-_SPOKEN = {"tps": "speed", "kv_bytes_per_position": "KV memory"}
+_SPOKEN = {"tps": "speed", "kv_bytes_per_position": "KV memory", "regret": "fidelity"}
 
 
 def cell_objects(run: Run) -> list[dict[str, Any]]:
@@ -33,6 +33,7 @@ def cell_objects(run: Run) -> list[dict[str, Any]]:
     limits, starts = limits_of(run), start_ups(run)
     speeds = {row.candidate: row for row in _comparisons(run, ALL, ("tps",))}
     averages = {each.average.cell: each.as_dict() for each in averages_of(run)}
+    regrets = {row.candidate: row for row in _comparisons(run, ALL, ("regret",))}
     objects = []
     for cell in run.header.cells:
         baseline = baseline_of(cell, run.header.cells)
@@ -59,6 +60,7 @@ def cell_objects(run: Run) -> list[dict[str, Any]]:
                 "tps_ratio": ratio.value if ratio else None,
                 "tps_ratio_low": ratio.low if ratio else None,
                 "tps_ratio_high": ratio.high if ratio else None,
+                "regret_delta": _as_builtins(regrets.get(cell.label)),
                 "predicted_tps": limit.predicted_tps if limit else None,
                 "mbu": limit.mbu if limit else None,
                 "mbu_flag": limit.flag or None if limit else None,
@@ -74,6 +76,13 @@ def cell_objects(run: Run) -> list[dict[str, Any]]:
             }
         )
     return objects
+
+
+def _as_builtins(row: Comparison | None) -> dict[str, Any] | None:
+    """A difference with its interval and verdict."""
+    if row is None or row.effect is None:
+        return None
+    return {**dataclasses.asdict(row.effect), "verdict": row.verdict, "reason": row.reason or None}
 
 
 def _speed_ratio(
@@ -117,6 +126,8 @@ def render_table(run: Run, *, group: str = ALL, width: int = 150) -> str:
     ):
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("accuracy [95 %]", justify="right", no_wrap=True)
+    table.add_column("regret", justify="right", no_wrap=True)
+    table.add_column("agree", justify="right", no_wrap=True)
     table.add_column("same", justify="right", no_wrap=True)
     table.add_column("n", justify="right", no_wrap=True)
     for measurement in measured:
@@ -130,9 +141,14 @@ def render_table(run: Run, *, group: str = ALL, width: int = 150) -> str:
         console.print(Text(f"! {note}"), soft_wrap=True)
     if not run.complete:
         console.print(Text(f"! Unfinished: {len(run.measured)} of {run.num_expected} records."))
+    for line in repetition_cautions(run, {m.cell: m for m in measured}):
+        console.print(Text(f"! {line}"), soft_wrap=True)
     console.print(table)
-    if comparisons:
+    judged = any(measurement.num_judged for measurement in measured)
+    if comparisons or judged:
         console.print()
+    if judged:
+        console.print(Text(f"{REGRET_WORDS} {time_line(run)}".rstrip()), soft_wrap=True)
     if several:
         console.print(
             "Each ratio is to vanilla under the same conditions; of the other vanilla cells, to the first."
@@ -176,6 +192,8 @@ def _row(m: Measurement, against: Sequence[Comparison], identity: Identity | Non
         _number(m.kv_compression_output, 2),
         _number(m.kv_compression_total, 2),
         accuracy,
+        _number(m.regret.value if m.regret else None, 3),
+        "–" if m.agreement is None else f"{m.agreement:.1%}",
         f"{identity.num_identical}/{identity.num_samples}" if identity else "–",
         count,
     ]

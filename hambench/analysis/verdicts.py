@@ -43,6 +43,8 @@ class Margins:
     """Relative."""
     accuracy: float = 1.5
     """Points."""
+    regret: float = 0.05
+    """Nats per token: 5 % of the answer's perplexity under the target, or one token in sixty that costs 3 nats."""
 
     def of_metric(self, metric: str) -> float:
         """The margin of a metric; all speeds have that of the decode speed."""

@@ -66,7 +66,7 @@ class Check:
     base: float | None = None
     head: float | None = None
     effect: Estimate | None = None
-    """Head / base for speeds, bytes and counts; head - base in points for accuracy."""
+    """Head / base for speeds, bytes and counts; head - base in points for accuracy, in nats per token for regret."""
     threshold: float | None = None
     """Smallest effect worth a word: relative, or points for accuracy; 0 for counts."""
     p_value: float | None = None
@@ -80,7 +80,15 @@ class Check:
         """How much worse the head is, for sorting: relative to the base, or in points / 100."""
         if self.effect is None:
             return 0.0
-        change = self.effect.value / 100 if self.metric_class == "accuracy" else self.effect.value - 1
+        match self.metric_class:
+            case "accuracy":
+                change = self.effect.value / 100
+            case "fidelity":
+                change = self.effect.value
+            case "exact" | "near-exact" | "speed":
+                change = self.effect.value - 1
+            case _:
+                assert_never(self.metric_class)
         return -change if self.better == "higher" else change
 
 

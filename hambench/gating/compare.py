@@ -49,6 +49,7 @@ def compare_runs(base: Run, head: Run, *, margins: Margins | None = None) -> Out
             continue
         checks += _exact(base, head, cell.label)
         checks += _accuracy(base, head, cell.label, shared, margins)
+        checks += _regret(base, head, cell.label, shared, margins)
         checks += _peak(base, head, cell.label)
         checks += _speed(base, head, cell.label, shared, margins)
     added = [label for label in ours if label not in {cell.label for cell in base.header.cells}]
@@ -151,6 +152,48 @@ def _accuracy(
     )
     changed = differences(base.header.environment, head.header.environment, ACCURACY_KEYS)
     return [_accuracy_check(row, margins.accuracy, changed) for row in rows]
+
+
+def _regret(base: Run, head: Run, label: str, samples: Mapping[str, Sample], margins: Margins) -> list[Check]:
+    """Regret per token, paired by sample: each side's answers as the target of its own run judged them."""
+    if not base.fidelity or not head.fidelity:
+        return []
+    models = [(run.header.model.get("sha256"), run.header.cells[0].dtype) for run in (base, head)]
+    rows = compare_arms(
+        Arm.of(head, label),
+        Arm.of(base, label),
+        samples,
+        metrics=("regret",),
+        groups=(ALL,),
+        margins=margins,
+        most_one_sided=0.0,
+    )
+    checks = [_regret_check(row, margins.regret) for row in rows]
+    if models[0] != models[1]:
+        reason = "two targets judged them: other weights or another type"
+        return [replace(check, verdict="not comparable", reason=reason) for check in checks]
+    return checks
+
+
+def _regret_check(row: Comparison, margin: float) -> Check:
+    verdict, reason = change_word(row.verdict), row.reason
+    high = row.effect.high if row.effect else None
+    if verdict == "inconclusive" and high is not None and high < margin:
+        verdict, reason = "equivalent", f"not worse by {margin:g} nats per token"
+    return Check(
+        cell=row.candidate,
+        metric="regret",
+        metric_class="fidelity",
+        better="lower",
+        unit="nats/token",
+        group=row.group,
+        effect=row.effect,
+        threshold=margin,
+        verdict=verdict,
+        p_value=row.p_value,
+        minimum_detectable_effect=row.minimum_detectable_effect,
+        reason=reason,
+    )
 
 
 def _accuracy_check(row: Comparison, margin: float, changed: Mapping[str, str]) -> Check:

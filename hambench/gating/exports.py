@@ -79,7 +79,7 @@ def render_action_benchmark(outcome: Outcome) -> str:
     entries = []
     for check in outcome.checks:
         effect = check.effect
-        if effect is None or check.metric_class == "accuracy" or not effect.value > 0:
+        if effect is None or check.metric_class in ("accuracy", "fidelity") or not effect.value > 0:
             continue
         gain = effect.value if check.better == "higher" else 1 / effect.value
         entry: dict[str, Any] = {

@@ -250,7 +250,7 @@ def accuracy_gate(gate: AccuracyGate, request: GateRequest, base: Code, *, say: 
     outcome = replace(
         outcome, title="Accuracy", base=base.name, head="this code", checks=kept, suite="accuracy"
     )
-    return decide(outcome, request.config.primary, kind="accuracy", classes=("accuracy",))
+    return decide(outcome, request.config.primary, kind="accuracy", classes=("accuracy", "fidelity"))
 
 
 def _run_suite(gate: AccuracyGate, python: str, folder: Path, *, clean: bool) -> None:

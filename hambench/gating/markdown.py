@@ -92,11 +92,11 @@ def escape(text: str) -> str:
 
 
 def change_of(check: Check) -> str:
-    """The effect with its interval: percent, points for accuracy."""
+    """The effect with its interval: percent, points for accuracy, nats per token for regret."""
     if check.effect is None:
         return "–"
     low, high = check.effect.low, check.effect.high
-    shown: Callable[[float], str] = _points if check.metric_class == "accuracy" else _percent
+    shown: Callable[[float], str] = {"accuracy": _points, "fidelity": _nats}.get(check.metric_class, _percent)
     if low is None or high is None:
         return shown(check.effect.value)
     return f"{shown(check.effect.value)} [{shown(low)}, {shown(high)}]"
@@ -108,6 +108,8 @@ def detectable_of(check: Check) -> str:
         return "–"
     if check.metric_class == "accuracy":
         return f"{check.minimum_detectable_effect:.1f} points"
+    if check.metric_class == "fidelity":
+        return f"{check.minimum_detectable_effect:.3f} nats/token"
     return f"{check.minimum_detectable_effect:.1%}"
 
 
@@ -152,6 +154,10 @@ def _value(value: float | None, unit: str) -> str:
 
 def _percent(ratio: float) -> str:
     return f"{ratio - 1:+.1%}"
+
+
+def _nats(value: float) -> str:
+    return f"{value:+.3f} nats/token"
 
 
 def _points(value: float) -> str:

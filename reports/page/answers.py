@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from hambench.analysis.fidelity import Divergence
-from hambench.analysis.identity import first_difference
+from hambench.analysis.fidelity import Divergence, first_difference
 from hambench.records import Fidelity, GenerationTrace, SampleRecord, StepRecord
 from hambench.reports.html_text import printable
 from hambench.reports.view import CellView

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from hambench.analysis.fidelity import failures, repetition_cautions
 from hambench.analysis.thinking import advice, uncut_thinking
 from hambench.records import BUSY_LOAD
 from hambench.reports.html_text import without_paths
@@ -73,6 +74,10 @@ def cautions(view: View) -> list[Caution]:
         found.append(
             Caution("bad", "Not scored", "No answer was scored: this report says nothing about accuracy.")
         )
+    overall = {cell.label: view.measured(cell) for cell in view.cells}
+    found += [Caution("warn", "Repeated text", line) for line in repetition_cautions(run, overall)]
+    unheard = failures(run)
+    found += [Caution("warn", "Not judged", f"{line}.") for line in unheard]
     failed = [
         score
         for score in run.scores

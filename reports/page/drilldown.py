@@ -53,6 +53,8 @@ class Drilldown:
     """How many of the samples shown carry each flag."""
     num_plain: int
     """How many of them, from the first, stand in the page as plain HTML; the others are packed."""
+    judged: bool
+    """Whether the target has judged answers that leave the baseline's."""
     ties: str
     """A sentence on how near a tie the first differences from the baseline were, empty when there are none."""
 
@@ -113,7 +115,14 @@ def drilldown(
     for sample in shown:
         for flag in sample.flags:
             counts[flag] = counts.get(flag, 0) + 1
-    return Drilldown(tuple(shown), len(by_sample), counts, num_plain, _ties(view, counts.get("differs", 0)))
+    return Drilldown(
+        tuple(shown),
+        len(by_sample),
+        counts,
+        num_plain,
+        judged=bool(counts.get("differs", 0) and view.divergences),
+        ties=_ties(view, counts.get("differs", 0)),
+    )
 
 
 def _ranked(

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, assert_never, cast
 
-from hambench.analysis.arms import is_lossless
 from hambench.analysis.baselines import BASELINE
 from hambench.analysis.verdicts import best_of
 from hambench.records import Comparison, Estimate, Verdict
-from hambench.reports.compared import effect_of
+from hambench.registry import is_lossless
+from hambench.reports.compared import effect_of, fidelity_words
 from hambench.reports.view import CellView, View
 from hambench.reports.words import ABSENT, listing, ratio_text, signed
 
@@ -263,6 +263,7 @@ def sentence(view: View, cell: CellView) -> str:
         words.append(f"{ACCURACY_WORDS[accuracy.verdict]}{_told(accuracy)}")
     else:
         words.append("not scored")
+    words += fidelity_words(view.compared(cell, "regret"))
     control = " The one-token control: same weights, one token per step." if cell.control else ""
     base = view.baseline_of(cell)
     against = f"Against {base.label}: " if view.several_baselines and base is not None else ""

@@ -46,6 +46,7 @@ class Axis:
 
 TPS = Axis("tps", "decode tokens/s", "TPS")
 ACCURACY = Axis("accuracy", "accuracy, points", "accuracy")
+REGRET = Axis("regret", "regret, nats per token", "regret")
 KV = Axis("kv_bytes_per_position", "KV bytes per position, KiB", "KV", 2**10)
 
 
@@ -73,7 +74,9 @@ def pareto_figure(view: View, x: Axis, y: Axis, group: str = ALL) -> Figure | No
     draw_ground(canvas, ax, x, y, points, view)
     draw_points(canvas, ax, x, y, points, labelled=True)
     titles(
-        ax, x=f"{x.title}  {'(more is better →)' if x.higher_is_better else '(← less is better)'}", y=y.title
+        ax,
+        x=f"{x.title}  {'(more is better →)' if x.higher_is_better else '(← less is better)'}",
+        y=y.title if y.higher_is_better else f"{y.title} (less is better)",
     )
     notes = [
         "Filled: shown to be on the front, better than each other setting in one way or the other. Ring: shown to be "
@@ -85,6 +88,11 @@ def pareto_figure(view: View, x: Axis, y: Axis, group: str = ALL) -> Figure | No
     if y is ACCURACY:
         notes.append(
             f"Green band: at most {PAPER_MARGIN} points below the baseline, the tolerance of the HAMburger paper."
+        )
+    if y is REGRET:
+        notes.append(
+            "Regret is what the target gives up per token by the answer's tokens, 0 where they are its own. It sees a "
+            "bad decoder in a few answers, and can't see a wrong answer that the target would have given itself."
         )
     if excluded:
         notes.append(f"Left out because a number is missing: {listing([cell.label for cell in excluded])}.")
@@ -306,6 +314,8 @@ def _table(name: str, points: Sequence[Point], x: Axis, y: Axis) -> Table:
 def _text(estimate: Estimate, axis: Axis) -> str:
     if axis is KV:
         return bytes_text(estimate.value)
+    if axis.metric == "regret":
+        return f"{estimate.value:.3f}"
     text = f"{estimate.value:.1f}"
     if estimate.low is None or estimate.high is None:
         return text

@@ -1,4 +1,4 @@
-"""The Pareto page: three plots over all samples, and small multiples per task."""
+"""The Pareto page: four plots over all samples, and small multiples per task."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from hambench.reports.draw.canvas import Canvas, titles
 from hambench.reports.sections.pareto_figure import (
     ACCURACY,
     KV,
+    REGRET,
     TPS,
     draw_ground,
     draw_points,
@@ -22,10 +23,10 @@ from hambench.reports.words import clip
 
 
 def pareto_section(view: View) -> Section:
-    """Shows three plots over all samples, and small multiples of the first per suite and task."""
+    """Shows four plots over all samples, and small multiples of the first per suite and task."""
     figures: list[Figure] = []
     missing: list[str] = []
-    for x, y in ((TPS, ACCURACY), (KV, ACCURACY), (KV, TPS)):
+    for x, y in ((TPS, ACCURACY), (TPS, REGRET), (KV, ACCURACY), (KV, TPS)):
         figure = pareto_figure(view, x, y)
         if figure is None:
             missing.append(f"{y.short} against {x.short}: no cell has both numbers.")

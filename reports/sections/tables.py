@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from hambench.analysis.identity import token_identity
+from hambench.analysis.fidelity import token_identity
 from hambench.analysis.suite_averages import averages_of
 from hambench.groups import ALL, Bounds, bounds_by_group, group_title
 from hambench.records import Estimate, Verdict
-from hambench.reports.compared import effect_of
+from hambench.reports.compared import FIDELITY_WORDS, effect_of
 from hambench.reports.page.verdicts import ACCURACY_WORDS, SPEED_WORDS, SYMBOLS, TONES
 from hambench.reports.values import Column, Table, TableCell, number_cell, text_cell
 from hambench.reports.view import CellView, View
@@ -17,6 +17,11 @@ COLUMNS = (
     Column("Accuracy", "points, its own 95 %"),
     Column("Δ accuracy", "paired with baseline, 95 %"),
     Column("Accuracy verdict", "", numeric=False),
+    Column("Regret", "nats/token"),
+    Column("Δ regret", "vs baseline, 95 %"),
+    Column("Fidelity verdict", "", numeric=False),
+    Column("Agreement", "target's own tokens"),
+    Column("4-grams", "distinct"),
     Column("TPS", "decode tokens/s"),
     Column("Speed", "× baseline, paired, 95 %"),
     Column("Speed verdict", "", numeric=False),
@@ -125,7 +130,8 @@ def task_table(view: View) -> Table:
 def _row(view: View, cell: CellView, group: str) -> tuple[TableCell, ...]:
     m = view.measured(cell, group)
     speed, accuracy = view.compared(cell, "tps", group), view.compared(cell, "accuracy", group)
-    ratio, delta = effect_of(speed), effect_of(accuracy)
+    fidelity = view.compared(cell, "regret", group)
+    ratio, delta, lost = effect_of(speed), effect_of(accuracy), effect_of(fidelity)
     return (
         number_cell(m.num_samples, str(m.num_samples), metric="num_samples"),
         _accuracy(m.accuracy),
@@ -135,6 +141,23 @@ def _row(view: View, cell: CellView, group: str) -> tuple[TableCell, ...]:
             metric="accuracy_delta",
         ),
         _verdict(accuracy.verdict if accuracy else None, ACCURACY_WORDS),
+        number_cell(
+            m.regret.value if m.regret else None,
+            f"{m.regret.value:.3f}" if m.regret else None,
+            metric="regret",
+        ),
+        number_cell(
+            lost.value if lost else None,
+            _with_interval(lost, 3, as_signed=True) if lost else None,
+            metric="regret_delta",
+        ),
+        _verdict(fidelity.verdict if fidelity else None, FIDELITY_WORDS),
+        number_cell(m.agreement, None if m.agreement is None else f"{m.agreement:.1%}", metric="agreement"),
+        number_cell(
+            m.distinct_4grams,
+            None if m.distinct_4grams is None else f"{m.distinct_4grams:.0%}",
+            metric="distinct_4grams",
+        ),
         number_cell(m.tps, None if m.tps is None else f"{m.tps:.1f}", metric="tps"),
         number_cell(
             ratio.value if ratio else None,

@@ -4,7 +4,7 @@ import json
 import pytest
 from synthetic import write_run
 
-from hambench.analysis.identity import first_difference, token_identity
+from hambench.analysis.fidelity import first_difference, token_identity
 from hambench.analysis.summary import (
     cell_objects,
     render_table,

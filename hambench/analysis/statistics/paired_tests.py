@@ -122,7 +122,7 @@ def log_ratio_of_sums(
     effect = float(log_contrast(totals, both))
     if n == 1:
         return PairedResult(effect=effect, num_blocks=1)
-    p_value = _swap_p_value(terms, both, effect)
+    p_value = swap_p_value(terms, lambda sums: log_contrast(sums, both), effect)
     if not np.all(totals[:, None] - terms > 0):
         return PairedResult(effect=effect, num_blocks=n, p_value=p_value, test="sign-flip")
     interval = log_ratio_interval(terms, both)
@@ -255,7 +255,14 @@ def adjusted_p_values(p_values: Sequence[float]) -> list[float]:
     return [float(p) for p in stats.false_discovery_control(p_values)] if len(p_values) else []
 
 
-def _swap_p_value(terms: Array, signs: Sequence[int], effect: float) -> float:
+def swap_p_value(terms: Array, contrast: Callable[[Array], Array], effect: float) -> float:
+    """How often swapping the arms within blocks gives an effect as large.
+
+    Args:
+        terms: The candidate's terms, then as many of the baseline, shape ``(terms, blocks)``.
+        contrast: The effect of sums over blocks, shape ``(terms, ...)``.
+        effect: That of the arms as they are.
+    """
     # sums under a swap: half the two arms' total, plus or minus half the signed differences
     ours, theirs = np.split(terms, 2)
     total = (ours + theirs).sum(axis=1) / 2
@@ -264,7 +271,7 @@ def _swap_p_value(terms: Array, signs: Sequence[int], effect: float) -> float:
     def statistic(swaps: Array) -> Array:
         moved = swaps @ gaps
         sums = np.concatenate([total + moved, total - moved], axis=1)
-        return np.asarray(np.abs(np.log(sums) @ np.asarray(signs, dtype=float)))
+        return np.asarray(np.abs(contrast(sums.T)))
 
     return _share_as_extreme(statistic, abs(effect), terms.shape[1])
 

@@ -1,0 +1,186 @@
+"""Regret of two arms: few answers tell a bad decoder, equal ones prove what they are, speed alone tells nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from synthetic import write_run
+
+from hambench.analysis.comparisons import compare_cells, compare_run
+from hambench.analysis.measurements import measure_run
+from hambench.analysis.statistics.ratio_difference import difference_of_ratios, ratio_difference
+from hambench.analysis.summary import cell_objects, render_table
+from hambench.groups import ALL
+from hambench.records import Fidelity, SampleRecord, answer_key
+from hambench.store import Run, load_run
+
+LOSSY = "hamburger[confidence=0.5]"
+CONTROL = "hamburger[confidence=1.01]"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Run:
+    return load_run(write_run(tmp_path_factory.mktemp("runs") / "run", per_task=3, error_rate=0.0))
+
+
+def regret_of(run: Run, cell: str):
+    return next(row for row in compare_cells(run, cell, "vanilla", metrics=("regret",)) if row.group == ALL)
+
+
+def equal_answers(run: Run, cell: str) -> Run:
+    """The run with a cell's answers made vanilla's."""
+    base = {(r.sample_id, r.repeat): r for r in run.records if r.cell == "vanilla"}
+
+    def swapped(record: SampleRecord) -> SampleRecord:
+        return (
+            dataclasses.replace(base[record.sample_id, record.repeat], cell=cell)
+            if record.cell == cell
+            else record
+        )
+
+    return dataclasses.replace(run, records=tuple(map(swapped, run.records)))
+
+
+def test_eighteen_answers_tell_a_lossy_method_and_clear_a_lossless_one(run: Run) -> None:
+    lossy, lossless = regret_of(run, LOSSY), regret_of(run, "speculative[k=4]")
+    assert lossy.verdict == "worse"
+    assert lossy.effect.low > 0
+    assert lossless.verdict == "equivalent"
+    assert "lossless by design, 18 of 18 answers equal" in lossless.reason
+
+
+def test_the_difference_is_that_of_the_printed_numbers(run: Run) -> None:
+    overall = {m.cell: m for m in measure_run(run) if m.group == ALL}
+    difference = overall[LOSSY].regret.value - overall["vanilla"].regret.value
+    assert regret_of(run, LOSSY).effect.value == pytest.approx(difference)
+    judged = [run.judged(r) for r in run.measured if r.cell == LOSSY]
+    tokens = sum(len(item.regrets) for item in judged)
+    assert overall[LOSSY].regret.value == pytest.approx(sum(item.regret for item in judged) / tokens)
+    assert overall[LOSSY].agreement == pytest.approx(sum(item.num_agreed for item in judged) / tokens)
+    assert overall["vanilla"].agreement == 1
+
+
+def test_equal_answers_of_a_method_that_may_lose_something_prove_as_much_as_their_number(run: Run) -> None:
+    equal = equal_answers(run, LOSSY)
+    few = regret_of(equal, LOSSY)
+    assert few.verdict == "inconclusive"
+    assert "18 of 18 answers equal token by token: at most 15% of answers differ" in few.reason
+    assert "59 equal ones would show that fidelity holds" in few.reason
+    assert few.effect.value == 0
+    tokens = [40.0] * 59
+    many = ratio_difference(([0.0] * 59, tokens), ([0.0] * 59, tokens), unseen=3.0)
+    assert max(-many.low, many.high) <= 0.05
+    # one answer proves nothing, whatever it is
+    first = next(iter(run.samples))
+    one = dataclasses.replace(
+        equal,
+        samples={first: run.samples[first]},
+        records=tuple(r for r in equal.records if r.sample_id == first),
+    )
+    assert regret_of(one, LOSSY).verdict == "inconclusive"
+    assert regret_of(one, LOSSY).effect.low is None
+
+
+def test_a_few_differing_answers_say_that_they_are_too_few(run: Run) -> None:
+    equal = equal_answers(run, LOSSY)
+    mine = [r for r in run.records if r.cell == LOSSY and r.trace][:2]
+    keys = {(r.cell, r.sample_id) for r in mine}
+    records = (*(r for r in equal.records if (r.cell, r.sample_id) not in keys), *mine)
+    row = regret_of(dataclasses.replace(equal, records=records), LOSSY)
+    assert row.verdict == "inconclusive"
+    assert "samples differ: too few to say by how much" in row.reason
+
+
+def test_without_judgements_there_is_nothing_to_compare(run: Run) -> None:
+    assert not compare_cells(dataclasses.replace(run, fidelity={}), LOSSY, "vanilla", metrics=("regret",))
+    # judged on one side only
+    base = next(r for r in run.records if r.cell == "vanilla" and r.trace)
+    half = dataclasses.replace(run, fidelity={answer_key(base): run.judged(base)})
+    row = regret_of(half, LOSSY)
+    if row.effect is None:
+        assert row.verdict == "not comparable"
+        assert "the target's judgement" in row.reason
+
+
+def test_a_speed_only_run_withholds_the_speed_of_text_that_nobody_read(run: Run) -> None:
+    header = dataclasses.replace(run.header, ignore_eos=True)
+    speed_only = dataclasses.replace(run, header=header, scores=())
+    speeds = {r.candidate: r for r in compare_run(speed_only, metrics=("tps",), groups=[ALL])}
+    assert speeds[LOSSY].verdict == "not comparable"
+    assert "chose text of its own, which nothing scored" in speeds[LOSSY].reason
+    assert speeds["speculative[k=4]"].verdict != "not comparable"
+    # text as good as the target's own is compared
+    same = equal_answers(speed_only, LOSSY)
+    (row,) = compare_cells(same, LOSSY, "vanilla", metrics=("tps",), groups=[ALL])
+    assert row.verdict != "not comparable"
+    # where answers are scored, their text is not unread
+    (row,) = compare_cells(run, LOSSY, "vanilla", metrics=("tps",), groups=[ALL])
+    assert row.verdict != "not comparable"
+
+
+def test_repeated_text_of_a_lossy_method_is_said(run: Run) -> None:
+    def repeating(record: SampleRecord) -> SampleRecord:
+        if record.cell != LOSSY or record.trace is None:
+            return record
+        steps = tuple(dataclasses.replace(s, tokens=(7,) * len(s.tokens)) for s in record.trace.steps)
+        return dataclasses.replace(record, trace=dataclasses.replace(record.trace, steps=steps))
+
+    assert "repeats itself" not in render_table(run)
+    looping = dataclasses.replace(run, records=tuple(map(repeating, run.records)))
+    table = render_table(looping)
+    assert f"! {LOSSY} repeats itself" in table
+    overall = {m.cell: m for m in measure_run(looping) if m.group == ALL}
+    assert overall[LOSSY].distinct_4grams < 0.1 < 0.9 < overall["vanilla"].distinct_4grams
+
+
+def test_table_and_json_show_the_same_regret(run: Run) -> None:
+    item = next(item for item in cell_objects(run) if item["cell"] == LOSSY)
+    assert f" {item['regret']['value']:.3f} " in render_table(run)
+    assert f" {item['agreement']:.1%} " in render_table(run)
+    assert item["regret_delta"]["verdict"] == "worse"
+    assert "fidelity worse" in render_table(run)
+
+
+def test_swapping_the_arms_mirrors_the_interval() -> None:
+    rng = np.random.default_rng(3)
+    a, b = (
+        (rng.exponential(5, 12), rng.integers(9, 60, 12)),
+        (rng.exponential(1, 12), rng.integers(9, 60, 12)),
+    )
+    there, back = ratio_difference(a, b, unseen=3.0), ratio_difference(b, a, unseen=3.0)
+    assert (there.effect, there.low, there.high) == pytest.approx((-back.effect, -back.high, -back.low))
+    assert there.p_value == back.p_value
+
+
+@pytest.mark.parametrize("world", ["graded", "zero-inflated", "heavy", "long cost more"])
+@pytest.mark.parametrize("n", [6, 8, 20])
+def test_the_interval_covers_where_it_is_printed(world: str, n: int) -> None:
+    rng = np.random.default_rng(11)
+    size = 6_000
+
+    def draw(shape: tuple[int, ...]):
+        tokens = np.round(rng.lognormal(np.log(40), 0.6, shape).clip(4, 256))
+        per_token = {
+            "graded": lambda: rng.gamma(2, 0.25, shape),
+            "zero-inflated": lambda: np.where(rng.random(shape) < 0.5, 0, rng.exponential(1.0, shape)),
+            "heavy": lambda: rng.lognormal(-1.5, 1.2, shape),
+            "long cost more": lambda: rng.exponential(0.5, shape) * tokens / 40,
+        }[world]()
+        return per_token * tokens, tokens
+
+    nats, tokens = draw((1_000_000,))
+    truth = nats.sum() / tokens.sum()
+    nats, tokens = draw((size, n))
+    found = difference_of_ratios(np.stack([nats, tokens, 0 * nats, tokens]), unseen=3.0)
+    printed = np.isfinite(found.low)
+    missed = printed & ~((found.low <= truth) & (truth <= found.high))
+    # an interval that is not printed misleads nobody
+    assert missed.mean() <= 0.07
+    assert printed.mean() > 0.1
+
+
+def test_a_judgement_needs_as_many_numbers_of_each_kind() -> None:
+    with pytest.raises(ValueError, match="must have the same length, got"):
+        Fidelity(sample_id="s", answer="a", regrets=(0.0,), logprobs=(), gaps=(1.0,))
