@@ -1,17 +1,18 @@
-"""Compares the lean engine with transformers' ``generate``: first the tokens, then the speed.
+"""Compares the engine's paths with transformers' ``generate``: first the tokens, then the speed.
 
-Both run the same weights on the same threads in the same process, in turn, so that a change in the machine's pace
-affects both. In float32 every greedy choice must equal transformers', or no speed is given. In bfloat16 two correct
+All run the same weights on the same threads in the same process, in turn, so that a change in the machine's pace
+affects all. In float32 every greedy choice must equal transformers', or no speed is given. In bfloat16 two correct
 programs round differently; the result says how often that changed a choice.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hambench.errors import HambenchError, ModelError
 
@@ -22,40 +23,64 @@ if TYPE_CHECKING:
 
 
 NUMERICS_PROMPT_TOKENS = 64
-DECODE_PROMPT_TOKENS = 128
+CONTEXTS = (64, 512, 2048)
+ROWS_CONTEXT = 512
+MOST_ROWS = 16
+CALLS_PER_TURN = 6
+"""Forwards of each number of rows in a repeat; the fastest counts."""
+TRANSFORMERS, REFERENCE, NATIVE, INT8 = "transformers", "reference", "native", "native int8"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Numerics:
-    """Agreement of the engine's greedy choices with transformers', given the same tokens before them."""
+    """Agreement of an engine's greedy choices with transformers', given the same tokens before them."""
 
+    engine: str
     dtype: str
     num_tokens: int
     num_different: int
     first_different: int | None
-    """Index of the first generated token that transformers would not choose."""
+    """Index of the first generated token that transformers would not have chosen."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pace:
-    """Seconds per token of one engine in each repeat."""
+    """Seconds per token of one engine behind one context, in each repeat."""
 
     engine: str
     phase: str
     """``decode`` or ``prefill``."""
+    context: int
+    """Tokens of the prompt."""
     seconds_per_token: tuple[float, ...]
     bytes_per_token: int | None
-    """Bytes of weights read per token, if reading them bounds the phase."""
+    """Bytes of weights, keys and values read per token, if reading them bounds the phase."""
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens per second in the median repeat."""
+        """Of the median repeat."""
         return 1 / statistics.median(self.seconds_per_token)
 
     @property
     def gigabytes_per_second(self) -> float | None:
-        """Gigabytes of weights read per second in the median repeat."""
+        """Gigabytes read per second in the median repeat."""
         return None if self.bytes_per_token is None else self.bytes_per_token * self.tokens_per_second / 1e9
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RowsCost:
+    """Seconds of a forward of several rows in each repeat: the cost of a verification."""
+
+    rows: int
+    seconds: tuple[float, ...]
+
+
+class Ratio(NamedTuple):
+    """A ratio over the repeats, each paired with its turn."""
+
+    median: float
+    least: float
+    most: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,27 +91,40 @@ class EngineBenchmark:
     note: str
     dtype: str
     device: str
+    cpu: str | None
+    native: str | None
+    """Instruction set and compiler of the native engine; ``None`` if it can't be had."""
+    native_missing: str | None
+    """Why it can't."""
     threads: int
-    num_prompt_tokens: int
     num_new_tokens: int
     numerics: tuple[Numerics, ...]
     read_gigabytes_per_second: float
-    """Read speed of a plain reduction over memory: the ceiling of a decode step."""
+    """Read speed of a plain reduction over memory, the median of one reading per repeat: the ceiling of decoding."""
     paces: tuple[Pace, ...]
+    rows: tuple[RowsCost, ...]
+    """Of the native engine behind 512 slots, for 1 to 16 rows."""
 
-    def pace(self, engine: str, phase: str) -> Pace:
-        """Returns the pace of one engine in one phase."""
-        return next(pace for pace in self.paces if (pace.engine, pace.phase) == (engine, phase))
+    def pace(self, engine: str, phase: str, context: int) -> Pace:
+        """Returns the pace of one engine in one phase behind one context."""
+        return next(
+            pace for pace in self.paces if (pace.engine, pace.phase, pace.context) == (engine, phase, context)
+        )
 
-    def ratio(self, engine: str, phase: str) -> tuple[float, float, float]:
-        """Returns an engine's speed-up over transformers: median, least and most over the repeats.
+    def ratio(self, engine: str, base: str, phase: str, context: int) -> Ratio:
+        """Returns an engine's speed-up over ``base``; each repeat compares the two timings of the same turn."""
+        slow, fast = (self.pace(name, phase, context).seconds_per_token for name in (base, engine))
+        return _ratio(slow, fast)
 
-        Each repeat compares the two timings of the same turn.
-        """
-        transformers_seconds = self.pace("transformers", phase).seconds_per_token
-        engine_seconds = self.pace(engine, phase).seconds_per_token
-        ratios = [t / o for t, o in zip(transformers_seconds, engine_seconds, strict=True)]
-        return statistics.median(ratios), min(ratios), max(ratios)
+    def bandwidth_share(self, pace: Pace) -> float | None:
+        """Returns the share of the read bandwidth at which a token's bytes were read."""
+        read = pace.gigabytes_per_second
+        return None if read is None else read / self.read_gigabytes_per_second
+
+    def rows_ratio(self, rows: int) -> Ratio:
+        """Returns v(r): the cost of a forward of ``rows`` rows in forwards of one."""
+        one, several = (next(cost.seconds for cost in self.rows if cost.rows == count) for count in (1, rows))
+        return _ratio(several, one)
 
 
 def benchmark_engine(
@@ -94,23 +132,25 @@ def benchmark_engine(
     *,
     dtype: str = "bfloat16",
     device: str | None = None,
-    num_new_tokens: int = 64,
-    num_prompt_tokens: int = 2048,
+    num_new_tokens: int = 32,
+    contexts: Sequence[int] = CONTEXTS,
     repeats: int = 5,
     threads: int | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> EngineBenchmark:
-    """Checks the numerics, then times decode and prefill of both engines in turn.
+    """Checks the numerics, then times decode and prefill of all engines in turn.
 
     Raises:
         HambenchError: If a greedy choice in float32 differs from transformers'.
-        ModelError: If the model runs through the transformers adapter, which leaves nothing to compare.
+        ModelError: If the model runs through the transformers adapter: there is nothing to compare.
     """
     import torch
 
     from hambench.engine.int8 import quantize_int8
     from hambench.machine.bandwidth import measure_bandwidth
+    from hambench.machine.fingerprint import cpu_model
     from hambench.models.target import load, locate
+    from hambench.runner.backend import backend_facts, native_obstacle, run_by
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -121,87 +161,133 @@ def benchmark_engine(
         raise ModelError(
             f"{model} runs through the transformers adapter: there is no engine of ours to measure"
         )
-    needed = max(num_prompt_tokens, DECODE_PROMPT_TOKENS) + num_new_tokens
+    rows_context = min(ROWS_CONTEXT, max(contexts))
+    needed = max(*contexts, NUMERICS_PROMPT_TOKENS, rows_context) + max(num_new_tokens, MOST_ROWS)
     if needed > target.context_length:
         raise HambenchError(f"{model} has a context of {target.context_length} tokens, {needed} are needed")
-    prompt = _prompt(target.tokenizer, num_prompt_tokens, target.llama.shape.vocab_size).to(target.device)
-    exact = _compare(target.llama, _reference(folder, torch.float32, target.device), prompt, 32)
-    if exact.num_different:
-        raise HambenchError(
-            f"{exact.num_different} of {exact.num_tokens} greedy tokens in float32 are not transformers', the first "
-            f"at {exact.first_different}: no speed is given for an engine that computes something else"
-        )
-    del target
+    longest = max(*contexts, NUMERICS_PROMPT_TOKENS)
+    prompt = _prompt(target.tokenizer, longest, target.llama.shape.vocab_size).to(target.device)
+    obstacle = native_obstacle(target) if target.device.type == "cpu" else f"the model is on {target.device}"
+    kinds = {REFERENCE: "reference"} if obstacle else {REFERENCE: "reference", NATIVE: "native"}
+    numerics = []
+    theirs = _reference(folder, torch.float32, target.device)
+    for name, kernels in kinds.items():
+        exact = _compare(name, run_by(target, kernels=kernels).llama, theirs, prompt, 32)
+        if exact.num_different:
+            raise HambenchError(
+                f"{exact.num_different} of {exact.num_tokens} greedy tokens of {name} in float32 are not "
+                f"transformers', the first at {exact.first_different}: no speed is given for an engine that computes "
+                "something else"
+            )
+        numerics.append(exact)
+    del target, theirs
 
     say(f"numerics in {dtype}")
     target = load(model, dtype=dtype, device=device)
-    engine, reference = target.llama, _reference(folder, target.dtype, target.device)
-    rounded = _compare(engine, reference, prompt, num_new_tokens)
-
-    engines: dict[str, Callable[[torch.Tensor, int], tuple[float, float]]] = {
-        "transformers": lambda ids, n: _time_generate(reference, ids, n),
-        "hambench": lambda ids, n: _time_llama(engine, ids, n),
-    }
-    draft = quantize_int8(engine)
-    engines["hambench int8"] = lambda ids, n: _time_llama(draft, ids, n)
-    sizes = {
-        "transformers": engine.weight_bytes,
-        "hambench": engine.weight_bytes,
-        "hambench int8": draft.weight_bytes,
-    }
-    decode: dict[str, list[float]] = {name: [] for name in engines}
-    prefill: dict[str, list[float]] = {name: [] for name in engines}
+    theirs = _reference(folder, target.dtype, target.device)
+    models = {name: run_by(target, kernels=kernels).llama for name, kernels in kinds.items()}
+    numerics += [_compare(name, ours, theirs, prompt, num_new_tokens) for name, ours in models.items()]
+    models[INT8 if NATIVE in models else "reference int8"] = quantize_int8(
+        models.get(NATIVE, models[REFERENCE])
+    )
+    timers = {TRANSFORMERS: functools.partial(_time_generate, theirs)}
+    timers |= {name: functools.partial(_time_llama, llama) for name, llama in models.items()}
+    seconds: dict[tuple[str, str, int], list[float]] = {}
+    rows_seconds: dict[int, list[float]] = {rows: [] for rows in range(1, MOST_ROWS + 1)}
+    reads = []
     for repeat in range(repeats + 1):
         say("warm-up" if repeat == 0 else f"repeat {repeat} of {repeats}")
-        for name, timed in engines.items():
-            _, decode_s = timed(prompt[:DECODE_PROMPT_TOKENS], num_new_tokens)
-            prefill_s, _ = timed(prompt, 1)
+        read = measure_bandwidth(str(target.device), seconds=0.15).read / 1e9
+        for context in contexts:
+            for name, timed in timers.items():
+                prefill_s, decode_s = timed(prompt[:context], num_new_tokens)
+                if repeat > 0:
+                    seconds.setdefault((name, "decode", context), []).append(decode_s / (num_new_tokens - 1))
+                    seconds.setdefault((name, "prefill", context), []).append(prefill_s / context)
+        if NATIVE in models:
+            costs = _time_rows(models[NATIVE], prompt[:rows_context])
             if repeat > 0:
-                decode[name].append(decode_s / (num_new_tokens - 1))
-                prefill[name].append(prefill_s / len(prompt))
+                for rows, cost in costs.items():
+                    rows_seconds[rows].append(cost)
+        if repeat > 0:
+            reads.append(read)
+    slot_bytes = target.llama.new_cache(1).bytes_per_slot
+    weights = {
+        TRANSFORMERS: target.weight_bytes,
+        **{name: llama.weight_bytes for name, llama in models.items()},
+    }
     paces = [
-        Pace(engine=name, phase="decode", seconds_per_token=tuple(decode[name]), bytes_per_token=sizes[name])
-        for name in engines
+        Pace(
+            engine=name,
+            phase=phase,
+            context=context,
+            seconds_per_token=tuple(each),
+            bytes_per_token=weights[name] + context * slot_bytes if phase == "decode" else None,
+        )
+        for (name, phase, context), each in seconds.items()
     ]
-    paces += [
-        Pace(engine=name, phase="prefill", seconds_per_token=tuple(prefill[name]), bytes_per_token=None)
-        for name in engines
-    ]
+    facts = backend_facts(kinds.values())
     return EngineBenchmark(
         model=model,
         note=target.identity.note,
         dtype=dtype,
         device=str(target.device),
+        cpu=cpu_model(),
+        native=", ".join(facts.values()) or None,
+        native_missing=obstacle,
         threads=torch.get_num_threads(),
-        num_prompt_tokens=len(prompt),
         num_new_tokens=num_new_tokens,
-        numerics=(exact, rounded),
-        read_gigabytes_per_second=measure_bandwidth(str(target.device)).read / 1e9,
-        paces=tuple(paces),
+        numerics=tuple(numerics),
+        read_gigabytes_per_second=statistics.median(reads),
+        paces=tuple(sorted(paces, key=lambda pace: pace.phase)),
+        rows=tuple(
+            RowsCost(rows=rows, seconds=tuple(each))
+            for rows, each in rows_seconds.items()
+            if NATIVE in models
+        ),
     )
 
 
-def _compare(engine: LanguageModel, reference: Any, prompt: torch.Tensor, num_tokens: int) -> Numerics:
+def _ratio(dividends: Sequence[float], divisors: Sequence[float]) -> Ratio:
+    ratios = [a / b for a, b in zip(dividends, divisors, strict=True)]
+    return Ratio(statistics.median(ratios), min(ratios), max(ratios))
+
+
+def _time_rows(llama: LanguageModel, prompt: torch.Tensor) -> dict[int, float]:
+    """Seconds of the fastest of a few forwards of 1 to 16 rows with their greedy tokens, behind a prompt."""
+    cache = llama.new_cache(len(prompt) + MOST_ROWS)
+    llama.prefill(prompt, cache)
+    seconds: dict[int, list[float]] = {rows: [] for rows in range(1, MOST_ROWS + 1)}
+    for _ in range(CALLS_PER_TURN):
+        for rows, each in seconds.items():
+            cache.truncate(len(prompt))
+            start = time.perf_counter()
+            llama.greedy([1] * rows, cache, num_tokens=rows)
+            each.append(time.perf_counter() - start)
+    return {rows: min(each) for rows, each in seconds.items()}
+
+
+def _compare(name: str, ours: LanguageModel, theirs: Any, prompt: torch.Tensor, num_tokens: int) -> Numerics:
     """Generates greedily with our engine, then asks transformers for its choice after each of the same prefixes.
 
-    If all choices agree, transformers' own greedy run is the same run, because each choice follows from an equal
-    prefix.
+    If all agree, transformers' own greedy run is the same run: each choice follows from an equal beginning.
     """
     import torch
 
     ids = prompt[:NUMERICS_PROMPT_TOKENS]
     chosen = []
-    cache = engine.new_cache(len(ids) + num_tokens)
-    logits = engine.prefill(ids, cache).logits
+    cache = ours.new_cache(len(ids) + num_tokens)
+    logits = ours.prefill(ids, cache).logits
     for _ in range(num_tokens):
         chosen.append(logits[-1].argmax())
-        logits = engine.forward(chosen[-1][None], cache).logits
+        logits = ours.forward(chosen[-1][None], cache).logits
     tokens = torch.stack(chosen)
     with torch.inference_mode():
-        expected = reference(torch.cat([ids, tokens])[None]).logits[0, len(ids) - 1 : -1].argmax(-1)
+        expected = theirs(torch.cat([ids, tokens])[None]).logits[0, len(ids) - 1 : -1].argmax(-1)
     different = (expected != tokens).nonzero()[:, 0].tolist()
     return Numerics(
-        dtype=str(engine.dtype).removeprefix("torch."),
+        engine=name,
+        dtype=str(ours.dtype).removeprefix("torch."),
         num_tokens=num_tokens,
         num_different=len(different),
         first_different=different[0] if different else None,
@@ -226,23 +312,18 @@ def _reference(folder: Any, dtype: torch.dtype, device: torch.device) -> Any:
 
 
 def _time_llama(llama: LanguageModel, ids: torch.Tensor, num_tokens: int) -> tuple[float, float]:
-    """Returns seconds to the first token, and from there to the last.
-
-    Each token is on the host before the next begins.
-    """
-    import torch
-
+    """Seconds to the first token, and from there to the last; each token is on the host before the next begins."""
     cache = llama.new_cache(len(ids) + num_tokens)
     start = time.perf_counter()
-    token = int(llama.prefill(ids, cache).logits[-1].argmax())
+    tokens = [int(llama.prefill(ids, cache).logits[-1].argmax())]
     first = time.perf_counter()
     for _ in range(num_tokens - 1):
-        token = int(llama.forward(torch.tensor([token], device=llama.device), cache).logits[-1].argmax())
+        tokens = llama.greedy(tokens, cache)
     return first - start, time.perf_counter() - first
 
 
 def _time_generate(model: Any, ids: torch.Tensor, num_tokens: int) -> tuple[float, float]:
-    """Times transformers' ``generate`` likewise, at its check after each token of whether to stop."""
+    """The same two times of transformers' ``generate``, taken where it asks whether to stop after each token."""
     import torch
     from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
@@ -251,7 +332,7 @@ def _time_generate(model: Any, ids: torch.Tensor, num_tokens: int) -> tuple[floa
             self.times: list[float] = []
 
         def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-            int(input_ids[0, -1])  # copies the token to the host, as our loop does
+            int(input_ids[0, -1])  # on the host, as in our loop
             self.times.append(time.perf_counter())
             return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
@@ -268,10 +349,9 @@ def _time_generate(model: Any, ids: torch.Tensor, num_tokens: int) -> tuple[floa
 
 
 def _prompt(tokenizer: Any, num_tokens: int, vocab_size: int) -> torch.Tensor:
-    """Returns English prose from Python's own documentation as ids; random ids without a tokenizer."""
+    """English prose from Python's own documentation; random ids where there is no tokenizer."""
     import torch
 
-    num_tokens = max(num_tokens, DECODE_PROMPT_TOKENS)
     if tokenizer is None:
         return torch.randint(vocab_size, (num_tokens,), generator=torch.Generator().manual_seed(0))
     from pydoc_data.topics import topics

@@ -9,6 +9,11 @@ from transformers import LlamaConfig
 from hambench.bench import engine
 from hambench.cli.bench.engine import command
 from hambench.errors import HambenchError
+from hambench.kernels.cpu.build import find_compiler
+from hambench.models.target import load
+from hambench.runner import backend
+
+needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="there is no C++ compiler")
 
 
 @pytest.fixture
@@ -32,29 +37,59 @@ def folder(tmp_path, private_cache):
 
 
 def run(folder, *arguments):
-    asked = ["--model", str(folder), "--tokens", "4", "--prompt-tokens", "128", "--repeats", "2", *arguments]
+    asked = ["--model", str(folder), "--tokens", "4", "--contexts", "100", "--repeats", "2", *arguments]
     return CliRunner().invoke(command, asked, catch_exceptions=False)
 
 
 def test_the_numerics_come_first_and_each_ratio_is_of_paired_repeats(folder):
     told = json.loads(run(folder, "--json").stdout)
-    exact = told["numerics"][0]
-    assert (exact["dtype"], exact["num_tokens"], exact["num_different"]) == ("float32", 32, 0)
+    exact = [item for item in told["numerics"] if item["dtype"] == "float32"]
+    assert {(item["num_tokens"], item["num_different"]) for item in exact} == {(32, 0)}
+    assert {item["engine"] for item in exact} == {"reference", "native"} - (
+        {"native"} if not told["native"] else set()
+    )
     paces = {(pace["engine"], pace["phase"]): pace["seconds_per_token"] for pace in told["paces"]}
     assert {len(seconds) for seconds in paces.values()} == {2}
-    for phase in ("decode", "prefill"):
-        pairs = zip(paces["transformers", phase], paces["hambench", phase], strict=True)
+    for item in told["ratios"]:
+        pairs = zip(paces["transformers", item["phase"]], paces[item["engine"], item["phase"]], strict=True)
         ratios = sorted(theirs / ours for theirs, ours in pairs)
-        assert told["times_transformers"][phase]["min"] == pytest.approx(ratios[0])
-        assert told["times_transformers"][phase]["max"] == pytest.approx(ratios[1])
+        assert item["times_transformers"]["least"] == pytest.approx(ratios[0])
+        assert item["times_transformers"]["most"] == pytest.approx(ratios[1])
 
 
-def test_the_table_names_every_engine_and_phase(folder):
+def test_the_share_of_bandwidth_counts_weights_keys_and_values(folder):
+    told = json.loads(run(folder, "--json").stdout)
+    slot_bytes = 2 * 4 * 2 * 16 * 2
+    reference = next(p for p in told["paces"] if (p["engine"], p["phase"]) == ("reference", "decode"))
+    target = load(str(folder))
+    assert reference["bytes_per_token"] == target.weight_bytes + 100 * slot_bytes
+    share = next(r for r in told["ratios"] if (r["engine"], r["phase"]) == ("reference", "decode"))[
+        "bandwidth_share"
+    ]
+    seconds = sum(reference["seconds_per_token"]) / 2
+    read = told["read_gigabytes_per_second"] * 1e9
+    assert share == pytest.approx(reference["bytes_per_token"] / seconds / read)
+
+
+@needs_compiler
+def test_the_table_names_every_engine_phase_and_number_of_rows(folder):
     table = run(folder).stdout
-    assert "float32: all 32 greedy tokens are transformers' own" in table
+    assert "native in float32: all 32 greedy tokens are transformers' own" in table
     for phase in ("decode", "prefill"):
-        for name in ("transformers", "hambench", "hambench int8"):
-            assert any(line.startswith(f"{phase:8} {name}") for line in table.splitlines())
+        for name in ("transformers", "reference", "native", "native int8"):
+            assert any(line.startswith(f"{phase:8} {100:7} {name}") for line in table.splitlines())
+    (rows,) = [line for line in table.splitlines() if line.startswith("a forward of r rows")]
+    assert "1: 1.00, " in rows
+    assert ", 16: " in rows
+    assert "an INT8 step in native steps: " in table
+
+
+def test_without_a_native_engine_the_table_says_why(folder, monkeypatch):
+    monkeypatch.setattr(backend, "native_obstacle", lambda target: "there is no C++ compiler: install g++")
+    table = run(folder).stdout
+    assert "native engine: not available: there is no C++ compiler: install g++" in table
+    assert "reference int8" in table
+    assert "a forward of r rows" not in table
 
 
 def test_no_speed_is_given_for_an_engine_that_computes_something_else(folder, monkeypatch):
@@ -63,10 +98,12 @@ def test_no_speed_is_given_for_an_engine_that_computes_something_else(folder, mo
     honest = Llama.lm_head
     monkeypatch.setattr(Llama, "lm_head", lambda self, hidden: honest(self, hidden).roll(1, dims=-1))
     monkeypatch.setattr(engine, "_time_llama", lambda *_: pytest.fail("timed all the same"))
-    with pytest.raises(HambenchError, match="32 of 32 greedy tokens in float32 are not transformers'"):
+    with pytest.raises(
+        HambenchError, match="32 of 32 greedy tokens of reference in float32 are not transformers'"
+    ):
         run(folder)
 
 
 def test_a_prompt_beyond_the_context_is_refused(folder):
-    with pytest.raises(HambenchError, match="context of 512 tokens, 604 are needed"):
-        run(folder, "--prompt-tokens", "600")
+    with pytest.raises(HambenchError, match="context of 512 tokens, 616 are needed"):
+        run(folder, "--contexts", "64,600")

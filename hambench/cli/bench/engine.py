@@ -1,4 +1,4 @@
-"""``hambench bench engine``: our forward pass against transformers' generate."""
+"""``hambench bench engine``: the engine's paths against transformers' generate."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hambench.cli._options import model_options
+from hambench.cli._options import model_options, whole_numbers
 
 if TYPE_CHECKING:
     from hambench.bench.engine import EngineBenchmark, Numerics
@@ -17,26 +17,27 @@ if TYPE_CHECKING:
 
 @click.command()
 @model_options
-@click.option("--tokens", "num_new_tokens", default=64, show_default=True, type=click.IntRange(min=2))
+@click.option("--tokens", "num_new_tokens", default=32, show_default=True, type=click.IntRange(min=2))
 @click.option(
-    "--prompt-tokens", "num_prompt_tokens", default=2048, show_default=True, type=click.IntRange(min=128)
+    "--contexts", default="64,512,2048", show_default=True, metavar="LIST", help="Tokens of a prompt."
 )
 @click.option("--repeats", default=5, show_default=True, type=click.IntRange(min=1))
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of torch; by default its own choice.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads; by default torch's own choice.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, raw times included.")
 def command(
     model: str,
     dtype: str,
     device: str | None,
     num_new_tokens: int,
-    num_prompt_tokens: int,
+    contexts: str,
     repeats: int,
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Compare tokens, then speed, with transformers' generate on the same weights.
+    """Compare tokens, then speed, of the engine's paths and transformers' generate on the same weights.
 
-    Decode starts from a prompt of 128 tokens; prefill takes --prompt-tokens.
+    The reference is torch's own operations; native is the compiled CPU engine. All are timed in turn. For the native
+    engine it also times forwards of 1 to 16 rows, which is what verifying proposals costs.
     """
     from hambench.bench.engine import benchmark_engine
 
@@ -45,7 +46,7 @@ def command(
         dtype=dtype,
         device=device,
         num_new_tokens=num_new_tokens,
-        num_prompt_tokens=num_prompt_tokens,
+        contexts=whole_numbers(contexts, "--contexts"),
         repeats=repeats,
         threads=threads,
         say=_to_terminal,
@@ -59,41 +60,73 @@ def _to_terminal(line: str) -> None:
 
 
 def _as_json(result: EngineBenchmark) -> dict[str, object]:
-    ratios = {
-        phase: dict(zip(("median", "min", "max"), result.ratio("hambench", phase), strict=True))
-        for phase in ("decode", "prefill")
-    }
-    return {**dataclasses.asdict(result), "times_transformers": ratios}
+    from hambench.bench.engine import REFERENCE, TRANSFORMERS
+
+    ratios = [
+        {
+            "engine": pace.engine,
+            "phase": pace.phase,
+            "context": pace.context,
+            **{
+                f"times_{base}": result.ratio(pace.engine, base, pace.phase, pace.context)._asdict()
+                for base in (TRANSFORMERS, REFERENCE)
+            },
+            "bandwidth_share": result.bandwidth_share(pace),
+        }
+        for pace in result.paces
+    ]
+    rows = [{"rows": cost.rows, **result.rows_ratio(cost.rows)._asdict()} for cost in result.rows]
+    return {**dataclasses.asdict(result), "ratios": ratios, "rows_ratios": rows}
 
 
 def _lines(result: EngineBenchmark) -> list[str]:
+    from hambench.bench.engine import INT8, NATIVE, REFERENCE, TRANSFORMERS
+
+    native = result.native or f"not available: {result.native_missing}"
     lines = [
         f"{result.model} in {result.dtype} on {result.device}, {result.threads} threads"
         + (f" ({result.note})" if result.note else ""),
+        f"{result.cpu or 'unknown CPU'}; native engine: {native}",
         *(_numerics_line(numerics) for numerics in result.numerics),
         f"memory reads {result.read_gigabytes_per_second:.1f} GB/s",
         "",
-        f"{'phase':8} {'engine':14} {'tokens/s':>9} {'ms/token':>9} {'GB/s':>6}   x transformers (min-max)",
+        f"{'phase':8} {'context':>7} {'engine':14} {'tokens/s':>9} {'ms/token':>9} {'of read':>7}   "
+        "x reference (min-max)   x transformers (min-max)",
     ]
     for pace in result.paces:
-        read = "" if pace.gigabytes_per_second is None else f"{pace.gigabytes_per_second:.1f}"
-        median, least, most = result.ratio(pace.engine, pace.phase)
-        lines.append(
-            f"{pace.phase:8} {pace.engine:14} {pace.tokens_per_second:9.1f} {1e3 / pace.tokens_per_second:9.3f}"
-            f" {read:>6}   {median:.2f} ({least:.2f}-{most:.2f})"
+        share = result.bandwidth_share(pace)
+        columns = (
+            result.ratio(pace.engine, base, pace.phase, pace.context) for base in (REFERENCE, TRANSFORMERS)
         )
+        shown = "   ".join(f"{f'{r.median:.2f} ({r.least:.2f}-{r.most:.2f})':22}" for r in columns)
+        lines.append(
+            f"{pace.phase:8} {pace.context:7} {pace.engine:14} {pace.tokens_per_second:9.1f} "
+            f"{1e3 / pace.tokens_per_second:9.3f} {'' if share is None else f'{share:.0%}':>7}   {shown}".rstrip()
+        )
+    engines = {pace.engine for pace in result.paces}
+    if {NATIVE, INT8} <= engines:
+        contexts = dict.fromkeys(pace.context for pace in result.paces)
+        lines += ["", "an INT8 step in native steps: " + ", ".join(_int8_share(result, c) for c in contexts)]
+    if result.rows:
+        costs = ", ".join(f"{cost.rows}: {result.rows_ratio(cost.rows).median:.2f}" for cost in result.rows)
+        lines.append(f"a forward of r rows in forwards of one (512 slots): {costs}")
     count = len(result.paces[0].seconds_per_token)
-    lines.append(
-        f"\nmedians of {count} interleaved repeats; decode: {result.num_new_tokens} tokens after 128, "
-        f"prefill: {result.num_prompt_tokens} tokens"
-    )
+    lines.append(f"\nmedians of {count} interleaved repeats of {result.num_new_tokens} tokens")
     return lines
 
 
+def _int8_share(result: EngineBenchmark, context: int) -> str:
+    from hambench.bench.engine import INT8, NATIVE
+
+    ratio = result.ratio(NATIVE, INT8, "decode", context)
+    return f"{ratio.median:.2f} ({ratio.least:.2f}-{ratio.most:.2f}) behind {context}"
+
+
 def _numerics_line(numerics: Numerics) -> str:
+    what = f"{numerics.engine} in {numerics.dtype}"
     if numerics.num_different == 0:
-        return f"{numerics.dtype}: all {numerics.num_tokens} greedy tokens are transformers' own"
+        return f"{what}: all {numerics.num_tokens} greedy tokens are transformers' own"
     return (
-        f"{numerics.dtype}: {numerics.num_different} of {numerics.num_tokens} greedy choices differ from transformers' "
-        f"after the same tokens, first at {numerics.first_different} (rounding)"
+        f"{what}: {numerics.num_different} of {numerics.num_tokens} greedy choices differ from transformers' after "
+        f"the same tokens, first at {numerics.first_different} (rounding)"
     )
