@@ -40,7 +40,7 @@ class Numerics:
     num_tokens: int
     num_different: int
     first_different: int | None
-    """Index of the first generated token that transformers would not have chosen."""
+    """Index of the first generated token that transformers would not choose."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class Pace:
 
     @property
     def tokens_per_second(self) -> float:
-        """Of the median repeat."""
+        """Tokens per second in the median repeat."""
         return 1 / statistics.median(self.seconds_per_token)
 
     @property
@@ -312,7 +312,10 @@ def _reference(folder: Any, dtype: torch.dtype, device: torch.device) -> Any:
 
 
 def _time_llama(llama: LanguageModel, ids: torch.Tensor, num_tokens: int) -> tuple[float, float]:
-    """Seconds to the first token, and from there to the last; each token is on the host before the next begins."""
+    """Returns seconds to the first token, and from there to the last.
+
+    Each token is on the host before the next begins.
+    """
     cache = llama.new_cache(len(ids) + num_tokens)
     start = time.perf_counter()
     tokens = [int(llama.prefill(ids, cache).logits[-1].argmax())]
@@ -323,7 +326,7 @@ def _time_llama(llama: LanguageModel, ids: torch.Tensor, num_tokens: int) -> tup
 
 
 def _time_generate(model: Any, ids: torch.Tensor, num_tokens: int) -> tuple[float, float]:
-    """The same two times of transformers' ``generate``, taken where it asks whether to stop after each token."""
+    """Times transformers' ``generate`` likewise, at its check after each token of whether to stop."""
     import torch
     from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
@@ -332,7 +335,7 @@ def _time_generate(model: Any, ids: torch.Tensor, num_tokens: int) -> tuple[floa
             self.times: list[float] = []
 
         def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-            int(input_ids[0, -1])  # on the host, as in our loop
+            int(input_ids[0, -1])  # copies the token to the host, as our loop does
             self.times.append(time.perf_counter())
             return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
@@ -349,7 +352,7 @@ def _time_generate(model: Any, ids: torch.Tensor, num_tokens: int) -> tuple[floa
 
 
 def _prompt(tokenizer: Any, num_tokens: int, vocab_size: int) -> torch.Tensor:
-    """English prose from Python's own documentation; random ids where there is no tokenizer."""
+    """Returns English prose from Python's own documentation as ids; random ids without a tokenizer."""
     import torch
 
     if tokenizer is None:
