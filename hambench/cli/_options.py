@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -74,6 +75,19 @@ class RunFolder(UserPath):
         if path.exists() or not self.must_exist:
             return path
         raise UnknownNameError("run or folder", str(path), (folder.name for folder in list_runs(root)))
+
+
+class FiniteRange(click.FloatRange):
+    """A number within bounds; NaN and infinity are none."""
+
+    name = "finite number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Checks the number as click does, and that it is one."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        return number
 
 
 def model_options(function: F) -> F:
@@ -183,9 +197,12 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
     if not isinstance(content, dict):
         raise HambenchError(f"{path} must map options to values, got {type(content).__name__}")
     options = {item.name: item for item in ctx.command.params if item.name and item.name != "config"}
+    # as it is written on the command line, too: --method-arg is kept as method_args
+    names = {flag.lstrip("-").replace("-", "_"): name for name, item in options.items() for flag in item.opts}
     defaults: dict[str, Any] = {}
     for key, value in content.items():
         name = str(key).replace("-", "_")
+        name = names.get(name, name)
         if name not in options:
             raise UnknownNameError(f"option in {path}", str(key), options)
         if name in defaults:

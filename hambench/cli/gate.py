@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hambench.cli._options import UserPath
+from hambench.cli._options import FiniteRange, UserPath
 from hambench.cli._outcome import EXIT_CODES, finish, outcome_options
 from hambench.errors import HambenchError
 
@@ -33,7 +33,7 @@ Examples:
 @click.option("--base", "base_method", metavar="METHOD", help="Compare two methods of this code instead.")
 @click.option("--head", "head_method", metavar="METHOD", help="By default the same as --base: an A/A gate.")
 @click.option("--blocks", type=int, help="Paired blocks of fresh processes.")
-@click.option("--threshold", type=float, help="Smallest change worth a word: 0.05 is 5 %.")
+@click.option("--threshold", type=FiniteRange(), help="Smallest change worth a word: 0.05 is 5 %.")
 @click.option("--update-baseline", is_flag=True, help="Accept the counts of this code as the new baseline.")
 @click.option("--new-baseline", type=UserPath(path_type=Path), help="Also write this code's counts there.")
 @click.option("--noise", type=UserPath(path_type=Path), help="Where `hambench calibrate` keeps its files.")

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from hambench.cli._options import DEFAULT_MODEL, UserPath
+from hambench.cli._options import DEFAULT_MODEL, FiniteRange, UserPath
 from hambench.errors import HambenchError
 
 STRATEGIES = ("decreasing", "decreasing_v2", "sliding", "small_group")
@@ -87,8 +87,12 @@ Examples:
 @click.option("--strategy", type=click.Choice(STRATEGIES), default="decreasing_v2", show_default=True)
 @click.option("--metric", type=click.Choice(["entropy", "probability"]), default="entropy", show_default=True)
 @click.option("--max-length", type=int, default=4, show_default=True, help="Most tokens of a segment.")
-@click.option("--ratio", type=float, default=0.3, show_default=True, help="decreasing, decreasing_v2.")
-@click.option("--threshold", type=float, help="decreasing_v2 (0.05), sliding (4.139), small_group (0.787).")
+@click.option(
+    "--ratio", type=FiniteRange(), default=0.3, show_default=True, help="decreasing, decreasing_v2."
+)
+@click.option(
+    "--threshold", type=FiniteRange(), help="decreasing_v2 (0.05), sliding (4.139), small_group (0.787)."
+)
 def segment(conversations: Path, out: Path, model: str, metric: str, **rule: Any) -> None:
     """Cut the responses of CONVERSATIONS (JSONL) in segments by what the base finds easy."""
     from hambench.methods.hamburger.data.segment import segment_file
@@ -141,12 +145,14 @@ Examples:
 @click.option(
     "--out", required=True, type=UserPath(path_type=Path), help="Folder of the run and its weights."
 )
-@click.option("--epochs", type=float, help="Instead of the recipe's.")
+@click.option("--epochs", type=FiniteRange(), help="Instead of the recipe's.")
 @click.option("--steps", type=int, help="Optimiser steps of the fused stage, instead of epochs.")
-@click.option("--minutes", type=float, help="Wall-clock budget; the learning rate falls along it.")
+@click.option("--minutes", type=FiniteRange(), help="Wall-clock budget; the learning rate falls along it.")
 @click.option("--lora-rank", type=int, help="Instead of the recipe's; 0 trains the whole base.")
-@click.option("--held-out", type=float, default=0.05, show_default=True, help="Share of responses held out.")
-@click.option("--save-minutes", type=float, default=5.0, show_default=True)
+@click.option(
+    "--held-out", type=FiniteRange(), default=0.05, show_default=True, help="Share of responses held out."
+)
+@click.option("--save-minutes", type=FiniteRange(), default=5.0, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option(
     "--start-from",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hambench.cli._options import RunFolder, UserPath
+from hambench.cli._options import FiniteRange, RunFolder, UserPath
 from hambench.cli._streams import echo_shown
 from hambench.errors import HambenchError
 
@@ -102,7 +102,7 @@ def list_(root: Path, as_json: bool) -> None:
 @click.option("--metric", default="tps_ratio", show_default=True, help="A tracked metric, or *.")
 @click.option("--cell", default="*", show_default=True, help="A cell; * stands for anything.")
 @click.option(
-    "--threshold", type=float, default=0.02, show_default=True, help="Smallest change worth a word."
+    "--threshold", type=FiniteRange(), default=0.02, show_default=True, help="Smallest change worth a word."
 )
 @click.option(
     "--gate-history", is_flag=True, help="Exit with 1 if the newest run of a series confirms a loss."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from hambench.cli._options import DEFAULT_MODEL
+from hambench.cli._options import DEFAULT_MODEL, FiniteRange
 
 _DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
@@ -24,9 +24,7 @@ _DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 @click.option("--context", type=click.IntRange(min=0), default=0, show_default=True, help="Cached positions.")
 @click.option("--dtype", type=click.Choice(list(_DTYPE_BYTES)), default="bfloat16", show_default=True)
 @click.option("--int8-head", is_flag=True, help="Keep the LM head as int8, for every method.")
-@click.option(
-    "--gap-us", type=click.FloatRange(min=0), default=0.0, help="Microseconds lost per kernel launched."
-)
+@click.option("--gap-us", type=FiniteRange(min=0), default=0.0, help="Microseconds lost per kernel launched.")
 @click.option("--json", "as_json", is_flag=True)
 def command(
     model: str,

@@ -78,6 +78,8 @@ def _profile(
     sweep = Sweep(model=where["model"], methods=split_methods(name), knobs={}, dtype=where["dtype"])
     cell = sweep.single()
     ids = encode_text(prompt, target.tokenizer) if target.tokenizer else [1] * 16
+    if not ids:
+        raise HambenchError("--prompt is empty: give at least one token to answer")
     config = config_of(cell)
     method = config.build(target)
     trace = (

@@ -194,7 +194,7 @@ def add(root: Path, entry: Entry) -> tuple[Path, bool]:
         StoreError: If another run with that id exists already, or the file can't be written.
     """
     stamp = re.sub(r"[^0-9TZ]", "", entry.created_at)[:15]
-    name = f"{stamp}-{(entry.commit or 'nocommit')[:8]}-{_slug(entry.run_id)}.json"
+    name = f"{stamp}-{_slug(entry.commit or '')[:8] or 'nocommit'}-{_slug(entry.run_id)}.json"
     path = root / RUNS / entry.machine / _slug(entry.suite) / name
     others = [other for other in (root / RUNS).glob(f"*/*/*-{_slug(entry.run_id)}.json") if other != path]
     try:

@@ -98,6 +98,8 @@ def kernels_table(report: Mapping[str, Any], prefix: str = "") -> Table:
 
 def profile_table(profiles: list[Mapping[str, Any]], prefix: str = "") -> Table:
     """Returns one row per method and phase, from the JSON of ``hambench profile``."""
+    if not isinstance(profiles, list) or not profiles:
+        raise ValueError("a list of profiles, at least one")
     rows = []
     for profile in profiles:
         tokens, wall = profile["num_tokens"], profile["wall_s"]
@@ -130,6 +132,6 @@ def _read(path: Path, command: str, make: Any) -> Table:
         table: Table = make(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise DataError(f"can't read {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise DataError(f"{path} is not what `{command}` writes: {error!r}") from error
     return table
