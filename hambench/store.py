@@ -330,8 +330,12 @@ def _misfit(item: SampleRecord | Score, cells: set[str], samples: Mapping[str, S
         return f"{HEADER} names no cell {item.cell!r}"
     if item.sample_id not in samples:
         return f"{PROMPTS} holds no sample {item.sample_id!r}"
-    if isinstance(item, SampleRecord) and item.trace is not None and not item.trace.steps:
-        return "the trace has no steps: an answer has at least its prefill"
+    if isinstance(item, SampleRecord) and item.trace is not None:
+        num_steps = len(item.trace.steps)
+        if num_steps == 0:
+            return "the trace has no steps: an answer has at least its prefill"
+        if item.step_texts and len(item.step_texts) != num_steps:
+            return f"{len(item.step_texts)} step_texts for {num_steps} steps: there must be one for each"
     return None
 
 
