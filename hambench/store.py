@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +23,16 @@ from filelock import FileLock, Timeout
 
 from hambench.errors import FolderTakenError, StoreError
 from hambench.files import reason_of, write_bytes
-from hambench.records import SCHEMA_VERSION, Fidelity, RunHeader, Sample, SampleRecord, Score, answer_key
+from hambench.records import (
+    SCHEMA_VERSION,
+    Fidelity,
+    RunHeader,
+    Sample,
+    SampleRecord,
+    Score,
+    answer_key,
+    odd_reading,
+)
 from hambench.run_notes import note_of_text
 
 HEADER, PROMPTS, RECORDS, SCORES, TELEMETRY, FIDELITY = (
@@ -116,7 +125,7 @@ def load_run(path: str | Path) -> Run:
     scores = {
         (s.cell, s.sample_id, s.repeat, s.metric): s for s in _read_lines(folder / SCORES, Score, check)
     }
-    telemetry: Iterator[dict[str, Any]] = _read_lines(folder / TELEMETRY, dict[str, Any])
+    telemetry = _read_lines(folder / TELEMETRY, dict[str, Any], odd_reading)
     fidelity = {item.answer: item for item in _read_lines(folder / FIDELITY, Fidelity)}
     return Run(
         path=folder,
@@ -324,12 +333,12 @@ def load_header(folder: Path) -> RunHeader:
     return header
 
 
-def _misfit(item: SampleRecord | Score, cells: set[str], samples: Mapping[str, Sample]) -> str | None:
+def _misfit(item: SampleRecord | Score, cells: set[str], samples: dict[str, Sample]) -> str | None:
     """Why a record or score does not belong to its run; ``None`` where it does."""
     if item.cell not in cells:
-        return f"{HEADER} names no cell {item.cell!r}"
+        return f"run.json names no cell {item.cell!r}"
     if item.sample_id not in samples:
-        return f"{PROMPTS} holds no sample {item.sample_id!r}"
+        return f"prompts.jsonl holds no sample {item.sample_id!r}"
     if isinstance(item, SampleRecord) and item.trace is not None:
         num_steps = len(item.trace.steps)
         if num_steps == 0:

@@ -64,9 +64,15 @@ class ModelShape:
 
     @classmethod
     def from_scalars(cls, scalars: Mapping[str, Any]) -> Self | None:
-        """Reads what :meth:`as_scalars` gave; ``None`` if a field is missing."""
-        names = [field.name for field in dataclasses.fields(cls)]
-        return cls(**{name: scalars[name] for name in names}) if all(n in scalars for n in names) else None
+        """Reads what :meth:`as_scalars` gave; ``None`` if a field is missing or is not a size."""
+        fields = {field.name: scalars.get(field.name) for field in dataclasses.fields(cls)}
+        switches = ("tie_embeddings", "qkv_bias")
+        if not all(
+            isinstance(value, bool) if name in switches else type(value) is int and value > 0
+            for name, value in fields.items()
+        ):
+            return None
+        return cls(**fields)  # type: ignore[arg-type]
 
     def as_scalars(self) -> dict[str, int | bool]:
         """The fields, to be stored with a run."""
