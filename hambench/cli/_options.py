@@ -212,7 +212,8 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
         defaults[name] = _from_file(
             value, f"{path}: {key}", several=getattr(options[name], "multiple", False)
         )
-    ctx.default_map = {**(ctx.default_map or {}), **defaults}
+    given = {name: value for name, value in defaults.items() if value is not None}
+    ctx.default_map = {**(ctx.default_map or {}), **given}
 
 
 def _from_file(value: Any, where: str, *, several: bool) -> Any:

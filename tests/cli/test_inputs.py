@@ -115,6 +115,7 @@ def test_a_draft_may_have_a_comma_in_its_name(capsys, tmp_path, tiny_model, word
             "methods: speculative\nmethod-arg: k=3\nreport: no",
             ("--methods", "speculative", "--method-arg", "k=3", "--no-report"),
         ),
+        ("methods:\nmodel: null\ndtype: ~\nmethod-arg:", ()),
         ("methods: vanilla\nignore-eos: true\nlimit:", ("--methods", "vanilla", "--ignore-eos")),
     ],
 )

@@ -1,0 +1,164 @@
+"""Sweep files, suite files, data files and configs from elsewhere: one line, or the work; never a traceback."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from damage import ODD, damaged, damaged_bytes
+from fakes import TINY_SHAPE, save_tiny_model
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hambench.cli.run import command, request_from
+from hambench.errors import HambenchError
+from hambench.runner.axis_text import MAX_VALUES, expand_values, parse_method, split_methods
+from hambench.suites import CaptureRequest, capture
+from hambench.yaml_files import read_yaml
+
+BOUNDED = settings(
+    deadline=None,
+    max_examples=300,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+AXIS = st.text(alphabet="0123456789.:,=[]\"' -eainfk_/é", max_size=24)
+SWEEP = """
+methods: [vanilla, speculative]
+k: [2, 4]
+confidence: 0.5:0.9:0.1
+context: [1024, 4096]
+threads: 1:2:1
+suite: longbench
+limit: 10
+method-arg: kv=shared
+ignore-eos: false
+seed: 010
+budget: 10m
+"""
+
+
+def check_line(error: HambenchError) -> None:
+    """Fails the test if the error would not be one line."""
+    if "\n" in str(error):
+        pytest.fail(f"not one line: {error}")
+
+
+@BOUNDED
+@given(text=AXIS)
+def test_any_axis_gives_values_or_one_line(text):
+    try:
+        assert len(expand_values(text)) <= MAX_VALUES * 12
+    except HambenchError as error:
+        check_line(error)
+
+
+@BOUNDED
+@given(text=AXIS)
+def test_any_methods_are_split_or_refused_in_one_line(text):
+    try:
+        for word in split_methods(f"vanilla,m[{text}],{text}"):
+            parse_method(word)
+    except HambenchError as error:
+        check_line(error)
+
+
+@BOUNDED
+@given(value=st.text(alphabet="abc,:=[] ./'", min_size=1, max_size=16))
+def test_a_quoted_value_is_itself(value):
+    assert expand_values(f'"{value}"') == (value,)
+    assert parse_method(f'm[k=1,draft="{value}"]') == ("m", {"k": "1", "draft": value})
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@BOUNDED
+@given(data=st.data())
+def test_any_sweep_file_is_a_request_or_one_line(tmp_path, data):
+    import click
+
+    file = tmp_path / "sweep.yaml"
+    if data.draw(st.booleans()):
+        file.write_bytes(data.draw(damaged_bytes(SWEEP.encode())))
+    else:
+        file.write_text("# as it is\n" + SWEEP)
+        content = data.draw(damaged(read_yaml(file)))
+        file.write_text(json.dumps(content))
+    try:
+        options = command.make_context("run", ["--config", str(file)]).params
+        for name in ("out", "resume", "report", "losslessness", "as_json"):
+            options.pop(name, None)
+        request_from(**options).sweep.expand()
+    except HambenchError as error:
+        check_line(error)
+    except click.ClickException:
+        pass  # its usage stands above the line
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@settings(BOUNDED, max_examples=150)
+@given(data=st.data())
+def test_any_data_file_is_read_or_named(tmp_path, data, rows):
+    folder = tmp_path / "rows"
+    folder.mkdir(exist_ok=True)
+    lines = [json.loads(line) for line in (rows / "multifieldqa_en.jsonl").read_text().splitlines()]
+    file = folder / "multifieldqa_en.jsonl"
+    if data.draw(st.booleans()):
+        file.write_bytes(data.draw(damaged_bytes((rows / "multifieldqa_en.jsonl").read_bytes())))
+    else:
+        items = data.draw(damaged(lines))
+        items = items if isinstance(items, list) else [items]
+        file.write_text("\n".join(map(json.dumps, items)))
+    try:
+        capture(CaptureRequest(suite="longbench", tasks=("multifieldqa_en",), data=folder))
+    except HambenchError as error:
+        check_line(error)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("checkpoint") / "tiny", TINY_SHAPE)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@settings(BOUNDED, max_examples=200)
+@given(data=st.data())
+def test_any_config_of_a_checkpoint_loads_or_is_one_line(tmp_path, data, checkpoint):
+    import torch
+
+    from hambench.models.target import load
+
+    folder = tmp_path / "model"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(checkpoint, folder)
+    names = (
+        "config.json",
+        "config.json",
+        "generation_config.json",
+        "tokenizer_config.json",
+        "tokenizer.json",
+    )
+    file: Path = folder / data.draw(st.sampled_from(names))
+    content = json.loads(file.read_text()) if file.is_file() else {"eos_token_id": 257}
+    if file.name == "tokenizer.json":
+        file.write_bytes(data.draw(damaged_bytes(file.read_bytes())))
+    else:
+        more = data.draw(
+            st.dictionaries(st.sampled_from(["rope_scaling", "layer_types", "dtype"]), ODD, max_size=1)
+        )
+        file.write_text(json.dumps({**damaged_dict(data, content), **more}))
+    try:
+        model = load(str(folder), dtype="float32", device="cpu")
+    except HambenchError as error:
+        check_line(error)
+        return
+    ids = torch.arange(1, 5)
+    assert model.llama.prefill(ids, model.llama.new_cache(8)).logits.shape == (1, 260)
+
+
+def damaged_dict(data, content):
+    damage = data.draw(damaged(content))
+    return damage if isinstance(damage, dict) else {"model_type": damage}
