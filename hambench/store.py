@@ -321,7 +321,7 @@ def load_header(folder: Path) -> RunHeader:
                 f"{folder} has run schema {version}, this hambench reads up to {SCHEMA_VERSION}: upgrade hambench"
             )
         header = msgspec.convert(_with_kinds(stored), RunHeader)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise StoreError(f"{path} is not a run header: {error}") from error
     labels = [cell.label for cell in header.cells]
     if not labels:
@@ -362,7 +362,7 @@ def _read_lines(path: Path, kind: type[T], misfit: Callable[[T], str | None] = l
                 return  # torn by a kill
             try:
                 item = decoder.decode(line)
-            except (msgspec.DecodeError, RecursionError) as error:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise StoreError(f"{path}, line {number}: {error}") from error
             if reason := misfit(item):
                 raise StoreError(f"{path}, line {number}: {reason}")

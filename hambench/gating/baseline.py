@@ -140,7 +140,7 @@ def read_baseline(path: Path) -> ExactBaseline:
                 f"{path} has schema {version}, this hambench reads {SCHEMA_VERSION}: {REGENERATE}"
             )
         return msgspec.json.decode(raw, type=ExactBaseline)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise HambenchError(f"{path} is not a baseline: {error}") from error
 
 

@@ -54,7 +54,7 @@ def load_calibration(root: Path, *, machine: str, model: str, dtype: str) -> Cal
     for path in sorted((root / machine).glob("*.json")):
         try:
             found.append(msgspec.json.decode(path.read_bytes(), type=Calibration))
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise HambenchError(
                 f"{path} is not a calibration: {error}; delete it or calibrate again"
             ) from error

@@ -12,6 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hambench.cli import main
+from hambench.errors import StoreError
+from hambench.store import load_run
 
 STORED = Path(__file__).parents[1] / "data" / "run-v1"
 FILES = ("run.json", "prompts.jsonl", "records.jsonl", "scores.jsonl", "telemetry.jsonl")
@@ -96,6 +98,17 @@ def test_what_was_found_stays_found(tmp_path, capsys, name, place, value):
     write(fresh(tmp_path), name, items)
     for command in COMMANDS:
         run(tmp_path, command)
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("content", [b'{"\x80": 1}\n', b"[" * 20_000 + b"\n", b"\xff\n", b"null\n", b"\n"])
+def test_bytes_that_are_no_json_are_named_with_their_file(tmp_path, capsys, name, content):
+    folder = fresh(tmp_path)
+    (folder / name).write_bytes(content)
+    with pytest.raises(StoreError, match=name):
+        load_run(folder)
+    run(tmp_path, ("show", "{run}"))
     capsys.readouterr()
 
 
