@@ -102,6 +102,32 @@ def remember(path: Path, text: str) -> bool:
     return True
 
 
+def make_folders(folder: Path) -> list[Path]:
+    """Makes a folder; gives those that were missing, the innermost first."""
+    missing = []
+    for each in (folder, *folder.parents):
+        if each.exists():
+            break
+        missing.append(each)
+    folder.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+@contextlib.contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Turns an ``OSError`` of a folder that is written to into one clear line.
+
+    Raises:
+        StoreError: With the reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"can't write to {folder}: {reason_of(error)}; what was stored before is intact"
+        ) from error
+
+
 def expanded(path: str | Path) -> Path:
     """The path with a leading ``~`` or ``~user`` replaced by that user's home folder.
 

@@ -22,7 +22,7 @@ import msgspec
 from filelock import FileLock, Timeout
 
 from hambench.errors import FolderTakenError, StoreError
-from hambench.files import reason_of, write_bytes
+from hambench.files import disk_errors, make_folders, reason_of, write_bytes
 from hambench.records import (
     SCHEMA_VERSION,
     Fidelity,
@@ -153,7 +153,7 @@ def refuse_existing(folder: Path) -> None:
     Raises:
         FolderTakenError: If the folder already holds one.
     """
-    with _disk_errors(folder):
+    with disk_errors(folder):
         is_run = (folder / HEADER).exists()
     if is_run:
         raise FolderTakenError(
@@ -208,7 +208,7 @@ class RunWriter:
         Raises:
             StoreError: If they can't be written.
         """
-        with _disk_errors(self.folder):
+        with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         lines = b"".join(msgspec.json.encode(sample) + b"\n" for sample in samples)
         write_bytes(self.folder / PROMPTS, lines, durable=True)
@@ -221,15 +221,15 @@ class RunWriter:
         """Opens an existing run for appending; a line torn by a kill is cut."""
         folder = Path(folder)
         load_header(folder)
-        with _disk_errors(folder):
+        with disk_errors(folder):
             for name in (RECORDS, SCORES, TELEMETRY, FIDELITY):
                 _cut_torn_line(folder / name)
         return cls(folder)
 
     def __enter__(self) -> Self:
-        with _disk_errors(self.folder):
+        with disk_errors(self.folder):
             if self._is_claim:
-                self._made = _make_folders(self.folder)
+                self._made = make_folders(self.folder)
             try:
                 self._lock.acquire(timeout=0)
             except Timeout as error:
@@ -277,7 +277,7 @@ class RunWriter:
 
     def _append(self, name: str, items: Iterable[Any]) -> None:
         lines = b"".join(msgspec.json.encode(item) + b"\n" for item in items)
-        with _disk_errors(self.folder), (self.folder / name).open("ab") as file:
+        with disk_errors(self.folder), (self.folder / name).open("ab") as file:
             before = file.tell()
             try:
                 file.write(lines)
@@ -376,33 +376,3 @@ def _cut_torn_line(path: Path) -> None:
     whole = content.rfind(b"\n") + 1
     if whole < len(content):
         os.truncate(path, whole)
-
-
-def _make_folders(folder: Path) -> list[Path]:
-    """Makes a folder; gives those that were missing, the innermost first."""
-    missing = []
-    for each in (folder, *folder.parents):
-        if each.exists():
-            break
-        missing.append(each)
-    folder.mkdir(parents=True, exist_ok=True)
-    return missing
-
-
-class _disk_errors:
-    """Turns an ``OSError`` of a run folder into one clear line."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if not isinstance(error, OSError):
-            return
-        raise StoreError(
-            f"can't write to {self.folder}: {reason_of(error)}; what was stored before is intact"
-        ) from error
