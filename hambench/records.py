@@ -11,8 +11,6 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import msgspec
-
 from hambench.method_facts import KnobValue
 from hambench.run_notes import Note
 
@@ -390,21 +388,3 @@ class RunHeader:
     """sha256 of the weights that methods loaded next to the target's (a draft, grafts), by what they are."""
     notes: tuple[Note, ...] = ()
     """Warnings that every report must show first: offline edition, de-quantised model, CPU, forced or partial runs."""
-
-
-_READINGS: dict[str, dict[str, Any]] = {
-    "warmup": {"cell": str, "cold_s": float, "passes_s": list[float], "settled": bool},
-    "bandwidth": {"read": int | float | None},
-    "fidelity": {"seconds": float, "num_distinct": int, "num_answers": int},
-}
-
-
-def odd_reading(reading: dict[str, Any]) -> str | None:
-    """Why a reading of the machine can't be used; ``None`` where it can. Other kinds and fields may be anything."""
-    expected = {**_READINGS.get(str(reading.get("kind")), {}), "extra_weight_bytes": int | None}
-    for name, kind in expected.items():
-        try:
-            msgspec.convert(reading.get(name), kind)
-        except msgspec.ValidationError as error:
-            return f"{name} of a reading: {error}"
-    return None

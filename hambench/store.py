@@ -31,7 +31,6 @@ from hambench.records import (
     SampleRecord,
     Score,
     answer_key,
-    odd_reading,
 )
 from hambench.run_notes import note_of_text
 
@@ -125,7 +124,7 @@ def load_run(path: str | Path) -> Run:
     scores = {
         (s.cell, s.sample_id, s.repeat, s.metric): s for s in _read_lines(folder / SCORES, Score, check)
     }
-    telemetry = _read_lines(folder / TELEMETRY, dict[str, Any], odd_reading)
+    telemetry = _read_lines(folder / TELEMETRY, dict[str, Any], _odd_reading)
     fidelity = {item.answer: item for item in _read_lines(folder / FIDELITY, Fidelity)}
     return Run(
         path=folder,
@@ -345,6 +344,24 @@ def _misfit(item: SampleRecord | Score, cells: set[str], samples: dict[str, Samp
             return "the trace has no steps: an answer has at least its prefill"
         if item.step_texts and len(item.step_texts) != num_steps:
             return f"{len(item.step_texts)} step_texts for {num_steps} steps: there must be one for each"
+    return None
+
+
+_READINGS: dict[str, dict[str, Any]] = {
+    "warmup": {"cell": str, "cold_s": float, "passes_s": list[float], "settled": bool},
+    "bandwidth": {"read": float | None},
+    "fidelity": {"seconds": float, "num_distinct": int, "num_answers": int},
+}
+
+
+def _odd_reading(reading: dict[str, Any]) -> str | None:
+    """Why a reading of the machine can't be used; ``None`` where it can. Other kinds and fields may be anything."""
+    fields = {**_READINGS.get(str(reading.get("kind")), {}), "extra_weight_bytes": int | None}
+    for name, kind in fields.items():
+        try:
+            msgspec.convert(reading.get(name), kind)
+        except msgspec.ValidationError as error:
+            return f"{name} of a reading: {error}"
     return None
 
 
