@@ -19,6 +19,8 @@ from hambench.store import RecordKey, Run, record_key
 NGRAM = 4
 REPETITIVE = 0.5
 """Share of distinct 4-grams below which an answer repeats itself."""
+MORE_REPETITIVE = 0.1
+"""Share of a cell's samples by which its repetitive answers must outnumber the baseline's to be said."""
 FEWEST_NGRAMS = 8
 """4-grams of the shortest answer that can be called repetitive."""
 
@@ -101,7 +103,9 @@ def repetition_cautions(run: Run, measured: Mapping[str, Measurement]) -> list[s
         theirs = measured.get(baseline.label) if baseline else None
         if mine is None or is_lossless(cell.method) or not mine.num_repetitive:
             continue
-        if theirs is not None and mine.num_repetitive <= theirs.num_repetitive:
+        # an answer or two more of many is what another text does to a count
+        more = mine.num_repetitive - (theirs.num_repetitive if theirs else 0)
+        if more < max(1, MORE_REPETITIVE * mine.num_samples):
             continue
         others = f" ({theirs.num_repetitive} of {baseline.label}'s)" if theirs and baseline else ""
         found.append(
