@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from damage import ODD, damaged, damaged_bytes
 from fakes import TINY_SHAPE, save_tiny_model
+from fuzz_effort import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +21,7 @@ from hambench.yaml_files import read_yaml
 
 BOUNDED = settings(
     deadline=None,
-    max_examples=300,
+    max_examples=examples(300),
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 AXIS = st.text(alphabet="0123456789.:,=[]\"' -eainfk_/é", max_size=24)
@@ -98,7 +99,7 @@ def test_any_sweep_file_is_a_request_or_one_line(tmp_path, data):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@settings(BOUNDED, max_examples=150)
+@settings(BOUNDED, max_examples=examples(150))
 @given(data=st.data())
 def test_any_data_file_is_read_or_named(tmp_path, data, rows):
     folder = tmp_path / "rows"
@@ -124,7 +125,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@settings(BOUNDED, max_examples=200)
+@settings(BOUNDED, max_examples=examples(200))
 @given(data=st.data())
 def test_any_config_of_a_checkpoint_loads_or_is_one_line(tmp_path, data, checkpoint):
     import torch

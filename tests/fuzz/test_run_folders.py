@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from damage import damaged, damaged_bytes
+from fuzz_effort import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -32,7 +33,7 @@ COMMANDS = (
 )
 SLOW = settings(
     deadline=None,
-    max_examples=250,
+    max_examples=examples(250),
     suppress_health_check=[
         HealthCheck.function_scoped_fixture,
         HealthCheck.too_slow,
@@ -127,7 +128,7 @@ def test_any_value_may_be_any_other(tmp_path, data, capsys):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@settings(SLOW, max_examples=100)
+@settings(SLOW, max_examples=examples(100))
 @given(data=st.data())
 def test_any_byte_may_be_any_other(tmp_path, data, capsys):
     name = data.draw(st.sampled_from(FILES))

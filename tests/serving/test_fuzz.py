@@ -13,6 +13,7 @@ import pytest
 import schemathesis
 from fakes import save_tiny_model
 from fastapi.testclient import TestClient
+from fuzz_effort import examples
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode, checks
@@ -37,7 +38,7 @@ CHECKS = [
     openapi_checks.response_schema_conformance,
     openapi_checks.negative_data_rejection,
 ]
-FAST, SLOW = settings(BOUNDED, max_examples=60), settings(BOUNDED, max_examples=1500)
+FAST, SLOW = settings(BOUNDED, max_examples=60), settings(BOUNDED, max_examples=examples(1500))
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +230,7 @@ def test_any_event_is_read_or_told(event):
 
 
 @pytest.mark.slow
-@settings(BOUNDED, max_examples=3000)
+@settings(BOUNDED, max_examples=examples(3000))
 @given(event=events.map(json.dumps) | values.map(json.dumps) | texts)
 def test_any_event_is_read_or_told_for_longer(event):
     reads(event)
