@@ -12,11 +12,11 @@ PYTEST = $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # bytecode is kept once a module was imported, but not made for the most that never is: the tests start many processes
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup browser demo test test-fast sanitize check format types gate clean
+.PHONY: help setup browser demo test test-fast sanitize test-without-compiler check format types gate clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '1p' Makefile; echo "also: setup, test-fast, sanitize, check (ruff, format, mypy), format, types, clean"
+	@sed -n '1p' Makefile; echo "also: setup, test-fast, sanitize, test-without-compiler, check (ruff, format, mypy), format, types, clean"
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -43,7 +43,13 @@ test-fast: setup
 sanitize: setup
 	LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc HAMBENCH_TEST_SANITIZERS=address,undefined \
-	timeout 600 $(BIN)/python -m pytest -n 0 -q -m "not model" tests/kernels/cpu/test_native_model.py tests/engine/cpu
+	timeout 600 $(BIN)/python -m pytest -n 0 -q -m "not model" -k "not portable" --timeout 600 \
+	tests/kernels/cpu/test_native_model.py tests/engine/cpu tests/methods/hamburger/device/test_native_step.py
+
+# what a machine without a C++ compiler runs: torch's operations, said once
+test-without-compiler: setup
+	CXX=none timeout 600 $(PYTEST) -q tests/runner/test_backend.py tests/engine/cpu tests/kernels/cpu \
+	tests/methods/test_conformance.py tests/test_doctor.py tests/bench/test_engine.py tests/cli/test_cli.py
 
 check: setup types
 	$(BIN)/ruff check $(SOURCES)

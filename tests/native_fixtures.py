@@ -3,6 +3,7 @@
 ``HAMBENCH_TEST_SANITIZERS=address,undefined`` tests a build that checks every access instead (``make sanitize``).
 """
 
+import functools
 import os
 from pathlib import Path
 
@@ -13,11 +14,17 @@ from hambench.kernels.cpu.build import build_library, find_compiler
 from hambench.kernels.cpu.library import Library
 
 
-@pytest.fixture(scope="session")
-def library():
-    if find_compiler() is None:
-        pytest.skip("there is no C++ compiler: the native engine is not built here")
+@functools.cache
+def tested_library():
+    """The library under test."""
     sanitizers = os.environ.get("HAMBENCH_TEST_SANITIZERS")
     if sanitizers:
         return Library(build_library(Path(os.environ[NATIVE_CACHE]), sanitizers=sanitizers.split(",")))
     return native_library()
+
+
+@pytest.fixture(scope="session")
+def library():
+    if find_compiler() is None:
+        pytest.skip("there is no C++ compiler: the native engine is not built here")
+    return tested_library()

@@ -8,9 +8,9 @@ import pytest
 import torch
 from fakes import TINY_SHAPE, random_weights, tiny_target
 from fakes_hamburger import TINY_ARCHITECTURE, import_golden, save_tiny_hamburger, shape_of, tiny_checkpoint
+from native_fixtures import tested_library
 
 from hambench.decoding import SamplingParams
-from hambench.engine.cpu.native_library import native_library
 from hambench.engine.cpu.native_llama import NativeLlama
 from hambench.engine.llama import Llama
 from hambench.engine.loop import generate
@@ -47,13 +47,13 @@ def plain_llama():
 
 @pytest.fixture(params=SETS)
 def instruction_set(request):
-    if request.param not in native_library().instruction_sets():
+    if request.param not in tested_library().instruction_sets():
         pytest.skip(f"this machine has no {request.param}")
     return request.param
 
 
 def native_of(llama, instruction_set=None):
-    return NativeLlama(llama, native_library(), instruction_set=instruction_set)
+    return NativeLlama(llama, tested_library(), instruction_set=instruction_set)
 
 
 def sessions(plain, native, prompt=PROMPT, *, confidence=0.4, convention="train", limit=80):
