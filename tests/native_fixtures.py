@@ -15,7 +15,7 @@ from hambench.kernels.cpu.library import Library
 
 
 @functools.cache
-def tested_library():
+def library_under_test():
     """The library under test."""
     sanitizers = os.environ.get("HAMBENCH_TEST_SANITIZERS")
     if sanitizers:
@@ -27,4 +27,4 @@ def tested_library():
 def library():
     if find_compiler() is None:
         pytest.skip("there is no C++ compiler: the native engine is not built here")
-    return tested_library()
+    return library_under_test()

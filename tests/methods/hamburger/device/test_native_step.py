@@ -8,7 +8,7 @@ import pytest
 import torch
 from fakes import TINY_SHAPE, random_weights, tiny_target
 from fakes_hamburger import TINY_ARCHITECTURE, import_golden, save_tiny_hamburger, shape_of, tiny_checkpoint
-from native_fixtures import tested_library
+from native_fixtures import library_under_test
 
 from hambench.decoding import SamplingParams
 from hambench.engine.cpu.native_llama import NativeLlama
@@ -47,13 +47,13 @@ def plain_llama():
 
 @pytest.fixture(params=SETS)
 def instruction_set(request):
-    if request.param not in tested_library().instruction_sets():
+    if request.param not in library_under_test().instruction_sets():
         pytest.skip(f"this machine has no {request.param}")
     return request.param
 
 
 def native_of(llama, instruction_set=None):
-    return NativeLlama(llama, tested_library(), instruction_set=instruction_set)
+    return NativeLlama(llama, library_under_test(), instruction_set=instruction_set)
 
 
 def sessions(plain, native, prompt=PROMPT, *, confidence=0.4, convention="train", limit=80):
