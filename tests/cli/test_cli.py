@@ -277,7 +277,7 @@ def test_the_same_method_twice_is_an_a_a_run_whose_cells_have_names_and_verdicts
     # two samples can't make a speed better or worse, and equal tokens are equal
     assert "speed better" not in verdict
     assert "speed worse" not in verdict
-    assert "accuracy equivalent (2 answers equal token by token)" in verdict
+    assert "accuracy equivalent (lossless by design, 2 of 2 answers equal token by token)" in verdict
 
 
 def test_losslessness_says_where_answers_leave_vanillas_and_how_probable_they_are(
