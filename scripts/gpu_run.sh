@@ -68,8 +68,8 @@ step() {
 
 quoted=$(printf '%q' "$out")
 # the dry run plans the very words that the real one runs
-# (a folder per run: a run is never written over)
-efficiency="--model $model --methods vanilla,speculative --suite efficiency --budget 20s --out $quoted/efficiency-$started"
+# a size rather than a budget, which a CPU that only plans could not keep
+efficiency="--model $model --methods vanilla,speculative --suite efficiency --limit 1 --max-new-tokens 64"
 if [ $dry = 1 ]; then
   step environment 60 "$python scripts/gpu_probe.py --out $quoted --dry-run"
   step kernels 60 "hambench bench kernels --device cpu --shape smollm2-135m --rows 1 --only gemv --out $quoted"
@@ -86,7 +86,7 @@ else
   step kernels 75 "hambench bench kernels --shape $shape $tiles --out $quoted"
   step kernels-small 35 "hambench bench kernels --shape smollm2-135m $tiles --no-compile --out $quoted"
   step regimes 90 "hambench bench regimes --shape $shape --out $quoted"
-  step efficiency 35 "hambench run $efficiency --device cuda"
+  step efficiency 35 "hambench run $efficiency --device cuda --out $quoted/efficiency-$started"
 fi
 
 $python scripts/gpu_probe.py --summary "$out" --seconds $(($(date +%s) - started)) $([ $dry = 1 ] && echo --dry-run)

@@ -68,7 +68,8 @@ def test_without_a_gpu_it_refuses_in_one_line(tmp_path):
 def test_the_dry_run_plans_the_very_words_that_the_real_one_runs():
     text = SCRIPT.read_text(encoding="utf-8")
     assert '"hambench plan $efficiency --device cpu"' in text
-    assert '"hambench run $efficiency --device cuda"' in text
+    # a folder per run: a run is never written over
+    assert '"hambench run $efficiency --device cuda --out $quoted/efficiency-$started"' in text
 
 
 def test_the_steps_fit_into_nine_minutes():
