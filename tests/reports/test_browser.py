@@ -142,8 +142,8 @@ def test_front_in_the_page_equals_a_brute_force_oracle(
 ) -> None:
     page = open_page(page_path)
     drawn = page.evaluate(
-        """() => [...document.querySelectorAll('#fig-pareto-tps-accuracy [data-standing=front]')]
-                 .map(mark => mark.dataset.point)"""
+        """() => [...document.querySelectorAll('#fig-pareto-tps-accuracy [data-standing]')]
+                 .map(mark => [mark.dataset.point, mark.dataset.standing])"""
     )
     points = {}
     for cell in view.cells:
@@ -155,7 +155,11 @@ def test_front_in_the_page_equals_a_brute_force_oracle(
         for label, (x, y) in points.items()
         if not any(a >= x and b >= y and (a > x or b > y) for a, b in points.values())
     }
-    assert set(drawn) == oracle
+    standings = dict(drawn)
+    assert set(standings) == set(points)
+    # what is shown to be on the front is on the plain one, and nothing on the plain one is shown to be dominated
+    assert {label for label, standing in standings.items() if standing == "front"} <= oracle
+    assert not {label for label, standing in standings.items() if standing == "dominated"} & oracle
 
 
 def test_everything_is_there_without_a_script(open_page: OpenPage, page_path: Path) -> None:

@@ -20,7 +20,9 @@ def test_a_level_counts_every_request_and_reads_the_servers_acceptance(speculati
     assert (level.num_requests, level.num_errors, level.approximate) == (5, 0, False)
     assert 0 <= level.acceptance_rate <= 1
     assert 1 <= level.mean_acceptance_length <= 4
-    assert level.ttft_p50_s <= level.ttft_p90_s
+    # a 90th percentile of five values would be their largest
+    assert level.ttft_p50_s > 0
+    assert level.ttft_p90_s is None
     assert level.total_tps > 0
 
 

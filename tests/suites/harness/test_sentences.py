@@ -40,14 +40,14 @@ def test_what_can_not_be_fetched_is_a_note_and_the_rest_runs(nothing_found, monk
 
     monkeypatch.setattr(sentences, "_download", download)
     captured = capture(CaptureRequest(None, tasks=("ifeval",), data=_rows(tmp_path)))
-    assert any("can't be fetched (no index)" in note for note in captured.notes)
+    assert any("can't be fetched (no index)" in note.text for note in captured.notes)
     assert len(captured.samples) == 2
 
 
 def test_a_cache_that_can_not_be_written_is_a_note_and_the_rest_runs(nothing_found, monkeypatch, tmp_path):
     monkeypatch.setenv("HAMBENCH_CACHE", "/dev/null/x")
     captured = capture(CaptureRequest(None, tasks=("ifeval",), data=_rows(tmp_path)))
-    assert any("can't be kept in" in note and "HAMBENCH_CACHE" in note for note in captured.notes)
+    assert any("can't be kept in" in note.text and "HAMBENCH_CACHE" in note.text for note in captured.notes)
     assert len(captured.samples) == 2
 
 
