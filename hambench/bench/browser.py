@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,3 +50,19 @@ def chromium() -> Iterator[Browser]:
             yield browser
         finally:
             browser.close()
+
+
+def wait_until(condition: Callable[[], bool], *, seconds: float = 30.0) -> None:
+    """Waits until a condition of a page holds, asking every 5 ms.
+
+    playwright's own ``wait_for_function`` evaluates text inside the page, which the report's content security policy
+    forbids: it fails whenever the condition does not hold at once.
+
+    Raises:
+        HambenchError: If it does not hold after ``seconds``.
+    """
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise HambenchError(f"the page did not get ready within {seconds:g} s")
+        time.sleep(0.005)

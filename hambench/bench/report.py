@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hambench.bench.browser import chromium
+from hambench.bench.browser import chromium, wait_until
 from hambench.reports.export import write_html
 from hambench.reports.options import ReportOptions
 from hambench.run_notes import Note
@@ -137,12 +137,12 @@ def _open(browser: Browser, page: Path) -> tuple[float, float, float, float]:
     tab.goto(page.as_uri())
     bar = tab.locator(".sample-bar").first
     status = bar.locator(".sample-count")
-    tab.wait_for_function("status => !/more to come/.test(status.textContent)", arg=status.element_handle())
+    wait_until(lambda: "more to come" not in (status.text_content() or ""))
     indexed = time.perf_counter() - start
     times = tab.evaluate(_TIMINGS)
     start = time.perf_counter()
     bar.locator('[data-flag="differs"]').click()
-    tab.wait_for_function("status => !/Unpacking/.test(status.textContent)", arg=status.element_handle())
+    wait_until(lambda: "Unpacking" not in (status.text_content() or ""))
     filtered = time.perf_counter() - start
     context.close()
     return times["painted"] or times["loaded"], times["loaded"], indexed, filtered

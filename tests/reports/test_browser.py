@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from hambench.analysis import metrics
 from hambench.analysis.measurements import measure_run
+from hambench.bench.browser import wait_until
 from hambench.groups import ALL
 from hambench.reports import ReportOptions, render_html
 from hambench.reports.view import View
@@ -353,9 +355,8 @@ def packed_path(hostile_run: Run, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def wait_for_index(page: Any) -> None:
-    page.wait_for_function(
-        "!/more to come|Unpacking/.test(document.querySelector('.sample-count').textContent)"
-    )
+    count = page.locator(".sample-count")
+    wait_until(lambda: not re.search("more to come|Unpacking", count.text_content() or ""))
 
 
 def test_packed_samples_are_filtered_ordered_and_shown_like_the_others(
