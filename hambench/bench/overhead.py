@@ -12,7 +12,7 @@ from hambench.models.target import load
 from hambench.profiling.profile import IdleCost, idle_cost
 from hambench.records import SCHEMA_VERSION, Cell, RunHeader, Sample
 from hambench.runner.executors import Executor, get_executor
-from hambench.runner.generator import DecodingOptions, Generator, Job
+from hambench.runner.generator import DecodingOptions, Generator, Job, Workload
 from hambench.runner.sweep import Sweep
 from hambench.store import RunWriter, load_run
 
@@ -122,14 +122,13 @@ def _measure_on(place: Executor, generator: Generator, sample: Sample, num_recor
         writer = RunWriter.create(Path(folder) / "run", _header((cell,)), [sample])
         began = time.perf_counter()
         with writer:
-            place.run(
-                generator,
-                writer,
+            work = Workload.of(
+                generator.cells,
                 [sample],
-                repeats=num_records + 1,
-                done=set(),
+                num_records + 1,
                 progress=lambda *_: stored_at.append(time.perf_counter()),
             )
+            place.run(generator, writer, work)
         traces = [record.trace for record in load_run(writer.folder).measured if record.trace is not None]
     seconds = [sum(step.seconds for step in trace.steps) for trace in traces]
     return Overhead(

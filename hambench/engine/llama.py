@@ -253,18 +253,7 @@ class Llama(GreedyDecoding):
         num_logits: int | None = 1,
         feature_layers: tuple[int, ...] = (),
     ) -> ForwardOutput:
-        """Runs T rows through the model and appends T slots to the cache.
-
-        Args:
-            inputs: Ids ``[T]`` (int64) or embeddings ``[T, D]``.
-            cache: Grows by T slots.
-            positions: Rotary positions ``[T]``; by default they continue from ``cache.slots``.
-            num_logits: Logits for this many last rows; ``None`` for all.
-            feature_layers: Layers (0-based) whose hidden state to return.
-
-        Raises:
-            ContextOverflowError: If the cache has no room for T more slots.
-        """
+        """See :meth:`hambench.engine.language_model.LanguageModel.forward`."""
         hidden = self.embed(inputs) if inputs.ndim == 1 else inputs.to(self.dtype)
         hidden, features = self.stack.forward(
             hidden, cache, positions=positions, feature_layers=feature_layers

@@ -8,9 +8,9 @@ import hashlib
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from hambench.decoding import DecodingMethod, SamplingParams
 from hambench.errors import HambenchError
@@ -44,6 +44,40 @@ class Job:
 
 Progress = Callable[[Job, int, int], None]
 """Called after each job with the job, how many are done and how many there are."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Workload:
+    """The records that a run still needs, in order, and who is told of each."""
+
+    jobs: tuple[Job, ...]
+    num_total: int
+    """Records of the whole run, those that were there already included."""
+    progress: Progress | None = None
+
+    @classmethod
+    def of(
+        cls,
+        cells: Sequence[Cell],
+        samples: Sequence[Sample],
+        repeats: int,
+        *,
+        done: Collection[RecordKey] = (),
+        progress: Progress | None = None,
+    ) -> Self:
+        """Returns the jobs of a run that are not in ``done``, cells interleaved as :func:`schedule` says."""
+        jobs = list(schedule(cells, samples, repeats))
+        return cls(tuple(job for job in jobs if job.key not in done), len(jobs), progress)
+
+    @property
+    def num_done(self) -> int:
+        """Records that were there before."""
+        return self.num_total - len(self.jobs)
+
+    def tell(self, job: Job, num_made: int) -> None:
+        """Tells that a job is done, the ``num_made``-th of these."""
+        if self.progress is not None:
+            self.progress(job, self.num_done + num_made, self.num_total)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,33 +171,22 @@ class Generator:
                 raise HambenchError(f"{cell.label}: {error}") from error
         return self._methods[cell.label]
 
-    def run(
-        self,
-        writer: RunWriter,
-        samples: Sequence[Sample],
-        *,
-        repeats: int,
-        done: set[RecordKey],
-        progress: Progress | None = None,
-    ) -> None:
-        """Makes every record that is not in ``done``, each on the disk before the next is begun."""
-        jobs = list(schedule(self.cells, samples, repeats))
-        left = [job for job in jobs if job.key not in done]
-        if not left:
+    def run(self, writer: RunWriter, work: Workload) -> None:
+        """Makes the records, each on the disk before the next is begun."""
+        if not work.jobs:
             return
         self.warm_up(writer.append_telemetry)
         self._probe(writer, "start")
         load = CpuLoadMeter()
-        extra = int(MAX_REMEASURED_SHARE * len(left))
-        for num_done, job in enumerate(left, start=len(jobs) - len(left) + 1):
+        extra = int(MAX_REMEASURED_SHARE * len(work.jobs))
+        for num_made, job in enumerate(work.jobs, start=1):
             for attempt in itertools.count():
                 record = self.record(job, load)
                 writer.append_record(record)
                 if not record.contaminated or attempt >= self.options.max_remeasured or extra <= 0:
                     break
                 extra -= 1
-            if progress is not None:
-                progress(job, num_done, len(jobs))
+            work.tell(job, num_made)
         self._probe(writer, "end")
 
     def record(self, job: Job, load: CpuLoadMeter) -> SampleRecord:

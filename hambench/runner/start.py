@@ -13,7 +13,7 @@ from hambench.engine.text import count_tokens
 from hambench.errors import HambenchError
 from hambench.records import RunHeader
 from hambench.runner.executors import get_executor
-from hambench.runner.generator import Generator, Progress, torch_threads
+from hambench.runner.generator import Generator, Progress, Workload, torch_threads
 from hambench.runner.request import Prepared, RunRequest
 from hambench.runner.resume import decoding_options, refuse_other_model
 from hambench.runner.sweep import Sweep
@@ -112,14 +112,9 @@ def start_run(
     with RunWriter.claim(folder) as writer:
         prepared = prepare(request)
         writer.begin(make_header(prepared, folder), prepared.samples)
-        executor.run(
-            prepared.generator,
-            writer,
-            prepared.samples,
-            repeats=request.repeats,
-            done=set(),
-            progress=progress,
-        )
+        generator = prepared.generator
+        work = Workload.of(generator.cells, prepared.samples, request.repeats, progress=progress)
+        executor.run(generator, writer, work)
         if request.fidelity:
             judge_run(writer, prepared.target, progress=judging)
         score_run(writer, allow_code_execution=request.allow_code_execution)
@@ -163,14 +158,10 @@ def resume_run(
         generator = Generator(target, header.cells, decoding_options(header))
         if not run.complete:
             _compare_with_the_beginning(header, target, generator, writer, say or (lambda _: None))
-        place.run(
-            generator,
-            writer,
-            list(run.samples.values()),
-            repeats=header.repeats,
-            done={record_key(record) for record in run.measured},
-            progress=progress,
-        )
+        done = {record_key(record) for record in run.measured}
+        samples = list(run.samples.values())
+        work = Workload.of(generator.cells, samples, header.repeats, done=done, progress=progress)
+        place.run(generator, writer, work)
         if header.fidelity:
             judge_run(writer, target, progress=judging)
         score_run(writer, allow_code_execution=allow_code_execution)

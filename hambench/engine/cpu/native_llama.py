@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
+from hambench.engine.backed import BackedByLlama
 from hambench.engine.cpu.packing import native_obstacle, pack_llama
 from hambench.engine.kvcache import KVCache
 from hambench.engine.language_model import LanguageModel
@@ -20,7 +21,7 @@ from hambench.kernels.cpu.library import Library
 from hambench.kernels.cpu.model import CachePart, NonFiniteLogitError
 
 
-class NativeLlama:
+class NativeLlama(BackedByLlama):
     """A language model on the native kernels, with a :class:`~hambench.engine.llama.Llama` for prompts.
 
     It satisfies :class:`hambench.engine.language_model.LanguageModel`. Activations and sums are float32 whatever the
@@ -40,15 +41,10 @@ class NativeLlama:
         reason = native_obstacle(llama, library)
         if reason is not None:
             raise ModelError(f"the native kernels can't run this model: {reason}; use --kernels reference")
-        self.reference, self.library = llama, library
-        self.shape, self.dtype, self.device = llama.shape, llama.dtype, llama.device
+        super().__init__(llama)
+        self.library = library
         self.instruction_set = library.instruction_set(instruction_set)
         self.native = pack_llama(llama, library)
-
-    @property
-    def weight_bytes(self) -> int:
-        """See :class:`hambench.engine.language_model.LanguageModel`."""
-        return self.reference.weight_bytes
 
     @property
     def threads(self) -> int:
@@ -62,20 +58,6 @@ class NativeLlama:
     def new_cache(self, capacity: int) -> KVCache:
         """See :class:`hambench.engine.language_model.LanguageModel`."""
         return self.reference.new_cache(capacity)
-
-    def embed(self, ids: torch.Tensor) -> torch.Tensor:
-        """See :class:`hambench.engine.language_model.LanguageModel`."""
-        return self.reference.embed(ids)
-
-    def lm_head(self, hidden: torch.Tensor) -> torch.Tensor:
-        """See :class:`hambench.engine.language_model.LanguageModel`."""
-        return self.reference.lm_head(hidden)
-
-    def prefill(
-        self, ids: torch.Tensor, cache: KVCache, *, feature_layers: tuple[int, ...] = ()
-    ) -> ForwardOutput:
-        """See :class:`hambench.engine.language_model.LanguageModel`: on torch, whatever the prompt's length."""
-        return self.reference.prefill(ids, cache, feature_layers=feature_layers)
 
     @torch.inference_mode()
     def forward(

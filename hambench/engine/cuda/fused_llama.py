@@ -19,6 +19,7 @@ from typing import TypeVar
 
 import torch
 
+from hambench.engine.backed import BackedByLlama
 from hambench.engine.cuda.forwards import Forward, GreedyForward, chosen_buffer, make_forward
 from hambench.engine.cuda.fused_layer import FusedLayer, Impl, Weight
 from hambench.engine.cuda.graphs import EagerLauncher, GraphLauncher, Launcher
@@ -41,7 +42,7 @@ SMALLEST_CACHE = 256
 """Slots of the smallest cache. Caches have powers of two from here, so that few sizes need graphs of their own."""
 
 
-class FusedLlama:
+class FusedLlama(BackedByLlama):
     """A language model that runs forwards of up to 8 rows on the fused kernels and longer ones on its Llama.
 
     It satisfies :class:`hambench.engine.language_model.LanguageModel`.
@@ -61,8 +62,8 @@ class FusedLlama:
             raise ModelError(
                 f"the fused kernels need a head size that is a power of two, got {head_dim}: use --kernels reference"
             )
-        self.reference, self.impl = llama, impl
-        self.shape, self.dtype, self.device = llama.shape, llama.dtype, llama.device
+        super().__init__(llama)
+        self.impl = impl
         self.embedding, self.norm = llama.embedding, llama.norm
         self.launches: Launcher = launches or EagerLauncher(llama.device)
         self.layers = [FusedLayer(layer, impl) for layer in llama.stack.layers]
@@ -72,25 +73,6 @@ class FusedLlama:
         self._free: dict[int, list[KVCache]] = {}
         self.rotary_tables = _rotary_tables(llama)
         """Cosines and sines of every position, ``[max_positions, Dh / 2]`` float32 each."""
-
-    @property
-    def weight_bytes(self) -> int:
-        """See :class:`hambench.engine.language_model.LanguageModel`."""
-        return self.reference.weight_bytes
-
-    def embed(self, ids: torch.Tensor) -> torch.Tensor:
-        """See :class:`hambench.engine.language_model.LanguageModel`."""
-        return self.reference.embed(ids)
-
-    def lm_head(self, hidden: torch.Tensor) -> torch.Tensor:
-        """See :class:`hambench.engine.language_model.LanguageModel`."""
-        return self.reference.lm_head(hidden)
-
-    def prefill(
-        self, ids: torch.Tensor, cache: KVCache, *, feature_layers: tuple[int, ...] = ()
-    ) -> ForwardOutput:
-        """See :class:`hambench.engine.language_model.LanguageModel`."""
-        return self.reference.prefill(ids, cache, feature_layers=feature_layers)
 
     def with_same_backend(self, other: Llama) -> FusedLlama:
         """See :class:`hambench.engine.language_model.LanguageModel`."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from hambench.errors import HambenchError, UnknownNameError
 
 if TYPE_CHECKING:
-    from hambench.records import Sample
-    from hambench.runner.generator import Generator, Progress
-    from hambench.store import RecordKey, RunWriter
+    from hambench.runner.generator import Generator, Workload
+    from hambench.store import RunWriter
 
 NAMES = ("local", "ray")
 
@@ -18,17 +16,8 @@ NAMES = ("local", "ray")
 class Executor(Protocol):
     """Makes the records of a run; the store has one writer, and it is here."""
 
-    def run(
-        self,
-        generator: Generator,
-        writer: RunWriter,
-        samples: Sequence[Sample],
-        *,
-        repeats: int,
-        done: set[RecordKey],
-        progress: Progress | None = None,
-    ) -> None:
-        """Makes every record that is not in ``done``; see :meth:`hambench.runner.generator.Generator.run`."""
+    def run(self, generator: Generator, writer: RunWriter, work: Workload) -> None:
+        """Makes the records of ``work``; see :meth:`hambench.runner.generator.Generator.run`."""
 
     def placement(self) -> tuple[str, ...]:
         """One line for each place that would work, for ``hambench plan``."""
@@ -37,18 +26,9 @@ class Executor(Protocol):
 class LocalExecutor:
     """This process."""
 
-    def run(
-        self,
-        generator: Generator,
-        writer: RunWriter,
-        samples: Sequence[Sample],
-        *,
-        repeats: int,
-        done: set[RecordKey],
-        progress: Progress | None = None,
-    ) -> None:
+    def run(self, generator: Generator, writer: RunWriter, work: Workload) -> None:
         """Makes the records one after the other."""
-        generator.run(writer, samples, repeats=repeats, done=done, progress=progress)
+        generator.run(writer, work)
 
     def placement(self) -> tuple[str, ...]:
         """Nothing worth a line."""

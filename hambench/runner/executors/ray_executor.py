@@ -22,12 +22,11 @@ from hambench.errors import HambenchError
 from hambench.machine.fingerprint import SPEED_KEYS, fingerprint
 from hambench.runner.executors.shards import Shards, largest_alike, make_shards
 from hambench.runner.executors.worker import Worker, mismatch
-from hambench.runner.generator import Job, schedule
+from hambench.runner.generator import Job, Workload
 
 if TYPE_CHECKING:
-    from hambench.records import Sample
-    from hambench.runner.generator import Generator, Progress
-    from hambench.store import RecordKey, RunWriter
+    from hambench.runner.generator import Generator
+    from hambench.store import RunWriter
 
 log = logging.getLogger(__name__)
 
@@ -76,31 +75,18 @@ class RayExecutor:
         with self._connected():
             return tuple(str(place) for place in places())
 
-    def run(
-        self,
-        generator: Generator,
-        writer: RunWriter,
-        samples: Sequence[Sample],
-        *,
-        repeats: int,
-        done: set[RecordKey],
-        progress: Progress | None = None,
-    ) -> None:
-        """Makes every record that is not in ``done``, each on the disk as soon as it arrives.
+    def run(self, generator: Generator, writer: RunWriter, work: Workload) -> None:
+        """Makes the records of ``work``, each on the disk as soon as it arrives.
 
         Raises:
             HambenchError: If the cluster can't be reached, runs other software, or loses too many workers.
         """
-        jobs = list(schedule(generator.cells, samples, repeats))
-        left = [job for job in jobs if job.key not in done]
-        if not left:
+        if not work.jobs:
             return
         with self._connected():
             members = self._start(generator, writer)
             try:
-                self._work(
-                    members, generator, writer, Shards(make_shards(left)), len(jobs), len(left), progress
-                )
+                self._work(members, generator, writer, Shards(make_shards(work.jobs)), work)
             finally:
                 for member in members:
                     ray.kill(member.actor)
@@ -160,12 +146,10 @@ class RayExecutor:
         generator: Generator,
         writer: RunWriter,
         shards: Shards,
-        num_jobs: int,
-        num_left: int,
-        progress: Progress | None,
+        work: Workload,
     ) -> None:
         running: dict[Any, _Member] = {}
-        num_done, num_lost = num_jobs - num_left, 0
+        num_made = num_lost = 0
 
         def give(member: _Member) -> None:
             member.job = shards.next_job(member)
@@ -196,9 +180,8 @@ class RayExecutor:
                 assert member.job is not None
                 writer.append_record(dataclasses.replace(record, worker=member.name))
                 if shards.finish(member.job):
-                    num_done += 1
-                    if progress is not None:
-                        progress(member.job, num_done, num_jobs)
+                    num_made += 1
+                    work.tell(member.job, num_made)
             give(member)
 
     def _replace(self, lost: _Member, generator: Generator, writer: RunWriter) -> _Member:

@@ -1,0 +1,40 @@
+"""A faster model that has a Llama: the calls that it leaves to it."""
+
+from __future__ import annotations
+
+import torch
+
+from hambench.engine.kvcache import KVCache
+from hambench.engine.llama import Llama
+from hambench.engine.output import ForwardOutput
+
+
+class BackedByLlama:
+    """Hands the calls that an engine does not speed up to the reference model with the same weights.
+
+    Args:
+        llama: The reference model.
+    """
+
+    def __init__(self, llama: Llama) -> None:
+        self.reference = llama
+        self.shape, self.dtype, self.device = llama.shape, llama.dtype, llama.device
+
+    @property
+    def weight_bytes(self) -> int:
+        """See :class:`hambench.engine.language_model.LanguageModel`."""
+        return self.reference.weight_bytes
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """See :class:`hambench.engine.language_model.LanguageModel`."""
+        return self.reference.embed(ids)
+
+    def lm_head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """See :class:`hambench.engine.language_model.LanguageModel`."""
+        return self.reference.lm_head(hidden)
+
+    def prefill(
+        self, ids: torch.Tensor, cache: KVCache, *, feature_layers: tuple[int, ...] = ()
+    ) -> ForwardOutput:
+        """See :class:`hambench.engine.language_model.LanguageModel`: on torch, whatever the prompt's length."""
+        return self.reference.prefill(ids, cache, feature_layers=feature_layers)
