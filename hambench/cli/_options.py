@@ -125,7 +125,7 @@ def kernels_option(function: F) -> F:
         type=click.Choice(KERNELS),
         default="auto",
         show_default=True,
-        help="native (CPU), fused (GPU), reference (torch's own), or the fastest there is.",
+        help="native (CPU), fused (GPU), reference (torch's operations); auto: native on a CPU, else reference.",
     )(function)
 
 
@@ -183,7 +183,7 @@ def config_option(function: F) -> F:
         expose_value=False,
         callback=_read_config,
         metavar="FILE",
-        help="A YAML file of these options (sweep.yaml); the command line goes before it.",
+        help="A YAML file of these options (sweep.yaml); the command line overrides it.",
     )(function)
 
 

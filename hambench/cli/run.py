@@ -59,11 +59,11 @@ Examples:
     show_default=True,
     help="Official rows (--data or hub), or tasks built on this machine; auto tries in that order.",
 )
-@click.option("--limit", type=int, help="Most rows of each task.")
+@click.option("--limit", type=int, help="At most this many rows of each task.")
 @click.option(
     "--budget",
     metavar="TIME",
-    help="As many rows of each task as surely fit, loading included: 4m, 2h.",
+    help="As many rows of each task as fit for certain, loading included: 4m, 2h.",
 )
 @click.option("--repeats", type=int, default=1, show_default=True)
 @click.option(
@@ -83,7 +83,7 @@ Examples:
 @click.option(
     "--think-end",
     metavar="TOKEN",
-    help="Score what stands behind the last TOKEN: </think>; stop strings count from there.",
+    help="Score only the text after the last TOKEN, such as </think>; stop strings count from there.",
 )
 @click.option("--ignore-eos", is_flag=True, help="Fixed lengths: speed only, no scores.")
 @click.option("--allow-code-execution", is_flag=True, help="Let HumanEval and MBPP run the model's programs.")

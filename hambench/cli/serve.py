@@ -37,7 +37,13 @@ Examples:
     show_default=True,
     help="0 takes a free one, and says which.",
 )
-@click.option("--max-waiting", type=click.IntRange(0), default=8, show_default=True, help="More get a 429.")
+@click.option(
+    "--max-waiting",
+    type=click.IntRange(0),
+    default=8,
+    show_default=True,
+    help="Requests that may wait; further ones get 429.",
+)
 @click.option("--max-body", type=click.IntRange(1024), default=4 * 2**20, show_default=True, metavar="BYTES")
 @click.option("--api-key-env", metavar="NAME", help="Ask for the key that this environment variable holds.")
 def command(

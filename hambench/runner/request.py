@@ -29,7 +29,7 @@ class RunRequest:
     suite: str | None
     tasks: tuple[str, ...] = ()
     limit: int | None = None
-    """Most rows of each task."""
+    """At most this many rows of each task."""
     data: Path | None = None
     edition: EditionChoice = "auto"
     preset: str | None = None
@@ -37,7 +37,7 @@ class RunRequest:
     max_new_tokens: int | None = None
     """Replaces the tasks' own limits; the scores are then not the tasks'."""
     budget_s: float | None = None
-    """Choose as many samples of each task as surely fit into this many seconds."""
+    """Choose as many samples of each task as fit for certain into this many seconds."""
     device: str | None = None
     allow_code_execution: bool = False
     executor: str = "local"
