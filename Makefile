@@ -29,7 +29,7 @@ setup: $(STAMP)
 demo: setup
 	$(BIN)/hambench run --methods all --suite longbench $(SIZE)
 
-# Chromium for the report's tests, where it can be had
+# Chromium for the report's tests, where it can be had: the script says what it installs
 browser: setup
 	@scripts/install_browser.sh
 
@@ -41,7 +41,7 @@ test-fast: setup
 
 # the native engine's tests once more, on a build that checks every access and every undefined operation
 sanitize: setup
-	LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libubsan.so)" \
+	runtime="$$($(BIN)/python -P tests/sanitizer_runtime.py)" || exit 1; LD_PRELOAD="$$runtime" \
 	ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc HAMBENCH_TEST_SANITIZERS=address,undefined \
 	timeout 600 $(BIN)/python -m pytest -n 0 -q -m "not model" -k "not portable" --timeout 600 \
 	tests/kernels/cpu/test_native_model.py tests/engine/cpu tests/methods/hamburger/device/test_native_step.py

@@ -3,17 +3,17 @@ import json
 import pytest
 from click.testing import CliRunner
 from fakes import TINY_SHAPE, random_weights
+from native_fixtures import compiler  # noqa: F401
 from safetensors.torch import save_file
 from transformers import LlamaConfig
 
 from hambench.bench import engine
 from hambench.cli.bench.engine import command
 from hambench.errors import HambenchError
-from hambench.kernels.cpu.build import find_compiler
 from hambench.models.target import load
 from hambench.runner import backend
 
-needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="there is no C++ compiler")
+needs_compiler = pytest.mark.usefixtures("compiler")
 
 
 @pytest.fixture

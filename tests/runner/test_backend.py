@@ -6,6 +6,7 @@ import logging
 import pytest
 import torch
 from fakes import TINY_SHAPE, tiny_target
+from native_fixtures import compiler  # noqa: F401
 
 from hambench.decoding import SamplingParams
 from hambench.engine.cpu import native_library
@@ -13,14 +14,13 @@ from hambench.engine.cpu.native_library import NativeUnavailableError
 from hambench.engine.cpu.native_llama import NativeLlama
 from hambench.engine.loop import generate
 from hambench.errors import ModelError
-from hambench.kernels.cpu.build import find_compiler
 from hambench.methods.prompt_lookup import PromptLookupConfig
 from hambench.methods.speculative import SpeculativeConfig
 from hambench.methods.vanilla import VanillaConfig
 from hambench.runner import backend
 from hambench.runner.backend import backend_facts, choose_kernels, run_by
 
-needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="there is no C++ compiler")
+needs_compiler = pytest.mark.usefixtures("compiler")
 
 
 @pytest.fixture

@@ -8,14 +8,13 @@ import pytest
 import torch
 from fakes import TINY_SHAPE, random_weights, tiny_target
 from fakes_hamburger import TINY_ARCHITECTURE, import_golden, save_tiny_hamburger, shape_of, tiny_checkpoint
-from native_fixtures import library_under_test
+from native_fixtures import compiler, library_under_test  # noqa: F401
 
 from hambench.decoding import SamplingParams
 from hambench.engine.cpu.native_llama import NativeLlama
 from hambench.engine.llama import Llama
 from hambench.engine.loop import generate
 from hambench.errors import ContextOverflowError, NotFiniteError
-from hambench.kernels.cpu.build import find_compiler
 from hambench.methods.hamburger import HamburgerConfig
 from hambench.methods.hamburger.config import ONE_TOKEN_CONTROL
 from hambench.methods.hamburger.device.native_step import NativeStep, native_obstacle
@@ -26,7 +25,7 @@ from hambench.methods.vanilla import VanillaConfig
 from hambench.models.target import load
 from hambench.runner.backend import run_by
 
-pytestmark = pytest.mark.skipif(find_compiler() is None, reason="there is no C++ compiler")
+pytestmark = pytest.mark.usefixtures("compiler")
 
 PROMPT = [5, 6, 7, 80, 9]
 ARCHITECTURES = {
