@@ -46,7 +46,8 @@ def run_by(target: TargetModel, *, kernels: str, regime: str = "eager") -> Targe
     if kernels == "native":
         llama = _native(target.llama, regime)
     elif (regime, kernels) == ("eager", "reference"):
-        llama = target.llama
+        # a target that another engine runs has its reference; the transformers adapter has none and is one itself
+        llama = target.llama.reference or target.llama
     else:
         from hambench.engine.cuda.fused_llama import accelerate
 
@@ -85,6 +86,8 @@ def _native(model: LanguageModel, regime: str) -> LanguageModel:
         raise ModelError(f"regime {regime!r} needs a CUDA device: native kernels run with --regime eager")
     if model.reference is None:
         raise ModelError("the native kernels run Llama-family models only: use --kernels reference")
+    if isinstance(model, NativeLlama):
+        return model
     try:
         return NativeLlama(model.reference, native_library())
     except NativeUnavailableError as error:

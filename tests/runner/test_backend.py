@@ -39,8 +39,18 @@ def test_auto_on_a_cpu_is_native_and_the_reference_stays_reachable():
     native = run_by(target, kernels="auto")
     assert isinstance(native.llama, NativeLlama)
     assert native.llama.reference is target.llama
-    assert run_by(native, kernels="native").llama is not target.llama
     assert run_by(target, kernels="reference") is target
+
+
+@needs_compiler
+def test_a_native_target_can_be_had_on_the_reference_again():
+    target = tiny_target()
+    native = run_by(target, kernels="native")
+    native.shared("draft", lambda: "the native one's")
+    back = run_by(native, kernels="reference")
+    assert back.llama is target.llama
+    assert back.shared("draft", lambda: "its own") == "its own"
+    assert run_by(native, kernels="native") is native
 
 
 @needs_compiler
@@ -108,8 +118,8 @@ def test_lossless_methods_equal_vanilla_bit_for_bit_in_bfloat16(threads, monkeyp
     shape = dataclasses.replace(TINY_SHAPE, vocab_size=64, max_positions=1024)
     target = run_by(tiny_target(dtype=torch.bfloat16, shape=shape), kernels="native")
     configs = [
-        *(SpeculativeConfig(num_draft_tokens=k, kv=kv) for k in (1, 4, 7) for kv in ("separate", "shared")),
-        *(PromptLookupConfig(num_draft_tokens=k) for k in (3, 10)),
+        *(SpeculativeConfig(num_draft_tokens=k, kv=kv) for k in (1, 4, 7, 66) for kv in ("separate", "shared")),
+        *(PromptLookupConfig(num_draft_tokens=k) for k in (3, 10, 80)),
     ]
     params = SamplingParams(max_new_tokens=150)
     for seed in range(3):

@@ -1,4 +1,4 @@
-"""A Llama whose forwards of a few rows are one native call each; prompts stay with torch, on the same KV cache.
+"""A Llama whose forwards are native calls, one per 64 rows; prompts stay with torch, on the same KV cache.
 
 A row's result has the same bits whatever rows are next to it and however many threads work on it. So a verification of
 several proposals gives exactly the tokens that decoding one by one gives, in bfloat16 too.
@@ -7,6 +7,7 @@ several proposals gives exactly the tokens that decoding one by one gives, in bf
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypedDict
 
 import torch
 
@@ -71,38 +72,44 @@ class NativeLlama(BackedByLlama):
     ) -> ForwardOutput:
         """See :meth:`hambench.engine.language_model.LanguageModel.forward`."""
         num_rows = inputs.shape[0]
-        if not 1 <= num_rows <= self.native.max_rows:
+        if num_rows == 0:
             return self.reference.forward(
                 inputs, cache, positions=positions, num_logits=num_logits, feature_layers=feature_layers
             )
         cache.require(num_rows)
         num_wanted = num_rows if num_logits is None else min(num_logits, num_rows)
-        out = self.native.forward(
-            inputs,
-            [CachePart(cache.keys, cache.values, cache.slots, num_rows)],
-            positions=_following(cache, num_rows) if positions is None else positions.tolist(),
-            head_rows=range(num_rows - num_wanted, num_rows),
-            hidden=True,
-            feature_layers=feature_layers,
-            instruction_set=self.instruction_set,
-            threads=self.threads,
-        )
+        places = _following(cache, num_rows) if positions is None else positions.tolist()
+        outs = [
+            self.native.forward(
+                inputs[rows.start : rows.stop],
+                [_part_of(cache, rows)],
+                positions=places[rows.start : rows.stop],
+                head_rows=range(max(0, num_rows - num_wanted - rows.start), len(rows)),
+                hidden=True,
+                feature_layers=feature_layers,
+                instruction_set=self.instruction_set,
+                threads=self.threads,
+            )
+            for rows in self._calls(num_rows)
+        ]
         cache.advance(num_rows)
-        assert out.hidden is not None
-        hidden = out.hidden.to(self.dtype)
-        no_logits = torch.empty(0, self.shape.vocab_size)
+        hidden = torch.cat([out.hidden for out in outs if out.hidden is not None]).to(self.dtype)
+        logits = [out.logits for out in outs if out.logits is not None]
+        features = [out.features for out in outs if out.features is not None]
         return ForwardOutput(
-            logits=no_logits if out.logits is None else out.logits,
+            logits=torch.cat(logits) if logits else torch.empty(0, self.shape.vocab_size),
             hidden=hidden,
-            features=hidden.new_empty(0, *hidden.shape)
-            if out.features is None
-            else out.features.to(self.dtype),
+            features=torch.cat(features, dim=1).to(self.dtype)
+            if features
+            else hidden.new_empty(0, *hidden.shape),
         )
 
     def greedy(self, tokens: Sequence[int], cache: KVCache, *, num_tokens: int = 1) -> list[int]:
         """See :class:`hambench.engine.language_model.LanguageModel`: no logits are written."""
-        if len(tokens) > self.native.max_rows:
-            return self.reference.greedy(tokens, cache, num_tokens=num_tokens)
+        if not 1 <= num_tokens <= len(tokens):
+            raise ValueError(
+                f"num_tokens must be in 1..{len(tokens)} (the rows given), got {num_tokens}: ask for fewer tokens"
+            )
         cache.require(len(tokens))
         chosen = self._greedy(tokens, cache, num_tokens=num_tokens, chain=0)
         cache.advance(len(tokens))
@@ -110,7 +117,7 @@ class NativeLlama(BackedByLlama):
 
     def decode_greedily(self, tokens: Sequence[int], cache: KVCache, num_tokens: int) -> list[int]:
         """See :class:`hambench.engine.language_model.LanguageModel`: the whole chain is one call."""
-        if num_tokens == 0 or len(tokens) > self.native.max_rows:
+        if num_tokens == 0:
             return self.reference.decode_greedily(tokens, cache, num_tokens)
         num_slots = len(tokens) + num_tokens - 1
         cache.require(num_slots)
@@ -132,19 +139,44 @@ class NativeLlama(BackedByLlama):
     ) -> None:
         """See :class:`hambench.engine.language_model.LanguageModel`: there is nothing to prepare."""
 
+    def _calls(self, num_rows: int) -> list[range]:
+        """The rows of each native call, in order: more than a call takes are several, with the bits of one."""
+        most = self.native.max_rows
+        return [range(start, min(start + most, num_rows)) for start in range(0, num_rows, most)]
+
     def _greedy(self, tokens: Sequence[int], cache: KVCache, *, num_tokens: int, chain: int) -> list[int]:
-        try:
-            return self.native.greedy(
-                tokens,
-                CachePart(cache.keys, cache.values, cache.slots, len(tokens)),
-                positions=_following(cache, len(tokens)),
-                num_tokens=num_tokens,
-                chain=chain,
-                instruction_set=self.instruction_set,
-                threads=self.threads,
-            )
-        except NonFiniteLogitError as error:
-            raise NotFiniteError from error
+        chosen: list[int] = []
+        num_rows = len(tokens)
+        for rows in self._calls(num_rows):
+            part, positions = _part_of(cache, rows), _following(cache, num_rows)[rows.start : rows.stop]
+            ids = tokens[rows.start : rows.stop]
+            num_wanted = min(len(rows), rows.stop - (num_rows - num_tokens))
+            how: _How = {"instruction_set": self.instruction_set, "threads": self.threads}
+            if num_wanted <= 0:
+                self.native.forward(torch.tensor(ids), [part], positions=positions, **how)
+                continue
+            try:
+                chosen += self.native.greedy(
+                    ids,
+                    part,
+                    positions=positions,
+                    num_tokens=num_wanted,
+                    chain=chain if rows.stop == num_rows else 0,
+                    **how,
+                )
+            except NonFiniteLogitError as error:
+                raise NotFiniteError from error
+        return chosen
+
+
+class _How(TypedDict):
+    instruction_set: str
+    threads: int
+
+
+def _part_of(cache: KVCache, rows: range) -> CachePart:
+    """Some of the rows that follow the slots in use."""
+    return CachePart(cache.keys, cache.values, cache.slots + rows.start, len(rows))
 
 
 def _following(cache: KVCache, num_rows: int) -> range:

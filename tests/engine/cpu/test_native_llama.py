@@ -242,12 +242,40 @@ def test_a_prompt_prefilled_by_torch_is_continued(library, llama):
     torch.testing.assert_close(out.logits, expected.logits, atol=TOLERANCE, rtol=1e-4)
 
 
-def test_more_rows_than_the_kernels_take_go_to_the_reference(library, llama):
-    native = native_of(llama, library)
-    ids = ids_of(native.native.max_rows + 1)
-    out = native.forward(ids, cache := native.new_cache(100), num_logits=2)
-    assert torch.equal(out.logits, llama.forward(ids, llama.new_cache(100), num_logits=2).logits)
-    assert cache.slots == len(ids)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("extra", [1, 70])
+def test_more_rows_than_a_call_takes_have_the_bits_of_single_steps(dtype, extra, instruction_set, library):
+    native = native_of(plain(SHAPES["llama"], dtype), library, instruction_set)
+    ids = ids_of(native.native.max_rows + extra)
+    out = native.forward(ids, cache := native.new_cache(200), num_logits=None, feature_layers=(0, 2))
+    single_cache = native.new_cache(200)
+    single = [native.forward(one[None], single_cache, feature_layers=(0, 2)) for one in ids]
+    assert cache.slots == single_cache.slots == len(ids)
+    assert torch.equal(out.logits, torch.cat([each.logits for each in single]))
+    assert torch.equal(out.hidden, torch.cat([each.hidden for each in single]))
+    assert torch.equal(out.features, torch.cat([each.features for each in single], dim=1))
+    assert torch.equal(cache.keys[:, :, : len(ids)], single_cache.keys[:, :, : len(ids)])
+    for wanted in (1, extra, extra + 2):
+        again = native.forward(ids, native.new_cache(200), num_logits=wanted)
+        assert torch.equal(again.logits, out.logits[-wanted:])
+
+
+@pytest.mark.parametrize("extra", [1, 70])
+def test_greedy_calls_of_many_rows_give_the_tokens_of_single_steps(extra, library):
+    native = native_of(plain(SHAPES["llama"], torch.bfloat16), library)
+    tokens = ids_of(native.native.max_rows + extra).tolist()
+    single_cache = native.new_cache(200)
+    expected = [native.greedy([token], single_cache)[0] for token in tokens]
+    for wanted in (1, extra, extra + 2, len(tokens)):
+        chosen = native.greedy(tokens, cache := native.new_cache(200), num_tokens=wanted)
+        assert chosen == expected[-wanted:]
+        assert torch.equal(cache.keys[:, :, : len(tokens)], single_cache.keys[:, :, : len(tokens)])
+    for wrong in (0, len(tokens) + 1):
+        with pytest.raises(ValueError, match=r"num_tokens must be in 1\.\."):
+            native.greedy(tokens, native.new_cache(200), num_tokens=wrong)
+    chained = native.decode_greedily(tokens, cache := native.new_cache(200), 4)
+    assert chained == [expected[-1], *native.decode_greedily(chained[:1], single_cache, 3)]
+    assert torch.equal(cache.keys[:, :, : cache.slots], single_cache.keys[:, :, : cache.slots])
 
 
 @pytest.mark.parametrize("name", ["llama", "tied", "qwen2 biases", "nothing divides 16"])
