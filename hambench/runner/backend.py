@@ -58,12 +58,12 @@ def run_by(target: TargetModel, *, kernels: str, regime: str = "eager") -> Targe
 def native_obstacle(target: TargetModel) -> str | None:
     """Why the native kernels can't run this model here, with what to do about it; ``None`` if they can."""
     from hambench.engine.cpu.native_library import NativeUnavailableError, native_library
-    from hambench.engine.cpu.packing import native_obstacle as obstacle_of
+    from hambench.engine.cpu.packing import llama_obstacle
 
     if target.llama.reference is None:
         return f"{target.name} runs through the transformers adapter"
     try:
-        return obstacle_of(target.llama.reference, native_library())
+        return llama_obstacle(target.llama.reference, native_library())
     except NativeUnavailableError as error:
         return str(error)
 

@@ -6,6 +6,7 @@ Letters in shapes: S tokens of a macro-step at most, F feature vectors, D hidden
 from __future__ import annotations
 
 import ctypes
+import itertools
 import weakref
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -75,10 +76,16 @@ class NativeGrafts:
         self.num_features, self._base, self._micro = len(feature_layers), base, micro
         if not 1 <= self.max_steps <= MAX_STEPS:
             raise ValueError(f"a macro-step must have 1..{MAX_STEPS} tokens, got {self.max_steps}")
-        if not 1 <= self.num_features < base.max_rows or max(feature_layers) >= base.num_layers:
+        if not 1 <= self.num_features < base.max_rows:
+            raise ValueError(
+                f"feature_layers must name 1..{base.max_rows - 1} layers, got {list(feature_layers)}"
+            )
+        if min(feature_layers) < 0 or max(feature_layers) >= base.num_layers:
             raise ValueError(
                 f"feature_layers must be in 0..{base.num_layers - 1}, got {list(feature_layers)}"
             )
+        if any(later <= earlier for earlier, later in itertools.pairwise(feature_layers)):
+            raise ValueError(f"feature_layers must ascend, got {list(feature_layers)}")
         if merge.heads < 1 or hidden % merge.heads:
             raise ValueError(f"merge.heads must divide the hidden size {hidden}, got {merge.heads}")
         if micro.shape != base.shape:
@@ -106,6 +113,12 @@ class NativeGrafts:
             raise MemoryError("there is no memory for the native engine's weights")
         self._handle = handle
         weakref.finalize(self, functions.hb_grafts_free, handle)
+
+    @property
+    def micro_slot_bytes(self) -> int:
+        """Bytes that the micro-steps keep of one row: float32 keys and values of every micro layer."""
+        shape = self._micro.shape
+        return 2 * self._micro.num_layers * shape.num_kv_heads * shape.head_dim * torch.float32.itemsize
 
     def first(
         self,

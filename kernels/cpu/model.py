@@ -89,7 +89,9 @@ class Output(NamedTuple):
     """``[F, T, D]`` float32."""
 
 
-def obstacle(shape: NativeShape, dtype: torch.dtype, device: torch.device, library: Library) -> str | None:
+def shape_obstacle(
+    shape: NativeShape, dtype: torch.dtype, device: torch.device, library: Library
+) -> str | None:
     """Why the kernels can't run such a model, ``None`` if they can."""
     if device.type != "cpu":
         return f"the model is on {device}"

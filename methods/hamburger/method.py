@@ -48,7 +48,7 @@ class Hamburger:
     def start(self, prompt_ids: Sequence[int], params: SamplingParams) -> HamburgerSession | DeviceSession:
         """Opens a session; see :class:`hambench.decoding.DecodingMethod`."""
         check_request(self.target, prompt_ids, params.max_new_tokens)
-        if params.greedy and self._runs_on_device():
+        if self._led_by_engine(params):
             from hambench.methods.hamburger.device.session import DeviceSession
 
             return DeviceSession(
@@ -67,21 +67,19 @@ class Hamburger:
             position_convention=self.position_convention,
         )
 
-    def _runs_on_device(self) -> bool:
-        from hambench.engine.cpu.native_llama import NativeLlama
-        from hambench.engine.cuda.fused_llama import FusedLlama
-        from hambench.methods.hamburger.device.native_step import native_obstacle
-        from hambench.methods.hamburger.device.step import obstacle
+    def _led_by_engine(self, params: SamplingParams) -> bool:
+        from hambench.methods.hamburger.device.choice import leader_of
 
-        if isinstance(self.target.llama, FusedLlama):
-            reason = obstacle(self.model)
-        elif isinstance(self.target.llama, NativeLlama):
-            reason = native_obstacle(self.model)
-        else:
-            return False
-        if reason is not None:
-            log_once(f"HAMburger's macro-steps are led by the host: {reason}")
-        return reason is None
+        leader = leader_of(self.model)
+        reason = (
+            leader.obstacle if params.greedy else "its macro-steps are greedy only, and tokens are sampled"
+        )
+        if leader.engine != "reference" and reason is not None:
+            log_once(
+                f"HAMburger's macro-steps are led by the host: {reason}; the base runs on the {leader.engine} kernels, "
+                "the micro-steps on torch's operations"
+            )
+        return leader.make is not None and params.greedy
 
 
 def build(config: HamburgerConfig, target: Target) -> Hamburger:

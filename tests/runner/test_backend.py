@@ -118,7 +118,11 @@ def test_lossless_methods_equal_vanilla_bit_for_bit_in_bfloat16(threads, monkeyp
     shape = dataclasses.replace(TINY_SHAPE, vocab_size=64, max_positions=1024)
     target = run_by(tiny_target(dtype=torch.bfloat16, shape=shape), kernels="native")
     configs = [
-        *(SpeculativeConfig(num_draft_tokens=k, kv=kv) for k in (1, 4, 7, 66) for kv in ("separate", "shared")),
+        *(
+            SpeculativeConfig(num_draft_tokens=k, kv=kv)
+            for k in (1, 4, 7, 66)
+            for kv in ("separate", "shared")
+        ),
         *(PromptLookupConfig(num_draft_tokens=k) for k in (3, 10, 80)),
     ]
     params = SamplingParams(max_new_tokens=150)

@@ -12,7 +12,7 @@ from typing import TypedDict
 import torch
 
 from hambench.engine.backed import BackedByLlama
-from hambench.engine.cpu.packing import native_obstacle, pack_llama
+from hambench.engine.cpu.packing import llama_obstacle, pack_llama
 from hambench.engine.kvcache import KVCache
 from hambench.engine.language_model import LanguageModel
 from hambench.engine.llama import Llama
@@ -39,7 +39,7 @@ class NativeLlama(BackedByLlama):
     """
 
     def __init__(self, llama: Llama, library: Library, *, instruction_set: str | None = None) -> None:
-        reason = native_obstacle(llama, library)
+        reason = llama_obstacle(llama, library)
         if reason is not None:
             raise ModelError(f"the native kernels can't run this model: {reason}; use --kernels reference")
         super().__init__(llama)

@@ -7,17 +7,17 @@ from hambench.engine.linear import GatedLinear, Linear
 from hambench.engine.llama import DecoderLayer, DecoderStack, Llama
 from hambench.engine.shape import LlamaShape, rope_frequencies
 from hambench.kernels.cpu.library import Library
-from hambench.kernels.cpu.model import LayerWeights, NativeModel, NativeShape, obstacle
+from hambench.kernels.cpu.model import LayerWeights, NativeModel, NativeShape, shape_obstacle
 from hambench.kernels.cpu.operands import LinearWeight
 
 
-def native_obstacle(llama: Llama, library: Library) -> str | None:
+def llama_obstacle(llama: Llama, library: Library) -> str | None:
     """Why the native kernels can't run this model, ``None`` if they can."""
-    return obstacle(native_shape(llama.shape), llama.dtype, llama.device, library)
+    return shape_obstacle(native_shape(llama.shape), llama.dtype, llama.device, library)
 
 
 def pack_llama(llama: Llama, library: Library) -> NativeModel:
-    """A whole model; :func:`native_obstacle` finds nothing. The embedding is shared, the rest is copied."""
+    """A whole model; :func:`llama_obstacle` finds nothing. The embedding is shared, the rest is copied."""
     return NativeModel(
         library,
         native_shape(llama.shape),

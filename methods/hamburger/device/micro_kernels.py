@@ -52,6 +52,12 @@ class MicroSteps:
             return f"{most} rows of features and tokens, more than the {MAX_KEYS} keys of micro_attention"
         return None
 
+    @staticmethod
+    def slot_bytes(model: HamburgerModel) -> int:
+        """Bytes of one row's keys and values, which lie in the base's type."""
+        shape, size = model.base.shape, model.base.dtype.itemsize
+        return 2 * len(model.micro.layers) * shape.num_kv_heads * shape.head_dim * size
+
     def embed_first(self) -> None:
         """Puts the embedding of token 1 behind the features."""
         torch.index_select(self._base.embedding, 0, self._token, out=self.rows[-1:])

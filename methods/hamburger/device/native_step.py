@@ -22,15 +22,15 @@ from hambench.kernels.cpu.macro_step import (
 )
 from hambench.kernels.cpu.model import CachePart, NativeModel, NonFiniteLogitError
 from hambench.kernels.cpu.operands import LinearWeight
-from hambench.methods.hamburger.device.step import ALWAYS, NEVER, Emitted
+from hambench.methods.hamburger.device.macro_step import ALWAYS, NEVER, Emitted, MacroStep
 from hambench.methods.hamburger.model import HamburgerModel
 
 
-class NativeStep:
-    """Macro-steps over one cache of the base, with the calls of :class:`~.step.DeviceStep`.
+class NativeStep(MacroStep):
+    """Macro-steps over one cache of the base, one native call each.
 
     Args:
-        model: Its bases are :class:`~hambench.engine.cpu.native_llama.NativeLlama`; see :func:`native_obstacle`.
+        model: Its bases are :class:`~hambench.engine.cpu.native_llama.NativeLlama`; see :func:`native_step_obstacle`.
         cache: Of the base.
         asks: Whether the stop head is asked; without it every macro-step is one token.
     """
@@ -40,6 +40,11 @@ class NativeStep:
         assert isinstance(base, NativeLlama)
         self._model, self._base, self._cache, self._asks = model, base, cache, asks
         self._grafts = native_grafts(model)
+        super().__init__(
+            most_tokens=self._grafts.max_steps if asks else 1,
+            micro_slot_bytes=self._grafts.micro_slot_bytes,
+        )
+        self._slots = self._position = 0
         self._thresholds = [0.0] * self._grafts.max_steps
         self._last: tuple[int, ...] = ()
 
@@ -53,34 +58,23 @@ class NativeStep:
         position: int,
         confidence: float,
     ) -> None:
-        """Gets ready for the macro-step that follows a prompt; see :meth:`.step.DeviceStep.begin`."""
+        """See :meth:`.macro_step.MacroStep.begin`."""
         if not bool(torch.isfinite(logit).all()):
             raise NotFiniteError
         self._features, self._token = features.to(torch.float32).contiguous(), int(token)
-        self._position = position
+        self._slots, self._position = slots, position
         self._thresholds = [confidence] * self._grafts.max_steps
 
-    def force(self, num_tokens: int) -> None:
-        """Makes the next macro-steps this long, whatever the stop head says (for benchmarks)."""
-        most = self._grafts.max_steps if self._asks else 1
-        if not 1 <= num_tokens <= most:
-            raise ValueError(f"num_tokens must be 1..{most}, got {num_tokens}")
+    def _set_length(self, num_tokens: int) -> None:
         self._thresholds = [
             ALWAYS if place < num_tokens - 1 else NEVER for place in range(len(self._thresholds))
         ]
 
-    def replace_last(self, tokens: Sequence[int]) -> None:
-        """Puts other tokens in the place of the last macro-step's, before they get their slot (teacher forcing).
-
-        Raises:
-            ValueError: If there are more or fewer of them.
-        """
-        if len(tokens) != len(self._last):
-            raise ValueError(f"tokens must be {len(self._last)}, as many as were emitted, got {len(tokens)}")
+    def _set_last(self, tokens: Sequence[int]) -> None:
         self._last = tuple(tokens)
 
     def first(self) -> Emitted:
-        """The macro-step that :meth:`begin` made ready."""
+        """See :meth:`.macro_step.MacroStep.first`."""
         return self._run(
             lambda grafts: grafts.first(
                 self._features,
@@ -92,22 +86,24 @@ class NativeStep:
         )
 
     def next(self) -> Emitted:
-        """Gives the last macro-step's tokens their one slot, which the cache must have, and emits the next one."""
+        """See :meth:`.macro_step.MacroStep.next`."""
         through = self._model.base_for(len(self._last))
         assert isinstance(through, NativeLlama)
         self._position += len(self._last)
         cache = self._cache
-        return self._run(
+        emitted = self._run(
             lambda grafts: grafts.next(
                 self._last,
                 through.native,
-                CachePart(cache.keys, cache.values, cache.slots, 1),
+                CachePart(cache.keys, cache.values, self._slots, 1),
                 self._position,
                 thresholds=self._thresholds if self._asks else None,
                 instruction_set=self._base.instruction_set,
                 threads=self._base.threads,
             )
         )
+        self._slots += 1
+        return emitted
 
     def _run(self, call: Callable[[NativeGrafts], MacroStepOutput]) -> Emitted:
         try:
@@ -116,11 +112,11 @@ class NativeStep:
             raise NotFiniteError from error
         except NonFiniteStopError as error:
             raise NotFiniteError("the HAMburger stop head") from error
-        self._last = output.tokens
+        self._last, self._last_count = output.tokens, len(output.tokens)
         return Emitted(output.tokens, output.continue_probs)
 
 
-def native_obstacle(model: HamburgerModel) -> str | None:
+def native_step_obstacle(model: HamburgerModel) -> str | None:
     """Why this model's macro-steps can't run in native calls, ``None`` if they can."""
     architecture = model.architecture
     if not all(isinstance(model.base_for(count), NativeLlama) for count in (1, 2)):

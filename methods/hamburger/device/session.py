@@ -7,11 +7,10 @@ from collections.abc import Sequence
 import torch
 
 from hambench.decoding import KVUsage, SamplingParams, Step
-from hambench.engine.cpu.native_llama import NativeLlama
 from hambench.engine.cuda.early_exit import Loop
 from hambench.methods.hamburger.architecture import PositionConvention
-from hambench.methods.hamburger.device.native_step import NativeStep
-from hambench.methods.hamburger.device.step import DeviceStep, Emitted, device_step
+from hambench.methods.hamburger.device.choice import leader_of
+from hambench.methods.hamburger.device.macro_step import Emitted
 from hambench.methods.hamburger.model import HamburgerModel
 
 
@@ -22,8 +21,7 @@ class DeviceSession:
 
     Args:
         model: Its base is a :class:`~hambench.engine.cuda.fused_llama.FusedLlama` or a
-            :class:`~hambench.engine.cpu.native_llama.NativeLlama`; see :func:`.step.obstacle` and
-            :func:`.native_step.native_obstacle`.
+            :class:`~hambench.engine.cpu.native_llama.NativeLlama` that :func:`.choice.leader_of` finds no obstacle for.
         prompt_ids: The prompt; never merged.
         params: Limit; greedy.
         confidence: Go on while P(continue) reaches this.
@@ -43,16 +41,15 @@ class DeviceSession:
     ) -> None:
         if not params.greedy:
             raise ValueError(f"params must be greedy, got temperature {params.temperature}")
+        leader = leader_of(model)
+        if leader.make is None:
+            raise ValueError(
+                f"model must have macro-steps that its engine leads: {leader.obstacle or 'its base runs on torch'}"
+            )
         self._model, self._prompt_ids, self._confidence = model, prompt_ids, confidence
         self._offset = 0 if position_convention == "hf" else -1
         self._cache = model.base.new_cache(len(prompt_ids) + params.max_new_tokens)
-        self._micro_slot_bytes = model.new_micro_cache().bytes_per_slot
-        asks = confidence <= 1
-        self.macro_step: DeviceStep | NativeStep = (
-            NativeStep(model, self._cache, asks=asks)
-            if isinstance(model.base, NativeLlama)
-            else device_step(model, self._cache, asks=asks, loop=loop)
-        )
+        self.macro_step = leader.make(self._cache, asks=confidence <= 1, loop=loop)
 
     def prefill(self) -> Step:
         """Processes the prompt and emits the first macro-step."""
@@ -80,7 +77,7 @@ class DeviceSession:
         return self._step(emitted)
 
     def replace_last(self, tokens: Sequence[int]) -> None:
-        """See :meth:`.device_step.DeviceStep.replace_last`."""
+        """See :meth:`.macro_step.MacroStep.replace_last`."""
         self.macro_step.replace_last(tokens)
 
     @property
@@ -96,5 +93,5 @@ class DeviceSession:
             tokens=emitted.tokens,
             micro_forwards=num_micro,
             continue_probs=emitted.continue_probs,
-            peak_kv_bytes=self._cache.bytes_used + micro_slots * self._micro_slot_bytes,
+            peak_kv_bytes=self._cache.bytes_used + micro_slots * self.macro_step.micro_slot_bytes,
         )

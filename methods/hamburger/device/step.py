@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,22 +22,12 @@ from hambench.errors import NotFiniteError
 from hambench.kernels.merge_tokens import merge_tokens
 from hambench.kernels.results import HeadOutput, MicroState
 from hambench.kernels.stop_head import stop_head
+from hambench.methods.hamburger.device.macro_step import ALWAYS, NEVER, Emitted, MacroStep
 from hambench.methods.hamburger.device.micro_kernels import MicroSteps
 from hambench.methods.hamburger.model import HamburgerModel
 
-ALWAYS, NEVER = 0.0, 2.0
-"""Thresholds that every P(continue) reaches, and that none does."""
 
-
-class Emitted(NamedTuple):
-    """What one macro-step brought to the host."""
-
-    tokens: tuple[int, ...]
-    continue_probs: tuple[float, ...]
-    """After each token that the stop head was asked about."""
-
-
-class DeviceStep:
+class DeviceStep(MacroStep):
     """Macro-steps over one cache of the base, one copy to the host each.
 
     Slots, positions, the tokens to be merged and the flag that ends a macro-step are device scalars. A macro-step is a
@@ -46,7 +35,8 @@ class DeviceStep:
     when the flag is set. How the chain is launched is the ``loop``.
 
     Args:
-        model: Its base is a :class:`~hambench.engine.cuda.fused_llama.FusedLlama` and :func:`obstacle` finds nothing.
+        model: Its base is a :class:`~hambench.engine.cuda.fused_llama.FusedLlama` and
+            :func:`fused_step_obstacle` finds nothing.
         cache: Of the base, empty; its storage is what the macro-steps write.
         asks: Whether the stop head is asked; without it every macro-step is one token.
         loop: See :mod:`hambench.engine.cuda.early_exit`.
@@ -56,9 +46,12 @@ class DeviceStep:
     def __init__(self, model: HamburgerModel, cache: KVCache, *, asks: bool, loop: Loop) -> None:
         base, architecture = model.base, model.architecture
         assert isinstance(base, FusedLlama)
+        super().__init__(
+            most_tokens=architecture.max_micro_steps if asks else 1,
+            micro_slot_bytes=MicroSteps.slot_bytes(model),
+        )
         # the cache itself is its session's: kept here, its storage would never be lent again
         self._model, self._base = model, base
-        self._steps = architecture.max_micro_steps if asks else 1
         self._weights = model.kernel_weights()
         device, num_slots = base.device, architecture.max_micro_steps
         self._state = StagingBuffer(
@@ -92,7 +85,7 @@ class DeviceStep:
         self._micro = MicroSteps(model, newest, state["done"])
         self._merged = torch.zeros(1, base.shape.hidden_size, dtype=base.dtype, device=device)
         maker = loop_maker(loop, base.launches, state)
-        micro_parts = [functools.partial(self._micro_part, number) for number in range(1, self._steps)]
+        micro_parts = [functools.partial(self._micro_part, number) for number in range(1, self.most_tokens)]
         self._first = maker.chain([self._start, *micro_parts])
         self._chains: dict[int, Chain] = {}
         """By the base that a slot goes through: one, or another for slots of several tokens."""
@@ -101,7 +94,6 @@ class DeviceStep:
             if id(through) not in self._chains:
                 assert isinstance(through, FusedLlama)
                 self._chains[id(through)] = maker.chain([self._base_part(through, cache), *micro_parts])
-        self._last_count = 1
 
     @torch.inference_mode()
     def begin(
@@ -114,16 +106,7 @@ class DeviceStep:
         position: int,
         confidence: float,
     ) -> None:
-        """Gets ready for the macro-step that follows a prompt, without waiting for the device.
-
-        Args:
-            features: Of the prompt's last row ``[F, D]``.
-            token: Token 1 ``[1]``, int64.
-            logit: Its logit ``[1]``, float32.
-            slots: Slots of the cache in use.
-            position: Where the next slot would sit if this macro-step had no tokens.
-            confidence: Go on while P(continue) reaches this.
-        """
+        """See :meth:`.macro_step.MacroStep.begin`."""
         self._micro.rows[:-1].copy_(features)
         self._heads[0].tokens.copy_(token)
         self._heads[0].logits.copy_(logit)
@@ -132,34 +115,24 @@ class DeviceStep:
         self._thresholds.fill_(confidence)
 
     @torch.inference_mode()
-    def force(self, num_tokens: int) -> None:
-        """Makes the next macro-steps this long, whatever the stop head says (for benchmarks)."""
-        if not 1 <= num_tokens <= self._steps:
-            raise ValueError(f"num_tokens must be 1..{self._steps}, got {num_tokens}")
+    def _set_length(self, num_tokens: int) -> None:
         self._thresholds.copy_(self._forced[num_tokens - 1])
 
     @torch.inference_mode()
-    def replace_last(self, tokens: Sequence[int]) -> None:
-        """Puts other tokens in the place of the last macro-step's, before they get their slot (teacher forcing).
-
-        Raises:
-            ValueError: If there are more or fewer of them.
-        """
-        if len(tokens) != self._last_count:
-            raise ValueError(f"tokens must be {self._last_count}, as many as were emitted, got {len(tokens)}")
+    def _set_last(self, tokens: Sequence[int]) -> None:
         self._state["tokens"][: len(tokens)].copy_(torch.tensor(list(tokens)))
 
     def first(self) -> Emitted:
-        """The macro-step that :meth:`begin` made ready."""
+        """See :meth:`.macro_step.MacroStep.first`."""
         return self._emitted(self._first())
 
     def next(self) -> Emitted:
-        """Gives the last macro-step's tokens their one slot, which the cache must have, and emits the next one."""
+        """See :meth:`.macro_step.MacroStep.next`."""
         return self._emitted(self._chains[id(self._model.base_for(self._last_count))]())
 
     def _emitted(self, state: StagingBuffer) -> Emitted:
         self._last_count = count = int(state["num_tokens"])
-        num_asked = min(count, self._steps - 1)
+        num_asked = min(count, self.most_tokens - 1)
         probs: list[float] = state["probs"][:num_asked].tolist()
         if not all(map(math.isfinite, (*probs, *state["logits"][: 4 * count : 4].tolist()))):
             raise NotFiniteError
@@ -204,7 +177,7 @@ class DeviceStep:
     def _start(self) -> None:
         """Emits token 1, which comes from the last feature."""
         self._counters.zero_()
-        if self._steps > 1:
+        if self.most_tokens > 1:
             self._micro.embed_first()
         self._emit(0, self._micro.rows[-2:-1])
 
@@ -219,14 +192,14 @@ class DeviceStep:
             hidden,
             self._heads[index].tokens,
             # after the last possible token nothing is asked
-            self._weights.stop if index < self._steps - 1 else None,
+            self._weights.stop if index < self.most_tokens - 1 else None,
             self._micro_state,
             confidence=self._thresholds[index, :1],
             impl=self._base.impl,
         )
 
 
-def obstacle(model: HamburgerModel) -> str | None:
+def fused_step_obstacle(model: HamburgerModel) -> str | None:
     """Why this model's macro-steps can't run on the device, ``None`` if they can."""
     for base in {id(b): b for b in (model.base_for(1), model.base_for(2))}.values():
         if not isinstance(base, FusedLlama):

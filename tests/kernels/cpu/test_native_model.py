@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from hambench.kernels.cpu.model import CachePart, LayerWeights, NativeModel, NativeShape, obstacle
+from hambench.kernels.cpu.model import CachePart, LayerWeights, NativeModel, NativeShape, shape_obstacle
 from hambench.kernels.cpu.operands import LinearWeight
 
 SHAPE = NativeShape(
@@ -184,9 +184,9 @@ def test_a_stack_without_embedding_and_head_says_so(library):
     ],
 )
 def test_what_the_kernels_cannot_run_has_a_reason(library, changes, dtype, reason):
-    found = obstacle(SHAPE._replace(**changes), dtype, torch.device("cpu"), library)
+    found = shape_obstacle(SHAPE._replace(**changes), dtype, torch.device("cpu"), library)
     assert found is None if reason is None else reason in found
-    assert "cuda" in obstacle(SHAPE, dtype, torch.device("cuda"), library)
+    assert "cuda" in shape_obstacle(SHAPE, dtype, torch.device("cuda"), library)
 
 
 def test_calls_from_several_threads_of_python_do_not_mix(model):

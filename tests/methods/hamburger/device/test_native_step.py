@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 
 import pytest
 import torch
@@ -12,12 +13,13 @@ from native_fixtures import compiler, library_under_test  # noqa: F401
 
 from hambench.decoding import SamplingParams
 from hambench.engine.cpu.native_llama import NativeLlama
+from hambench.engine.cuda.graphs import log_once
 from hambench.engine.llama import Llama
 from hambench.engine.loop import generate
 from hambench.errors import ContextOverflowError, NotFiniteError
 from hambench.methods.hamburger import HamburgerConfig
 from hambench.methods.hamburger.config import ONE_TOKEN_CONTROL
-from hambench.methods.hamburger.device.native_step import NativeStep, native_obstacle
+from hambench.methods.hamburger.device.native_step import NativeStep, native_step_obstacle
 from hambench.methods.hamburger.device.session import DeviceSession
 from hambench.methods.hamburger.model import HamburgerModel
 from hambench.methods.hamburger.session import HamburgerSession
@@ -167,17 +169,70 @@ def test_the_one_token_control_equals_vanilla_bit_for_bit_in_bfloat16(tmp_path):
     target = tiny_target(dtype=torch.bfloat16)
     folder = save_tiny_hamburger(tmp_path / target.name)
     native = run_by(target, kernels="native")
-    method = HamburgerConfig(
-        confidence=ONE_TOKEN_CONTROL, checkpoint=str(folder or tmp_path / target.name)
-    ).build(native)
+    method = HamburgerConfig(confidence=ONE_TOKEN_CONTROL, checkpoint=str(folder)).build(native)
     params = SamplingParams(max_new_tokens=60)
     expected = generate(VanillaConfig().build(native), PROMPT, params).token_ids
     assert generate(method, PROMPT, params).token_ids == expected
 
 
+@torch.inference_mode()
+def test_peak_bytes_in_bfloat16_count_the_float32_cache_that_native_micro_steps_keep():
+    llama = tiny_target(dtype=torch.bfloat16).llama
+    model = HamburgerModel(native_of(llama), tiny_checkpoint())
+    settings = {"confidence": 0.0, "position_convention": "train", "loop": "run-ahead"}
+    session = DeviceSession(model, PROMPT, SamplingParams(max_new_tokens=20), **settings)
+    step = session.prefill()
+    rows = TINY_ARCHITECTURE.num_features + step.micro_forwards
+    row_elements = 2 * TINY_ARCHITECTURE.num_micro_layers * TINY_SHAPE.num_kv_heads * TINY_SHAPE.head_dim
+    assert step.micro_forwards > 0
+    assert step.peak_kv_bytes == session.kv.bytes + 4 * rows * row_elements
+
+
+@torch.inference_mode()
+def test_the_slots_that_a_macro_step_begins_behind_are_those_it_is_told(plain_llama):
+    native = HamburgerModel(native_of(plain_llama), tiny_checkpoint())
+    _, session = sessions(native, native)
+    session.prefill()
+    session._cache.keys.zero_()
+    session._cache.values.zero_()
+    keys = session._cache.keys.clone()
+    features = torch.zeros(TINY_ARCHITECTURE.num_features, TINY_SHAPE.hidden_size)
+    session.macro_step.begin(
+        features, torch.tensor([3]), torch.zeros(1), slots=20, position=20, confidence=0.4
+    )
+    session.macro_step.first()
+    session.macro_step.next()
+    changed = (session._cache.keys != keys).any(dim=-1).any(dim=0).any(dim=0)
+    assert changed.nonzero().flatten().tolist() == [20]
+
+
+@torch.inference_mode()
+def test_sampled_macro_steps_say_once_that_two_engines_run_them(tmp_path, caplog):
+    folder = save_tiny_hamburger(tmp_path)
+    method = HamburgerConfig(checkpoint=str(folder)).build(run_by(tiny_target(), kernels="native"))
+    log_once.cache_clear()
+    with caplog.at_level(logging.WARNING, logger="hambench.engine.cuda.graphs"):
+        for params in (SamplingParams(max_new_tokens=4, temperature=1.0),) * 2:
+            assert isinstance(method.start(PROMPT, params), HamburgerSession)
+        greedy = method.start(PROMPT, SamplingParams(max_new_tokens=4))
+    assert isinstance(greedy, DeviceSession)
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "tokens are sampled" in said
+    assert said.endswith("the base runs on the native kernels, the micro-steps on torch's operations")
+
+
+@pytest.mark.parametrize("layers", [(-1, 2), (2, 1), (0, 99), ()])
+def test_feature_layers_that_the_base_lacks_are_refused(plain_llama, layers, monkeypatch):
+    native = HamburgerModel(native_of(plain_llama), tiny_checkpoint())
+    native.architecture = dataclasses.replace(native.architecture)
+    object.__setattr__(native.architecture, "feature_layers", layers)
+    with pytest.raises(ValueError, match="feature_layers must"):
+        NativeStep(native, native.base.new_cache(8), asks=True)
+
+
 def test_an_obstacle_has_a_reason(plain_llama):
-    assert "native kernels" in native_obstacle(HamburgerModel(plain_llama, tiny_checkpoint()))
-    assert native_obstacle(HamburgerModel(native_of(plain_llama), tiny_checkpoint())) is None
+    assert "native kernels" in native_step_obstacle(HamburgerModel(plain_llama, tiny_checkpoint()))
+    assert native_step_obstacle(HamburgerModel(native_of(plain_llama), tiny_checkpoint())) is None
 
 
 def test_every_golden_group_and_slot_count_is_identical(shared_data, tmp_path, instruction_set):

@@ -20,7 +20,7 @@ from hambench.errors import ContextOverflowError, HambenchError
 from hambench.methods.hamburger import HamburgerConfig
 from hambench.methods.hamburger.config import LOOPS, ONE_TOKEN_CONTROL
 from hambench.methods.hamburger.device.session import DeviceSession
-from hambench.methods.hamburger.device.step import obstacle
+from hambench.methods.hamburger.device.step import fused_step_obstacle
 from hambench.methods.hamburger.model import HamburgerModel
 from hambench.methods.hamburger.session import HamburgerSession
 from hambench.methods.speculative import SpeculativeConfig
@@ -256,15 +256,15 @@ def test_what_the_kernels_cannot_take_is_led_by_the_host_and_says_so_once(tmp_pa
     assert kinds == {HamburgerSession}
     assert [record.getMessage() for record in caplog.records] == [
         "HAMburger's macro-steps are led by the host: 9 rows of features and tokens, more than the 8 keys of "
-        "micro_attention"
+        "micro_attention; the base runs on the fused kernels, the micro-steps on torch's operations"
     ]
 
 
 def test_a_base_off_the_kernels_has_no_device_macro_step(plain_llama):
-    assert obstacle(HamburgerModel(plain_llama, tiny_checkpoint())) == (
+    assert fused_step_obstacle(HamburgerModel(plain_llama, tiny_checkpoint())) == (
         "its base does not run on the fused kernels"
     )
-    assert obstacle(on_device(plain_llama)) is None
+    assert fused_step_obstacle(on_device(plain_llama)) is None
 
 
 def test_the_knob_offers_the_loops_of_the_graph_regime():

@@ -1,0 +1,91 @@
+"""The calls on a greedy macro-step that one engine runs as a whole, whichever engine that is."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+ALWAYS, NEVER = 0.0, 2.0
+"""Thresholds that every P(continue) reaches, and that none does."""
+
+
+class Emitted(NamedTuple):
+    """What one macro-step brought to the host."""
+
+    tokens: tuple[int, ...]
+    continue_probs: tuple[float, ...]
+    """After each token that the stop head was asked about."""
+
+
+class MacroStep(abc.ABC):
+    """Macro-steps over one cache of the base.
+
+    Letters in shapes: F feature vectors, D hidden size.
+
+    Args:
+        most_tokens: Tokens of a macro-step at most.
+        micro_slot_bytes: Bytes that the micro-steps keep of one row, keys and values of every micro layer.
+    """
+
+    def __init__(self, *, most_tokens: int, micro_slot_bytes: int) -> None:
+        self.most_tokens, self.micro_slot_bytes = most_tokens, micro_slot_bytes
+        self._last_count = 1
+
+    @abc.abstractmethod
+    def begin(
+        self,
+        features: Tensor,
+        token: Tensor,
+        logit: Tensor,
+        *,
+        slots: int,
+        position: int,
+        confidence: float,
+    ) -> None:
+        """Gets ready for the macro-step that follows a prompt, without waiting for a device.
+
+        Args:
+            features: Of the prompt's last row ``[F, D]``.
+            token: Token 1 ``[1]``, int64.
+            logit: Its logit ``[1]``, float32.
+            slots: Slots of the cache in use.
+            position: Where the next slot would sit if this macro-step had no tokens.
+            confidence: Go on while P(continue) reaches this.
+        """
+
+    @abc.abstractmethod
+    def first(self) -> Emitted:
+        """Emits the macro-step that :meth:`begin` made ready."""
+
+    @abc.abstractmethod
+    def next(self) -> Emitted:
+        """Gives the last macro-step's tokens their one slot, which the cache must have, and emits the next one."""
+
+    def force(self, num_tokens: int) -> None:
+        """Makes the next macro-steps this long, whatever the stop head says (for benchmarks).
+
+        Raises:
+            ValueError: If a macro-step can't have so many tokens.
+        """
+        if not 1 <= num_tokens <= self.most_tokens:
+            raise ValueError(f"num_tokens must be 1..{self.most_tokens}, got {num_tokens}")
+        self._set_length(num_tokens)
+
+    def replace_last(self, tokens: Sequence[int]) -> None:
+        """Puts other tokens in the place of the last macro-step's, before they get their slot (teacher forcing).
+
+        Raises:
+            ValueError: If there are more or fewer of them.
+        """
+        if len(tokens) != self._last_count:
+            raise ValueError(f"tokens must be {self._last_count}, as many as were emitted, got {len(tokens)}")
+        self._set_last(tokens)
+
+    @abc.abstractmethod
+    def _set_length(self, num_tokens: int) -> None: ...
+
+    @abc.abstractmethod
+    def _set_last(self, tokens: Sequence[int]) -> None: ...
