@@ -49,3 +49,20 @@ def compiler():
 @pytest.fixture(scope="session")
 def library(compiler):
     return library_under_test()
+
+
+@pytest.fixture
+def several_threads(library):
+    """The library, whose calls get the threads they ask for: on a busy machine all might run on one.
+
+    The test fails if none of its calls ran on several threads.
+    """
+    before = library.pool_counts()
+    library.let_calls_go_alone(False)
+    try:
+        yield library
+    finally:
+        library.let_calls_go_alone(True)
+    after = library.pool_counts()
+    assert after.alone == before.alone, "calls ran alone"
+    assert after.together > before.together, "no call ran on several threads"

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from hambench.kernels.cpu.build import BuildError, build_library
 
-ABI = 3
+ABI = 4
 OK, NOT_FINITE, NO_MEMORY, BAD_ARGUMENT, STOP_NOT_FINITE = range(5)
 ISA_VARIABLE = "HAMBENCH_CPU_ISA"
 """Environment variable that forces an instruction set: ``avx512``, ``avx2`` or ``portable``."""
@@ -100,7 +100,22 @@ class Macro(ctypes.Structure):
 class Counts(ctypes.Structure):
     """``hb_counts``."""
 
-    _fields_ = (("calls", c_int64), ("alone", c_int64), ("last_size", c_int32), ("reserved", c_int32))
+    _fields_ = (
+        *((name, c_int64) for name in ("calls", "alone", "together")),
+        *((name, c_int32) for name in ("last_size", "reserved")),
+    )
+
+
+class PoolCounts(NamedTuple):
+    """Counts of the calls that this process has made so far."""
+
+    calls: int
+    alone: int
+    """Calls that ran on one thread, although more were asked for, because waiting for the others was dear."""
+    together: int
+    """Calls that ran on several threads."""
+    last_size: int
+    """Threads of the last call."""
 
 
 class Limits(NamedTuple):
@@ -108,8 +123,6 @@ class Limits(NamedTuple):
 
     rows: int
     """Of one forward."""
-    chunk: int
-    """Slots of one attention task."""
     head_dim: int
 
 
@@ -117,7 +130,7 @@ FUNCTIONS = {
     "hb_abi": (c_int32, []),
     "hb_compiler": (c_char_p, []),
     "hb_instruction_set": (c_char_p, [c_char_p]),
-    "hb_limits": (c_int32, [POINTER(c_int32)] * 3),
+    "hb_limits": (c_int32, [POINTER(c_int32)] * 2),
     "hb_model_new": (c_void_p, [POINTER(Shape)]),
     "hb_model_layer": (c_int32, [c_void_p, POINTER(Layer)]),
     "hb_model_head": (c_int32, [c_void_p, POINTER(Dense), POINTER(Vector), c_void_p]),
@@ -128,6 +141,7 @@ FUNCTIONS = {
     "hb_grafts_free": (None, [c_void_p]),
     "hb_macro_step": (c_int32, [c_void_p, c_char_p, POINTER(Macro)]),
     "hb_pool_counts": (None, [POINTER(Counts)]),
+    "hb_pool_may_go_alone": (None, [c_int32]),
 }
 
 
@@ -152,7 +166,7 @@ class Library:
             function.restype, function.argtypes = result, arguments
         if self.functions.hb_abi() != ABI:
             raise BuildError(f"{path} is of another version of hambench: delete it")
-        numbers = [c_int32() for _ in range(3)]
+        numbers = [c_int32() for _ in range(2)]
         self.functions.hb_limits(*numbers)
         self.limits = Limits(*(number.value for number in numbers))
 
@@ -181,11 +195,15 @@ class Library:
         known = ("avx512", "avx2", "portable")
         return [name for name in known if self.functions.hb_instruction_set(name.encode()) is not None]
 
-    def pool_counts(self) -> tuple[int, int, int]:
-        """Calls so far, how many of them ran alone because waiting was dear, and threads of the last one."""
+    def pool_counts(self) -> PoolCounts:
+        """Counts of this process's calls so far."""
         counts = Counts()
         self.functions.hb_pool_counts(counts)
-        return counts.calls, counts.alone, counts.last_size
+        return PoolCounts(counts.calls, counts.alone, counts.together, counts.last_size)
+
+    def let_calls_go_alone(self, allowed: bool) -> None:
+        """Sets whether a call may run on one thread where waiting is dear; it may unless a test forbids it."""
+        self.functions.hb_pool_may_go_alone(allowed)
 
 
 def load_library(cache: Path, *, say: Callable[[str], None] | None = None) -> Library:

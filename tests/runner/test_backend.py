@@ -6,7 +6,7 @@ import logging
 import pytest
 import torch
 from fakes import TINY_SHAPE, tiny_target
-from native_fixtures import compiler  # noqa: F401
+from native_fixtures import compiler, library, several_threads  # noqa: F401
 
 from hambench.decoding import SamplingParams
 from hambench.engine.cpu import native_library
@@ -112,8 +112,10 @@ def test_a_record_says_which_instruction_set_and_compiler_ran(monkeypatch):
 
 @needs_compiler
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_lossless_methods_equal_vanilla_bit_for_bit_in_bfloat16(threads, monkeypatch):
+def test_lossless_methods_equal_vanilla_bit_for_bit_in_bfloat16(threads, request, monkeypatch):
     """The law that torch's products break at near-ties: here a verified row is the row that vanilla computes."""
+    if threads > 1:
+        request.getfixturevalue("several_threads")
     monkeypatch.setattr(NativeLlama, "threads", threads)
     shape = dataclasses.replace(TINY_SHAPE, vocab_size=64, max_positions=1024)
     target = run_by(tiny_target(dtype=torch.bfloat16, shape=shape), kernels="native")

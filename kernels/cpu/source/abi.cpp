@@ -47,10 +47,9 @@ const char* hb_instruction_set(const char* name) {
   return kernels == nullptr ? nullptr : kernels->name;
 }
 
-int32_t hb_limits(int32_t* max_rows, int32_t* chunk, int32_t* max_head_dim) {
+int32_t hb_limits(int32_t* max_rows, int32_t* max_head_dim) {
   *max_rows = hb::kMaxRows;
-  *chunk = hb::kChunk;
-  *max_head_dim = 512;
+  *max_head_dim = hb::kMostHeadDim;
   return HB_OK;
 }
 
@@ -203,5 +202,7 @@ int32_t hb_macro_step(const void* handle, const char* instruction_set, hb_macro*
 
 void hb_pool_counts(hb_counts* counts) {
   const hb::PoolCounts now = hb::pool_counts();
-  *counts = {now.calls, now.alone, now.last_size, 0};
+  *counts = {now.calls, now.alone, now.together, now.last_size, 0};
 }
+
+void hb_pool_may_go_alone(int32_t allowed) { hb::pool_may_go_alone(allowed != 0); }

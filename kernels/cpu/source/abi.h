@@ -7,7 +7,7 @@
 
 extern "C" {
 
-constexpr int32_t kAbi = 3;
+constexpr int32_t kAbi = 4;
 
 struct hb_shape {
   int32_t hidden, intermediate, num_layers, num_heads, num_kv_heads, head_dim, vocab;
@@ -56,7 +56,7 @@ struct hb_forward {
 };
 
 struct hb_counts {
-  int64_t calls, alone;
+  int64_t calls, alone, together;
   int32_t last_size, reserved;
 };
 
@@ -96,7 +96,7 @@ HB_PUBLIC int32_t hb_abi(void);
 HB_PUBLIC const char* hb_compiler(void);
 // the name of the best instruction set here, or of the one asked for; null if the machine or the build lacks it
 HB_PUBLIC const char* hb_instruction_set(const char* name);
-HB_PUBLIC int32_t hb_limits(int32_t* max_rows, int32_t* chunk, int32_t* max_head_dim);
+HB_PUBLIC int32_t hb_limits(int32_t* max_rows, int32_t* max_head_dim);
 
 HB_PUBLIC void* hb_model_new(const hb_shape* shape);
 HB_PUBLIC int32_t hb_model_layer(void* model, const hb_layer* layer);  // in order
@@ -111,4 +111,6 @@ HB_PUBLIC void hb_grafts_free(void* grafts);
 HB_PUBLIC int32_t hb_macro_step(const void* grafts, const char* instruction_set, hb_macro* call);
 
 HB_PUBLIC void hb_pool_counts(hb_counts* counts);
+// whether a call may go on alone where waiting is dear: tests of several threads forbid it
+HB_PUBLIC void hb_pool_may_go_alone(int32_t allowed);
 }

@@ -11,13 +11,13 @@
 namespace {
 
 using hb::kChunk;
+using hb::kMostHeadDim;
 using hb::kPartialHead;
 using hb::Part;
 using hb::Shape;
 using hb::Type;
 
 constexpr int kGroup = 16;          // slots whose scores are worked out together
-constexpr int kMostHeadDim = 512;
 
 HB_INLINE void widen_row(const char* from, Type type, int size, float* to) {
   if (type == Type::bf16) {

@@ -34,26 +34,31 @@ void Workspace::prepare(const Shape& shape, int num_rows, int64_t slots, int thr
   qkv.ensure(rows * (shape.num_heads + 2 * shape.num_kv_heads) * head);
   partials.ensure(rows * shape.num_heads * max_chunks * (kPartialHead + head));
   act.ensure(rows * Runner::stride(shape.intermediate));
-  // a merged head is written as whole vectors, the last of which may reach past the row
-  own_size = rows * Runner::stride(widest) + kBlock;
+  own_size = rows * Runner::stride(widest);
   own.ensure(threads * own_size);
   turns_size = rows * shape.head_dim;
   turns.ensure(threads * turns_size);
   best.resize(static_cast<size_t>(threads) * kMaxRows);
 }
 
+void Runner::embed_row(const Model& model, int64_t id, float* to) const {
+  HB_ASSERT(id >= 0 && id < model.shape.vocab);
+  const int64_t hidden = model.shape.hidden;
+  const size_t row_bytes = hidden * (model.embedding_type == Type::f32 ? 4 : 2);
+  kernels_.widen(static_cast<const char*>(model.embedding) + id * row_bytes, model.embedding_type, hidden, to);
+  std::memset(to + hidden, 0, (model.shape.hidden_padded() - hidden) * sizeof(float));
+}
+
 void Runner::embed(const Model& model, int num_rows, const int64_t* ids, const float* rows) {
   const int64_t hidden = model.shape.hidden, width = model.shape.hidden_padded();
-  const size_t row_bytes = hidden * (model.embedding_type == Type::f32 ? 4 : 2);
   for (int t = begin_of(num_rows); t < end_of(num_rows); ++t) {
     float* to = stream(model, t);
     if (ids != nullptr) {
-      HB_ASSERT(ids[t] >= 0 && ids[t] < model.shape.vocab);
-      kernels_.widen(static_cast<const char*>(model.embedding) + ids[t] * row_bytes, model.embedding_type, hidden, to);
+      embed_row(model, ids[t], to);
     } else {
       std::memcpy(to, rows + t * hidden, hidden * sizeof(float));
+      std::memset(to + hidden, 0, (width - hidden) * sizeof(float));
     }
-    std::memset(to + hidden, 0, (width - hidden) * sizeof(float));
   }
   barrier();
 }

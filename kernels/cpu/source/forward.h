@@ -55,9 +55,11 @@ class Runner {
   Runner(const Kernels& kernels, Workspace& workspace, Team& team, int thread)
       : kernels_(kernels), workspace_(workspace), team_(team), thread_(thread) {}
 
+  // writes the embedding of one id, padded
+  void embed_row(const Model& model, int64_t id, float* to) const;
   // puts embeddings of ids, or given rows [T][D], into the residual stream
   void embed(const Model& model, int num_rows, const int64_t* ids, const float* rows);
-  // runs all layers over the stream; `first_stage` is null or comes with a barrier of its own
+  // runs all layers over the stream
   void layers(const Model& model, const Part* parts, int num_parts, int num_rows, const int64_t* positions,
               const Features& features);
   // the final norm of one row of the stream, padded

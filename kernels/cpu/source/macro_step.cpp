@@ -85,13 +85,10 @@ class MacroStep {
     float* mean = rows + num * stride;
     // the embedding table is the base's own, whatever the slot goes through
     const Model& table = *call_.base;
-    const size_t row_bytes = hidden_ * (table.embedding_type == Type::f32 ? 4 : 2);
     std::memset(mean, 0, padded(hidden_) * sizeof(float));
     for (int t = 0; t < num; ++t) {
       float* row = rows + t * stride;
-      kernels_.widen(static_cast<const char*>(table.embedding) + call_.merged[t] * row_bytes, table.embedding_type, hidden_,
-                     row);
-      std::memset(row + hidden_, 0, (padded(hidden_) - hidden_) * sizeof(float));
+      runner_.embed_row(table, call_.merged[t], row);
       for (int64_t i = 0; i < hidden_; ++i) {
         mean[i] += row[i];
       }
@@ -144,11 +141,7 @@ class MacroStep {
       }
     }
     if (runner_.thread() == 0) {
-      const Model& base = *call_.base;
-      float* row = runner_.stream(micro, num_rows - 1);
-      const size_t row_bytes = hidden_ * (base.embedding_type == Type::f32 ? 4 : 2);
-      kernels_.widen(static_cast<const char*>(base.embedding) + token * row_bytes, base.embedding_type, hidden_, row);
-      std::memset(row + hidden_, 0, (padded(hidden_) - hidden_) * sizeof(float));
+      runner_.embed_row(*call_.base, token, runner_.stream(micro, num_rows - 1));
     }
     runner_.barrier();
     Part part;

@@ -32,6 +32,8 @@ constexpr auto kFirstPause = std::chrono::milliseconds(50);
 constexpr auto kLongestPause = std::chrono::seconds(2);
 constexpr int kGoodCalls = 64;  // in a row that make the next pause the first one's length again
 
+std::atomic<bool> may_go_alone{true};
+
 int64_t ns_since(Clock::time_point start) {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - start).count();
 }
@@ -90,7 +92,7 @@ class Pool {
     const auto start = Clock::now();
     ++counts_.calls;
     int size = threads < kMostThreads ? threads : kMostThreads;
-    if (size > 1 && start < alone_until_) {
+    if (size > 1 && start < alone_until_ && may_go_alone.load(std::memory_order_relaxed)) {
       ++counts_.alone;
       size = 1;
     }
@@ -101,6 +103,7 @@ class Pool {
       work(context, team_, 0);
       return;
     }
+    ++counts_.together;
     work_ = work;
     context_ = context;
     left_.store(static_cast<uint32_t>(size - 1), std::memory_order_relaxed);
@@ -232,5 +235,7 @@ void Team::barrier(int thread) {
 void run_together(int threads, Work work, void* context) { pool().run(threads, work, context); }
 
 PoolCounts pool_counts() { return pool().counts(); }
+
+void pool_may_go_alone(bool allowed) { may_go_alone.store(allowed, std::memory_order_relaxed); }
 
 }  // namespace hb

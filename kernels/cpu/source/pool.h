@@ -32,12 +32,16 @@ using Work = void (*)(void* context, Team& team, int thread);
 // A call may get fewer threads than it asks for: bits don't depend on their number.
 void run_together(int threads, Work work, void* context);
 
-// calls so far, those that ran on one thread because waiting had become dear, and threads of the last call
+// calls so far, those that ran on one thread because waiting had become dear, those on several, and threads of the last
 struct PoolCounts {
   int64_t calls;
   int64_t alone;
+  int64_t together;
   int32_t last_size;
 };
 PoolCounts pool_counts();
+
+// Whether calls may go on alone where waiting is dear; outlives a fork.
+void pool_may_go_alone(bool allowed);
 
 }  // namespace hb

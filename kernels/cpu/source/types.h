@@ -18,7 +18,7 @@ namespace hb {
 constexpr int kBlock = 16;        // outputs of one block of a packed matrix; every padded size is a multiple of it
 constexpr int kChunk = 128;       // slots of one attention task: fixed, so that sums don't depend on what runs beside
 constexpr int kMaxRows = 64;      // rows of one forward
-constexpr int kMaxMergeHeads = 256;
+constexpr int kMostHeadDim = 512;
 constexpr int kPartialHead = 16;  // floats before the values of an attention partial: maximum, sum, padding
 
 constexpr int64_t padded(int64_t size) { return (size + kBlock - 1) / kBlock * kBlock; }

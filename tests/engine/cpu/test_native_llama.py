@@ -3,6 +3,8 @@
 import dataclasses
 import os
 import random
+import select
+import signal
 
 import pytest
 import torch
@@ -143,13 +145,19 @@ def test_a_row_has_the_same_bits_whatever_rows_are_next_to_it(name, dtype, instr
         assert torch.equal(cache.values, single_cache.values)
 
 
-def test_a_row_has_the_same_bits_on_any_number_of_threads(instruction_set, library, monkeypatch):
+def test_a_row_has_the_same_bits_on_any_number_of_threads(
+    instruction_set, library, several_threads, monkeypatch
+):
     native = native_of(plain(SHAPES["llama"], torch.bfloat16), library, instruction_set)
     ids, sizes = ids_of(300), [1, 5, 16, 7, 64, 1, 3, 60, 64, 64, 15]
     results = []
     for threads in (1, 2, 3, 4, 7):
         monkeypatch.setattr(NativeLlama, "threads", threads)
+        before = library.pool_counts()
         results.append(_rows(native, ids, sizes)[0])
+        after = library.pool_counts()
+        assert after.last_size == threads
+        assert after.together - before.together == (len(sizes) if threads > 1 else 0)
     assert all(torch.equal(result, results[0]) for result in results[1:])
 
 
@@ -350,7 +358,7 @@ def test_a_model_that_the_kernels_cannot_run_is_refused_with_the_reason(library,
         NativeLlama(half, library)
 
 
-def test_a_forked_child_makes_threads_of_its_own(library, monkeypatch):
+def test_a_forked_child_makes_threads_of_its_own(library, several_threads, monkeypatch):
     monkeypatch.setattr(NativeLlama, "threads", 2)
     native = native_of(plain(TINY_SHAPE, torch.bfloat16), library)
     expected = native.decode_greedily([1], native.new_cache(16), 8)
@@ -359,17 +367,26 @@ def test_a_forked_child_makes_threads_of_its_own(library, monkeypatch):
     if child == 0:
         # nothing of pytest's may run in the child
         try:
+            before = library.pool_counts()
             same = native.decode_greedily([1], native.new_cache(16), 8) == expected
-            os.write(writer, b"same" if same else b"other")
+            counts = library.pool_counts()
+            os.write(writer, f"{same} {before.calls} {counts.together} {counts.last_size}".encode())
         finally:
             os._exit(0)
     os.close(writer)
-    with os.fdopen(reader, "rb") as pipe:
-        assert pipe.read() == b"same"
-    os.waitpid(child, 0)
+    try:
+        # a child that waits for the parent's threads would wait for ever
+        readable, _, _ = select.select([reader], [], [], 60)
+        answer = os.read(reader, 100).decode() if readable else "no answer in a minute"
+    finally:
+        os.close(reader)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    # a pool of its own begins with no calls
+    assert answer == "True 0 1 2"
 
 
-def test_sequences_in_one_forward_equal_each_alone(library, monkeypatch):
+def test_sequences_in_one_forward_equal_each_alone(library, several_threads, monkeypatch):
     from hambench.kernels.cpu.model import CachePart
 
     monkeypatch.setattr(NativeLlama, "threads", 3)

@@ -1,1 +1,1 @@
-from native_fixtures import compiler, library  # noqa: F401
+from native_fixtures import compiler, library, several_threads  # noqa: F401

@@ -208,6 +208,12 @@ def test_calls_from_several_threads_of_python_do_not_mix(model):
 
 
 def test_calls_are_counted(model, library):
-    calls, alone, _ = library.pool_counts()
+    before = library.pool_counts()
     greedy(model, threads=1)
-    assert library.pool_counts() == (calls + 1, alone, 1)
+    assert library.pool_counts() == (before.calls + 1, before.alone, before.together, 1)
+
+
+def test_calls_on_several_threads_are_counted(model, several_threads):
+    before = several_threads.pool_counts()
+    greedy(model, threads=3)
+    assert several_threads.pool_counts() == (before.calls + 1, before.alone, before.together + 1, 3)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from fakes import TINY_SHAPE, random_weights, tiny_target
 from fakes_hamburger import TINY_ARCHITECTURE, import_golden, save_tiny_hamburger, shape_of, tiny_checkpoint
-from native_fixtures import compiler, library_under_test  # noqa: F401
+from native_fixtures import compiler, library, library_under_test, several_threads  # noqa: F401
 
 from hambench.decoding import SamplingParams
 from hambench.engine.cpu.native_llama import NativeLlama
@@ -83,8 +83,10 @@ def assert_same_steps(one, other, num_steps=12):
 @pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_a_native_macro_step_is_the_plain_one(
-    plain_llama, architecture, threads, instruction_set, monkeypatch
+    plain_llama, architecture, threads, instruction_set, request, monkeypatch
 ):
+    if threads > 1:
+        request.getfixturevalue("several_threads")
     monkeypatch.setattr(NativeLlama, "threads", threads)
     checkpoint = tiny_checkpoint(architecture)
     native = HamburgerModel(native_of(plain_llama, instruction_set), checkpoint)
