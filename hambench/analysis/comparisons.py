@@ -27,7 +27,7 @@ from hambench.analysis.arms import (
 )
 from hambench.analysis.baselines import BASELINE, baseline_of
 from hambench.analysis.metrics import METRICS
-from hambench.analysis.regret import compare_regret, unread_text
+from hambench.analysis.regret import compare_regret, design_words, unread_text
 from hambench.analysis.statistics.intervals import CONFIDENCE
 from hambench.analysis.statistics.paired_tests import (
     MIN_BLOCKS,
@@ -213,10 +213,8 @@ def _compare(
             if metric == "regret" and not (candidate.judged or baseline.judged):
                 continue
             if metric == "regret":
-                rows.append(
-                    compare_regret(candidate, baseline, overlap, group, margins, cluster_of)
-                    or _nothing(candidate, baseline, group, metric, overlap.refused)
-                )
+                row = compare_regret(candidate, baseline, overlap, group, margins, cluster_of)
+                rows.append(row or _nothing(candidate, baseline, group, metric, overlap.refused))
             elif metric == "accuracy":
                 rows.append(_compare_accuracy(candidate, baseline, overlap, group, margins))
             else:
@@ -319,7 +317,9 @@ def _compare_accuracy(a: Arm, b: Arm, overlap: Overlap, group: str, margins: Mar
         if all_equal:
             reason = _of_equal_answers(equal, bound, margins.accuracy)
         elif by_design and pairs:
-            reason = join_reasons(f"lossless by design, {equal}", reason)
+            fidelity = compare_regret(a, b, overlap, group, margins, cluster_of)
+            borne_out = fidelity is None or num_equal == len(pairs) or fidelity.verdict == "equivalent"
+            reason = join_reasons(design_words(equal, borne_out), reason)
     return Comparison(
         candidate=a.cell,
         baseline=b.cell,

@@ -14,7 +14,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from hambench.records import Estimate, GenerationTrace, Measurement, SampleRecor
 Traces = Sequence[GenerationTrace]
 Better = Literal["higher", "lower"]
 MetricClass = Literal["exact", "near-exact", "speed", "accuracy", "fidelity"]
+METRIC_CLASSES: tuple[MetricClass, ...] = get_args(MetricClass)
 
 
 # speed

@@ -33,9 +33,34 @@ def compare_regret(
         margins: Smallest effects worth a word.
         cluster_of: What a sample belongs together with.
     """
-    keys = [key for key in a.judged if key in b.judged and key[0] in overlap.asked]
-    if not keys:
+    pairs = paired_traces(a, b, overlap.asked)
+    if not any(key in a.judged or key in b.judged for key, *_ in pairs):
         return None
+    keys = [key for key, *_ in pairs if key in a.judged and key in b.judged]
+    unread = [
+        key
+        for key, mine, other in pairs
+        if (key not in a.judged or key not in b.judged) and (mine.token_ids or other.token_ids)
+    ]
+    num_equal = sum(mine.token_ids == other.token_ids for _, mine, other in pairs)
+    left_out = f"{len(unread)} of {count(pairs, 'answer')} not judged on both sides" if unread else ""
+    refused = overlap.refused
+    # who writes what the target can't read must not be judged by the rest
+    if len({sample_id for sample_id, _ in unread}) > overlap.most_one_sided * len(overlap.asked):
+        refused = refused or left_out
+    if not keys:
+        return Comparison(
+            candidate=a.cell,
+            baseline=b.cell,
+            group=group,
+            metric="regret",
+            effect=None,
+            verdict="not comparable",
+            num_left_out=len(unread),
+            num_equal=num_equal,
+            num_answers=len(pairs),
+            reason=overlap.refused or f"no answer has the target's judgement in both: {left_out}",
+        )
     names = dict.fromkeys(cluster_of(overlap.asked[sample_id]) for sample_id, _ in keys)
     blocks = {name: number for number, name in enumerate(names)}
     terms = np.zeros((4, len(blocks)))
@@ -49,13 +74,11 @@ def compare_regret(
     verdict, reason = verdict_of(
         result, margin=margins.regret, better="lower", sampled=Sampled(groups=num_tasks)
     )
-    pairs = paired_traces(a, b, {sample_id for sample_id, _ in keys})
-    num_equal = sum(mine.token_ids == other.token_ids for _, mine, other in pairs)
     equal = f"{num_equal} of {count(pairs, 'answer')} equal token by token"
     if by_design and num_equal == len(pairs):
         verdict, reason = "equivalent", ""
     if by_design:
-        reason = join_reasons(f"lossless by design, {equal}", reason)
+        reason = join_reasons(design_words(equal, verdict == "equivalent"), reason)
     elif num_equal == len(pairs):
         share = largest_unseen_rate(result.num_blocks)
         reason = f"{equal}: at most {share:.0%} of answers differ"
@@ -70,33 +93,50 @@ def compare_regret(
         group=group,
         metric="regret",
         effect=Estimate(value=result.effect, low=result.low, high=result.high, n=result.num_blocks),
-        verdict="not comparable" if overlap.refused else verdict,
+        verdict="not comparable" if refused else verdict,
         p_value=result.p_value,
         minimum_detectable_effect=result.minimum_detectable_effect(margins.regret),
         standard_error=result.standard_error,
         degrees_of_freedom=result.degrees_of_freedom or None,
+        num_left_out=len(unread),
         num_equal=num_equal,
         num_answers=len(pairs),
-        reason=overlap.refused or reason,
+        reason=refused or join_reasons(reason, f"{left_out}: left out" if left_out else ""),
     )
+
+
+def design_words(equal: str, borne_out: bool) -> str:
+    """How many answers of a lossless method are its baseline's, and whether that bears its design out.
+
+    Args:
+        equal: How many are equal.
+        borne_out: Whether all are, or the others were shown to cost no regret.
+    """
+    return f"lossless by design, {equal}" if borne_out else f"meant to be lossless, {equal}"
 
 
 def unread_text(a: Arm, b: Arm, fidelity: Comparison | None) -> str:
     """Why rates of two arms are not comparable in a speed-only run; empty if they are.
 
     Where nothing is scored, a method that chooses its own text could be as fast as it likes: it is compared only where
-    its text was shown to be as good as the baseline's to the target.
+    its text was shown to be as good as the baseline's to the target. So is a method that calls itself lossless, unless
+    its text was shown to be worse or can't be read.
     """
-    lossy = [arm for arm in (a, b) if not arm.lossless]
-    if not (a.is_speed_only or b.is_speed_only) or not lossy:
+    if not (a.is_speed_only or b.is_speed_only):
         return ""
-    if fidelity is not None and fidelity.num_equal == fidelity.num_answers:
+    lossy = [arm.cell for arm in (a, b) if not arm.lossless]
+    if not lossy and (fidelity is None or fidelity.verdict not in ("worse", "not comparable")):
         return ""
-    if fidelity is not None and fidelity.verdict in ("equivalent", "better"):
-        return ""
-    names = " and ".join(arm.cell for arm in lossy)
+    if fidelity is not None:
+        if fidelity.num_equal == fidelity.num_answers:
+            return ""
+        if fidelity.verdict in ("equivalent", "better") and not fidelity.num_left_out:
+            return ""
     shown = "and the target was not asked about it"
-    if fidelity is not None and fidelity.effect is not None:
+    if fidelity is not None and fidelity.num_left_out:
+        left_out = f"{fidelity.num_left_out} of {fidelity.num_answers} answers"
+        shown = f"and the target did not judge {left_out} on both sides"
+    elif fidelity is not None and fidelity.effect is not None:
         value = fidelity.effect.value
         shown = f"and the target gives up {value:.2f} nats more per token by it than by {b.cell}'s"
-    return f"{names} chose text of its own, which nothing scored, {shown}"
+    return f"{' and '.join(lossy or [a.cell])} chose text of its own, which nothing scored, {shown}"

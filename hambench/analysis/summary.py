@@ -134,7 +134,7 @@ def render_table(run: Run, *, group: str = ALL, width: int = 150) -> str:
         baseline = baselines[measurement.cell]
         identity = token_identity(run, measurement.cell, baseline.label) if baseline else None
         against = comparisons.get(measurement.cell, [])
-        table.add_row(*_row(measurement, against, identity))
+        table.add_row(*_row(measurement, against, identity, baseline))
     out = io.StringIO()
     console = Console(file=out, width=width, no_color=True, highlight=False)
     for note in run.header.notes:
@@ -176,14 +176,17 @@ def _comparisons(run: Run, group: str, metrics: Sequence[str] = COMPARED) -> lis
     return compare_run(run, metrics=metrics, groups=[group])
 
 
-def _row(m: Measurement, against: Sequence[Comparison], identity: Identity | None) -> list[Text]:
+def _row(
+    m: Measurement, against: Sequence[Comparison], identity: Identity | None, baseline: Cell | None
+) -> list[Text]:
     speed = next((c.effect for c in against if c.metric == "tps"), None)
+    is_baseline = baseline is not None and baseline.label == m.cell
     accuracy = _interval(m.accuracy, 1) if m.accuracy else "–"
     count = str(m.num_samples) + (f" (+{m.num_errors} failed)" if m.num_errors else "")
     cells = [
         m.cell,
         _number(m.tps, 1),
-        _interval(speed, 2) if speed else ("1" if m.tps and not against else "–"),
+        _interval(speed, 2) if speed else ("1" if m.tps and is_baseline else "–"),
         _number(m.ttft_s, 0, 1e3),
         _number(m.tpot_p50_s, 1, 1e3),
         _number(m.tokens_per_target_forward, 2),

@@ -37,6 +37,7 @@ def command(base: Path, head: Path, config: Path | None, **options: Any) -> None
     """
 
     def make() -> Outcome:
+        from hambench.analysis.metrics import METRIC_CLASSES
         from hambench.analysis.verdicts import Margins
         from hambench.gating.compare import compare_runs, load_side
         from hambench.gating.config import FILE, GateConfig, decide, margins_of, read_config
@@ -46,8 +47,6 @@ def command(base: Path, head: Path, config: Path | None, **options: Any) -> None
         runs = load_side(base, "base"), load_side(head, "head")
         margins = margins_of(gate.margin, Margins.of(runs[0]))
         outcome = compare_runs(*runs, margins=margins)
-        scored = bool(runs[0].scores or runs[1].scores)
-        classes = ("exact", "accuracy") if scored else ("exact",)
-        return decide(outcome, gate.primary, kind="compare", classes=classes)  # type: ignore[arg-type]
+        return decide(outcome, gate.primary, kind="compare", classes=METRIC_CLASSES)
 
     finish(make, **options)

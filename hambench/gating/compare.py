@@ -156,8 +156,22 @@ def _accuracy(
 
 def _regret(base: Run, head: Run, label: str, samples: Mapping[str, Sample], margins: Margins) -> list[Check]:
     """Regret per token, paired by sample: each side's answers as the target of its own run judged them."""
-    if not base.fidelity or not head.fidelity:
+    if not base.fidelity and not head.fidelity:
         return []
+    if not base.fidelity or not head.fidelity:
+        side = "head" if base.fidelity else "base"
+        return [
+            Check(
+                cell=label,
+                metric="regret",
+                metric_class="fidelity",
+                better="lower",
+                unit="nats/token",
+                threshold=margins.regret,
+                verdict="not comparable",
+                reason=f"the target did not judge the {side}: run `hambench proxies` on it",
+            )
+        ]
     models = [(run.header.model.get("sha256"), run.header.cells[0].dtype) for run in (base, head)]
     rows = compare_arms(
         Arm.of(head, label),

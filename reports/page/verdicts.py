@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, assert_never, cast
+from typing import cast
 
 from hambench.analysis.baselines import BASELINE
 from hambench.analysis.verdicts import best_of
 from hambench.records import Comparison, Estimate, Verdict
-from hambench.registry import is_lossless
 from hambench.reports.compared import effect_of, fidelity_words
+from hambench.reports.page.standing import SAFE, TIERS, Standing, accuracy_standing, is_by_design, is_faster
 from hambench.reports.view import CellView, View
 from hambench.reports.words import ABSENT, listing, ratio_text, signed
 
@@ -78,14 +78,6 @@ class MethodVerdict:
     """(label, sentence) of the method's other settings."""
 
 
-Standing = Literal["held", "by design", "open", "unscored", "lost"]
-"""What a run says about the accuracy of a setting: it held; the method is lossless by design and its answers bear that
-out; it is open; nothing can be said, because there is no score or no fair comparison; it was lost."""
-
-EQUAL_BY_DESIGN = 0.5
-"""Share of a lossless method's answers that must equal the baseline's before its design is taken at its word."""
-
-
 def method_verdicts(view: View) -> list[MethodVerdict]:
     """A verdict per method, in report order."""
     verdicts = []
@@ -104,40 +96,6 @@ def method_verdicts(view: View) -> list[MethodVerdict]:
     return verdicts
 
 
-def accuracy_standing(view: View, cell: CellView) -> Standing:
-    """What the run says about a setting's accuracy; *lost* for the verdict *worse* and for no other word."""
-    comparison = view.compared(cell, "accuracy")
-    if comparison is None:
-        return "unscored"
-    match comparison.verdict:
-        case "better" | "equivalent":
-            return "held"
-        case "worse":
-            return "lost"
-        case "inconclusive":
-            return "by design" if _by_design(cell, comparison) else "open"
-        case "not comparable":
-            return "by design" if _by_design(cell, comparison) else "unscored"
-        case _:
-            assert_never(comparison.verdict)
-
-
-def is_faster(view: View, cell: CellView) -> bool | None:
-    """Whether a setting was shown to be faster than its baseline; ``None`` where that is open."""
-    comparison = view.compared(cell, "tps")
-    if comparison is None:
-        return None
-    match comparison.verdict:
-        case "better":
-            return True
-        case "worse" | "equivalent":
-            return False
-        case "inconclusive" | "not comparable":
-            return None
-        case _:
-            assert_never(comparison.verdict)
-
-
 def answer(view: View) -> str:
     """Which method to ship, in a sentence or two, with what it rests on."""
     base = view.baseline
@@ -150,8 +108,7 @@ def answer(view: View) -> str:
     by_standing: dict[Standing, list[CellView]] = {}
     for cell in sorted(faster, key=lambda cell: -_effect(view, cell, "tps")):
         by_standing.setdefault(accuracy_standing(view, cell), []).append(cell)
-    safe = [cell for cell in faster if accuracy_standing(view, cell) in ("held", "by design")]
-    lost = by_standing.get("lost", [])
+    safe = [cell for cell in faster if accuracy_standing(view, cell) in SAFE]
     if safe:
         best = max(safe, key=lambda cell: _effect(view, cell, "tps"))
         return (
@@ -162,22 +119,19 @@ def answer(view: View) -> str:
         best = by_standing["open"][0]
         accuracy = view.compared(best, "accuracy")
         assert accuracy is not None
-        less = f" {listing([c.label for c in lost[:3]])} is faster too and less accurate." if lost else ""
         return (
             f"{best.label} is the fastest setting that was not shown to lose accuracy: "
             f"{_speed(view, best, settings)} {where}, accuracy {_points(accuracy)}. Whether accuracy holds is open"
-            f"{_told(accuracy)}.{less}"
+            f"{_told(accuracy)}.{_behind(by_standing)}"
         )
     if "unscored" in by_standing:
         best = by_standing["unscored"][0]
-        less = f" {listing([c.label for c in lost[:3]])} is less accurate." if lost else ""
         return (
             f"{best.label} is the fastest setting: {_speed(view, best, settings)} {where}. "
-            f"{_why_unscored(view, best)}{less}"
+            f"{_why_unscored(view, best)}{_behind(by_standing)}"
         )
-    if lost:
-        names = listing([cell.label for cell in lost[:3]])
-        return f"Keep {base.label} where accuracy counts: what is faster {where} ({names}) is less accurate."
+    if by_standing:
+        return f"Keep {base.label}: what is faster {where} is no substitute for it.{_behind(by_standing)}"
     if not settings:
         names = listing([cell.label for cell in view.cells[:3]])
         return f"Only {names} {'was' if len(view.cells) == 1 else 'were'} run, so there is nothing to choose."
@@ -205,7 +159,7 @@ def _speed(view: View, best: CellView, settings: Sequence[CellView]) -> str:
 
 def _rests_on(view: View, cell: CellView) -> str:
     comparison = view.compared(cell, "accuracy")
-    if comparison is not None and _by_design(cell, comparison):
+    if comparison is not None and is_by_design(view, cell, comparison):
         return f"lossless by design: {comparison.num_equal} of {comparison.num_answers} answers are its baseline's"
     return "with accuracy shown to hold"
 
@@ -215,6 +169,7 @@ def _faster_still(view: View, best: CellView, by_standing: Mapping[Standing, Seq
     for standing, rest in (
         ("open", "whether it holds accuracy is open"),
         ("unscored", "nothing is known about its accuracy"),
+        ("left", "it was shown to leave the target"),
         ("lost", "it is less accurate"),
     ):
         rivals = by_standing.get(cast("Standing", standing), ())
@@ -224,18 +179,27 @@ def _faster_still(view: View, best: CellView, by_standing: Mapping[Standing, Seq
     return text
 
 
+def _behind(by_standing: Mapping[Standing, Sequence[CellView]]) -> str:
+    """The faster settings that were shown to be worse, a sentence for each way of being so."""
+    ways: tuple[tuple[Standing, str], ...] = (
+        ("lost", "less accurate"),
+        ("left", "further from the target's own choices"),
+    )
+    text = ""
+    for standing, words in ways:
+        labels = [cell.label for cell in by_standing.get(standing, ())[:3]]
+        text += (
+            f" {listing(labels)} {'is' if len(labels) == 1 else 'are'} faster and {words}." if labels else ""
+        )
+    return text
+
+
 def _why_unscored(view: View, cell: CellView) -> str:
     comparison = view.compared(cell, "accuracy")
     if not view.run.scores:
         return "Its accuracy was not scored."
     reason = "there is no comparison" if comparison is None else comparison.reason
     return f"Its accuracy is not comparable: {reason}."
-
-
-def _by_design(cell: CellView, comparison: Comparison) -> bool:
-    if not is_lossless(cell.method) or not comparison.num_answers or comparison.num_equal is None:
-        return False
-    return comparison.num_equal >= EQUAL_BY_DESIGN * comparison.num_answers
 
 
 def sentence(view: View, cell: CellView) -> str:
@@ -313,7 +277,6 @@ _SHOW: dict[str, Callable[[float], str]] = {
     KV_METRIC: percent_change,
 }
 _UNITS = {"tps": "×", "accuracy": " pt", KV_METRIC: ""}
-_TIERS: dict[Standing, int] = {"held": 0, "by design": 0, "open": 1, "unscored": 2, "lost": 3}
 
 
 def points_text(estimate: Estimate) -> str:
@@ -325,7 +288,7 @@ def points_text(estimate: Estimate) -> str:
 
 def _rank(view: View, cell: CellView) -> tuple[bool, bool, int, float]:
     # the control exists to be compared with, not to be shipped
-    tier = _TIERS[accuracy_standing(view, cell)]
+    tier = TIERS[accuracy_standing(view, cell)]
     return (cell is not view.baseline, cell.control, tier, -_effect(view, cell, "tps"))
 
 

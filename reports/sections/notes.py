@@ -23,7 +23,7 @@ VERDICTS = (
         "The 95 % interval of the paired effect excludes no effect, a permutation test agrees (p ≤ 0.05 after "
         "correcting for all settings, or all settings and tasks, that one could have picked from), the effect is at "
         "least the margin, and there are at least 6 samples. The margin is 3 % of speed on a GPU, 5 % on a CPU, 1 % of "
-        "KV memory, 1.5 points.",
+        "KV memory, 1.5 points of accuracy, 0.05 nats of regret per token.",
     ),
     Term("≈ equivalent", "The whole interval lies within the margin on both sides."),
     Term(
@@ -38,8 +38,10 @@ VERDICTS = (
     ),
     Term(
         "lossless by design",
-        "The method's answers follow the target's own distribution; where tokens differ, rounding of the arithmetic "
-        "decided. How many answers are equal token by token stands beside it.",
+        "The method is meant to follow the target's own distribution, and its answers bear that out: all are equal to "
+        "the baseline's token by token, or the target gives up no more by the others than by the baseline's (regret "
+        "equivalent). Without the target's judgement at least half must be equal, and why others differ is open. "
+        "How many are equal stands beside it.",
     ),
     Term(
         "best of n settings",

@@ -8,12 +8,16 @@ import numpy as np
 import pytest
 from synthetic import write_run
 
+from hambench.analysis.arms import Arm
 from hambench.analysis.comparisons import compare_cells, compare_run
 from hambench.analysis.measurements import measure_run
+from hambench.analysis.regret import unread_text
 from hambench.analysis.statistics.ratio_difference import difference_of_ratios, ratio_difference
 from hambench.analysis.summary import cell_objects, render_table
 from hambench.groups import ALL
 from hambench.records import Fidelity, SampleRecord, answer_key
+from hambench.reports.page.standing import accuracy_standing
+from hambench.reports.view import View
 from hambench.store import Run, load_run
 
 LOSSY = "hamburger[confidence=0.5]"
@@ -118,6 +122,86 @@ def test_a_speed_only_run_withholds_the_speed_of_text_that_nobody_read(run: Run)
     # where answers are scored, their text is not unread
     (row,) = compare_cells(run, LOSSY, "vanilla", metrics=("tps",), groups=[ALL])
     assert row.verdict != "not comparable"
+
+
+SPECULATIVE = "speculative[k=4]"
+
+
+def junk(run: Run, cell: str, *, every: int = 2, readable: bool = True) -> Run:
+    """The run with other tokens in some of a cell's answers, which cost 3 nats each or can't be read by the target."""
+    records, fidelity = [], dict(run.fidelity)
+    own = [record for record in run.records if record.cell == cell and record.trace is not None]
+    spoiled = {record.sample_id for record in own[::every]}
+    for record in run.records:
+        if record.cell == cell and record.trace is not None and record.sample_id in spoiled:
+            steps = tuple(
+                dataclasses.replace(s, tokens=tuple(90_000 + t for t in s.tokens)) for s in record.trace.steps
+            )
+            record = dataclasses.replace(record, trace=dataclasses.replace(record.trace, steps=steps))
+            n = len(record.trace.token_ids)
+            fidelity[answer_key(record)] = Fidelity(
+                sample_id=record.sample_id,
+                answer=answer_key(record),
+                regrets=(3.0,) * n if readable else (),
+                logprobs=(-3.0,) * n if readable else (),
+                gaps=(1.0,) * n if readable else (),
+                error=None if readable else "token 90000 is not in the vocabulary",
+            )
+        records.append(record)
+    return dataclasses.replace(run, records=tuple(records), fidelity=fidelity)
+
+
+def test_a_broken_lossless_method_is_not_called_lossless_by_design(run: Run) -> None:
+    broken = junk(run, SPECULATIVE)
+    rows = {r.metric: r for r in compare_cells(broken, SPECULATIVE, "vanilla", groups=[ALL])}
+    assert rows["regret"].verdict == "worse"
+    for metric in ("accuracy", "regret"):
+        assert 0 < rows[metric].num_equal < rows[metric].num_answers
+        assert "lossless by design" not in rows[metric].reason
+        assert "meant to be lossless" in rows[metric].reason
+    view = View(broken)
+    assert accuracy_standing(view, view.by_label[SPECULATIVE]) == "left"
+
+
+@pytest.mark.parametrize(("every", "refused"), [(2, True), (9, False)])
+def test_answers_that_the_target_cannot_read_are_counted_and_many_of_them_refuse(
+    run: Run, every: int, refused: bool
+) -> None:
+    broken = junk(run, SPECULATIVE, every=every, readable=False)
+    row = regret_of(broken, SPECULATIVE)
+    assert row.num_answers == 18
+    assert row.num_left_out == row.num_answers - row.num_equal > 0
+    assert (row.verdict == "not comparable") == refused
+    assert f"{row.num_left_out} of 18 answers not judged on both sides" in row.reason
+    none = junk(run, SPECULATIVE, every=1, readable=False)
+    assert regret_of(none, SPECULATIVE).verdict == "not comparable"
+    # a lossy method of which the target read the good part only is not cleared by that part
+    cleared = equal_answers(run, LOSSY)
+    assert regret_of(junk(cleared, LOSSY, every=9, readable=False), LOSSY).num_left_out > 0
+
+
+@pytest.mark.parametrize("cell", [SPECULATIVE, LOSSY])
+@pytest.mark.parametrize(("every", "readable"), [(2, True), (2, False), (1, False)])
+def test_a_speed_only_run_refuses_text_shown_to_be_worse_or_unreadable_whatever_the_method_promises(
+    run: Run, cell: str, every: int, readable: bool
+) -> None:
+    header = dataclasses.replace(run.header, ignore_eos=True)
+    speed_only = dataclasses.replace(equal_answers(run, cell), header=header, scores=())
+    (row,) = compare_cells(speed_only, cell, "vanilla", metrics=("tps",), groups=[ALL])
+    assert row.verdict != "not comparable"
+    broken = junk(speed_only, cell, every=every, readable=readable)
+    (row,) = compare_cells(broken, cell, "vanilla", metrics=("tps",), groups=[ALL])
+    assert row.verdict == "not comparable"
+    assert "chose text of its own" in row.reason
+    assert ("nats more per token" if readable else "did not judge") in row.reason
+
+
+def test_one_unread_answer_keeps_a_lossy_speed_back(run: Run) -> None:
+    header = dataclasses.replace(run.header, ignore_eos=True)
+    a, b = Arm.of(dataclasses.replace(run, header=header), LOSSY), Arm.of(run, "vanilla")
+    row = dataclasses.replace(regret_of(run, LOSSY), verdict="equivalent", num_equal=17, num_answers=18)
+    assert not unread_text(a, b, row)
+    assert "1 of 18 answers" in unread_text(a, b, dataclasses.replace(row, num_left_out=1))
 
 
 def test_repeated_text_of_a_lossy_method_is_said(run: Run) -> None:

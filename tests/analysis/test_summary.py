@@ -69,6 +69,25 @@ def test_the_table_says_the_warnings_first_and_shows_every_cell(run):
         assert any(line.startswith(cell.label) for line in lines)
 
 
+def test_only_the_baseline_is_once_its_own_speed(run):
+    def ratios(of):
+        # verdicts below the table begin with a label and a colon
+        table = render_table(of, width=300)
+        header = next(line for line in table.splitlines() if line.startswith("method"))
+        end = header.index("vanilla [95 %]") + len("vanilla [95 %]")
+        rows = {line.split()[0]: line[:end].split()[-1] for line in table.splitlines() if line[:end].split()}
+        return {cell.label: rows[cell.label] for cell in of.header.cells}
+
+    assert ratios(run)["vanilla"] == "1"
+    cells = run.header.cells[1:]
+    alone = dataclasses.replace(
+        run,
+        header=dataclasses.replace(run.header, cells=cells),
+        records=tuple(record for record in run.records if record.cell != "vanilla"),
+    )
+    assert set(ratios(alone).values()) == {"–"}
+
+
 def test_where_room_is_short_labels_fold_and_no_number_is_lost(run):
     wide = render_table(run, width=300).splitlines()
     header = next(line for line in wide if line.startswith("method")).rstrip()

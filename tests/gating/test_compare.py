@@ -7,11 +7,12 @@ import pytest
 from click.testing import CliRunner
 from synthetic import TASKS, cells, header, simulate, write
 
+from hambench.analysis.metrics import METRIC_CLASSES
 from hambench.cli.compare import command as compare
 from hambench.errors import IncompleteError
 from hambench.gating.checks import ExitCode
 from hambench.gating.compare import NUMERIC_KEYS, compare_runs
-from hambench.gating.config import decide
+from hambench.gating.config import Primary, decide
 from hambench.store import load_run
 
 CELLS = tuple(cell for cell in cells() if cell.label in ("vanilla", "prompt_lookup[k=8]"))
@@ -295,6 +296,39 @@ def test_the_command_gives_the_exit_code_and_files(base, tmp_path):
     assert (tmp_path / "j.xml").is_file()
     assert (tmp_path / "g.json").is_file()
     assert nothing.exit_code == 3
+
+
+@pytest.mark.parametrize("side", ["base", "head"])
+@pytest.mark.parametrize("metric", ["regret", "fidelity"])
+def test_a_declared_regret_that_one_side_lacks_is_incomplete(base, side, metric):
+    blind = dataclasses.replace(base, fidelity={})
+    pair = (blind, base) if side == "base" else (base, blind)
+    outcome = compare_runs(*pair)
+    checks = [check for check in outcome.checks if check.metric == "regret"]
+    assert {check.cell for check in checks} == {cell.label for cell in CELLS}
+    assert all(check.verdict == "not comparable" and side in check.reason for check in checks)
+    decided = decide(outcome, (Primary(metric=metric),), kind="compare", classes=METRIC_CLASSES)
+    assert decided.exit_code() == ExitCode.INCOMPLETE
+    assert judge(*pair).exit_code() == ExitCode.FINE
+
+
+@pytest.mark.parametrize("metric", ["regret", "near-exact", "accuracy", "acceptance_rate"])
+def test_a_declared_metric_that_gave_no_check_is_incomplete(tmp_path, metric):
+    folder = tmp_path / "run"
+    bare = run_of(folder, edit=lambda s, r, _: (s, r, []))
+    (folder / "fidelity.jsonl").unlink(missing_ok=True)
+    (tmp_path / "hambench.toml").write_text(f'[[gate.primary]]\nmetric = "{metric}"\n', encoding="utf-8")
+    words = [str(bare.path), str(bare.path), "--config", str(tmp_path / "hambench.toml")]
+    result = CliRunner().invoke(compare, words)
+    assert result.exit_code == ExitCode.INCOMPLETE, result.output
+    assert metric in result.output
+
+
+def test_a_declared_speed_is_the_ratio_to_vanilla_where_that_is_what_two_runs_give(base, tmp_path):
+    head = run_of(tmp_path / "head", edit=slower(1.5, ["prompt_lookup[k=8]"]))
+    declared = (Primary(metric="tps", cell="prompt_lookup*"),)
+    decided = decide(compare_runs(base, head), declared, kind="compare", classes=METRIC_CLASSES)
+    assert decided.exit_code() == ExitCode.REGRESSED
 
 
 def test_tasks_of_the_fixture_are_those_the_tests_speak_of():

@@ -41,8 +41,8 @@ def compared(metric: str, verdict: Verdict, value: float, cell: str = "c", **mor
     )  # type: ignore[arg-type]
 
 
-def judged(run: Run, **verdicts: tuple[Verdict, float, Verdict]) -> View:
-    """A view whose comparisons are given: label → (speed verdict, ratio, accuracy verdict)."""
+def judged(run: Run, *, fidelity: Verdict | None = None, **verdicts: tuple[Verdict, float, Verdict]) -> View:
+    """A view whose comparisons are given: label → (speed verdict, ratio, accuracy verdict), and one of all regrets."""
     view = View(run)
     names = {
         "spec2": "speculative[k=2]",
@@ -58,6 +58,8 @@ def judged(run: Run, **verdicts: tuple[Verdict, float, Verdict]) -> View:
             "accuracy", accuracy, -0.5, label, minimum_detectable_effect=2.25
         )
         found[label, ALL, KV_METRIC] = compared(KV_METRIC, "better", 0.69, label)
+        if fidelity is not None:
+            found[label, ALL, "regret"] = compared("regret", fidelity, 1.48, label)
     view.__dict__["comparisons"] = found
     return view
 
@@ -147,12 +149,13 @@ def test_no_interval_is_hidden_because_the_verdict_is_equivalent() -> None:
 FASTER = "hamburger[confidence=0.5]"
 
 
+@pytest.mark.parametrize("fidelity", [None, *get_args(Verdict)])
 @pytest.mark.parametrize("accuracy", get_args(Verdict))
 @pytest.mark.parametrize("speed", get_args(Verdict))
 def test_every_word_is_handled_by_every_part_and_only_worse_is_less_accurate(
-    run: Run, speed: Verdict, accuracy: Verdict
+    run: Run, speed: Verdict, accuracy: Verdict, fidelity: Verdict | None
 ) -> None:
-    view = judged(run, ham5=(speed, 1.9, accuracy))
+    view = judged(run, ham5=(speed, 1.9, accuracy), fidelity=fidelity)
     cell = view.by_label[FASTER]
     headline = answer(view)
     said = sentence(view, cell)
@@ -160,16 +163,44 @@ def test_every_word_is_handled_by_every_part_and_only_worse_is_less_accurate(
     assert glance is not None
     parts = [headline, said, glance.finding, " ".join(stat.word for stat in stats(view, cell))]
     assert all(parts)
-    assert ("less accurate" in headline) == (accuracy == "worse" and speed == "better")
+    faster, left = speed == "better", fidelity == "worse" and accuracy != "worse"
+    assert ("less accurate" in headline) == (accuracy == "worse" and faster)
+    assert ("further from the target's own choices" in headline) == (left and faster)
+    assert ("shown to leave the target" in glance.finding) == (left and faster)
     assert ("less accurate" in said) == (accuracy == "worse")
-    assert headline.startswith("Ship ") == (speed == "better" and accuracy in ("better", "equivalent"))
+    assert ("further from the target's own choices" in said) == (fidelity == "worse")
+    assert headline.startswith("Ship ") == (faster and accuracy in ("better", "equivalent") and not left)
     assert ("fastest setting" in headline) == (
-        speed == "better" and accuracy in ("inconclusive", "not comparable")
+        faster and accuracy in ("inconclusive", "not comparable") and not left
     )
     assert glance.finding.startswith("None of") == (speed != "better")
     row = next(r for r in summary_table(view).rows if r[0].text == FASTER)
     column = [c.title for c in summary_table(view).columns].index("Accuracy verdict")
     assert row[column].text.startswith(SYMBOLS[accuracy])
+
+
+@pytest.mark.parametrize("fidelity", [None, *get_args(Verdict)])
+@pytest.mark.parametrize("num_equal", [9, 18])
+def test_a_lossless_method_is_taken_at_its_word_only_where_its_regret_allows_it(
+    run: Run, num_equal: int, fidelity: Verdict | None
+) -> None:
+    view = judged(run, spec2=("better", 1.3, "inconclusive"), fidelity=fidelity)
+    key = ("speculative[k=2]", ALL, "accuracy")
+    view.comparisons[key] = replace(view.comparisons[key], num_equal=num_equal, num_answers=18)
+    borne_out = fidelity in (None, "equivalent") or (num_equal == 18 and fidelity != "worse")
+    glance = overview_figure(view)
+    assert glance is not None
+    assert answer(view).startswith("Ship ") == borne_out
+    assert ("lossless by design" in answer(view)) == borne_out
+    assert ("lossless by design" in glance.finding) == borne_out
+
+
+def test_a_setting_that_left_the_target_ranks_below_one_that_is_open(run: Run) -> None:
+    view = judged(run, ham9=("better", 1.1, "inconclusive"), ham5=("better", 1.9, "equivalent"))
+    view.comparisons[FASTER, ALL, "regret"] = compared("regret", "worse", 1.48, FASTER)
+    verdicts = {verdict.cell.method: verdict for verdict in method_verdicts(view)}
+    assert verdicts["hamburger"].cell.label == "hamburger[confidence=0.9]"
+    assert f"{FASTER} is faster and further from the target's own choices" in answer(view)
 
 
 def test_the_words_of_every_table_are_all_the_words() -> None:
