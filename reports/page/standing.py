@@ -26,19 +26,18 @@ EQUAL_BY_DESIGN = 0.5
 def accuracy_standing(view: View, cell: CellView) -> Standing:
     """What the run says about a setting's answers; *lost* and *left* for the verdict *worse* and for no other word."""
     accuracy, fidelity = view.compared(cell, "accuracy"), view.compared(cell, "regret")
-    if accuracy is not None and accuracy.verdict == "worse":
-        return "lost"
-    if fidelity is not None and fidelity.verdict == "worse":
-        return "left"
+    left: Standing | None = "left" if fidelity is not None and fidelity.verdict == "worse" else None
     if accuracy is None:
-        return "unscored"
+        return left or "unscored"
     match accuracy.verdict:
+        case "worse":
+            return "lost"
         case "better" | "equivalent":
-            return "held"
+            return left or "held"
         case "inconclusive":
-            return "by design" if is_by_design(view, cell, accuracy) else "open"
+            return left or ("by design" if is_by_design(view, cell, accuracy) else "open")
         case "not comparable":
-            return "by design" if is_by_design(view, cell, accuracy) else "unscored"
+            return left or ("by design" if is_by_design(view, cell, accuracy) else "unscored")
         case _:
             assert_never(accuracy.verdict)
 

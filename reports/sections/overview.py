@@ -53,7 +53,7 @@ def overview_figure(view: View) -> Figure | None:
     faster = [cell for cell in cells if is_faster(view, cell)]
     held = [cell.label for cell in faster if accuracy_standing(view, cell) == "held"]
     by_design = [cell.label for cell in faster if accuracy_standing(view, cell) == "by design"]
-    left = [cell.label for cell in faster if accuracy_standing(view, cell) == "left"]
+    departed = [cell.label for cell in faster if accuracy_standing(view, cell) == "left"]
     # under several conditions each setting has a baseline of its own
     name_of_base = "its baseline" if view.several_baselines else view.baseline.label
     number = f"{len(faster)} of {len(cells)} settings" if faster else f"None of {len(cells)} settings"
@@ -64,8 +64,8 @@ def overview_figure(view: View) -> Figure | None:
         finding += f"; {_names(held) or nobody} with accuracy shown to hold" if faster else ""
     if by_design:
         finding += f"; {_names(by_design)} {'is' if len(by_design) == 1 else 'are'} lossless by design"
-    if left:
-        finding += f"; {_names(left)} {'was' if len(left) == 1 else 'were'} shown to leave the target"
+    if departed:
+        finding += f"; {_names(departed)} {'was' if len(departed) == 1 else 'were'} shown to leave the target"
     return Figure(
         name=name,
         title=f"Every setting against {name_of_base}",
