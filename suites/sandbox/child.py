@@ -38,11 +38,31 @@ _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_CHILD_SUBREAPER, 
 )
 _SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 
-_FILE_EVENTS_TEXT = (
-    "open os.listdir os.scandir os.remove os.rename os.mkdir os.rmdir os.chmod os.chown os.link os.symlink "
-    "os.truncate os.utime shutil.rmtree"
+# event → the places of its paths among the arguments, each with the place of the folder it may be relative to
+_FILE_EVENTS: dict[str, tuple[tuple[int, int | None], ...]] = {
+    "open": ((0, None),),
+    "os.listdir": ((0, None),),
+    "os.scandir": ((0, None),),
+    "os.truncate": ((0, None),),
+    "sqlite3.connect": ((0, None),),
+    "os.remove": ((0, 1),),
+    "os.rmdir": ((0, 1),),
+    "shutil.rmtree": ((0, 1),),
+    "os.mkdir": ((0, 2),),
+    "os.chmod": ((0, 2),),
+    "os.chown": ((0, 3),),
+    "os.utime": ((0, 3),),
+    "os.rename": ((0, 2), (1, 3)),
+    "os.link": ((0, 2), (1, 3)),
+    "os.symlink": ((0, 2), (1, 2)),
+}
+# a program of another kind has no audit hook
+_REFUSED = frozenset(
+    {
+        *("os.kill", "os.killpg", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.startfile"),
+        *("pty.spawn", "subprocess.Popen"),
+    }
 )
-_FILE_EVENTS = frozenset(_FILE_EVENTS_TEXT.split())
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -228,21 +248,41 @@ def _limit(settings: dict[str, Any]) -> None:
 
 
 def _forbid(folder: str) -> None:
-    """Refuses network, signals, and files outside ``folder`` and Python: a fence against accidents, no wall."""
+    """Refuses network, signals, other programs, and files outside ``folder`` and Python.
+
+    A fence against accidents, no wall: what reaches the system without Python's audit events is not seen.
+    """
     writable = (os.path.realpath(folder), os.devnull)
-    readable = (*writable, sys.prefix, sys.base_prefix, "/usr", "/lib", "/dev/urandom", "/etc/localtime")
+    pythons = (sys.prefix, sys.base_prefix, *map(os.path.realpath, (sys.prefix, sys.base_prefix)))
+    readable = (*writable, *pythons, "/usr", "/lib", "/dev/urandom", "/etc/localtime")
     changing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if event.startswith("socket.") or event in ("os.kill", "os.killpg", "os.system", "subprocess.Popen"):
+        if event.startswith("socket.") or event in _REFUSED:
             raise PermissionError(f"{event} is not allowed here")
-        if event in _FILE_EVENTS and isinstance(arguments[0], str | bytes | os.PathLike):
-            path = os.path.realpath(os.fsdecode(arguments[0]))
-            reads = event in ("os.listdir", "os.scandir") or (event == "open" and not arguments[2] & changing)
-            if not path.startswith(readable if reads else writable):
+        reads = event in ("os.listdir", "os.scandir") or (event == "open" and not arguments[2] & changing)
+        for place, folder_place in _FILE_EVENTS.get(event, ()):
+            # an event of another Python version may lack the folder
+            base = arguments[folder_place] if folder_place and folder_place < len(arguments) else None
+            path = _whole_path(arguments[place], base)
+            if path is not None and not _is_below(path, readable if reads else writable):
                 raise PermissionError(f"{event} of {path} is not allowed here")
 
     sys.addaudithook(hook)
+
+
+def _whole_path(path: object, base: object) -> str | None:
+    """The real path that an event names, relative to the open folder ``base``; ``None`` for open files."""
+    if not isinstance(path, str | bytes | os.PathLike):
+        return None
+    text = os.fsdecode(path)
+    if isinstance(base, int) and base >= 0:
+        text = str(Path(f"/proc/self/fd/{base}").readlink() / text)
+    return os.path.realpath(text)
+
+
+def _is_below(path: str, folders: tuple[str, ...]) -> bool:
+    return any(path == folder or path.startswith(folder.rstrip("/") + "/") for folder in folders)
 
 
 def _mount(

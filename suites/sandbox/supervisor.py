@@ -166,10 +166,13 @@ def default_sandbox() -> Sandbox:
 def isolation() -> str:
     """The isolation in force, for the run header."""
     level = default_sandbox().level
+    # nobody could not read this Python: the program stays root, whom the limit on processes does not bind
+    as_root = level == "limits" and os.getuid() == 0 and not _open_to_all(_visible())
     return {
         "namespaces": "namespaces (own processes, network and root folder; unprivileged user; limits)",
         "bwrap": "bubblewrap (own processes, network and root folder; limits)",
-        "limits": "limits only (no namespaces on this machine: a fence against accidents, not against malice)",
+        "limits": "limits only (no namespaces on this machine: a fence against accidents, not against malice"
+        + ("; programs run as root, without a limit on processes)" if as_root else ")"),
     }[level]
 
 

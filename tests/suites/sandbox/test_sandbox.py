@@ -1,12 +1,17 @@
 """Hostile programs end, are no pass, and touch nothing; at every isolation level that this machine has."""
 
 import os
+import shutil
+import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
 from hambench.suites.harness.code_eval import CodeEval, CodeExecutionOffError, pass_at_k
+from hambench.suites.sandbox import supervisor
 from hambench.suites.sandbox.supervisor import LEVELS, Sandbox, default_sandbox, isolation
 
 PROBE = "import collections, math, re"
@@ -170,6 +175,59 @@ def test_nothing_outside_its_own_folder_can_be_written(sandbox, where):
     assert not outcome.passed or sandbox.level != "limits"
 
 
+SHELL = "['sh', '-c', 'echo x > {target}']"
+REACHING_OUT = {
+    "exec": f"import os\nos.execv('/bin/sh', {SHELL})",
+    "posix_spawn": f"import os\nos.waitpid(os.posix_spawn('/bin/sh', {SHELL}, os.environ), 0)",
+    "spawn": f"import os\nos.spawnv(os.P_WAIT, '/bin/sh', {SHELL})",
+    "a terminal": f"import os, pty\npty.spawn({SHELL})",
+    "rename": "import os\nopen('a', 'w').close()\nos.rename('a', {target!r})",
+    "a link": "import os\nopen('a', 'w').close()\nos.link('a', {target!r})",
+    "a symbolic link": "import os\nopen('a', 'w').close()\nos.symlink(os.path.abspath('a'), {target!r})",
+    "a folder next to its own": "import os\nos.mkdir(os.getcwd() + '-x')\nos.mkdir({target!r})",
+    "an open folder": (
+        "import os\nopen('a', 'w').close()\nfd = os.open({folder!r}, os.O_RDONLY)\n"
+        "os.rename('a', 'target', dst_dir_fd=fd)"
+    ),
+    "a database": "import sqlite3\nsqlite3.connect({target!r}).execute('create table a (b)')",
+}
+
+
+@pytest.fixture
+def open_folder():
+    """A folder that every user of this machine may write to, next to the programs' own."""
+    folder = Path(tempfile.mkdtemp(prefix="hambench-test-"))
+    folder.chmod(0o777)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("how", REACHING_OUT)
+def test_no_way_leads_out_of_its_own_folder(sandbox, how, open_folder, tmp_path):
+    target = open_folder / "target"
+    program = REACHING_OUT[how].format(target=str(target), folder=str(open_folder))
+    own = open_folder / "own"
+    own.mkdir()
+    # without the sandbox it works: the attack is a real one
+    subprocess.run([sys.executable, "-c", program], cwd=own, stdin=subprocess.DEVNULL, capture_output=True)
+    assert os.path.lexists(target)
+    target.rmdir() if target.is_dir() else target.unlink()
+    outcome = sandbox.run(program, timeout_s=5.0)
+    assert not os.path.lexists(target)
+    if sandbox.level == "limits" and how not in ("spawn", "a terminal"):
+        assert "is not allowed here" in outcome.reason
+
+
+def test_its_own_files_can_be_moved_linked_and_removed(sandbox):
+    text = (
+        "import os, shutil, sqlite3, tempfile\nwith tempfile.TemporaryDirectory() as name:\n"
+        "  os.makedirs(name + '/a/b')\n  open(name + '/a/c', 'w').close()\n  shutil.move(name + '/a/c', name + '/d')\n"
+        "  os.link(name + '/d', name + '/e')\n  os.symlink('d', name + '/f')\n"
+        "assert not os.path.exists(name)\nsqlite3.connect(':memory:').execute('create table a (b)')"
+    )
+    assert sandbox.run(text).passed, sandbox.run(text).reason
+
+
 def test_its_own_folder_can_be_written_up_to_the_limit(sandbox):
     assert sandbox.run("open('a', 'w').write('x')\nassert open('a').read() == 'x'").passed
     big = "with open('b', 'wb') as f:\n  for _ in range(200): f.write(bytes(1 << 20))"
@@ -200,6 +258,14 @@ def test_main_blocks_are_not_run_as_in_code_eval(sandbox):
 def test_the_isolation_in_force_is_named():
     assert isolation().split()[0].rstrip(",") in ("namespaces", "bubblewrap", "limits")
     assert default_sandbox() is default_sandbox()
+
+
+def test_a_program_that_stays_root_is_said(monkeypatch):
+    monkeypatch.setattr(supervisor, "default_sandbox", lambda: Sandbox("limits"))
+    monkeypatch.setattr(os, "getuid", lambda: 0)
+    for is_open in (True, False):
+        monkeypatch.setattr(supervisor, "_open_to_all", lambda _, answer=is_open: answer)
+        assert ("programs run as root" in isolation()) is not is_open
 
 
 def test_nothing_runs_unless_allowed():
