@@ -15,6 +15,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from hambench.decoding import LARGEST_SEED, SMALLEST_SEED, SamplingParams
 
 MAX_STOP_STRINGS = 16
+MAX_PROMPTS = 128
+"""Of one request: they are answered one after the other, and others wait meanwhile."""
 
 
 def _refuse_lone_surrogates(text: str) -> str:
@@ -124,8 +126,8 @@ class CompletionRequest(GenerationRequest):
     prompt: (
         Text
         | TokenIds
-        | Annotated[list[Text], Field(min_length=1)]
-        | Annotated[list[TokenIds], Field(min_length=1)]
+        | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]
+        | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)]
     )
     max_tokens: Annotated[int, Field(ge=1)] | None = 16
     add_special_tokens: bool | None = None

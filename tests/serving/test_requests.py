@@ -9,6 +9,7 @@ from fastapi.testclient import TestClient
 from hambench.methods.vanilla import VanillaConfig
 from hambench.models.target import load
 from hambench.serving.app import _sse, create_app
+from hambench.serving.requests import MAX_PROMPTS
 
 TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}]{{ m.content }}<unused>\n{% endfor %}"
@@ -50,6 +51,15 @@ def chat(client, messages=({"role": "user", "content": "hi"},), **more):
 
 def complete(client, **more):
     return client.post("/v1/completions", json={"model": "tiny", "prompt": "hello", "max_tokens": 4, **more})
+
+
+@pytest.mark.parametrize("prompt", ["a", [5]])
+def test_a_request_holds_a_bounded_number_of_prompts(client, prompt):
+    answer = complete(client, prompt=[prompt] * MAX_PROMPTS, max_tokens=1)
+    assert len(answer.json()["choices"]) == MAX_PROMPTS
+    answer = complete(client, prompt=[prompt] * (MAX_PROMPTS + 1), max_tokens=1)
+    assert answer.status_code == 400
+    assert f"at most {MAX_PROMPTS}" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
