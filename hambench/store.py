@@ -170,7 +170,7 @@ class RunWriter:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._lock = FileLock(folder / LOCK)
-        self._is_claim = False
+        self._is_claim = self._is_resumed = False
         self._made: list[Path] = []
 
     @classmethod
@@ -217,13 +217,12 @@ class RunWriter:
 
     @classmethod
     def resume(cls, folder: str | Path) -> RunWriter:
-        """Opens an existing run for appending; a line torn by a kill is cut."""
+        """A writer that appends to an existing run; once entered, it has cut what a kill left of a line."""
         folder = Path(folder)
         load_header(folder)
-        with disk_errors(folder):
-            for name in (RECORDS, SCORES, TELEMETRY, FIDELITY):
-                _cut_torn_line(folder / name)
-        return cls(folder)
+        writer = cls(folder)
+        writer._is_resumed = True
+        return writer
 
     def __enter__(self) -> Self:
         with disk_errors(self.folder):
@@ -238,6 +237,11 @@ class RunWriter:
         try:
             if self._is_claim:
                 refuse_existing(self.folder)  # of one that ended since this one looked
+            if self._is_resumed:
+                # under the lock: without it, the line that another process is just writing would be cut
+                with disk_errors(self.folder):
+                    for name in (RECORDS, SCORES, TELEMETRY, FIDELITY):
+                        _cut_torn_line(self.folder / name)
         except StoreError:
             self._lock.release()
             raise

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from hambench.errors import StoreError
+from hambench.errors import FolderTakenError, StoreError
 from hambench.records import (
     SCHEMA_VERSION,
     Cell,
@@ -159,6 +159,18 @@ def test_two_writers_at_once_are_refused(folder):
         thread.start()
         thread.join()
     assert "another hambench process is writing" in failures[0]
+
+
+@pytest.mark.parametrize("name", ["records", "scores", "telemetry", "fidelity"])
+def test_a_second_writer_cuts_nothing_while_the_first_is_in_the_middle_of_a_line(folder, name):
+    file = folder / f"{name}.jsonl"
+    with RunWriter.resume(folder):
+        file.write_bytes(b'{"half":')
+        with pytest.raises(FolderTakenError), RunWriter.resume(folder):
+            pass
+        assert file.read_bytes() == b'{"half":'
+    with RunWriter.resume(folder):
+        assert file.read_bytes() == b""
 
 
 def test_a_run_is_never_overwritten(folder):
