@@ -1,1 +1,1 @@
-"""The runner: from a request to a run folder."""
+"""Runs a request: expands its cells, decodes every sample and writes the run folder."""

@@ -1,4 +1,4 @@
-"""How words of the command line become values: commas, ranges, brackets, and quotes that switch all of them off.
+"""Splits command-line text into values: commas, ranges and brackets, and quotes that switch all of them off.
 
 =====================  ==================================================================================
 ``1,2,4``              three values
@@ -7,7 +7,7 @@
 ``"./a,b"``            one value as it stands, in single or double quotes at its beginning and its end
 =====================  ==================================================================================
 
-So a URL or a folder is itself: ``endpoint[url=http://[::1]:8000/v1]``, ``--method-arg draft='"./a,b"'``.
+A URL or a folder needs no quoting unless it holds a comma: ``endpoint[url=http://[::1]:8000/v1]``, ``--method-arg draft='"./a,b"'``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _KNOB = re.compile(r"\s*[A-Za-z_][\w.-]*\s*=")
 
 
 def expand_values(text: str) -> tuple[str, ...]:
-    """Axis values from text: ``1,2,4`` as listed, ``0.5:0.9:0.1`` from first to last (both included) by step.
+    """Returns the axis values in a text: ``1,2,4`` as listed, ``0.5:0.9:0.1`` from first to last (inclusive) by step.
 
     Raises:
         HambenchError: For a range that is not three finite numbers with a positive step, or for no value.
@@ -39,15 +39,15 @@ def expand_values(text: str) -> tuple[str, ...]:
 
 
 def split_methods(text: str) -> tuple[str, ...]:
-    """Splits ``--methods`` at commas outside brackets and quotes."""
+    """Splits the value of ``--methods`` at commas outside brackets and quotes."""
     return tuple(word.strip() for word in _split(text, brackets=True) if word.strip())
 
 
 def parse_method(word: str) -> tuple[str, dict[str, str]]:
-    """Name and knobs of ``name`` or ``name[knob=value,…]``.
+    """Returns the name and the knobs of ``name`` or ``name[knob=value,…]``.
 
     Raises:
-        HambenchError: If it is written otherwise, or gives a knob twice.
+        HambenchError: If the text has another form or gives a knob twice.
     """
     name, bracket, rest = word.partition("[")
     if not bracket:

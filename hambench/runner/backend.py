@@ -1,4 +1,4 @@
-"""How a loaded model is run: by torch's own operations, the native CPU kernels, or the fused GPU kernels."""
+"""Chooses the kernels of a loaded model: torch's own operations, the native CPU kernels or the fused GPU kernels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 def choose_kernels(kernels: str, target: TargetModel, regimes: Iterable[str] = ("eager",)) -> str:
-    """Replaces ``auto`` by what it means for this model on this machine; says once where that is the slower path."""
+    """Resolves ``auto`` for this model on this machine; says once if that is the slower path."""
     if kernels != "auto":
         return kernels
     if "graph" in regimes:
@@ -37,10 +37,10 @@ def choose_kernels(kernels: str, target: TargetModel, regimes: Iterable[str] = (
 
 
 def run_by(target: TargetModel, *, kernels: str, regime: str = "eager") -> TargetModel:
-    """The same target on the kernels asked for; what methods derive from one (a draft) never serves another.
+    """Returns the same target on the requested kernels; models derived from it (drafts) are not shared between kernels.
 
     Raises:
-        ModelError: If the combination is not to be had on this device or for this model.
+        ModelError: If this device or this model does not support the kernels.
     """
     kernels = choose_kernels(kernels, target, (regime,))
     if kernels == "native":
@@ -56,7 +56,7 @@ def run_by(target: TargetModel, *, kernels: str, regime: str = "eager") -> Targe
 
 
 def native_obstacle(target: TargetModel) -> str | None:
-    """Why the native kernels can't run this model here, with what to do about it; ``None`` if they can."""
+    """Returns why the native kernels can't run this model here and how to fix that, or ``None`` if they can."""
     from hambench.engine.cpu.native_library import NativeUnavailableError, native_library
     from hambench.engine.cpu.packing import llama_obstacle
 
@@ -69,7 +69,7 @@ def native_obstacle(target: TargetModel) -> str | None:
 
 
 def backend_facts(kernels: Iterable[str]) -> dict[str, str]:
-    """Facts for a run's record about the engines behind its cells' kernels."""
+    """Returns what a run records about the engines behind its cells' kernels."""
     if "native" not in set(kernels):
         return {}
     from hambench.engine.cpu.native_library import native_library

@@ -1,4 +1,4 @@
-"""How long a run will take, and how many samples fit into a time: an estimate from a short calibration."""
+"""Estimates from a short calibration how long a run takes and how many samples fit into a time budget."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MARGIN = 1.25
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Growth:
-    """How the target's own speed falls with the length of the context, from two lengths."""
+    """How the target's speed falls with context length, fitted to two lengths."""
 
     prefill: float = 0.0
     """Relative growth of the seconds per prompt token, for each prompt token past :data:`CALIBRATION_PROMPT`."""
@@ -42,7 +42,7 @@ class Growth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speed:
-    """Rough speeds of one cell, on a prompt of :data:`CALIBRATION_PROMPT` tokens."""
+    """Rough speeds of one cell on a prompt of :data:`CALIBRATION_PROMPT` tokens."""
 
     prefill_s_per_token: float
     decode_s_per_token: float
@@ -52,7 +52,7 @@ class Speed:
     """Attention reads all that came before: longer prompts cost more per token."""
 
     def seconds(self, num_prompt_tokens: int, num_new_tokens: int) -> float:
-        """Time of one sample."""
+        """Returns the seconds of one sample."""
         past = max(0, num_prompt_tokens - CALIBRATION_PROMPT)
         middle = max(0, num_prompt_tokens + num_new_tokens / 2 - CALIBRATION_PROMPT)
         prefill = self.prefill_s_per_token * num_prompt_tokens * (1 + self.growth.prefill * past)
@@ -60,17 +60,17 @@ class Speed:
 
     @property
     def warm_up_s(self) -> float:
-        """Time of a warm-up that does not settle."""
+        """Seconds of a warm-up that never settles (the longest one)."""
         return MAX_PASSES * (self.prefill_s_per_token * NUM_PROMPT_TOKENS + self.step_s * NUM_STEPS)
 
 
 @torch.inference_mode()
 def measure_growth(target: TargetModel, num_tokens: int) -> Growth:
-    """Times the target alone on a short prompt and on one as long as the longest to come.
+    """Times the target alone on a short prompt and on one as long as the longest of the run.
 
     Args:
         target: The model that all cells decode.
-        num_tokens: Prompt tokens of the longest sample.
+        num_tokens: Number of prompt tokens of the longest sample.
     """
     longest = min(num_tokens, target.context_length - 2 * _GROWTH_STEPS)
     short = min(CALIBRATION_PROMPT, longest)
@@ -90,7 +90,7 @@ def measure_growth(target: TargetModel, num_tokens: int) -> Growth:
 
 
 def _time_target(target: TargetModel, num_tokens: int) -> tuple[float, float]:
-    """Seconds per prompt token and per new token of a made-up prompt of this length."""
+    """Returns seconds per prompt token and per new token on a synthetic prompt of this length."""
     model = target.llama
     prompt = torch.tensor(_made_up_prompt(num_tokens), device=target.device)
     cache = model.new_cache(num_tokens + _GROWTH_STEPS)
@@ -118,7 +118,7 @@ def calibrate(
     top_p: float = 1.0,
     growth: Growth = Growth(),
 ) -> Speed:
-    """Measures a method's speeds on a made-up prompt, sampled as the answers will be, after a warm-up of its own."""
+    """Measures a method's speeds on a synthetic prompt with the run's sampling parameters, after a warm-up."""
     method.warmup()
     num_prompt = min(CALIBRATION_PROMPT, context_length // 2)
     prompt = _made_up_prompt(num_prompt)
@@ -150,14 +150,14 @@ def sample_seconds(
     *,
     judge: Growth | None = None,
 ) -> float:
-    """Longest time that one sample takes over all cells: every answer as long as its cell or task allows.
+    """Returns an upper bound for one sample over all cells: every answer as long as its cell or task allows.
 
     Args:
-        sample: What is asked.
-        num_prompt_tokens: Tokens of its prompt.
-        cells: Who is asked.
-        speeds: By cell label.
-        judge: The target's own speed, if it judges the answers: then as if all of them differed.
+        sample: The sample.
+        num_prompt_tokens: Number of tokens of its prompt.
+        cells: Cells that answer it.
+        speeds: Calibrated speeds by cell label.
+        judge: Speed of the target if it judges the answers (counted as if all answers differed).
     """
     total = 0.0
     prompts: set[int] = set()
@@ -187,11 +187,11 @@ def fit_budget(
     spent_s: float = 0.0,
     judge: Growth | None = None,
 ) -> tuple[Sample, ...]:
-    """The samples that surely fit into a time, tasks taking turns, in the order given.
+    """Selects the samples that fit into a time by the upper bounds, round-robin over tasks, in the given order.
 
-    A task whose next sample no longer fits is closed, and the others go on; every task gets the same chance.
-    ``spent_s`` of the time went into loading and calibration; the warm-ups to come are counted here, and the target's
-    judgement of the answers where it is a ``judge``.
+    A task is closed once its next sample no longer fits; the other tasks go on, so every task gets the same chance.
+    ``spent_s`` is the time already used for loading and calibration. The warm-ups to come are counted here, and so is
+    judging the answers if there is a ``judge``.
 
     Raises:
         HambenchError: If not even one sample fits.

@@ -1,4 +1,4 @@
-"""Making the records of a run: which (cell, sample) comes when, decoding it, and what goes into its record."""
+"""Makes the records of a run: orders (cell, sample) pairs, decodes each, and fills its record."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MAX_REMEASURED_SHARE = 0.2
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Job:
-    """One record to make."""
+    """One (cell, sample, repeat) to decode."""
 
     cell: Cell
     sample: Sample
@@ -38,7 +38,7 @@ class Job:
 
     @property
     def key(self) -> RecordKey:
-        """Key of the record it makes."""
+        """Key of the record that this job makes."""
         return (self.cell.label, self.sample.sample_id, self.repeat)
 
 
@@ -48,7 +48,7 @@ Progress = Callable[[Job, int, int], None]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Workload:
-    """The records that a run still needs, in order, and who is told of each."""
+    """The jobs that a run still needs, in order, and the callback told of each record."""
 
     jobs: tuple[Job, ...]
     num_total: int
@@ -75,14 +75,14 @@ class Workload:
         return self.num_total - len(self.jobs)
 
     def tell(self, job: Job, num_made: int) -> None:
-        """Tells that a job is done, the ``num_made``-th of these."""
+        """Reports that a job is done, the ``num_made``-th of this workload."""
         if self.progress is not None:
             self.progress(job, self.num_done + num_made, self.num_total)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecodingOptions:
-    """How every sample of a run is decoded, whatever the method."""
+    """Decoding options that all methods of a run share."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -97,7 +97,7 @@ class DecodingOptions:
     """How often a contaminated timing is taken again."""
 
     def params(self, sample: Sample, repeat: int) -> SamplingParams:
-        """Sampling of one record: each sample and each repeat has noise of its own, the same for every method."""
+        """Returns one record's sampling parameters; noise differs by sample and repeat and is equal for all methods."""
         return SamplingParams(
             max_new_tokens=sample.max_new_tokens,
             temperature=self.temperature,
@@ -107,13 +107,13 @@ class DecodingOptions:
 
 
 def noise_seed(seed: int, sample_id: str, repeat: int) -> int:
-    """The seed of one answer, 31 bits that peers accept too: equal seeds would draw the same noise for every sample."""
+    """Returns the seed of one answer (31 bits, which peers accept too), so that samples do not share their noise."""
     digest = hashlib.sha256(f"{seed}/{repeat}/{sample_id}".encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:4]) >> 1
 
 
 def interleave_tasks(samples: Sequence[Sample]) -> list[Sample]:
-    """Samples with tasks taking turns, in document order within each: a run cut short covers them evenly."""
+    """Returns samples round-robin over tasks, each in document order: a run cut short covers tasks evenly."""
     by_task: dict[tuple[str, str], list[Sample]] = {}
     for sample in samples:
         by_task.setdefault((sample.suite, sample.task), []).append(sample)
@@ -122,9 +122,9 @@ def interleave_tasks(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def schedule(cells: Sequence[Cell], samples: Sequence[Sample], repeats: int) -> Iterator[Job]:
-    """Every (cell, sample, repeat), cells interleaved per sample in rotating order.
+    """Returns every (cell, sample, repeat), with cells interleaved per sample in rotating order.
 
-    Drift of the machine then hits all cells alike, and no cell always runs first.
+    Machine drift then affects all cells alike, and no cell always runs first.
     """
     ordered = interleave_tasks(samples)
     for repeat in range(repeats):
@@ -135,12 +135,12 @@ def schedule(cells: Sequence[Cell], samples: Sequence[Sample], repeats: int) -> 
 
 
 class Generator:
-    """Makes records with methods that are built once.
+    """Makes records; builds each cell's method once.
 
     Args:
         target: The loaded model.
-        cells: What is compared.
-        options: How samples are decoded.
+        cells: Cells of the run.
+        options: Decoding options of the run.
     """
 
     def __init__(self, target: TargetModel, cells: Sequence[Cell], options: DecodingOptions) -> None:
@@ -154,7 +154,7 @@ class Generator:
         return gpu_of(self.target.device)
 
     def _target_for(self, cell: Cell) -> TargetModel:
-        """The target as the cell's regime and kernels run it; drafts made of one never serve another."""
+        """Returns the target on the cell's regime and kernels; drafts made from it are not shared between them."""
         key = (cell.regime, cell.kernels)
         if key not in self._targets:
             from hambench.runner.backend import run_by
@@ -163,7 +163,7 @@ class Generator:
         return self._targets[key]
 
     def method(self, cell: Cell) -> DecodingMethod:
-        """The cell's method, built on first use."""
+        """Returns the cell's method, built on first use."""
         if cell.label not in self._methods:
             try:
                 self._methods[cell.label] = config_of(cell).build(self._target_for(cell))
@@ -172,7 +172,7 @@ class Generator:
         return self._methods[cell.label]
 
     def run(self, writer: RunWriter, work: Workload) -> None:
-        """Makes the records, each on the disk before the next is begun."""
+        """Makes the records; each is on disk before the next begins."""
         if not work.jobs:
             return
         self.warm_up(writer.append_telemetry)
@@ -190,7 +190,7 @@ class Generator:
         self._probe(writer, "end")
 
     def record(self, job: Job, load: CpuLoadMeter) -> SampleRecord:
-        """One record; what goes wrong with a sample becomes its error, and the run goes on."""
+        """Makes one record; an exception becomes the record's error, and the run goes on."""
         from hambench.engine.loop import generate
         from hambench.engine.text import answer_text, encode_prompt, step_texts
 
@@ -240,7 +240,7 @@ class Generator:
         )
 
     def warm_up(self, append_telemetry: Callable[[dict[str, Any]], None]) -> None:
-        """Builds and warms up the method of every cell; its readings go to ``append_telemetry``."""
+        """Builds and warms up the method of every cell; passes the readings to ``append_telemetry``."""
         from hambench.engine.warmup import warm_up
 
         for cell in self.cells:
@@ -263,7 +263,7 @@ class Generator:
 
 
 def _helpers(method: DecodingMethod) -> tuple[int, ...] | None:
-    """Processes of this machine that do a method's work; ``None`` if there are some that can't be found."""
+    """Returns the processes on this machine that do a method's work, or ``None`` if some can't be found."""
     port = getattr(method, "local_port", None)
     found = () if port is None else listening_processes(port)
     # a server in this very process is counted as our own already
@@ -272,7 +272,7 @@ def _helpers(method: DecodingMethod) -> tuple[int, ...] | None:
 
 @contextlib.contextmanager
 def torch_threads(num_threads: int | None) -> Iterator[None]:
-    """Runs a block with so many torch threads; ``None`` leaves them as they are."""
+    """Runs a block with this number of torch threads; ``None`` leaves it unchanged."""
     if num_threads is None:
         yield
         return

@@ -1,4 +1,4 @@
-"""The header of a run: what was asked, of which model, with which data, on which machine, and what to warn of."""
+"""Writes the header of a run: the request, the model, the data, the machine and the warnings."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def make_header(prepared: Prepared, folder: Path) -> RunHeader:
-    """The header of a run about to begin."""
+    """Builds the header of a run that is about to begin."""
     request, target, captured = prepared.request, prepared.target, prepared.captured
     cells = prepared.expansion.cells
     environment = {**fingerprint(), **backend_facts(cell.kernels for cell in cells)}
@@ -70,17 +70,17 @@ def make_header(prepared: Prepared, folder: Path) -> RunHeader:
 
 
 def _with_own_sizes(cell: Cell) -> Cell:
-    """The cell with what its method says of its sizes now: a reader of the run may not have the checkpoint."""
+    """Adds the sizes that the cell's method reports, since a reader of the run may not have the checkpoint."""
     return dataclasses.replace(cell, own_sizes=dict(config_of(cell).own_sizes(cell.model)))
 
 
 def command_line() -> tuple[str, ...]:
-    """The command as typed, without the folder the program lies in."""
+    """Returns the command as typed, without the program's folder."""
     return (Path(sys.argv[0]).name, *map(printable, sys.argv[1:]))
 
 
 def warnings_of(prepared: Prepared) -> tuple[Note, ...]:
-    """Returns what every report must say first, worst first."""
+    """Returns the notes that every report must show first, most severe first."""
     request, target, captured = prepared.request, prepared.target, prepared.captured
     notes = list(captured.notes)
     if target.identity.note:

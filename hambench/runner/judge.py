@@ -1,8 +1,8 @@
-"""Fidelity to the target: what the target itself makes of every answer of a run, token by token.
+"""Judges fidelity to the target: scores every answer of a run token by token with the target model.
 
-An answer is teacher-forced as it stands, in the run's type, by the model as it is loaded: one prefill per distinct
-prompt, then one pass over the rows of each *distinct* answer on the prompt's cache. Cells that answered alike share it.
-It is taken after the answers were made and timed, so it is in no speed.
+Each answer is teacher-forced in the run's dtype: one prefill per distinct prompt, then one pass over the rows of each
+*distinct* answer on the prompt's cache. Cells with the same answer share the pass. Judging follows generation and is
+not part of any speed.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ class Reading:
 
 
 def judge(folder: Path, *, device: str | None = None) -> Run:
-    """Judges the answers of a stored run that have no judgement yet, and gives the run with all of them.
+    """Judges the answers of a stored run that have no judgement yet; returns the run with all judgements.
 
     Args:
-        folder: A run; its model is loaded.
-        device: By default the GPU if there is one, else the CPU.
+        folder: Run folder; the run's model is loaded.
+        device: Device of the judge; by default the GPU if there is one, else the CPU.
 
     Raises:
-        HambenchError: If the model is no longer the run's, or an answer holds what the model does not know.
+        HambenchError: If the model has changed since the run, or an answer holds a token that the model does not have.
     """
     from hambench.models.target import load
     from hambench.runner.resume import refuse_other_model
@@ -67,7 +67,7 @@ def judge(folder: Path, *, device: str | None = None) -> Run:
 
 
 def judge_run(writer: RunWriter, target: TargetModel, *, progress: Progress | None = None) -> None:
-    """Judges what a stored run has not judged yet, one prompt's answers on the disk at a time, and notes the time."""
+    """Judges the answers without a judgement, writes them prompt by prompt, and records the time this took."""
     run = load_run(writer.folder)
     waiting = unjudged(run)
     if not waiting:
@@ -87,7 +87,7 @@ def judge_run(writer: RunWriter, target: TargetModel, *, progress: Progress | No
 
 
 def unjudged(run: Run) -> dict[str, SampleRecord]:
-    """One record of each distinct answer that has no judgement, by :func:`hambench.records.answer_key`."""
+    """Returns one record per distinct answer without a judgement, by :func:`hambench.records.answer_key`."""
     waiting: dict[str, SampleRecord] = {}
     for record in run.measured:
         if record.trace is not None and record.trace.token_ids and run.judged(record) is None:
@@ -131,7 +131,7 @@ def _judge(run: Run, waiting: dict[str, SampleRecord], target: TargetModel) -> I
 
 
 def _alien(record: SampleRecord, target: TargetModel) -> str:
-    """Why the target can't read an answer; empty if it can."""
+    """Returns why the target can't read an answer, or an empty text if it can."""
     assert record.trace is not None
     size = target.llama.shape.vocab_size
     unknown = next((token for token in record.trace.token_ids if not 0 <= token < size), None)
@@ -158,15 +158,15 @@ def _prompt_ids(run: Run, record: SampleRecord, cell: Cell, target: TargetModel)
 def read_answers(
     target: TargetModel, prompt: Sequence[int], answers: Sequence[Sequence[int]]
 ) -> list[Reading]:
-    """Teacher-forces answers to one prompt, whose cache they share.
+    """Teacher-forces several answers to one prompt on a shared prompt cache.
 
     Args:
         target: The judge.
-        prompt: Ids of the prompt, at least one.
-        answers: Ids of each answer, at least one, all of them in the target's vocabulary.
+        prompt: Token ids of the prompt, at least one.
+        answers: Token ids of each answer, at least one each, all in the target's vocabulary.
 
     Raises:
-        NotFiniteError: If logits of the target are not finite.
+        NotFiniteError: If the target's logits are not finite.
     """
     model = target.llama
     vocabulary = model.shape.vocab_size

@@ -1,6 +1,6 @@
-"""Knobs as typed values: finds a knob's field, reads its text as the field's type, and checks values that are given.
+"""Turns knobs into typed values: finds a knob's field, parses its text by the field's type, and checks given values.
 
-Text becomes values here and nowhere else; :class:`hambench.runner.sweep.Sweep` holds values only.
+Text is parsed only here; :class:`hambench.runner.sweep.Sweep` holds typed values.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "
 
 
 def field_of(config_class: type[MethodConfig], knob: str) -> str | None:
-    """The field that a knob's name or alias stands for; ``None`` if the method has none."""
+    """Returns the field for a knob's name or alias, or ``None`` if the method has no such knob."""
     field = config_class.aliases.get(knob, knob).replace("-", "_")
     return field if field in {item.name for item in dataclasses.fields(config_class)} else None
 
 
 def parse_knob(config_class: type[MethodConfig], name: str, text: str) -> KnobValue:
-    """A knob's value from text, by the type of its field.
+    """Parses a knob's value by the type of its field.
 
     Raises:
-        HambenchError: For an unknown knob, or text that is no such value.
+        HambenchError: For an unknown knob or text that does not parse.
     """
     field = field_of(config_class, name)
     if field is None:
@@ -52,13 +52,13 @@ def parse_knob(config_class: type[MethodConfig], name: str, text: str) -> KnobVa
 def requested_methods(
     methods: Sequence[str | MethodConfig],
 ) -> list[tuple[str, dict[str, KnobValue], bool]]:
-    """(method, knobs it is given, whether it was named itself) for each method that is asked for.
+    """Returns (method, given knobs, whether it was named explicitly) for each requested method.
 
     Args:
         methods: Registry names, ``all``, names with knobs as labels have them (``speculative[k=8]``), or configs.
 
     Raises:
-        HambenchError: For an unknown method or knob, or a word that is written otherwise.
+        HambenchError: For an unknown method or knob, or text of another form.
     """
     requested: list[tuple[str, dict[str, KnobValue], bool]] = []
     for word in methods:
@@ -77,10 +77,10 @@ def requested_methods(
 def parse_axes(
     methods: Sequence[str | MethodConfig], texts: Mapping[str, Sequence[str]]
 ) -> dict[str, tuple[KnobValue, ...]]:
-    """Values by ``method.knob`` from texts by ``knob`` or ``method.knob``, each read as its own method's type.
+    """Parses texts by ``knob`` or ``method.knob`` into values by ``method.knob``, using each method's own field type.
 
     Raises:
-        HambenchError: For a knob that no chosen method has, or text that is no such value.
+        HambenchError: For a knob that no chosen method has, or text that does not parse.
     """
     chosen = dict.fromkeys(name for name, _, _ in requested_methods(methods))
     values: dict[str, tuple[KnobValue, ...]] = {}

@@ -1,4 +1,4 @@
-"""What a run would do: cells, samples, tokens, time and memory, estimated from a short calibration."""
+"""Plans a run: cells, samples, tokens, time and memory, estimated from a short calibration."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class TaskPlan:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What would run. Times are upper bounds, on a machine as busy as in the calibration.
+    """What would run. Times are upper bounds on a machine as busy as during calibration.
 
-    Every answer is taken to be as long as its task allows and like no other; a quarter is added for what calibration
+    They assume that every answer is distinct and as long as its task allows, and add a quarter for what calibration
     can't see.
     """
 
@@ -60,16 +60,16 @@ class Plan:
 
     @property
     def num_records(self) -> int:
-        """Records the run would hold."""
+        """Number of records that the run would make."""
         return len(self.cells) * self.repeats * sum(task.num_samples for task in self.tasks)
 
     @property
     def seconds(self) -> float:
-        """Longest time of the whole run; scoring is not in it."""
+        """Upper bound for the whole run in seconds, without scoring."""
         return self.fixed_s + MARGIN * self.repeats * sum(task.seconds for task in self.tasks)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON."""
+        """Returns the plan as JSON-compatible values."""
         return {**dataclasses.asdict(self), "num_records": self.num_records, "seconds": self.seconds}
 
 
@@ -126,7 +126,7 @@ def plan_run(request: RunRequest) -> Plan:
 
 
 def render_plan(plan: Plan, *, width: int = 110) -> str:
-    """The plan as text for a terminal."""
+    """Renders the plan as text for a terminal."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

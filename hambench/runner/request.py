@@ -1,4 +1,4 @@
-"""The request of a run, and the request with its model loaded and its samples chosen."""
+"""A run's request, and the prepared request with its model loaded and samples chosen."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EditionChoice = Literal["auto", "official", "offline"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunRequest:
-    """Everything a run is asked to do."""
+    """Everything that a run is asked to do."""
 
     sweep: Sweep
     suite: str | None

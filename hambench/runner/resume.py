@@ -1,4 +1,4 @@
-"""Facts that a resumed run must share with the run it continues."""
+"""Checks that a resumed run continues under the conditions of the original one."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 def decoding_options(header: RunHeader) -> DecodingOptions:
-    """The options a run was begun with."""
+    """Returns the decoding options that a run started with."""
     names = [field.name for field in dataclasses.fields(DecodingOptions)]
     return DecodingOptions(**{name: getattr(header, name) for name in names})
 
 
 def refuse_other_model(header: RunHeader, target: TargetModel) -> None:
-    """Refuses a target whose weights are not those that a run began with.
+    """Refuses a target whose weights differ from those that the run started with.
 
     Raises:
         HambenchError: With both digests.

@@ -1,4 +1,4 @@
-"""One run from request to stored records: capture → generate → score. Knows every part, each through its registry."""
+"""Executes one run from request to stored records (capture → generate → score) through the registries."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def prepare(request: RunRequest, *, calibrated: bool = False) -> Prepared:
-    """Loads the model, captures the suite and chooses the samples; every scorer's needs are checked here.
+    """Loads the model, captures the suite, chooses the samples and checks what the scorers need.
 
     Raises:
         HambenchError: For a request that can't be run.
@@ -99,10 +99,10 @@ def start_run(
     progress: Progress | None = None,
     judging: JudgeProgress | None = None,
 ) -> Run:
-    """Makes a new run in ``folder``; ``judging`` is told how many distinct answers the target has judged.
+    """Makes a new run in ``folder``; ``judging`` is called with the number of distinct answers judged so far.
 
     Raises:
-        HambenchError: For a request that can't be run; nothing is written then.
+        HambenchError: For a request that can't be run; nothing has been written in that case.
     """
     from hambench.runner.header import make_header
     from hambench.runner.judge import judge_run
@@ -137,13 +137,13 @@ def resume_run(
         folder: The run.
         allow_code_execution: Whether programs of the model may run.
         progress: Called after each record.
-        judging: Told how many distinct answers the target has judged.
-        say: Told of what differs from where the run began and may change its figures: versions, machine, threads.
-        executor: Where records are made.
-        ray_address: Of a running cluster.
+        judging: Called with the number of distinct answers judged so far.
+        say: Called with each difference from the original environment (versions, machine, threads).
+        executor: Name of the executor.
+        ray_address: Address of a running Ray cluster.
 
     Raises:
-        HambenchError: If the model, or weights that a method uses, are no longer those the run began with.
+        HambenchError: If the model's weights, or weights that a method uses, have changed since the run started.
     """
     from hambench.models.target import load
     from hambench.runner.judge import judge_run
@@ -169,7 +169,7 @@ def resume_run(
 
 
 def score_run(writer: RunWriter, *, allow_code_execution: bool) -> None:
-    """Scores every stored answer that has no score yet; a run of fixed lengths has nothing to score."""
+    """Scores every stored answer without a score; a fixed-length run has none to score."""
     from hambench import suites
 
     run = load_run(writer.folder)
@@ -238,7 +238,7 @@ def _compare_with_the_beginning(
     writer: RunWriter,
     say: Callable[[str], None],
 ) -> None:
-    """Refuses other weights than a run began with; says and stores what else differs."""
+    """Refuses weights other than those of the run's start; reports and stores all other differences."""
     from hambench._version import __version__
     from hambench.machine.fingerprint import ACCURACY_KEYS, SPEED_KEYS, differences, fingerprint
     from hambench.runner.backend import backend_facts

@@ -1,4 +1,4 @@
-"""From methods, knob values and axes to cells: the product of all of them. Pure data, no torch."""
+"""Expands methods, knob values and axes into cells, their Cartesian product. Pure data, no torch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAX_CELLS = 10_000
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """What to compare: the product of methods' knob values and of the conditions they run under, on one model."""
+    """What to compare on one model: the product of the methods' knob values and of the conditions they run under."""
 
     model: str
     methods: tuple[str | MethodConfig, ...] = (ALL,)
@@ -60,7 +60,7 @@ class Sweep:
                     raise HambenchError(f"{name} must be >= {least}, got {value}")
 
     def expand(self, target: TargetModel | None = None, *, ask_availability: bool = True) -> Expansion:
-        """All cells in report order, and what was left out of ``all`` with the reason.
+        """Returns all cells in report order, and what ``all`` leaves out, with reasons.
 
         Args:
             target: The loaded model, if it is: what depends on more than its name is asked of it.
@@ -68,7 +68,7 @@ class Sweep:
                 to be made, as for the exact gate's toy.
 
         Raises:
-            HambenchError: For an unknown method or knob, a value a method refuses, or an empty expansion.
+            HambenchError: For an unknown method or knob, a value that a method refuses, or an empty expansion.
         """
         configs: list[MethodConfig] = []
         left_out: list[str] = []
@@ -122,10 +122,10 @@ class Sweep:
         return Expansion(_with_unique_labels(cells), tuple(left_out))
 
     def single(self) -> Cell:
-        """The one cell of a sweep that must not expand further; an axis left open takes the config's own default.
+        """Returns the only cell of a sweep that must not expand further; an open axis takes the config's default.
 
         Raises:
-            HambenchError: If the words give more than one cell.
+            HambenchError: If the sweep has more than one cell.
         """
         cells = self.expand().cells
         if len(cells) > 1 and len(self.methods) == 1 and self.methods[0] != ALL:
@@ -177,7 +177,7 @@ class Expansion:
 
 
 def config_of(cell: Cell) -> MethodConfig:
-    """The config a cell was made from."""
+    """Returns the config that a cell was made from."""
     return method_config(cell.method).from_knobs(cell.knobs)
 
 
@@ -194,7 +194,7 @@ def _refuse_too_many(*axes: Sequence[object]) -> None:
 
 
 def _label(config: MethodConfig, extras: Mapping[str, KnobValue]) -> str:
-    """The config's label with the axes that are not the method's own."""
+    """Returns the config's label plus the axes that are not knobs of the method."""
     shown = [f"{name}={value}" for name, value in extras.items() if value is not None]
     if not shown:
         return config.label
@@ -204,7 +204,7 @@ def _label(config: MethodConfig, extras: Mapping[str, KnobValue]) -> str:
 
 
 def _with_unique_labels(cells: Sequence[Cell]) -> tuple[Cell, ...]:
-    """The same configuration twice is an A/A run: the second gets a ``#2``."""
+    """Appends ``#2`` to the second of two equal configurations (an A/A run)."""
     seen: dict[str, int] = {}
     unique = []
     for cell in cells:

@@ -1,4 +1,4 @@
-"""Where a run's records are made: in this process, or on the workers of a Ray cluster."""
+"""Executors: make a run's records in this process or on the workers of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ NAMES = ("local", "ray")
 
 
 class Executor(Protocol):
-    """Makes the records of a run; the store has one writer, and it is here."""
+    """Makes the records of a run. The store has a single writer, the driver's process."""
 
     def run(self, generator: Generator, writer: RunWriter, work: Workload) -> None:
         """Makes the records of ``work``; see :meth:`hambench.runner.generator.Generator.run`."""
 
     def placement(self) -> tuple[str, ...]:
-        """One line for each place that would work, for ``hambench plan``."""
+        """Returns one line per worker that would be used, for ``hambench plan``."""
 
 
 class LocalExecutor:
-    """This process."""
+    """Makes the records in this process."""
 
     def run(self, generator: Generator, writer: RunWriter, work: Workload) -> None:
-        """Makes the records one after the other."""
+        """Makes the records one after another."""
         generator.run(writer, work)
 
     def placement(self) -> tuple[str, ...]:
-        """Nothing worth a line."""
+        """Returns no lines: there is one process."""
         return ()
 
 
 def get_executor(name: str, *, ray_address: str | None = None) -> Executor:
-    """The executor of a name.
+    """Returns the executor with this name.
 
     Raises:
         HambenchError: For an unknown name, or if Ray is asked for and not installed.

@@ -1,7 +1,7 @@
-"""Records made on a Ray cluster: one actor a GPU (or a whole CPU node), records streamed back to the one store.
+"""Makes records on a Ray cluster: one actor per GPU (or per CPU node), records streamed back to the single store.
 
-All cells of a sample stay on one worker, and all workers that take part are alike, so a comparison never mixes
-devices. A lost worker is replaced and its sample made again; a lost driver leaves a run that ``--resume`` finishes.
+All cells of a sample run on one worker, and only workers of one kind take part, so a comparison never mixes devices.
+A lost worker is replaced and its sample repeated; a lost driver leaves a run that ``--resume`` finishes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _CONNECT_S = 5.0
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where one worker runs."""
+    """Node and GPU on which one worker runs."""
 
     node_id: str
     num_cpus: int
@@ -60,10 +60,10 @@ class _Member:
 
 
 class RayExecutor:
-    """A cluster.
+    """Runs on a Ray cluster.
 
     Args:
-        address: Of a running cluster; by default one is started on this machine for the time of the run.
+        address: Address of a running cluster; by default one is started on this machine for the duration of the run.
     """
 
     def __init__(self, address: str | None = None) -> None:
@@ -71,12 +71,12 @@ class RayExecutor:
         self._num_named = 0
 
     def placement(self) -> tuple[str, ...]:
-        """The workers that a run would have."""
+        """Returns one line per worker that a run would have."""
         with self._connected():
             return tuple(str(place) for place in places())
 
     def run(self, generator: Generator, writer: RunWriter, work: Workload) -> None:
-        """Makes the records of ``work``, each on the disk as soon as it arrives.
+        """Makes the records of ``work`` and writes each to disk as soon as it arrives.
 
         Raises:
             HambenchError: If the cluster can't be reached, runs other software, or loses too many workers.
@@ -92,7 +92,7 @@ class RayExecutor:
                     ray.kill(member.actor)
 
     def _start(self, generator: Generator, writer: RunWriter) -> list[_Member]:
-        """Workers that are alike and run the driver's software, warmed up."""
+        """Starts and warms up workers that are of one kind and run the driver's software."""
         members = [self._new_member(place, generator) for place in places()]
         if not members:
             raise HambenchError("the Ray cluster has no CPU or GPU to work on")
@@ -118,7 +118,7 @@ class RayExecutor:
         return _Member(name, place, actor)
 
     def _check(self, member: _Member, generator: Generator, writer: RunWriter) -> tuple[object, ...]:
-        """The kind of machine a worker is, once its software and its model are known to be the driver's."""
+        """Returns a worker's kind of machine after checking that its software and model are the driver's."""
         environment, sha256 = _get(member.actor.describe.remote(), member)
         difference = mismatch(fingerprint(), environment)
         if difference is not None:
@@ -185,7 +185,7 @@ class RayExecutor:
             give(member)
 
     def _replace(self, lost: _Member, generator: Generator, writer: RunWriter) -> _Member:
-        """A new worker where the lost one was, or on whatever node is left for it."""
+        """Starts a new worker where the lost one ran, or on any node that is left."""
         alive = places()
         place = lost.place if lost.place in alive else next(iter(alive), None)
         if place is None:
@@ -223,7 +223,7 @@ class RayExecutor:
 
 
 def places() -> list[Place]:
-    """Where workers fit: one a GPU, or, on a cluster without, one a node with all its cores."""
+    """Returns the places for workers: one per GPU, or on a cluster without GPUs one per node with all its cores."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
     resources = [(str(node["NodeID"]), node["Resources"]) for node in nodes]
     if any(each.get("GPU", 0) >= 1 for _, each in resources):
@@ -232,10 +232,10 @@ def places() -> list[Place]:
 
 
 def check_address(address: str) -> None:
-    """Asks whether anything listens at ``host:port``; Ray itself would try for minutes.
+    """Checks that something listens at ``host:port``; Ray itself would retry for minutes.
 
     Raises:
-        HambenchError: If nothing does.
+        HambenchError: If nothing listens there.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal():
@@ -260,7 +260,7 @@ def _get(reference: Any, member: _Member) -> Any:
 
 
 def _cause(error: RayTaskError) -> Exception:
-    """What a worker raised, as the local executor would have raised it."""
+    """Returns the worker's exception as the local executor would have raised it."""
     cause = getattr(error, "cause", None)
     return (
         cause if isinstance(cause, HambenchError) else HambenchError(f"a Ray worker failed: {cause or error}")

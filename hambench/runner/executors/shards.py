@@ -1,4 +1,4 @@
-"""Which worker makes which records: pure bookkeeping, no Ray."""
+"""Assigns records to workers: pure bookkeeping, no Ray."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Shard = tuple[Job, ...]
 
 
 def make_shards(jobs: Iterable[Job]) -> list[Shard]:
-    """Jobs grouped by (sample, repeat), order kept: a comparison is paired by sample, so it stays on one device."""
+    """Groups jobs by (sample, repeat) in order: comparisons are paired by sample, so a sample stays on one device."""
     by_sample: dict[tuple[str, int], list[Job]] = {}
     for job in jobs:
         by_sample.setdefault((job.sample.sample_id, job.repeat), []).append(job)
@@ -21,7 +21,7 @@ def make_shards(jobs: Iterable[Job]) -> list[Shard]:
 
 
 def largest_alike(machines: Mapping[W, Hashable]) -> list[W]:
-    """The workers of the most common kind of machine, in order: only like is compared with like."""
+    """Returns the workers of the most common kind of machine, in order, so that a run never mixes kinds."""
     if not machines:
         return []
     kind, _ = Counter(machines.values()).most_common(1)[0]
@@ -29,10 +29,10 @@ def largest_alike(machines: Mapping[W, Hashable]) -> list[W]:
 
 
 class Shards:
-    """What is left to do, and who does it.
+    """Remaining work and who does it.
 
     Args:
-        shards: All of it.
+        shards: All shards of the run.
     """
 
     def __init__(self, shards: Sequence[Shard]) -> None:
@@ -42,7 +42,7 @@ class Shards:
         self._finished: set[tuple[str, str, int]] = set()
 
     def next_job(self, worker: Hashable) -> Job | None:
-        """The worker's next job: the rest of its shard, then another; ``None`` if nothing waits."""
+        """Returns the worker's next job, first from its own shard, then from a new one; ``None`` if nothing waits."""
         shard = self._taken.get(worker, ())
         position = self._next.get(worker, 0)
         if position == len(shard):
@@ -55,13 +55,13 @@ class Shards:
         return shard[position]
 
     def finish(self, job: Job) -> bool:
-        """Notes a finished job; false if it had been finished before, by a worker that was lost."""
+        """Marks a job as finished; returns false if a worker that was lost since had already finished it."""
         new = job.key not in self._finished
         self._finished.add(job.key)
         return new
 
     def lose(self, worker: Hashable) -> None:
-        """Puts a lost worker's whole shard back in front: half of it on another device would compare unlike."""
+        """Puts a lost worker's whole shard back in front: finishing it elsewhere would mix devices within a sample."""
         shard = self._taken.pop(worker, None)
         self._next.pop(worker, None)
         if shard is not None:
@@ -69,5 +69,5 @@ class Shards:
 
     @property
     def num_waiting(self) -> int:
-        """Shards that nobody has taken."""
+        """Number of shards that no worker has taken."""
         return len(self._waiting)

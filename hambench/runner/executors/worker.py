@@ -1,4 +1,4 @@
-"""What a worker of a cluster holds: the model, loaded once, and its methods."""
+"""A cluster worker: holds the model, loaded once, and its methods."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ SOFTWARE_KEYS = ("hambench", "commit", "torch", "transformers", "python")
 
 
 class Worker:
-    """One model on one device; the class that becomes a Ray actor.
+    """One model on one device (the class behind the Ray actor).
 
     Args:
         cells: The run's cells, all of one model.
-        options: How samples are decoded.
-        device: As given to the run; by default the GPU that Ray has assigned, else the CPU.
+        options: Decoding options of the run.
+        device: Device given to the run; by default the GPU that Ray assigned, else the CPU.
     """
 
     def __init__(self, cells: Sequence[Cell], options: DecodingOptions, device: str | None) -> None:
@@ -31,17 +31,17 @@ class Worker:
         self._load = CpuLoadMeter()
 
     def describe(self) -> tuple[Fingerprint, str]:
-        """The worker's own fingerprint, and the sha256 of its weights."""
+        """Returns the worker's environment fingerprint and the sha256 of its weights."""
         return fingerprint(), self._generator.target.identity.sha256
 
     def prepare(self) -> list[dict[str, Any]]:
-        """Warms every method up; the readings, as telemetry."""
+        """Warms up every method; returns the readings as telemetry."""
         readings = _Readings()
         self._generator.warm_up(readings.append_telemetry)
         return readings.items
 
     def record(self, job: Job) -> SampleRecord:
-        """One record."""
+        """Makes one record."""
         return self._generator.record(job, self._load)
 
 
@@ -54,6 +54,6 @@ class _Readings:
 
 
 def mismatch(driver: Fingerprint, worker: Fingerprint) -> str | None:
-    """What of a worker's software differs from the driver's; ``None`` if nothing does."""
+    """Returns how a worker's software differs from the driver's, or ``None`` if it does not."""
     found = differences(driver, worker, SOFTWARE_KEYS)
     return ", ".join(f"{key} {change}" for key, change in found.items()) or None
