@@ -7,7 +7,8 @@
 ``"./a,b"``            one value as it stands, in single or double quotes at its beginning and its end
 =====================  ==================================================================================
 
-A URL or a folder needs no quoting unless it holds a comma: ``endpoint[url=http://[::1]:8000/v1]``, ``--method-arg draft='"./a,b"'``.
+A URL or a folder needs no quotes unless it holds a comma:
+``endpoint[url=http://[::1]:8000/v1]``, ``--method-arg draft='"./a,b"'``.
 """
 
 from __future__ import annotations
