@@ -24,7 +24,7 @@ def run_pip(
         stdout: Where its output goes.
 
     Raises:
-        HambenchError: With pip's last line if it fails, and with the fix if there is no pip.
+        HambenchError: With pip's last error line if it fails, and with the fix if there is no pip.
     """
     try:
         done = subprocess.run(
@@ -42,4 +42,10 @@ def run_pip(
     lines = (done.stderr or "").strip().splitlines() or ["see its message above"]
     if "No module named pip" in lines[-1]:
         raise HambenchError(f"this Python environment has no pip: {FIX}")
-    raise HambenchError(lines[-1])
+    raise HambenchError(_cause(lines))
+
+
+def _cause(lines: list[str]) -> str:
+    """The line that says what went wrong: pip ends some failures with a hint or a notice of a newer pip."""
+    errors = [line for line in lines if line.lower().lstrip("× ").startswith("error")]
+    return errors[-1] if errors else lines[-1]

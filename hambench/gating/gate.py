@@ -80,6 +80,8 @@ def run_gates(request: GateRequest, *, say: Say | None = None) -> Outcome:
         HambenchError: For a request that makes no sense.
     """
     kinds = _kinds(request)
+    if "speed" in kinds and request.config.speed is not None:
+        validate_speed(request.config.speed)  # before a base is installed, which takes minutes
     say = say or (lambda line: None)
     outcomes: list[Outcome] = []
     with contextlib.ExitStack() as stack:
@@ -172,7 +174,6 @@ def update_baseline(gate: ExactGate, root: Path) -> tuple[Path, ExactBaseline]:
 
 def speed_gate(gate: SpeedGate, request: GateRequest, base: Code | None, *, say: Say) -> Outcome:
     """Paired blocks of every method of the gate."""
-    validate_speed(gate)
     threshold = gate.threshold if gate.threshold is not None else default_threshold()
     notes = []
     if request.noise is not None:

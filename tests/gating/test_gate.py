@@ -81,6 +81,7 @@ def test_base_method_pairs_two_methods_of_this_code(tmp_path):
         (["--head", "vanilla"], "--head METHOD needs --base METHOD"),
         (["--base-ref", "main", "--base", "vanilla"], "give one of them"),
         (["--only", "speed", "--base", "vanilla", "--blocks", "3"], "blocks must be 6 to"),
+        (["--only", "speed", "--base-ref", "no-such-commit", "--blocks", "3"], "blocks must be 6 to"),
         (["--only", "speed", "--base", "vanilla", "--threshold", "7"], "threshold must be between"),
         (["--only", "speed", "--base", "vanila"], "vanilla"),
     ],
