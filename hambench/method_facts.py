@@ -7,6 +7,7 @@ Nothing here imports torch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -50,6 +51,16 @@ class ShortOption:
     metavar: str = "AXIS"
     is_axis: bool = True
     """Whether the text is an axis (``1,2,4`` or ``0.5:0.9:0.1``); otherwise it is one value, e.g. a path."""
+
+
+class TokenDrafter(Protocol):
+    """Proposes tokens from the tokens of one sequence alone, without any model: an answer that is known replays it."""
+
+    def update(self, tokens: Sequence[int]) -> None:
+        """Takes in what the sequence has gained since the last call; ``tokens`` is all of it."""
+
+    def propose(self, tokens: Sequence[int], num_tokens: int) -> list[int]:
+        """Proposes at most ``num_tokens`` tokens, or its own limit, that may follow ``tokens``; all were taken in."""
 
 
 class ModelBytes(Protocol):

@@ -18,6 +18,7 @@ BUILTIN = {
     "vanilla": "hambench.methods.vanilla:VanillaConfig",
     "speculative": "hambench.methods.speculative:SpeculativeConfig",
     "prompt_lookup": "hambench.methods.prompt_lookup:PromptLookupConfig",
+    "suffix": "hambench.methods.suffix:SuffixConfig",
     "hamburger": "hambench.methods.hamburger:HamburgerConfig",
     "transformers": "hambench.methods.peers.transformers_generate:TransformersConfig",
     "llama_cpp": "hambench.methods.peers.llama_cpp:LlamaCppConfig",

@@ -23,6 +23,7 @@ CONTRACT = {
     "errors",
     "files",
     "groups",
+    "method_config",
     "method_facts",
     "paths",
     "pip",
@@ -108,6 +109,8 @@ LAYERS = {
 """Packages that a package may import, itself not counted. ``cli`` may import everything, and nothing imports it."""
 
 TYPE_ONLY_CIRCLES = {
+    # the contract is of sessions and of the configs that build them
+    ("method_config", "decoding"),
     # a config is importable without torch and builds its method lazily; the method's annotations name the config
     ("methods.hamburger.method", "methods.hamburger.config"),
     ("methods.peers.endpoint_session", "methods.peers.endpoint"),

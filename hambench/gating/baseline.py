@@ -39,14 +39,15 @@ class ExactBaseline:
 def default_methods() -> tuple[str, ...]:
     """The configurations that the gate decodes by default: what each method that ships with hambench asks for."""
     classes = [cls for cls in map(method_config, BUILTIN) if cls.in_all]
-    return tuple(cls.from_knobs(knobs).label for cls in classes for knobs in cls.gate_settings)
+    configs = [cls.from_knobs(knobs) for cls in classes for knobs in cls.gate_settings]
+    return tuple(config.label for config in configs if not config.depends_on_order)
 
 
 def measure_exact(methods: Sequence[str]) -> ExactBaseline:
     """Decodes the toy's prompts with every method, in this process and on one thread.
 
     Raises:
-        HambenchError: For an unknown method or knob.
+        HambenchError: For an unknown method or knob, or a setting whose answers depend on their order.
         CrashedError: If a method fails.
     """
     import torch
@@ -59,6 +60,11 @@ def measure_exact(methods: Sequence[str]) -> ExactBaseline:
 
     sweep = Sweep(model=toy.NAME, methods=tuple(methods), dtype="float32")
     cells = sweep.expand(ask_availability=False).cells
+    for cell in cells:
+        if config_of(cell).depends_on_order:
+            raise HambenchError(
+                f"{cell.label} can't be gated: what it counts depends on the answers before; leave its memory out"
+            )
     target = toy.load_toy()
     answers: dict[str, tuple[Answer, ...]] = {}
     doubts = [float("inf")]

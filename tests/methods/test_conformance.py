@@ -16,6 +16,7 @@ from hambench.methods.peers.transformers_generate import MODEL_KEY, Transformers
 from hambench.methods.peers.transformers_models import load_model
 from hambench.methods.prompt_lookup import PromptLookupConfig
 from hambench.methods.speculative import SpeculativeConfig
+from hambench.methods.suffix import SuffixConfig
 from hambench.methods.vanilla import VanillaConfig
 from hambench.runner.backend import run_by
 from hambench.runner.budget import calibrate
@@ -25,6 +26,8 @@ METHODS = [
     *(SpeculativeConfig(num_draft_tokens=k, kv=kv) for k in (1, 2, 4) for kv in ("separate", "shared")),
     PromptLookupConfig(),
     PromptLookupConfig(num_draft_tokens=1, max_ngram=1),
+    SuffixConfig(),
+    SuffixConfig(num_draft_tokens=3, factor=4.0, min_probability=0.0),
     *(HamburgerConfig(confidence=confidence) for confidence in (0.0, 0.45, 1.1)),
     *(TransformersConfig(mode=mode) for mode in ("dynamic", "static", "assistant", "prompt_lookup")),
 ]
@@ -152,6 +155,7 @@ def test_a_tiny_temperature_is_greedy(config, target):
         SpeculativeConfig(num_draft_tokens=64),
         SpeculativeConfig(num_draft_tokens=200, kv="shared"),
         PromptLookupConfig(num_draft_tokens=100, max_ngram=1),
+        SuffixConfig(num_draft_tokens=100, factor=50.0),
         TransformersConfig(mode="assistant", num_draft_tokens=64),
     ],
     ids=lambda config: config.label,

@@ -19,6 +19,7 @@ METHODS = (
     ("speculative", {"num_draft_tokens": 3, "kv": "separate"}),
     ("speculative", {"num_draft_tokens": 3, "kv": "shared"}),
     ("prompt_lookup", {"num_draft_tokens": 3}),
+    ("suffix", {"num_draft_tokens": 3}),
     ("hamburger", {"confidence": 0.0}),
     ("hamburger", {"confidence": 1.1}),
 )

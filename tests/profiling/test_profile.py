@@ -120,6 +120,7 @@ def test_recordings_do_not_nest() -> None:
             {("draft", "forward", "layers"), ("verify", "forward", "layers"), ("verify", "accept")},
         ),
         ("prompt_lookup", {("draft",), ("verify", "forward", "layers")}),
+        ("suffix", {("draft",), ("verify", "forward", "layers")}),
     ],
 )
 def test_phases_of_each_method_add_up_to_the_wall_time(

@@ -178,11 +178,11 @@ def test_shared_cache_costs_no_memory_and_no_draft_prefill(target):
 
 
 def test_ngram_index_prefers_the_longest_and_the_latest_match():
-    index = NgramIndex(3)
+    index = NgramIndex(3, 5)
     tokens = [1, 2, 3, 9, 2, 3, 8, 1, 2, 3]
     index.update(tokens)
-    assert index.lookup(tokens, 2) == [9, 2]  # 1 2 3 was followed by 9, though 2 3 was last followed by 8
+    assert index.propose(tokens, 2) == [9, 2]  # 1 2 3 was followed by 9, though 2 3 was last followed by 8
     tokens += [8, 5, 2, 3]
     index.update(tokens)
-    assert index.lookup(tokens, 2) == [8, 5]
-    assert index.lookup([77, 78], 2) == []
+    assert index.propose(tokens, 2) == [8, 5]
+    assert index.propose([77, 78], 2) == []

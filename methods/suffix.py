@@ -1,0 +1,176 @@
+"""Suffix decoding: proposes what most often followed the text's last words before, and verifies it.
+
+No draft model and no extra weights. Where prompt lookup copies after a short n-gram, the length of a match decides
+here how much is worth proposing, and counts decide which match and which continuation. After Oliaro et al. 2024
+(SuffixDecoding, arXiv 2411.04975); lossless like every verified method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+from hambench.decoding import KnobValue, MethodConfig, SamplingParams
+from hambench.method_facts import Look, Phase, ShortOption
+from hambench.methods.common.facts import DRAFT_TOKENS, SAMPLE, VERIFY
+from hambench.methods.common.lookup import PROPOSE, TAKE_IN
+from hambench.methods.common.suffix_automaton import SEPARATOR, Continuation, Match, SuffixAutomaton
+
+if TYPE_CHECKING:
+    from hambench.decoding import Target
+    from hambench.methods.common.lookup import LookupSession
+    from hambench.methods.common.sequence import TargetSequence
+
+DEPTH = 32
+"""Longest match whose continuations are counted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuffixConfig(MethodConfig):
+    """Proposes what most often followed the longest matches of the text so far, and verifies it; lossless."""
+
+    method: ClassVar[str] = "suffix"
+    lossless: ClassVar[bool] = True
+    aliases: ClassVar[dict[str, str]] = {
+        "k": "num_draft_tokens",
+        "p": "min_probability",
+        "cache": "earlier_answers",
+    }
+    look: ClassVar[Look | None] = Look("purple", "v", (6, 2, 1.5, 2))
+    phases: ClassVar[tuple[Phase, ...]] = (SAMPLE, PROPOSE, TAKE_IN, *VERIFY)
+    short_options: ClassVar[tuple[ShortOption, ...]] = (DRAFT_TOKENS,)
+    gate_settings: ClassVar[tuple[dict[str, KnobValue], ...]] = ({}, {"k": 4, "p": 0.5})
+
+    num_draft_tokens: int = 16
+    """Most tokens proposed a step."""
+    factor: float = 1.0
+    """Most tokens proposed per matched token: a match of n tokens earns factor * n."""
+    min_probability: float = 0.5
+    """Proposals end where the product of relative frequencies falls under this."""
+    earlier_answers: int = 0
+    """Newest answers whose tokens are searched too; the counts of an answer then depend on those before it."""
+
+    def __post_init__(self) -> None:
+        if self.num_draft_tokens < 1:
+            raise ValueError(f"num_draft_tokens (k) must be >= 1, got {self.num_draft_tokens}")
+        if not 0 < self.factor <= 1000:
+            raise ValueError(f"factor must be in (0, 1000], got {self.factor}")
+        if not 0 <= self.min_probability <= 1:
+            raise ValueError(f"min_probability (p) must be in [0, 1], got {self.min_probability}")
+        if self.earlier_answers < 0:
+            raise ValueError(f"earlier_answers (cache) must be >= 0, got {self.earlier_answers}")
+
+    @property
+    def depends_on_order(self) -> bool:
+        """Whether earlier answers are searched."""
+        return self.earlier_answers > 0
+
+    def token_drafter(self) -> SuffixDrafter | None:
+        """The drafter of one sequence; earlier answers are not a sequence's own."""
+        return None if self.earlier_answers else SuffixDrafter(self)
+
+    def build(self, target: Target) -> Suffix:
+        """Wraps the target; there is nothing to load."""
+        return Suffix(self.label, self, target)
+
+
+class SuffixDrafter:
+    """Proposals from one sequence, and from earlier answers where there are some.
+
+    Args:
+        config: The knobs.
+        earlier: Earlier answers; read only.
+    """
+
+    def __init__(self, config: SuffixConfig, earlier: SuffixAutomaton | None = None) -> None:
+        self._config, self._earlier = config, earlier
+        self._own = SuffixAutomaton(DEPTH)
+        self._num_seen = 0
+        self._in_earlier = Match(0, 0)
+
+    def update(self, tokens: Sequence[int]) -> None:
+        """See :class:`hambench.method_facts.TokenDrafter`."""
+        for token in tokens[self._num_seen :]:
+            self._own.add(token)
+            if self._earlier is not None:
+                self._in_earlier = self._earlier.follow(self._in_earlier, token)
+        self._num_seen = len(tokens)
+
+    def propose(self, tokens: Sequence[int], num_tokens: int) -> list[int]:
+        """See :class:`hambench.method_facts.TokenDrafter`."""
+        found = self._continuation(self._own, self._own.repeated_suffix(), num_tokens)
+        if self._earlier is not None:
+            earlier = self._continuation(self._earlier, self._in_earlier, num_tokens)
+            found = earlier if earlier.expected > found.expected else found
+        return found.tokens
+
+    def _continuation(self, automaton: SuffixAutomaton, match: Match, num_tokens: int) -> Continuation:
+        knobs = self._config
+        return automaton.continuation(
+            match,
+            min(num_tokens, knobs.num_draft_tokens),
+            factor=knobs.factor,
+            min_probability=knobs.min_probability,
+        )
+
+
+@dataclass
+class EarlierAnswers:
+    """The newest answers of one method, and an automaton over them.
+
+    An answer is taken in when the next one begins, because only then it is complete.
+    """
+
+    most: int
+    answers: list[tuple[int, ...]] = field(default_factory=list)
+    automaton: SuffixAutomaton = field(default_factory=lambda: SuffixAutomaton(DEPTH))
+    open: list[TargetSequence] = field(default_factory=list)
+
+    def next(self, sequence: TargetSequence) -> SuffixAutomaton:
+        """Takes in the answers that are done; returns the automaton for the next one's drafter."""
+        done = [tuple(each.tokens[len(each.prompt_ids) :]) for each in self.open]
+        self.open = [sequence]
+        self.answers += [answer for answer in done if answer]
+        if len(self.answers) > self.most:
+            # a drafter that still reads the old automaton keeps it
+            self.answers = self.answers[-self.most :]
+            self.automaton = SuffixAutomaton(DEPTH)
+            done = self.answers
+        for answer in done:
+            for token in (*answer, SEPARATOR):
+                self.automaton.add(token)
+        return self.automaton
+
+
+@dataclass(frozen=True)
+class Suffix:
+    """The target, proposing from the text so far."""
+
+    name: str
+    config: SuffixConfig
+    target: Target
+    lossless: bool = True
+    extra_weight_bytes: int = 0
+    earlier: EarlierAnswers | None = None
+
+    def __post_init__(self) -> None:
+        if self.config.earlier_answers and self.earlier is None:
+            object.__setattr__(self, "earlier", EarlierAnswers(self.config.earlier_answers))
+
+    def warmup(self) -> None:
+        """Decodes a few tokens; the made-up prompt repeats itself, so verification is warmed too."""
+        from hambench.methods.common.sequence import decode_a_little
+
+        decode_a_little(self)
+
+    def start(self, prompt_ids: Sequence[int], params: SamplingParams) -> LookupSession:
+        """Opens a session; see :class:`hambench.decoding.DecodingMethod`."""
+        from hambench.methods.common.lookup import LookupSession
+        from hambench.methods.common.sequence import TargetSequence
+
+        sequence = TargetSequence(self.target, prompt_ids, params)
+        # a short answer has no room for a long draft
+        sequence.prepare(range(1, min(self.config.num_draft_tokens, params.max_new_tokens - 1) + 2))
+        earlier = None if self.earlier is None else self.earlier.next(sequence)
+        return LookupSession(sequence, SuffixDrafter(self.config, earlier))
