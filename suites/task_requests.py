@@ -1,4 +1,4 @@
-"""The requests of one task, and the task that scores their answers: both made by lm-eval's own classes."""
+"""Builds the prompts of one task, and the task that scores their answers, both with lm-eval's own classes."""
 
 from __future__ import annotations
 
@@ -58,7 +58,6 @@ def capture_task(
         DataError: If a data file is broken.
         HambenchError: If the task's requests can't be made.
     """
-    from hambench.suites.harness.lm_tasks import requests_of
     from hambench.suites.harness.shims import fast_lm_eval
 
     entry = asked.entry
@@ -71,13 +70,27 @@ def capture_task(
     template = _as_lm_eval_calls(template) if entry.chat else None
     with _own_failure():
         task = make_task(entry.name, plan, found.rows)
-        requests = requests_of(task, limit=limit, chat_template=template, multiturn=entry.multiturn)
+        requests = _build_prompts(task, limit=limit, chat_template=template, multiturn=entry.multiturn)
         with fast_lm_eval():
             samples = [
                 _sample(task, each, entry, suite=suite, edition=edition, chat=template is not None)
                 for each in requests
             ]
     return samples, plan
+
+
+def _build_prompts(task: Any, *, limit: int | None, chat_template: Any, multiturn: bool) -> list[Any]:
+    """Has lm-eval build the task's prompts, few-shot examples and chat template included, in the order of its rows."""
+    from hambench.suites.harness.shims import fast_lm_eval, quiet_lm_eval
+
+    with quiet_lm_eval(), fast_lm_eval():
+        task.build_all_requests(
+            limit=limit,
+            apply_chat_template=chat_template is not None,
+            fewshot_as_multiturn=multiturn and chat_template is not None,
+            chat_template=chat_template,
+        )
+    return list(task.instances)
 
 
 @contextlib.contextmanager

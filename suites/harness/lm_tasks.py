@@ -157,26 +157,6 @@ def build_task(
     return task
 
 
-def requests_of(
-    task: Any,
-    *,
-    limit: int | None,
-    chat_template: Any = None,
-    multiturn: bool = True,
-) -> list[Any]:
-    """The task's requests, built by lm-eval itself, in the order of its rows."""
-    from hambench.suites.harness.shims import fast_lm_eval, quiet_lm_eval
-
-    with quiet_lm_eval(), fast_lm_eval():
-        task.build_all_requests(
-            limit=limit,
-            apply_chat_template=chat_template is not None,
-            fewshot_as_multiturn=multiturn and chat_template is not None,
-            chat_template=chat_template,
-        )
-    return list(task.instances)
-
-
 def _asked_split(config: Mapping[str, Any]) -> str:
     split = config.get("test_split") or config.get("validation_split")
     if not split:
