@@ -130,7 +130,7 @@ def check_native() -> Finding:
 
     slower = "on a CPU torch's own operations decode instead, about 2.5 times as slowly"
     try:
-        library = native_library()
+        library = native_library(retry=True)
         chosen = library.instruction_set()
     except NativeUnavailableError as error:
         reason, _, fix = str(error).partition(": ")

@@ -3,12 +3,13 @@
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from hambench.kernels.cpu.build import INSTALL_HINT, compiler_version, find_compiler
 
 
-def runtime_of(compiler: str) -> list[str]:
+def runtime_of(compiler: Sequence[str]) -> list[str]:
     """Paths of the runtime of AddressSanitizer and UndefinedBehaviorSanitizer.
 
     Raises:
@@ -23,14 +24,16 @@ def runtime_of(compiler: str) -> list[str]:
     return [_first_of(compiler, names) for names in wanted]
 
 
-def _first_of(compiler: str, names: tuple[str, ...]) -> str:
+def _first_of(compiler: Sequence[str], names: tuple[str, ...]) -> str:
     for name in names:
-        command = [compiler, f"-print-file-name={name}"]
+        command = [*compiler, f"-print-file-name={name}"]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
         # a compiler that has no such file repeats the name
         if Path(said).is_absolute() and Path(said).exists():
             return said
-    raise FileNotFoundError(f"{compiler} has no {names[0]}: install the sanitizers' runtime of this compiler")
+    raise FileNotFoundError(
+        f"{compiler[0]} has no {names[0]}: install the sanitizers' runtime of this compiler"
+    )
 
 
 def main() -> None:

@@ -148,7 +148,7 @@ def test_the_runtime_is_that_of_the_compiler_that_builds(tmp_path, version, file
         f'[ "$1" = --version ] && echo "{version}" && exit\nname=${{1#*=}}\n'
         f'[ -e {tmp_path}/$name ] && echo {tmp_path}/$name || echo "$name"',
     )
-    compiler = str(tmp_path / "compiler")
+    compiler = (str(tmp_path / "compiler"),)
     assert sanitizer_runtime.runtime_of(compiler) == [str(tmp_path / name) for name in files]
     (tmp_path / files[-1]).unlink()
     with pytest.raises(FileNotFoundError, match="install the sanitizers' runtime"):

@@ -10,9 +10,11 @@ import concurrent.futures
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -20,7 +22,9 @@ from filelock import FileLock
 
 SOURCE = Path(__file__).parent / "source"
 COMPILERS = ("g++", "clang++", "c++")
-"""Tried in this order, after ``CXX``."""
+"""Tried in this order where ``CXX`` is not set."""
+FAILURE_S = 24 * 3600.0
+"""Seconds for which a failed compilation is remembered and not tried again."""
 INSTALL_HINT = "install g++ 10 or later (Debian: apt-get install g++), or set CXX"
 
 # a fused multiply-add where the source has none would change bits from one compiler to the next
@@ -38,15 +42,30 @@ class BuildError(RuntimeError):
     """The library could not be compiled; one line says why, and what to do about it."""
 
 
-def find_compiler() -> str | None:
-    """The C++ compiler to use: the one that ``CXX`` names, or the first of :data:`COMPILERS` on the path."""
+def find_compiler() -> tuple[str, ...] | None:
+    """The C++ compiler to use, as the words of its command: ``CXX`` whole, or the first of :data:`COMPILERS` found.
+
+    Raises:
+        BuildError: If ``CXX`` is not a command line.
+    """
     own = os.environ.get("CXX")
-    names = (own.split()[0],) if own else COMPILERS
-    return next((path for path in map(shutil.which, names) if path), None)
+    try:
+        commands = [shlex.split(own)] if own else [[name] for name in COMPILERS]
+    except ValueError as error:
+        raise BuildError(
+            f"CXX={own!r} is not a command line ({error}): write it as a shell would take it"
+        ) from error
+    return next(
+        ((path, *options) for name, *options in filter(None, commands) if (path := shutil.which(name))), None
+    )
 
 
 def build_library(
-    cache: Path, *, sanitizers: Sequence[str] = (), say: Callable[[str], None] | None = None
+    cache: Path,
+    *,
+    sanitizers: Sequence[str] = (),
+    say: Callable[[str], None] | None = None,
+    retry: bool = False,
 ) -> Path:
     """The compiled library's path; compiles it if the cache has none for this source, compiler and flags.
 
@@ -54,9 +73,10 @@ def build_library(
         cache: Folder to keep it in. Several processes may ask at once: one compiles, the others wait.
         sanitizers: For tests, e.g. ``("address", "undefined")``; turns assertions on as well.
         say: Told the compiler's name before it is run.
+        retry: Compile again though that failed less than :data:`FAILURE_S` ago.
 
     Raises:
-        BuildError: If there is no compiler, it fails, or the cache can't be written.
+        BuildError: If there is no compiler, it fails or has failed lately, or the cache can't be written.
     """
     compiler = find_compiler()
     if compiler is None:
@@ -71,34 +91,65 @@ def build_library(
         library.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(library.with_suffix(".lock")):
             if not library.is_file():
+                if not retry:
+                    _refuse_failed(library)
                 if say is not None:
-                    say(Path(compiler).name)
+                    say(_name(compiler))
                 _compile(compiler, flags, library)
     except OSError as error:
         raise BuildError(f"the compiled library can't be kept in {cache}: {error}") from error
     return library
 
 
-def compiler_version(compiler: str) -> str:
+def compiler_version(compiler: Sequence[str]) -> str:
     """What the compiler says about itself.
 
     Raises:
         BuildError: If it can't be run.
     """
     try:
-        return subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+        return subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
-        raise BuildError(f"{compiler} --version fails ({error}): {INSTALL_HINT}") from error
+        raise BuildError(f"{shlex.join(compiler)} --version fails ({error}): {INSTALL_HINT}") from error
 
 
-def _key(compiler: str, flags: Sequence[str]) -> str:
+def _name(compiler: Sequence[str]) -> str:
+    return shlex.join((Path(compiler[0]).name, *compiler[1:]))
+
+
+def _failure(library: Path) -> Path:
+    """Holds the reason of a failed compilation."""
+    return library.with_name("failure.txt")
+
+
+def _refuse_failed(library: Path) -> None:
+    """Raises the reason of a compilation that failed lately: to fail again takes as long as to succeed."""
+    failure = _failure(library)
+    try:
+        age = time.time() - failure.stat().st_mtime
+        if not 0 <= age < FAILURE_S:
+            return
+        reason = failure.read_text()
+    except FileNotFoundError:
+        return
+    raise BuildError(f"{reason}; it is tried again a day after it failed, or now by hambench doctor")
+
+
+def _key(compiler: Sequence[str], flags: Sequence[str]) -> str:
     digest = hashlib.sha256()
     for path in sorted(SOURCE.iterdir()):
         if path.suffix in (".cpp", ".h"):
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
     digest.update(
         repr(
-            (compiler_version(compiler), list(flags), INSTRUCTION_SETS, _is_x86(), platform.system())
+            (
+                compiler[1:],
+                compiler_version(compiler),
+                list(flags),
+                INSTRUCTION_SETS,
+                _is_x86(),
+                platform.system(),
+            )
         ).encode()
     )
     return digest.hexdigest()[:24]
@@ -126,32 +177,40 @@ def _units(flags: Sequence[str]) -> dict[str, list[str]]:
     return units
 
 
-def _compile(compiler: str, flags: Sequence[str], library: Path) -> None:
+def _compile(compiler: Sequence[str], flags: Sequence[str], library: Path) -> None:
+    failure = _failure(library)
+    failure.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent, prefix="build-") as folder:
         units = _units(flags)
         objects = [str(Path(folder, f"{name}.o")) for name in units]
         with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
             jobs = [
-                pool.submit(_run, [compiler, *arguments, "-c", "-o", target])
+                pool.submit(_run, compiler, [*arguments, "-c", "-o", target])
                 for arguments, target in zip(units.values(), objects, strict=True)
             ]
-            for job in jobs:
-                job.result()
+            concurrent.futures.wait(jobs, return_when=concurrent.futures.FIRST_EXCEPTION)
+            # one unit that can't be compiled is enough
+            pool.shutdown(cancel_futures=True)
         whole = Path(folder, library.name)
         sanitize = [flag for flag in flags if flag.startswith("-fsanitize")]
-        _run([compiler, "-shared", *sanitize, "-o", str(whole), *objects, "-pthread"])
+        try:
+            for job in jobs:
+                if not job.cancelled():
+                    job.result()
+            _run(compiler, ["-shared", *sanitize, "-o", str(whole), *objects, "-pthread"])
+        except BuildError as error:
+            failure.write_text(str(error))
+            raise
         # a reader sees no file or a whole one
         whole.replace(library)
 
 
-def _run(command: list[str]) -> None:
+def _run(compiler: Sequence[str], arguments: Sequence[str]) -> None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run([*compiler, *arguments], capture_output=True, text=True, check=False)
     except OSError as error:
-        raise BuildError(f"{command[0]} can't be run ({error}): {INSTALL_HINT}") from error
+        raise BuildError(f"{_name(compiler)} can't be run ({error}): {INSTALL_HINT}") from error
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
         reason = lines[0].strip() if lines else f"exit status {done.returncode}"
-        raise BuildError(
-            f"{Path(command[0]).name} can't compile the native engine ({reason}): {INSTALL_HINT}"
-        )
+        raise BuildError(f"{_name(compiler)} can't compile the native engine ({reason}): {INSTALL_HINT}")

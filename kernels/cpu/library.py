@@ -206,14 +206,15 @@ class Library:
         self.functions.hb_pool_may_go_alone(allowed)
 
 
-def load_library(cache: Path, *, say: Callable[[str], None] | None = None) -> Library:
+def load_library(cache: Path, *, say: Callable[[str], None] | None = None, retry: bool = False) -> Library:
     """The library, compiled if need be.
 
     Args:
         cache: Where compiled libraries are kept.
         say: Told the compiler's name before it is run.
+        retry: Compile again though that failed lately.
 
     Raises:
         BuildError: If it can't be had here; one line says why.
     """
-    return Library(build_library(cache, say=say))
+    return Library(build_library(cache, say=say, retry=retry))

@@ -88,6 +88,10 @@ class NativeGrafts:
             raise ValueError(f"feature_layers must ascend, got {list(feature_layers)}")
         if merge.heads < 1 or hidden % merge.heads:
             raise ValueError(f"merge.heads must divide the hidden size {hidden}, got {merge.heads}")
+        if not base.has_embedding or not base.has_head:
+            raise ValueError("base must have an embedding, a final norm and a head")
+        if len(stop) != 3:
+            raise ValueError(f"stop must be three layers, got {len(stop)}")
         if micro.shape != base.shape:
             raise ValueError(f"micro must have the base's sizes {base.shape}, got {micro.shape}")
         width = stop[0].values.shape[0]
@@ -183,6 +187,8 @@ class NativeGrafts:
             )
         if slot_base.shape != self._base.shape or slot_base.num_layers != self._base.num_layers:
             raise ValueError("slot_base must have the base's sizes")
+        if not slot_base.has_head:
+            raise ValueError("slot_base must have a final norm and a head")
         self._base.check_ids(merged)
         native_part = Part()
         slot_base.fill(native_part, part, first_row=0)

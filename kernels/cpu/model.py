@@ -97,6 +97,8 @@ def shape_obstacle(
         return f"the model is on {device}"
     if dtype not in FLOATS:
         return f"the model is in {str(dtype).removeprefix('torch.')}, the kernels take bfloat16 and float32"
+    if min(shape[:-1]) < 1:
+        return f"a size of {shape} is not positive"
     if shape.head_dim % 2 or shape.head_dim > library.limits.head_dim:
         return (
             f"its head size is {shape.head_dim}, the kernels take even ones up to {library.limits.head_dim}"
@@ -138,6 +140,9 @@ class NativeModel:
     ) -> None:
         if not layers:
             raise ValueError("layers must hold at least one layer, got none")
+        obstacle = shape_obstacle(shape, cache_type, torch.device("cpu"), library)
+        if obstacle is not None:
+            raise ValueError(f"the kernels can't run this model: {obstacle}")
         self.library, self.shape, self.cache_type = library, shape, cache_type
         self.num_layers, self.max_rows = len(layers), library.limits.rows
         self._embedding = embedding
@@ -175,7 +180,10 @@ class NativeModel:
         norm = vector_tensor("final_norm", final_norm, hidden)
         pointer = None if embedding is None else embedding.data_ptr()
         raise_for(functions.hb_model_head(handle, native_head, norm, pointer))
-        self._has_head = head is not None and final_norm is not None
+        self.has_embedding = embedding is not None
+        """Whether ids go in."""
+        self.has_head = head is not None and final_norm is not None
+        """Whether logits and tokens come out."""
 
     @property
     def packed_bytes(self) -> int:
@@ -210,8 +218,15 @@ class NativeModel:
         Raises:
             ValueError: If an argument does not fit the model or a cache.
         """
+        if inputs.ndim not in (1, 2):
+            raise ValueError(f"inputs must be ids [T] or embeddings [T, D], got {list(inputs.shape)}")
         num_rows, width = inputs.shape[0], self.shape.hidden_size
         call, keep = self._call(num_rows, parts, positions, threads)
+        if inputs.is_floating_point() != (inputs.ndim == 2):
+            raise ValueError(
+                f"inputs must be whole numbers as ids [T] and floating point as embeddings [T, D], got "
+                f"{list(inputs.shape)} in {inputs.dtype}"
+            )
         if inputs.ndim == 1:
             if self._embedding is None:
                 raise ValueError("inputs must be embeddings: the model was made without an embedding")
@@ -263,6 +278,7 @@ class NativeModel:
         num_rows = len(tokens)
         if not 1 <= num_tokens <= num_rows:
             raise ValueError(f"num_tokens must be in 1..{num_rows} (the rows given), got {num_tokens}")
+        _check_layout(part)
         if chain < 0 or part.past + num_rows + chain > part.keys.shape[2]:
             raise ValueError(
                 f"chain must be >= 0 and fit the cache of {part.keys.shape[2]} slots behind {part.past + num_rows}, "
@@ -290,6 +306,10 @@ class NativeModel:
             raise ValueError(f"parts and positions must cover the {num_rows} rows")
         if threads < 1:
             raise ValueError(f"threads must be >= 1, got {threads}")
+        if len(
+            {address for part in parts for address in (part.keys.data_ptr(), part.values.data_ptr())}
+        ) != 2 * len(parts):
+            raise ValueError("parts must have keys and values of their own: two of them share memory")
         native_parts = (Part * len(parts))()
         first_row = 0
         for native_part, part in zip(native_parts, parts, strict=True):
@@ -308,6 +328,7 @@ class NativeModel:
         Raises:
             ValueError: If the cache is not one of this model or has no room.
         """
+        _check_layout(part)
         keys, values, past, num_rows = part
         capacity = keys.shape[2]
         size = (self.num_layers, self.shape.num_kv_heads, capacity, self.shape.head_dim)
@@ -326,7 +347,9 @@ class NativeModel:
             return None
         self._needs_norm("logits")
         if min(head_rows) < 0 or max(head_rows) >= num_rows or len(head_rows) > self.max_rows:
-            raise ValueError(f"head_rows must be in 0..{num_rows - 1}, got {list(head_rows)}")
+            raise ValueError(
+                f"head_rows must be in 0..{num_rows - 1}, {self.max_rows} at most, got {list(head_rows)}"
+            )
         rows = (ctypes.c_int32 * len(head_rows))(*head_rows)
         keep.append(rows)
         call.head_rows, call.num_head_rows = ctypes.addressof(rows), len(head_rows)
@@ -358,11 +381,17 @@ class NativeModel:
             )
 
     def _needs_norm(self, what: str) -> None:
-        if not self._has_head:
+        if not self.has_head:
             raise ValueError(f"{what} need a final norm and a head, which the model was made without")
 
     def _run(self, call: Forward, instruction_set: str) -> None:
         raise_for(self.library.functions.hb_run(self.handle, instruction_set.encode(), call))
+
+
+def _check_layout(part: CachePart) -> None:
+    for name, tensor in (("keys", part.keys), ("values", part.values)):
+        if tensor.ndim != 4:
+            raise ValueError(f"{name} must be [layers, KVH, S, Dh], got {list(tensor.shape)}")
 
 
 def raise_for(status: int) -> None:

@@ -22,13 +22,16 @@ class NativeUnavailableError(ModelError):
     """The native kernels can't be had here; the message says why and, behind a colon, what to do about it."""
 
 
-def native_library() -> Library:
+def native_library(*, retry: bool = False) -> Library:
     """The library; where the cache has none it is compiled, which takes some ten seconds once.
+
+    Args:
+        retry: Compile again though that failed lately.
 
     Raises:
         NativeUnavailableError: If it can't be had here, or ``HAMBENCH_CPU_ISA`` asks for what the machine lacks.
     """
-    library = _load()
+    library = _load(retry)
     try:
         library.instruction_set()
     except ValueError as error:
@@ -37,12 +40,13 @@ def native_library() -> Library:
 
 
 @functools.cache
-def _load() -> Library:
+def _load(retry: bool) -> Library:
     own = os.environ.get(NATIVE_CACHE)
     try:
         return load_library(
             Path(own).expanduser() if own else cache_dir() / "native",
             say=lambda compiler: _log.warning("compiling the native CPU engine with %s, once", compiler),
+            retry=retry,
         )
     except BuildError as error:
         raise NativeUnavailableError(str(error)) from error

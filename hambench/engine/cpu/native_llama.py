@@ -76,6 +76,10 @@ class NativeLlama(BackedByLlama):
             return self.reference.forward(
                 inputs, cache, positions=positions, num_logits=num_logits, feature_layers=feature_layers
             )
+        if positions is not None and positions.shape != (num_rows,):
+            raise ValueError(f"positions must be one per row, [{num_rows}], got {list(positions.shape)}")
+        if num_logits is not None and num_logits < 0:
+            raise ValueError(f"num_logits must be >= 0 or None for all, got {num_logits}")
         cache.require(num_rows)
         num_wanted = num_rows if num_logits is None else min(num_logits, num_rows)
         places = _following(cache, num_rows) if positions is None else positions.tolist()

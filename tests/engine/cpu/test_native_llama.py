@@ -352,6 +352,17 @@ def test_a_full_cache_is_refused_before_anything_is_written(library, llama):
     assert torch.equal(cache.keys, before)
 
 
+@pytest.mark.parametrize("num_positions", [2, 4])
+def test_positions_must_be_one_per_row(num_positions, library, llama):
+    native = native_of(llama, library)
+    cache = native.new_cache(8)
+    with pytest.raises(ValueError, match=rf"positions must be one per row, \[3\], got \[{num_positions}\]"):
+        native.forward(ids_of(3), cache, positions=torch.arange(num_positions))
+    with pytest.raises(ValueError, match="num_logits must be >= 0"):
+        native.forward(ids_of(3), cache, num_logits=-1)
+    assert cache.slots == 0
+
+
 def test_a_model_that_the_kernels_cannot_run_is_refused_with_the_reason(library, llama):
     half = Llama(TINY_SHAPE, random_weights(TINY_SHAPE), torch.float16)
     with pytest.raises(ModelError, match=r"float16.*--kernels reference"):

@@ -1,9 +1,11 @@
 """Compiling the native library: cached by what it is made of, whole or absent, and one line when it can't be had."""
 
+import os
 import shutil
 import stat
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -13,7 +15,7 @@ from hambench.kernels.cpu.library import ISA_VARIABLE, Library
 
 FAKE = """#!/bin/sh
 case "$*" in
-  --version) echo "fake {version}" ;;
+  *--version) echo "fake {version}" ;;
   *) echo "$@" >> {log}; {action} ;;
 esac
 """
@@ -75,6 +77,71 @@ def test_a_failed_build_says_one_line_and_leaves_nothing_behind(fake_compiler, t
     assert "\n" not in str(caught.value)
     assert not list((tmp_path / "cache").rglob("*.so"))
     assert not list((tmp_path / "cache").rglob("build-*"))
+
+
+def test_a_failed_build_is_remembered_for_a_day(fake_compiler, tmp_path):
+    log = fake_compiler(action="echo 'x.cpp:1: error: no such thing' >&2; exit 1")
+    cache = tmp_path / "cache"
+
+    def num_calls():
+        with pytest.raises(BuildError, match="no such thing"):
+            build_library(cache)
+        return len(log.read_text().splitlines())
+
+    num_first = num_calls()
+    with pytest.raises(
+        BuildError, match=r"no such thing.*tried again a day after .* now by hambench doctor"
+    ) as caught:
+        build_library(cache)
+    assert "\n" not in str(caught.value)
+    assert num_calls() == num_first
+    with pytest.raises(BuildError, match=r"set CXX$"):
+        build_library(cache, retry=True)
+    num_retried = num_calls()
+    assert num_retried > num_first
+    (failure,) = cache.rglob("failure.txt")
+    for age in (build.FAILURE_S + 60, -3600):
+        then = time.time() - age
+        os.utime(failure, (then, then))
+        assert num_calls() > num_retried
+        num_retried = len(log.read_text().splitlines())
+    # a compiler that works is tried, and its success forgets the failure
+    fake_compiler()
+    assert build_library(cache, retry=True).is_file()
+    assert not list(cache.rglob("failure.txt"))
+    assert build_library(cache).is_file()
+
+
+def test_another_compiler_is_tried_at_once_where_one_has_failed(fake_compiler, tmp_path):
+    fake_compiler(action="exit 1")
+    with pytest.raises(BuildError, match="exit status 1"):
+        build_library(tmp_path / "cache")
+    fake_compiler(version="2.0")
+    assert build_library(tmp_path / "cache").is_file()
+
+
+def test_all_words_of_cxx_are_the_command(fake_compiler, tmp_path, monkeypatch):
+    log = fake_compiler()
+    plain = build_library(tmp_path / "cache")
+    compiler = tmp_path / "fake-cxx"
+    wrapper = tmp_path / "wrap per"
+    wrapper.write_text('#!/bin/sh\necho "wrapped $*" >> ' + str(log) + '\nexec "$@"\n')
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("CXX", f"'{wrapper}' {compiler} -DOWN='a b'")
+    said = []
+    # options of its own make another library
+    assert build_library(tmp_path / "cache", say=said.append) != plain
+    assert said == [f"'wrap per' {compiler} '-DOWN=a b'"]
+    wrapped = [line for line in log.read_text().splitlines() if line.startswith("wrapped")]
+    # the version is asked as well
+    assert len(wrapped) == len(build._units(build.FLAGS)) + 2
+    assert all(line.startswith(f"wrapped {compiler} -DOWN=a b ") for line in wrapped)
+
+
+def test_a_cxx_that_is_no_command_line_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", "g++ 'open")
+    with pytest.raises(BuildError, match=r"CXX=.* is not a command line .*: write it as a shell"):
+        build_library(tmp_path)
 
 
 def test_without_a_compiler_the_error_says_how_to_get_one(monkeypatch, tmp_path):

@@ -36,7 +36,7 @@ def layer_weights(**changes):
     return LayerWeights(**{**weights, **changes})
 
 
-def make(library, *, layers=None, **changes):
+def make(library, *, layers=None, shape=SHAPE, **changes):
     arguments = {
         "frequencies": torch.rand(4),
         "final_norm": torch.ones(32),
@@ -44,7 +44,7 @@ def make(library, *, layers=None, **changes):
         "embedding": normal(50, 32),
         "cache_type": torch.float32,
     }
-    return NativeModel(library, SHAPE, layers or [layer_weights()] * NUM_LAYERS, **{**arguments, **changes})
+    return NativeModel(library, shape, layers or [layer_weights()] * NUM_LAYERS, **{**arguments, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,11 @@ def part(past=0, num_rows=1, capacity=16, dtype=torch.float32, **sizes):
 
 def run(model, inputs=None, parts=None, **changes):
     inputs = torch.tensor([1, 2]) if inputs is None else inputs
-    arguments = {"positions": range(len(inputs)), "instruction_set": "portable", "threads": 1}
+    arguments = {
+        "positions": range(inputs.numel() if inputs.ndim < 2 else len(inputs)),
+        "instruction_set": "portable",
+        "threads": 1,
+    }
     return model.forward(inputs, [part(num_rows=2)] if parts is None else parts, **{**arguments, **changes})
 
 
@@ -75,6 +79,8 @@ def greedy(model, tokens=(1, 2), cache=None, **changes):
     return model.greedy(tokens, cache, **{**arguments, **changes})
 
 
+SHARED = part(num_rows=1)
+FLAT = CachePart(torch.zeros(16, 8), torch.zeros(16, 8), 0, 2)
 TRANSPOSED = CachePart(*(torch.zeros(NUM_LAYERS, 16, 2, 8).transpose(1, 2) for _ in range(2)), 0, 2)
 
 
@@ -97,7 +103,15 @@ TRANSPOSED = CachePart(*(torch.zeros(NUM_LAYERS, 16, 2, 8).transpose(1, 2) for _
         ({"parts": [part(num_rows=2, heads=4)]}, "keys must be contiguous"),
         ({"parts": [part(num_rows=2, head_dim=16)]}, "keys must be contiguous"),
         ({"parts": [TRANSPOSED]}, "keys must be contiguous"),
-        ({"head_rows": [2]}, r"head_rows must be in 0\.\.1, got \[2\]"),
+        ({"parts": [FLAT]}, r"keys must be \[layers, KVH, S, Dh\], got \[16, 8\]"),
+        ({"parts": [SHARED, SHARED]}, "two of them share memory"),
+        ({"parts": [SHARED._replace(values=SHARED.keys, num_rows=2)]}, "two of them share memory"),
+        ({"inputs": torch.tensor([1.0, 2.0])}, r"whole numbers as ids .*got \[2\] in torch.float32"),
+        ({"inputs": torch.ones(2, 32, dtype=torch.int64)}, r"floating point as embeddings .*torch.int64"),
+        ({"inputs": torch.tensor(1)}, r"inputs must be ids \[T\] or embeddings \[T, D\], got \[\]"),
+        ({"inputs": torch.zeros(2, 32, 1)}, "inputs must be ids"),
+        ({"head_rows": [0, 1] * 33}, r"head_rows must be in 0\.\.1, 64 at most"),
+        ({"head_rows": [2]}, r"head_rows must be in 0\.\.1, 64 at most, got \[2\]"),
         ({"head_rows": [-1]}, "head_rows must be in"),
         ({"feature_layers": [2]}, r"feature_layers must be in 0\.\.1, got \[2\]"),
         ({"threads": 0}, "threads must be >= 1, got 0"),
@@ -116,6 +130,7 @@ def test_a_forward_with_wrong_arguments_is_refused(model, changes, message):
         ({"num_tokens": 0}, r"num_tokens must be in 1\.\.2 .*got 0"),
         ({"num_tokens": 3}, r"num_tokens must be in 1\.\.2 .*got 3"),
         ({"chain": -1}, "chain must be >= 0"),
+        ({"cache": FLAT}, r"keys must be \[layers, KVH, S, Dh\]"),
         ({"chain": 15}, "fit the cache of 16 slots behind 2, got 15"),
     ],
 )
@@ -144,6 +159,11 @@ def test_a_greedy_call_with_wrong_arguments_is_refused(model, changes, message):
         ({"head": LinearWeight(normal(49, 32))}, r"head.values must be contiguous \[50, 32\]"),
         ({"embedding": normal(50, 31)}, "embedding must be"),
         ({"frequencies": torch.rand(8)}, "frequencies must be"),
+        ({"cache_type": torch.float16}, "float16, the kernels take"),
+        ({"shape": SHAPE._replace(head_dim=7)}, "head size is 7"),
+        ({"shape": SHAPE._replace(num_kv_heads=3)}, "4 query heads over 3"),
+        ({"shape": SHAPE._replace(num_kv_heads=0)}, "is not positive"),
+        ({"shape": SHAPE._replace(vocab_size=-1)}, "is not positive"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(library, changes, message):
