@@ -19,6 +19,9 @@ SCHEMA_VERSION = 1
 
 BUSY_LOAD = 0.10
 """Share of the machine that others may take before a timing counts as disturbed, everywhere."""
+ALONE_SHARE = 0.05
+"""Share of an answer's native calls that may go alone before its timing counts as disturbed: such a call takes up to
+as many times as long as there are threads."""
 
 Truncation = Literal["error", "middle"]
 FinishReason = Literal["eos", "stop", "length", "steps"]
@@ -170,15 +173,25 @@ class SampleRecord:
     process has a peak (runs of older versions hold that)."""
     other_load: float | None = None
     """Share of the machine's CPU time that other processes took meanwhile, 0..1."""
+    native_calls: int | None = None
+    """Calls of the native engine during this answer; ``None`` where other kernels ran."""
+    native_calls_alone: int | None = None
+    """How many of them ran on one thread, although more were asked for, because others held a core."""
     throttles: tuple[str, ...] = ()
     """Why the GPU held its clocks down when the answer was done."""
     contaminated: bool = False
-    """Whether others took more of the machine meanwhile than a timing stands, or the GPU held its clocks down;
-    superseded where it could be measured again."""
+    """Whether others took more of the machine meanwhile than a timing stands, threads went alone for more than
+    :data:`ALONE_SHARE` of the native calls, or the GPU held its clocks down; superseded where it could be measured
+    again."""
     started_at: float | None = None
     """Unix time."""
     worker: str | None = None
     """Which worker of a cluster made it; its fingerprint is in the telemetry."""
+
+    @property
+    def share_alone(self) -> float:
+        """Share of the native calls that ran on one thread although more were asked for, 0..1."""
+        return (self.native_calls_alone or 0) / self.native_calls if self.native_calls else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+import os
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
 from hambench.errors import ModelError
 
@@ -18,7 +19,18 @@ KERNELS = ("auto", "reference", "native", "fused")
 """``reference``: torch's own operations; ``native``: the CPU engine; ``fused``: the GPU kernels; ``auto``: ``native``
 on a CPU where it can be had, ``fused`` for the regime ``graph``, else ``reference``."""
 
+INSTRUCTION_SET = "native_instruction_set"
+"""Key of a run's facts: the one set that all its native cells run with."""
+
 _log = logging.getLogger(__name__)
+
+
+class NativeCalls(NamedTuple):
+    """Calls of the native engine in this process so far."""
+
+    num: int
+    num_alone: int
+    """Calls that ran on one thread, although more were asked for, because waiting for the others was dear."""
 
 
 def choose_kernels(kernels: str, target: TargetModel, regimes: Iterable[str] = ("eager",)) -> str:
@@ -75,7 +87,30 @@ def backend_facts(kernels: Iterable[str]) -> dict[str, str]:
     from hambench.engine.cpu.native_library import native_library
 
     library = native_library()
-    return {"native_instruction_set": library.instruction_set(), "native_compiler": library.compiler}
+    return {INSTRUCTION_SET: library.instruction_set(), "native_compiler": library.compiler}
+
+
+def keep_to_instruction_set(facts: Mapping[str, object]) -> None:
+    """Makes this process's native engine use the set that a run's facts name, if this machine has it.
+
+    Two sets may give other bits, so a cell keeps to one, whoever makes its records.
+    """
+    from hambench.engine.cpu.native_library import native_library
+    from hambench.kernels.cpu.library import ISA_VARIABLE
+
+    wanted = facts.get(INSTRUCTION_SET)
+    if wanted is not None and wanted in native_library().instruction_sets():
+        os.environ[ISA_VARIABLE] = str(wanted)
+
+
+def native_calls(kernels: str) -> NativeCalls | None:
+    """How many calls the native engine has made in this process; ``None`` for cells that other kernels run."""
+    if kernels != "native":
+        return None
+    from hambench.engine.cpu.native_library import native_library
+
+    counts = native_library().pool_counts()
+    return NativeCalls(counts.calls, counts.alone)
 
 
 def _native(model: LanguageModel, regime: str) -> LanguageModel:

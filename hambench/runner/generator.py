@@ -17,7 +17,8 @@ from hambench.errors import HambenchError
 from hambench.machine.bandwidth import measure_bandwidth
 from hambench.machine.load import CpuLoadMeter, allocator_peak_bytes, listening_processes, reset_peak_memory
 from hambench.machine.nvml import Gpu, gpu_of
-from hambench.records import BUSY_LOAD, Cell, Sample, SampleRecord
+from hambench.records import ALONE_SHARE, BUSY_LOAD, Cell, Sample, SampleRecord
+from hambench.runner.backend import native_calls
 from hambench.runner.sweep import config_of
 from hambench.store import RecordKey, RunWriter
 
@@ -211,6 +212,7 @@ class Generator:
                 reset_peak_memory(str(target.device))
                 helpers = _helpers(method)
                 load.read(helpers)
+                calls_before = native_calls(job.cell.kernels)
                 trace = generate(
                     method,
                     prompt.ids,
@@ -220,6 +222,7 @@ class Generator:
                     think_end=options.think_end,
                     decode_text=target.tokenizer.decode,
                 )
+                calls = native_calls(job.cell.kernels)
                 meanwhile = load.read(helpers)
             throttles = (self._gpu.read().throttles or ()) if self._gpu is not None else ()
             text = answer_text(trace, target.tokenizer, sample.stop, think_end=options.think_end)
@@ -227,7 +230,7 @@ class Generator:
         # whatever one sample raises is that sample's: hours of others must not be lost to it
         except Exception as error:
             return SampleRecord(**base, error=f"{type(error).__name__}: {error}"[:2000])
-        return SampleRecord(
+        record = SampleRecord(
             **base,
             trace=trace,
             text=text,
@@ -235,9 +238,11 @@ class Generator:
             truncated_tokens=prompt.num_truncated,
             peak_memory_bytes=allocator_peak_bytes(str(target.device)),
             other_load=meanwhile.other if meanwhile else None,
+            native_calls=calls.num - calls_before.num if calls and calls_before else None,
+            native_calls_alone=calls.num_alone - calls_before.num_alone if calls and calls_before else None,
             throttles=throttles,
-            contaminated=bool(throttles) or (meanwhile is not None and meanwhile.other > BUSY_LOAD),
         )
+        return dataclasses.replace(record, contaminated=_is_contaminated(record))
 
     def warm_up(self, append_telemetry: Callable[[dict[str, Any]], None]) -> None:
         """Builds and warms up the method of every cell; passes the readings to ``append_telemetry``."""
@@ -260,6 +265,11 @@ class Generator:
         # after the probe: a GPU that was idle has had time to raise its clocks
         if self._gpu is not None:
             writer.append_telemetry({"kind": "gpu", "when": when, **dataclasses.asdict(self._gpu.read())})
+
+
+def _is_contaminated(record: SampleRecord) -> bool:
+    busy = (record.other_load or 0.0) > BUSY_LOAD
+    return bool(record.throttles) or busy or record.share_alone > ALONE_SHARE
 
 
 def _helpers(method: DecodingMethod) -> tuple[int, ...] | None:

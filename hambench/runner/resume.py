@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from hambench.errors import HambenchError
 from hambench.records import RunHeader
+from hambench.runner.backend import INSTRUCTION_SET
 from hambench.runner.generator import DecodingOptions
 
 if TYPE_CHECKING:
@@ -30,4 +32,23 @@ def refuse_other_model(header: RunHeader, target: TargetModel) -> None:
         raise HambenchError(
             f"{target.name} has changed since this run began (weights {before[:12]} then, {now[:12]} now): "
             "start a new run"
+        )
+
+
+def refuse_other_instruction_set(header: RunHeader, facts: Mapping[str, str]) -> None:
+    """Refuses native kernels of another instruction set than a run began with: a cell keeps to one.
+
+    Args:
+        header: The run's.
+        facts: What :func:`~hambench.runner.backend.backend_facts` says here and now.
+
+    Raises:
+        HambenchError: With both sets and what to do.
+    """
+    before, now = header.environment.get(INSTRUCTION_SET), facts.get(INSTRUCTION_SET)
+    # runs of older versions say nothing of it
+    if before is not None and now is not None and before != now:
+        raise HambenchError(
+            f"this run began with the native kernels for {before} and would go on with those for {now}, whose tokens "
+            f"may differ: set HAMBENCH_CPU_ISA={before} where the CPU has it, or start a new run"
         )

@@ -15,7 +15,7 @@ from hambench.records import RunHeader
 from hambench.runner.executors import get_executor
 from hambench.runner.generator import Generator, Progress, Workload, torch_threads
 from hambench.runner.request import Prepared, RunRequest
-from hambench.runner.resume import decoding_options, refuse_other_model
+from hambench.runner.resume import decoding_options, refuse_other_instruction_set, refuse_other_model
 from hambench.runner.sweep import Sweep
 from hambench.store import Run, RunWriter, load_run, record_key
 
@@ -253,7 +253,9 @@ def _compare_with_the_beginning(
                 "now): start a new run"
             )
     keys = tuple(dict.fromkeys((*SPEED_KEYS, *ACCURACY_KEYS, "python", "numpy", "commit", "commit_dirty")))
-    environment = {**fingerprint(), **backend_facts(cell.kernels for cell in header.cells)}
+    facts = backend_facts(cell.kernels for cell in header.cells)
+    refuse_other_instruction_set(header, facts)
+    environment = {**fingerprint(), **facts}
     changed = differences(header.environment, environment, keys)
     if header.hambench_version != __version__:
         changed["hambench"] = f"{header.hambench_version} → {__version__}"

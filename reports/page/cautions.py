@@ -8,7 +8,7 @@ from typing import Literal
 
 from hambench.analysis.fidelity import failures, repetition_cautions
 from hambench.analysis.thinking import advice, uncut_thinking
-from hambench.records import BUSY_LOAD
+from hambench.records import ALONE_SHARE, BUSY_LOAD
 from hambench.reports.html_text import without_paths
 from hambench.reports.view import View
 from hambench.reports.words import listing
@@ -89,7 +89,24 @@ def cautions(view: View) -> list[Caution]:
                 "warn", "Scorer failed", f"{len(failed)} answers have no score; they count in no accuracy."
             )
         )
-    disturbed = [r for r in run.measured if r.contaminated or (r.other_load or 0.0) > BUSY_LOAD]
+    alone = [r for r in run.measured if r.share_alone > ALONE_SHARE]
+    if alone:
+        num_calls = sum(r.native_calls or 0 for r in alone)
+        num_alone = sum(r.native_calls_alone or 0 for r in alone)
+        found.append(
+            Caution(
+                "warn",
+                "Threads went alone",
+                f"in {len(alone)} of {len(run.measured)} answers the native engine made {num_alone / num_calls:.0%} of "
+                "its calls on one thread, because others held a core: these answers took longer than on a quiet "
+                "machine.",
+            )
+        )
+    disturbed = [
+        r
+        for r in run.measured
+        if (r.other_load or 0.0) > BUSY_LOAD or (r.contaminated and r.share_alone <= ALONE_SHARE)
+    ]
     if disturbed:
         found.append(
             Caution(

@@ -294,6 +294,19 @@ def test_other_processes_are_told_of(run: Run) -> None:
     assert "Disturbed" not in [caution.title for caution in cautions(View(run))]
 
 
+def test_native_calls_that_went_alone_are_told_of(run: Run) -> None:
+    first, *rest = run.records
+    alone = replace(first, native_calls=40, native_calls_alone=10, contaminated=True)
+    records = (alone, *(replace(record, native_calls=40, native_calls_alone=2) for record in rest))
+    found = cautions(View(replace(run, records=records)))
+    (text,) = [caution.text for caution in found if caution.title == "Threads went alone"]
+    assert f"in 1 of {len(records)} answers the native engine made 25% of its calls on one thread" in text
+    # nobody else took more of the machine
+    assert "Disturbed" not in [caution.title for caution in found]
+    quiet = tuple(replace(record, native_calls=40, native_calls_alone=2) for record in run.records)
+    assert "Threads went alone" not in [c.title for c in cautions(View(replace(run, records=quiet)))]
+
+
 @pytest.mark.parametrize(("threads", "told"), [(4, True), (3, False)])
 def test_who_has_a_thread_on_every_core_is_told_to_leave_one(run: Run, threads: int, told: bool) -> None:
     environment = {**run.header.environment, "cpu_affinity": 4, "torch_threads": threads}

@@ -14,11 +14,21 @@ from hambench.engine.cpu.native_library import NativeUnavailableError
 from hambench.engine.cpu.native_llama import NativeLlama
 from hambench.engine.loop import generate
 from hambench.errors import ModelError
+from hambench.machine.load import CpuLoadMeter
 from hambench.methods.prompt_lookup import PromptLookupConfig
 from hambench.methods.speculative import SpeculativeConfig
 from hambench.methods.vanilla import VanillaConfig
+from hambench.records import Cell, Sample
 from hambench.runner import backend
-from hambench.runner.backend import backend_facts, choose_kernels, run_by
+from hambench.runner import generator as generator_module
+from hambench.runner.backend import (
+    NativeCalls,
+    backend_facts,
+    choose_kernels,
+    keep_to_instruction_set,
+    run_by,
+)
+from hambench.runner.generator import DecodingOptions, Generator, Job
 
 needs_compiler = pytest.mark.usefixtures("compiler")
 
@@ -108,6 +118,51 @@ def test_a_record_says_which_instruction_set_and_compiler_ran(monkeypatch):
     facts = backend_facts(["reference", "native"])
     assert facts["native_instruction_set"] == "portable"
     assert "g++" in facts["native_compiler"] or "clang" in facts["native_compiler"]
+
+
+@needs_compiler
+def test_a_process_keeps_to_the_instruction_set_of_a_run(monkeypatch):
+    monkeypatch.setenv("HAMBENCH_CPU_ISA", "")
+    best = native_library.native_library().instruction_set()
+    keep_to_instruction_set({})
+    keep_to_instruction_set({"native_instruction_set": "neon"})
+    assert native_library.native_library().instruction_set() == best
+    keep_to_instruction_set({"native_instruction_set": "portable"})
+    assert native_library.native_library().instruction_set() == "portable"
+
+
+@needs_compiler
+def test_a_record_counts_native_calls_and_those_that_went_alone(monkeypatch):
+    """The times of calls that wanted more threads than they got are not those of a quiet machine."""
+    label = Cell(method="vanilla", label="vanilla", knobs={}, model="m", dtype="float32", kernels="native")
+    asked = Sample(
+        sample_id="s/t/0",
+        suite="s",
+        task="t",
+        category="c",
+        doc_id=0,
+        prompt="abcd",
+        stop=(),
+        max_new_tokens=12,
+    )
+    generator = Generator(tiny_target(), (label,), DecodingOptions(ignore_eos=True))
+    record = generator.record(Job(label, asked, 0), CpuLoadMeter())
+    # the first token comes from torch's prefill, each other one from a call
+    assert (record.error, record.native_calls, record.share_alone) == (None, 11, 0.0)
+
+    counts = iter([NativeCalls(100, 3), NativeCalls(140, 5), NativeCalls(140, 5), NativeCalls(180, 8)])
+    monkeypatch.setattr(generator_module, "native_calls", lambda kernels: next(counts))
+    monkeypatch.setattr(CpuLoadMeter, "read", lambda *_: None)
+    just, over = (generator.record(Job(label, asked, 0), CpuLoadMeter()) for _ in range(2))
+    assert (just.native_calls, just.native_calls_alone, just.contaminated) == (40, 2, False)
+    assert (over.native_calls, over.native_calls_alone, over.contaminated) == (40, 3, True)
+
+    plain = dataclasses.replace(label, kernels="reference")
+    monkeypatch.undo()
+    record = Generator(tiny_target(), (plain,), DecodingOptions()).record(
+        Job(plain, asked, 0), CpuLoadMeter()
+    )
+    assert (record.native_calls, record.native_calls_alone) == (None, None)
 
 
 @needs_compiler

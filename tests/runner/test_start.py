@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import signal
@@ -6,11 +7,14 @@ import sys
 import time
 
 import pytest
+from native_fixtures import library_under_test, need_compiler
 
 from hambench.errors import HambenchError, StoreError
 from hambench.records import Cell, Sample
+from hambench.runner.backend import backend_facts
 from hambench.runner.generator import DecodingOptions, Generator, interleave_tasks, schedule
 from hambench.runner.request import RunRequest
+from hambench.runner.resume import refuse_other_instruction_set
 from hambench.runner.start import resume_run, start_run
 from hambench.runner.sweep import Sweep
 from hambench.store import load_run
@@ -198,6 +202,34 @@ def test_a_run_never_resumes_on_another_model(tiny_model, rows, tmp_path):
     (run.path / "run.json").write_text(json.dumps(header))
     with pytest.raises(HambenchError, match="has changed since this run began"):
         resume_run(run.path)
+
+
+def test_a_run_never_resumes_on_another_instruction_set(tiny_model, rows, tmp_path, monkeypatch):
+    """Two sets may give other tokens, and a cell keeps to one."""
+    need_compiler()
+
+    def stop(job, done, of):
+        raise KeyboardInterrupt
+
+    sweep = Sweep(model=str(tiny_model), methods=("vanilla",), dtype="float32", kernels=("native",))
+    asked = dataclasses.replace(request(tiny_model, rows), sweep=sweep)
+    folder = tmp_path / "run"
+    monkeypatch.setenv("HAMBENCH_CPU_ISA", "portable")
+    with pytest.raises(KeyboardInterrupt):
+        start_run(asked, folder, progress=stop)
+    environment = json.loads((folder / "run.json").read_text())["environment"]
+    environment["native_instruction_set"] = "avx1024"
+    refuse = "kernels for avx1024 and would go on with those for portable.*set HAMBENCH_CPU_ISA=avx1024"
+    header = dataclasses.replace(load_run(folder).header, environment=environment)
+    with pytest.raises(HambenchError, match=refuse):
+        refuse_other_instruction_set(header, backend_facts(["native"]))
+    refuse_other_instruction_set(header, backend_facts(["reference"]))
+    if len(library_under_test().instruction_sets()) > 1:
+        monkeypatch.setenv("HAMBENCH_CPU_ISA", library_under_test().instruction_sets()[0])
+        with pytest.raises(HambenchError, match="kernels for portable and would go on with those for"):
+            resume_run(folder)
+        monkeypatch.setenv("HAMBENCH_CPU_ISA", "portable")
+    assert resume_run(folder).complete
 
 
 def test_an_occupied_folder_is_refused_before_the_model_is_loaded(finished, rows, tmp_path):

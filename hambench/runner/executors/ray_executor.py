@@ -20,6 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from hambench.errors import HambenchError
 from hambench.machine.fingerprint import SPEED_KEYS, fingerprint
+from hambench.runner.backend import backend_facts
 from hambench.runner.executors.shards import Shards, largest_alike, make_shards
 from hambench.runner.executors.worker import Worker, mismatch
 from hambench.runner.generator import Job, Workload
@@ -114,13 +115,17 @@ class RayExecutor:
             "scheduling_strategy": NodeAffinitySchedulingStrategy(place.node_id, soft=False),
         }
         device = "cuda" if place.num_gpus else "cpu"
-        actor = ray.remote(Worker).options(**options).remote(generator.cells, generator.options, device)
+        facts = backend_facts(cell.kernels for cell in generator.cells)
+        actor = (
+            ray.remote(Worker).options(**options).remote(generator.cells, generator.options, device, facts)
+        )
         return _Member(name, place, actor)
 
     def _check(self, member: _Member, generator: Generator, writer: RunWriter) -> tuple[object, ...]:
         """Returns a worker's kind of machine after checking that its software and model are the driver's."""
         environment, sha256 = _get(member.actor.describe.remote(), member)
-        difference = mismatch(fingerprint(), environment)
+        ours = {**fingerprint(), **backend_facts(cell.kernels for cell in generator.cells)}
+        difference = mismatch(ours, environment)
         if difference is not None:
             raise HambenchError(
                 f"{member.name} ({member.place}) runs other software: {difference} (driver → worker)"

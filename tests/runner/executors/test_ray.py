@@ -6,6 +6,7 @@ import signal
 
 import psutil
 import pytest
+from native_fixtures import need_compiler
 
 from hambench.errors import HambenchError
 from hambench.runner.executors import get_executor
@@ -36,8 +37,9 @@ def cluster():
 
 @pytest.fixture(scope="module")
 def asked(tiny_model, rows):
-    def request(**kwargs):
-        sweep = Sweep(model=str(tiny_model), methods=("vanilla", "prompt_lookup"), dtype="float32")
+    def request(kernels="reference", **kwargs):
+        methods = ("vanilla", "prompt_lookup")
+        sweep = Sweep(model=str(tiny_model), methods=methods, dtype="float32", kernels=(kernels,))
         base = {
             "suite": "longbench",
             "tasks": ("lcc", "multifieldqa_en"),
@@ -129,6 +131,19 @@ def test_workers_with_other_software_are_refused(asked, cluster, tmp_path, monke
     monkeypatch.setattr(ray_executor, "fingerprint", lambda: ours | {"torch": "1.0"})
     with pytest.raises(HambenchError, match=r"w0 \(node .*\) runs other software: .*torch 1\.0 → "):
         start_run(asked(executor="ray", ray_address=cluster), tmp_path / "ray")
+
+
+@needs_ray
+@pytest.mark.slow
+def test_workers_run_the_drivers_instruction_set(asked, cluster, tmp_path, monkeypatch):
+    need_compiler()
+    # the cluster's processes were started without it
+    monkeypatch.setenv("HAMBENCH_CPU_ISA", "portable")
+    run = start_run(asked("native", executor="ray", ray_address=cluster), tmp_path / "ray")
+    assert run.header.environment["native_instruction_set"] == "portable"
+    named = [item["environment"] for item in run.telemetry if item["kind"] == "worker"]
+    assert [each["native_instruction_set"] for each in named] == ["portable", "portable"]
+    assert {record.error for record in run.measured} == {None}
 
 
 @needs_ray

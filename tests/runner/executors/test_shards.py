@@ -79,3 +79,12 @@ def test_other_software_is_named():
     driver = {"hambench": "0.1.0", "torch": "2.13.0", "cpu": "X"}
     assert mismatch(driver, driver | {"cpu": "Y"}) is None
     assert mismatch(driver, driver | {"torch": "2.11.0"}) == "torch 2.13.0 → 2.11.0"
+
+
+def test_workers_keep_to_the_runs_instruction_set():
+    driver = {"native_instruction_set": "avx512", "native_compiler": "g++ 12"}
+    assert mismatch(driver, driver | {"native_compiler": "g++ 14"}) is None
+    said = mismatch(driver, driver | {"native_instruction_set": "avx2"})
+    assert said == (
+        "native_instruction_set avx512 → avx2; set HAMBENCH_CPU_ISA=avx2 where the run is started"
+    )
