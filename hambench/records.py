@@ -20,8 +20,7 @@ SCHEMA_VERSION = 1
 BUSY_LOAD = 0.10
 """Share of the machine that others may take before a timing counts as disturbed, everywhere."""
 ALONE_SHARE = 0.05
-"""Share of an answer's native calls that may go alone before its timing counts as disturbed: such a call takes up to
-as many times as long as there are threads."""
+"""Share of an answer's native calls that may run on one thread before its timing counts as disturbed."""
 
 Truncation = Literal["error", "middle"]
 FinishReason = Literal["eos", "stop", "length", "steps"]
@@ -180,9 +179,8 @@ class SampleRecord:
     throttles: tuple[str, ...] = ()
     """Why the GPU held its clocks down when the answer was done."""
     contaminated: bool = False
-    """Whether others took more of the machine meanwhile than a timing stands, threads went alone for more than
-    :data:`ALONE_SHARE` of the native calls, or the GPU held its clocks down; superseded where it could be measured
-    again."""
+    """Whether others took more than :data:`BUSY_LOAD` meanwhile, more than :data:`ALONE_SHARE` of the native calls went
+    alone, or the GPU held its clocks down; superseded where it could be measured again."""
     started_at: float | None = None
     """Unix time."""
     worker: str | None = None
@@ -190,7 +188,7 @@ class SampleRecord:
 
     @property
     def share_alone(self) -> float:
-        """Share of the native calls that ran on one thread although more were asked for, 0..1."""
+        """Share of the native calls that went alone, 0..1."""
         return (self.native_calls_alone or 0) / self.native_calls if self.native_calls else 0.0
 
 
@@ -269,60 +267,6 @@ class Estimate:
     low: float | None = None
     high: float | None = None
     n: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measurement:
-    """What one cell measured over one group of samples (a task, a suite, or all): derived, never stored.
-
-    ``None`` means that there was nothing to derive it from.
-    """
-
-    cell: str
-    group: str
-    num_samples: int
-    num_errors: int
-    num_tokens: int
-    tps: float | None
-    ttft_s: float | None
-    tpot_p50_s: float | None
-    tpot_p90_s: float | None
-    tpot_p99_s: float | None
-    tokens_per_target_forward: float | None
-    acceptance_rate: float | None
-    mean_acceptance_length: float | None
-    kv_bytes: float | None
-    kv_compression_output: float | None
-    kv_compression_total: float | None
-    peak_memory_bytes: int | None
-    accuracy: Estimate | None
-    """Points, 0 to 100."""
-    regret: Estimate | None = None
-    agreement: float | None = None
-    target_logprob_per_token: float | None = None
-    distinct_4grams: float | None = None
-    num_repetitive: int = 0
-    """Answers of which fewer than half of the 4-grams are distinct."""
-    num_judged: int = 0
-    """Answers that the target has judged."""
-    kv_bytes_per_position: float | None = None
-    prefill_tps: float | None = None
-    end_to_end_tps: float | None = None
-    burst_p50_s: float | None = None
-    burst_p99_s: float | None = None
-    num_truncated: int = 0
-    num_score_errors: int = 0
-    """Samples that were answered but whose primary scorer failed."""
-    num_decode_steps: int = 0
-    num_target_forwards: int | None = 0
-    num_draft_forwards: int | None = 0
-    num_micro_forwards: int | None = 0
-    num_drafted: int | None = 0
-    num_accepted: int | None = 0
-    num_kv_slots: int | None = 0
-    other_load: float | None = None
-    """Mean share of the machine's CPU time that other processes took, 0..1."""
-    tokens_per_step_histogram: dict[int, int] = field(default_factory=dict)
 
 
 Verdict = Literal["better", "worse", "equivalent", "inconclusive", "not comparable"]

@@ -11,13 +11,14 @@ from hambench.analysis import metrics
 from hambench.analysis.arms import Arm
 from hambench.analysis.baselines import baseline_cell, baseline_of, has_several
 from hambench.analysis.fidelity import Divergence, divergences
+from hambench.analysis.measurement import Measurement
 from hambench.analysis.measurements import measure_run
 from hambench.analysis.pareto import Relation, relation_along
 from hambench.analysis.verdicts import Margins
 from hambench.errors import HambenchError
 from hambench.groups import ALL, group_kind, group_names, in_group
 from hambench.machine.fingerprint import SPEED_KEYS, differences
-from hambench.records import Cell, Comparison, Estimate, GenerationTrace, Measurement, SampleRecord, Score
+from hambench.records import Cell, Comparison, Estimate, GenerationTrace, SampleRecord, Score
 from hambench.registry import method_config
 from hambench.reports.compared import around, compare_with_baseline
 from hambench.reports.draw.theme import MethodStyle, method_styles

@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hambench.analysis.baselines import baseline_of
+from hambench.analysis.measurement import Measurement
 from hambench.analysis.statistics.intervals import ratio_of_sums
-from hambench.records import Cell, Estimate, Fidelity, GenerationTrace, Measurement, SampleRecord
+from hambench.records import Cell, Estimate, Fidelity, GenerationTrace, SampleRecord
 from hambench.registry import is_lossless
 from hambench.store import RecordKey, Run, record_key
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 
 from hambench.analysis import fidelity
+from hambench.analysis.measurement import Measurement
 from hambench.analysis.metrics import (
     acceptance_rate,
     accuracy,
@@ -37,7 +38,7 @@ from hambench.analysis.metrics import (
     ttft_s,
 )
 from hambench.groups import ALL, group_names, in_group
-from hambench.records import Fidelity, Measurement, Sample, SampleRecord, Score
+from hambench.records import Fidelity, Sample, SampleRecord, Score
 from hambench.store import Run
 
 

@@ -19,8 +19,9 @@ from typing import Literal, get_args
 import numpy as np
 
 from hambench.analysis import fidelity
+from hambench.analysis.measurement import Measurement
 from hambench.analysis.statistics.intervals import macro_average
-from hambench.records import Estimate, GenerationTrace, Measurement, SampleRecord, StepRecord
+from hambench.records import Estimate, GenerationTrace, SampleRecord, StepRecord
 
 Traces = Sequence[GenerationTrace]
 Better = Literal["higher", "lower"]
@@ -218,7 +219,7 @@ class MetricInfo:
     """What a number is: one row of ``hambench ls metrics``."""
 
     name: str
-    """Field of :class:`~hambench.records.Measurement`."""
+    """Field of :class:`~hambench.analysis.measurement.Measurement`."""
     unit: str
     better: Better
     metric_class: MetricClass

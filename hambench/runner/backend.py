@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-import os
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -95,12 +94,11 @@ def keep_to_instruction_set(facts: Mapping[str, object]) -> None:
 
     Two sets may give other bits, so a cell keeps to one, whoever makes its records.
     """
-    from hambench.engine.cpu.native_library import native_library
-    from hambench.kernels.cpu.library import ISA_VARIABLE
+    from hambench.engine.cpu.native_library import force_instruction_set
 
     wanted = facts.get(INSTRUCTION_SET)
-    if wanted is not None and wanted in native_library().instruction_sets():
-        os.environ[ISA_VARIABLE] = str(wanted)
+    if wanted is not None:
+        force_instruction_set(str(wanted))
 
 
 def native_calls(kernels: str) -> NativeCalls | None:

@@ -35,22 +35,11 @@ from hambench.kernels.cpu.operands import (
     dense_weight,
     vector_tensor,
 )
+from hambench.kernels.cpu.shape import NativeShape, shape_obstacle
 
 
 class NonFiniteLogitError(ArithmeticError):
     """A row's logits have no finite maximum: NaN or infinity somewhere, or nothing but minus infinity."""
-
-
-class NativeShape(NamedTuple):
-    """Sizes of a Llama-family model."""
-
-    hidden_size: int
-    intermediate_size: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    vocab_size: int
-    rms_norm_eps: float
 
 
 class LayerWeights(NamedTuple):
@@ -87,25 +76,6 @@ class Output(NamedTuple):
     """``[T, D]`` float32, after the final norm."""
     features: Tensor | None
     """``[F, T, D]`` float32."""
-
-
-def shape_obstacle(
-    shape: NativeShape, dtype: torch.dtype, device: torch.device, library: Library
-) -> str | None:
-    """Why the kernels can't run such a model, ``None`` if they can."""
-    if device.type != "cpu":
-        return f"the model is on {device}"
-    if dtype not in FLOATS:
-        return f"the model is in {str(dtype).removeprefix('torch.')}, the kernels take bfloat16 and float32"
-    if min(shape[:-1]) < 1:
-        return f"a size of {shape} is not positive"
-    if shape.head_dim % 2 or shape.head_dim > library.limits.head_dim:
-        return (
-            f"its head size is {shape.head_dim}, the kernels take even ones up to {library.limits.head_dim}"
-        )
-    if shape.num_heads % shape.num_kv_heads or shape.num_heads // shape.num_kv_heads > library.limits.rows:
-        return f"it has {shape.num_heads} query heads over {shape.num_kv_heads} key/value heads"
-    return None
 
 
 class NativeModel:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hambench.errors import ModelError
 from hambench.kernels.cpu.build import BuildError
-from hambench.kernels.cpu.library import Library, load_library
+from hambench.kernels.cpu.library import ISA_VARIABLE, Library, load_library
 from hambench.paths import cache_dir
 
 NATIVE_CACHE = "HAMBENCH_NATIVE_CACHE"
@@ -37,6 +37,12 @@ def native_library(*, retry: bool = False) -> Library:
     except ValueError as error:
         raise NativeUnavailableError(str(error)) from error
     return library
+
+
+def force_instruction_set(name: str) -> None:
+    """Makes every forward of this process use the set, if this machine has it."""
+    if name in _load(False).instruction_sets():
+        os.environ[ISA_VARIABLE] = name
 
 
 @functools.cache

@@ -7,8 +7,9 @@ from hambench.engine.linear import GatedLinear, Linear
 from hambench.engine.llama import DecoderLayer, DecoderStack, Llama
 from hambench.engine.shape import LlamaShape, rope_frequencies
 from hambench.kernels.cpu.library import Library
-from hambench.kernels.cpu.model import LayerWeights, NativeModel, NativeShape, shape_obstacle
+from hambench.kernels.cpu.model import LayerWeights, NativeModel
 from hambench.kernels.cpu.operands import LinearWeight
+from hambench.kernels.cpu.shape import NativeShape, shape_obstacle
 
 
 def llama_obstacle(llama: Llama, library: Library) -> str | None:

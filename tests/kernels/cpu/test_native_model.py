@@ -5,8 +5,9 @@ import threading
 import pytest
 import torch
 
-from hambench.kernels.cpu.model import CachePart, LayerWeights, NativeModel, NativeShape, shape_obstacle
+from hambench.kernels.cpu.model import CachePart, LayerWeights, NativeModel
 from hambench.kernels.cpu.operands import LinearWeight
+from hambench.kernels.cpu.shape import NativeShape, shape_obstacle
 
 SHAPE = NativeShape(
     hidden_size=32,
