@@ -11,8 +11,8 @@ from hambench.analysis import metrics
 from hambench.analysis.arms import Arm
 from hambench.analysis.baselines import baseline_cell, baseline_of, has_several
 from hambench.analysis.fidelity import Divergence, divergences
-from hambench.analysis.measurement import Measurement
 from hambench.analysis.measurements import measure_run
+from hambench.analysis.metrics import Measurement
 from hambench.analysis.pareto import Relation, relation_along
 from hambench.analysis.verdicts import Margins
 from hambench.errors import HambenchError

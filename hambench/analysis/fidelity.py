@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from hambench.analysis.baselines import baseline_of
-from hambench.analysis.measurement import Measurement
 from hambench.analysis.statistics.intervals import ratio_of_sums
 from hambench.records import Cell, Estimate, Fidelity, GenerationTrace, SampleRecord
 from hambench.registry import is_lossless
 from hambench.store import RecordKey, Run, record_key
+
+if TYPE_CHECKING:
+    from hambench.analysis.metrics import Measurement
 
 NGRAM = 4
 REPETITIVE = 0.5

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 
 from hambench.analysis import fidelity
-from hambench.analysis.measurement import Measurement
 from hambench.analysis.metrics import (
+    Measurement,
     acceptance_rate,
     accuracy,
     burst_p50_s,

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hambench.analysis import metrics
-from hambench.analysis.measurement import Measurement
 from hambench.analysis.measurements import measure
+from hambench.analysis.metrics import Measurement
 from hambench.analysis.statistics.intervals import macro_average, proportion_interval
 from hambench.groups import group_names
 from hambench.records import GenerationTrace, Sample, SampleRecord, Score, StepRecord
