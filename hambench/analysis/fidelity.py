@@ -7,24 +7,17 @@ that the target would have given itself costs nothing. Text that repeats itself 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from hambench.analysis.baselines import baseline_of
 from hambench.analysis.statistics.intervals import ratio_of_sums
 from hambench.records import Cell, Estimate, Fidelity, GenerationTrace, SampleRecord
-from hambench.registry import is_lossless
 from hambench.store import RecordKey, Run, record_key
-
-if TYPE_CHECKING:
-    from hambench.analysis.metrics import Measurement
 
 NGRAM = 4
 REPETITIVE = 0.5
 """Share of distinct 4-grams below which an answer repeats itself."""
-MORE_REPETITIVE = 0.1
-"""Share of a cell's samples by which its repetitive answers must outnumber the baseline's to be said."""
 FEWEST_NGRAMS = 8
 """4-grams of the shortest answer that can be called repetitive."""
 
@@ -91,32 +84,6 @@ def is_repetitive(trace: GenerationTrace) -> bool:
     """Whether fewer than half of an answer's 4-grams are distinct; never of an answer of a few tokens."""
     distinct, total = ngram_counts(trace)
     return total >= FEWEST_NGRAMS and distinct < REPETITIVE * total
-
-
-def repetition_cautions(run: Run, measured: Mapping[str, Measurement]) -> list[str]:
-    """One sentence for each cell that may change the text and whose answers repeat themselves more than the baseline's.
-
-    Args:
-        run: The run.
-        measured: By cell label, over the samples that the sentence is about.
-    """
-    found = []
-    for cell in run.header.cells:
-        mine = measured.get(cell.label)
-        baseline = baseline_of(cell, run.header.cells)
-        theirs = measured.get(baseline.label) if baseline else None
-        if mine is None or is_lossless(cell.method) or not mine.num_repetitive:
-            continue
-        # an answer or two more of many is what another text does to a count
-        more = mine.num_repetitive - (theirs.num_repetitive if theirs else 0)
-        if more < max(1, MORE_REPETITIVE * mine.num_samples):
-            continue
-        others = f" ({theirs.num_repetitive} of {baseline.label}'s)" if theirs and baseline else ""
-        found.append(
-            f"{cell.label} repeats itself: in {mine.num_repetitive} of its answers{others} fewer than half of the "
-            f"4-grams are distinct, over all answers {mine.distinct_4grams or 0.0:.0%}; its speed is that of such text."
-        )
-    return found
 
 
 def divergences(run: Run, *, cells: Sequence[Cell] | None = None) -> dict[RecordKey, Divergence]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 
 from hambench.analysis import fidelity
+from hambench.analysis.baselines import baseline_of
 from hambench.analysis.metrics import (
     Measurement,
     acceptance_rate,
@@ -39,7 +40,11 @@ from hambench.analysis.metrics import (
 )
 from hambench.groups import ALL, group_names, in_group
 from hambench.records import Fidelity, Sample, SampleRecord, Score
+from hambench.registry import is_lossless
 from hambench.store import Run
+
+MORE_REPETITIVE = 0.1
+"""Share of a cell's samples by which its repetitive answers must outnumber the baseline's to be said."""
 
 
 def measure_run(run: Run) -> list[Measurement]:
@@ -137,3 +142,29 @@ def points_by_task(scores: Iterable[Score], samples: Mapping[str, Sample]) -> di
 def _usable(score: Score) -> bool:
     # a scorer that answers NaN has failed, whatever it says
     return score.value is not None and score.error is None and bool(np.isfinite(score.value))
+
+
+def repetition_cautions(run: Run, measured: Mapping[str, Measurement]) -> list[str]:
+    """One sentence for each cell that may change the text and whose answers repeat themselves more than the baseline's.
+
+    Args:
+        run: The run.
+        measured: By cell label, over the samples that the sentence is about.
+    """
+    found = []
+    for cell in run.header.cells:
+        mine = measured.get(cell.label)
+        baseline = baseline_of(cell, run.header.cells)
+        theirs = measured.get(baseline.label) if baseline else None
+        if mine is None or is_lossless(cell.method) or not mine.num_repetitive:
+            continue
+        # an answer or two more of many is what another text does to a count
+        more = mine.num_repetitive - (theirs.num_repetitive if theirs else 0)
+        if more < max(1, MORE_REPETITIVE * mine.num_samples):
+            continue
+        others = f" ({theirs.num_repetitive} of {baseline.label}'s)" if theirs and baseline else ""
+        found.append(
+            f"{cell.label} repeats itself: in {mine.num_repetitive} of its answers{others} fewer than half of the "
+            f"4-grams are distinct, over all answers {mine.distinct_4grams or 0.0:.0%}; its speed is that of such text."
+        )
+    return found

@@ -17,8 +17,8 @@ from hambench.analysis.bandwidth_limit import limits_of
 from hambench.analysis.baselines import baseline_of, has_several
 from hambench.analysis.cold_start import start_ups
 from hambench.analysis.comparisons import COMPARED, compare_run
-from hambench.analysis.fidelity import REGRET_WORDS, Identity, repetition_cautions, time_line, token_identity
-from hambench.analysis.measurements import measure_run
+from hambench.analysis.fidelity import REGRET_WORDS, Identity, time_line, token_identity
+from hambench.analysis.measurements import measure_run, repetition_cautions
 from hambench.analysis.metrics import Measurement
 from hambench.analysis.suite_averages import averages_of
 from hambench.groups import ALL

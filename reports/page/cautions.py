@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from hambench.analysis.fidelity import failures, repetition_cautions
+from hambench.analysis.fidelity import failures
+from hambench.analysis.measurements import repetition_cautions
 from hambench.analysis.thinking import advice, uncut_thinking
 from hambench.records import ALONE_SHARE, BUSY_LOAD
 from hambench.reports.html_text import without_paths
