@@ -1,4 +1,4 @@
-"""The command line: one file a command, found by its name and imported when it is used.
+"""The command line: one file per command, found by its name and imported on first use.
 
 A module ``hambench/cli/<name>.py`` holds one ``click`` command called ``command``; ``bench/<name>.py`` is
 ``hambench bench <name>``. Heavy imports belong inside the function, so that ``hambench --help`` answers at once.
@@ -27,10 +27,10 @@ from hambench.files import printable, reason_of
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are the public modules of a package.
+    """A click group that loads its commands from the public modules of a package.
 
     Args:
-        package: Dotted name of the package; by default this one.
+        package: Dotted name of the package; defaults to this one.
     """
 
     def __init__(self, *args: object, package: str = __name__, **kwargs: object) -> None:
@@ -38,13 +38,13 @@ class LazyGroup(click.Group):
         self.package = package
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names of the commands, from the file names."""
+        """Returns the names of the commands, read from the file names."""
         folder = importlib.import_module(self.package).__path__
         modules = [module.name for module in pkgutil.iter_modules(folder)]
         return sorted(name.replace("_", "-") for name in modules if not name.startswith("_"))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Imports the command's module; ``None`` for an unknown name."""
+        """Imports the command's module; returns ``None`` for an unknown name."""
         if cmd_name not in self.list_commands(ctx):
             return None
         module = importlib.import_module(f"{self.package}.{cmd_name.replace('-', '_')}")
@@ -54,13 +54,13 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Finds the command, or says which name was meant."""
+        """Finds the command; the error for an unknown name suggests the closest one."""
         if args and not args[0].startswith("-") and args[0] not in self.list_commands(ctx):
             raise UnknownNameError("command", args[0], self.list_commands(ctx))
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Runs the command; a closed pipe leaves by an error that click does not take for a failure."""
+        """Runs the command; turns a closed pipe into an error that click does not report as a failure."""
         try:
             result = super().invoke(ctx)
             if sys.stdout is not None:
@@ -68,7 +68,7 @@ class LazyGroup(click.Group):
         except BrokenPipeError as error:
             raise ClosedPipeError from error
         except SystemExit as stop:
-            # rich ends the program itself when the pipe of a table is closed
+            # rich exits the program itself when the pipe that it prints a table to is closed
             if isinstance(stop.__context__, BrokenPipeError):
                 raise ClosedPipeError from stop
             raise
@@ -80,13 +80,13 @@ class LazyGroup(click.Group):
 )
 @click.version_option(hambench.__version__, prog_name="hambench")
 def cli() -> None:
-    """Which decoding strategy should I ship? Speed, KV memory and accuracy of the same generated tokens."""
+    """Benchmark LLM decoding strategies: speed, KV memory and accuracy of the same generated tokens."""
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point: errors that a user can fix become one line on stderr and exit code 2.
+    """Runs the command line; an error that the user can fix becomes one line on stderr and exit code 2.
 
-    ``HAMBENCH_DEBUG=1`` keeps their traceback.
+    ``HAMBENCH_DEBUG=1`` keeps the traceback.
     """
     accept_any_text()
     try:
@@ -107,13 +107,13 @@ def main(argv: list[str] | None = None) -> None:
         echo_shown("hambench: interrupted", err=True)
         sys.exit(130)
     except ClosedPipeError:
-        # the reader of our output went away (`| head`): not an error of ours
+        # the reader closed the pipe (`| head`), which is not our error
         abandon_output()
         sys.exit(SIGPIPE_EXIT_CODE)
 
 
 def _line_of(error: Exception) -> str:
-    """One line for an error: the file and the system's reason, where it is the system's."""
+    """Returns one line for an error: the file and the reason, for an error of the operating system."""
     if not isinstance(error, OSError) or error.errno is None:
         return printable(" ".join(str(error).split()))
     if error.filename is None:

@@ -1,4 +1,4 @@
-"""The options that methods have of their own, such as ``-k``: each method states them in its config."""
+"""The command-line options of single methods, such as ``-k``; each method declares them in its config."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from hambench.method_facts import ShortOption
 from hambench.registry import facts_of, method_names
 
 _ABOVE = {"config", "help"}
-"""Options that a command gets after these."""
+"""Options that a command lists above the methods' own."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 @cache
 def short_options() -> tuple[ShortOption, ...]:
-    """The options of all registered methods, one per knob; methods that ship with hambench come first."""
+    """Returns the options of all registered methods, one per knob; methods that ship with hambench come first."""
     by_knob: dict[str, ShortOption] = {}
     taken: set[str] = set()
     for name in method_names():
@@ -31,14 +31,15 @@ def short_options() -> tuple[ShortOption, ...]:
 
 
 def method_options(function: F) -> F:
-    """Adds every method's own options to a command, below ``--method`` or ``--methods``; goes above all its options.
+    """Adds every method's own options to a command, below ``--method`` or ``--methods``.
 
-    An option whose flag or name the command has already is left out: the knob is still there as ``--method-arg``.
+    Apply it above all other options. It leaves out an option whose flag or name the command has already; that knob
+    can still be set by ``--method-arg``.
     """
     have: list[click.Parameter] = getattr(function, "__click_params__", [])
     names = {parameter.name for parameter in have} | _ABOVE
     flags = {flag for parameter in have for flag in parameter.opts} | {f"--{name}" for name in _ABOVE}
-    # click keeps the last option of the help first
+    # click stores options in reverse order of the help
     at = next(index for index, parameter in enumerate(have) if parameter.name in ("method", "methods"))
     have[at:at] = [
         click.Option([*option.flags, option.knob], metavar=option.metavar, help=option.help)
@@ -49,7 +50,7 @@ def method_options(function: F) -> F:
 
 
 def knob_texts(options: Mapping[str, Any]) -> dict[str, str]:
-    """What the command line says of knobs by options of their own."""
+    """Returns the knobs that the command line sets by options of their own, as text."""
     return {
         option.knob: options[option.knob]
         for option in short_options()
@@ -58,5 +59,5 @@ def knob_texts(options: Mapping[str, Any]) -> dict[str, str]:
 
 
 def is_axis(knob: str) -> bool:
-    """Whether the option's text is an axis of values rather than one value."""
+    """Returns whether the knob's option takes an axis of values rather than one value."""
     return next(option.is_axis for option in short_options() if option.knob == knob)

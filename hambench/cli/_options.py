@@ -1,4 +1,4 @@
-"""Options that several commands share, and how their texts become values."""
+"""Options that several commands share, and the parsing of their texts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 class UserPath(click.Path):
-    """A path on the command line or in a sweep file; ``~`` is the home folder where no shell has said so."""
+    """A path on the command line or in a sweep file; expands ``~``, which no shell does in a file."""
 
     def convert(
         self,
@@ -35,16 +35,16 @@ class UserPath(click.Path):
         param: click.Parameter | None,
         ctx: click.Context | None,
     ) -> str | bytes | os.PathLike[str]:
-        """Checks the path as click does, with ``~`` expanded."""
+        """Expands ``~`` and checks the path as click does."""
         path = expanded(value) if isinstance(value, str) and value.startswith("~") else value
         return super().convert(path, param, ctx)
 
 
 class RunFolder(UserPath):
-    """A run: its folder, or its name as ``hambench ls runs`` prints it.
+    """A run, given as its folder or by its name as ``hambench ls runs`` prints it.
 
     Args:
-        must_exist: Whether a name that no run has is refused here; otherwise it stays a path for the command to judge.
+        must_exist: Whether to raise for a name that no run has; otherwise it stays a path for the command to check.
     """
 
     name = "run"
@@ -59,7 +59,7 @@ class RunFolder(UserPath):
         param: click.Parameter | None,
         ctx: click.Context | None,
     ) -> Path:
-        """The run's folder.
+        """Returns the run's folder.
 
         Raises:
             UnknownNameError: If no run has this name.
@@ -78,23 +78,27 @@ class RunFolder(UserPath):
 
 
 class FiniteRange(click.FloatRange):
-    """A number within bounds; NaN and infinity are none."""
+    """A finite number within bounds; rejects NaN and infinity."""
 
-    name = "finite number"
+    name = "number"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Checks the number as click does, and that it is one."""
+        """Checks the bounds as click does, and that the number is finite."""
         number: float = super().convert(value, param, ctx)
         if not math.isfinite(number):
             self.fail(f"{value!r} is not a finite number", param, ctx)
         return number
 
+    def _describe_range(self) -> str:
+        # click writes "x<=None" into the help of an option without bounds
+        return "" if self.min is None and self.max is None else super()._describe_range()
+
 
 def model_options(function: F) -> F:
-    """``--model``, ``--dtype``, ``--device``."""
-    function = click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1; the GPU if there is one.")(
-        function
-    )
+    """Adds ``--model``, ``--dtype`` and ``--device``."""
+    function = click.option(
+        "--device", metavar="NAME", help="cpu, cuda or cuda:1; defaults to the GPU, if any."
+    )(function)
     function = click.option("--dtype", type=click.Choice(DTYPES), default="bfloat16", show_default=True)(
         function
     )
@@ -103,7 +107,7 @@ def model_options(function: F) -> F:
         default=DEFAULT_MODEL,
         show_default=True,
         metavar="NAME",
-        help="A name of `hambench ls models`, a folder, or a hub id.",
+        help="A name from `hambench ls models`, a folder, or a hub id.",
     )(function)
 
 
@@ -114,59 +118,59 @@ def chat_option(function: F) -> F:
         "chat_template_args",
         multiple=True,
         metavar="NAME=VALUE",
-        help="A variable of the model's chat template: enable_thinking=false.",
+        help="Set a variable of the model's chat template, e.g. enable_thinking=false.",
     )(function)
 
 
 def kernels_option(function: F) -> F:
-    """``--kernels`` of a command that runs one model one way."""
+    """Adds ``--kernels`` to a command that runs one model with one engine."""
     return click.option(
         "--kernels",
         type=click.Choice(KERNELS),
         default="auto",
         show_default=True,
-        help="native (CPU), fused (GPU), reference (torch's operations); auto: native on a CPU, else reference.",
+        help="native (CPU), fused (GPU) or reference (torch operations); auto is native on a CPU, else reference.",
     )(function)
 
 
 def sweep_options(function: F) -> F:
-    """``--methods`` and the axes."""
+    """Adds ``--methods`` and the axes."""
     options = [
         click.option(
             "--methods",
             default="all",
             show_default=True,
             metavar="LIST",
-            help="Names of `hambench ls methods`, each with knobs if you like: speculative[k=8,kv=shared].",
+            help="Names from `hambench ls methods`, optionally with knobs: speculative[k=8,kv=shared].",
         ),
         click.option(
             "--method-arg",
             "method_args",
             multiple=True,
             metavar="[METHOD.]KNOB=AXIS",
-            help="Any other knob; may be repeated.",
+            help="Set any other knob; may be repeated.",
         ),
         click.option(
             "--control",
             type=click.Choice(["none", "sft"]),
             default="none",
             show_default=True,
-            help="sft: add each fine-tuned method's control cell (its weights, without what it adds).",
+            help="sft adds a control cell per fine-tuned method: its weights, decoded without the method.",
         ),
-        click.option("--threads", metavar="AXIS", help="Threads of torch: 1,2."),
+        click.option("--threads", metavar="AXIS", help="Number of CPU threads: 1,2."),
         click.option(
             "--regime",
             default="eager",
             show_default=True,
             metavar="AXIS",
-            help="eager, graph (GPU), or both.",
+            help="eager, graph (CUDA graphs), or both.",
         ),
         click.option(
             "--kernels",
             default="auto",
             show_default=True,
             metavar="AXIS",
-            help="native (CPU), fused (GPU), reference (torch's own), or auto.",
+            help="native (CPU), fused (GPU), reference (torch operations), or auto.",
         ),
     ]
     for option in reversed(options):
@@ -175,7 +179,7 @@ def sweep_options(function: F) -> F:
 
 
 def config_option(function: F) -> F:
-    """``--config FILE``: options from a YAML file; what the command line says itself goes before it."""
+    """Adds ``--config FILE``, a YAML file of options; the command line takes precedence over it."""
     return click.option(
         "--config",
         type=UserPath(exists=True, dir_okay=False, path_type=Path),
@@ -183,7 +187,7 @@ def config_option(function: F) -> F:
         expose_value=False,
         callback=_read_config,
         metavar="FILE",
-        help="A YAML file of these options (sweep.yaml); the command line overrides it.",
+        help="Read these options from a YAML file (sweep.yaml); the command line overrides it.",
     )(function)
 
 
@@ -192,12 +196,12 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
         return
     from hambench.yaml_files import read_yaml
 
-    # every option parses its own text, so that a file means what the command line means
+    # each option parses its own text, so a file means the same as the command line
     content = read_yaml(path, as_words=True)
     if not isinstance(content, dict):
         raise HambenchError(f"{path} must map options to values, got {type(content).__name__}")
     options = {item.name: item for item in ctx.command.params if item.name and item.name != "config"}
-    # as it is written on the command line, too: --method-arg is kept as method_args
+    # accepts the command line's spelling too: click stores --method-arg as method_args
     names = {flag.lstrip("-").replace("-", "_"): name for name, item in options.items() for flag in item.opts}
     defaults: dict[str, Any] = {}
     for key, value in content.items():
@@ -217,7 +221,7 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
 
 
 def _from_file(value: Any, where: str, *, several: bool) -> Any:
-    """An option's value as the command line would give it; ``None`` (nothing, or null) leaves the option's default."""
+    """Returns a value as the command line would give it; ``None`` (empty or null) keeps the option's default."""
     items = value if isinstance(value, list) else [value]
     if any(isinstance(item, list | dict) for item in items):
         raise HambenchError(f"{where} must be one value or a list of plain values, got {value!r}")
@@ -226,7 +230,7 @@ def _from_file(value: Any, where: str, *, several: bool) -> Any:
     if not isinstance(value, list):
         return value
     if None in items:
-        raise HambenchError(f"{where} must be a list of plain values, got an empty one in it")
+        raise HambenchError(f"{where} must be a list of plain values, got an empty value in it")
     return ",".join(items)
 
 
@@ -244,13 +248,13 @@ def make_sweep(
     kernels: str = "auto",
     control: str = "none",
 ) -> Sweep:
-    """A sweep from option texts; ``own_options`` are those of :func:`hambench.cli._method_options.knob_texts`."""
+    """Builds a sweep from option texts; ``own_options`` come from :func:`hambench.cli._method_options.knob_texts`."""
     words = split_methods(methods)
     texts = {name: expand_values(text) if is_axis(name) else (text,) for name, text in own_options.items()}
     for argument in method_args:
         name, equals, text = argument.partition("=")
         if not equals:
-            raise HambenchError(f"--method-arg is KNOB=VALUES or METHOD.KNOB=VALUES, got {argument!r}")
+            raise HambenchError(f"--method-arg must be KNOB=VALUES or METHOD.KNOB=VALUES, got {argument!r}")
         if name in texts:
             raise HambenchError(
                 f"the knob {name} is given twice: list its values with commas, got {argument!r}"
@@ -271,10 +275,10 @@ def make_sweep(
 
 
 def whole_numbers(text: str | None, option: str) -> tuple[int, ...]:
-    """The values of an axis of counts; none for no text.
+    """Parses an axis of positive counts; returns an empty tuple for no text.
 
     Raises:
-        HambenchError: For a value that is no whole number above zero.
+        HambenchError: For a value that is not a whole number above zero.
     """
     values = () if text is None else expand_values(text)
     for value in values:
@@ -285,7 +289,7 @@ def whole_numbers(text: str | None, option: str) -> tuple[int, ...]:
 
 
 def seconds(text: str | None) -> float | None:
-    """Seconds from ``90``, ``90s``, ``10m`` or ``2h``.
+    """Parses ``90``, ``90s``, ``10m`` or ``2h`` as seconds.
 
     Raises:
         HambenchError: For anything else.
@@ -294,5 +298,5 @@ def seconds(text: str | None) -> float | None:
         return None
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
     if not match:
-        raise HambenchError(f"a time is a number with s, m or h, like 90s or 10m, got {text!r}")
+        raise HambenchError(f"a time must be a number with s, m or h, like 90s or 10m, got {text!r}")
     return float(match[1]) * _UNITS[match[2] or "s"]

@@ -1,4 +1,4 @@
-"""How ``compare`` and ``gate`` write what they found, and the exit codes they share."""
+"""Output and exit codes that ``compare`` and ``gate`` share."""
 
 from __future__ import annotations
 
@@ -19,26 +19,33 @@ F = TypeVar("F", bound=Callable[..., Any])
 EXIT_CODES = """
 \b
 Exit codes:
-  0  no regression in what decides
-  1  a regression (a slower speed only after fresh blocks confirmed it)
+  0  no regression in any deciding check
+  1  a regression (fresh blocks confirm a speed regression first)
   2  wrong usage or configuration
-  3  nothing measured, or not comparable: never a pass
+  3  nothing measured, or not comparable (never a pass)
   4  undecided, or a count better than its baseline file (with --strict)
   5  a benchmark crashed
 """
 
 
 def outcome_options(function: F) -> F:
-    """``--strict`` and where to write what."""
+    """Adds ``--strict`` and the output files."""
     options = [
-        click.option("--strict", is_flag=True, help="Undecided is exit code 4, not 0."),
-        click.option("--markdown", type=UserPath(path_type=Path), help="For a pull request's comment."),
-        click.option("--junit", type=UserPath(path_type=Path), help="JUnit XML."),
+        click.option("--strict", is_flag=True, help="Exit with 4 instead of 0 if undecided."),
         click.option(
-            "--json", "json_path", type=UserPath(path_type=Path), help="Everything, raw readings too."
+            "--markdown", type=UserPath(path_type=Path), help="Write a Markdown comment for a pull request."
         ),
-        click.option("--gab", type=UserPath(path_type=Path), help="For github-action-benchmark."),
-        click.option("--summary", is_flag=True, help="Append to the job's summary ($GITHUB_STEP_SUMMARY)."),
+        click.option("--junit", type=UserPath(path_type=Path), help="Write JUnit XML."),
+        click.option(
+            "--json",
+            "json_path",
+            type=UserPath(path_type=Path),
+            help="Write everything as JSON, with raw readings.",
+        ),
+        click.option("--gab", type=UserPath(path_type=Path), help="Write JSON for github-action-benchmark."),
+        click.option(
+            "--summary", is_flag=True, help="Append to the CI job's summary ($GITHUB_STEP_SUMMARY)."
+        ),
     ]
     for option in reversed(options):
         function = option(function)
@@ -55,7 +62,7 @@ def finish(
     gab: Path | None,
     summary: bool,
 ) -> NoReturn:
-    """Makes the outcome, writes it wherever asked, and exits with its code; also when there is nothing to judge."""
+    """Makes the outcome, writes the requested files and exits with its code, even with nothing to judge."""
     from hambench.errors import IncompleteError
     from hambench.files import write_text
     from hambench.gating.checks import CrashedError, Outcome
@@ -67,7 +74,7 @@ def finish(
     except CrashedError as error:
         outcome = Outcome(title="hambench", base="–", head="–", checks=(), crashes=(str(error),))
     except IncompleteError as error:
-        # the files are still written: a job that reads them must not find yesterday's
+        # write the files anyway, so that a CI job never reads those of an earlier run
         outcome = Outcome(title="hambench", base="–", head="–", checks=(), notes=(str(error),))
     text = render_markdown(outcome, strict=strict)
     if markdown is not None:
@@ -85,7 +92,7 @@ def finish(
 
 
 def print_outcome(outcome: Outcome, *, strict: bool) -> None:
-    """The outcome for a terminal: what decides, then how many advisory rows are not fine."""
+    """Prints the outcome: the deciding checks, then the number of advisory rows with a problem."""
     from hambench.gating.markdown import change_of, detectable_of
 
     for note in outcome.notes:

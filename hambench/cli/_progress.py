@@ -1,4 +1,4 @@
-"""A progress bar with the time left, on a terminal's stderr; silent elsewhere."""
+"""A progress bar with the remaining time, shown only if stderr is a terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def progress_bar() -> Iterator[tuple[Progress | None, JudgeProgress | None]]:
-    """Gives the callbacks of :func:`hambench.runner.start.start_run`, for records and for the judging after them;
+    """Yields the callbacks of :func:`hambench.runner.start.start_run` for records and for judging afterwards;
     ``None`` when stderr is not a terminal.
     """  # noqa: D205
     if not sys.stderr.isatty():
@@ -28,7 +28,7 @@ def progress_bar() -> Iterator[tuple[Progress | None, JudgeProgress | None]]:
         task = bar.add_task("loading and warming up", total=None)
 
         def show(job: Job, num_done: int, num_jobs: int) -> None:
-            # names come from task files and entry points: shown as text, never as markup
+            # names come from task files and entry points, so show them as text, never as markup
             description = f"{job.sample.task} · {job.cell.label}".replace("[", r"\[")
             bar.update(task, completed=num_done, total=num_jobs, description=description)
 

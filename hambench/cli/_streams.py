@@ -1,4 +1,4 @@
-"""The command's own output: characters that its encoding lacks, readers that went away, disks that are full."""
+"""Output that survives a missing character in the encoding, a closed pipe and a full disk."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ import click
 from hambench.terminal_text import terminal_safe
 
 SIGPIPE_EXIT_CODE = 141
-"""128 + SIGPIPE: what a shell reports for a program whose reader went away."""
+"""128 + SIGPIPE, which a shell reports for a program whose pipe was closed."""
 
 
 class ClosedPipeError(Exception):
-    """The reader of the output went away (``| head``); not an ``OSError``, which click would turn into exit code 1."""
+    """The reader closed the pipe (``| head``); not an ``OSError``, which click would turn into exit code 1."""
 
 
 def accept_any_text() -> None:
-    """Keeps a character that an output's encoding lacks from ending the command: it is shown as a stand-in."""
+    """Replaces characters that an output's encoding lacks, so that they don't abort the command."""
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is None or getattr(stream, "errors", None) not in ("strict", None):
             continue
         is_utf8 = "utf" in (getattr(stream, "encoding", None) or "").lower()
-        # UTF-8 lacks only what is no text at all (a file name's odd bytes), and those are better spelled out
+        # UTF-8 lacks only what is not text (stray bytes in a file name), and those read better as escapes
         reconfigure(errors="backslashreplace" if is_utf8 else "replace")
 
 
 def echo_shown(text: str, *, err: bool = False) -> None:
-    """Prints text that may be another's (names, notes and errors of a run folder): shown, never obeyed."""
+    """Prints untrusted text (names, notes and errors of a run folder) with control characters made harmless."""
     click.echo(terminal_safe(text), err=err)
 
 
 def abandon_output() -> None:
-    """Gives up what is still buffered: the interpreter would try to write it again as it ends, and fail again."""
+    """Discards buffered output, which the interpreter would fail to write again at exit."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         sink = os.open(os.devnull, os.O_WRONLY)
         os.dup2(sink, sys.stdout.fileno())
@@ -45,12 +45,12 @@ def abandon_output() -> None:
 
 
 def echo_json(value: Any) -> None:
-    """Prints one JSON value on a line: escaped to ASCII where the output's encoding lacks a character of it."""
+    """Prints one JSON value on a line, escaped to ASCII if the output's encoding lacks a character."""
     echo_json_text(json.dumps(value, ensure_ascii=False))
 
 
 def echo_json_text(text: str) -> None:
-    """Prints a line that is JSON already, as :func:`echo_json` does."""
+    """Prints a line of ready-made JSON as :func:`echo_json` does."""
     try:
         text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
     except (UnicodeEncodeError, LookupError):

@@ -1,4 +1,4 @@
-"""``hambench calibrate``: how much this machine differs from itself."""
+"""``hambench calibrate``: measures this machine's noise floor."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ Examples:
   hambench calibrate --method prompt_lookup --blocks 16
 """
 )
-@click.option("--config", type=UserPath(path_type=Path), help="By default ./hambench.toml, if there is one.")
-@click.option("--method", default="vanilla", show_default=True, help="The method on both sides.")
-@click.option("--model", help="By default that of [gate.speed].")
-@click.option("--blocks", type=int, help="By default those of [gate.speed].")
-@click.option("--noise", type=UserPath(path_type=Path), help="Where to keep the result; a cache folder.")
+@click.option("--config", type=UserPath(path_type=Path), help="Defaults to ./hambench.toml, if there is one.")
+@click.option("--method", default="vanilla", show_default=True, help="The method to measure against itself.")
+@click.option("--model", help="Defaults to the model of [gate.speed].")
+@click.option("--blocks", type=int, help="Number of paired blocks; defaults to that of [gate.speed].")
+@click.option(
+    "--noise", type=UserPath(path_type=Path), help="Folder for the result; defaults to a cache folder."
+)
 def command(
     config: Path | None, method: str, model: str | None, blocks: int | None, noise: Path | None
 ) -> None:
-    """Gate a method against itself, and keep what that shows as this machine's noise floor.
+    """Measure this machine's noise floor with an A/A test.
 
-    `hambench gate` refuses a threshold below the floor of its machine.
+    It gates a method against itself. `hambench gate` refuses a threshold below the floor of its machine.
     """
     import msgspec
 
@@ -51,13 +53,15 @@ def command(
         click.echo(f"hambench: {error}", err=True)
         raise SystemExit(int(ExitCode.INCOMPLETE)) from error
     kept = save_calibration(noise if noise is not None else default_noise(), found)
-    click.echo(f"{found.method} on {found.model}, {found.machine}: {found.num_blocks} blocks of itself")
-    click.echo(f"seen where nothing differs: {100 * found.effect:+.2f} %, spread of a block {found.sd:.2%}")
+    click.echo(f"{found.method} against itself on {found.model}, {found.machine}: {found.num_blocks} blocks")
+    click.echo(
+        f"difference measured between equals: {100 * found.effect:+.2f} %, standard deviation per block {found.sd:.2%}"
+    )
     for number in (6, 10, 16, 24):
         floor = found.floor(number)
         called = found.loss_found(number, floor)
         click.echo(
-            f"noise floor with {number:2d} blocks: {floor:.1%}; at that threshold a loss of {called:.1%} is called "
+            f"noise floor with {number:2d} blocks: {floor:.1%}; at that threshold a loss of {called:.1%} is detected "
             "4 times in 5"
         )
-    click.echo(f"kept in {kept}")
+    click.echo(f"saved to {kept}")

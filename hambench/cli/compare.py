@@ -1,4 +1,4 @@
-"""``hambench compare``: two stored runs, base against head."""
+"""``hambench compare``: compares two stored runs, base and head."""
 
 from __future__ import annotations
 
@@ -25,15 +25,13 @@ Examples:
 )
 @click.argument("base", type=RunFolder(must_exist=False))
 @click.argument("head", type=RunFolder(must_exist=False))
-@click.option(
-    "--config", type=UserPath(path_type=Path), help="A hambench.toml; by default the one here, if any."
-)
+@click.option("--config", type=UserPath(path_type=Path), help="Defaults to ./hambench.toml, if there is one.")
 @outcome_options
 def command(base: Path, head: Path, config: Path | None, **options: Any) -> None:
-    """Compare run HEAD with run BASE: counts exactly, accuracy by sample, speed as advice.
+    """Compare run HEAD with run BASE: counts, accuracy and speed.
 
-    Two runs are two moments of a machine, so a speed decides only where hambench.toml declares it; measure both in
-    turns with `hambench gate`.
+    Counts are compared exactly and accuracy per sample. Speed is advisory, because the two runs were measured at
+    different times, unless hambench.toml declares that it decides; `hambench gate` measures both in turns.
     """
 
     def make() -> Outcome:

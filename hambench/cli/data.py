@@ -1,4 +1,4 @@
-"""``hambench data``: what the suites' rows are, where they would come from here, and whether they are complete."""
+"""``hambench data``: lists, fetches and verifies the rows of the suites."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from hambench.cli._options import UserPath
 from hambench.cli._streams import echo_json
 
 _DATA = click.option(
-    "--data", type=UserPath(path_type=Path, file_okay=False, exists=True), help="Folder of plain files."
+    "--data",
+    type=UserPath(path_type=Path, file_okay=False, exists=True),
+    help="Folder of rows as plain files.",
 )
-_SUITE = click.option("--suite", metavar="NAME", help="One suite only.")
-_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+_SUITE = click.option("--suite", metavar="NAME", help="Only this suite.")
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 
 
 @click.group()
@@ -28,7 +30,7 @@ def command() -> None:
 @_DATA
 @_JSON
 def list_(suite: str | None, data: Path | None, as_json: bool) -> None:
-    """Every task, where its rows would come from here, and what is missing."""
+    """List every task, the source of its rows and missing rows."""
     from hambench.suites.listing import describe, list_suites
 
     rows = list_suites(data) if suite is None else [asdict(each) for each in describe(suite, data)]
@@ -42,9 +44,12 @@ def list_(suite: str | None, data: Path | None, as_json: bool) -> None:
 
 @command.command()
 @_SUITE
-@click.option("--tasks", metavar="NAME,NAME", help="Some tasks only.")
+@click.option("--tasks", metavar="NAME,NAME", help="Only these tasks.")
 def fetch(suite: str | None, tasks: str | None) -> None:
-    """Load official rows from the hub into the local cache, and the sentence data that some IFEval checks need."""
+    """Fetch official rows from the hub into the local cache.
+
+    Also fetches the sentence data that some IFEval checks need.
+    """
     from hambench.errors import DataError, HambenchError
     from hambench.suites.catalogue import ENTRIES
     from hambench.suites.harness.sentences import fetch_punkt
@@ -69,11 +74,14 @@ def fetch(suite: str | None, tasks: str | None) -> None:
 
 @command.command()
 @_SUITE
-@click.option("--tasks", metavar="NAME,NAME", help="Some tasks only.")
+@click.option("--tasks", metavar="NAME,NAME", help="Only these tasks.")
 @_DATA
 @_JSON
 def verify(suite: str | None, tasks: str | None, data: Path | None, as_json: bool) -> None:
-    """Read every row, count them, and say exactly what is missing; exit code 2 if anything is."""
+    """Read and count every row, and report what is missing.
+
+    Exits with 2 if anything is missing.
+    """
     from hambench.errors import DataError
     from hambench.suites.catalogue import ENTRIES
     from hambench.suites.listing import verify as verify_task

@@ -1,4 +1,4 @@
-"""``hambench doctor``: what works on this machine, and how to mend what doesn't."""
+"""``hambench doctor``: checks what works on this machine, and says how to fix what doesn't."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ _SIGNS = {"ok": "OK", "absent": "–", "bad": "!"}
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(as_json: bool) -> None:
-    """Check CPU, GPU, memory, load, models and tools; nothing is changed and nothing is fetched.
+    """Check this machine: CPU, GPU, memory, load, models and tools.
 
-    OK is well, – is something optional that is not there, ! spoils results or will fail.
+    It changes nothing and fetches nothing. OK means that the check passed, – that something optional is missing, !
+    that something spoils results or will fail.
     """
     import dataclasses
 

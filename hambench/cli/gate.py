@@ -1,4 +1,4 @@
-"""``hambench gate``: measures base and head, and says whether the head got worse."""
+"""``hambench gate``: measures base and head, and decides whether the head is worse."""
 
 from __future__ import annotations
 
@@ -27,21 +27,28 @@ Examples:
   hambench gate --only speed --base vanilla --head prompt_lookup
 """
 )
-@click.option("--config", type=UserPath(path_type=Path), help="By default ./hambench.toml.")
-@click.option("--only", metavar="KINDS", help="exact, speed, accuracy; by default all that are declared.")
-@click.option("--base-ref", metavar="COMMIT", help="Build the base from a commit, in its own environment.")
-@click.option("--base", "base_method", metavar="METHOD", help="Compare two methods of this code instead.")
-@click.option("--head", "head_method", metavar="METHOD", help="By default the same as --base: an A/A gate.")
-@click.option("--blocks", type=int, help="Paired blocks of fresh processes.")
-@click.option("--threshold", type=FiniteRange(), help="Smallest change worth a word: 0.05 is 5 %.")
-@click.option("--update-baseline", is_flag=True, help="Accept the counts of this code as the new baseline.")
-@click.option("--new-baseline", type=UserPath(path_type=Path), help="Also write this code's counts there.")
-@click.option("--noise", type=UserPath(path_type=Path), help="Where `hambench calibrate` keeps its files.")
+@click.option("--config", type=UserPath(path_type=Path), help="Defaults to ./hambench.toml.")
+@click.option("--only", metavar="KINDS", help="Any of exact, speed, accuracy; defaults to all declared ones.")
+@click.option("--base-ref", metavar="COMMIT", help="Build the base from this commit, in its own environment.")
+@click.option(
+    "--base", "base_method", metavar="METHOD", help="Compare two methods of this code instead of two commits."
+)
+@click.option("--head", "head_method", metavar="METHOD", help="Defaults to that of --base (an A/A gate).")
+@click.option("--blocks", type=int, help="Number of paired blocks, each in fresh processes.")
+@click.option("--threshold", type=FiniteRange(), help="Smallest change to report: 0.05 is 5 %.")
+@click.option("--update-baseline", is_flag=True, help="Accept this code's counts as the new baseline.")
+@click.option(
+    "--new-baseline", type=UserPath(path_type=Path), help="Also write this code's counts to this file."
+)
+@click.option("--noise", type=UserPath(path_type=Path), help="Folder of `hambench calibrate`'s files.")
 @outcome_options
 def command(
     config: Path | None, only: str | None, update_baseline: bool, noise: Path | None, **options: Any
 ) -> None:
-    """Measure base and head, and exit with what that shows. Gates are declared in hambench.toml."""
+    """Measure base and head; exit with 1 on a regression.
+
+    hambench.toml declares the gates.
+    """
     from hambench.gating.config import FILE, read_config
 
     path = config if config is not None else Path(FILE)
@@ -73,7 +80,7 @@ def command(
 
 
 def default_noise() -> Path:
-    """Where calibrations lie unless said otherwise."""
+    """Returns the default folder of calibration files."""
     from hambench.paths import cache_dir
 
     return cache_dir() / "noise"

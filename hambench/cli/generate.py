@@ -1,4 +1,4 @@
-"""``hambench generate``: one prompt, one method, every step visible. The quickest way to try and to check a method."""
+"""``hambench generate``: decodes one prompt with one method, the quickest way to try a method."""
 
 from __future__ import annotations
 
@@ -30,24 +30,30 @@ Examples:
 )
 @method_options
 @click.argument("prompt", required=False)
-@click.option("--prompt-ids", metavar="IDS", help="Token ids instead of a text: 5,6,7.")
+@click.option("--prompt-ids", metavar="IDS", help="Token ids instead of PROMPT: 5,6,7.")
 @click.option("--method", default="vanilla", show_default=True, metavar="NAME")
-@click.option("--method-arg", "method_args", multiple=True, metavar="KNOB=VALUE")
+@click.option(
+    "--method-arg",
+    "method_args",
+    multiple=True,
+    metavar="KNOB=VALUE",
+    help="Set any other knob; may be repeated.",
+)
 @model_options
 @kernels_option
 @click.option("--max-new-tokens", type=int, default=256, show_default=True)
-@click.option("--max-steps", type=int, help="Stop after so many steps, the prefill included.")
-@click.option("--ignore-eos", is_flag=True)
+@click.option("--max-steps", type=int, help="Stop after this number of steps, the prefill included.")
+@click.option("--ignore-eos", is_flag=True, help="Do not stop at an end-of-sequence token.")
 @click.option("--raw", is_flag=True, help="Do not wrap the prompt in the model's chat template.")
 @chat_option
 @click.option("--temperature", type=float, default=0.0, show_default=True)
 @click.option("--top-p", type=float, default=1.0, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object with every step.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object with every step.")
 def command(prompt: str | None, prompt_ids: str | None, as_json: bool, **options: Any) -> None:
     """Decode one PROMPT and stream its text."""
     if (prompt is None) == (prompt_ids is None):
-        raise HambenchError("give either a PROMPT or --prompt-ids, not both and not neither")
+        raise HambenchError("give either a PROMPT or --prompt-ids")
     if options["max_steps"] is not None and options["max_steps"] < 1:
         raise HambenchError(f"max-steps must be >= 1, got {options['max_steps']}")
     ids = _parse_ids(prompt_ids) if prompt_ids is not None else None
@@ -94,7 +100,7 @@ def _parse_ids(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise HambenchError(f"--prompt-ids are whole numbers with commas between, got {text!r}") from error
+        raise HambenchError(f"--prompt-ids must be comma-separated whole numbers, got {text!r}") from error
 
 
 def _encode(prompt: str, target: TargetModel, *, raw: bool) -> list[int]:
@@ -141,7 +147,7 @@ def _decode(
 
     def write(piece: str) -> None:
         if show:
-            # what a model writes is shown and never obeyed, on a terminal and in a pipe to one; --json has it raw
+            # a model's text must not control the terminal, nor one at the end of a pipe; --json has it raw
             sys.stdout.write(terminal_safe(piece))
             sys.stdout.flush()
 

@@ -1,4 +1,4 @@
-"""``hambench hamburger``: import the public implementation's checkpoints, cut answers in segments, train weights."""
+"""``hambench hamburger``: imports checkpoints of the public implementation, segments answers, trains weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STRATEGIES = ("decreasing", "decreasing_v2", "sliding", "small_group")
 
 @click.group()
 def command() -> None:
-    """Weights for the HAMburger method: import, segment, train."""
+    """Import, train and measure weights for the HAMburger method."""
 
 
 @command.command(
@@ -33,32 +33,35 @@ Example:
     "--base",
     required=True,
     type=UserPath(path_type=Path),
-    help="Folder of the model it was made from; config.json is enough.",
+    help="Folder of the model that it was trained from; config.json is enough.",
 )
-@click.option("--out", required=True, type=UserPath(path_type=Path), help="Folder to write.")
-@click.option("--feature-layers", metavar="LIST", help="Instead of 3,7,11,15, which the public code fixes.")
-@click.option("--merge-heads", type=int, help="Instead of 64, which the public code fixes.")
+@click.option("--out", required=True, type=UserPath(path_type=Path), help="Folder to write to.")
+@click.option("--feature-layers", metavar="LIST", help="Replaces 3,7,11,15, the public code's constant.")
+@click.option("--merge-heads", type=int, help="Replaces 64, the public code's constant.")
 def import_(ckpt: Path, base: Path, out: Path, feature_layers: str | None, merge_heads: int | None) -> None:
-    """Convert the Lightning checkpoint CKPT to a folder of safetensors; no code in it is run."""
+    """Convert Lightning checkpoint CKPT to a folder of safetensors.
+
+    Does not run any code that the checkpoint contains.
+    """
     from hambench.methods.hamburger.checkpoint import save
     from hambench.methods.hamburger.import_lightning import import_checkpoint
     from hambench.methods.hamburger.weights_folder import CONFIG_NAME
 
     if (out / CONFIG_NAME).exists():
-        raise HambenchError(f"{out} holds HAMburger weights already; give another --out")
+        raise HambenchError(f"{out} already holds HAMburger weights; give another --out")
     layers = None if feature_layers is None else parse_layers(feature_layers)
     checkpoint = import_checkpoint(ckpt, base, feature_layers=layers, merge_heads=merge_heads)
     save(checkpoint, out)
     architecture = checkpoint.architecture
     click.echo(
         f"{out}: {len(checkpoint.tensors)} tensors, {architecture.num_micro_layers} micro layers, up to "
-        f"{architecture.max_micro_steps} tokens a macro-step, features of layers "
+        f"{architecture.max_micro_steps} tokens per macro-step, features of layers "
         f"{', '.join(map(str, architecture.feature_layers))}"
     )
 
 
 def parse_layers(text: str) -> tuple[int, ...]:
-    """``"3,7"`` as numbers.
+    """Parses layer numbers such as ``"3,7"``.
 
     Raises:
         HambenchError: If it is anything else.
@@ -67,7 +70,7 @@ def parse_layers(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
         raise HambenchError(
-            f"feature-layers must be numbers with commas, e.g. 3,7,11,15, got {text!r}"
+            f"feature-layers must be comma-separated numbers, e.g. 3,7,11,15, got {text!r}"
         ) from error
 
 
@@ -81,20 +84,28 @@ Examples:
 )
 @click.argument("conversations", type=UserPath(path_type=Path))
 @click.option(
-    "--out", required=True, type=UserPath(path_type=Path), help="JSONL of ids, prompt length, segments."
+    "--out",
+    required=True,
+    type=UserPath(path_type=Path),
+    help="JSONL to write: token ids, prompt length, segments.",
 )
 @click.option("--model", default=DEFAULT_MODEL, show_default=True, metavar="NAME", help="The base.")
 @click.option("--strategy", type=click.Choice(STRATEGIES), default="decreasing_v2", show_default=True)
 @click.option("--metric", type=click.Choice(["entropy", "probability"]), default="entropy", show_default=True)
-@click.option("--max-length", type=int, default=4, show_default=True, help="Most tokens of a segment.")
+@click.option("--max-length", type=int, default=4, show_default=True, help="Maximum tokens per segment.")
 @click.option(
     "--ratio", type=FiniteRange(), default=0.3, show_default=True, help="decreasing, decreasing_v2."
 )
 @click.option(
-    "--threshold", type=FiniteRange(), help="decreasing_v2 (0.05), sliding (4.139), small_group (0.787)."
+    "--threshold",
+    type=FiniteRange(),
+    help="Defaults to 0.05 (decreasing_v2), 4.139 (sliding) or 0.787 (small_group).",
 )
 def segment(conversations: Path, out: Path, model: str, metric: str, **rule: Any) -> None:
-    """Cut the responses of CONVERSATIONS (JSONL) in segments by what the base finds easy."""
+    """Split responses into segments that the base model finds easy.
+
+    CONVERSATIONS is a JSONL file.
+    """
     from hambench.methods.hamburger.data.segment import segment_file
     from hambench.methods.hamburger.data.segmentation import Strategy
 
@@ -105,12 +116,12 @@ def segment(conversations: Path, out: Path, model: str, metric: str, **rule: Any
     counted = segment_file(conversations, out, model_name=model, strategy=strategy, metric=metric)  # type: ignore[arg-type]
     click.echo(
         f"{out}: {counted.responses} responses, {counted.tokens} tokens, {counted.segments} segments, "
-        f"{counted.tokens_per_segment:.3f} tokens a segment"
+        f"{counted.tokens_per_segment:.3f} tokens per segment"
     )
     for length, count in counted.histogram.items():
         click.echo(f"  {length} token(s)  {count:8d} segments  {count / counted.segments:6.1%}")
     shares = "  ".join(f"{position}: {share:.1%}" for position, share in counted.share_by_position.items())
-    click.echo(f"  tokens by position in their segment  {shares}")
+    click.echo(f"  share of tokens by position in their segment  {shares}")
 
 
 @command.command(
@@ -128,39 +139,47 @@ Examples:
     "--recipe", type=click.Choice(["small", "continued", "paper"]), default="small", show_default=True
 )
 @click.option(
-    "--data", "sources", multiple=True, metavar="FILE[:TIMES]", help="JSONL; TIMES repeats its rows."
+    "--data",
+    "sources",
+    multiple=True,
+    metavar="FILE[:TIMES]",
+    help="JSONL of conversations; TIMES repeats its rows.",
 )
-@click.option("--segments", type=UserPath(path_type=Path), help="A file of `segment`; recipe paper.")
-@click.option("--self-distil", type=int, metavar="N", help="No data: the base answers N prompts made here.")
+@click.option("--segments", type=UserPath(path_type=Path), help="A file that `segment` wrote (recipe paper).")
+@click.option(
+    "--self-distil", type=int, metavar="N", help="Train on the base's own answers to N generated prompts."
+)
 @click.option(
     "--read",
     type=click.IntRange(min=0),
     default=0,
     metavar="N",
-    help="Also N windows of installed packages' sources and documentation.",
+    help="Also train on N windows of installed packages' sources and documentation.",
 )
 @click.option(
-    "--max-new-tokens", type=int, default=160, show_default=True, help="Of a self-distilled answer."
+    "--max-new-tokens", type=int, default=160, show_default=True, help="Length of a self-distilled answer."
 )
 @click.option(
-    "--out", required=True, type=UserPath(path_type=Path), help="Folder of the run and its weights."
+    "--out", required=True, type=UserPath(path_type=Path), help="Folder for the run and its weights."
 )
-@click.option("--epochs", type=FiniteRange(), help="Instead of the recipe's.")
-@click.option("--steps", type=int, help="Optimiser steps of the fused stage, instead of epochs.")
-@click.option("--minutes", type=FiniteRange(), help="Wall-clock budget; the learning rate falls along it.")
-@click.option("--lora-rank", type=int, help="Instead of the recipe's; 0 trains the whole base.")
+@click.option("--epochs", type=FiniteRange(), help="Replaces the recipe's number.")
+@click.option("--steps", type=int, help="Optimizer steps of the fused stage, instead of epochs.")
+@click.option("--minutes", type=FiniteRange(), help="Wall-clock budget, over which the learning rate decays.")
+@click.option("--lora-rank", type=int, help="Replaces the recipe's rank; 0 trains the whole base.")
 @click.option(
-    "--held-out", type=FiniteRange(), default=0.05, show_default=True, help="Share of responses held out."
+    "--held-out", type=FiniteRange(), default=0.05, show_default=True, help="Share of responses to hold out."
 )
-@click.option("--save-minutes", type=FiniteRange(), default=5.0, show_default=True)
+@click.option(
+    "--save-minutes", type=FiniteRange(), default=5.0, show_default=True, help="Minutes between saves."
+)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option(
     "--start-from",
     type=UserPath(path_type=Path),
     metavar="FOLDER",
-    help="Weights of an earlier run to start from, same base and architecture.",
+    help="Start from an earlier run's weights, of the same base and architecture.",
 )
-@click.option("--resume", is_flag=True, help="Go on from the last save in --out.")
+@click.option("--resume", is_flag=True, help="Continue from the last save in --out.")
 def train(model: str, recipe: str, out: Path, **options: Any) -> None:
     """Train HAMburger weights for a base model."""
     from hambench.methods.hamburger.data.pipeline import DataSource, SelfDistillation
@@ -215,16 +234,19 @@ Example:
     "--answers",
     required=True,
     type=UserPath(path_type=Path),
-    help="JSONL of the base's own greedy answers, e.g. held_out.jsonl of a training run.",
+    help="JSONL of the base's own greedy answers, e.g. a training run's held_out.jsonl.",
 )
 @click.option("--model", default=DEFAULT_MODEL, show_default=True, metavar="NAME", help="The base.")
-@click.option("--checkpoint", help="Folder of weights; by default those shipped for the model.")
+@click.option("--checkpoint", help="Folder of weights; defaults to those shipped for the model.")
 @click.option(
     "--confidence", "confidences", default="0.5,0.6,0.7,0.8,0.9,1.1", show_default=True, metavar="LIST"
 )
-@click.option("--limit", type=click.IntRange(min=1), help="Answers to decode along; by default all.")
+@click.option("--limit", type=click.IntRange(min=1), help="Number of answers to use; defaults to all.")
 def measure(model: str, answers: Path, checkpoint: str | None, confidences: str, limit: int | None) -> None:
-    """How much weights fuse and how often they are right, by confidence, along the base's own answers."""
+    """Measure m and agreement by confidence along the base's answers.
+
+    m is the number of tokens per macro-step.
+    """
     from hambench.methods.hamburger.agreement import measure as along
     from hambench.methods.hamburger.base import tokenizer_of
     from hambench.methods.hamburger.config import HamburgerConfig
@@ -236,7 +258,7 @@ def measure(model: str, answers: Path, checkpoint: str | None, confidences: str,
         wanted = [float(part) for part in confidences.split(",")]
     except ValueError as error:
         raise HambenchError(
-            f"confidence must be numbers with commas, e.g. 0.5,0.9, got {confidences!r}"
+            f"confidence must be comma-separated numbers, e.g. 0.5,0.9, got {confidences!r}"
         ) from error
     tokenizer, _ = tokenizer_of(models.locate(model)[0])
     eos_id = None if tokenizer is None else tokenizer.eos_token_id

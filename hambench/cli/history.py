@@ -1,4 +1,4 @@
-"""``hambench history``: what methods were worth over time."""
+"""``hambench history``: keeps runs and tracks each method's metrics over time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ root_option = click.option(
     type=UserPath(path_type=Path),
     default=Path("history"),
     show_default=True,
-    help="Folder of the history: in a branch, an artifact, a mounted disk.",
+    help="Folder of the history, e.g. in a branch, an artifact or a mounted disk.",
 )
 
 
@@ -35,14 +35,14 @@ Examples:
 """
 )
 def command() -> None:
-    """Keep runs as files that are written once, and watch the ratio to vanilla move."""
+    """Keep runs as write-once files, and track ratios to vanilla."""
 
 
 @command.command()
 @root_option
 @click.argument("runs", nargs=-1, required=True, type=RunFolder())
 def add(root: Path, runs: tuple[Path, ...]) -> None:
-    """Add finished RUNS; adding one twice changes nothing."""
+    """Add finished RUNS; adding a run twice has no effect."""
     from hambench.errors import IncompleteError
     from hambench.history.archive import add as add_entry
     from hambench.history.archive import entry_of
@@ -54,12 +54,12 @@ def add(root: Path, runs: tuple[Path, ...]) -> None:
         except IncompleteError as error:
             echo_shown(f"hambench: {error}", err=True)
             raise SystemExit(3) from error
-        echo_shown(f"{path}{'' if new else ': was there already'}")
+        echo_shown(f"{path}{'' if new else ': already in the history'}")
 
 
 @command.command(name="list")
 @root_option
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(root: Path, as_json: bool) -> None:
     """List the runs, oldest first, with pins and annotations."""
     import json
@@ -97,19 +97,19 @@ def list_(root: Path, as_json: bool) -> None:
 
 @command.command()
 @root_option
-@click.option("--machine", help="By default every machine, each by itself.")
-@click.option("--suite", help="By default every suite, each by itself.")
+@click.option("--machine", help="Defaults to every machine, each on its own.")
+@click.option("--suite", help="Defaults to every suite, each on its own.")
 @click.option("--metric", default="tps_ratio", show_default=True, help="A tracked metric, or *.")
-@click.option("--cell", default="*", show_default=True, help="A cell; * stands for anything.")
+@click.option("--cell", default="*", show_default=True, help="Cells to show; * matches any text.")
 @click.option(
-    "--threshold", type=FiniteRange(), default=0.02, show_default=True, help="Smallest change worth a word."
+    "--threshold", type=FiniteRange(), default=0.02, show_default=True, help="Smallest change to report."
 )
 @click.option(
-    "--gate-history", is_flag=True, help="Exit with 1 if the newest run of a series confirms a loss."
+    "--gate-history", is_flag=True, help="Exit with 1 if the newest run of a series confirms a regression."
 )
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(root: Path, machine: str | None, suite: str | None, as_json: bool, **options: Any) -> None:
-    """Show series, their shifts and how far each is from its pins."""
+    """Show series, their shifts and their changes since each pin."""
     history = _load(root)
     groups: dict[tuple[str, str], list[Entry]] = {}
     for entry in history.entries:
@@ -130,9 +130,9 @@ def show(root: Path, machine: str | None, suite: str | None, as_json: bool, **op
 @root_option
 @click.argument("name")
 @click.argument("run_id")
-@click.option("--note", default="")
+@click.option("--note", default="", help="A note on the pin.")
 def pin(root: Path, name: str, run_id: str, note: str) -> None:
-    """Give run RUN_ID the NAME that later runs are compared with."""
+    """Pin run RUN_ID as NAME, to compare later runs with it."""
     from hambench.history.archive import pin as make_pin
 
     made = make_pin(_load(root), name, run_id, note=note)
@@ -142,11 +142,11 @@ def pin(root: Path, name: str, run_id: str, note: str) -> None:
 @command.command()
 @root_option
 @click.argument("text")
-@click.option("--at", help="UTC time it speaks of; by default now.")
-@click.option("--break", "breaks", is_flag=True, help="Every series starts anew there.")
-@click.option("--machine", help="Only this machine.")
+@click.option("--at", help="UTC time of the note; defaults to now.")
+@click.option("--break", "breaks", is_flag=True, help="Start every series anew at this time.")
+@click.option("--machine", help="Only for this machine.")
 def annotate(root: Path, text: str, at: str | None, breaks: bool, machine: str | None) -> None:
-    """Remark TEXT at a point in time."""
+    """Annotate a point in time with TEXT."""
     from hambench.history.archive import annotate as make_annotation
 
     made = make_annotation(root, text, at=at, breaks=breaks, machine=machine)
@@ -155,10 +155,10 @@ def annotate(root: Path, text: str, at: str | None, breaks: bool, machine: str |
 
 @command.command()
 @root_option
-@click.option("--keep", type=int, required=True, help="Newest runs of each machine and suite to keep.")
-@click.option("--yes", is_flag=True, help="Delete; without it the files are only listed.")
+@click.option("--keep", type=int, required=True, help="Number of newest runs to keep per machine and suite.")
+@click.option("--yes", is_flag=True, help="Delete the files instead of listing them.")
 def prune(root: Path, keep: int, yes: bool) -> None:
-    """Delete old runs; pinned ones stay."""
+    """Delete old runs; keep pinned ones."""
     from hambench.history.archive import prune as old_files
 
     files = old_files(_load(root), keep=keep)
@@ -167,7 +167,7 @@ def prune(root: Path, keep: int, yes: bool) -> None:
         if yes:
             path.unlink()
     echo_shown(
-        f"{len(files)} {'deleted' if yes else 'would go: repeat with --yes'}"
+        f"{len(files)} {'deleted' if yes else 'would be deleted; repeat with --yes'}"
         if files
         else "nothing to delete"
     )
@@ -176,7 +176,10 @@ def prune(root: Path, keep: int, yes: bool) -> None:
 @command.command()
 @root_option
 def verify(root: Path) -> None:
-    """Read every file and check its digest; exit code 3 if one can't be used."""
+    """Verify every file's digest.
+
+    Exits with 3 if a file can't be used.
+    """
     from hambench.history.archive import load_history
 
     history = load_history(root)
@@ -207,7 +210,7 @@ def _show(
     gate_history: bool,
     as_json: bool,
 ) -> bool:
-    """Prints the series of one machine and suite; whether one was just lost."""
+    """Prints the series of one machine and suite; returns whether the newest run of one confirms a loss."""
     import json
 
     from hambench.gating.config import like

@@ -1,4 +1,4 @@
-"""``hambench ls``: what there is to choose from."""
+"""``hambench ls``: lists methods, suites, models, runs and metrics."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from hambench.terminal_text import terminal_safe
 
 @click.command()
 @click.argument("kind", type=click.Choice(["methods", "suites", "models", "runs", "metrics"]))
-@click.option("--root", type=UserPath(path_type=Path), help="Where to look for runs.")
-@click.option("--data", type=UserPath(path_type=Path), help="Where to look for suites' rows.")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--root", type=UserPath(path_type=Path), help="Folder of runs.")
+@click.option("--data", type=UserPath(path_type=Path), help="Folder of the suites' rows as plain files.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(kind: str, root: Path | None, data: Path | None, as_json: bool) -> None:
     """List methods, suites, models, runs or metrics."""
     rows = {
@@ -71,7 +71,7 @@ def _models() -> list[dict[str, Any]]:
 
 
 def _runs(root: Path | None) -> list[dict[str, Any]]:
-    """Every run by the name that other commands take; by its folder where the root is not the default one."""
+    """Lists runs by the names that other commands take, or by folder if the root is not the default one."""
     from hambench.errors import StoreError
     from hambench.store import list_runs, load_run
 
@@ -130,7 +130,7 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
                 for name in columns
             )
         )
-    # a pipe has no width of its own: rows stay on one line there
+    # a pipe has no width, so keep each row on one line
     Console(highlight=False, width=None if sys.stdout is not None and sys.stdout.isatty() else 200).print(
         table
     )

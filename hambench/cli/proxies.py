@@ -1,4 +1,4 @@
-"""``hambench proxies``: quality of a run's answers without labels, judged by the target model itself."""
+"""``hambench proxies``: judges a run's answers by the target model, without labels."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from hambench.cli._streams import echo_shown
 @click.command()
 @click.argument("run", type=RunFolder())
 @click.option("--device", metavar="NAME")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(run: Path, device: str | None, as_json: bool) -> None:
-    """Score RUN's answers by the target's own probabilities, and show where lossless methods leave vanilla's."""
+    """Score RUN's answers by the target model's own probabilities.
+
+    Also shows where the answers of lossless methods differ from vanilla's.
+    """
     import json
 
     from hambench.analysis.fidelity import failures

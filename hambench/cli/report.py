@@ -1,4 +1,4 @@
-"""``hambench report``: one HTML file that a person reads and believes."""
+"""``hambench report``: writes one self-contained HTML report."""
 
 from __future__ import annotations
 
@@ -37,30 +37,38 @@ Examples:
     "-o",
     "--output",
     type=UserPath(dir_okay=False, path_type=Path),
-    help="The page to write; by default report.html in the first run's folder.",
+    help="The page to write; defaults to report.html in the first run's folder.",
 )
 @click.option(
     "--export",
     "export_folder",
     type=UserPath(file_okay=False, path_type=Path),
-    help="Also write figures (SVG, PNG, PDF), tables (CSV) and report.json there.",
+    help="Also write figures (SVG, PNG, PDF), tables (CSV) and report.json to this folder.",
 )
-@click.option("--markdown", metavar="FILE", help="Also write a summary for a pull request; - is stdout.")
 @click.option(
-    "--samples", default="200", show_default=True, metavar="N|all|none", help="Samples in the drill-down."
+    "--markdown", metavar="FILE", help="Also write a summary for a pull request; - writes to stdout."
 )
-@click.option("--history", type=_FOLDER, help="History whose regressions to show.")
-@click.option("--kernels", type=_FILE, metavar="JSON", help="Output of `hambench bench kernels --json`.")
-@click.option("--profile", type=_FILE, metavar="JSON", help="Output of `hambench profile --json`.")
+@click.option(
+    "--samples",
+    default="200",
+    show_default=True,
+    metavar="N|all|none",
+    help="Number of samples in the drill-down.",
+)
+@click.option("--history", type=_FOLDER, help="Show the regressions of this history.")
+@click.option(
+    "--kernels", type=_FILE, metavar="JSON", help="Show this output of `hambench bench kernels --json`."
+)
+@click.option("--profile", type=_FILE, metavar="JSON", help="Show this output of `hambench profile --json`.")
 @click.option(
     "--published",
     is_flag=True,
-    help="Show the HAMburger paper's own numbers beside the run's, as reported, on other hardware.",
+    help="Show the HAMburger paper's reported numbers (from other hardware) next to the run's.",
 )
-@click.option("--no-js", is_flag=True, help="A page without any script.")
+@click.option("--no-js", is_flag=True, help="Write a page without scripts.")
 @click.option("--include-host", is_flag=True, help="Keep absolute paths in commands and model names.")
 @click.option("--open", "open_page", is_flag=True, help="Open the page in the browser.")
-@click.option("--watch", is_flag=True, help="Write the page again while the run goes on; ends with it.")
+@click.option("--watch", is_flag=True, help="Keep rewriting the page until the run ends.")
 def command(
     runs: tuple[Path, ...],
     output: Path | None,
@@ -76,7 +84,7 @@ def command(
     open_page: bool,
     watch: bool,
 ) -> None:
-    """Make one self-contained HTML page of RUN, or of several side by side."""
+    """Write a self-contained HTML report of one or more RUNs."""
     from hambench.reports import ReportOptions, export, markdown_summary, write_html
 
     options = ReportOptions(
@@ -115,7 +123,7 @@ def _load(folders: tuple[Path, ...]) -> list[Run]:
 
 
 def _watch(folders: tuple[Path, ...], path: Path, options: ReportOptions) -> list[Run]:
-    """Writes the page whenever there are new records, until the runs are complete and scored."""
+    """Rewrites the page on new records until the runs are complete and scored."""
     import dataclasses
 
     from hambench.reports import write_html
@@ -125,7 +133,7 @@ def _watch(folders: tuple[Path, ...], path: Path, options: ReportOptions) -> lis
         size = sum(len(run.records) + len(run.scores) for run in loaded)
         finished = all(run.complete for run in loaded) and size == seen
         if finished:
-            # the last page stands still
+            # the final page must not reload itself
             write_html(loaded, path, options=dataclasses.replace(options, refresh_s=None))
             return loaded
         if size != seen:
@@ -137,7 +145,7 @@ def _watch(folders: tuple[Path, ...], path: Path, options: ReportOptions) -> lis
 
 
 def sample_limit(text: str) -> SampleLimit:
-    """What ``--samples`` says.
+    """Parses ``--samples``.
 
     Raises:
         HambenchError: If it is neither a number nor ``all`` nor ``none``.

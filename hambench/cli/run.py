@@ -1,4 +1,4 @@
-"""``hambench run``: the main command."""
+"""``hambench run``: measures methods on a suite."""
 
 from __future__ import annotations
 
@@ -46,35 +46,37 @@ Examples:
 @config_option
 @sweep_options
 @model_options
-@click.option("--suite", metavar="NAME", help="A name of `hambench ls suites`, or a YAML file.")
+@click.option("--suite", metavar="NAME", help="A name from `hambench ls suites`, or a YAML file.")
 @click.option("--tasks", metavar="LIST", help="Tasks of the suite, or any generative lm-eval tasks.")
-@click.option("--preset", metavar="NAME", help="A suite's published settings, e.g. paper.")
+@click.option("--preset", metavar="NAME", help="Use a suite's published settings, e.g. paper.")
 @click.option(
-    "--data", type=UserPath(exists=True, file_okay=False, path_type=Path), help="Rows as plain files."
+    "--data",
+    type=UserPath(exists=True, file_okay=False, path_type=Path),
+    help="Folder of rows as plain files.",
 )
 @click.option(
     "--edition",
     type=click.Choice(["auto", "official", "offline"]),
     default="auto",
     show_default=True,
-    help="Official rows (--data or hub), or tasks built on this machine; auto tries in that order.",
+    help="official rows (--data or hub) or offline tasks built on this machine; auto tries them in this order.",
 )
-@click.option("--limit", type=int, help="At most this many rows of each task.")
+@click.option("--limit", type=int, help="Maximum number of rows per task.")
 @click.option(
     "--budget",
     metavar="TIME",
-    help="As many rows of each task as fit for certain, loading included: 4m, 2h.",
+    help="Take as many rows per task as surely fit in this time, loading included: 4m, 2h.",
 )
 @click.option("--repeats", type=int, default=1, show_default=True)
 @click.option(
     "--max-new-tokens",
     metavar="AXIS",
-    help="Replaces the tasks' own limits; several values are an axis: 64,256.",
+    help="Replaces the tasks' own limits; several values form an axis: 64,256.",
 )
 @click.option(
     "--context",
     metavar="AXIS",
-    help="Positions for prompt and answer: 1024,4096; longer prompts are cut or refused by their suite's rule.",
+    help="Positions for prompt plus answer: 1024,4096. The suite's rule cuts or rejects longer prompts.",
 )
 @click.option("--temperature", type=float, default=0.0, show_default=True)
 @click.option("--top-p", type=float, default=1.0, show_default=True)
@@ -83,35 +85,41 @@ Examples:
 @click.option(
     "--think-end",
     metavar="TOKEN",
-    help="Score only the text after the last TOKEN, such as </think>; stop strings count from there.",
+    help="Score (and look for stop strings in) only the text after the last TOKEN, e.g. </think>.",
 )
-@click.option("--ignore-eos", is_flag=True, help="Fixed lengths: speed only, no scores.")
-@click.option("--allow-code-execution", is_flag=True, help="Let HumanEval and MBPP run the model's programs.")
+@click.option("--ignore-eos", is_flag=True, help="Decode fixed lengths; measures speed only, no scores.")
+@click.option(
+    "--allow-code-execution", is_flag=True, help="Let HumanEval and MBPP run programs that the model wrote."
+)
 @click.option(
     "--executor",
     type=click.Choice(["local", "ray"]),
     default="local",
     show_default=True,
-    help="Where records are made.",
+    help="Make records in this process or on a Ray cluster.",
 )
 @click.option(
     "--ray-address", metavar="ADDR", help="host:port of a Ray cluster; by default one is started here."
 )
-@click.option("--out", type=UserPath(path_type=Path), help="Run folder; by default runs/DATE-SUITE.")
+@click.option("--out", type=UserPath(path_type=Path), help="Run folder; defaults to runs/DATE-SUITE.")
 @click.option("--resume", type=RunFolder(), metavar="RUN", help="Finish an interrupted run.")
 @click.option(
     "--losslessness",
     is_flag=True,
-    help="Also print where answers leave vanilla's, and by how near a tie.",
+    help="Also print where answers first differ from vanilla's, and how close to a tie that was.",
 )
 @click.option(
     "--fidelity/--no-fidelity",
     default=True,
     show_default=True,
-    help="Judge every answer by the target afterwards: regret and agreement.",
+    help="Judge every answer by the target model afterwards (regret and agreement).",
 )
-@click.option("--report/--no-report", default=True, show_default=True, help="Write report.html into the run.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per cell on stdout, nothing else.")
+@click.option(
+    "--report/--no-report", default=True, show_default=True, help="Write report.html into the run folder."
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object per cell on stdout and nothing else."
+)
 def command(
     suite: str | None,
     out: Path | None,
@@ -123,12 +131,15 @@ def command(
     allow_code_execution: bool,
     **options: Any,
 ) -> None:
-    """Measure speed, KV memory and accuracy of the same tokens, for every method."""
+    """Measure speed, KV memory and accuracy of methods on a suite.
+
+    All three are measured on the same generated tokens.
+    """
     from hambench.runner.start import resume_run, start_run
 
     if losslessness and not fidelity:
         raise HambenchError(
-            "--losslessness shows what the target says of the answers: leave out --no-fidelity"
+            "--losslessness needs the target's judgement of the answers: leave out --no-fidelity"
         )
     if resume is None:
         request = request_from(
@@ -149,7 +160,7 @@ def command(
                         run = start_run(request, folder, progress=progress, judging=judging)
                         break
                     except FolderTakenError:
-                        # another run began here since the folders were listed: the next name is free
+                        # another run took this name since the folders were listed, so try the next one
                         if folder == folders[-1]:
                             raise
             else:
@@ -208,7 +219,7 @@ def _warn_of_thinking(run: Run) -> None:
 
 
 def _exit_if_all_failed(run: Run) -> None:
-    """A run without any answer measured nothing: exit code 3, as everywhere."""
+    """Exits with 3, the code for nothing measured, if a run has no answer."""
     errors = [record.error for record in run.measured if record.error is not None]
     if errors and len(errors) == len(run.measured):
         echo_shown(f"hambench: all {len(errors)} answers failed; the first: {errors[0]}", err=True)
@@ -218,7 +229,7 @@ def _exit_if_all_failed(run: Run) -> None:
 def request_from(
     suite: str | None, allow_code_execution: bool, fidelity: bool = True, **options: Any
 ) -> RunRequest:
-    """The request that the options of ``hambench run`` (or ``plan``) describe."""
+    """Builds the request from the options of ``hambench run`` or ``plan``."""
     from hambench.engine.chat import parse_arguments
     from hambench.runner.generator import DecodingOptions
     from hambench.runner.request import RunRequest
@@ -238,7 +249,7 @@ def request_from(
         "context",
     )
     limits = whole_numbers(options["max_new_tokens"], "--max-new-tokens")
-    # one limit belongs to the run and is in no label; several are an axis
+    # one limit belongs to the run and not to a cell's label; several form an axis
     axis = options["max_new_tokens"] if len(limits) > 1 else None
     return RunRequest(
         sweep=make_sweep(
@@ -272,7 +283,7 @@ def request_from(
 
 
 def _new_folders(suite: str) -> list[Path]:
-    """The first folders that don't exist yet: date and suite, numbered if need be."""
+    """Returns free folders named by date and suite, with a number if needed."""
     stem = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}-{Path(suite).stem}"
     candidates = (
         runs_root() / (stem if number == 1 else f"{stem}-{number}") for number in itertools.count(1)
@@ -281,14 +292,14 @@ def _new_folders(suite: str) -> list[Path]:
 
 
 _RESUMING = ("resume", "report", "losslessness", "as_json", "allow_code_execution", "executor", "ray_address")
-"""Options that say how to finish a run; every other one says which run it is, and that is settled."""
+"""Options that may change how a run is finished; all others define the run and are fixed."""
 
 
 def _refuse_other_options(folder: Path) -> None:
-    """Refuses options next to ``--resume`` that ask for another run than the one in the folder.
+    """Refuses options with ``--resume`` that would change the run in the folder.
 
     Raises:
-        HambenchError: Naming them.
+        HambenchError: If there are any; the message names them.
     """
     from hambench.store import load_header
 
@@ -316,7 +327,7 @@ def _refuse_other_options(folder: Path) -> None:
             others.append(max(option.opts, key=len))
     if others:
         raise HambenchError(
-            f"--resume finishes {folder} as it was begun: leave out {', '.join(others)}, or start a new run"
+            f"--resume finishes {folder} with its own options: leave out {', '.join(others)}, or start a new run"
         )
 
 

@@ -1,4 +1,4 @@
-"""``hambench score RUN``: every score again, from the stored text."""
+"""``hambench score RUN``: scores a run again from its stored text."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from hambench.cli._streams import echo_json, echo_shown
 
 @click.command()
 @click.argument("run", type=RunFolder())
-@click.option("--allow-code-execution", is_flag=True, help="Run programs the model wrote, in a sandbox.")
-@click.option("--dry-run", is_flag=True, help="Compare with the stored scores; write nothing.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option("--allow-code-execution", is_flag=True, help="Run programs that the model wrote, in a sandbox.")
+@click.option("--dry-run", is_flag=True, help="Compare with the stored scores without writing.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(run: Path, allow_code_execution: bool, dry_run: bool, as_json: bool) -> None:
-    """Score a run again from its stored text; no model is needed.
+    """Score RUN again from its stored text; needs no model.
 
-    New scores are added to the run and take the place of older ones wherever scores are read; the older ones stay in
-    the file, with the version of the scorer that gave them.
+    New scores are added to the run and replace older ones wherever scores are read. The older ones stay in the file,
+    with the version of their scorer.
     """
     from hambench.errors import HambenchError
     from hambench.store import RunWriter, load_run
@@ -33,7 +33,7 @@ def command(run: Path, allow_code_execution: bool, dry_run: bool, as_json: bool)
         loaded.header.suite_spec, loaded.samples, loaded.measured, allow_code_execution=allow_code_execution
     )
     found = changes(loaded.scores, scores)
-    # a score that can't be given now (code execution off) must not take the place of one that could
+    # a scorer that can't run now (code execution off) must not replace an existing score
     valid = {(s.cell, s.sample_id, s.repeat, s.metric) for s in loaded.scores if s.value is not None}
     kept = [
         s for s in scores if s.value is not None or (s.cell, s.sample_id, s.repeat, s.metric) not in valid

@@ -1,4 +1,4 @@
-"""``hambench serve``: any method behind an OpenAI-compatible server."""
+"""``hambench serve``: serves any method through an OpenAI-compatible API."""
 
 from __future__ import annotations
 
@@ -25,7 +25,13 @@ Examples:
 )
 @method_options
 @click.option("--method", default="vanilla", show_default=True, metavar="NAME")
-@click.option("--method-arg", "method_args", multiple=True, metavar="KNOB=VALUE")
+@click.option(
+    "--method-arg",
+    "method_args",
+    multiple=True,
+    metavar="KNOB=VALUE",
+    help="Set any other knob; may be repeated.",
+)
 @model_options
 @chat_option
 @kernels_option
@@ -35,24 +41,31 @@ Examples:
     type=click.IntRange(0, 65535),
     default=8000,
     show_default=True,
-    help="0 takes a free one, and says which.",
+    help="Port to listen on; 0 picks a free one and prints it.",
 )
 @click.option(
     "--max-waiting",
     type=click.IntRange(0),
     default=8,
     show_default=True,
-    help="Requests that may wait; further ones get 429.",
+    help="Maximum number of waiting requests; further ones get 429.",
 )
-@click.option("--max-body", type=click.IntRange(1024), default=4 * 2**20, show_default=True, metavar="BYTES")
-@click.option("--api-key-env", metavar="NAME", help="Ask for the key that this environment variable holds.")
+@click.option(
+    "--max-body",
+    type=click.IntRange(1024),
+    default=4 * 2**20,
+    show_default=True,
+    metavar="BYTES",
+    help="Maximum size of a request's body.",
+)
+@click.option("--api-key-env", metavar="NAME", help="Require the API key in this environment variable.")
 def command(
     host: str, port: int, max_waiting: int, max_body: int, api_key_env: str | None, **options: Any
 ) -> None:
-    """Serve chat and text completions, one request at a time, streaming by burst.
+    """Serve chat and text completions, streamed burst by burst.
 
-    Ctrl-C and SIGTERM end it after the running answers. Exit codes: 0 after Ctrl-C, 2 for wrong options or an address
-    that can't be listened on.
+    Answers one request at a time. Ctrl-C and SIGTERM stop it after the running answers. Exit codes: 0 after Ctrl-C, 2
+    for wrong options or an address that can't be used.
     """
     cell = make_sweep(
         model=options["model"],
@@ -74,7 +87,7 @@ def command(
     from hambench.runner.sweep import config_of
 
     arguments = parse_arguments(options["chat_template_args"])
-    # before the model is loaded: a port that is taken should not take a minute to be told
+    # bind before loading the model, so that a taken port is reported at once
     listener = listen(host, port)
     target = run_by(
         load(options["model"], dtype=options["dtype"], device=options["device"]), kernels=options["kernels"]
@@ -88,7 +101,7 @@ def command(
     method.warmup()
     if host not in _LOCAL and api_key is None:
         click.echo(
-            f"warning: {host} is reachable by others and no key is asked for (--api-key-env)", err=True
+            f"warning: {host} is reachable by others and no API key is required (--api-key-env)", err=True
         )
     app = create_app(
         target,
@@ -106,5 +119,5 @@ def _key(name: str | None) -> str | None:
         return None
     key = os.environ.get(name)
     if not key:
-        raise HambenchError(f"the environment variable {name} is empty: it must hold the key to ask for")
+        raise HambenchError(f"the environment variable {name} is empty: it must hold the API key to require")
     return key

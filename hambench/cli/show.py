@@ -1,4 +1,4 @@
-"""``hambench show``: a run as a table in the terminal, or one sample's tokens with their steps visible."""
+"""``hambench show``: prints a run as a table, or one sample's tokens step by step."""
 
 from __future__ import annotations
 
@@ -15,12 +15,16 @@ from hambench.terminal_text import terminal_safe
 @click.command()
 @click.argument("run", type=RunFolder())
 @click.option(
-    "--by", type=click.Choice(["all", "suite", "category", "task"]), default="all", show_default=True
+    "--by",
+    type=click.Choice(["all", "suite", "category", "task"]),
+    default="all",
+    show_default=True,
+    help="Rows to group answers by.",
 )
-@click.option("--tokens", metavar="SAMPLE", help="Print this sample's answers, a bar between steps.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per cell.")
+@click.option("--tokens", metavar="SAMPLE", help="Print this sample's answers with a bar between steps.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per cell.")
 def command(run: Path, by: str, tokens: str | None, as_json: bool) -> None:
-    """Show RUN as a table; works while it is going on."""
+    """Show RUN as a table, even while it is still running."""
     from hambench.analysis.summary import cell_objects, render_table, to_json_line
     from hambench.groups import ALL, group_kind, group_names, group_title
     from hambench.reports.terminal.averages import render_averages, render_bounds

@@ -1,4 +1,4 @@
-"""The exact gate: counts of the toy model, measured now, against a baseline file that is committed and reviewed."""
+"""The exact gate: compares the toy model's counts with a baseline file that is committed and reviewed."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ REGENERATE = "commit the output of `hambench gate --only exact --update-baseline
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExactBaseline:
-    """Answers of every cell, and what they were answers to."""
+    """The answers of every cell, with the model, prompts and limit that they belong to."""
 
     schema_version: int
     workload: str
-    """Hash of model, prompts and limit: other work has other counts."""
+    """Hash of model, prompts and limit; counts are comparable only if it is equal."""
     smallest_margin: float
-    """Smallest gap between the two largest logits of any row: well above rounding, or ids could differ by machine."""
+    """Smallest gap between the two largest logits of any row; near rounding error, ids could differ by machine."""
     cells: dict[str, tuple[Answer, ...]]
 
 
 def default_methods() -> tuple[str, ...]:
-    """The configurations that the gate decodes by default: what each method that ships with hambench asks for."""
+    """Returns the configurations that the gate decodes by default, as declared by each built-in method."""
     classes = [cls for cls in map(method_config, BUILTIN) if cls.in_all]
     configs = [cls.from_knobs(knobs) for cls in classes for knobs in cls.gate_settings]
     return tuple(config.label for config in configs if not config.depends_on_order)
@@ -86,7 +86,7 @@ def measure_exact(methods: Sequence[str]) -> ExactBaseline:
                 answer_of(trace, sample_id=name, prompt_hash=toy.workload_hash())
                 for name, trace in traces.items()
             )
-            # a stop head that says nearly its threshold is as doubtful as two logits that are nearly equal
+            # a stop head close to its threshold is as uncertain as two nearly equal logits
             confidence = float(cell.knobs.get("confidence") or 0.0)
             doubts += [
                 abs(probability - confidence)
@@ -104,10 +104,12 @@ def measure_exact(methods: Sequence[str]) -> ExactBaseline:
 
 
 def compare_exact(base: ExactBaseline, head: ExactBaseline, *, name: str) -> Outcome:
-    """Every count of every cell, against the baseline file."""
+    """Compares every count of every cell with the baseline file."""
     checks: list[Check] = []
     if base.workload != head.workload:
-        raise IncompleteError(f"{name} was made with other prompts or another toy model: {REGENERATE}")
+        raise IncompleteError(
+            f"{name} was made with different prompts or a different toy model: {REGENERATE}"
+        )
     for cell, answers in base.cells.items():
         checks += compare_answers(cell, answers, head.cells.get(cell, ()), regenerate=REGENERATE)
     added = [cell for cell in head.cells if cell not in base.cells]
@@ -115,7 +117,7 @@ def compare_exact(base: ExactBaseline, head: ExactBaseline, *, name: str) -> Out
         checks += compare_answers(cell, (), head.cells[cell])
     notes = [f"{cell} is not in {name} yet: {REGENERATE}" for cell in added]
     if not base.cells:
-        raise IncompleteError(f"{name} holds no cell: {REGENERATE}")
+        raise IncompleteError(f"{name} contains no cells: {REGENERATE}")
     return Outcome(
         title="Exact counts",
         base=name,
@@ -127,7 +129,7 @@ def compare_exact(base: ExactBaseline, head: ExactBaseline, *, name: str) -> Out
 
 
 def read_baseline(path: Path) -> ExactBaseline:
-    """A baseline file.
+    """Reads a baseline file.
 
     Raises:
         IncompleteError: If there is none.
@@ -136,7 +138,7 @@ def read_baseline(path: Path) -> ExactBaseline:
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
-        raise IncompleteError(f"there is no baseline {path}: {REGENERATE}") from None
+        raise IncompleteError(f"baseline {path} does not exist: {REGENERATE}") from None
     except OSError as error:
         raise HambenchError(f"can't read {path}: {error.strerror}") from error
     try:
@@ -151,7 +153,7 @@ def read_baseline(path: Path) -> ExactBaseline:
 
 
 def format_baseline(baseline: ExactBaseline) -> str:
-    """The file's text: an answer a line, so that a reviewer sees in the diff which answer changed."""
+    """Formats the file with one answer per line, so that a diff shows which answer changed."""
     head: Mapping[str, Any] = {
         "schema_version": baseline.schema_version,
         "workload": baseline.workload,

@@ -1,7 +1,7 @@
-"""Paired blocks: base and head in two fresh processes that take turns, prompt by prompt.
+"""Paired blocks: base and head run in two fresh processes that alternate prompt by prompt.
 
-Fresh, because allocation and clock state belong to a process and differ from one to the next. In turns, because a
-machine drifts within seconds: what slows one arm slows the other. Both orders take turns as well.
+The processes are fresh because memory layout and clock state differ between processes. They alternate because a
+machine drifts within seconds, so that a disturbance slows both arms. The order of the arms alternates as well.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ MAX_FAILED_BLOCKS = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """One pair of fresh processes."""
+    """The measurements of one pair of fresh processes."""
 
     number: int
     turns: tuple[Turn, ...] = ()
     error: str | None = None
-    """Why a process died."""
+    """The reason that a process died."""
     throttled: tuple[str, ...] = ()
-    """Why the GPU lowered its clocks, as it says."""
+    """The GPU's own reasons for lowering its clocks."""
 
     @property
     def disturbed(self) -> bool:
-        """Whether on some side most prompts had no turn that others left alone, or the GPU was throttled."""
+        """Returns whether the GPU throttled, or other load hit every turn of most prompts on one side."""
         least: dict[Side, dict[int, float]] = {}
         for turn in self.turns:
             if turn.other_load is not None:
@@ -45,13 +45,13 @@ class Block:
 
     @property
     def other_load(self) -> float | None:
-        """Mean share of the machine in others' hands."""
+        """Returns the mean share of the machine's CPU time that other processes took."""
         loads = [turn.other_load for turn in self.turns if turn.other_load is not None]
         return sum(loads) / len(loads) if loads else None
 
     @property
     def log_ratio(self) -> float | None:
-        """ln(head's tokens per second / base's); ``None`` where a side has nothing to divide."""
+        """Returns ln(head's tokens per second / base's); ``None`` if a side measured nothing."""
         speeds = {}
         for side in SIDES:
             by_prompt: dict[int, list[Turn]] = {}
@@ -66,7 +66,7 @@ class Block:
         return math.log(speeds["head"] / speeds["base"])
 
     def answers(self, side: Side) -> dict[int, GenerationTrace]:
-        """The first trace of each prompt."""
+        """Returns the first trace of each prompt."""
         found: dict[int, GenerationTrace] = {}
         for turn in self.turns:
             if turn.side == side:
@@ -74,7 +74,7 @@ class Block:
         return found
 
     def readings(self) -> dict[str, Any]:
-        """The block's raw readings, JSON-able."""
+        """Returns the block's raw readings, ready for JSON."""
         return {
             "number": self.number,
             "error": self.error,
@@ -97,12 +97,12 @@ Progress = Callable[[str], None]
 
 
 def fastest_work(traces: Sequence[GenerationTrace]) -> tuple[int, float]:
-    """Decode tokens and seconds of one prompt: every step at the fastest of its turns.
+    """Returns decode tokens and seconds of one prompt, with each step at the fastest of its turns.
 
-    Turns decode the same ids, so step i is the same work each time, and what disturbs can only slow. A burst of other
-    load is longer than a step and shorter than a turn: it seldom meets the same step in every turn. Answers that differ
-    from turn to turn have no common steps: of those, tokens and seconds are both those of the turn with the least
-    seconds per token.
+    Turns decode the same ids, so step i is the same work each time, and a disturbance can only slow it. A burst of
+    other load is longer than a step and shorter than a turn, so it seldom hits the same step in every turn. If the
+    answers differ between turns, they have no common steps; tokens and seconds are then those of the turn with the
+    fewest seconds per token.
     """
     steps = [tuple(decode_steps([trace])) for trace in traces]
     if len({tuple(step.tokens for step in turn) for turn in steps}) > 1:
@@ -120,19 +120,20 @@ def run_blocks(
     progress: Progress | None = None,
     run: Callable[[Mapping[Side, Arm], Work, int], Block] | None = None,
 ) -> list[Block]:
-    """Measures so many good blocks: a killed one is taken again, twice at most; a disturbed one half as often as there
-    are blocks. All are returned, in order.
+    """Measures blocks until ``num_blocks`` are good, and returns all of them in order.
+
+    It repeats at most two blocks that died, and at most ``num_blocks`` / 2 disturbed ones.
 
     Args:
         arms: The two sides.
-        work: What each block does.
+        work: The work of each block.
         num_blocks: Good blocks wanted.
-        progress: Takes one line a block.
-        run: Measures one block; replaced by tests.
+        progress: Receives one line per block.
+        run: Measures one block; tests replace it.
 
     Raises:
         CrashedError: If more than two blocks die.
-    """  # noqa: D205
+    """
     measure = run if run is not None else run_block
     blocks: list[Block] = []
     extra = num_blocks // 2
@@ -154,14 +155,14 @@ def run_blocks(
 
 
 def counted(blocks: Sequence[Block], num_blocks: int) -> list[Block]:
-    """The blocks that statistics use: the undisturbed ones, filled up with the least disturbed."""
+    """Returns the blocks for statistics: the undisturbed ones, then the least disturbed to fill up."""
     alive = [block for block in blocks if block.error is None]
     ranked = sorted(alive, key=lambda block: (block.disturbed, block.other_load or 0.0))[:num_blocks]
     return sorted(ranked, key=lambda block: block.number)
 
 
 def run_block(arms: Mapping[Side, Arm], work: Work, number: int) -> Block:
-    """One block; a process that dies gives a block with its error."""
+    """Measures one block; if a process dies, the block holds the error."""
     turns: list[Turn] = []
     before = _throttles()
     try:
@@ -196,7 +197,7 @@ def _throttles() -> tuple[str, ...]:
 
 def _line(block: Block, label: str, good: int, wanted: int) -> str:
     if block.error is not None:
-        return f"{label}: block {block.number} died ({block.error}); taken again"
+        return f"{label}: block {block.number} died ({block.error}); repeating it"
     ratio = block.log_ratio
     shown = "no ratio" if ratio is None else f"x{math.exp(ratio):.3f}"
     others = "" if block.other_load is None else f", others took {block.other_load:.0%}"

@@ -1,4 +1,4 @@
-"""Another version of the code, installed beside this one: a git worktree with an environment of its own."""
+"""Installs another version of the code next to this one, as a git worktree with its own environment."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from hambench.pip import run_pip
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Code:
-    """A version of hambench that a process can be started with."""
+    """An installed version of hambench that can run a process."""
 
     name: str
-    """Short, for reports: ``main (1a2b3c4d)``."""
+    """Short name for reports: ``main (1a2b3c4d)``."""
     commit: str
     python: str
-    """Interpreter of its environment."""
+    """Path of its environment's interpreter."""
     package: Path
     """Folder that this interpreter imports hambench from."""
 
 
 @contextlib.contextmanager
 def checked_out(ref: str, *, repository: Path | None = None) -> Iterator[Code]:
-    """Installs a commit into an environment of its own, for as long as the context lasts.
+    """Installs a commit into its own environment while the context lasts.
 
-    Where both versions declare the same dependencies the environment reads this one's packages, so that both arms run
-    the same torch; where they differ, the commit gets what it declares.
+    If both versions declare the same dependencies, the environment uses this one's packages, so that both arms run the
+    same torch. If they differ, the commit gets the dependencies that it declares.
 
     Args:
-        ref: Anything git knows as a commit.
-        repository: A folder in the repository; by default the current one.
+        ref: Anything that git resolves to a commit.
+        repository: A folder in the repository; defaults to the current one.
 
     Raises:
         HambenchError: If the ref is unknown or the version can't be installed.
@@ -66,12 +66,12 @@ def checked_out(ref: str, *, repository: Path | None = None) -> Iterator[Code]:
 
 
 def same_dependencies(ours: Path, theirs: Path) -> bool:
-    """Whether two ``pyproject.toml`` declare the same dependencies."""
+    """Returns whether two ``pyproject.toml`` files declare the same dependencies."""
     return _dependencies(ours) == _dependencies(theirs)
 
 
 def _project_of(folder: Path, root: Path) -> Path:
-    """The folder of ``pyproject.toml``, from a folder up to the top of its repository; the top where none has one."""
+    """Searches upwards from a folder for ``pyproject.toml``; returns the repository's root if there is none."""
     for each in (folder, *folder.parents):
         if (each / "pyproject.toml").is_file():
             return each
@@ -95,7 +95,7 @@ def _install(tree: Path, project: Path, environment: Path) -> str:
     if shared:
         site = Path(_run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]).strip())
         paths = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
-        # plain paths only: links of editable installs in there are not followed, so this version can't leak in
+        # plain paths in a .pth file: Python ignores the editable installs in them, so this version can't leak in
         (site / "hambench_shared.pth").write_text("\n".join(paths) + "\n", encoding="utf-8")
     run_pip(
         [

@@ -1,4 +1,4 @@
-"""A check is one metric of one cell, base against head; an outcome is all of them and the exit code they give."""
+"""Checks compare one metric of one cell, base against head; an outcome holds all checks and gives the exit code."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WORST_FIRST: tuple[Verdict, ...] = (
 
 
 def change_word(verdict: PairVerdict) -> Verdict:
-    """The word of one run's comparison as a word about a change."""
+    """Translates a verdict on two methods of one run into a verdict on a change."""
     match verdict:
         case "better":
             return "improved"
@@ -38,7 +38,7 @@ def change_word(verdict: PairVerdict) -> Verdict:
 
 
 class ExitCode(enum.IntEnum):
-    """What a job learns from ``compare`` and ``gate``; 2 is a usage error."""
+    """Exit codes of ``compare`` and ``gate``; 2 is a usage error."""
 
     FINE = 0
     REGRESSED = 1
@@ -49,7 +49,7 @@ class ExitCode(enum.IntEnum):
 
 
 class CrashedError(HambenchError):
-    """A benchmark process died: exit code 5."""
+    """Raised if a benchmark process dies (exit code 5)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,16 +68,16 @@ class Check:
     effect: Estimate | None = None
     """Head / base for speeds, bytes and counts; head - base in points for accuracy, in nats per token for regret."""
     threshold: float | None = None
-    """Smallest effect worth a word: relative, or points for accuracy; 0 for counts."""
+    """Smallest effect to report: relative, or in points for accuracy; 0 for counts."""
     p_value: float | None = None
     minimum_detectable_effect: float | None = None
     primary: bool = False
-    """Whether the exit code depends on it; the others are advisory."""
+    """Whether the exit code depends on this check; other checks are advisory."""
     reason: str = ""
 
     @property
     def loss(self) -> float:
-        """How much worse the head is, for sorting: relative to the base, or in points / 100."""
+        """Returns the head's loss for sorting, relative to the base or in points / 100."""
         if self.effect is None:
             return 0.0
         match self.metric_class:
@@ -94,34 +94,34 @@ class Check:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """Everything a comparison or a gate found."""
+    """The result of a comparison or a gate."""
 
     title: str
     base: str
-    """What the base was: a run, a commit, a baseline file, a method."""
+    """Name of the base: a run, a commit, a baseline file or a method."""
     head: str
     checks: tuple[Check, ...]
     notes: tuple[str, ...] = ()
     crashes: tuple[str, ...] = ()
-    """One line for each benchmark that died."""
+    """One line per benchmark that died."""
     suite: str = ""
-    """Tells this outcome's comment on a pull request from another gate's."""
+    """Identifies this outcome's comment on a pull request among those of other gates."""
     measurements: dict[str, Any] = field(default_factory=dict)
     """The raw readings behind the checks, for the JSON file."""
 
     @property
     def ranked(self) -> list[Check]:
-        """Checks, worst first; of equal verdicts those that decide come first."""
+        """Returns the checks, worst first; among equal verdicts, deciding checks come first."""
         return sorted(
             self.checks,
             key=lambda check: (WORST_FIRST.index(check.verdict), not check.primary, -check.loss),
         )
 
     def exit_code(self, *, strict: bool = False) -> ExitCode:
-        """The code of the primary checks: a regression outranks a crash, a crash what could not be compared.
+        """Returns the exit code of the primary checks.
 
         Args:
-            strict: Whether an undecided check, or a count that improved on its baseline file, is code 4.
+            strict: Whether an undecided check, or a count that improved on its baseline file, gives code 4.
         """
         verdicts = {check.verdict for check in self.checks if check.primary}
         if "regressed" in verdicts:
@@ -136,14 +136,14 @@ class Outcome:
 
     @property
     def stale(self) -> bool:
-        """Whether a count improved: the baseline to beat is no longer the best seen."""
+        """Returns whether a count improved, so that the baseline is out of date."""
         return any(
             check.primary and check.metric_class == "exact" and check.verdict == "improved"
             for check in self.checks
         )
 
     def headline(self, *, strict: bool = False) -> str:
-        """The verdict in one line."""
+        """Returns the verdict in one line."""
         code = self.exit_code(strict=strict)
         primary = [check for check in self.checks if check.primary]
         worst = [check for check in primary if check.verdict == "regressed"]
@@ -154,7 +154,7 @@ class Outcome:
             ExitCode.REGRESSED: lambda: f"Regressed: {_names(worst)}",
             ExitCode.CRASHED: lambda: f"Crashed: {self.crashes[0]}",
             ExitCode.INCOMPLETE: lambda: (
-                f"Not comparable: {_names(unclear)}" if unclear else "Nothing was measured that decides"
+                f"Not comparable: {_names(unclear)}" if unclear else "No deciding check was measured"
             ),
             ExitCode.UNDECIDED: lambda: (
                 f"Undecided: {_names(undecided)}"
@@ -167,7 +167,7 @@ class Outcome:
 
 
 def merge(outcomes: Sequence[Outcome], *, title: str) -> Outcome:
-    """Several outcomes of one command as one."""
+    """Merges several outcomes of one command into one."""
     return Outcome(
         title=title,
         base="; ".join(dict.fromkeys(outcome.base for outcome in outcomes)),
@@ -181,7 +181,7 @@ def merge(outcomes: Sequence[Outcome], *, title: str) -> Outcome:
 
 
 def count(number: int, noun: str) -> str:
-    """``1 check``, ``2 checks``."""
+    """Formats a count with its noun: ``1 check``, ``2 checks``."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 

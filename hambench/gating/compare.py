@@ -1,8 +1,8 @@
-"""Two stored runs, base against head: counts with ==, accuracy by sample, and speed as far as two runs can tell.
+"""Compares two stored runs, base and head: counts with ==, accuracy per sample, speed relative to vanilla.
 
-Two runs are two moments of a machine: between jobs on shared runners it drifts by 15 %, and no statistic within a run
-sees that. So a speed here is the ratio to vanilla of the same run, compared by sample, and it never decides unless a
-project says so; :mod:`hambench.gating.gate` measures both sides in turns.
+Two runs were measured at different times. Between jobs on shared runners a machine drifts by 15 %, which no statistic
+within a run can see. So the speed here is the ratio to vanilla of the same run, compared per sample, and it never
+decides unless the project declares it. :mod:`hambench.gating.gate` measures both sides in turns.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ NUMERIC_KEYS = ("machine", "cpu", "cpu_flags", "gpu", "torch", "triton", "torch_
 
 
 def compare_runs(base: Run, head: Run, *, margins: Margins | None = None) -> Outcome:
-    """Every cell of the base against the head's cell of the same name.
+    """Compares every cell of the base with the head's cell of the same name.
 
     Raises:
-        IncompleteError: If a run measured nothing, or they were asked nothing in common.
+        IncompleteError: If a run measured nothing, or the runs have no sample in common.
     """
     _refuse_empty(base, "base")
     _refuse_empty(head, "head")
@@ -45,7 +45,7 @@ def compare_runs(base: Run, head: Run, *, margins: Margins | None = None) -> Out
     checks: list[Check] = list(_missing_samples(base, head))
     for cell in base.header.cells:
         if cell.label not in ours:
-            checks.append(_missing(cell.label, "the head has no such cell"))
+            checks.append(_missing(cell.label, "the head lacks this cell"))
             continue
         checks += _exact(base, head, cell.label)
         checks += _accuracy(base, head, cell.label, shared, margins)
@@ -58,7 +58,7 @@ def compare_runs(base: Run, head: Run, *, margins: Margins | None = None) -> Out
         base=_name(base),
         head=_name(head),
         checks=tuple(checks),
-        notes=(*_notes(base, head), *(f"{label} is new: the base has no such cell" for label in added)),
+        notes=(*_notes(base, head), *(f"{label} is new: the base lacks this cell" for label in added)),
         suite="+".join(head.header.suites),
     )
 
@@ -70,22 +70,20 @@ def _refuse_empty(run: Run, side: str) -> None:
 
 
 def _missing_samples(base: Run, head: Run) -> list[Check]:
-    """A task that one side was not asked is not a smaller n: it is a hole."""
+    """Returns a failing check per task that only one side has, instead of silently comparing fewer samples."""
     tasks = {
         side: {f"task:{s.suite}/{s.task}" for s in run.samples.values()}
         for side, run in (("base", base), ("head", head))
     }
     checks = [
-        _missing(ALL, f"the {other} was not asked this task", group=task)
+        _missing(ALL, f"the {other} lacks this task", group=task)
         for side, other in (("base", "head"), ("head", "base"))
         for task in sorted(tasks[side] - tasks[other])
     ]
     for side, run, other in (("base", base, head), ("head", head, base)):
         alone = [s for key, s in run.samples.items() if key not in other.samples]
         partial = sorted({f"task:{s.suite}/{s.task}" for s in alone} & tasks["base"] & tasks["head"])
-        checks += [
-            _missing(ALL, f"some samples were asked of the {side} only", group=task) for task in partial
-        ]
+        checks += [_missing(ALL, f"only the {side} has some of the samples", group=task) for task in partial]
     if not base.complete or not head.complete:
         side = "base" if not base.complete else "head"
         checks.append(_missing(ALL, f"the {side} is unfinished"))
@@ -93,7 +91,7 @@ def _missing_samples(base: Run, head: Run) -> list[Check]:
 
 
 def _missing(cell: str, reason: str, *, group: str = ALL) -> Check:
-    # a hole decides whatever the project declared: its group is the task, its primary flag is set here
+    # a missing task decides whatever the project declares, so set its primary flag here
     return Check(
         cell=cell,
         metric="samples",
@@ -122,7 +120,7 @@ def _exact(base: Run, head: Run, label: str) -> list[Check]:
 
     dtypes = {c.dtype for run in (base, head) for c in run.header.cells if c.label == label}
     if asked(base) != asked(head):
-        reason = "another model, sampling or limit"
+        reason = "different model, sampling or limit"
         return [replace(_missing(label, reason), metric="token_ids")]
     same = dtypes == {"float32"} and numerics(base) == numerics(head)
     return compare_answers(label, _answers(base, label), _answers(head, label), same_numerics=same)
@@ -147,7 +145,7 @@ def _accuracy(
         samples,
         metrics=("accuracy",),
         margins=margins,
-        # what only one run answered is a hole in a gate, not a sample to leave out
+        # a gate must not leave out samples that only one run answered
         most_one_sided=0.0,
     )
     changed = differences(base.header.environment, head.header.environment, ACCURACY_KEYS)
@@ -155,7 +153,7 @@ def _accuracy(
 
 
 def _regret(base: Run, head: Run, label: str, samples: Mapping[str, Sample], margins: Margins) -> list[Check]:
-    """Regret per token, paired by sample: each side's answers as the target of its own run judged them."""
+    """Compares regret per token, paired by sample; each side was judged by its own run's target."""
     if not base.fidelity and not head.fidelity:
         return []
     if not base.fidelity or not head.fidelity:
@@ -184,7 +182,7 @@ def _regret(base: Run, head: Run, label: str, samples: Mapping[str, Sample], mar
     )
     checks = [_regret_check(row, margins.regret) for row in rows]
     if models[0] != models[1]:
-        reason = "two targets judged them: other weights or another type"
+        reason = "judged by two different targets: other weights or another dtype"
         return [replace(check, verdict="not comparable", reason=reason) for check in checks]
     return checks
 
@@ -214,7 +212,7 @@ def _accuracy_check(row: Comparison, margin: float, changed: Mapping[str, str]) 
     verdict, reason = change_word(row.verdict), row.reason
     low = row.effect.low if row.effect else None
     if verdict == "inconclusive" and low is not None and low > -margin:
-        # the question is whether it got worse: that it may be better needs no further samples
+        # only a loss matters here, so a possible gain needs no further samples
         verdict, reason = "equivalent", f"not worse by {margin:g} points"
     if changed and row.verdict != "not comparable":
         versions = ", ".join(f"{key} {change}" for key, change in changed.items())
@@ -237,7 +235,7 @@ def _accuracy_check(row: Comparison, margin: float, changed: Mapping[str, str]) 
 
 
 def _peak(base: Run, head: Run, label: str) -> list[Check]:
-    # the resident set of a CPU process depends on too much else; an allocator's peak does not
+    # the GPU allocator's peak is reproducible; the resident set of a CPU process is not
     gpus = [run.header.environment.get("gpu") for run in (base, head)]
     same = not differences(base.header.environment, head.header.environment, ("gpu", "gpu_driver", "torch"))
     if None in gpus or not same:
@@ -250,7 +248,7 @@ def _peak(base: Run, head: Run, label: str) -> list[Check]:
 
 
 def _speed(base: Run, head: Run, label: str, samples: Mapping[str, Sample], margins: Margins) -> list[Check]:
-    """The ratio to vanilla of the same run, head over base: the quotient of what the two reports show."""
+    """Compares the ratios to vanilla of the same run, head / base: the quotient of the two reports' numbers."""
     ours_vanilla, vanilla = _baseline(head, label), _baseline(base, label)
     arms, signs, metric = [Arm.of(head, label), Arm.of(base, label)], RATIO, "tps"
     relative = ours_vanilla is not None and vanilla is not None and vanilla.label != label
@@ -272,7 +270,7 @@ def _speed(base: Run, head: Run, label: str, samples: Mapping[str, Sample], marg
         verdict="not comparable",
     )
     left_out = f"{work.num_left_out} answers without a token after the first step left out"
-    note = "two moments of a machine: `hambench gate` measures in turns"
+    note = "measured at different times; `hambench gate` measures in turns"
     check = check_of(
         blank,
         result,
@@ -284,9 +282,7 @@ def _speed(base: Run, head: Run, label: str, samples: Mapping[str, Sample], marg
         what = ", ".join(f"{key} {change}" for key, change in changed.items())
         return [replace(check, verdict="not comparable", reason=what)]
     if changed:
-        check = replace(
-            check, reason=f"{check.reason}; another machine or other versions: {', '.join(changed)}"
-        )
+        check = replace(check, reason=f"{check.reason}; different machine or versions: {', '.join(changed)}")
     return [check]
 
 
@@ -310,7 +306,7 @@ def _name(run: Run) -> str:
 
 
 def load_side(path: Path, side: str) -> Run:
-    """A run folder; what is missing is incomplete rather than a usage error.
+    """Loads a run folder; a missing one counts as incomplete, not as a usage error.
 
     Raises:
         IncompleteError: If there is no such run.
@@ -318,5 +314,5 @@ def load_side(path: Path, side: str) -> Run:
     from hambench.store import HEADER, load_run
 
     if not (path / HEADER).is_file():
-        raise IncompleteError(f"there is no {side} run in {path}")
+        raise IncompleteError(f"{path} contains no {side} run")
     return load_run(path)

@@ -1,7 +1,7 @@
-"""``hambench.toml``: which gates a project has, and which of their checks decide.
+"""Reads ``hambench.toml``, which declares a project's gates and which of their checks decide.
 
-Everything that is not declared primary is advisory: with three methods, sixteen tasks and four metrics each at 2.5 %,
-five false alarms a run would be the rule.
+Checks that are not declared primary are advisory. With three methods, sixteen tasks and four metrics, each tested at
+2.5 %, five false alarms per run would be normal.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ MAX_BLOCKS = 64
 
 
 class Primary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A pattern of checks that decide the exit code; ``*`` stands for anything."""
+    """A pattern of checks that decide the exit code; ``*`` matches any text."""
 
     metric: str
-    """A metric's name, or a class: exact, near-exact, speed, accuracy, fidelity."""
+    """A metric's name or class: exact, near-exact, speed, accuracy, fidelity."""
     cell: str = "*"
     group: str = ALL
     gate: str = "*"
-    """Only in this gate: exact, speed, accuracy, compare."""
+    """Limits the pattern to this gate: exact, speed, accuracy or compare."""
 
     def matches(self, check: Check, kind: str) -> bool:
-        """Whether a check of a kind of gate is meant."""
-        # two stored runs compare a method's speed as its ratio to vanilla
+        """Returns whether the pattern matches a check of a kind of gate."""
+        # `compare` measures a method's speed as its ratio to vanilla
         names = (check.metric, check.metric_class, "tps" if check.metric == "tps_ratio" else check.metric)
         return (
             self.gate in ("*", kind)
@@ -50,7 +50,7 @@ class Primary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     @property
     def metric_class(self) -> MetricClass:
-        """The class of metrics it speaks of."""
+        """Returns the class of metrics that the pattern names."""
         named = [kind for kind in METRIC_CLASSES if kind == self.metric]
         if named:
             return named[0]
@@ -58,15 +58,15 @@ class Primary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class ExactGate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Counts of the toy model against a committed file."""
+    """``[gate.exact]``: compares the toy model's counts with a committed file."""
 
     baseline: str
-    """The file, relative to ``hambench.toml``."""
+    """Path of the file, relative to ``hambench.toml``."""
     methods: tuple[str, ...] = msgspec.field(default_factory=default_methods)
 
 
 class SpeedGate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Paired blocks of fresh processes."""
+    """``[gate.speed]``: compares speeds in paired blocks of fresh processes."""
 
     model: str = "smollm2-135m"
     dtype: str = "bfloat16"
@@ -75,21 +75,21 @@ class SpeedGate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     threads: int | None = None
     blocks: int = 10
     threshold: float | None = None
-    """Smallest relative change worth a word; by default 3 % on a GPU and 5 % on a CPU."""
+    """Smallest relative change to report; defaults to 3 % on a GPU and 5 % on a CPU."""
     max_new_tokens: int = 12
     turns: int = 3
     together: bool = True
-    """Base and head in memory at once, in turns."""
+    """Whether base and head are in memory at once and alternate."""
     prompts: tuple[str, ...] = ()
-    """Texts; by default a few short ones of our own."""
+    """Prompt texts; defaults to four short built-in ones."""
     suite: str | None = None
-    """Take the prompts from a suite instead."""
+    """A suite to take the prompts from instead."""
     limit: int = 1
-    """Rows of each task of the suite."""
+    """Rows per task of the suite."""
 
 
 class AccuracyGate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The same samples answered by base and head: not worse by more than a margin."""
+    """``[gate.accuracy]``: base and head answer the same samples; the head may lose at most a margin."""
 
     suite: str
     methods: tuple[str, ...] = ("vanilla",)
@@ -109,7 +109,7 @@ class GateConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     accuracy: AccuracyGate | None = None
     primary: tuple[Primary, ...] = ()
     margin: float = 1.5
-    """Points that ``hambench compare`` may find an accuracy lower by."""
+    """Points of accuracy that the head may lose in ``hambench compare``."""
 
 
 class ProjectConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -124,20 +124,20 @@ DEFAULT_PRIMARY: dict[str, tuple[Primary, ...]] = {
     "accuracy": (Primary(metric="accuracy"),),
     "compare": (Primary(metric="exact"), Primary(metric="near-exact"), Primary(metric="accuracy")),
 }
-"""What decides where a project declares nothing."""
+"""The deciding checks per kind of gate if a project declares none."""
 
 
 def read_config(path: Path) -> GateConfig:
-    """The ``[gate]`` table of a file.
+    """Reads the ``[gate]`` table of a file.
 
     Raises:
-        HambenchError: If the file can't be read, has an unknown key, or a value makes no sense.
+        HambenchError: If the file can't be read, has an unknown key or an invalid value.
     """
     try:
-        # utf-8-sig: some editors begin a file with a byte order mark
+        # utf-8-sig because some editors write a byte order mark
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise HambenchError(f"there is no {path}: see docs/ci.md for one to start from") from None
+        raise HambenchError(f"{path} does not exist: docs/ci.md has one to start from") from None
     except (OSError, UnicodeDecodeError) as error:
         raise HambenchError(f"can't read {path}: {error}") from error
     try:
@@ -167,10 +167,10 @@ def _validate(gate: GateConfig, path: Path) -> None:
 
 
 def validate_speed(speed: SpeedGate) -> None:
-    """Refuses numbers that no verdict could come from.
+    """Checks the numbers of a speed gate.
 
     Raises:
-        HambenchError: Naming the setting and its mend.
+        HambenchError: If no verdict is possible with a setting; the message names it and the fix.
     """
     if not MIN_BLOCKS <= speed.blocks <= MAX_BLOCKS:
         raise HambenchError(
@@ -188,13 +188,13 @@ def validate_speed(speed: SpeedGate) -> None:
 def decide(
     outcome: Outcome, declared: Sequence[Primary], *, kind: str, classes: Iterable[MetricClass]
 ) -> Outcome:
-    """The outcome with its primary checks marked; a declared one that nothing was measured for is added.
+    """Marks an outcome's primary checks, and adds a failing check for each declared one that was not measured.
 
     Args:
-        outcome: What was found.
+        outcome: The outcome to mark.
         declared: ``[[gate.primary]]``; if empty, the kind's own default.
         kind: Key of :data:`DEFAULT_PRIMARY`.
-        classes: Classes of metrics that were to be measured here.
+        classes: Classes of metrics that this gate measures.
     """
     wanted = set(classes)
     patterns = tuple(declared) or DEFAULT_PRIMARY[kind]
@@ -217,17 +217,17 @@ def _unmeasured(pattern: Primary) -> Check:
         group=pattern.group,
         verdict="not comparable",
         primary=True,
-        reason="declared primary, but nothing of that name was measured",
+        reason="declared primary, but no metric of that name was measured",
     )
 
 
 def margins_of(accuracy: float, base: Margins) -> Margins:
-    """Margins of a machine with the project's own margin of accuracy, in points."""
+    """Returns a machine's margins with the project's accuracy margin, in points."""
     return replace(base, accuracy=accuracy)
 
 
 def like(pattern: str, text: str) -> bool:
-    """Whether a text is of a pattern in which ``*`` stands for anything."""
-    # labels hold brackets, which shell patterns would read as character classes
+    """Returns whether a text matches a pattern in which ``*`` matches any text."""
+    # labels contain brackets, which fnmatch would read as character classes
     expression = ".*".join(re.escape(part) for part in pattern.split("*"))
     return re.fullmatch(expression, text) is not None

@@ -1,6 +1,6 @@
-"""Counts that an algorithm fixes, compared with ==: token ids, forwards, accepted tokens, KV slots and bytes.
+"""Compares deterministic counts with ==: token ids, forwards, accepted tokens, KV slots and bytes.
 
-They carry no noise, so one measurement on any machine decides. That is the hard gate of a runner without a GPU.
+Counts have no noise, so one measurement on any machine decides. They are the hard gate of a runner without a GPU.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from hambench.records import Estimate, GenerationTrace
 
 TOKEN_IDS = "token_ids"
 KV_BYTE_STEPS = "kv_byte_steps"
-"""Σ over steps of the bytes in use: one byte too many shows, at whichever step."""
+"""Σ over steps of the bytes in use, which changes if any step uses one byte more."""
 
 _FROM_REGISTRY = (
     "num_tokens",
@@ -36,7 +36,7 @@ Key = tuple[str, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What one cell did for one sample, in integers."""
+    """The counts of one cell's answer to one sample."""
 
     sample_id: str
     prompt_hash: str
@@ -46,17 +46,17 @@ class Answer:
 
     @property
     def key(self) -> Key:
-        """What pairs it with the other side's."""
+        """Returns the key that pairs this answer with the other side's."""
         return (self.sample_id, self.repeat)
 
 
 def answer_of(trace: GenerationTrace, *, sample_id: str, prompt_hash: str, repeat: int = 0) -> Answer:
-    """The integers of a trace."""
+    """Returns the counts of a trace."""
     counts: dict[str, int] = {}
     for name in _FROM_REGISTRY:
         metric: Callable[[Sequence[GenerationTrace]], float | None] = getattr(metrics, name)
         value = metric([trace])
-        # a method that can't tell its KV usage has no count of it, which is not zero
+        # a method that doesn't report KV usage has no count, which differs from a count of zero
         if value is not None:
             counts[name] = int(value)
     kv_bytes = [step.kv_bytes for step in trace.steps if step.kv_bytes is not None]
@@ -79,15 +79,15 @@ def compare_answers(
     same_numerics: bool = True,
     regenerate: str = "",
 ) -> list[Check]:
-    """Every count of one cell, base against head.
+    """Compares every count of one cell, base and head.
 
     Args:
         cell: Label of the cell.
         base: Answers of the base.
         head: Answers of the head.
-        same_numerics: Whether equal code must give equal token ids. If not, ids that differ prove nothing, and
-            counts are compared over the answers that are equal token by token.
-        regenerate: How to accept the head as the new baseline, for the reasons.
+        same_numerics: Whether equal code must give equal token ids. If not, different ids prove nothing, and only
+            answers with identical tokens are compared.
+        regenerate: The way to accept the head as the new baseline, for the check's reason.
     """
     theirs, ours = {a.key: a for a in base}, {a.key: a for a in head}
     refused = _unpaired(theirs, ours)
@@ -106,7 +106,7 @@ def compare_answers(
             continue
         if known[0] != known[1]:
             lacks = "base" if len(known[0]) < len(known[1]) else "head"
-            checks.append(_refused(cell, metric, f"the {lacks} has no such count"))
+            checks.append(_refused(cell, metric, f"the {lacks} lacks this count"))
             continue
         compared_here = [key for key in compared if key in known[0]]
         pairs = [(key, theirs[key].counts[metric], ours[key].counts[metric]) for key in compared_here]
@@ -174,7 +174,7 @@ def _compare_counts(cell: str, metric: str, pairs: Sequence[tuple[Key, int, int]
     reason = ""
     if changed:
         worse = [1 for _, b, h in changed if (h < b) == (better == "higher")]
-        # one answer that got worse is not paid for by another that got better
+        # an answer that improved must not hide one that got worse
         verdict = "regressed" if worse else "improved"
         key, b, h = changed[0]
         reason = f"{len(changed)} of {count(len(pairs), 'answer')} changed, e.g. {key[0]}: {b} → {h}"
@@ -186,7 +186,7 @@ def _compare_counts(cell: str, metric: str, pairs: Sequence[tuple[Key, int, int]
         unit=METRICS[metric].unit if metric in METRICS else "bytes · steps",
         base=float(base),
         head=float(head),
-        # a base of zero has no ratio; the verdict needs none
+        # a base of zero has no ratio, but the verdict doesn't need one
         effect=Estimate(value=head / base, n=len(pairs)) if base else None,
         threshold=0.0,
         verdict=verdict,

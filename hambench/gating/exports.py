@@ -1,4 +1,4 @@
-"""An outcome for programs: JSON, JUnit XML, and the JSON that github-action-benchmark reads."""
+"""Writes an outcome for programs: JSON, JUnit XML, and JSON for github-action-benchmark."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from hambench.gating.checks import Check, Outcome
 from hambench.gating.markdown import change_of, detectable_of
 
 SCHEMA_VERSION = 1
-# what XML 1.0 can't hold, even escaped
+# characters that XML 1.0 forbids even if escaped
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def render_json(outcome: Outcome, *, strict: bool = False) -> str:
-    """Everything, unrounded; what is not known is null."""
+    """Returns the outcome as JSON, unrounded; unknown values are null."""
     fields: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "exit_code": int(outcome.exit_code(strict=strict)),
@@ -32,12 +32,12 @@ def render_json(outcome: Outcome, *, strict: bool = False) -> str:
 
 
 def read_outcome(text: str | bytes) -> Outcome:
-    """The outcome that :func:`render_json` wrote."""
+    """Reads an outcome that :func:`render_json` wrote."""
     return msgspec.json.decode(text, type=Outcome)
 
 
 def render_junit(outcome: Outcome, *, strict: bool = False) -> str:
-    """JUnit XML: a regression is a failure, what can't be compared an error, what is undecided a skip."""
+    """Returns JUnit XML: a regression is a failure, an incomparable check an error, an undecided one a skip."""
     checks = outcome.ranked
     outcomes = {id(check): _junit_element(check) for check in checks}
     told = [element for element, _ in outcomes.values()]
@@ -63,9 +63,9 @@ def render_junit(outcome: Outcome, *, strict: bool = False) -> str:
         case = _case(suite, line.partition(":")[0], "hambench.crashed")
         ElementTree.SubElement(case, "error", message=_clean(line), type="crashed")
     if nothing:
-        # an empty suite reads as green; this one must not
+        # CI systems show an empty suite as passed, so add an error
         case = _case(suite, "anything measured", "hambench")
-        ElementTree.SubElement(case, "error", message="nothing was measured that decides", type="empty")
+        ElementTree.SubElement(case, "error", message="no deciding check was measured", type="empty")
     root = ElementTree.Element("testsuites")
     root.append(suite)
     ElementTree.indent(root)
@@ -73,9 +73,10 @@ def render_junit(outcome: Outcome, *, strict: bool = False) -> str:
 
 
 def render_action_benchmark(outcome: Outcome) -> str:
-    """github-action-benchmark's JSON for its tool ``customBiggerIsBetter``: each value as head / base, or base / head
-    where smaller is better, so that 1 is no change and less is worse.
-    """  # noqa: D205
+    """Returns JSON for github-action-benchmark's tool ``customBiggerIsBetter``.
+
+    Each value is head / base, or base / head if smaller is better, so that 1 means no change and less is worse.
+    """
     entries = []
     for check in outcome.checks:
         effect = check.effect
@@ -95,7 +96,7 @@ def render_action_benchmark(outcome: Outcome) -> str:
 
 
 def _junit_element(check: Check) -> tuple[Literal["failure", "error", "skipped"] | None, str]:
-    """What a check is in JUnit, and why; ``None`` for a pass."""
+    """Returns a check's JUnit element and its reason; ``None`` for a pass."""
     if not check.primary:
         return "skipped", "advisory"
     match check.verdict:

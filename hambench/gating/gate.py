@@ -1,4 +1,4 @@
-"""The gates of a project, run: each measures base and head itself, or against a committed file, and then judges.
+"""Runs a project's gates: each measures base and head, or the head against a committed file, and judges.
 
 ``hambench.toml`` declares them (:mod:`hambench.gating.config`); the command is ``hambench gate``.
 """
@@ -54,30 +54,30 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateRequest:
-    """What one call of ``hambench gate`` is asked."""
+    """The options of one call of ``hambench gate``."""
 
     config: GateConfig
     root: Path
-    """Folder of ``hambench.toml``: the files it names lie relative to it."""
+    """Folder of ``hambench.toml``; file names in it are relative to this folder."""
     only: tuple[str, ...] = ()
-    """Kinds to run; empty for all that are declared and can run."""
+    """Kinds to run; empty for all declared ones that can run."""
     base_ref: str | None = None
-    """A commit that base is built from."""
+    """Commit to build the base from."""
     base_method: str | None = None
     head_method: str | None = None
-    """Two configurations of this code instead of two versions."""
+    """Two methods of this code to compare instead of two versions."""
     noise: Path | None = None
-    """Where calibrations lie."""
+    """Folder of calibrations."""
     new_baseline: Path | None = None
-    """Where to write the counts of this code, ready to commit."""
+    """File for this code's counts, ready to commit."""
 
 
 def run_gates(request: GateRequest, *, say: Say | None = None) -> Outcome:
-    """Runs what is declared and asked for, and marks what decides.
+    """Runs the declared gates that the request asks for, and marks the deciding checks.
 
     Raises:
         IncompleteError: If nothing can be compared.
-        HambenchError: For a request that makes no sense.
+        HambenchError: For an invalid request.
     """
     kinds = _kinds(request)
     if "speed" in kinds and request.config.speed is not None:
@@ -86,11 +86,11 @@ def run_gates(request: GateRequest, *, say: Say | None = None) -> Outcome:
     outcomes: list[Outcome] = []
     with contextlib.ExitStack() as stack:
         if "exact" in kinds and request.config.exact is not None:
-            say("exact: counts of the toy model")
+            say("exact: decoding with the toy model")
             outcomes.append(exact_gate(request.config.exact, request, request.config.primary))
         base: Code | None = None
         if request.base_ref is not None and {"speed", "accuracy"} & set(kinds):
-            say(f"base: installing {request.base_ref} into an environment of its own")
+            say(f"base: installing {request.base_ref} into its own environment")
             base = stack.enter_context(checked_out(request.base_ref, repository=request.root))
         if "speed" in kinds and request.config.speed is not None:
             outcomes.append(speed_gate(request.config.speed, request, base, say=say))
@@ -127,7 +127,7 @@ def _kinds(request: GateRequest) -> list[str]:
 
 
 def _left_out(request: GateRequest, kinds: Sequence[str]) -> list[str]:
-    """What is declared, was not excluded, and still did not run: no gate is skipped silently."""
+    """Returns a note per gate that was declared and not excluded but did not run."""
     if request.only or request.base_method is not None:
         return []
     declared = [kind for kind in KINDS if getattr(request.config, kind) is not None]
@@ -137,7 +137,7 @@ def _left_out(request: GateRequest, kinds: Sequence[str]) -> list[str]:
 
 
 def exact_gate(gate: ExactGate, request: GateRequest, declared: Sequence[Primary]) -> Outcome:
-    """Counts of the toy model against the committed file; writes the new one where asked."""
+    """Compares the toy model's counts with the committed file; writes the new one if requested."""
     path = request.root / gate.baseline
     try:
         head = measure_exact(gate.methods)
@@ -154,18 +154,18 @@ def _crashed(kind: str, base: str) -> Outcome:
 
 
 def update_baseline(gate: ExactGate, root: Path) -> tuple[Path, ExactBaseline]:
-    """Writes the counts of this code as the baseline file.
+    """Writes this code's counts as the baseline file.
 
     Raises:
-        HambenchError: If a method crashes, or two logits lie so near that ids could differ between machines.
+        HambenchError: If a method crashes, or two logits are so close that ids could differ between machines.
     """
     from hambench.gating.toy import SAFE_MARGIN
 
     measured = measure_exact(gate.methods)
     if measured.smallest_margin < SAFE_MARGIN:
         raise HambenchError(
-            f"two logits of the toy model lie within {measured.smallest_margin:g}, less than {SAFE_MARGIN:g}: another "
-            "machine could choose another token; choose another seed in hambench/gating/toy.py"
+            f"two logits of the toy model differ by {measured.smallest_margin:g}, less than {SAFE_MARGIN:g}, so "
+            "another machine could choose a different token: choose another seed in hambench/gating/toy.py"
         )
     path = root / gate.baseline
     write_text(path, format_baseline(measured))
@@ -173,7 +173,7 @@ def update_baseline(gate: ExactGate, root: Path) -> tuple[Path, ExactBaseline]:
 
 
 def speed_gate(gate: SpeedGate, request: GateRequest, base: Code | None, *, say: Say) -> Outcome:
-    """Paired blocks of every method of the gate."""
+    """Measures every method of the gate in paired blocks."""
     threshold = gate.threshold if gate.threshold is not None else default_threshold()
     notes = []
     if request.noise is not None:
@@ -194,14 +194,14 @@ def speed_gate(gate: SpeedGate, request: GateRequest, base: Code | None, *, say:
 
 
 def default_threshold() -> float:
-    """3 % where there is a GPU, 5 % on a CPU, which is rarely left alone."""
+    """Returns the default threshold: 3 % on a GPU, 5 % on a CPU, which rarely is idle otherwise."""
     from hambench.machine.nvml import Gpu
 
     return GPU_THRESHOLD if Gpu.open() is not None else CPU_THRESHOLD
 
 
 def work_of(gate: SpeedGate) -> Work:
-    """What the blocks of a gate do."""
+    """Returns the work of a gate's blocks."""
     return Work(
         prompts=gate_prompts(gate),
         max_new_tokens=gate.max_new_tokens,
@@ -212,7 +212,7 @@ def work_of(gate: SpeedGate) -> Work:
 
 
 def speed_pairs(gate: SpeedGate, request: GateRequest, base: Code | None) -> list[Pair]:
-    """The pairs of a speed gate: every method in two versions, or two methods in this one."""
+    """Returns the pairs of a speed gate: every method in two versions, or two methods in this version."""
     if request.base_method is not None:
         theirs = single_cell(gate, request.base_method)
         ours = single_cell(gate, request.head_method or request.base_method)
@@ -231,12 +231,12 @@ def speed_pairs(gate: SpeedGate, request: GateRequest, base: Code | None) -> lis
 
 
 def single_cell(gate: SpeedGate, method: str) -> Cell:
-    """The one configuration that a method's words give."""
+    """Parses a method with knobs that must give a single configuration."""
     return Sweep(model=gate.model, methods=(method,), dtype=gate.dtype, threads=(gate.threads,)).single()
 
 
 def accuracy_gate(gate: AccuracyGate, request: GateRequest, base: Code, *, say: Say) -> Outcome:
-    """Both versions answer the same samples with ``hambench run``; the two runs are compared."""
+    """Runs both versions on the same samples with ``hambench run`` and compares the two runs."""
     with tempfile.TemporaryDirectory(prefix="hambench-accuracy-") as scratch:
         for side, python in (("base", base.python), ("head", sys.executable)):
             say(f"accuracy: {side} answers {gate.suite}")
@@ -246,7 +246,7 @@ def accuracy_gate(gate: AccuracyGate, request: GateRequest, base: Code, *, say: 
                 return replace(_crashed("accuracy", base.name), crashes=(f"{side}: {crash}",))
         runs = [load_side(Path(scratch) / side, side) for side in ("base", "head")]
         outcome = compare_runs(*runs, margins=margins_of(gate.margin, Margins.of(runs[0])))
-    # speeds of two runs one after the other are two moments: the speed gate is for that
+    # two runs in sequence are measured at different times; judging speed is the speed gate's job
     kept = tuple(check for check in outcome.checks if check.metric_class != "speed")
     outcome = replace(
         outcome, title="Accuracy", base=base.name, head="this code", checks=kept, suite="accuracy"
@@ -280,7 +280,7 @@ def calibrate(
     say: Say | None = None,
     measure: Callable[[Arm, Work, int], list[Block]] | None = None,
 ) -> Calibration:
-    """An A/A gate: the same configuration on both sides.
+    """Runs an A/A gate, with the same configuration on both sides.
 
     Raises:
         CrashedError: If blocks keep dying.
@@ -295,7 +295,7 @@ def calibrate(
     logs = [block.log_ratio for block in blocks if block.error is None]
     usable = [value for value in logs if value is not None]
     if len(usable) < gate.blocks:
-        raise IncompleteError(f"{len(usable)} of {gate.blocks} blocks measured anything")
+        raise IncompleteError(f"{len(usable)} of {gate.blocks} blocks measured a speed")
     result = mean_log_ratio(usable)
     assert result.standard_error is not None
     return Calibration(
@@ -307,6 +307,6 @@ def calibrate(
         method=arm.cell.label,
         num_blocks=len(usable),
         effect=result.effect,
-        # disturbed blocks stay in: the floor is that of the machine as it is
+        # keep disturbed blocks, because the floor should describe the machine as it is
         sd=result.standard_error * len(usable) ** 0.5,
     )

@@ -1,4 +1,4 @@
-"""An outcome for a pull request: the verdict first, the worst rows first, and what was cut said."""
+"""Writes an outcome as a pull request comment: verdict first, worst rows first, and a note on rows that were cut."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hambench.gating.checks import Check, ExitCode, Outcome, count
 from hambench.terminal_text import terminal_safe
 
 MAX_CHARACTERS = 60_000
-"""GitHub takes 65,536 in a comment."""
+"""GitHub's limit for a comment is 65,536."""
 _SIGNS = {
     "regressed": "🔴",
     "not comparable": "⚪",
@@ -34,12 +34,12 @@ _HEADER = (
 
 
 def marker(outcome: Outcome) -> str:
-    """The hidden first line by which a job finds its own comment again, to update it in place."""
+    """Returns the hidden first line that identifies a job's own comment, to update it in place."""
     return f"<!-- hambench:{''.join(c for c in outcome.suite or 'gate' if c.isalnum() or c in '+-_')} -->"
 
 
 def render_markdown(outcome: Outcome, *, strict: bool = False, max_characters: int = MAX_CHARACTERS) -> str:
-    """The outcome as Markdown of at most ``max_characters``; rows that decide come before advisory ones."""
+    """Returns the outcome as Markdown of at most ``max_characters``, with deciding rows before advisory ones."""
     code = outcome.exit_code(strict=strict)
     sign = {ExitCode.FINE: "🟢", ExitCode.REGRESSED: "🔴", ExitCode.CRASHED: "💥", ExitCode.UNDECIDED: "🟡"}
     head = [
@@ -71,7 +71,7 @@ def render_markdown(outcome: Outcome, *, strict: bool = False, max_characters: i
 
 
 def append_job_summary(text: str) -> None:
-    """Adds the text to the job's summary page.
+    """Appends the text to the job's summary page.
 
     Raises:
         HambenchError: If this is not a job of GitHub Actions, or its file can't be written.
@@ -87,12 +87,12 @@ def append_job_summary(text: str) -> None:
 
 
 def escape(text: str) -> str:
-    """Text that is text in Markdown: no table bars, tags, links or mentions of its own."""
+    """Escapes text for Markdown, so that it can't form table bars, tags, links or mentions."""
     return " ".join(terminal_safe(text).translate(_ESCAPES).split())
 
 
 def change_of(check: Check) -> str:
-    """The effect with its interval: percent, points for accuracy, nats per token for regret."""
+    """Formats the effect with its interval: percent, points for accuracy, nats per token for regret."""
     if check.effect is None:
         return "–"
     low, high = check.effect.low, check.effect.high
@@ -103,7 +103,7 @@ def change_of(check: Check) -> str:
 
 
 def detectable_of(check: Check) -> str:
-    """The smallest loss that would be called 4 times in 5."""
+    """Formats the smallest loss that would be detected 4 times in 5."""
     if check.minimum_detectable_effect is None:
         return "–"
     if check.metric_class == "accuracy":

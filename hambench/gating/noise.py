@@ -1,4 +1,4 @@
-"""The noise floor: what an A/A gate on this machine shows when nothing changed, kept by machine."""
+"""The noise floor of each machine, as measured by an A/A gate where nothing changed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hambench.gating.speed import loss_found, noise_floor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """Spread of the blocks of one A/A gate."""
+    """The spread of one A/A gate's blocks."""
 
     schema_version: int
     created_at: str
@@ -27,21 +27,21 @@ class Calibration:
     method: str
     num_blocks: int
     effect: float
-    """Mean ln(second / first): what was seen where nothing differs."""
+    """Mean ln(second / first), measured between equals."""
     sd: float
     """Standard deviation of the blocks' log ratios."""
 
     def floor(self, num_blocks: int) -> float:
-        """Half-width of the interval that so many blocks give where nothing changed, relative."""
+        """Returns the relative half-width of the interval of ``num_blocks`` blocks where nothing changed."""
         return noise_floor(self.sd, num_blocks)
 
     def loss_found(self, num_blocks: int, threshold: float) -> float:
-        """Smallest relative loss that a gate of so many blocks calls, both rounds, 80 times in 100."""
+        """Returns the smallest relative loss that a gate of ``num_blocks`` detects in both rounds, 80 times in 100."""
         return loss_found(self.sd, num_blocks, threshold)
 
 
 def save_calibration(root: Path, calibration: Calibration) -> Path:
-    """Writes a file of its own; the newest of a machine counts."""
+    """Writes the calibration to a new file; the newest one of a machine counts."""
     stamp = calibration.created_at.replace(":", "").replace("-", "")[:15]
     path = root / calibration.machine / f"{stamp}-{uuid.uuid4().hex[:8]}.json"
     write_new(path, msgspec.json.format(msgspec.json.encode(calibration), indent=2) + b"\n")
@@ -49,7 +49,7 @@ def save_calibration(root: Path, calibration: Calibration) -> Path:
 
 
 def load_calibration(root: Path, *, machine: str, model: str, dtype: str) -> Calibration | None:
-    """The newest calibration of a machine with a model; ``None`` if there is none."""
+    """Returns the newest calibration of a machine with a model; ``None`` if there is none."""
     found = []
     for path in sorted((root / machine).glob("*.json")):
         try:
@@ -63,26 +63,26 @@ def load_calibration(root: Path, *, machine: str, model: str, dtype: str) -> Cal
 
 
 def refuse_below_floor(threshold: float, num_blocks: int, calibration: Calibration | None) -> str:
-    """Refuses a threshold that the machine's own noise crosses; gives a note where nothing is known.
+    """Refuses a threshold below the machine's noise floor; returns a note on the floor, or that it is unknown.
 
     Raises:
-        HambenchError: Naming threshold, floor and the two fixes.
+        HambenchError: If the threshold is below the floor; the message names both and the two fixes.
     """
     if calibration is None:
         return "noise of this machine unknown: run `hambench calibrate`"
     floor, when = calibration.floor(num_blocks), calibration.created_at[:10]
     if threshold < floor:
         raise HambenchError(
-            f"threshold {threshold:.1%} lies below this machine's noise floor of {floor:.1%} with {num_blocks} blocks "
+            f"threshold {threshold:.1%} is below this machine's noise floor of {floor:.1%} with {num_blocks} blocks "
             f"(calibrated {when}): raise the threshold, or measure more blocks"
         )
     found = calibration.loss_found(num_blocks, threshold)
     return (
         f"noise floor of this machine with {num_blocks} blocks: {floor:.1%}, calibrated {when}; "
-        f"a loss of {found:.1%} would be called 4 times in 5"
+        f"a loss of {found:.1%} would be detected 4 times in 5"
     )
 
 
 def now() -> str:
-    """UTC, ISO 8601, to the second."""
+    """Returns the time in UTC as ISO 8601, to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

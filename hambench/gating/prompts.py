@@ -1,4 +1,4 @@
-"""What a speed gate decodes where a project names nothing: four short texts that methods find easy, or hard."""
+"""The default prompts of a speed gate: four short texts, some easy for drafting methods and some hard."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TEXTS = (
 
 
 def gate_prompts(gate: SpeedGate) -> tuple[GatePrompt, ...]:
-    """The prompts of a speed gate.
+    """Returns the prompts of a speed gate.
 
     Raises:
         HambenchError: If its suite has none.

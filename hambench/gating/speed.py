@@ -1,7 +1,7 @@
-"""The verdict on a speed: a t-interval on log ratios of paired blocks, an effect threshold, and one re-measure.
+"""Judges speed by a t-interval on log ratios of paired blocks, an effect threshold, and one repeat measurement.
 
 With fewer than 25 blocks a bootstrap interval is too narrow, so none is used (see docs/ci.md): Student's t on the log
-ratios, and sign flips as a second opinion. A loss counts only if fresh blocks show it again.
+ratios, with a sign-flip test as a second opinion. A loss counts only if fresh blocks show it again.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from hambench.records import Estimate, GenerationTrace
 
 DEFAULT_BLOCKS = 10
 GPU_THRESHOLD, CPU_THRESHOLD = 0.03, 0.05
-"""Smallest change worth a word: a shared CPU is a noisier place."""
+"""Smallest relative change to report by default; a shared CPU is noisier than a GPU."""
 ROUNDS = 2
-"""Rounds of blocks that must each show a loss before it is called."""
+"""Rounds of blocks that must each show a loss before it counts."""
 NEAR_EXACT_SHARE, NEAR_EXACT_BYTES = 1e-3, 2 * 2**20
 
 Measure = Callable[[Mapping[Side, Arm], int], list[Block]]
@@ -34,7 +34,7 @@ Measure = Callable[[Mapping[Side, Arm], int], list[Block]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """One configuration on both sides."""
+    """The two sides of a comparison."""
 
     label: str
     base: Arm
@@ -42,18 +42,18 @@ class Pair:
 
     @property
     def arms(self) -> dict[Side, Arm]:
-        """Both sides by name."""
+        """Returns both arms by side."""
         return {"base": self.base, "head": self.head}
 
 
 def speed_check(cell: str, logs: Sequence[float | None], *, threshold: float, note: str = "") -> Check:
-    """The verdict of one set of blocks.
+    """Judges one set of blocks.
 
     Args:
         cell: Label of the pair.
         logs: ln(head / base) of each block; ``None`` for a block without a ratio.
-        threshold: Smallest relative change worth a word.
-        note: What else must be said, e.g. that the machine was busy.
+        threshold: Smallest relative change to report.
+        note: A further remark, e.g. that the machine was busy.
     """
     blank = Check(
         cell=cell, metric="tps", metric_class="speed", unit="head / base", threshold=threshold, verdict="not comparable"
@@ -69,14 +69,14 @@ def speed_check(cell: str, logs: Sequence[float | None], *, threshold: float, no
 def check_of(
     blank: Check, result: PairedResult, *, sampled: Sampled, rounds: int = ROUNDS, note: str = ""
 ) -> Check:
-    """A check with the verdict on the logarithm of head over base.
+    """Completes a check with the verdict on ln(head / base).
 
     Args:
-        blank: What is checked, with its threshold.
-        result: Its effect.
-        sampled: How blocks are spoken of.
-        rounds: How often a loss must be shown before it is called.
-        note: What else must be said.
+        blank: The check without a verdict, with its threshold.
+        result: The measured effect.
+        sampled: The noun for the paired units, e.g. blocks.
+        rounds: Number of rounds that must each show a loss before it counts.
+        note: A further remark.
     """
     margin = math.log1p(blank.threshold or 0.0)
     word, reason = verdict_of(result, margin=margin, better="higher", sampled=sampled)
@@ -99,21 +99,21 @@ def check_of(
 
 
 def detectable_loss(result: PairedResult, margin: float, *, rounds: int = ROUNDS) -> float | None:
-    """Smallest relative loss that all rounds would show, 80 times in 100.
+    """Returns the smallest relative loss that all rounds would show, 80 times in 100.
 
-    A loss in a gate counts only if fresh blocks show it again, so each of two rounds must find it 89 times in 100.
+    A loss in a gate counts only if fresh blocks show it again, so each of two rounds must detect it 89 times in 100.
 
     Args:
-        result: One round.
-        margin: Smallest logarithm of a ratio worth a word.
-        rounds: How often a loss must be shown before it is called.
+        result: The result of one round.
+        margin: Smallest ln(ratio) to report.
+        rounds: Number of rounds that must each show a loss before it counts.
     """
     smallest = result.minimum_detectable_effect(margin, power=POWER ** (1 / rounds))
     return None if smallest is None else -math.expm1(-smallest)
 
 
 def confirmed(first: Check, second: Check) -> Check:
-    """A loss as it stands after fresh blocks: both must say so."""
+    """Returns the verdict on a loss after fresh blocks; both rounds must show it."""
     assert first.effect is not None
     if second.verdict == "regressed" and second.effect is not None:
         return replace(
@@ -138,10 +138,10 @@ def gate_speed(
     progress: Progress | None = None,
     measure: Measure | None = None,
 ) -> Outcome:
-    """Measures every pair and judges its speed, its counts and, on a GPU, the allocator's peak.
+    """Measures every pair, and judges its speed, its counts and, on a GPU, the allocator's peak.
 
-    A pair that seems slower is measured once more with as many fresh blocks; there is no third time, and the first
-    result stays in the readings.
+    A pair that seems slower is measured exactly once more, with as many fresh blocks; the first result stays in the
+    readings.
     """
 
     def by_processes(arms: Mapping[Side, Arm], wanted: int) -> list[Block]:
@@ -196,7 +196,7 @@ def _judge(label: str, blocks: Sequence[Block], num_blocks: int, threshold: floa
 
 
 def _counts(pair: Pair, blocks: Sequence[Block]) -> list[Check]:
-    """Counts of the first block that lived: they are the same in all of them, or the code is not deterministic."""
+    """Compares the counts of the first block without a crash; deterministic code gives the same in every block."""
     alive = [block for block in blocks if block.error is None]
     if not alive or pair.base.cell.method != pair.head.cell.method:
         return []
@@ -229,7 +229,7 @@ def _peaks(label: str, blocks: Sequence[Block]) -> list[Check]:
 
 
 def near_exact_check(cell: str, base: int, head: int) -> Check:
-    """The allocator's peak: equal within 0.1 % or 2 MiB, whichever is more."""
+    """Compares the allocator's peak; equal means within 0.1 % or 2 MiB, whichever is more."""
     tolerance = max(NEAR_EXACT_SHARE * base, NEAR_EXACT_BYTES)
     same = abs(head - base) <= tolerance
     return Check(
@@ -248,15 +248,21 @@ def near_exact_check(cell: str, base: int, head: int) -> Check:
 
 
 def noise_floor(sd: float, num_blocks: int) -> float:
-    """Half-width of the interval that blocks of this spread give, as a relative change.
+    """Returns the half-width of the interval of blocks with this spread, as a relative change.
 
-    Not what they find: a true loss of exactly the floor is called in about one gate of four.
+    This is not the smallest detectable loss: a true loss of exactly the floor is detected in about one gate of four.
     """
     return math.expm1(t_quantile(num_blocks) * sd / math.sqrt(num_blocks))
 
 
 def loss_found(sd: float, num_blocks: int, threshold: float) -> float:
-    """Smallest relative loss that a gate of so many blocks of this spread calls, both rounds, 80 times in 100."""
+    """Returns the smallest relative loss that such a gate detects in both rounds, 80 times in 100.
+
+    Args:
+        sd: Standard deviation of the blocks' log ratios.
+        num_blocks: Blocks per round.
+        threshold: Smallest relative change to report.
+    """
     result = PairedResult(
         effect=0.0,
         num_blocks=num_blocks,

@@ -1,8 +1,8 @@
-"""A tiny seeded Llama and four prompts: the same counts on every machine, in seconds, without a download.
+"""A tiny seeded Llama and four prompts, which give the same counts on every machine without a download.
 
-Weights come from a bit generator and powers of two, not from a library's normal distribution, so that they are the
-same bits everywhere. Greedy decoding in float32 then gives the same ids wherever no two logits are nearly equal:
-:func:`watched_margins` measures the smallest gap between the two best.
+Weights come from a bit generator and powers of two, not from a library's normal distribution, so that their bits are
+the same everywhere. Greedy decoding in float32 then gives the same ids wherever no two logits are nearly equal.
+:func:`watched_margins` measures the smallest gap between the two largest logits.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 NAME = "toy"
 SEED = 29
-"""Of 51 tried, the one with wide margins where drafts are rejected as well as accepted."""
+"""The best of 51 seeds: it has wide margins, and drafts are both accepted and rejected."""
 MAX_NEW_TOKENS = 48
 SAFE_MARGIN = 1e-3
 """Smallest gap between the two largest logits that rounding, about 1e-5 here, can't close."""
@@ -44,7 +44,7 @@ _SIZES: dict[str, Any] = {
 
 
 def prompts() -> dict[str, tuple[int, ...]]:
-    """Prompt ids by name: one repeats itself, one never does, one is short, one long."""
+    """Returns prompt ids by name: one repeats itself, one never does, one is short, one long."""
     draws = [int(value % 250) for value in np.random.PCG64(SEED).random_raw(160)]
     return {
         "toy/repeating": tuple(draws[:12] * 4),
@@ -55,14 +55,14 @@ def prompts() -> dict[str, tuple[int, ...]]:
 
 
 def workload_hash() -> str:
-    """What the counts depend on besides the code."""
+    """Returns a hash of everything except the code that the counts depend on."""
     spec: dict[str, KnobValue | list[int]] = {**_SIZES, "seed": SEED, "max_new_tokens": MAX_NEW_TOKENS}
     asked = {name: list(ids) for name, ids in prompts().items()}
     return hashlib.sha256(json.dumps([spec, asked], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def load_toy() -> TargetModel:
-    """The toy as a target model, in float32 on the CPU."""
+    """Returns the toy as a target model, in float32 on the CPU."""
     import torch
 
     from hambench.engine.llama import Llama
@@ -104,7 +104,7 @@ def _weights(shape: LlamaShape) -> dict[str, torch.Tensor]:
     bits = np.random.PCG64(SEED + 1)
 
     def uniform(*size: int, scale: float) -> torch.Tensor:
-        # 24 random bits are a float32 exactly, and a power of two as a factor keeps them exact
+        # a float32 represents 24 random bits exactly, also after multiplication by a power of two
         values = (bits.random_raw(int(np.prod(size))) >> 40).astype(np.float64) / 2**23 - 1
         return torch.tensor(values * scale, dtype=torch.float32).reshape(size)
 
@@ -123,7 +123,7 @@ def _weights(shape: LlamaShape) -> dict[str, torch.Tensor]:
 
 @contextlib.contextmanager
 def watched_margins(target: TargetModel) -> Iterator[Callable[[], float]]:
-    """Notes the gap between the two largest logits of every row that target and draft compute meanwhile."""
+    """Records the gap between the two largest logits of every row that target and draft compute in the context."""
     from hambench.methods.common.drafting import load_draft
 
     smallest = [float("inf")]
@@ -148,4 +148,4 @@ def watched_margins(target: TargetModel) -> Iterator[Callable[[], float]]:
         yield lambda: smallest[0]
     finally:
         for llama in models:
-            del llama.lm_head  # the instance's attribute; the class' method shows again
+            del llama.lm_head  # removes the instance's attribute, which uncovers the class's method

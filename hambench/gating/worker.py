@@ -1,8 +1,8 @@
-"""One fresh process of a block: loads a model and a method, then decodes a prompt each time it is told to.
+"""One fresh process of a block: loads a model and a method, then decodes prompts on command.
 
-Run by its path with the interpreter of an arm, so that two versions of hambench are measured by the same code. It uses
-the contract only (``models.load``, ``registry``, ``engine.generate``), and speaks JSON lines: the work on stdin first,
-then one prompt number a line; a ``ready`` line and one trace for each number on stdout.
+It is run by its path with an arm's interpreter, so that the same code measures two versions of hambench. It uses only
+the contract (``models.load``, ``registry``, ``engine.generate``). The protocol is JSON lines. On stdin come the work,
+then one prompt number per line; on stdout go a ``ready`` line and one trace per number.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any, TextIO
 
 
 def main() -> None:
-    """Answers until stdin ends."""
-    # what libraries print must not get between the lines of the protocol
+    """Decodes prompts until stdin ends."""
+    # output of libraries must not mix with the protocol
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     work = json.loads(sys.stdin.readline())
@@ -36,18 +36,18 @@ def main() -> None:
     params = SamplingParams(max_new_tokens=work["max_new_tokens"])
     method.warmup()
     generate(method, prompts[0], params)
-    # the package that this process imported, which need not be the one this file lies in
+    # the package that this process imported may be a different one from this file's
     code = Path(str(sys.modules["hambench"].__file__)).parent
     reply(answers, {"ready": True, "code": str(code), "torch": torch.__version__})
     for line in sys.stdin:
         trace = generate(method, prompts[int(line)], params)
         reply(answers, {"trace": msgspec.to_builtins(trace), "peak_memory_bytes": peak_memory(target.device)})
-    # all is said; an interpreter full of torch takes the better part of a second to take itself apart
+    # skip the interpreter's shutdown, which takes most of a second with torch loaded
     os._exit(0)
 
 
 def load_target(work: dict[str, Any]) -> Any:
-    """The model; the toy is made rather than loaded."""
+    """Loads the model, or builds the toy."""
     if work["model"] == "toy":
         from hambench.gating.toy import load_toy
 
@@ -58,12 +58,12 @@ def load_target(work: dict[str, Any]) -> Any:
 
 
 def prompt_ids(prompt: dict[str, Any], target: Any, max_new_tokens: int) -> list[int]:
-    """Ids of a prompt that has ids, or a text; a text that is too long loses its middle."""
+    """Returns a prompt's ids, or encodes its text; cuts the middle out of a text that is too long."""
     if prompt["ids"] is not None:
         return list(prompt["ids"])
     try:
         from hambench.engine.text import encode_text
-    except ImportError:  # a base commit from before this module
+    except ImportError:  # a base commit from before this module existed
         from hambench.prompts import encode_text  # type: ignore[import-not-found, no-redef]
 
     ids = encode_text(prompt["text"], target.tokenizer, add_special_tokens=not prompt["chat"])
@@ -72,7 +72,7 @@ def prompt_ids(prompt: dict[str, Any], target: Any, max_new_tokens: int) -> list
 
 
 def peak_memory(device: Any) -> int | None:
-    """Peak of the allocator; a CPU's resident set depends on too much else to compare."""
+    """Returns the GPU allocator's peak; a CPU process's resident set is not comparable."""
     import torch
 
     return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else None

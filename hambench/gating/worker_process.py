@@ -1,4 +1,4 @@
-"""The worker process of a block, from outside: started, asked for one prompt at a time, ended."""
+"""Starts a block's worker process, asks it for one prompt at a time, and ends it."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from hambench.records import Cell, GenerationTrace
 Side = Literal["base", "head"]
 WORKER = Path(__file__).with_name("worker.py")
 TURN_TIMEOUT_S = 600.0
-"""Longest that a process may take for one turn before it counts as hung."""
+"""Time limit of one turn, after which a process counts as hung."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatePrompt:
-    """What is decoded: a text, or ids."""
+    """A prompt, as text or as ids."""
 
     text: str | None = None
     chat: bool = False
@@ -41,56 +41,56 @@ class GatePrompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
-    """One side of a pair: a configuration, and the code that runs it."""
+    """One side of a pair: a configuration and the code that runs it."""
 
     cell: Cell
     python: str = sys.executable
     code: Path | None = None
-    """Folder that the process must import hambench from; ``None`` for whatever its interpreter finds."""
+    """Folder that the process must import hambench from; ``None`` accepts any."""
     environment: Mapping[str, str] = field(default_factory=dict)
-    """Variables set for the process."""
+    """Environment variables to set for the process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """What every block of a gate does."""
+    """The work of every block of a gate."""
 
     prompts: tuple[GatePrompt, ...]
     max_new_tokens: int = 12
     turns: int = 3
-    """Turns of each prompt in a block; each step counts at its fastest."""
+    """Turns per prompt in a block; each step counts at its fastest."""
     device: str | None = None
     together: bool = True
-    """Both processes at once, in turns; if not, one after the other (two models that don't fit together)."""
+    """Whether both processes are alive at once and alternate; if not, they run in sequence, for models too large."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """One prompt decoded once by one side."""
+    """One side's decoding of one prompt."""
 
     side: Side
     prompt: int
     trace: GenerationTrace
     peak_memory_bytes: int | None = None
     other_load: float | None = None
-    """Share of the machine's CPU time that neither side took meanwhile."""
+    """Share of the machine's CPU time that other processes took meanwhile."""
 
     @property
     def seconds(self) -> float:
-        """Seconds of the decode phase."""
+        """Returns the seconds of the decode phase."""
         return decode_seconds([self.trace])
 
 
 class WorkerDiedError(Exception):
-    """A process of a block ended, or hung."""
+    """Raised if a block's process ends early or hangs."""
 
 
 class Worker:
-    """A fresh process that decodes on command; a context manager that ends it.
+    """A context manager around a fresh process that decodes on command.
 
     Args:
-        arm: What it runs.
-        work: What it is asked.
+        arm: The configuration and code to run.
+        work: The work of the block.
     """
 
     def __init__(self, arm: Arm, work: Work) -> None:
@@ -144,7 +144,7 @@ class Worker:
         self._stderr.close()
 
     def wait_until_ready(self) -> None:
-        """Returns when the model is loaded and warm."""
+        """Waits until the model is loaded and warm."""
         ready = self._receive()
         code = self.arm.code
         if code is not None and Path(ready["code"]).resolve() != code.resolve():
@@ -153,7 +153,7 @@ class Worker:
             )
 
     def take_turn(self, side: Side, prompt: int) -> Turn:
-        """Has one prompt decoded."""
+        """Decodes one prompt in the process."""
         before, own_before = read_cpu_times(), self._cpu_seconds()
         self._send(str(prompt))
         reply = self._receive()
@@ -205,7 +205,7 @@ class Worker:
         try:
             code = self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
-            return WorkerDiedError("its process closed its output and went on")
+            return WorkerDiedError("its process closed its output without exiting")
         self._stderr.seek(0)
         lines = self._stderr.read().decode("utf-8", "replace").strip().splitlines()
         how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"

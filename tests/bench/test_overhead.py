@@ -41,6 +41,6 @@ def test_the_command_prints_both_shares(tiny_model: Path) -> None:
     arguments = ["--model", str(tiny_model), "--dtype", "float32", "--records", "1", "--max-new-tokens", "4"]
     text = CliRunner().invoke(command, arguments).stdout
     assert "is the harness" in text
-    assert "profiling, off: 0.000% of the steps (0 ranges a record" in text
+    assert "profiling, off: 0.000% of the steps (0 ranges per record" in text
     item = json.loads(CliRunner().invoke(command, [*arguments, "--json"]).stdout)
     assert item["profiling_share"] == 0

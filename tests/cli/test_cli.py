@@ -57,7 +57,10 @@ def test_the_module_is_the_command():
             ["run", "--suite", "longbench", "--methods", "vanilla", "--limit", "0"],
             "limit must be >= 1, got 0",
         ),
-        (["run", "--suite", "longbench", "--methods", "vanilla", "--budget", "soon"], "a time is a number"),
+        (
+            ["run", "--suite", "longbench", "--methods", "vanilla", "--budget", "soon"],
+            "a time must be a number",
+        ),
         (
             ["run", "--suite", "longbench", "--methods", "vanilla", "--threads", "0"],
             "--threads must be whole",
@@ -77,7 +80,7 @@ def test_the_module_is_the_command():
         (["run", "--resume", "no-such-run"], "unknown run or folder 'no-such-run'"),
         (["generate"], "give either a PROMPT or --prompt-ids"),
         (["generate", "x", "--prompt-ids", "1"], "give either a PROMPT or --prompt-ids"),
-        (["generate", "--prompt-ids", "1,b"], "--prompt-ids are whole numbers"),
+        (["generate", "--prompt-ids", "1,b"], "--prompt-ids must be comma-separated whole numbers"),
         (["generate", "x", "--max-steps", "0"], "max-steps must be >= 1"),
         (["generate", "x", "--method", "all"], "one configuration is wanted"),
         (["show", "no-such-run"], "unknown run or folder 'no-such-run'"),

@@ -130,7 +130,7 @@ def test_a_sweep_file_means_what_the_command_line_means(tmp_path, written, optio
 @pytest.mark.parametrize(
     ("written", "line"),
     [
-        ("budget: 1:30", "a time is a number with s, m or h"),
+        ("budget: 1:30", "a time must be a number with s, m or h"),
         ("methods: off", "unknown method 'off'"),
         ("methods: [vanilla, no]", "unknown method 'no'"),
         ("limit: 1\nlimit: 2", "'limit' is there twice"),

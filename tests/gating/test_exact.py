@@ -180,7 +180,7 @@ def test_what_was_not_measured_never_passes(measured, gone):
 
 
 def test_other_work_is_not_compared(measured):
-    with pytest.raises(IncompleteError, match="other prompts"):
+    with pytest.raises(IncompleteError, match="different prompts"):
         judge(measured, dataclasses.replace(measured, workload="0" * 16))
 
 
@@ -238,7 +238,7 @@ def test_a_missing_baseline_is_incomplete_and_says_how_to_make_one(project, coun
     assert result.exit_code == 3
     assert "--update-baseline" in result.output
     # a job that posts the file must not post yesterday's
-    assert "Nothing was measured" in (project / "m.md").read_text()
+    assert "No deciding check was measured" in (project / "m.md").read_text()
 
 
 def test_a_broken_baseline_is_a_usage_error(project, counted_once, monkeypatch, capsys):
@@ -283,7 +283,7 @@ def test_a_baseline_whose_ids_rounding_could_change_is_refused(project, monkeypa
     narrow = dataclasses.replace(measured, smallest_margin=1e-5)
     monkeypatch.setattr("hambench.gating.gate.measure_exact", lambda methods: narrow)
     result = run_gate(project, "--update-baseline")
-    assert "another machine could choose another token" in str(result.exception)
+    assert "another machine could choose a different token" in str(result.exception)
 
 
 def test_the_baseline_module_names_methods_that_exist():

@@ -163,7 +163,7 @@ def test_calibration_tells_the_floor_from_the_loss_that_is_found():
     )  # fmt: skip
     note = refuse_below_floor(0.05, 10, calibration)
     assert f"{calibration.floor(10):.1%}" in note
-    assert f"a loss of {calibration.loss_found(10, 0.05):.1%} would be called 4 times in 5" in note
+    assert f"a loss of {calibration.loss_found(10, 0.05):.1%} would be detected 4 times in 5" in note
 
 
 def plain_trace(num_tokens, *, first=0, seconds=0.01):

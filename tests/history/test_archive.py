@@ -194,7 +194,7 @@ def test_pruning_keeps_the_newest_of_each_machine_and_what_is_pinned(entry, tmp_
     add(tmp_path, again(entry, 50, machine="other-00000000"))
     pin(load_history(tmp_path), "release", "run-001")
     words = ["prune", "--root", str(tmp_path), "--keep", "2"]
-    assert "would go" in CliRunner().invoke(history, words).output
+    assert "would be deleted" in CliRunner().invoke(history, words).output
     assert len(load_history(tmp_path).entries) == 7
     CliRunner().invoke(history, [*words, "--yes"])
     left = [e.run_id for e in load_history(tmp_path).entries]

@@ -261,7 +261,7 @@ def test_pull_verify_and_remove_a_model(monkeypatch):
     monkeypatch.setattr(embedded, "_make", make)
     runner = CliRunner()
     folder = runner.invoke(command, ["pull", "smollm2-135m"]).stdout.strip()
-    assert "every file is as it was made" in runner.invoke(command, ["verify", "smollm2-135m"]).stdout
+    assert "every file is intact" in runner.invoke(command, ["verify", "smollm2-135m"]).stdout
     (embedded.folder_of(embedded.SMOLLM2_135M) / "model.safetensors").write_bytes(b"WEIGHTS")
     with pytest.raises(ModelError, match="another sha256"):
         runner.invoke(command, ["verify", "smollm2-135m"], catch_exceptions=False)

@@ -1,4 +1,4 @@
-"""``hambench bench``: benchmarks of hambench's own parts; each checks its numerics before it prints a speed."""
+"""``hambench bench``: benchmarks of hambench's own parts; each checks results before it prints a speed."""
 
 from __future__ import annotations
 
@@ -9,4 +9,4 @@ from hambench.cli import LazyGroup
 
 @click.group(cls=LazyGroup, package=__name__)
 def command() -> None:
-    """Benchmark a part of hambench itself (engine, kernels, suites, overhead, report)."""
+    """Benchmark a part of hambench itself."""

@@ -1,4 +1,4 @@
-"""``hambench bench endpoint``: a server under load, as its users see it."""
+"""``hambench bench endpoint``: measures a server under load from its users' side."""
 
 from __future__ import annotations
 
@@ -19,23 +19,48 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option(
-    "--url", default="http://127.0.0.1:8000/v1", show_default=True, help="An OpenAI-compatible server."
+    "--url", default="http://127.0.0.1:8000/v1", show_default=True, help="URL of an OpenAI-compatible server."
 )
-@click.option("--served-model", metavar="NAME", help="Its name there; by default the only one.")
-@click.option("--concurrency", default="1,2,4", show_default=True, metavar="AXIS", help="Users at once.")
+@click.option(
+    "--served-model", metavar="NAME", help="The model's name on the server; defaults to the only one."
+)
+@click.option(
+    "--concurrency", default="1,2,4", show_default=True, metavar="AXIS", help="Numbers of concurrent users."
+)
 @click.option(
     "--requests", "num_requests", default=16, show_default=True, type=click.IntRange(1), help="A level."
 )
-@click.option("--max-tokens", default=128, show_default=True, type=click.IntRange(2))
-@click.option("--api", type=click.Choice(["chat", "completions"]), default="chat", show_default=True)
+@click.option(
+    "--max-tokens", default=128, show_default=True, type=click.IntRange(2), help="Maximum tokens per answer."
+)
+@click.option(
+    "--api",
+    type=click.Choice(["chat", "completions"]),
+    default="chat",
+    show_default=True,
+    help="API to call.",
+)
 @click.option(
     "--prompts",
     type=UserPath(exists=True, dir_okay=False, path_type=Path),
-    help="Questions, one a line; by default six of different kinds.",
+    help="A file of questions, one per line; defaults to six of different kinds.",
 )
-@click.option("--key-env", default="OPENAI_API_KEY", show_default=True, metavar="NAME")
-@click.option("--timeout", "timeout_s", default=60.0, show_default=True, metavar="SECONDS")
-@click.option("--json", "as_json", is_flag=True)
+@click.option(
+    "--key-env",
+    default="OPENAI_API_KEY",
+    show_default=True,
+    metavar="NAME",
+    help="Environment variable that holds the API key.",
+)
+@click.option(
+    "--timeout",
+    "timeout_s",
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Time limit of a connection and of each read.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     url: str,
     served_model: str | None,
@@ -48,7 +73,10 @@ def command(
     timeout_s: float,
     as_json: bool,
 ) -> None:
-    """Measure TTFT, TPOT, bursts and throughput of a server at 1, 2, 4, … users."""
+    """Measure TTFT, TPOT, bursts and throughput of a server.
+
+    Each number of concurrent users (--concurrency) is one level.
+    """
     from hambench.runner.axis_text import expand_values
 
     try:
@@ -95,10 +123,10 @@ def command(
             )
         if measured.num_retried:
             click.echo(
-                f"  {measured.num_retried} retries: the waits are in the times to first token", err=True
+                f"  {measured.num_retried} retries, whose waits count in the times to first token", err=True
             )
         if measured.approximate:
-            click.echo("  the server does not count its tokens: pieces were counted instead", err=True)
+            click.echo("  the server does not report token counts, so pieces were counted instead", err=True)
 
 
 _HEADER = (

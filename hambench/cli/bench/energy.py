@@ -1,4 +1,4 @@
-"""``hambench bench energy``: joules per token from the GPU's own counter."""
+"""``hambench bench energy``: joules per token from the GPU's energy counter."""
 
 from __future__ import annotations
 
@@ -9,12 +9,18 @@ from hambench.cli._options import model_options
 
 @click.command()
 @model_options
-@click.option("--methods", default="vanilla", show_default=True, metavar="LIST")
-@click.option("--max-new-tokens", default=256, show_default=True, type=click.IntRange(min=2))
+@click.option("--methods", default="vanilla", show_default=True, metavar="LIST", help="Methods to measure.")
+@click.option(
+    "--max-new-tokens",
+    default=256,
+    show_default=True,
+    type=click.IntRange(min=2),
+    help="Maximum tokens per answer.",
+)
 @click.option(
     "--window", "window_s", default=12.0, show_default=True, help="Seconds per method; at least 10."
 )
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     model: str,
     dtype: str,
@@ -24,7 +30,10 @@ def command(
     window_s: float,
     as_json: bool,
 ) -> None:
-    """Let each method decode for a while and read what it cost; "not available" where the machine doesn't tell."""
+    """Measure joules per token of each method on a GPU.
+
+    Prints "not available" on a machine without an energy counter.
+    """
     import dataclasses
     import json
 

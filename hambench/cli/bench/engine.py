@@ -1,4 +1,4 @@
-"""``hambench bench engine``: the engine's paths against transformers' generate."""
+"""``hambench bench engine``: compares the engines with transformers' generate."""
 
 from __future__ import annotations
 
@@ -17,13 +17,22 @@ if TYPE_CHECKING:
 
 @click.command()
 @model_options
-@click.option("--tokens", "num_new_tokens", default=32, show_default=True, type=click.IntRange(min=2))
 @click.option(
-    "--contexts", default="64,512,2048", show_default=True, metavar="LIST", help="Tokens of a prompt."
+    "--tokens",
+    "num_new_tokens",
+    default=32,
+    show_default=True,
+    type=click.IntRange(min=2),
+    help="Tokens to decode per repeat.",
+)
+@click.option(
+    "--contexts", default="64,512,2048", show_default=True, metavar="LIST", help="Prompt lengths in tokens."
 )
 @click.option("--repeats", default=5, show_default=True, type=click.IntRange(min=1))
-@click.option("--threads", type=click.IntRange(min=1), help="Threads; by default torch's own choice.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, raw times included.")
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="Number of CPU threads; defaults to torch's choice."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON with the raw times.")
 def command(
     model: str,
     dtype: str,
@@ -34,10 +43,10 @@ def command(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Compare tokens, then speed, of the engine's paths and transformers' generate on the same weights.
+    """Compare tokens and speed of the engines and transformers.
 
-    The reference is torch's own operations; native is the compiled CPU engine. All are timed in turn. For the native
-    engine it also times forwards of 1 to 16 rows, which is what verifying proposals costs.
+    All run the same weights, timed in turns. The reference engine uses torch operations; native is the compiled CPU
+    engine. For the native engine it also times forwards of 1 to 16 rows, which is the cost of verifying proposals.
     """
     from hambench.bench.engine import benchmark_engine
 

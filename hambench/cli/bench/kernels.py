@@ -1,4 +1,4 @@
-"""``hambench bench kernels``: numerics, then bandwidth, of each decoding kernel."""
+"""``hambench bench kernels``: checks each decoding kernel's numerics, then measures its bandwidth."""
 
 from __future__ import annotations
 
@@ -17,25 +17,34 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--shape", "shape_name", default="llama-3.2-1b", show_default=True, metavar="NAME")
-@click.option("--device", "device_name", metavar="NAME", help="cpu, cuda, cuda:1; the GPU if there is one.")
-@click.option("--rows", default="1,5", show_default=True, metavar="LIST", help="Rows of a call, 1 to 8.")
-@click.option("--only", default="", metavar="TEXT", help="Ops whose name contains this.")
+@click.option(
+    "--shape", "shape_name", default="llama-3.2-1b", show_default=True, metavar="NAME", help="Model shape."
+)
+@click.option(
+    "--device", "device_name", metavar="NAME", help="cpu, cuda or cuda:1; defaults to the GPU, if any."
+)
+@click.option("--rows", default="1,5", show_default=True, metavar="LIST", help="Rows per call, 1 to 8.")
+@click.option("--only", default="", metavar="TEXT", help="Only ops whose name contains this.")
 @click.option("--compile/--no-compile", "compiled", default=True, help="Also time torch.compile (CUDA).")
 @click.option(
     "--tune",
     type=UserPath(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="First search the fastest tiles, write them to this table, and use it (CUDA).",
+    help="Search for the fastest tiles first, write them to this table, and use it (CUDA).",
 )
-@click.option("--tiles", type=UserPath(path_type=Path, exists=True, dir_okay=False), metavar="FILE")
+@click.option(
+    "--tiles",
+    type=UserPath(path_type=Path, exists=True, dir_okay=False),
+    metavar="FILE",
+    help="Use this table of tiles (CUDA).",
+)
 @click.option(
     "--out",
     type=UserPath(path_type=Path, file_okay=False),
     metavar="FOLDER",
-    help="Also write .json and .md.",
+    help="Also write .json and .md files.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Raw repeats instead of the table.")
+@click.option("--json", "as_json", is_flag=True, help="Print the raw repeats as JSON instead of the table.")
 def command(
     shape_name: str,
     device_name: str | None,
@@ -47,7 +56,10 @@ def command(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Check each fused kernel against its reference, then time it beside plain and compiled torch."""
+    """Check fused kernels against their references, then time them.
+
+    Each is timed next to plain torch and, with --compile, torch.compile.
+    """
     import torch
 
     from hambench.bench.kernels import markdown
@@ -65,13 +77,13 @@ def command(
         click.echo(text, err=True)
 
     if device.type == "cpu":
-        say("no CUDA device here: fused kernels are not timed, only plain torch on the CPU")
+        say("no CUDA device found: timing plain torch on the CPU only, no fused kernels")
     if tiles is not None:
         tuning.use_table(tiles)
     try:
         if tune is not None:
             if device.type == "cpu":
-                raise HambenchError("--tune needs a CUDA device: tiles are measured there")
+                raise HambenchError("--tune needs a CUDA device to measure tiles on")
             found = bench.tune(SHAPES[shape_name], device, dtype=torch.bfloat16, progress=say)
             tuning.write(tune, bench.device_name(device), bench.triton_version(), found)
             tuning.use_table(tune)
@@ -90,5 +102,5 @@ def command(
 def _rows(text: str) -> list[int]:
     counts = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
     if not all(1 <= count <= 8 for count in counts):
-        raise HambenchError(f"--rows must be whole numbers from 1 to 8 with commas between, got {text!r}")
+        raise HambenchError(f"--rows must be comma-separated whole numbers from 1 to 8, got {text!r}")
     return counts

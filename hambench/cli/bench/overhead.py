@@ -1,4 +1,4 @@
-"""``hambench bench overhead``: what the harness costs beside the decoding it measures."""
+"""``hambench bench overhead``: the harness's own cost next to the decoding that it measures."""
 
 from __future__ import annotations
 
@@ -12,14 +12,29 @@ from hambench.cli._options import model_options
 
 @click.command()
 @model_options
-@click.option("--methods", default="vanilla", show_default=True, metavar="LIST")
-@click.option("--records", "num_records", default=3, show_default=True, type=click.IntRange(min=1))
-@click.option("--max-new-tokens", default=128, show_default=True, type=click.IntRange(min=2))
+@click.option("--methods", default="vanilla", show_default=True, metavar="LIST", help="Methods to measure.")
+@click.option(
+    "--records",
+    "num_records",
+    default=3,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Records per method.",
+)
+@click.option(
+    "--max-new-tokens",
+    default=128,
+    show_default=True,
+    type=click.IntRange(min=2),
+    help="Maximum tokens per answer.",
+)
 @click.option("--executor", type=click.Choice(["local", "ray"]), default="local", show_default=True)
 @click.option(
-    "--ray-address", metavar="ADDR", help="host:port of a Ray cluster with one worker; else one is started."
+    "--ray-address",
+    metavar="ADDR",
+    help="host:port of a Ray cluster with one worker; by default one is started here.",
 )
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     model: str,
     dtype: str,
@@ -31,9 +46,10 @@ def command(
     ray_address: str | None,
     as_json: bool,
 ) -> None:
-    """Compare the wall time of making records with the time inside the methods' steps.
+    """Measure the share of a run's wall time that the harness takes.
 
-    Also what the profiler's ranges cost while nothing is profiled.
+    It compares the wall time of making records with the time inside the methods' steps, and measures the cost of the
+    profiler's ranges while nothing is profiled.
     """
     from hambench.bench.overhead import measure_overhead
     from hambench.runner.axis_text import split_methods
@@ -60,5 +76,5 @@ def command(
             )
             cost, part = result.profiling, result.profiling_share
             if cost is not None and part is not None:
-                each = f"{cost.num_ranges} ranges a record, {cost.seconds_each * 1e9:.0f} ns each"
+                each = f"{cost.num_ranges} ranges per record, {cost.seconds_each * 1e9:.0f} ns each"
                 click.echo(f"  profiling, off: {part:.3%} of the steps ({each})")

@@ -1,4 +1,4 @@
-"""``hambench bench report``: what a report of many samples costs to make and to open."""
+"""``hambench bench report``: the time to make and to open a report of many samples."""
 
 from __future__ import annotations
 
@@ -20,15 +20,22 @@ OPEN_BUDGET_S = 2.0
     default=10_000,
     show_default=True,
     type=click.IntRange(min=1),
-    help="RUN's samples are repeated until there are so many.",
+    help="Repeat RUN's samples up to this number.",
 )
 @click.option("--samples", default="all", show_default=True, metavar="N|all|none", help="As for `report`.")
 @click.option(
-    "--repeats", default=3, show_default=True, type=click.IntRange(min=1), help="Times it is opened."
+    "--repeats",
+    default=3,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Number of times to open the page.",
 )
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(run: Path, num_samples: int, samples: str, repeats: int, as_json: bool) -> None:
-    """Time reading, making and opening a large report in headless Chromium; it has 2 s to open."""
+    """Time making a large report and opening it in a browser.
+
+    Headless Chromium opens it; the budget is 2 s.
+    """
     from hambench.bench.report import measure
     from hambench.cli.report import sample_limit
     from hambench.reports import ReportOptions

@@ -1,4 +1,4 @@
-"""``hambench bench suites``: what capturing and scoring add to a run."""
+"""``hambench bench suites``: the time that capturing and scoring add to a run."""
 
 from __future__ import annotations
 
@@ -17,22 +17,25 @@ from hambench.cli._options import UserPath
     "suites",
     multiple=True,
     metavar="NAME",
-    help="Default: standard and longbench; may be repeated.",
+    help="A suite; may be repeated; defaults to standard and longbench.",
 )
 @click.option(
-    "--data", type=UserPath(path_type=Path, exists=True, file_okay=False), help="Folder of plain files."
+    "--data",
+    type=UserPath(path_type=Path, exists=True, file_okay=False),
+    help="Folder of rows as plain files.",
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Samples per task.")
 @click.option(
     "--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Fresh processes per suite."
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 def command(
     suites: tuple[str, ...], data: Path | None, limit: int | None, repeats: int, as_json: bool
 ) -> None:
-    """Time capture and score in fresh processes, without a model; the budget is 3 s + 5 ms a sample.
+    """Time capturing and scoring suites, without a model.
 
-    Programs that a model wrote are not run here: their time is the programs' own.
+    Each suite runs in a fresh process; the budget is 3 s + 5 ms per sample. Programs that a model wrote are not run,
+    because their time is not the harness's.
     """
     from hambench.bench.suites import measure
 

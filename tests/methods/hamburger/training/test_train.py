@@ -165,7 +165,7 @@ def test_segmenting_a_file_reports_tokens_a_segment(folder, conversations, tmp_p
     result = CliRunner().invoke(
         command, [*arguments, "--strategy", "sliding", "--threshold", "99"], catch_exceptions=False
     )
-    assert "12 responses, 60 tokens, 24 segments, 2.500 tokens a segment" in result.output
+    assert "12 responses, 60 tokens, 24 segments, 2.500 tokens per segment" in result.output
 
 
 def test_the_frozen_head_has_the_gradient_of_plain_cross_entropy():
