@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypeVar, overload
 
 from hambench.method_config import MethodConfig as MethodConfig
 from hambench.method_facts import KnobValue as KnobValue
 
 if TYPE_CHECKING:
     import torch
+
 
 T = TypeVar("T")
 
@@ -120,6 +122,96 @@ class SessionEndedError(Exception):
         self.finish = finish
 
 
+class Request(ABC):
+    """Work that a step waits for.
+
+    Whoever drives a session answers: the engine for one sequence at once, with the call that the request stands for; a
+    batch once it has collected the requests of all its sequences. So a method knows nothing of batches.
+    """
+
+    __slots__ = ()
+
+    in_pieces: ClassVar[bool] = False
+    """Whether the work is long enough to be done in pieces between the steps of other sequences: a prompt."""
+
+    @abstractmethod
+    def answer(self) -> Any:
+        """Does the work alone and returns what the session waits for."""
+
+    @property
+    def together(self) -> Hashable | None:
+        """Key of the requests of this class that :meth:`answer_together` may take with it; ``None`` for none."""
+        return None
+
+    @property
+    def cost(self) -> int:
+        """Bytes of weights that the work reads, whatever its rows.
+
+        A batch first does the cheap work that some of its sequences wait for, so that more of them share the dear one.
+        """
+        return 0
+
+    @classmethod
+    def answer_together(cls, requests: Sequence[Self]) -> list[Any]:
+        """Does the work of several requests with one key at once.
+
+        Returns:
+            Their answers in order. An exception in the place of one is raised in the session that asked.
+        """
+        return [request.answer() for request in requests]
+
+    def pieces(self) -> Iterator[Any]:
+        """Does the work in pieces: yields after each, after the last one the answer."""
+        yield self.answer()
+
+
+Asking = Generator[Request, Any, T]
+"""Returns a ``T`` once its requests are answered; ``answer = yield request`` is how it asks."""
+
+
+class Alone(Request):
+    """A call that no other sequence can share.
+
+    Args:
+        call: Does the work.
+    """
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self._call = call
+
+    def answer(self) -> Any:
+        """Calls it."""
+        return self._call()
+
+
+@overload
+def answered(asked: Asking[T]) -> T: ...
+@overload
+def answered(asked: T) -> T: ...
+def answered(asked: Any) -> Any:
+    """Answers every request at once, each alone: how one sequence is decoded.
+
+    Args:
+        asked: What a session's ``prefill`` or ``step`` gave; anything but a generator is the result itself.
+    """
+    if not isinstance(asked, Generator):
+        return asked
+    try:
+        request = next(asked)
+        while True:
+            try:
+                answer = request.answer()
+            # a session sees a failure where it asked, as if it had made the call itself
+            except Exception as error:
+                request = asked.throw(error)
+            else:
+                request = asked.send(answer)
+    except StopIteration as end:
+        return end.value
+
+
 class Target(Protocol):
     """The loaded model that a method decodes with; :class:`hambench.models.target.TargetModel` is one."""
 
@@ -164,12 +256,12 @@ class Target(Protocol):
 
 
 class DecodeSession(Protocol):
-    """One sequence being decoded."""
+    """One sequence being decoded; what is no generator that asks for forwards can't be in a batch (a peer)."""
 
-    def prefill(self) -> Step:
+    def prefill(self) -> Step | Asking[Step]:
         """Processes the prompt and emits the first token(s); work that must precede them is done here."""
 
-    def step(self) -> Step:
+    def step(self) -> Step | Asking[Step]:
         """Advances by one step."""
 
     @property

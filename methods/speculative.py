@@ -17,7 +17,7 @@ from hambench.methods.common.facts import DRAFT_TOKENS, SAMPLE, VERIFY
 from hambench.methods.common.speculation import SpeculationBytes
 
 if TYPE_CHECKING:
-    from hambench.decoding import Target
+    from hambench.decoding import Asking, Target
     from hambench.engine.language_model import LanguageModel
     from hambench.methods.common.drafting import Drafter
     from hambench.methods.common.sequence import TargetSequence
@@ -176,20 +176,21 @@ class SpeculativeSession:
     accept: Accept | None = None
     """Another rule than greedy acceptance, for benchmarks that force it."""
 
-    def prefill(self) -> Step:
+    def prefill(self) -> Asking[Step]:
         """Processes the prompt with both models and emits the first token."""
-        draft_forwards = self.drafter.prefill()
-        return Step(tokens=(self.sequence.prefill(),), draft_forwards=draft_forwards)
+        draft_forwards = yield from self.drafter.prefill()
+        first = yield from self.sequence.prefill()
+        return Step(tokens=(first,), draft_forwards=draft_forwards)
 
-    def step(self) -> Step:
+    def step(self) -> Asking[Step]:
         """Drafts, verifies, and emits the accepted tokens plus one of the target's own."""
         from hambench.methods.common.verify import verify
 
         sequence = self.sequence
         # the last token that counts comes from the target itself: drafting it would be wasted work
         num_drafted = max(0, min(self.num_draft_tokens, sequence.num_left - 1))
-        drafted, draft_probs = self.drafter.propose(num_drafted)
-        accepted = verify(sequence, drafted, draft_probs, accept=self.accept)
+        drafted, draft_probs = yield from self.drafter.propose(num_drafted)
+        accepted = yield from verify(sequence, drafted, draft_probs, accept=self.accept)
         peak = sequence.most_slots * sequence.cache.bytes_per_slot + self.drafter.kv_bytes
         self.drafter.settle()
         return Step(

@@ -11,7 +11,7 @@ from hambench.method_facts import Ceiling, Look, MethodCeilings, ModelBytes, Pha
 from hambench.methods.common.facts import SAMPLE
 
 if TYPE_CHECKING:
-    from hambench.decoding import Target
+    from hambench.decoding import Asking, Target
     from hambench.methods.common.sequence import TargetSequence
 
 
@@ -67,13 +67,15 @@ class VanillaSession:
 
     sequence: TargetSequence
 
-    def prefill(self) -> Step:
+    def prefill(self) -> Asking[Step]:
         """Processes the prompt and emits the first token."""
-        return Step(tokens=(self.sequence.prefill(),))
+        first = yield from self.sequence.prefill()
+        return Step(tokens=(first,))
 
-    def step(self) -> Step:
+    def step(self) -> Asking[Step]:
         """Emits the next token."""
-        return Step(tokens=(self.sequence.advance(),))
+        token = yield from self.sequence.advance()
+        return Step(tokens=(token,))
 
     @property
     def kv(self) -> KVUsage:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from hambench.analysis.baselines import BASELINE
 from hambench.bench.forced_checks import SETTINGS, check_against_torch, check_loop
+from hambench.decoding import answered
 from hambench.errors import HambenchError
 
 if TYPE_CHECKING:
@@ -246,7 +247,7 @@ class Stopwatch:
         with torch.inference_mode():
             for _ in range(self._amount.repeats):
                 session, force = start()
-                session.prefill()
+                answered(session.prefill())
                 force(lengths[0])
                 self._steps(session, force, lengths, WARM_STEPS)
                 self._synchronize()
@@ -265,7 +266,7 @@ class Stopwatch:
             length = next(turns)
             if len(lengths) > 1:
                 force(length)
-            num_emitted = len(session.step().tokens)
+            num_emitted = len(answered(session.step()).tokens)
             if num_emitted != length:
                 raise HambenchError(f"a step was forced to {length} tokens and emitted {num_emitted}")
             emitted += num_emitted

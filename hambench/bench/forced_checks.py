@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from hambench.decoding import answered
 from hambench.errors import HambenchError
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def check_against_torch(plain: HamburgerModel, fused: HamburgerModel, prompt: li
     settings = {**SETTINGS, "confidence": 0.0}
     params = SamplingParams(max_new_tokens=8)
     want, got = (
-        session.prefill()
+        answered(session.prefill())
         for session in (
             HamburgerSession(plain, prompt, params, **settings),
             DeviceSession(fused, prompt, params, **settings, loop="run-ahead"),
@@ -65,7 +66,7 @@ def check_loop(eager: HamburgerModel, graph: HamburgerModel, prompt: list[int], 
         for session in sessions:
             if number:
                 session.macro_step.force(1 + number % 4)
-            steps.append(session.step() if number else session.prefill())
+            steps.append(answered(session.step() if number else session.prefill()))
         if steps[0] != steps[1]:
             raise HambenchError(
                 f"macro-step {number} is {steps[1].tokens} in the {loop} loop and {steps[0].tokens} in direct "

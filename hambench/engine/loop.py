@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Generator, Sequence
 
 import torch
 
-from hambench.decoding import DecodingMethod, KVUsage, SamplingParams, SessionEndedError, Step
+from hambench.decoding import DecodingMethod, KVUsage, SamplingParams, SessionEndedError, Step, answered
 from hambench.records import FinishReason, GenerationTrace, StepRecord
 
 Clock = Callable[[], float]
@@ -88,7 +88,7 @@ def stream(
         with torch.inference_mode():
             began = clock()
             try:
-                step = session.prefill() if num_steps == 0 else session.step()
+                step = answered(session.prefill() if num_steps == 0 else session.step())
             except SessionEndedError as end:
                 return end.finish
             seconds = clock() - began if step.seconds is None else step.seconds

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hambench.decoding import DecodingMethod, SamplingParams, SessionEndedError, Step
+from hambench.decoding import DecodingMethod, SamplingParams, SessionEndedError, Step, answered
 
 SETTLED_WITHIN = 0.02
 """Largest spread of three consecutive passes, relative to the fastest, that counts as settled."""
@@ -60,14 +60,14 @@ def made_up_steps(
     peer's session ends by itself. A session has no room for steps past its limit.
     """
     session = method.start(prompt, params)
-    step = session.prefill()
+    step = answered(session.prefill())
     num_tokens = len(step.tokens)
     yield step
     for _ in range(num_steps):
         if num_tokens >= params.max_new_tokens:
             return
         try:
-            step = session.step()
+            step = answered(session.step())
         except SessionEndedError:
             return
         num_tokens += len(step.tokens)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import inspect
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ContextDecorator
@@ -211,7 +212,13 @@ def _wrap(named: Phase) -> Callable[[], None]:
         with phase(named.name):
             return original(*args, **kwargs)
 
-    setattr(owner, last, ranged)
+    @functools.wraps(original)
+    def asking(*args: Any, **kwargs: Any) -> Any:
+        # a function that asks for forwards lasts until they are answered
+        with phase(named.name):
+            return (yield from original(*args, **kwargs))
+
+    setattr(owner, last, asking if inspect.isgeneratorfunction(original) else ranged)
     return lambda: setattr(owner, last, original)
 
 

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from hambench.engine.requests.forwards import Forward, GreedyChain, Prefill
 from hambench.errors import ModelError
 from hambench.methods.common.sampling import draw, probabilities
 from hambench.methods.common.sequence import TargetSequence
 from hambench.methods.common.vocabulary import check_tokens, with_rows
 
 if TYPE_CHECKING:
-    from hambench.decoding import Target
+    from hambench.decoding import Asking, Target
     from hambench.engine.kvcache import KVCache
     from hambench.engine.language_model import LanguageModel
 
@@ -24,10 +25,10 @@ class Drafter(Protocol):
     def prepare(self, num_tokens: int) -> None:
         """Does once what must not be timed before proposals of up to ``num_tokens``."""
 
-    def prefill(self) -> int:
+    def prefill(self) -> Asking[int]:
         """Does what must precede the first token; returns the number of draft forwards."""
 
-    def propose(self, num_tokens: int) -> tuple[list[int], Tensor | None]:
+    def propose(self, num_tokens: int) -> Asking[tuple[list[int], Tensor | None]]:
         """``num_tokens`` proposals, one draft forward each, and the ``[k, V]`` distributions they were drawn from.
 
         The distributions are ``None`` when greedy.
@@ -76,16 +77,17 @@ def load_draft(name: str, target: Target) -> LanguageModel:
 
 def _draft(
     model: LanguageModel, cache: KVCache, sequence: TargetSequence, first_input: list[int], num_tokens: int
-) -> tuple[list[int], Tensor | None]:
+) -> Asking[tuple[list[int], Tensor | None]]:
     """Proposes autoregressively; the first forward may take two tokens (what the draft has not seen yet)."""
     if sequence.generator is None:
-        return model.decode_greedily(first_input, cache, num_tokens), None
+        chain = yield GreedyChain(model, first_input, cache, num_tokens)
+        return chain, None
     drafted: list[int] = []
     rows: list[Tensor] = []
     inputs = first_input
     for _ in range(num_tokens):
-        logits = model.forward(sequence.ids(inputs), cache, num_logits=1).logits
-        rows.append(probabilities(logits, sequence.params))
+        out = yield Forward(model, sequence.ids(inputs), cache, num_logits=1)
+        rows.append(probabilities(out.logits, sequence.params))
         drafted.append(draw(rows[-1][0], sequence.generator))
         inputs = drafted[-1:]
     nothing = torch.empty(0, model.shape.vocab_size, device=sequence.device)
@@ -116,15 +118,15 @@ class SeparateDrafter:
         """See :class:`Drafter`."""
         _prepare(self._model, self._cache, self._sequence, num_tokens)
 
-    def prefill(self) -> int:
+    def prefill(self) -> Asking[int]:
         """Processes the prompt."""
-        self._model.prefill(self._sequence.ids(self._sequence.prompt_ids), self._cache)
+        yield Prefill(self._model, self._sequence.ids(self._sequence.prompt_ids), self._cache)
         return 1
 
-    def propose(self, num_tokens: int) -> tuple[list[int], Tensor | None]:
+    def propose(self, num_tokens: int) -> Asking[tuple[list[int], Tensor | None]]:
         """See :class:`Drafter`."""
         unseen = self._sequence.tokens[self._cache.slots :]
-        return _draft(self._model, self._cache, self._sequence, unseen, num_tokens)
+        return (yield from _draft(self._model, self._cache, self._sequence, unseen, num_tokens))
 
     def settle(self) -> None:
         """Keeps the slots of tokens that stand: all but the newest, which no forward has taken yet."""
@@ -148,15 +150,17 @@ class SharedDrafter:
         """See :class:`Drafter`."""
         _prepare(self._model, self._sequence.cache, self._sequence, num_tokens)
 
-    def prefill(self) -> int:
+    def prefill(self) -> Asking[int]:
         """Nothing to do: the target's prefill serves both."""
+        yield from ()
         return 0
 
-    def propose(self, num_tokens: int) -> tuple[list[int], Tensor | None]:
+    def propose(self, num_tokens: int) -> Asking[tuple[list[int], Tensor | None]]:
         """See :class:`Drafter`; the slots written here are given back for the verify pass to overwrite."""
         cache = self._sequence.cache
         base = cache.slots
-        drafted, probs = _draft(self._model, cache, self._sequence, [self._sequence.pending], num_tokens)
+        pending = [self._sequence.pending]
+        drafted, probs = yield from _draft(self._model, cache, self._sequence, pending, num_tokens)
         cache.truncate(base)
         return drafted, probs
 

@@ -9,6 +9,7 @@ from hambench.decoding import KVUsage, Step
 from hambench.method_facts import Phase, TokenDrafter
 
 if TYPE_CHECKING:
+    from hambench.decoding import Asking
     from hambench.methods.common.sequence import TargetSequence
 
 TAKE_IN = Phase("hambench.methods.common.lookup", "take_in", "draft")
@@ -33,19 +34,19 @@ class LookupSession:
     sequence: TargetSequence
     drafter: TokenDrafter
 
-    def prefill(self) -> Step:
+    def prefill(self) -> Asking[Step]:
         """Processes the prompt, emits the first token and shows the drafter both."""
-        first = self.sequence.prefill()
+        first = yield from self.sequence.prefill()
         take_in(self.drafter, self.sequence)
         return Step(tokens=(first,))
 
-    def step(self) -> Step:
+    def step(self) -> Asking[Step]:
         """Proposes a continuation and emits what the target keeps of it plus one token."""
         from hambench.methods.common.verify import certain, verify
 
         sequence = self.sequence
         drafted = propose(self.drafter, sequence)
-        accepted = verify(sequence, drafted, certain(sequence, drafted))
+        accepted = yield from verify(sequence, drafted, certain(sequence, drafted))
         take_in(self.drafter, sequence)
         return Step(
             tokens=tuple(sequence.tokens[-accepted.num_accepted - 1 :]),

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from hambench.decoding import DecodingMethod, SamplingParams
+from hambench.engine.requests.forwards import Forward, Greedy, Prefill
 from hambench.engine.warmup import made_up_steps
 from hambench.errors import ContextOverflowError, HambenchError
 from hambench.methods.common.sampling import choose, generator_for
 
 if TYPE_CHECKING:
-    from hambench.decoding import Target
+    from hambench.decoding import Asking, Target
     from hambench.engine.language_model import LanguageModel
 
 
@@ -66,19 +67,19 @@ class TargetSequence:
         """Token ids ``[T]`` on the model's device."""
         return torch.tensor(tokens, dtype=torch.int64, device=self.device)
 
-    def prefill(self) -> int:
+    def prefill(self) -> Asking[int]:
         """Processes the prompt and appends the first token."""
-        logits = self.model.prefill(self.ids(self.prompt_ids), self.cache).logits
-        self.tokens.append(choose(logits[-1], self.params, self.generator))
+        out = yield Prefill(self.model, self.ids(self.prompt_ids), self.cache)
+        self.tokens.append(choose(out.logits[-1], self.params, self.generator))
         return self.pending
 
-    def advance(self) -> int:
+    def advance(self) -> Asking[int]:
         """Gives the pending token its slot and appends the next one."""
         if self.generator is None:
-            self.tokens += self.greedy([self.pending])
+            self.tokens += yield self.greedy([self.pending])
         else:
-            logits = self.forward([self.pending], num_logits=1)
-            self.tokens.append(choose(logits[-1], self.params, self.generator))
+            out = yield self.forward([self.pending], num_logits=1)
+            self.tokens.append(choose(out.logits[-1], self.params, self.generator))
         return self.pending
 
     def prepare(self, rows: Sequence[int]) -> None:
@@ -88,13 +89,13 @@ class TargetSequence:
         else:
             self.model.prepare_forward(self.cache, rows=rows)
 
-    def greedy(self, tokens: Sequence[int]) -> list[int]:
-        """The greedy next token after each of ``tokens``, which get slots."""
-        return self.model.greedy(tokens, self.cache, num_tokens=len(tokens))
+    def greedy(self, tokens: Sequence[int]) -> Greedy:
+        """The request for the greedy next token after each of ``tokens``, which get slots."""
+        return Greedy(self.model, tokens, self.cache, num_tokens=len(tokens))
 
-    def forward(self, tokens: Sequence[int], *, num_logits: int) -> Tensor:
-        """Logits ``[num_logits, V]`` of the last rows of a forward over ``tokens``, which get slots."""
-        return self.model.forward(self.ids(tokens), self.cache, num_logits=num_logits).logits
+    def forward(self, tokens: Sequence[int], *, num_logits: int) -> Forward:
+        """The request for a forward over ``tokens``, which get slots; it gives logits ``[num_logits, V]``."""
+        return Forward(self.model, self.ids(tokens), self.cache, num_logits=num_logits)
 
 
 def decode_a_little(method: DecodingMethod, *, num_steps: int = 4) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from hambench.methods.common.sampling import Accepted, accept_greedy, accept_sampled, probabilities
 from hambench.methods.common.sequence import TargetSequence
+
+if TYPE_CHECKING:
+    from hambench.decoding import Asking
 
 Accept = Callable[[list[int], list[int]], Accepted]
 """From the target's greedy tokens and the proposals to what is kept."""
@@ -20,7 +24,7 @@ def verify(
     draft_probs: Tensor | None,
     *,
     accept: Accept | None = None,
-) -> Accepted:
+) -> Asking[Accepted]:
     """Runs the target once over [pending token, k proposals], keeps what it accepts and rolls the cache back.
 
     Args:
@@ -32,11 +36,12 @@ def verify(
     base = sequence.cache.slots
     tokens = [sequence.pending, *drafted]
     if sequence.generator is None:
-        accepted = (accept or accept_greedy)(sequence.greedy(tokens), drafted)
+        wanted = yield sequence.greedy(tokens)
+        accepted = (accept or accept_greedy)(wanted, drafted)
     else:
         assert draft_probs is not None
-        logits = sequence.forward(tokens, num_logits=len(tokens))
-        target_probs = probabilities(logits, sequence.params)
+        out = yield sequence.forward(tokens, num_logits=len(tokens))
+        target_probs = probabilities(out.logits, sequence.params)
         accepted = accept_sampled(target_probs, draft_probs, drafted, sequence.generator)
     sequence.most_slots = sequence.cache.slots
     # slots of rejected proposals are forgotten: rollback is a counter

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from hambench.decoding import SamplingParams
+from hambench.decoding import SamplingParams, answered
 from hambench.methods.hamburger.method import Hamburger
 
 
@@ -64,7 +64,7 @@ def measure(method: Hamburger, answers: Iterable[tuple[Sequence[int], int]]) -> 
         session = method.start(list(ids[:prompt]), SamplingParams(max_new_tokens=len(response) + 4))
         done, has_fused = 0, False
         while done < len(response):
-            emitted = (session.step() if done else session.prefill()).tokens
+            emitted = answered(session.step() if done else session.prefill()).tokens
             own = response[done : done + len(emitted)]
             hits = [mine == theirs for mine, theirs in zip(emitted, own, strict=False)]
             macro_steps, tokens, same = macro_steps + 1, tokens + len(own), same + sum(hits)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hambench.decoding import Request
 from hambench.engine.kvcache import KVCache
 from hambench.engine.language_model import LanguageModel
 from hambench.engine.linear import Linear, make_linear
@@ -110,6 +111,36 @@ class HamburgerModel:
             hidden = F.silu(linear(hidden))
         logit = float(self._stop[-1](hidden))
         return 1.0 / (1.0 + math.exp(logit)) if logit < 700 else 0.0
+
+
+class MicroStep(Request):
+    """A micro-step of one sequence; answered by the heads' hidden state ``[1, D]`` and the logits ``[1, V]``.
+
+    Args:
+        model: The model.
+        rows: ``[T, D]``, features and tokens, or one token.
+        cache: Of the sequence's micro-steps; grows by T slots.
+    """
+
+    __slots__ = ("cache", "model", "rows")
+
+    def __init__(self, model: HamburgerModel, rows: Tensor, cache: KVCache) -> None:
+        self.model, self.rows, self.cache = model, rows, cache
+
+    @property
+    def together(self) -> Hashable | None:
+        """See :class:`hambench.decoding.Request`."""
+        return id(self.model)
+
+    @property
+    def cost(self) -> int:
+        """See :class:`hambench.decoding.Request`."""
+        return self.model.micro.weight_bytes
+
+    def answer(self) -> tuple[Tensor, Tensor]:
+        """Runs the rows, then the base's head."""
+        hidden = self.model.micro_step(self.rows, self.cache)
+        return hidden, self.model.base.lm_head(hidden)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hambench.decoding import KVUsage, SamplingParams, Step
+from hambench.decoding import Asking, KVUsage, SamplingParams, Step
 from hambench.engine.output import ForwardOutput
+from hambench.engine.requests.forwards import Forward, Prefill
 from hambench.errors import NotFiniteError
 from hambench.methods.common.sampling import choose, generator_for
 from hambench.methods.hamburger.architecture import PositionConvention
-from hambench.methods.hamburger.model import HamburgerModel
+from hambench.methods.hamburger.model import HamburgerModel, MicroStep
 
 
 class HamburgerSession:
@@ -56,23 +57,25 @@ class HamburgerSession:
                 feature_layers=model.architecture.feature_layers,
             )
 
-    def prefill(self) -> Step:
+    def prefill(self) -> Asking[Step]:
         """Processes the prompt and emits the first macro-step."""
         ids = torch.tensor(list(self._prompt_ids), device=self._model.base.device)
         layers = self._model.architecture.feature_layers
-        return self._emit(self._model.base.prefill(ids, self._cache, feature_layers=layers))
+        out = yield Prefill(self._model.base, ids, self._cache, feature_layers=layers)
+        return (yield from self._emit(out))
 
-    def step(self) -> Step:
+    def step(self) -> Asking[Step]:
         """Stores the last macro-step's tokens in one slot and emits the next macro-step."""
         position = torch.tensor([self._length + self._offset], device=self._model.base.device)
-        out = self._model.base_for(len(self._last)).forward(
+        out = yield Forward(
+            self._model.base_for(len(self._last)),
             self._model.merge(self._last),
             self._cache,
             positions=position,
             num_logits=1 if self._model.first_from_base else 0,
             feature_layers=self._model.architecture.feature_layers,
         )
-        return self._emit(out)
+        return (yield from self._emit(out))
 
     def replace_last(self, tokens: Sequence[int]) -> None:
         """Replaces the last macro-step's tokens before they get their slot (teacher forcing).
@@ -89,7 +92,7 @@ class HamburgerSession:
         """Usage of the base's cache; the micro-steps' cache lasts for one macro-step only."""
         return KVUsage(self._cache.slots, self._cache.bytes_used)
 
-    def _emit(self, out: ForwardOutput) -> Step:
+    def _emit(self, out: ForwardOutput) -> Asking[Step]:
         model = self._model
         features = out.features[:, -1]
         hidden = features[-1:]
@@ -100,8 +103,8 @@ class HamburgerSession:
         while len(tokens) < model.architecture.max_micro_steps and self._goes_on(hidden, continue_probs):
             newest = model.merge(tokens[-1:])
             rows = torch.cat([features, newest]) if len(tokens) == 1 else newest
-            hidden = model.micro_step(rows, self._micro_cache)
-            tokens.append(self._choose(model.base.lm_head(hidden)))
+            hidden, logits = yield MicroStep(model, rows, self._micro_cache)
+            tokens.append(self._choose(logits))
         self._last = tuple(tokens)
         self._length += len(tokens)
         return Step(

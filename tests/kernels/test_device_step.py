@@ -10,7 +10,7 @@ import torch
 from fakes import random_weights
 from fakes_hamburger import import_golden, shape_of, tiny_checkpoint
 
-from hambench.decoding import SamplingParams
+from hambench.decoding import SamplingParams, answered
 from hambench.engine.cuda.fused_llama import FusedLlama
 from hambench.engine.llama import Llama
 from hambench.engine.shape import LlamaShape
@@ -53,7 +53,7 @@ def few_programs():
 
 def steps_of(session, number):
     with torch.inference_mode():
-        return [session.prefill(), *(session.step() for _ in range(number - 1))]
+        return [answered(session.prefill()), *(answered(session.step()) for _ in range(number - 1))]
 
 
 @pytest.mark.parametrize("architecture", VARIANTS.values(), ids=VARIANTS.keys())
@@ -91,7 +91,7 @@ def test_logits_that_are_no_numbers_end_the_answer_on_the_device_too(place, devi
         with torch.inference_mode():
             llama.norm.weight[0] = torch.nan
     with pytest.raises(NotFiniteError, match="not finite"), torch.inference_mode():
-        session.step() if place == "macro-step" else session.prefill()
+        answered(session.step()) if place == "macro-step" else answered(session.prefill())
 
 
 @pytest.mark.skipif(

@@ -6,11 +6,13 @@ from fakes import TINY_SHAPE, random_weights, save_tiny_model, tiny_target
 from fakes_hamburger import save_tiny_hamburger
 from native_fixtures import need_compiler
 
-from hambench.decoding import SamplingParams
-from hambench.engine.llama import Llama
+from hambench.decoding import SamplingParams, Step, answered
+from hambench.engine.llama import DecoderStack, Llama
 from hambench.engine.loop import generate
 from hambench.engine.warmup import warm_up
 from hambench.errors import ContextOverflowError, HambenchError, NotFiniteError
+from hambench.kernels.cpu.macro_step import NativeGrafts
+from hambench.kernels.cpu.model import NativeModel
 from hambench.methods.hamburger import HamburgerConfig, weights_folder
 from hambench.methods.peers.transformers_generate import MODEL_KEY, TransformersConfig
 from hambench.methods.peers.transformers_models import load_model
@@ -79,6 +81,45 @@ def test_a_lossless_method_gives_exactly_vanillas_tokens(config, target, prompt)
     if not method.lossless:
         pytest.skip(f"{method.name} declares itself lossy: equality with vanilla is not its law")
     assert decode(config, target, prompt).token_ids == decode(VanillaConfig(), target, prompt).token_ids
+
+
+@methods
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_a_session_asks_for_every_forward_and_runs_none_itself(config, target, temperature, monkeypatch):
+    """What a session ran by itself could not be shared by a batch; a peer has an engine of its own."""
+    answering = False
+
+    def guard(owner, name):
+        original = getattr(owner, name)
+
+        def guarded(*args, **kwargs):
+            assert answering, f"{config.label} calls {owner.__name__}.{name} itself: let it yield a request"
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, guarded)
+
+    params = SamplingParams(max_new_tokens=40, temperature=temperature, seed=3)
+    session = config.build(target).start(PROMPTS[1], params)
+    for owner, name in ((DecoderStack, "forward"), (NativeModel, "_run"), (NativeGrafts, "_run")):
+        guard(owner, name)
+    num_requests = 0
+    for number in range(6):
+        asked = session.step() if number else session.prefill()
+        if isinstance(asked, Step):
+            assert isinstance(config, TransformersConfig)
+            return
+        request, step = next(asked, None), None
+        while request is not None:
+            num_requests += 1
+            answering = True
+            answer = request.answer()
+            answering = False
+            try:
+                request = asked.send(answer)
+            except StopIteration as end:
+                request, step = None, end.value
+        assert isinstance(step, Step)
+    assert num_requests >= 6
 
 
 @methods
@@ -197,10 +238,10 @@ def test_interleaved_sessions_equal_the_same_sessions_one_after_the_other(config
     params = SamplingParams(max_new_tokens=60, temperature=temperature, seed=3)
     alone = [_steps(method.start(prompt, params), 6) for prompt in PROMPTS[1:3]]
     sessions = [method.start(prompt, params) for prompt in PROMPTS[1:3]]
-    together = [[session.prefill().tokens] for session in sessions]
+    together = [[answered(session.prefill()).tokens] for session in sessions]
     for _ in range(6):
         for session, tokens in zip(sessions, together, strict=True):
-            tokens.append(session.step().tokens)
+            tokens.append(answered(session.step()).tokens)
     assert together == alone
 
 
@@ -234,4 +275,4 @@ def test_warmup_leaves_no_trace_in_the_answer(config, target):
 
 
 def _steps(session, count):
-    return [session.prefill().tokens] + [session.step().tokens for _ in range(count)]
+    return [answered(session.prefill()).tokens] + [answered(session.step()).tokens for _ in range(count)]

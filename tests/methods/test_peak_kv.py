@@ -6,7 +6,7 @@ import pytest
 from fakes import tiny_target
 from fakes_hamburger import save_tiny_hamburger
 
-from hambench.decoding import SamplingParams
+from hambench.decoding import SamplingParams, answered
 from hambench.engine.loop import generate
 from hambench.methods.common.sampling import Accepted
 from hambench.registry import method_config
@@ -26,12 +26,12 @@ def test_drafts_are_in_use_while_they_are_verified(kv):
     target = tiny_target()
     method = method_config("speculative").from_knobs({"num_draft_tokens": 3, "kv": kv}).build(target)
     session = method.start(PROMPT, SamplingParams(max_new_tokens=24))
-    session.prefill()
+    answered(session.prefill())
     # all drafts rejected: afterwards nothing is left of them
     session.accept = lambda wanted, drafted: Accepted(0, wanted[0])
     slot = target.llama.new_cache(1).bytes_per_slot
     for before in range(len(PROMPT), len(PROMPT) + 3):
-        step = session.step()
+        step = answered(session.step())
         # the pending token and three drafts in the target's cache, all but the newest draft in the draft's own
         slots = before + 4 + (before + 3 if kv == "separate" else 0)
         assert step.peak_kv_bytes == slots * slot

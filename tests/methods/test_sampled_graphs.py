@@ -9,7 +9,7 @@ from fake_launches import Replayed
 from fakes import tiny_target
 from fakes_hamburger import save_tiny_hamburger
 
-from hambench.decoding import SamplingParams
+from hambench.decoding import SamplingParams, answered
 from hambench.engine.cuda.fused_llama import FusedLlama
 from hambench.engine.warmup import warm_up
 from hambench.registry import method_config
@@ -38,9 +38,9 @@ def test_no_graph_is_captured_inside_a_step(name, knobs, temperature, tmp_path):
     prompt = [1, 2, 3, 1, 2, 3, 1, 2]
     session = method.start(prompt, SamplingParams(max_new_tokens=20, temperature=temperature, seed=2))
     prepared = launches.num_captured
-    session.prefill()
+    answered(session.prefill())
     for _ in range(4):
-        session.step()
+        answered(session.step())
     assert launches.num_captured == prepared
 
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hambench.decoding import Step
+from hambench.decoding import Step, answered
 from hambench.errors import HambenchError
 from hambench.methods.vanilla import VanillaConfig
 from hambench.records import Cell, Sample
@@ -143,9 +143,9 @@ def test_what_is_foretold_of_a_long_prompt_is_no_less_than_it_takes(monkeypatch,
     speed = calibrate(model, 8192, growth=growth)
     began = clock.now
     session = model.start([0] * num_prompt, None)
-    session.prefill()
+    answered(session.prefill())
     for _ in range(64):
-        session.step()
+        answered(session.step())
     taken = clock.now - began
     assert taken <= MARGIN * speed.seconds(num_prompt, 64) <= 1.4 * taken
 

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from hambench.decoding import Alone, Request
+
 ALWAYS, NEVER = 0.0, 2.0
 """Thresholds that every P(continue) reaches, and that none does."""
 
@@ -63,6 +65,14 @@ class MacroStep(abc.ABC):
     @abc.abstractmethod
     def next(self) -> Emitted:
         """Gives the last macro-step's tokens their one slot, which the cache must have, and emits the next one."""
+
+    def asks_first(self) -> Request:
+        """The request that :meth:`first` answers."""
+        return Alone(self.first)
+
+    def asks_next(self) -> Request:
+        """The request that :meth:`next` answers."""
+        return Alone(self.next)
 
     def force(self, num_tokens: int) -> None:
         """Makes the next macro-steps this long, whatever the stop head says (for benchmarks).

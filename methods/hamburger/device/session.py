@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from hambench.decoding import KVUsage, SamplingParams, Step
+from hambench.decoding import Asking, KVUsage, SamplingParams, Step
 from hambench.engine.cuda.early_exit import Loop
+from hambench.engine.requests.forwards import Prefill
 from hambench.methods.hamburger.architecture import PositionConvention
 from hambench.methods.hamburger.device.choice import leader_of
 from hambench.methods.hamburger.device.macro_step import Emitted
@@ -51,11 +52,11 @@ class DeviceSession:
         self._cache = model.base.new_cache(len(prompt_ids) + params.max_new_tokens)
         self.macro_step = leader.make(self._cache, asks=confidence <= 1, loop=loop)
 
-    def prefill(self) -> Step:
+    def prefill(self) -> Asking[Step]:
         """Processes the prompt and emits the first macro-step."""
         model = self._model
         ids = torch.tensor(list(self._prompt_ids), device=model.base.device)
-        out = model.base.prefill(ids, self._cache, feature_layers=model.architecture.feature_layers)
+        out = yield Prefill(model.base, ids, self._cache, feature_layers=model.architecture.feature_layers)
         features = out.features[:, -1]
         logits = out.logits if model.first_from_base else model.base.lm_head(features[-1:])
         token = logits[-1:].argmax(dim=-1)
@@ -67,12 +68,13 @@ class DeviceSession:
             position=len(self._prompt_ids) + self._offset,
             confidence=self._confidence,
         )
-        return self._step(self.macro_step.first())
+        emitted = yield self.macro_step.asks_first()
+        return self._step(emitted)
 
-    def step(self) -> Step:
+    def step(self) -> Asking[Step]:
         """Gives the last macro-step's tokens their one slot and emits the next macro-step."""
         self._cache.require(1)
-        emitted = self.macro_step.next()
+        emitted = yield self.macro_step.asks_next()
         self._cache.advance(1)
         return self._step(emitted)
 

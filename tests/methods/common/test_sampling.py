@@ -3,7 +3,7 @@ import torch
 from fakes import tiny_target
 from scipy.stats import chisquare
 
-from hambench.decoding import SamplingParams
+from hambench.decoding import SamplingParams, answered
 from hambench.engine.int8 import quantize_int8
 from hambench.engine.llama import Llama
 from hambench.engine.norm import RMSNorm
@@ -110,9 +110,9 @@ def test_sampled_speculation_is_distributed_as_the_target(small_vocabulary, num_
         sequence = TargetSequence(target, prompt, params)
         session = SpeculativeSession(num_draft_tokens, sequence, drafter(draft, sequence))
         with torch.inference_mode():
-            tokens = list(session.prefill().tokens)
+            tokens = list(answered(session.prefill()).tokens)
             while len(tokens) < 3:
-                step = session.step()
+                step = answered(session.step())
                 num_rejected += step.drafted - step.accepted
                 tokens += step.tokens
         counts[tokens[1], tokens[2]] += 1
@@ -159,8 +159,8 @@ def test_the_last_token_of_a_sampled_answer_is_sampled_too(target):
     last = set()
     for seed in range(12):
         session = method.start([1, 2, 3], SamplingParams(max_new_tokens=2, temperature=3.0, seed=seed))
-        first = session.prefill().tokens
-        step = session.step()
+        first = answered(session.prefill()).tokens
+        step = answered(session.step())
         assert step.drafted == 0
         last.add((*first, *step.tokens))
     assert len({token for *_, token in last}) > 6
@@ -171,7 +171,7 @@ def test_shared_cache_costs_no_memory_and_no_draft_prefill(target):
     sessions = {}
     for kv in ("separate", "shared"):
         session = SpeculativeConfig(kv=kv).build(target).start([1, 2, 3, 4], params)
-        first = session.prefill()
+        first = answered(session.prefill())
         sessions[kv] = (first.draft_forwards, session.kv.bytes)
     assert sessions["shared"][0] == 0
     assert sessions["separate"] == (1, 2 * sessions["shared"][1])

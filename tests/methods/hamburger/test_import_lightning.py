@@ -6,7 +6,7 @@ import torch
 from fakes import random_weights
 from fakes_hamburger import import_golden, shape_of, tiny_grafts, with_shape
 
-from hambench.decoding import SamplingParams
+from hambench.decoding import SamplingParams, answered
 from hambench.engine.llama import Llama
 from hambench.errors import ModelError
 from hambench.methods.hamburger.architecture import Architecture
@@ -35,8 +35,8 @@ def test_every_golden_group_and_slot_count_is_identical(golden):
             position_convention="hf",
         )
         with torch.inference_mode():
-            groups = [list(session.prefill().tokens)]
-            groups += [list(session.step().tokens) for _ in case["groups"][1:]]
+            groups = [list(answered(session.prefill()).tokens)]
+            groups += [list(answered(session.step()).tokens) for _ in case["groups"][1:]]
         assert groups == case["groups"]
         assert session.kv.slots == case["kv_len"]
 

@@ -5,7 +5,7 @@ import torch
 from fakes import TINY_SHAPE, tiny_target
 from fakes_hamburger import TINY_ARCHITECTURE, hf_twin, save_tiny_hamburger, tiny_checkpoint, tiny_grafts
 
-from hambench.decoding import SamplingParams
+from hambench.decoding import SamplingParams, answered
 from hambench.engine.loop import generate
 from hambench.errors import HambenchError, ModelError
 from hambench.methods.hamburger import HamburgerConfig
@@ -39,7 +39,7 @@ def decode(model, *, confidence, num_steps=12, convention="train", **params):
         position_convention=convention,
     )
     with torch.inference_mode():
-        steps = [session.prefill()] + [session.step() for _ in range(num_steps - 1)]
+        steps = [answered(session.prefill())] + [answered(session.step()) for _ in range(num_steps - 1)]
     return steps, session
 
 

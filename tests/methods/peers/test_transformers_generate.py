@@ -13,7 +13,7 @@ from hambench.analysis.metrics import (
     mean_acceptance_length,
     tokens_per_target_forward,
 )
-from hambench.decoding import SamplingParams
+from hambench.decoding import SamplingParams, answered
 from hambench.engine.loop import generate
 from hambench.errors import HambenchError
 from hambench.methods.peers.paused_generate import PausedGenerate
@@ -84,8 +84,8 @@ def test_the_int8_assistant_is_smaller_and_leaves_its_original_alone(loaded, fol
 def test_a_session_that_is_dropped_ends_its_thread(loaded):
     method = TransformersConfig().build(loaded)
     session = method.start(PROMPT, SamplingParams(max_new_tokens=100))
-    session.prefill()
-    session.step()
+    answered(session.prefill())
+    answered(session.step())
     assert _generation_threads() == 1
     del session
     gc.collect()

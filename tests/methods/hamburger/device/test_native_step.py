@@ -11,7 +11,7 @@ from fakes import TINY_SHAPE, random_weights, tiny_target
 from fakes_hamburger import TINY_ARCHITECTURE, import_golden, save_tiny_hamburger, shape_of, tiny_checkpoint
 from native_fixtures import compiler, library, library_under_test, several_threads  # noqa: F401
 
-from hambench.decoding import SamplingParams
+from hambench.decoding import SamplingParams, answered
 from hambench.engine.cpu.native_llama import NativeLlama
 from hambench.engine.cuda.graphs import log_once
 from hambench.engine.llama import Llama
@@ -69,7 +69,7 @@ def sessions(plain, native, prompt=PROMPT, *, confidence=0.4, convention="train"
 def assert_same_steps(one, other, num_steps=12):
     lengths = []
     for number in range(num_steps):
-        want, got = ((s.step() if number else s.prefill()) for s in (one, other))
+        want, got = ((answered(s.step()) if number else answered(s.prefill())) for s in (one, other))
         assert got.tokens == want.tokens, f"macro-step {number}"
         assert got.micro_forwards == want.micro_forwards
         # float32 in another order of additions, through a sigmoid
@@ -123,17 +123,17 @@ def test_tokens_can_be_replaced_and_lengths_forced(plain_llama):
     checkpoint = tiny_checkpoint()
     native = HamburgerModel(native_of(plain_llama), checkpoint)
     plain, session = sessions(HamburgerModel(plain_llama, checkpoint), native)
-    want, got = plain.prefill(), session.prefill()
+    want, got = answered(plain.prefill()), answered(session.prefill())
     assert got.tokens == want.tokens
     replaced = [3 + place for place in range(len(want.tokens))]
     for each in (plain, session):
         each.replace_last(replaced)
         with pytest.raises(ValueError, match="as many as were emitted"):
             each.replace_last([*replaced, 1])
-    assert session.step().tokens == plain.step().tokens
+    assert answered(session.step()).tokens == answered(plain.step()).tokens
     for length in (1, 3, 4):
         session.macro_step.force(length)
-        assert len(session.step().tokens) == length
+        assert len(answered(session.step()).tokens) == length
     with pytest.raises(ValueError, match=r"num_tokens must be 1\.\.4, got 5"):
         session.macro_step.force(5)
 
@@ -142,11 +142,11 @@ def test_tokens_can_be_replaced_and_lengths_forced(plain_llama):
 def test_a_full_cache_is_refused(plain_llama):
     native = HamburgerModel(native_of(plain_llama), tiny_checkpoint())
     _, session = sessions(native, native, limit=2, confidence=1.1)
-    session.prefill()
-    session.step()
-    session.step()
+    answered(session.prefill())
+    answered(session.step())
+    answered(session.step())
     with pytest.raises(ContextOverflowError):
-        session.step()
+        answered(session.step())
 
 
 @torch.inference_mode()
@@ -159,11 +159,11 @@ def test_numbers_that_are_none_end_the_answer():
     shared = (PROMPT, SamplingParams(max_new_tokens=20))
     settings = {"confidence": 0.0, "position_convention": "train", "loop": "run-ahead"}
     with pytest.raises(NotFiniteError):
-        DeviceSession(HamburgerModel(bad, checkpoint), *shared, **settings).prefill()
+        answered(DeviceSession(HamburgerModel(bad, checkpoint), *shared, **settings).prefill())
     stopless = tiny_checkpoint()
     stopless.tensors["stop_head.layers.2.bias"][0] = torch.nan
     with pytest.raises(NotFiniteError, match="stop head"):
-        DeviceSession(HamburgerModel(native_of(good), stopless), *shared, **settings).prefill()
+        answered(DeviceSession(HamburgerModel(native_of(good), stopless), *shared, **settings).prefill())
 
 
 @torch.inference_mode()
@@ -183,7 +183,7 @@ def test_peak_bytes_in_bfloat16_count_the_float32_cache_that_native_micro_steps_
     model = HamburgerModel(native_of(llama), tiny_checkpoint())
     settings = {"confidence": 0.0, "position_convention": "train", "loop": "run-ahead"}
     session = DeviceSession(model, PROMPT, SamplingParams(max_new_tokens=20), **settings)
-    step = session.prefill()
+    step = answered(session.prefill())
     rows = TINY_ARCHITECTURE.num_features + step.micro_forwards
     row_elements = 2 * TINY_ARCHITECTURE.num_micro_layers * TINY_SHAPE.num_kv_heads * TINY_SHAPE.head_dim
     assert step.micro_forwards > 0
@@ -194,7 +194,7 @@ def test_peak_bytes_in_bfloat16_count_the_float32_cache_that_native_micro_steps_
 def test_the_slots_that_a_macro_step_begins_behind_are_those_it_is_told(plain_llama):
     native = HamburgerModel(native_of(plain_llama), tiny_checkpoint())
     _, session = sessions(native, native)
-    session.prefill()
+    answered(session.prefill())
     session._cache.keys.zero_()
     session._cache.values.zero_()
     keys = session._cache.keys.clone()
@@ -251,7 +251,7 @@ def test_every_golden_group_and_slot_count_is_identical(shared_data, tmp_path, i
             loop="run-ahead",
         )
         with torch.inference_mode():
-            steps = [session.prefill(), *(session.step() for _ in case["groups"][1:])]
+            steps = [answered(session.prefill()), *(answered(session.step()) for _ in case["groups"][1:])]
         assert [list(step.tokens) for step in steps] == case["groups"]
         assert session.kv.slots == case["kv_len"]
 

@@ -11,7 +11,7 @@ from fake_launches import Queued, Replayed
 from fakes import tiny_target
 from fakes_hamburger import TINY_ARCHITECTURE, save_tiny_hamburger, tiny_checkpoint
 
-from hambench.decoding import SamplingParams
+from hambench.decoding import SamplingParams, answered
 from hambench.engine.cuda.early_exit import GRAPH_LOOPS
 from hambench.engine.cuda.fused_llama import FusedLlama
 from hambench.engine.cuda.graphs import log_once
@@ -61,7 +61,7 @@ def sessions(plain, device, prompt=PROMPT, *, confidence=0.4, convention="train"
 def assert_same_steps(one, other, num_steps=12):
     lengths = []
     for number in range(num_steps):
-        want, got = ((s.step() if number else s.prefill()) for s in (one, other))
+        want, got = ((answered(s.step()) if number else answered(s.prefill())) for s in (one, other))
         assert got.tokens == want.tokens, f"macro-step {number}"
         assert got.micro_forwards == want.micro_forwards
         # float32 in another order of additions, through a sigmoid
@@ -103,7 +103,9 @@ def test_two_sessions_advance_in_turns_without_disturbing_each_other(plain_llama
     with torch.inference_mode():
         for number in range(8):
             for want, got in (first, second):
-                steps = [(s.step() if number else s.prefill()).tokens for s in (want, got)]
+                steps = [
+                    (answered(s.step()) if number else answered(s.prefill())).tokens for s in (want, got)
+                ]
                 assert steps[0] == steps[1]
 
 
@@ -127,9 +129,9 @@ def test_nothing_is_captured_after_the_session_is_open(plain_llama):
     _, session = sessions(HamburgerModel(plain_llama, tiny_checkpoint()), model)
     prepared = launches.num_captured
     with torch.inference_mode():
-        session.prefill()
+        answered(session.prefill())
         for _ in range(6):
-            session.step()
+            answered(session.step())
     # the prompt's five rows are a forward of their own
     assert launches.num_captured - prepared <= 1
 
@@ -138,11 +140,11 @@ def test_forced_lengths_are_what_is_emitted_and_may_change_from_step_to_step(pla
     model = on_device(plain_llama, Queued())
     _, session = sessions(HamburgerModel(plain_llama, tiny_checkpoint()), model)
     with torch.inference_mode():
-        session.prefill()
+        answered(session.prefill())
         for length in (1, 4, 2, 3, 3, 1):
             model.base.launches.flush()
             session.macro_step.force(length)
-            assert len(session.step().tokens) == length
+            assert len(answered(session.step()).tokens) == length
     with pytest.raises(ValueError, match=r"num_tokens must be 1\.\.4, got 5"):
         session.macro_step.force(5)
 
@@ -151,11 +153,11 @@ def test_other_tokens_may_take_the_place_of_the_last_ones(plain_llama):
     plain = HamburgerModel(plain_llama, tiny_checkpoint())
     pair = sessions(plain, on_device(plain_llama, Replayed()))
     with torch.inference_mode():
-        given = [(11, 12, 13, 14)[: len(s.prefill().tokens)] for s in pair]
+        given = [(11, 12, 13, 14)[: len(answered(s.prefill()).tokens)] for s in pair]
         found = []
         for session, tokens in zip(pair, given, strict=True):
             session.replace_last(tokens)
-            found.append((session.step().tokens, session.step().tokens))
+            found.append((answered(session.step()).tokens, answered(session.step()).tokens))
             with pytest.raises(ValueError, match="as many as were emitted, got 5"):
                 session.replace_last([1] * 5)
     assert found[0] == found[1]
@@ -178,11 +180,11 @@ def test_a_full_cache_is_refused_before_anything_is_launched(plain_llama):
         model, PROMPT, params, confidence=0.4, position_convention="train", loop="run-ahead"
     )
     with torch.inference_mode():
-        session.prefill()
-        session.step()
+        answered(session.prefill())
+        answered(session.step())
         slots = session.kv.slots
         with pytest.raises(ContextOverflowError):
-            session.step()
+            answered(session.step())
     assert session.kv.slots == slots == len(PROMPT) + 1
 
 

@@ -9,7 +9,7 @@ import torch
 from fake_launches import Replayed
 from fakes_hamburger import import_golden, shape_of
 
-from hambench.decoding import SamplingParams
+from hambench.decoding import SamplingParams, answered
 from hambench.engine.cuda.early_exit import GRAPH_LOOPS
 from hambench.engine.cuda.fused_llama import FusedLlama
 from hambench.engine.llama import Llama
@@ -40,7 +40,10 @@ def test_every_golden_group_and_slot_count_is_identical(golden, loop):
             HamburgerSession(beside, *shared, **settings),
         )
         with torch.inference_mode():
-            steps, others = ([s.prefill(), *(s.step() for _ in case["groups"][1:])] for s in (session, other))
+            steps, others = (
+                [answered(s.prefill()), *(answered(s.step()) for _ in case["groups"][1:])]
+                for s in (session, other)
+            )
         assert [list(step.tokens) for step in steps] == case["groups"]
         assert session.kv.slots == case["kv_len"]
         for step, want in zip(steps, others, strict=True):

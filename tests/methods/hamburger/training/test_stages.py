@@ -10,7 +10,7 @@ from fakes import random_weights, save_tiny_model, tiny_target
 from fakes_hamburger import TINY_ARCHITECTURE, hf_twin, tiny_checkpoint, tiny_grafts, with_shape
 
 from hambench.cli.hamburger import command
-from hambench.decoding import SamplingParams
+from hambench.decoding import SamplingParams, answered
 from hambench.engine.llama import Llama
 from hambench.methods.hamburger.agreement import measure
 from hambench.methods.hamburger.base import LORA_SCALE, add_low_rank, gate_low_rank, low_rank_tensors
@@ -57,7 +57,7 @@ def test_gated_decoding_equals_the_gated_teacher_forced_forward(gated):
     adapted, gate, model = gated
     session = session_of(model, 0.4)
     with torch.inference_mode():
-        steps = [session.prefill()] + [session.step() for _ in range(11)]
+        steps = [answered(session.prefill())] + [answered(session.step()) for _ in range(11)]
     groups = [list(step.tokens) for step in steps]
     assert len({len(group) for group in groups}) > 1, "the case must hold macro-steps of several lengths"
     ids = PROMPT + [token for group in groups for token in group]
@@ -77,7 +77,9 @@ def test_with_gated_changes_one_token_decoding_is_the_bases_own(gated):
     _, _, model = gated
     session, ids = session_of(model, 1.1), list(PROMPT)
     with torch.inference_mode():
-        emitted = list(session.prefill().tokens) + [session.step().tokens[0] for _ in range(8)]
+        emitted = list(answered(session.prefill()).tokens) + [
+            answered(session.step()).tokens[0] for _ in range(8)
+        ]
         twin = hf_twin()
         for token in emitted:
             assert int(twin(torch.tensor([ids])).logits[0, -1].argmax()) == token
@@ -218,7 +220,9 @@ def test_along_its_own_answers_the_one_token_control_is_always_right():
     model = HamburgerModel(target.llama, tiny_checkpoint())
     with torch.inference_mode():
         session = session_of(model, 1.1)
-        answer = list(session.prefill().tokens) + [session.step().tokens[0] for _ in range(15)]
+        answer = list(answered(session.prefill()).tokens) + [
+            answered(session.step()).tokens[0] for _ in range(15)
+        ]
 
     def at(confidence):
         method = Hamburger(

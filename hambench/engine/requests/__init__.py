@@ -1,0 +1,1 @@
+"""What sessions ask of models, and batches of sequences that share the answers."""
