@@ -12,11 +12,11 @@ PYTEST = $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # bytecode is kept once a module was imported, but not made for the most that never is: the tests start many processes
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup browser demo test test-fast sanitize test-without-compiler check format types gate clean
+.PHONY: help setup browser demo test test-fast sanitize sanitize-threads test-without-compiler check format types gate clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '1p' Makefile; echo "also: setup, test-fast, sanitize, test-without-compiler, check (ruff, format, mypy), format, types, clean"
+	@sed -n '1p' Makefile; echo "also: setup, test-fast, sanitize, sanitize-threads, test-without-compiler, check (ruff, format, mypy), format, types, clean"
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -45,6 +45,10 @@ sanitize: setup
 	ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc HAMBENCH_TEST_SANITIZERS=address,undefined \
 	timeout 600 $(BIN)/python -m pytest -n 0 -q -m "not model" -k "not portable" --timeout 600 \
 	tests/kernels/cpu/test_native_model.py tests/engine/cpu tests/methods/hamburger/device/test_native_step.py
+
+# the native engine's pool of threads under ThreadSanitizer, in a program of its own
+sanitize-threads: setup
+	HAMBENCH_TEST_SANITIZERS=thread timeout 600 $(BIN)/python -m pytest -n 0 -q --timeout 600 tests/kernels/cpu/test_pool.py
 
 # what a machine without a C++ compiler runs: torch's operations, said once
 test-without-compiler: setup
