@@ -55,7 +55,16 @@ def test_ci_runs_every_step_as_ci(checkout, bare_path):
     assert done.returncode == 0, done.stderr
     steps = log.read_text().split("\n")[:-1]
     assert steps[0] == "1 setup"
-    expected = {"setup", "check", "test", "sanitize", "test-without-compiler", "gate", "demo"}
+    expected = {
+        "setup",
+        "check",
+        "test",
+        "sanitize",
+        "sanitize-threads",
+        "test-without-compiler",
+        "gate",
+        "demo",
+    }
     assert set(steps) == {f"1 {name}" for name in expected}
 
 

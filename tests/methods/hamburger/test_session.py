@@ -9,10 +9,14 @@ from hambench.decoding import SamplingParams, answered
 from hambench.engine.loop import generate
 from hambench.errors import HambenchError, ModelError
 from hambench.methods.hamburger import HamburgerConfig
+from hambench.methods.hamburger.architecture import BaseReference
+from hambench.methods.hamburger.checkpoint import sizes_of
 from hambench.methods.hamburger.config import ONE_TOKEN_CONTROL
 from hambench.methods.hamburger.model import HamburgerModel
 from hambench.methods.hamburger.session import HamburgerSession
 from hambench.methods.hamburger.training.merged_forward import collate, teacher_forced
+from hambench.methods.vanilla import VanillaConfig
+from hambench.models.target import load
 
 PROMPT = [5, 6, 7, 80, 9]
 ARCHITECTURES = {
@@ -110,8 +114,6 @@ def test_the_one_token_control_asks_neither_stop_head_nor_micro_decoder():
 
 
 def test_the_one_token_control_of_an_unchanged_base_is_vanilla(checkpoint_folder):
-    from hambench.methods.vanilla import VanillaConfig
-
     target, params = tiny_target(), SamplingParams(max_new_tokens=24)
     control = HamburgerConfig(confidence=ONE_TOKEN_CONTROL, checkpoint=checkpoint_folder).build(target)
     tokens = [
@@ -119,6 +121,32 @@ def test_the_one_token_control_of_an_unchanged_base_is_vanilla(checkpoint_folder
         for method in (control, VanillaConfig().build(target))
     ]
     assert tokens[0] == tokens[1]
+
+
+@pytest.mark.parametrize("base_weights", ["lora", "fused_lora"])
+def test_the_one_token_control_has_the_base_that_slots_of_one_token_go_through(
+    base_weights, tiny_model, tmp_path
+):
+    """A base changed in every pass decodes otherwise at one token a step too: the control shows what that changes."""
+    target = load(str(tiny_model), dtype="float32")
+    shape, name = target.llama.shape, "model.layers.1.mlp.down_proj"
+    noise = torch.Generator().manual_seed(0)
+    tensors = {
+        **tiny_checkpoint().tensors,
+        f"lora.{name}.A": torch.randn(4, shape.intermediate_size, generator=noise),
+        f"lora.{name}.B": torch.randn(shape.hidden_size, 4, generator=noise),
+    }
+    base = BaseReference(name="tiny", fingerprint=None, sizes=sizes_of(shape))
+    folder = str(save_tiny_hamburger(tmp_path, base=base, base_weights=base_weights, tensors=tensors))
+    control = HamburgerConfig(confidence=ONE_TOKEN_CONTROL, checkpoint=folder).build(target)
+    changed = dataclasses.replace(target, llama=control.model.base_for(1), _shared={})
+
+    def tokens_of(method):
+        return generate(method, PROMPT, SamplingParams(max_new_tokens=24)).token_ids
+
+    control_ids, vanilla_ids = tokens_of(control), tokens_of(VanillaConfig().build(target))
+    assert control_ids == tokens_of(VanillaConfig().build(changed))
+    assert (control_ids == vanilla_ids) == (base_weights == "fused_lora")
 
 
 def test_sampling_follows_the_seed():
