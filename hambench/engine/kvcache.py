@@ -3,6 +3,7 @@
 A *slot* is one key/value entry in every layer. A *position* is the rotary index by which a key was rotated before it
 was stored. The two differ as soon as a method merges several tokens into one slot. So the cache counts slots only,
 and the code that runs the layers chooses the positions. Rolling back sets a counter: nothing is copied or freed.
+Eviction makes a smaller cache, each head with slots of its own; positions continue as if nothing had been evicted.
 """
 
 from __future__ import annotations
@@ -43,11 +44,33 @@ class KVCache:
         self.values = torch.empty(size, dtype=dtype, device=device)
         self._layers = list(zip(self.keys.unbind(0), self.values.unbind(0), strict=True))
         self._slots = 0
+        self._num_evicted = 0
+        self._fixed_slots = 0
 
     @property
     def slots(self) -> int:
         """Slots in use."""
         return self._slots
+
+    @property
+    def num_evicted(self) -> int:
+        """Slots that were evicted, per head."""
+        return self._num_evicted
+
+    @property
+    def fixed_slots(self) -> int:
+        """Slots that an eviction has left, which can't be rolled back: positions among them have gaps."""
+        return self._fixed_slots
+
+    @property
+    def next_position(self) -> int:
+        """Rotary position of the next slot by default: evicted slots count."""
+        return self._slots + self._num_evicted
+
+    @property
+    def in_use(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Views of keys and values in use, ``[num_layers, KVH, slots, Dh]`` each."""
+        return self.keys.narrow(2, 0, self._slots), self.values.narrow(2, 0, self._slots)
 
     @property
     def capacity(self) -> int:
@@ -74,11 +97,41 @@ class KVCache:
         """Forgets every slot from ``slots`` on.
 
         Raises:
-            ValueError: If ``slots`` is negative or more than are in use.
+            ValueError: If ``slots`` is negative or more than are in use, or fewer than an eviction has left: those are
+                no longer in the order of their positions.
         """
-        if not 0 <= slots <= self._slots:
-            raise ValueError(f"slots must be in 0..{self._slots} (the slots in use), got {slots}")
+        if not self._fixed_slots <= slots <= self._slots:
+            raise ValueError(
+                f"slots must be in {self._fixed_slots}..{self._slots} (the slots in use), got {slots}"
+            )
         self._slots = slots
+
+    def keep(self, kept: torch.Tensor, *, spare: int) -> KVCache:
+        """Copies the kept slots of each head to a smaller cache.
+
+        Args:
+            kept: Slots to keep ``[num_layers, KVH, n]``, increasing in each head; ``n`` may be any number up to the slots
+                in use.
+            spare: Slots reserved beyond the kept ones.
+
+        Returns:
+            A cache of ``n`` slots, whose positions continue where this one's end.
+        """
+        num_layers, num_kv_heads, num_kept = kept.shape
+        smaller = KVCache(
+            num_layers=num_layers,
+            num_kv_heads=num_kv_heads,
+            head_dim=self.keys.shape[3],
+            capacity=num_kept + spare,
+            dtype=self.keys.dtype,
+            device=self.keys.device,
+        )
+        rows = kept[..., None].expand(-1, -1, -1, self.keys.shape[3])
+        for source, destination in zip(self.in_use, (smaller.keys, smaller.values), strict=True):
+            destination[:, :, :num_kept] = torch.gather(source, 2, rows)
+        smaller._slots = smaller._fixed_slots = num_kept
+        smaller._num_evicted = self._num_evicted + self._slots - num_kept
+        return smaller
 
     def require(self, slots: int) -> None:
         """Checks that ``slots`` more fit.

@@ -70,7 +70,7 @@ class LanguageModel(Protocol):
         Args:
             inputs: Ids ``[T]`` (int64) or embeddings ``[T, D]``.
             cache: Grows by T slots.
-            positions: Rotary positions ``[T]``; by default they continue from ``cache.slots``.
+            positions: Rotary positions ``[T]``; by default they continue from ``cache.next_position``.
             num_logits: Logits for this many last rows; ``None`` for all.
             feature_layers: Layers (0-based) whose hidden state to return.
 

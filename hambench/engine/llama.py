@@ -118,7 +118,7 @@ class DecoderStack:
         Args:
             hidden: Inputs of the first layer.
             cache: Grows by T slots.
-            positions: Rotary positions ``[T]``; by default they continue from ``cache.slots``.
+            positions: Rotary positions ``[T]``; by default they continue from ``cache.next_position``.
             feature_layers: Layers (0-based) whose hidden states to return.
             keep: Return only this many last rows; all by default. The last layer computes only these: of a prompt's
                 other rows only the keys and values are needed.
@@ -128,7 +128,7 @@ class DecoderStack:
         """
         num_rows = hidden.shape[0]
         cache.require(num_rows)
-        rotation = self._rotation(num_rows, cache.slots, positions)
+        rotation = self._rotation(num_rows, cache.next_position, positions)
         mask = causal_mask(num_rows, cache.slots, self.dtype, self.device)
         first = 0 if keep is None else num_rows - keep
         features: dict[int, torch.Tensor] = {}
@@ -154,6 +154,24 @@ class DecoderStack:
     ) -> torch.Tensor:
         """Computes the heads' joined outputs of the rows from ``first`` on: ``[T, D] -> [T - first, H * Dh]``."""
         shape, num_rows = self.shape, hidden.shape[0]
+        num_heads = shape.num_heads
+        qk, v = self._projected(layer, hidden, rotation)
+        keys, values = cache.write(index, qk[:, num_heads:].transpose(0, 1), v.transpose(0, 1))
+        queries = qk[first:, :num_heads].transpose(0, 1)
+        mixed = attend(queries, keys, values, None if mask is None else mask[first:])
+        return mixed.transpose(0, 1).reshape(num_rows - first, num_heads * shape.head_dim)
+
+    def queries(self, index: int, hidden: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Computes the rotated queries ``[H, T, Dh]`` of a layer from its inputs ``[T, D]`` at positions ``[T]``."""
+        rotation = self._rotation(hidden.shape[0], 0, positions)
+        qk, _ = self._projected(self.layers[index], hidden, rotation)
+        return qk[:, : self.shape.num_heads].transpose(0, 1)
+
+    def _projected(
+        self, layer: DecoderLayer, hidden: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Computes rotated queries and keys ``[T, H + KVH, Dh]``, and values ``[T, KVH, Dh]``."""
+        shape, num_rows = self.shape, hidden.shape[0]
         num_heads, num_kv_heads = shape.num_heads, shape.num_kv_heads
         qkv = layer.qkv(layer.input_norm(hidden))
         qkv = qkv.view(num_rows, num_heads + 2 * num_kv_heads, shape.head_dim)
@@ -161,14 +179,10 @@ class DecoderStack:
         if layer.q_norm is not None and layer.k_norm is not None:
             qk = torch.cat([layer.q_norm(qk[:, :num_heads]), layer.k_norm(qk[:, num_heads:])], dim=1)
         cos, signed_sin = rotation
-        qk = torch.addcmul(qk * cos, qk.roll(shape.head_dim // 2, -1), signed_sin)
-        keys, values = cache.write(index, qk[:, num_heads:].transpose(0, 1), v.transpose(0, 1))
-        queries = qk[first:, :num_heads].transpose(0, 1)
-        mixed = attend(queries, keys, values, None if mask is None else mask[first:])
-        return mixed.transpose(0, 1).reshape(num_rows - first, num_heads * shape.head_dim)
+        return torch.addcmul(qk * cos, qk.roll(shape.head_dim // 2, -1), signed_sin), v
 
     def _rotation(
-        self, num_rows: int, past: int, positions: torch.Tensor | None
+        self, num_rows: int, first: int, positions: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Computes cosines and signed sines ``[T, 1, Dh]``, with angles in float32 for every model type.
 
@@ -176,7 +190,7 @@ class DecoderStack:
         negative.
         """
         if positions is None:
-            positions = torch.arange(past, past + num_rows, device=self.device)
+            positions = torch.arange(first, first + num_rows, device=self.device)
         angles = positions.to(self._frequencies.dtype)[:, None, None] * self._frequencies
         cos, sin = angles.cos().to(self.dtype), angles.sin().to(self.dtype)
         return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)

@@ -63,3 +63,37 @@ def test_bytes_in_use_follow_the_slots_and_bytes_reserved_the_capacity(cache):
 def test_a_cache_without_room_for_one_slot_is_refused():
     with pytest.raises(ValueError, match="capacity must be >= 1, got 0"):
         KVCache(num_layers=1, num_kv_heads=1, head_dim=1, capacity=0, dtype=torch.float32, device="cpu")
+
+
+def numbered(cache, num_slots):
+    """Slot i of layer l, head h holds 100 l + 10 h + i in its key, and the negative of it in its value."""
+    heads = 10.0 * torch.arange(3)[:, None, None]
+    keys = (heads + torch.arange(float(num_slots))[None, :, None]).expand(3, num_slots, 4)
+    for layer in range(2):
+        cache.write(layer, keys + 100 * layer, -(keys + 100 * layer))
+    cache.advance(num_slots)
+
+
+def test_eviction_keeps_the_chosen_slots_of_each_head_and_goes_on_counting_positions(cache):
+    numbered(cache, 6)
+    kept = torch.tensor([[[0, 1, 5], [2, 3, 4], [0, 2, 4]], [[3, 4, 5], [0, 1, 2], [1, 3, 5]]])
+    smaller = cache.keep(kept, spare=2)
+    keys, values = smaller.in_use
+    expected = kept + torch.tensor([0, 100])[:, None, None] + 10 * torch.arange(3)[None, :, None]
+    assert torch.equal(keys[..., 0], expected.float())
+    assert torch.equal(values[..., 3], -expected.float())
+    assert (smaller.slots, smaller.capacity, smaller.num_evicted, smaller.next_position) == (3, 5, 3, 6)
+    assert smaller.bytes_used == 3 * cache.bytes_per_slot
+    assert smaller.storage_bytes == 5 * cache.bytes_per_slot
+    write(smaller, 1, 9)
+    assert smaller.keep(torch.zeros(2, 3, 1, dtype=torch.int64), spare=1).next_position == 7
+    assert (cache.slots, cache.next_position) == (6, 6)
+
+
+def test_slots_that_an_eviction_left_cant_be_rolled_back(cache):
+    numbered(cache, 6)
+    smaller = cache.keep(torch.arange(4).expand(2, 3, 4), spare=3)
+    write(smaller, 2, 1)
+    smaller.truncate(4)
+    with pytest.raises(ValueError, match=r"slots must be in 4\.\.4 .*, got 3"):
+        smaller.truncate(3)

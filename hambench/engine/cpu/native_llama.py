@@ -184,5 +184,5 @@ def _part_of(cache: KVCache, rows: range) -> CachePart:
 
 
 def _following(cache: KVCache, num_rows: int) -> range:
-    """Positions that continue from the slots in use."""
-    return range(cache.slots, cache.slots + num_rows)
+    """Positions that continue from those in the cache."""
+    return range(cache.next_position, cache.next_position + num_rows)

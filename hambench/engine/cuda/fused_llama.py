@@ -114,7 +114,7 @@ class FusedLlama(BackedByLlama):
     ) -> ForwardOutput:
         """See :meth:`hambench.engine.language_model.LanguageModel.forward`."""
         num_rows = inputs.shape[0]
-        if num_rows > MAX_ROWS:
+        if num_rows > MAX_ROWS or cache.num_evicted:
             return self.reference.forward(
                 inputs, cache, positions=positions, num_logits=num_logits, feature_layers=feature_layers
             )
@@ -126,7 +126,7 @@ class FusedLlama(BackedByLlama):
     @torch.inference_mode()
     def greedy(self, tokens: Sequence[int], cache: KVCache, *, num_tokens: int = 1) -> list[int]:
         """See :class:`hambench.engine.language_model.LanguageModel`. Copies only the tokens to the host, no logits."""
-        if len(tokens) > MAX_ROWS:
+        if len(tokens) > MAX_ROWS or cache.num_evicted:
             return self.reference.greedy(tokens, cache, num_tokens=num_tokens)
         cache.require(len(tokens))
         forward = self._greedy_forward(cache, len(tokens), num_tokens, self._newest(cache))
@@ -137,7 +137,7 @@ class FusedLlama(BackedByLlama):
     @torch.inference_mode()
     def decode_greedily(self, tokens: Sequence[int], cache: KVCache, num_tokens: int) -> list[int]:
         """See :class:`hambench.engine.language_model.LanguageModel`. Feeds tokens to the next forward on the device."""
-        if num_tokens == 0 or len(tokens) > MAX_ROWS:
+        if num_tokens == 0 or len(tokens) > MAX_ROWS or cache.num_evicted:
             return self.reference.decode_greedily(tokens, cache, num_tokens)
         cache.require(len(tokens) + num_tokens - 1)
         newest = self._newest(cache)
