@@ -110,8 +110,8 @@ class KVCache:
         """Copies the kept slots of each head to a smaller cache.
 
         Args:
-            kept: Slots to keep ``[num_layers, KVH, n]``, increasing in each head; ``n`` may be any number up to the slots
-                in use.
+            kept: Slots to keep ``[num_layers, KVH, n]``, increasing in each head; ``n`` is at most the
+                number of slots in use.
             spare: Slots reserved beyond the kept ones.
 
         Returns:

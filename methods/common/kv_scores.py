@@ -1,7 +1,7 @@
 """Scores of cached slots for eviction: the higher, the more worth keeping. One function per published rule.
 
 Letters in shapes: L layers, KVH key/value heads, H query heads, S slots in use, Dh head size, W window. Every function
-returns ``[L, KVH, S]`` in float32. The rules are those of kvpress under the same names, so that results can be compared.
+returns ``[L, KVH, S]`` in float32. The rules are those of kvpress, under the same names.
 """
 
 from __future__ import annotations
