@@ -66,7 +66,8 @@ def random(cache: KVCache) -> Tensor:
 def knorm(cache: KVCache) -> Tensor:
     """Negative L2 norm of the key: keys with small norms attract attention (arXiv 2406.11430)."""
     keys, _ = cache.in_use
-    return -keys.float().norm(dim=-1)
+    norms: Tensor = keys.float().norm(dim=-1)
+    return -norms
 
 
 def keydiff(cache: KVCache) -> Tensor:
