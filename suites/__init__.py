@@ -1,4 +1,4 @@
-"""What is asked: the suites, their prompts and their official scorers. See :mod:`hambench.suites.api`."""
+"""Suites, their prompts and their official scorers. See :mod:`hambench.suites.api`."""
 
 from hambench.suites.api import (
     Capture,

@@ -1,4 +1,4 @@
-"""What the runner calls: capture the requests of a suite, check that they can be scored, score stored answers.
+"""The runner's interface: capture a suite's requests, check that they can be scored, and score stored answers.
 
 Importing this module imports neither torch nor lm-eval.
 """
@@ -29,12 +29,12 @@ from hambench.suites.task_requests import ChatTemplate, capture_task, scoring_ta
 
 @dataclass(frozen=True, slots=True)
 class CaptureRequest:
-    """What to ask."""
+    """The requests to capture."""
 
     suite: str | None
     """Name of a suite, or a YAML file that lists tasks; ``None`` for ``tasks`` alone."""
     tasks: tuple[str, ...] = ()
-    """A subset of the suite; without a suite, any tasks that generate text."""
+    """A subset of the suite's tasks; without a suite, any tasks that generate text."""
     limit: int | None = None
     """Samples per task."""
     data: Path | None = None
@@ -46,37 +46,37 @@ class CaptureRequest:
     apply_chat_template: ChatTemplate | None = None
     """``None`` for a model without a chat template."""
     count_tokens: Callable[[str], int] | None = None
-    """Tokens of a text as the runner counts them; the suite ``efficiency`` makes prompts of exact length with it."""
+    """Counts a text's tokens as the runner does; the suite ``efficiency`` uses it to make prompts of exact length."""
     context_length: int | None = None
-    """Positions of the model, for the same suite."""
+    """The model's context length in tokens, for the same suite."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capture:
-    """The requests of a suite, in task order and then row order."""
+    """The captured requests of a suite, in task order and then row order."""
 
     suite: str
-    """Name to show: the offline edition has names of its own."""
+    """Name to show; the offline edition has its own names."""
     samples: tuple[Sample, ...]
     edition: Edition
     data_source: str
     """``folder``, ``hub`` or ``offline edition``."""
     data_hashes: dict[str, str]
-    """sha256 per task of its prompts, in order."""
+    """The sha256 of each task's prompts, in order."""
     missing: dict[str, str]
-    """Tasks that were asked for and can't be run, and why."""
+    """Requested tasks that can't be run, with the reason."""
     spec: dict[str, Any]
-    """What :func:`score` needs besides the samples; plain JSON."""
+    """The data that :func:`score` needs besides the samples, as plain JSON."""
     notes: tuple[Note, ...] = field(default=())
-    """What every report of these samples must say."""
+    """Notes that every report of these samples must show."""
     speed_only: bool = False
-    """Outputs have a fixed length, end-of-sequence tokens are ignored, and nothing is scored."""
+    """Whether outputs have a fixed length, ignoring end-of-sequence tokens, and are not scored."""
 
 
 def chat_template_of(tokenizer: Any) -> ChatTemplate | None:
-    """The chat template of a tokenizer, called as lm-eval calls it; ``None`` if it has none.
+    """Returns a tokenizer's chat template with lm-eval's call signature; ``None`` if it has none.
 
-    The function returned raises :class:`hambench.errors.HambenchError` where the template refuses the messages.
+    The returned function raises :class:`hambench.errors.HambenchError` if the template rejects the messages.
     """
     if getattr(tokenizer, "chat_template", None) is None:
         return None
@@ -89,11 +89,9 @@ def chat_template_of(tokenizer: Any) -> ChatTemplate | None:
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=not add_generation_prompt,
             )
-        except (
-            Exception
-        ) as error:  # a template is the model's own program: whatever it raises is about this task
+        except Exception as error:  # a template is the model's own program and may raise anything
             raise HambenchError(
-                f"the model's chat template refuses the messages of this task ({type(error).__name__}: {error})"
+                f"the model's chat template rejects this task's messages ({type(error).__name__}: {error})"
             ) from error
         return text
 
@@ -101,12 +99,12 @@ def chat_template_of(tokenizer: Any) -> ChatTemplate | None:
 
 
 def capture(request: CaptureRequest) -> Capture:
-    """Builds every request of the suite with lm-eval's own tasks; no model is needed.
+    """Builds every request of the suite with lm-eval's own tasks; needs no model.
 
     Raises:
         UnknownNameError: If a suite, task or preset does not exist.
-        DataError: If a data file is broken, or no task has any data.
-        HambenchError: If a request makes no sense (a limit below 1).
+        DataError: If a data file is broken, or no task has data.
+        HambenchError: If the request is invalid (a limit below 1).
     """
     if request.limit is not None and request.limit < 1:
         raise HambenchError(f"limit must be >= 1, got {request.limit}")
@@ -120,7 +118,7 @@ def capture(request: CaptureRequest) -> Capture:
         notes.append(Note("offline", _offline_note(suite)))
         changed = [each.entry.name for each in asked if each.settings and each.entry.name not in OFFLINE]
         if changed:
-            text = f"settings of {', '.join(changed)} are not applied: the offline edition asks other tasks"
+            text = f"settings of {', '.join(changed)} are not applied: the offline edition has other tasks"
             notes.append(Note("offline", text))
         suite, asked, missing = offline_counterparts(suite, asked)
     notes += [Note("unscored", text) for text in _prepare_scorers(asked)]
@@ -178,9 +176,9 @@ def score(
     *,
     allow_code_execution: bool = False,
 ) -> list[Score]:
-    """Scores stored answers with the tasks' official filters and metrics; needs neither model nor data set.
+    """Scores stored answers with the tasks' official filters and metrics; needs neither a model nor a data set.
 
-    A failed scorer or a failed generation gives a score whose value is ``None`` and that says why.
+    A failed scorer or generation gives a score with the value ``None`` and the reason.
     """
     from hambench.suites.harness.lm_tasks import scorer_of
     from hambench.suites.harness.replay import scores_of
@@ -201,8 +199,8 @@ def score(
             tasks[name] = scoring_task(name, plan, asked)
         except (
             Exception
-        ) as error:  # the modules of tasks are others' code: one that fails must not lose the rest
-            failed[name] = f"the scorer can't be made: {type(error).__name__}: {error}"
+        ) as error:  # task modules are third-party code, and a failing one must not lose the others' scores
+            failed[name] = f"can't build the scorer: {type(error).__name__}: {error}"
     scored = {*tasks, *failed}
     full = {sample.sample_id: with_long_columns(sample) for each in by_task.values() for sample in each}
     return scores_of(
@@ -217,9 +215,9 @@ def score(
 
 
 def check(captured: Capture, *, allow_code_execution: bool = False) -> dict[str, str]:
-    """Task → why its answers can't be scored as things are, found out by scoring one made-up answer of each.
+    """Checks every scorer on one made-up answer per task; maps tasks that can't be scored to the reason.
 
-    To be called before generating: an empty dict means that every scorer works.
+    Call it before generating. An empty dict means that every scorer works.
     """
     first: dict[str, Sample] = {}
     for sample in captured.samples:
@@ -236,7 +234,7 @@ def check(captured: Capture, *, allow_code_execution: bool = False) -> dict[str,
 
 
 def scoring_notes(captured: Capture, *, allow_code_execution: bool = False) -> tuple[Note, ...]:
-    """What a run must say before it begins: tasks that can't be scored, and how generated programs are shut in."""
+    """Returns notes for a run's start: tasks that can't be scored, and how generated programs are isolated."""
     problems = check(captured, allow_code_execution=allow_code_execution)
     by_reason: dict[str, list[str]] = {}
     for task, reason in problems.items():
@@ -248,12 +246,12 @@ def scoring_notes(captured: Capture, *, allow_code_execution: bool = False) -> t
     if allow_code_execution and any(plan["runs_code"] for plan in captured.spec["tasks"].values()):
         from hambench.suites.sandbox.supervisor import isolation
 
-        notes.append(Note("other", f"Programs the model writes are run; isolation: {isolation()}."))
+        notes.append(Note("other", f"Programs that the model writes are run; isolation: {isolation()}."))
     return tuple(notes)
 
 
 def prompt_hashes(samples: Iterable[Sample]) -> dict[str, str]:
-    """sha256 per task of its prompts, in order."""
+    """The sha256 of each task's prompts, in order."""
     digests: dict[str, Any] = {}
     for sample in samples:
         digest = digests.setdefault(sample.task, hashlib.sha256())
@@ -262,7 +260,7 @@ def prompt_hashes(samples: Iterable[Sample]) -> dict[str, str]:
 
 
 def _prepare_scorers(asked: Iterable[Asked]) -> list[str]:
-    """Fetches what scorers need beyond Python packages; gives a note for what can't be had."""
+    """Fetches data that scorers need besides Python packages; returns a note for data that can't be fetched."""
     if not any("ifeval" in each.entry.config for each in asked):
         return []
     from hambench.suites.harness.sentences import fetch_punkt
@@ -294,7 +292,7 @@ def _capture_efficiency(request: CaptureRequest) -> Capture:
         context_length=request.context_length,
     )
     if not samples:
-        raise DataError(f"no prompt of the suite can be made: {'; '.join(missing.values())}")
+        raise DataError(f"can't make any prompt of the suite: {'; '.join(missing.values())}")
     return Capture(
         suite="efficiency",
         samples=tuple(samples),
@@ -309,6 +307,6 @@ def _capture_efficiency(request: CaptureRequest) -> Capture:
 
 def _offline_note(suite: str) -> str:
     return (
-        f"offline edition: rows built by hambench stand in for {suite!r}, whose data could not be had here; "
+        f"offline edition: rows built by hambench replace {suite!r}, whose data is not available here; "
         "scores are not comparable with published ones (give --data DIR or a reachable hub for the official data)"
     )

@@ -1,6 +1,6 @@
-"""What the suites hold: which tasks, of which category, from which data, with which of lm-eval's task files.
+"""The catalogue of suites: each task's category, data source and lm-eval task file.
 
-Pure data: nothing here imports lm-eval, and nothing here touches a file.
+It is pure data; it neither imports lm-eval nor reads files.
 """
 
 from __future__ import annotations
@@ -15,44 +15,44 @@ Suite = Literal["standard", "longbench", "longbench-e", "efficiency"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskEntry:
-    """One task of a suite: where its rows and its lm-eval configuration come from."""
+    """One task of a suite, with the sources of its rows and its lm-eval configuration."""
 
     name: str
-    """Name shown and stored: LongBench's own, or lm-eval's for the standard tasks."""
+    """Name to show and store: LongBench's own, or lm-eval's for the standard tasks."""
     suite: str
     category: str
     config: str
-    """Task file of lm-eval, relative to its ``tasks`` folder."""
+    """lm-eval's task file, relative to its ``tasks`` folder."""
     files: tuple[str, ...]
-    """Where a data folder may hold the rows, tried in order; also looked for one folder down."""
+    """File names to try in a data folder and its subfolders, in order."""
     columns: tuple[str, ...]
     """Columns that every row must have."""
     hub: tuple[str, str | None, str] | None
-    """Hub data set, its configuration, its split; ``None`` for rows that are built."""
+    """Data set on the hub, its configuration and its split; ``None`` for built rows."""
     num_rows: int
-    """Rows of the complete official data."""
+    """Number of rows of the complete official data."""
     metric: str
     """Headline metric, as :func:`hambench.suites.harness.replay.metric_key` names it."""
     language: str = "en"
     chat: bool = True
-    """Whether instruct models get their chat template."""
+    """Whether to apply an instruct model's chat template."""
     truncation: Literal["error", "middle"] = "error"
     runs_code: bool = False
-    """Scoring executes what the model wrote."""
+    """Whether scoring runs programs that the model wrote."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """Keys of the task file that differ from lm-eval's."""
+    """Keys that replace those of lm-eval's task file."""
     multiturn: bool = True
-    """Few-shot examples as turns of their own where a chat template applies (lm-eval's default)."""
+    """Whether few-shot examples become separate chat turns under a chat template (lm-eval's default)."""
     cluster: str = ""
-    """Name that tasks share whose rows of the same number are one question, e.g. in several languages."""
+    """Name shared by tasks whose rows of equal number are the same question, e.g. in several languages."""
     shown_by: Literal["task", "category"] = "task"
-    """Whether figures with one panel per group of answers show this task by itself or its category."""
+    """Whether figures with one panel per group show this task on its own or within its category."""
     by_document: bool = False
-    """Whether rows about one context are one document's, and so not independent."""
+    """Whether rows with the same context come from one document and so are not independent."""
 
     @property
     def file_names(self) -> tuple[str, ...]:
-        """All names under which a folder may hold the rows: the public ones, then the task's own."""
+        """Returns all file names to try for the rows: the public ones, then the task's own."""
         return (*self.files, f"{self.name}.jsonl", f"{self.name}.tsv", f"{self.name}/test.jsonl")
 
 
@@ -66,13 +66,13 @@ SINGLE, MULTI, SUMMARY, FEW_SHOT, SYNTHETIC, CODE = (
 )
 
 NO_CHAT = frozenset({"trec", "triviaqa", "samsum", "lsht", "lcc", "repobench-p"})
-"""Tasks that LongBench asks without a chat template."""
+"""Tasks that LongBench prompts without a chat template."""
 
 FIRST_LINE = frozenset({"trec", "triviaqa", "samsum", "lsht"})
-"""Tasks of which LongBench scores the first line only."""
+"""Tasks for which LongBench scores only the first line."""
 
 CLASSIFIED = frozenset({"trec", "lsht"})
-"""Tasks whose metric needs the names of all classes."""
+"""Tasks whose metric needs all class names."""
 
 # name: category, rows, language; rows as published in LongBench's table of tasks
 _LONGBENCH: dict[str, tuple[str, int, str]] = {
@@ -136,7 +136,7 @@ def _longbench(name: str, *, extended: bool) -> TaskEntry:
         truncation="middle",
         multiturn=False,
         shown_by="category",
-        # several questions of narrativeqa or qasper are about one document
+        # narrativeqa and qasper ask several questions per document
         by_document=True,
     )
 
@@ -245,13 +245,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "longbench": {name: {} for name in _PAPER_LONGBENCH},
     }
 }
-"""Preset → suite → the tasks it asks, with the settings that differ from lm-eval's."""
+"""Maps presets to suites to tasks, each with the settings that differ from lm-eval's."""
 
 SUITES: dict[str, str] = {
     "standard": "Six generative tasks: instructions, mathematics, knowledge, code",
     "longbench": "LongBench: 21 tasks with long prompts, in six categories",
     "longbench-e": "LongBench-E: 13 tasks with evenly spread lengths",
-    "efficiency": "Fixed prompts and fixed output lengths: speed only, nothing is scored",
+    "efficiency": "Fixed prompts and output lengths, for speed only (no scores)",
 }
 
 
@@ -260,19 +260,19 @@ AVERAGES: dict[str, str] = {
     "longbench-e": "categories and lengths",
     "offline-long": "categories",
 }
-"""How the benchmark behind a suite averages its tasks; see :mod:`hambench.analysis.suite_averages`."""
+"""The averages that a suite's benchmark publishes; see :mod:`hambench.analysis.suite_averages`."""
 
 
 def tasks_of(suite: str) -> tuple[TaskEntry, ...]:
-    """The tasks of ``suite``, in the order they are asked."""
+    """Returns the tasks of ``suite`` in run order."""
     return tuple(entry for entry in ENTRIES.values() if entry.suite == suite)
 
 
 def preset_of(preset: str | None, suite: str) -> dict[str, dict[str, Any]] | None:
-    """Tasks and settings of a preset; ``None`` where there is no preset.
+    """Returns the tasks and settings of a preset; ``None`` without a preset.
 
     Raises:
-        UnknownNameError: If there is no such preset, or it says nothing about ``suite``.
+        UnknownNameError: If there is no such preset, or it does not cover ``suite``.
     """
     if preset is None:
         return None

@@ -1,4 +1,4 @@
-"""What the columns of each task's rows must hold: a row that would be scored wrongly is refused before it is asked."""
+"""Checks the columns of each task's rows, to reject a row before the run that would be scored wrongly."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ Row = Mapping[str, Any]
 
 
 def check_row(entry: TaskEntry, row: Row, where: str) -> None:
-    """Checks the values of a row of the public schema, before anything is done to it.
+    """Checks the values of a row in the public schema, before any conversion.
 
     Args:
-        entry: Whose row it is; a task without a schema here takes any row.
-        row: Columns that are missing are not looked at: :func:`hambench.suites.rows.read_rows` does that.
-        where: File and line, for the message.
+        entry: The row's task; a task without a schema accepts any row.
+        row: The row; :func:`hambench.suites.rows.read_rows` checks for missing columns.
+        where: File and line for the message.
 
     Raises:
-        DataError: If a column holds something else than the task reads.
+        DataError: If a column's value does not have the type that the task reads.
     """
     for column, (test, wanted) in _schema(entry).items():
         if column in row and not test(row[column]):

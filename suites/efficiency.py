@@ -1,4 +1,4 @@
-"""Speed only: a few fixed prompts of different kinds, and prompts of exact length, each with a fixed output length.
+"""The speed-only suite: fixed prompts of four kinds and prompts of exact length, each with a fixed output length.
 
 The four kinds are those of the HAMburger paper's speed figure (a problem of GSM8K, one of HumanEval, one of MGSM, an
 article bundle of LongBench); offline, a task of the offline edition stands in for each.
@@ -18,10 +18,10 @@ from hambench.suites.offline import OFFLINE
 from hambench.suites.resolve import OFFLINE_EDITION, rows_of
 
 OUTPUT_TOKENS = 256
-"""Tokens every method must emit, end-of-sequence tokens notwithstanding."""
+"""Tokens that every method must emit, ignoring end-of-sequence tokens."""
 
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
-"""Prompt lengths in tokens; the longest leaves no room to answer in an 8k context, and is then left out."""
+"""Prompt lengths in tokens; lengths that leave no room for the answer in the model's context are left out."""
 
 Row = dict[str, Any]
 
@@ -30,7 +30,7 @@ Row = dict[str, Any]
 class _Prompt:
     task: str
     row: int
-    """Which row, where ``row_id`` is not found."""
+    """Row to use if ``row_id`` does not exist."""
     stand_in: str
     text: Callable[[Row], str]
     row_id: str = ""
@@ -51,7 +51,7 @@ EFFICIENCY = {
     **{f"prompt-{kind}": f"one prompt of {prompt.task}" for kind, prompt in _PROMPTS.items()},
     **{f"context-{length}": f"documentation cut to exactly {length} tokens" for length in LENGTHS},
 }
-"""Task → what its prompt is."""
+"""Maps tasks to descriptions of their prompts."""
 
 
 def efficiency_samples(
@@ -65,17 +65,17 @@ def efficiency_samples(
     count_tokens: Callable[[str], int] | None,
     context_length: int | None,
 ) -> tuple[list[Sample], dict[str, str]]:
-    """The prompts of the suite, and those that can't be made here with the reason.
+    """Returns the suite's prompts, and the reason for each one that can't be made here.
 
     Args:
-        source: Where rows come from; see :func:`hambench.suites.resolve.rows_of`.
-        edition: What the samples are marked as.
+        source: Source of the rows; see :func:`hambench.suites.resolve.rows_of`.
+        edition: Edition to mark the samples with.
         data: The data folder, for the source ``folder``.
         seed: Seed of the offline edition.
         tasks: A subset of :data:`EFFICIENCY`; empty for all.
         template: Renders chat messages; ``None`` for a model without.
-        count_tokens: Tokens of a text as the runner will count them; without it there are no prompts of exact length.
-        context_length: Positions of the model; longer prompts are left out.
+        count_tokens: Counts a text's tokens as the runner does; without it there are no prompts of exact length.
+        context_length: The model's context length in tokens; longer prompts are left out.
     """
     samples: list[Sample] = []
     missing: dict[str, str] = {}
@@ -110,7 +110,7 @@ def efficiency_samples(
 
 
 def exact_prompt(num_tokens: int, count_tokens: Callable[[str], int]) -> str:
-    """A text of documentation that ``count_tokens`` counts as exactly ``num_tokens``.
+    """Returns a text of documentation that ``count_tokens`` counts as exactly ``num_tokens``.
 
     Raises:
         HambenchError: If no cut of the text has that length (a tokenizer that merges across words).
@@ -123,13 +123,13 @@ def exact_prompt(num_tokens: int, count_tokens: Callable[[str], int]) -> str:
             low = middle
         else:
             high = middle - 1
-    # short fillers make up for a last word of several tokens
+    # fill up with short words if the last word has several tokens
     for start in range(low, max(low - 40, 0), -1):
         text = " ".join(words[:start])
         for filler in _fillers():
             if count_tokens(text + filler) == num_tokens:
                 return text + filler
-    raise HambenchError(f"no prompt of exactly {num_tokens} tokens can be made with this tokenizer")
+    raise HambenchError(f"can't make a prompt of exactly {num_tokens} tokens with this tokenizer")
 
 
 def _fillers() -> Iterator[str]:
@@ -143,7 +143,7 @@ def _words(num_tokens: int) -> list[str]:
     from hambench.suites.offline.documentation import paragraphs
 
     words = [word for _, text in paragraphs() for word in text.split()]
-    # a token is at most a word, nearly always: twice as many words are enough, repeated if need be
+    # tokens are almost never longer than a word, so twice as many words suffice; repeat the text if needed
     return words * (2 * num_tokens // len(words) + 1)
 
 

@@ -1,9 +1,9 @@
-"""Between which points a task of the offline edition can tell: a floor that needs no understanding, and a ceiling.
+"""The score range of an offline task: a floor that needs no understanding, and a ceiling.
 
 The floor is the best mean score, by the task's own metric over all its rows, among answers that do not read the
-prompt: nothing at all, any reference answer as the answer to all rows (the commonest class is one of them), and the
-guesses of :mod:`hambench.suites.offline.guesses`. As the best is picked after looking, it is rather too high than too
-low. The ceiling is the mean score of the reference answers themselves.
+prompt: an empty answer, one reference answer for all rows (the most common class is one of them), and the
+guesses of :mod:`hambench.suites.offline.guesses`. Because the best is picked after scoring, the floor errs on the
+high side. The ceiling is the mean score of the reference answers themselves.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _FEW_CONSTANTS, _SOME_ROWS = 12, 16
 
 @cache
 def bounds_of(task: str, seed: int = 0) -> Bounds:
-    """The floor and the ceiling of a task of the offline edition over all its rows; kept on disk.
+    """Returns the floor and ceiling of an offline task over all its rows; caches them on disk.
 
     Raises:
         KeyError: If the offline edition has no such task.
@@ -41,7 +41,7 @@ def bounds_of(task: str, seed: int = 0) -> Bounds:
     with contextlib.suppress(OSError, ValueError, TypeError):
         return Bounds(**json.loads(path.read_text(encoding="utf-8")))
     bounds = compute_bounds(OFFLINE[task], seed=seed)
-    # a cache folder that can't be written costs time, nothing else
+    # without a writable cache folder the bounds are only computed again
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = path.with_suffix(f".{os.getpid()}.tmp")
@@ -51,10 +51,10 @@ def bounds_of(task: str, seed: int = 0) -> Bounds:
 
 
 def compute_bounds(each: OfflineEntry, *, seed: int = 0) -> Bounds:
-    """The floor and the ceiling of a task, by scoring every guess on every row.
+    """Computes the floor and ceiling of a task by scoring every guess on every row.
 
-    A task whose answers are programs has the floor 0 and the ceiling 100: no program passes without its problem, and
-    the problems' own solutions do.
+    A task whose answers are programs has the floor 0 and the ceiling 100, because no program passes without knowing its
+    problem, and the problems' own solutions pass.
     """
     from hambench.suites.resolve import OFFLINE_EDITION, Asked
     from hambench.suites.task_requests import capture_task, scoring_task
@@ -79,14 +79,14 @@ def compute_bounds(each: OfflineEntry, *, seed: int = 0) -> Bounds:
         guesses[f"always {_shown(constant)}" if constant else "nothing"] = [[constant]] * len(rows)
     points = {name: _points(task, plan["metric"], samples, answers) for name, answers in guesses.items()}
     best = max(points, key=lambda name: points[name])
-    # an instruction has no reference answer: it can be followed all the same
+    # an instruction has no reference answer but can be followed perfectly
     right = [[sample.references[0]] if sample.references else [] for sample in samples]
     ceiling = 100.0 if each.no_references else _points(task, plan["metric"], samples, right)
     return Bounds(floor=points[best], floor_by=best, ceiling=ceiling)
 
 
 def _best_constants(each: OfflineEntry, task: Any, metric: str, samples: Sequence[Sample]) -> list[str]:
-    """The answers worth giving on all rows: where there are many, those that do best on some of the rows."""
+    """Returns constant answers to try on all rows; of many, those that score best on a part of the rows."""
     references = [reference for sample in samples for reference in sample.references[:1]]
     constants = list(dict.fromkeys(["", *each.constants, *references]))
     if len(constants) <= _FEW_CONSTANTS:
@@ -97,7 +97,7 @@ def _best_constants(each: OfflineEntry, task: Any, metric: str, samples: Sequenc
 
 
 def _points(task: Any, metric: str, samples: Sequence[Sample], answers: Sequence[Sequence[str]]) -> float:
-    """100 times the mean over rows of the mean score of each row's answers."""
+    """Returns 100 times the mean over rows of the mean score of each row's answers."""
     from hambench.suites.harness.replay import replay
     from hambench.suites.harness.shims import fast_lm_eval
     from hambench.suites.task_requests import with_long_columns
@@ -117,7 +117,7 @@ def _shown(text: str) -> str:
 
 @cache
 def _digest() -> str:
-    """Of everything that the bounds depend on: how rows and guesses are made, and what scores them."""
+    """Returns a digest of everything that the bounds depend on: the rows, the guesses and the scorers."""
     digest = hashlib.sha256(f"{platform.python_version()} {lm_eval_version()}".encode())
     here = Path(__file__).parent
     for path in (

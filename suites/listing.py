@@ -1,4 +1,4 @@
-"""What there is to ask: every task of every suite, where its rows would come from here, and what is missing."""
+"""Lists every task of every suite, with the source of its rows on this machine and what is missing."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from hambench.suites.sources import cached_data_set, hub_reachable, hub_rows
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskListing:
-    """One task as it stands on this machine."""
+    """The state of one task on this machine."""
 
     suite: str
     task: str
     category: str
     rows: int
-    """Rows of the complete official data, or rows that are built."""
+    """Number of rows of the complete official data, or of built rows."""
     metric: str
     source: str
-    """Where rows would come from here."""
+    """Source of the rows on this machine."""
     missing: str
-    """What keeps it from running or from being scored; empty if nothing does."""
+    """Reason that it can't be run or scored; empty if it can."""
     offline: str
-    """Tasks of the offline edition that stand in for it."""
+    """Offline tasks that replace it."""
     floor: float | None = None
-    """Points of the best answer that does not read the prompt; ``None`` where it was not computed."""
+    """Points of the best answer that does not read the prompt; ``None`` if not computed."""
     ceiling: float | None = None
-    """Points of the right answers."""
+    """Points of the reference answers."""
     floor_by: str = ""
-    """The answer that gives the floor."""
+    """Answer that scores the floor."""
 
 
 def list_suites(data: Path | None = None) -> list[dict[str, Any]]:
-    """Rows of ``hambench ls suites``: every task of every suite, the offline edition included."""
+    """Returns the rows of ``hambench ls suites``: every task of every suite, the offline edition included."""
     listed = [
         asdict(each)
         for suite in (*SUITES, *dict.fromkeys(OFFLINE_SUITE.values()))
@@ -52,7 +52,7 @@ def list_suites(data: Path | None = None) -> list[dict[str, Any]]:
 
 
 def describe(suite: str, data: Path | None = None) -> list[TaskListing]:
-    """The tasks of one suite, where their rows would come from, and what is missing.
+    """Describes the tasks of one suite, the source of their rows, and what is missing.
 
     Raises:
         UnknownNameError: If there is no such suite.
@@ -68,17 +68,17 @@ def describe(suite: str, data: Path | None = None) -> list[TaskListing]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verified:
-    """One task's rows, read and counted."""
+    """The result of reading and counting one task's rows."""
 
     suite: str
     task: str
     rows: int | None
     expected: int
     sha256: str | None
-    """Of the file; ``None`` for rows from elsewhere."""
+    """sha256 of the file; ``None`` for rows from another source."""
     source: str
     problem: str
-    """Empty if the complete official data is there."""
+    """What is missing; empty if the official data is complete."""
 
 
 def verify(task: str, *, source: str, data: Path | None, seed: int = 0) -> Verified:
@@ -100,7 +100,7 @@ def verify(task: str, *, source: str, data: Path | None, seed: int = 0) -> Verif
         )
     count = None if found.rows is None else len(found.rows)
     problem = found.missing or (
-        "" if count == entry.num_rows else f"{count} of {entry.num_rows} rows: a part of it"
+        "" if count == entry.num_rows else f"{count} of {entry.num_rows} rows: incomplete"
     )
     return Verified(
         suite=entry.suite,
@@ -114,10 +114,10 @@ def verify(task: str, *, source: str, data: Path | None, seed: int = 0) -> Verif
 
 
 def fetch(task: str) -> int:
-    """Loads a task's rows from the hub into the cache of ``datasets``; gives their number.
+    """Loads a task's rows from the hub into the cache of ``datasets``; returns their number.
 
     Raises:
-        DataError: If they can't be had.
+        DataError: If they can't be loaded.
     """
     return len(hub_rows(ENTRIES[task]))
 

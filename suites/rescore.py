@@ -1,4 +1,4 @@
-"""What scoring again changed: new against stored scores of the same answers."""
+"""Compares new with stored scores of the same answers."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ _CLOSE = 1e-9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
-    """New scores against the ones stored."""
+    """The differences between new and stored scores."""
 
     num_scores: int
     num_new: int
-    """Of answers and metrics that had none."""
+    """Number of scores of answers and metrics that had none."""
     num_errors: int
     changed: tuple[tuple[Score, Score], ...]
-    """(stored, new) where the value differs."""
+    """Pairs (stored, new) with different values."""
     scorers: tuple[str, ...]
-    """Scorers, with versions, that gave the stored scores."""
+    """Scorers of the stored scores, with versions."""
     scorer: str
-    """The one that gave the new ones."""
+    """Scorer of the new scores."""
 
     def as_dict(self) -> dict[str, Any]:
         """For machines."""
@@ -41,13 +41,13 @@ class Changes:
         """One line."""
         line = (
             f"{self.num_scores} scores by {self.scorer or 'no scorer'}: {self.num_new} new, "
-            f"{len(self.changed)} changed, {self.num_errors} that could not be given"
+            f"{len(self.changed)} changed, {self.num_errors} failed"
         )
         others = [each for each in self.scorers if each != self.scorer]
-        return f"{line}; stored ones were given by {', '.join(others)}" if others else line
+        return f"{line}; stored ones are by {', '.join(others)}" if others else line
 
     def details(self) -> Iterator[str]:
-        """A line for each change."""
+        """Yields a line per change."""
         for before, after in self.changed:
             yield f"  {after.cell} {after.sample_id} {after.metric}: {before.value} → {after.value}"
 

@@ -1,4 +1,4 @@
-"""From what was asked (a suite, tasks by name, a preset) to the tasks that run and where their rows come from."""
+"""Resolves a suite, task names and a preset to the tasks to run and the sources of their rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FOLDER, HUB, OFFLINE_EDITION = "folder", "hub", "offline edition"
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One task to run and the settings in which it departs from its catalogue entry."""
+    """One task to run, with the settings that differ from its catalogue entry."""
 
     entry: TaskEntry
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -29,11 +29,11 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Rows of one task, or why there are none."""
+    """Rows of one task, or the reason that there are none."""
 
     rows: tuple[Row, ...] | None
     origin: str = ""
-    """File, data set or builder."""
+    """The file, data set or builder that the rows come from."""
     sha256: str | None = None
     missing: str | None = None
 
@@ -41,11 +41,11 @@ class Rows:
 def asked_tasks(
     suite: str | None, tasks: tuple[str, ...], preset: str | None
 ) -> tuple[str, tuple[Asked, ...]]:
-    """The suite's display name and its tasks in order.
+    """Returns the suite's display name and its tasks in order.
 
     Args:
         suite: A suite's name, a ``.yaml`` file with a list of tasks, or ``None`` for ``tasks`` alone.
-        tasks: With a suite, the subset of it to run; without, names of this catalogue or of lm-eval.
+        tasks: With a suite, the subset of its tasks to run; without one, names from this catalogue or lm-eval.
         preset: Named settings; see :data:`hambench.suites.catalogue.PRESETS`.
 
     Raises:
@@ -75,7 +75,7 @@ def asked_tasks(
 
 
 def named_task(task: str, settings: Mapping[str, Any] | None = None) -> Asked:
-    """A task of the catalogue, of the offline edition, or any task that lm-eval packages.
+    """Returns a task of the catalogue, of the offline edition, or any task that lm-eval packages.
 
     Raises:
         UnknownNameError: If none of them has it.
@@ -88,7 +88,7 @@ def named_task(task: str, settings: Mapping[str, Any] | None = None) -> Asked:
         config = find_config(task)
     except UnknownNameError as error:
         known = {*error.known, *ENTRIES, *OFFLINE}
-        # among ten thousand names, only those that begin alike are worth a comparison
+        # of ten thousand names, compare only those with the same start
         alike = {name for name in known if name[:3] == task[:3]}
         raise UnknownNameError("task", task, alike or {*ENTRIES, *OFFLINE}) from error
     entry = TaskEntry(
@@ -101,14 +101,14 @@ def named_task(task: str, settings: Mapping[str, Any] | None = None) -> Asked:
         hub=None,
         num_rows=0,
         metric="",
-        # one question in several languages
+        # the same question in several languages
         cluster="mgsm" if config.startswith("mgsm/") else "",
     )
     return _configured(entry, settings or {})
 
 
 def choose_edition(asked: tuple[Asked, ...], *, data: Path | None, edition: str) -> tuple[Edition, str]:
-    """(edition, source): a data folder if one was given, else the hub if it answers or is cached, else offline.
+    """Chooses (edition, source): a given data folder, else the hub if it answers or is cached, else offline.
 
     Raises:
         DataError: If the data folder does not exist.
@@ -129,9 +129,9 @@ def choose_edition(asked: tuple[Asked, ...], *, data: Path | None, edition: str)
 def offline_counterparts(
     suite: str, asked: tuple[Asked, ...]
 ) -> tuple[str, tuple[Asked, ...], dict[str, str]]:
-    """The offline edition's suite and tasks for ``asked``, and the tasks for which it has none.
+    """Returns the offline suite and tasks for ``asked``, and the tasks without an offline counterpart.
 
-    Settings given to a task of the offline edition itself are kept; those of an official task are not its stand-in's.
+    Settings of an offline task are kept; those of an official task do not apply to its replacement.
     """
     name = OFFLINE_SUITE.get(suite, suite)
     stand_ins = [
@@ -154,13 +154,13 @@ def offline_counterparts(
 
 
 def rows_of(entry: TaskEntry, *, source: str, data: Path | None, seed: int, limit: int | None = None) -> Rows:
-    """The rows of one task from ``source``; what can't be had is said, not raised (broken files are raised).
+    """Returns the rows of one task from ``source``, or the reason that they are missing.
 
     Raises:
         DataError: If a file of the data folder is broken.
     """
     if source == OFFLINE_EDITION:
-        # builders give the same first rows whatever the number
+        # a builder's first rows do not depend on the number of rows
         wanted = entry.num_rows if limit is None else min(limit, entry.num_rows)
         built = OFFLINE[entry.name].build(wanted, seed=seed)
         return Rows(tuple(built), origin="built by hambench")
@@ -168,7 +168,7 @@ def rows_of(entry: TaskEntry, *, source: str, data: Path | None, seed: int, limi
         assert data is not None
         found = read_task(data, entry) if entry.columns else _plain_rows(data, entry)
         if found is None:
-            return Rows(None, missing=f"{data} holds no {' or '.join(entry.file_names[:2])}")
+            return Rows(None, missing=f"{data} does not contain {' or '.join(entry.file_names[:2])}")
         return (
             found
             if isinstance(found, Rows)
@@ -183,7 +183,7 @@ def rows_of(entry: TaskEntry, *, source: str, data: Path | None, seed: int, limi
 
 
 def task_plan(asked: Asked) -> dict[str, Any]:
-    """What the run header keeps of a task: enough to make its scorer again elsewhere."""
+    """Returns a task's entry for the run header, which suffices to rebuild its scorer elsewhere."""
     entry = asked.entry
     return {
         "config": entry.config,

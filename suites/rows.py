@@ -1,4 +1,4 @@
-"""Rows of a task from plain files: JSON lines, JSON arrays and TSV, gzipped or not, checked line by line."""
+"""Reads a task's rows from plain files (JSON lines, JSON arrays, TSV, optionally gzipped), checked line by line."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from hambench.suites.columns import check_row
 Row = dict[str, Any]
 
 MBPP_TEST = range(11, 511)
-"""``task_id`` of MBPP's test split; the file holds the training rows as well."""
+"""``task_id`` of MBPP's test split; the file also contains the training rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class RowFile:
-    """The rows of one task as read from a file."""
+    """The rows of one task, as read from a file."""
 
     path: Path
     rows: tuple[Row, ...]
     sha256: str
-    """Of the file's bytes."""
+    """sha256 of the file's bytes."""
     lines: tuple[int, ...] = ()
-    """Where each row stands in the file, from 1 (its place among the elements, in a JSON array)."""
+    """Line number of each row, from 1; in a JSON array, the element number."""
 
 
 def find_file(folder: Path, names: Sequence[str]) -> Path | None:
-    """The first of ``names`` that exists in ``folder`` or one folder down."""
+    """Returns the first of ``names`` that exists in ``folder`` or a direct subfolder."""
     candidates = [name for given in names for name in _spellings(given)]
     for name in candidates:
         if (folder / name).is_file():
@@ -71,16 +71,18 @@ def read_rows(path: Path, columns: Sequence[str] = ()) -> RowFile:
         missing = [column for column in columns if column not in row]
         if missing:
             found = ", ".join(row)[:200] or "none"
-            raise DataError(f"{path}, line {number}: missing column {missing[0]!r} (columns found: {found})")
+            raise DataError(
+                f"{path}, line {number}: missing column {missing[0]!r} (columns present: {found})"
+            )
         rows.append(row)
         lines.append(number)
     if not rows:
-        raise DataError(f"{path} holds no rows")
+        raise DataError(f"{path} contains no rows")
     return RowFile(path=path, rows=tuple(rows), sha256=hashlib.sha256(raw).hexdigest(), lines=tuple(lines))
 
 
 def unpacked(path: Path, raw: bytes) -> bytes:
-    """The bytes of a data file, decompressed where its name ends with ``.gz``.
+    """Returns the bytes of a data file, decompressed if its name ends with ``.gz``.
 
     Raises:
         DataError: If the archive is damaged.
@@ -94,15 +96,15 @@ def unpacked(path: Path, raw: bytes) -> bytes:
 
 
 def read_task(folder: Path, entry: TaskEntry) -> RowFile | None:
-    """The rows of ``entry`` from ``folder``, in the schema its task file reads; ``None`` if there are none.
+    """Reads the rows of ``entry`` from ``folder`` in the schema of its task file; ``None`` if there are none.
 
     Raises:
-        DataError: If the file is broken, or a column holds something else than the task reads.
+        DataError: If the file is broken, or a column's value does not have the type that the task reads.
     """
     path = find_file(folder, entry.file_names)
     if path is None:
         return None
-    # a TSV has no header: its columns are made by adapt()
+    # a TSV has no header; adapt() makes its columns
     file = read_rows(path, () if ".tsv" in path.suffixes else entry.columns)
     for row, line in zip(file.rows, file.lines, strict=True):
         check_row(entry, row, f"{path}, line {line}")
@@ -110,9 +112,9 @@ def read_task(folder: Path, entry: TaskEntry) -> RowFile | None:
 
 
 def adapt(entry: TaskEntry, rows: Sequence[Row]) -> list[Row]:
-    """Rows of the public schema as the task file reads them (columns renamed or filled, splits cut)."""
+    """Converts rows of the public schema to the task file's schema: renames or fills columns, selects the split."""
     if entry.suite in ("longbench", "longbench-e"):
-        # re-hosted copies call the question ``question``; the original, and hambench, ``input``
+        # re-hosted copies name the column ``question``; the original and hambench name it ``input``
         return [{**row, "input": row.get("input", row.get("question", ""))} for row in rows]
     if entry.name == "mgsm_en_cot_en":
         return [{"equation_solution": None, "answer": None, **row} for row in rows]
@@ -129,7 +131,7 @@ def _spellings(name: str) -> list[str]:
 
 
 def _jsonl(path: Path, text: str) -> Iterator[tuple[int, Row]]:
-    # not splitlines(): JSON strings may hold U+2028 and other marks that it would cut at
+    # splitlines() would also split at U+2028 and other characters within JSON strings
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -160,7 +162,7 @@ def _json(path: Path, text: str) -> Iterator[tuple[int, Row]]:
 
 
 def _parsed(text: str, where: str) -> Any:
-    """One JSON value; numbers of thousands of digits and brackets thousands deep are refused as well."""
+    """Parses one JSON value; also rejects numbers of thousands of digits and nesting thousands deep."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -170,7 +172,7 @@ def _parsed(text: str, where: str) -> Any:
 
 
 def _tsv(path: Path, text: str) -> Iterator[tuple[int, Row]]:
-    # no quoting in this format: a cell is what stands between two tabs, however long
+    # this format has no quoting; a cell is everything between two tabs
     for number, line in enumerate(text.split("\n"), start=1):
         cells = line.rstrip("\r").split("\t")
         if not any(cells):

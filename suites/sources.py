@@ -1,4 +1,4 @@
-"""Where rows come from: a folder of plain files, the hub (or its local cache), or the offline edition."""
+"""Sources of rows: a folder of plain files, the hub (or its local cache), or the offline edition."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ Row = dict[str, Any]
 
 
 def hub_endpoint() -> str:
-    """Address of the hub in use."""
+    """Returns the address of the hub in use."""
     return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
 
 
 def hub_switched_off() -> bool:
-    """Whether the environment forbids the hub (``HF_HUB_OFFLINE`` or ``HF_DATASETS_OFFLINE``)."""
+    """Returns whether the environment forbids the hub (``HF_HUB_OFFLINE`` or ``HF_DATASETS_OFFLINE``)."""
     names = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
     return any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in names)
 
 
 @cache
 def hub_reachable(timeout_s: float = 3.0) -> bool:
-    """Whether the hub answers within ``timeout_s``; asked once a process, never longer than that."""
+    """Returns whether the hub answers within ``timeout_s``; asks once per process."""
     if hub_switched_off():
         return False
     answered: list[bool] = []
@@ -42,13 +42,13 @@ def hub_reachable(timeout_s: float = 3.0) -> bool:
             with urllib.request.urlopen(request, timeout=timeout_s):
                 answered.append(True)
         except urllib.error.HTTPError as error:
-            # a proxy that refuses answers, too: only what the hub itself would say counts
+            # a proxy's refusal is an answer too, so accept only an answer of the hub itself
             if error.code in (401, 404, 405, 429):
                 answered.append(True)
         except (OSError, ValueError):
             pass
 
-    # in a thread: looking a name up has no time-out of its own
+    # use a thread, because a name lookup has no timeout
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(timeout_s)
@@ -56,17 +56,17 @@ def hub_reachable(timeout_s: float = 3.0) -> bool:
 
 
 def cached_data_set(name: str) -> bool:
-    """Whether the hub's data set ``name`` is in the local cache of ``datasets``."""
+    """Returns whether the hub's data set ``name`` is in the local cache of ``datasets``."""
     home = expanded(os.environ.get("HF_HOME") or "~/.cache/huggingface")
     folder = expanded(os.environ.get("HF_DATASETS_CACHE") or home / "datasets")
     return (folder / name.replace("/", "___")).is_dir()
 
 
 def hub_rows(entry: TaskEntry) -> list[Row]:
-    """The official rows of ``entry`` through ``datasets``, its cache included.
+    """Loads the official rows of ``entry`` through ``datasets`` and its cache.
 
     Raises:
-        DataError: If they can't be had, or a row is not what the task reads.
+        DataError: If they can't be loaded, or a row does not have the task's schema.
     """
     import datasets
 
@@ -75,7 +75,9 @@ def hub_rows(entry: TaskEntry) -> list[Row]:
     path, configuration, split = entry.hub
     try:
         rows = datasets.load_dataset(path, name=configuration, split=split)
-    except Exception as error:  # datasets raises dozens of kinds; each means that the rows can't be had
+    except (
+        Exception
+    ) as error:  # datasets raises dozens of types, and each means that the rows can't be loaded
         where = f"{path}/{configuration}" if configuration else path
         raise DataError(
             f"can't load {where} (split {split}) for task {entry.name!r}: {type(error).__name__}: {error}"

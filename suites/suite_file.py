@@ -1,4 +1,4 @@
-"""A suite of one's own from a YAML file: task names, and the settings in which they depart from their task files."""
+"""Reads a custom suite from a YAML file: task names, and settings that replace those of their task files."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ Settings = Mapping[str, Any]
 
 
 def read_suite_file(path: Path) -> tuple[str, tuple[tuple[str, Settings], ...]]:
-    """The suite's name and its tasks in order, from ``{name: …, tasks: [NAME | {task: NAME, key: value …}]}``.
+    """Reads the suite's name and its tasks in order.
+
+    The file's form is ``{name: …, tasks: [NAME | {task: NAME, key: value …}]}``.
 
     Raises:
-        DataError: If the file can't be read, is not of that form, names a task twice, or a setting has a key or a
-            value that no task can have; the message names the file.
+        DataError: If the file can't be read, has another form or names a task twice, or if a setting's key or value is
+            invalid; the message names the file.
     """
     loaded = read_yaml(path)
     items = loaded.get("tasks") if isinstance(loaded, dict) else None
     if not isinstance(items, list) or not items:
-        raise DataError(f"{path} must hold `tasks:` with a list of task names")
+        raise DataError(f"{path} must contain `tasks:` with a list of task names")
     for key in loaded:
         if key not in ("name", "tasks"):
-            raise DataError(f"{path}: a suite file holds `name:` and `tasks:`, got {key!r}")
+            raise DataError(f"{path}: a suite file may only contain `name:` and `tasks:`, got {key!r}")
     name = loaded.get("name", path.stem)
     if not isinstance(name, str) or not name.strip():
         raise DataError(f"{path}: the suite's name must be a string, got {name!r}")
@@ -33,7 +35,7 @@ def read_suite_file(path: Path) -> tuple[str, tuple[tuple[str, Settings], ...]]:
     for item in items:
         task, settings = _task(item, path)
         if task in tasks:
-            # samples are known by the name of their task: a second one would take the first one's place
+            # sample ids contain the task's name, so a second task of that name would replace the first
             raise DataError(
                 f"{path}: task {task!r} is listed twice; list it once, or write two suite files for two settings"
             )
@@ -45,7 +47,7 @@ def check_settings(settings: Settings, where: str) -> None:
     """Checks the keys and values that replace those of a task file.
 
     Raises:
-        DataError: If there is no such key, or a value is not of its kind.
+        DataError: If there is no such key, or a value has the wrong type.
     """
     for key, value in settings.items():
         if key not in SETTINGS:
@@ -59,7 +61,7 @@ def _task(item: Any, path: Path) -> tuple[str, Settings]:
     if isinstance(item, str):
         return item, {}
     if not isinstance(item, dict) or not isinstance(item.get("task"), str):
-        raise DataError(f"{path}: each task is a name or a mapping with `task: NAME`, got {item!r}")
+        raise DataError(f"{path}: each task must be a name or a mapping with `task: NAME`, got {item!r}")
     settings = {key: value for key, value in item.items() if key != "task"}
     check_settings(settings, f"{path}, task {item['task']!r}")
     return item["task"], settings
@@ -106,7 +108,7 @@ def _is_switch(value: Any) -> bool:
 
 
 LENGTH_KEYS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-"""Names under which lm-eval's task files give the longest answer."""
+"""Keys of lm-eval's task files for the maximum length of an answer."""
 
 _TEXT = (_is_text, "a string")
 _SPLIT = (_is_text_or_none, "the name of a split, or null")
@@ -138,7 +140,7 @@ SETTINGS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "metric_list": (_is_list, "a list"),
     "metadata": (_is_mapping, "a mapping"),
 }
-"""Keys of a task file that a suite may set: a test of the value, and what it must be, in words.
+"""Keys of a task file that a suite may set, each with a check of the value and its description.
 
-Keys that hambench sets itself (the rows, the kind of output, the number of repeats) are not among them.
+Keys that hambench sets itself (rows, output type, number of repeats) are not among them.
 """

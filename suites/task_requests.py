@@ -18,16 +18,16 @@ from hambench.suites.resolve import Asked, rows_of, task_plan
 from hambench.suites.suite_file import LENGTH_KEYS
 
 DEFAULT_MAX_NEW_TOKENS = 256
-"""lm-eval's own limit for tasks that name none."""
+"""lm-eval's own limit for tasks that set none."""
 
 _LONG_COLUMNS = ("context",)
 
 
 class ChatTemplate(Protocol):
-    """Renders chat messages as text, as lm-eval asks for it."""
+    """Renders chat messages as text, with lm-eval's call signature."""
 
     def __call__(self, messages: list[dict[str, str]], *, add_generation_prompt: bool = True) -> str:
-        """The prompt; ``add_generation_prompt=False`` means that the last message, the assistant's, is continued."""
+        """Returns the prompt; ``add_generation_prompt=False`` continues the last message, which is the assistant's."""
         ...
 
 
@@ -42,21 +42,21 @@ def capture_task(
     limit: int | None,
     template: Any,
 ) -> tuple[list[Sample] | str, dict[str, Any]]:
-    """The samples of a task and what the run header keeps of it; instead of samples, why there are none.
+    """Returns a task's samples and its entry for the run header, or the reason that there are no samples.
 
     Args:
         asked: The task.
-        suite: Name that the samples carry.
-        edition: Whose rows these are.
-        source: Where the rows come from; see :func:`hambench.suites.resolve.choose_edition`.
+        suite: Suite name for the samples.
+        edition: Edition of the rows.
+        source: Source of the rows; see :func:`hambench.suites.resolve.choose_edition`.
         data: Folder of data files.
-        seed: Seed of rows that are built.
-        limit: Number of samples, from the first row on.
+        seed: Seed of built rows.
+        limit: Maximum number of samples, from the first row.
         template: The model's chat template; ``None`` without one.
 
     Raises:
         DataError: If a data file is broken.
-        HambenchError: If the task's requests can't be made.
+        HambenchError: If the task's requests can't be built.
     """
     from hambench.suites.harness.shims import fast_lm_eval
 
@@ -95,17 +95,17 @@ def _build_prompts(task: Any, *, limit: int | None, chat_template: Any, multitur
 
 @contextlib.contextmanager
 def _own_failure() -> Iterator[None]:
-    """Within it, whatever a task's file, functions or templates raise is an error of that task alone."""
+    """Turns any exception of a task's file, functions or templates into an error of that task."""
     try:
         yield
     except HambenchError:
         raise
-    except Exception as error:  # task files are others' programs, and settings reach them as they are
-        raise HambenchError(f"its requests can't be made: {type(error).__name__}: {error}") from error
+    except Exception as error:  # task files are third-party programs and get settings unchecked
+        raise HambenchError(f"can't build its requests: {type(error).__name__}: {error}") from error
 
 
 def make_task(name: str, plan: Mapping[str, Any], rows: Any, **more: Any) -> Any:
-    """The lm-eval task over ``rows``, of a plan (:func:`hambench.suites.resolve.task_plan`) and ``more`` settings."""
+    """Builds the lm-eval task over ``rows`` from a plan (:func:`hambench.suites.resolve.task_plan`) and settings."""
     from hambench.suites.harness.lm_tasks import build_task, load_config
     from hambench.suites.harness.longbench import repaired
 
@@ -116,8 +116,8 @@ def make_task(name: str, plan: Mapping[str, Any], rows: Any, **more: Any) -> Any
 
 
 def scoring_task(name: str, plan: Mapping[str, Any], samples: Sequence[Sample]) -> Any:
-    """The lm-eval task over stored rows, for its filters and metrics."""
-    # the stored rows went through the task's own preparation when they were captured
+    """Builds the lm-eval task over stored rows, for its filters and metrics."""
+    # the task's own preparation was applied to the rows when they were captured
     docs = [with_long_columns(sample).doc for sample in samples]
     return make_task(name, plan, docs, process_docs=None)
 
@@ -159,7 +159,7 @@ def _sample(
 
 
 def _cluster(entry: TaskEntry, doc: Mapping[str, Any], doc_id: int) -> str:
-    """The name of the rows that ``doc`` is not independent of; empty where it stands alone."""
+    """Returns the name of the cluster of dependent rows that ``doc`` belongs to; empty if it is independent."""
     if entry.by_document:
         text = str(doc.get("context", ""))
         return f"context/{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
@@ -169,7 +169,7 @@ def _cluster(entry: TaskEntry, doc: Mapping[str, Any], doc_id: int) -> str:
 
 
 def _as_lm_eval_calls(template: Any) -> ChatTemplate | None:
-    """``template`` with the keyword that lm-eval passes; where it lacks it, an answer begun is appended as it is."""
+    """Adds lm-eval's keyword to ``template``; without native support, a begun answer is appended unchanged."""
     if template is None or "add_generation_prompt" in inspect.signature(template).parameters:
         return template  # type: ignore[no-any-return]
 
@@ -189,7 +189,7 @@ def _max_new_tokens(generation: Mapping[str, Any]) -> int:
 
 
 def _around(prompt: str, body: str) -> tuple[int, int]:
-    """Characters of ``prompt`` before and after ``body``: the chat template around it (which may strip it)."""
+    """Counts the characters of ``prompt`` before and after ``body``, i.e. the chat template (which may strip it)."""
     for part in (body, body.strip()):
         start = prompt.find(part)
         if start >= 0:
@@ -202,7 +202,7 @@ def _without_long_columns(doc: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_long_columns(sample: Sample) -> Sample:
-    """``sample`` with the columns that were left out of storage, empty: no metric reads them."""
+    """Returns ``sample`` with empty values for the columns that were not stored, which no metric reads."""
     if sample.truncation == "error":
         return sample
     return replace(sample, doc={**dict.fromkeys(_LONG_COLUMNS, ""), **sample.doc})

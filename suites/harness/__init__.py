@@ -1,1 +1,1 @@
-"""lm-eval's tasks and metrics, made to run here."""
+"""Runs lm-eval's tasks and metrics offline and repeatably."""

@@ -1,4 +1,4 @@
-"""The ``code_eval`` metric (pass@k) on hambench's sandbox, in place of the one that lm-eval loads from the hub."""
+"""The ``code_eval`` metric (pass@k) in hambench's sandbox; replaces the one that lm-eval loads from the hub."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from hambench.errors import HambenchError
 
 
 class CodeExecutionOffError(HambenchError):
-    """Scoring would run what the model wrote, which was not allowed."""
+    """Raised if scoring needs to run a program that the model wrote, and that is not allowed."""
 
     def __init__(self) -> None:
         super().__init__("not scored: running generated code is off; allow it with --allow-code-execution")
 
 
 class CodeEval:
-    """An object with the interface of ``evaluate.load("code_eval")``: programs pass if they end without an error."""
+    """Has the interface of ``evaluate.load("code_eval")``; a program passes if it ends without an error."""
 
     def __init__(self) -> None:
         self.allowed = False
@@ -26,7 +26,7 @@ class CodeEval:
 
     @contextlib.contextmanager
     def allow(self, allowed: bool) -> Iterator[None]:
-        """Within it, programs are run (or not)."""
+        """Allows or forbids running programs in the context."""
         before, self.allowed = self.allowed, allowed
         try:
             yield
@@ -35,7 +35,7 @@ class CodeEval:
 
     @contextlib.contextmanager
     def importing(self) -> Iterator[None]:
-        """Within it, nothing is run: lm-eval's modules try a program out when they are imported."""
+        """Runs no programs in the context, because lm-eval's modules run a test program on import."""
         before, self._importing = self._importing, True
         try:
             yield
@@ -78,11 +78,11 @@ class CodeEval:
 
 
 def pass_at_k(num_tries: int, num_passed: int, k: int) -> float:
-    """Probability that one of ``k`` tries drawn without replacement from ``num_tries`` passes."""
+    """Returns the probability that one of ``k`` tries drawn without replacement from ``num_tries`` passes."""
     if num_tries - num_passed < k:
         return 1.0
     return 1.0 - math.comb(num_tries - num_passed, k) / math.comb(num_tries, k)
 
 
 CODE_EVAL = CodeEval()
-"""The one that lm-eval's code tasks hold once they are imported."""
+"""The instance that lm-eval's code tasks use once they are imported."""

@@ -1,6 +1,6 @@
-"""lm-eval's task objects from its packaged files, without its index (which takes seconds to build).
+"""Builds lm-eval's task objects from its packaged files, without its index, which takes seconds to build.
 
-A task is made from three things: a packaged task file, the keys in which hambench departs from it, and rows.
+A task needs a packaged task file, the keys that hambench replaces in it, and rows.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from hambench.errors import DataError, HambenchError, UnknownNameError
 Row = dict[str, Any]
 
 _NAME = re.compile(rb"(?m)^(task|group):[ \t]*[\"']?([^\s\"'#\[]+)")
-_FEW_SHOT_SEED = 1234  # lm-eval's default: few-shot examples must not move with the seed of a run
+_FEW_SHOT_SEED = 1234  # lm-eval's default; few-shot examples must not depend on a run's seed
 
 
 def lm_eval_version() -> str:
-    """Version of the installed lm-eval."""
+    """Returns the version of the installed lm-eval."""
     return version("lm-eval")
 
 
@@ -32,11 +32,11 @@ SCORER_PACKAGES = {
     "longbench": ("jieba", "fuzzywuzzy", "rouge"),
     "ifeval": ("langdetect", "immutabledict", "nltk"),
 }
-"""Packages that the scorers of a folder of lm-eval's tasks import; another version may score otherwise."""
+"""Packages that the scorers in a folder of lm-eval's tasks import; another version may score differently."""
 
 
 def scorer_of(config: str) -> str:
-    """Who scores the tasks of a task file: lm-eval and the packages its scorers use, with their versions."""
+    """Returns a task file's scorer: lm-eval and the packages that its scorers use, with versions."""
     packages = SCORER_PACKAGES.get(config.split("/")[0], ())
     versions = [f"{name} {found}" for name in packages if (found := _version_or_none(name)) is not None]
     return ", ".join([f"lm-eval {lm_eval_version()}", *versions])
@@ -50,7 +50,7 @@ def _version_or_none(name: str) -> str | None:
 
 
 def tasks_folder() -> Path:
-    """Where lm-eval keeps its task files; lm-eval itself is not imported."""
+    """Returns the folder of lm-eval's task files, without importing lm-eval."""
     spec = find_spec("lm_eval")
     if spec is None or not spec.submodule_search_locations:
         raise HambenchError(
@@ -61,9 +61,9 @@ def tasks_folder() -> Path:
 
 @cache
 def packaged_tasks() -> dict[str, str]:
-    """Every task that lm-eval packages: name → task file, relative to its folder.
+    """Maps the name of every task that lm-eval packages to its task file, relative to lm-eval's folder.
 
-    A text search of the files: the few tasks whose name is not written out in a file of their own are missed.
+    It searches the files' text, so it misses the few tasks whose name is not written in a file of their own.
     """
     root = tasks_folder()
     found: dict[str, str] = {}
@@ -79,7 +79,7 @@ def packaged_tasks() -> dict[str, str]:
 
 
 def find_config(task: str) -> str:
-    """The packaged task file of ``task``.
+    """Returns the packaged task file of ``task``.
 
     Raises:
         UnknownNameError: If lm-eval has no task of that name.
@@ -92,7 +92,9 @@ def find_config(task: str) -> str:
 
 
 def load_config(config: str) -> dict[str, Any]:
-    """A task file as lm-eval reads it: includes merged, functions imported (see :mod:`hambench.suites.harness.shims`).
+    """Loads a task file as lm-eval does: merges includes and imports functions.
+
+    The import uses :mod:`hambench.suites.harness.shims`.
 
     Args:
         config: Path relative to lm-eval's ``tasks`` folder, or absolute.
@@ -114,13 +116,13 @@ def build_task(
     rows: Sequence[Row] | None,
     extra_splits: Mapping[str, Any] = {},
 ) -> Any:
-    """The lm-eval task over ``rows``.
+    """Builds the lm-eval task over ``rows``.
 
     Args:
         config: Task file, relative to lm-eval's folder or absolute.
-        name: Name the task gets.
+        name: Name for the task.
         settings: Keys that replace the file's; ``max_gen_toks`` and ``until`` go into its ``generation_kwargs``.
-        rows: Rows of the split that is asked; ``None`` lets the task load its own data set.
+        rows: Rows of the split to run; ``None`` lets the task load its own data set.
         extra_splits: Rows of other splits (few-shot examples), by split name.
 
     Raises:
@@ -171,4 +173,4 @@ def _dataset(name: str, rows: Sequence[Row]) -> Any:
     try:
         return Dataset.from_list(list(rows))
     except (ArrowException, ValueError, TypeError) as error:
-        raise DataError(f"the rows of task {name!r} don't have one type a column: {error}") from error
+        raise DataError(f"the rows of task {name!r} don't have one type per column: {error}") from error

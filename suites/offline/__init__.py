@@ -1,8 +1,8 @@
-"""The offline edition: tasks over rows that hambench builds itself, from what any machine with Python has.
+"""The offline edition: tasks whose rows hambench builds from the installed Python.
 
-It asks the same kinds of question as the official suites and scores them with the same metrics, so that every path
-of the program can be run without a hub. It is not any of the official benchmarks, and never carries their names.
-Rows depend on the seed and on the installed Python (its sources and documentation): their digest is recorded.
+It has the same kinds of questions and the same metrics as the official suites, so that every code path runs without a
+hub. It is not one of the official benchmarks and never carries their names. Rows depend on the seed and on the
+installed Python (its sources and documentation); their digest is recorded.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ from hambench.suites.offline.guesses import Guess
 Row = dict[str, Any]
 
 OFFLINE_SUITE = {"standard": "offline-standard", "longbench": "offline-long", "longbench-e": "offline-long"}
-"""Official suite → the suite of the offline edition that stands in for it."""
+"""Maps official suites to the offline suites that replace them."""
 
 
 class Builder(Protocol):
-    """Makes ``num_rows`` rows; the same ones for the same seed and Python."""
+    """Builds ``num_rows`` rows, the same ones for the same seed and Python."""
 
     def __call__(self, num_rows: int, *, seed: int = 0) -> list[Row]: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OfflineEntry:
-    """A task of the offline edition."""
+    """An offline task."""
 
     entry: TaskEntry
     build: Builder
     counterpart: str
-    """The official task it stands in for."""
+    """The official task that it replaces."""
     about: str
     guesses: Mapping[str, Guess] = field(default_factory=dict)
-    """Answers that need no understanding, for the floor: see :mod:`hambench.suites.floors`."""
+    """Answers that need no understanding, for the floor; see :mod:`hambench.suites.floors`."""
     constants: tuple[str, ...] = ()
     """Answers to try on all rows, besides the reference answers."""
     no_references: bool = False
-    """Answers are checked, not compared: there is no right one to score for the ceiling."""
+    """Whether answers are checked instead of compared, so that the ceiling needs no reference answer."""
 
 
 def _long(
@@ -288,5 +288,5 @@ OFFLINE: dict[str, OfflineEntry] = {each.entry.name: each for each in (*_LONG, *
 
 
 def offline_tasks(suite: str) -> tuple[OfflineEntry, ...]:
-    """Tasks of one suite of the offline edition (``offline-standard`` or ``offline-long``)."""
+    """Returns the tasks of an offline suite (``offline-standard`` or ``offline-long``)."""
     return tuple(each for each in OFFLINE.values() if each.entry.suite == suite)

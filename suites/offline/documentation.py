@@ -1,4 +1,4 @@
-"""Retrieval, summaries and questions over documentation that every Python carries."""
+"""Retrieval, summary and question tasks over the documentation that ships with Python."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from hambench.suites.offline.stdlib_code import MODULES, source_lines
 Row = dict[str, Any]
 
 _FEWEST = 4
-"""Paragraphs or modules in the shortest prompt."""
+"""Number of paragraphs or modules in the shortest prompt."""
 
 
 def section_retrieval(num_rows: int, *, seed: int = 0) -> list[Row]:
-    """Rows that ask which numbered paragraph some text is from, after one such question with its answer.
+    """Builds rows that ask for the number of the paragraph that a text comes from, after one solved example.
 
-    Repeated are, in turns, a whole paragraph and the second half of one, which the number follows.
+    The text alternates between a whole paragraph and the second half of one, which the number follows.
     """
     rows = []
     for number in range(num_rows):
@@ -31,7 +31,7 @@ def section_retrieval(num_rows: int, *, seed: int = 0) -> list[Row]:
         chosen = some_paragraphs(characters(number, "prose"), rng)
         target = place(number, len(chosen))
         example = rng.choice([index for index in range(len(chosen)) if index != target])
-        # numbers in no order: what follows the last one can't be guessed by counting
+        # shuffle the numbers, so that counting can't predict the next one
         labels = rng.sample(range(100, 1000), len(chosen))
         whole = number // 2 % 2 == 0
         shown, asked = (each if whole else _second_half(each) for each in (chosen[example], chosen[target]))
@@ -42,15 +42,15 @@ def section_retrieval(num_rows: int, *, seed: int = 0) -> list[Row]:
 
 
 def module_synopsis(num_rows: int, *, seed: int = 0) -> list[Row]:
-    """Rows that ask for the summary of one of several modules; the reference is the module's own synopsis line."""
-    # a summary stands in double quotes, which end the answer: it may hold none itself
+    """Builds rows that ask for a summary of one of several modules; the reference is its synopsis line."""
+    # double quotes end the answer, so a summary must not contain any
     known = [(name, text.replace('"', "'")) for name in MODULES if (text := _synopsis(name)) is not None]
     rows = []
     for number in range(num_rows):
         rng = random.Random(f"synopsis {seed} {number}")
         described: list[tuple[str, str, str]] = []
         size = characters(number, "prose")
-        # four modules at least, in the shortest text as well
+        # use at least four modules even in the shortest text
         details = min(size // 6, 400)
         for name, synopsis in rng.sample(known, len(known)):
             text = f'Module {name}\n{_details(name)[:details]}\nSummary of {name}: "{synopsis}"'
@@ -65,7 +65,7 @@ def module_synopsis(num_rows: int, *, seed: int = 0) -> list[Row]:
 
 
 def module_purpose(num_rows: int, *, seed: int = 0) -> list[Row]:
-    """Rows in ARC's columns: which of four synopsis lines is that of a module; every letter is right as often."""
+    """Builds rows in ARC's schema that ask for a module's synopsis among four; every letter is equally often right."""
     synopses = {name: text for name in MODULES if (text := _synopsis(name)) is not None}
     names = sorted(synopses)
     rows = []
@@ -91,7 +91,7 @@ def module_purpose(num_rows: int, *, seed: int = 0) -> list[Row]:
 
 @cache
 def _synopsis(name: str) -> str | None:
-    """First line of a module's documentation, without the module's own name in front."""
+    """Returns the first line of a module's documentation, without the module's own name in front."""
     doc = _docstring(name)
     first = (doc or "").strip().split("\n")[0].strip()
     first = re.sub(r"^[\w./]+(\.py)?\s*(--|-|:)\s*", "", first).rstrip(".")
@@ -100,7 +100,7 @@ def _synopsis(name: str) -> str | None:
 
 @cache
 def paragraphs() -> tuple[tuple[str, str], ...]:
-    """(topic, paragraph) of plain prose in the language reference that ships with Python, in a fixed order."""
+    """Returns (topic, paragraph) of plain prose in Python's language reference, in a fixed order."""
     from pydoc_data.topics import topics
 
     found = []
@@ -116,7 +116,7 @@ def paragraphs() -> tuple[tuple[str, str], ...]:
 
 
 def some_paragraphs(size: int, rng: random.Random) -> list[str]:
-    """Different paragraphs of about ``size`` characters together, four at least."""
+    """Returns at least four different paragraphs with about ``size`` characters in total."""
     chosen: list[str] = []
     for _, text in rng.sample(paragraphs(), len(paragraphs())):
         chosen.append(text)
@@ -128,7 +128,7 @@ def some_paragraphs(size: int, rng: random.Random) -> list[str]:
 
 @cache
 def _details(name: str) -> str:
-    """A module's documentation after its first line, and its outline."""
+    """Returns a module's documentation after its first line, and its outline."""
     _, _, rest = (_docstring(name) or "").strip().partition("\n")
     return " ".join(f"{rest} {_outline(source_lines(name) or [])}".split())
 
@@ -140,7 +140,7 @@ def _second_half(text: str) -> str:
 
 @cache
 def _docstring(name: str) -> str | None:
-    """Documentation of a module, from its source; the module is not imported, and only its head is read."""
+    """Returns a module's docstring from the head of its source, without importing it."""
     lines = source_lines(name)
     if lines is None:
         return None
@@ -154,7 +154,7 @@ def _docstring(name: str) -> str | None:
 
 
 def _outline(lines: list[str]) -> str:
-    """Public functions and classes of a module, with the first line of their documentation where it follows at once."""
+    """Returns a module's public functions and classes, with the first docstring line if it follows directly."""
     found = []
     for index, line in enumerate(lines):
         match = re.match(r"(?:def|class) ([a-zA-Z]\w*)", line)

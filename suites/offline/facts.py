@@ -1,4 +1,4 @@
-"""Questions about made-up facts within documentation that has nothing to do with them."""
+"""Questions about made-up facts hidden in unrelated documentation."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _COLOURS = tuple(_COLOURS_TEXT.split())
 
 
 def key_fact(num_rows: int, *, seed: int = 0) -> list[Row]:
-    """Rows that ask for one made-up fact; other places have facts of the same kind, one per 300 tokens or so."""
+    """Builds rows that ask for one made-up fact among similar ones, about one per 300 tokens."""
     rows = []
     for number in range(num_rows):
         rng = random.Random(f"key fact {seed} {number}")
@@ -43,7 +43,7 @@ def key_fact(num_rows: int, *, seed: int = 0) -> list[Row]:
             _FACTS[kind].format(thing=t, place=p) + f" {v}." for (t, p), v in zip(where, values, strict=True)
         ]
         target = place(number, len(facts))
-        # spread over the text, in order: the place among the facts is the place in the text
+        # spread the facts over the text in order, so that a fact's index gives its depth
         for index in range(len(facts) - 1, -1, -1):
             texts.insert(round((index + 0.5) / len(facts) * len(texts)), facts[index])
         begun = _FACTS[kind].format(thing=where[target][0], place=where[target][1])
@@ -54,9 +54,9 @@ def key_fact(num_rows: int, *, seed: int = 0) -> list[Row]:
 
 
 def two_keys(num_rows: int, *, seed: int = 0) -> list[Row]:
-    """Rows that ask for a fact which its passage (a place) and its sentence (a thing) name only together.
+    """Builds rows that ask for a fact identified only by its passage (a place) and its sentence (a thing) together.
 
-    Every passage says of the same two things who runs them.
+    Every passage names who runs the same two things.
     """
     rows = []
     for number in range(num_rows):
@@ -65,7 +65,7 @@ def two_keys(num_rows: int, *, seed: int = 0) -> list[Row]:
         count = min(3 + size // 2400, len(_NAMES) // 2)
         places, things = rng.sample(_PLACES, count), rng.sample(_THINGS, 2)
         texts = some_paragraphs(max(size - 150 * count, 0), rng)
-        # no name twice: the commonest one is no better a guess than any other
+        # use each name once, so that the most common one is not a better guess than any other
         own = rng.sample(_NAMES, 2 * count)
         names = [own[2 * index : 2 * index + 2] for index in range(count)]
         passages = []
@@ -95,7 +95,7 @@ _QUESTIONS = (
 
 
 VALUES = r"(?m)(?:code of the \w+ in \w+ is|opened in the year|director of the \w+ in \w+ is|is run by) ([^.\n]+)\."
-"""Finds the values of all facts in a text."""
+"""Matches the values of all facts in a text."""
 
 
 def _different_values(kind: int, count: int, rng: random.Random) -> list[str]:

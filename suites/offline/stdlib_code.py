@@ -1,4 +1,4 @@
-"""Code completion from the installed standard library: the next line (as LCC), and across files (as RepoBench)."""
+"""Code completion from the standard library: the next line (like LCC) and across files (like RepoBench)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hambench.suites.offline.lengths import characters, depth
 
 Row = dict[str, Any]
 
-# long-standing modules of ordinary code: what is missing in another Python is left out
+# long-standing modules of ordinary code; those that a Python lacks are left out
 _MODULES_TEXT = (
     "argparse ast base64 bdb bisect calendar cmd code codecs colorsys configparser contextlib copy csv "
     "dataclasses difflib dis doctest enum filecmp fileinput fnmatch fractions ftplib functools getopt "
@@ -29,7 +29,7 @@ _MODULES_TEXT = (
 )
 MODULES = tuple(_MODULES_TEXT.split())
 
-# package: files read beside each other
+# packages whose files are used together
 _PACKAGES_TEXT = (
     "asyncio collections concurrent/futures ctypes email html http importlib json logging multiprocessing "
     "sqlite3 unittest urllib wsgiref xml/dom xml/etree xml/sax"
@@ -39,13 +39,13 @@ PACKAGES = tuple(_PACKAGES_TEXT.split())
 _TRIPLE = re.compile(r"\"\"\"|\'\'\'")
 _NAME = re.compile(r"[A-Za-z_]\w{3,}")
 _MOST_LIKE = 0.6
-"""Rows whose answer is more like the line before it than this are left out: repeating that line would answer them."""
+"""Maximum similarity of an answer to the line before it, because repeating that line would answer the row."""
 
 
 def next_line(num_rows: int, *, seed: int = 0) -> list[Row]:
-    """Rows that ask for the next line of a module, which stands in the text before, after the same two lines.
+    """Builds rows that ask for a module's next line, which occurs earlier in the text after the same two lines.
 
-    The line just before the one asked for is unlike it, so that the code must be read to find what to repeat.
+    The answer differs from the line just before it, so that the code must be read to find the line to repeat.
     """
     places = _shuffled([(name, index) for name in MODULES for index in _repeated(name)], seed, "places")
     rows: list[Row] = []
@@ -55,7 +55,7 @@ def next_line(num_rows: int, *, seed: int = 0) -> list[Row]:
         fitting = [each for each in places if _window(*each, wanted) is not None]
         if not fitting:
             break
-        # as many hands, habits and subjects as there are rows
+        # use many modules, for variety of authors and subjects
         name, index = min(fitting, key=lambda each: used.get(each[0], 0))
         used[name] = used.get(name, 0) + 1
         places.remove((name, index))
@@ -66,7 +66,7 @@ def next_line(num_rows: int, *, seed: int = 0) -> list[Row]:
 
 
 def cross_file(num_rows: int, *, seed: int = 0) -> list[Row]:
-    """Rows that ask for the next line of a copy of another file, in which one name has been changed throughout."""
+    """Builds rows that ask for the next line of a copy of another file with one name changed throughout."""
     files = _shuffled(
         [f"{package}/{user}" for package in PACKAGES for user in _members(package)], seed, "files"
     )
@@ -84,13 +84,13 @@ def cross_file(num_rows: int, *, seed: int = 0) -> list[Row]:
         if row is None:
             if not used:
                 break
-            # every file of this length has had its turn
+            # every file of this length has been used
             used.clear()
     return rows
 
 
 def _ported(name: str, number: int, seed: int) -> Row | None:
-    """A row over one file: part of it, then a copy of some of its lines under another name."""
+    """Returns a row over one file: a part of it, then a copy of some of its lines with a new name."""
     lines = source_lines(name)
     if lines is None:
         return None
@@ -121,7 +121,7 @@ def _ported(name: str, number: int, seed: int) -> Row | None:
 
 
 def _reaching_back(lines: Sequence[str], index: int, size: int) -> int:
-    """The first of the lines before ``index`` that make about ``size`` characters."""
+    """Returns the first of the lines before ``index`` that have about ``size`` characters in total."""
     while index > 0 and size > 0:
         index -= 1
         size -= len(lines[index]) + 1
@@ -129,7 +129,7 @@ def _reaching_back(lines: Sequence[str], index: int, size: int) -> int:
 
 
 def _reaching_forward(lines: Sequence[str], index: int, size: int) -> int:
-    """The line after the lines from ``index`` on that make about ``size`` characters."""
+    """Returns the end of the lines from ``index`` that have about ``size`` characters in total."""
     while index < len(lines) and size > 0:
         size -= len(lines[index]) + 1
         index += 1
@@ -138,7 +138,7 @@ def _reaching_forward(lines: Sequence[str], index: int, size: int) -> int:
 
 @cache
 def _repeated(name: str) -> tuple[int, ...]:
-    """Lines (from 0) that occurred before after the same two lines, and nothing else did after those."""
+    """Returns lines (from 0) that occurred earlier after the same two lines, which no other line followed."""
     lines = source_lines(name)
     if lines is None:
         return ()
@@ -165,7 +165,7 @@ def _like_the_line_before(lines: Sequence[str], index: int) -> bool:
 
 @cache
 def _window(name: str, index: int, size: int) -> int | None:
-    """Where about ``size`` characters before line ``index`` begin, if they hold its earlier occurrence."""
+    """Returns the start of about ``size`` characters before line ``index`` if they contain its earlier occurrence."""
     lines = source_lines(name) or []
     start = _reaching_back(lines, index, size)
     if sum(len(line) + 1 for line in lines[start:index]) < 0.8 * size:
@@ -178,7 +178,7 @@ def _window(name: str, index: int, size: int) -> int | None:
 
 @cache
 def source_lines(name: str) -> list[str] | None:
-    """Lines of a standard-library module; ``None`` if this Python has no source of it."""
+    """Returns the lines of a standard-library module; ``None`` if this Python lacks its source."""
     path = Path(os.__file__).parent / f"{name}.py"
     try:
         return path.read_text(encoding="utf-8").split("\n")
@@ -187,7 +187,7 @@ def source_lines(name: str) -> list[str] | None:
 
 
 def _targets(lines: list[str], rng: random.Random) -> Iterator[int]:
-    """Line numbers (from 0) worth asking for, in random order: code, neither too short nor too long, no comment."""
+    """Yields line numbers (from 0) to ask for in random order: code of moderate length, no comments."""
     text_lines = _text_lines(lines)
     fair = [
         index
@@ -195,7 +195,7 @@ def _targets(lines: list[str], rng: random.Random) -> Iterator[int]:
         if index >= 25
         and index not in text_lines
         and 12 <= len(line.strip()) <= 79
-        # the metric skips lines with these marks
+        # the metric skips lines with these characters
         and not any(mark in line for mark in ("#", "`", "//"))
         and line.strip()[0] not in "\"'"
         and lines[index - 1].strip()
@@ -205,7 +205,7 @@ def _targets(lines: list[str], rng: random.Random) -> Iterator[int]:
 
 
 def _text_lines(lines: Sequence[str]) -> set[int]:
-    """Line numbers (from 0) that hold a triple quote or lie between two: documentation, nearly always."""
+    """Returns line numbers (from 0) with or between triple quotes, which almost always are documentation."""
     inside: set[int] = set()
     quote: str | None = None
     for index, line in enumerate(lines):

@@ -1,1 +1,1 @@
-"""The sandbox that runs programs a model wrote."""
+"""A sandbox for programs that a model wrote."""

@@ -1,8 +1,8 @@
-"""The inside of the sandbox: a script of its own, run by the supervisor in a fresh interpreter.
+"""The inside of the sandbox: a script that the supervisor runs in a fresh interpreter.
 
-It shuts itself in as far as it was told to, reads the program from its standard input, lets a child of its own run it,
-and answers on a pipe that the child does not have. Nothing of hambench is imported here: what the program can see is
-this file and the standard library.
+It isolates itself as its settings say, reads the program from stdin, runs it in a child process, and answers on a
+pipe that the child does not have. It imports nothing of hambench, so that the program sees only this file and the
+standard library.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_CHILD_SUBREAPER, 
 )
 _SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 
-# event → the places of its paths among the arguments, each with the place of the folder it may be relative to
+# event → indices of its path arguments, each with the index of the folder that the path may be relative to
 _FILE_EVENTS: dict[str, tuple[tuple[int, int | None], ...]] = {
     "open": ((0, None),),
     "os.listdir": ((0, None),),
@@ -56,7 +56,7 @@ _FILE_EVENTS: dict[str, tuple[tuple[int, int | None], ...]] = {
     "os.link": ((0, 2), (1, 3)),
     "os.symlink": ((0, 2), (1, 2)),
 }
-# a program of another kind has no audit hook
+# a subprocess would run without the audit hook
 _REFUSED = frozenset(
     {
         *("os.kill", "os.killpg", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.startfile"),
@@ -79,9 +79,9 @@ def main() -> None:
         _drop_root()
     _limit(settings)
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-    # orphans of the program come to this process instead of escaping to the system's first
+    # adopt the program's orphans, so that they can't escape to process 1
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    # the program runs as the same user: this keeps it out of our memory and our open files under /proc
+    # the program runs as the same user, so keep it out of our memory and our open files under /proc
     _prctl(_PR_SET_DUMPABLE, 0)
     verdict = settings["verdict_fd"]
     board = mmap.mmap(-1, mmap.PAGESIZE)
@@ -90,7 +90,7 @@ def main() -> None:
     worker = os.fork()
     if worker == 0:
         _run(program, settings, board, marker)
-    # the program's parent is this process, not hambench; as process 1 of a namespace it takes all others with it
+    # the program's parent is this process, not hambench; if process 1 of a namespace dies, all others in it die
     signal.signal(signal.SIGTERM, lambda *_: _end())
     _, status = os.waitpid(worker, 0)
     result = _judged(os.waitstatus_to_exitcode(status), board[:].rstrip(b"\0"), marker)
@@ -99,18 +99,18 @@ def main() -> None:
 
 
 def _judged(exit_status: int, said: bytes, marker: bytes) -> str:
-    """How the program ended: a pass is the exit status 0 together with the marker that follows its last line."""
+    """Returns how the program ended; a pass needs exit status 0 and the marker that follows its last line."""
     if exit_status == 0 and said == marker:
         return "passed"
     if said.startswith(b"failed: "):
         return said.decode(errors="replace")
     if exit_status < 0:
         return f"failed: ended by signal {-exit_status}"
-    return f"failed: it left with exit status {exit_status} before its last line"
+    return f"failed: it ended with exit status {exit_status} before its last line"
 
 
 def _end() -> None:
-    """Kills whatever the program started, however it hid, and ends."""
+    """Kills every process that the program started, even hidden ones, and exits."""
     for _ in range(1000):
         children = Path(f"/proc/self/task/{os.getpid()}/children")
         left = children.read_text().split() if children.exists() else []
@@ -123,11 +123,11 @@ def _end() -> None:
 
 
 def _run(program: str, settings: dict[str, Any], board: mmap.mmap, marker: bytes) -> None:
-    """Runs the program without any open file, and leaves the marker or the error on ``board``.
+    """Runs the program without open files, and writes the marker or the error to ``board``.
 
-    What shares a process with a program can't be kept from it: one that searches this interpreter's frames finds the
-    marker, as one that returns an object equal to everything passes any assert. Leaving early, writing to open files
-    and reaching for the parent process are no ways to pass.
+    A program can read everything in its own process. One that searches the interpreter's frames finds the marker, just
+    as one that returns an object equal to everything passes any assert. But a program can't pass by exiting early,
+    writing to open files or attacking the parent process.
     """
     _prctl(_PR_SET_DUMPABLE, 1)
     null = os.open(os.devnull, os.O_RDWR)
@@ -137,7 +137,7 @@ def _run(program: str, settings: dict[str, Any], board: mmap.mmap, marker: bytes
     if settings["level"] == "limits":
         _forbid(settings["folder"])
     try:
-        # as code_eval runs it: an empty namespace, so that `if __name__ == "__main__":` blocks are not run
+        # an empty namespace, as in code_eval, so that `if __name__ == "__main__":` blocks don't run
         exec(compile(program, "<program>", "exec"), {})
     except BaseException as error:  # SystemExit and KeyboardInterrupt end a program before its tests, too
         text = f"failed: {type(error).__name__}: {error}"[:300].encode(errors="replace")
@@ -148,7 +148,7 @@ def _run(program: str, settings: dict[str, Any], board: mmap.mmap, marker: bytes
 
 
 def _enter_namespaces(settings: dict[str, Any]) -> None:
-    """Own process, network, IPC and mount namespaces, a root of read-only system folders, an unprivileged user."""
+    """Enters new process, network, IPC and mount namespaces, with read-only system folders and an unprivileged user."""
     root_user = os.getuid() == 0
     uid, gid = os.getuid(), os.getgid()
     _check(
@@ -171,12 +171,12 @@ def _enter_namespaces(settings: dict[str, Any]) -> None:
         os.setresuid(NOBODY, NOBODY, NOBODY)
     else:
         _drop_capabilities()
-    # changing the user clears the order to die with the parent
+    # changing the user resets the parent-death signal
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _new_root(settings: dict[str, Any]) -> None:
-    """A root with the system folders and Python read-only, a private working folder, and nothing of the user's."""
+    """Mounts a root with read-only system folders and Python, a private working folder, and no user files."""
     root = Path(settings["folder"])
     _mount(None, "/", None, _REC | _PRIVATE)
     _mount("tmpfs", root, "tmpfs", _NOSUID | _NODEV, f"size={settings['disk_bytes']},mode=755")
@@ -191,23 +191,23 @@ def _new_root(settings: dict[str, Any]) -> None:
     for name in ("null", "zero", "urandom"):
         _show(root, f"/dev/{name}", read_only=False)
     (root / "proc").mkdir(exist_ok=True)
-    # a container may forbid a new /proc; without one the program only lacks it
+    # a container may forbid a new /proc, which the program can do without
     _libc.mount(b"proc", bytes(root / "proc"), b"proc", _NOSUID | _NODEV | _RDONLY, None)
     (root / "tmp").mkdir(exist_ok=True)
     (root / "tmp").chmod(0o1777)
     os.chdir(root)
     number = _SYS_PIVOT_ROOT.get(os.uname().machine)
     if number is None:
-        raise OSError(f"no pivot_root number for {os.uname().machine}")
+        raise OSError(f"no pivot_root number known for {os.uname().machine}")
     _check("pivot_root", _libc.syscall(number, b".", b"."))
     _check("umount2", _libc.umount2(b".", _DETACH))
     os.chdir("/tmp")
-    # what is left writable is /tmp and the devices
+    # only /tmp and the devices stay writable
     os.environ["HOME"] = os.environ["TMPDIR"] = "/tmp"
 
 
 def _show(root: Path, path: str, *, read_only: bool = True) -> None:
-    """Makes ``path`` of the old root visible at the same place of the new one."""
+    """Bind-mounts ``path`` of the old root at the same path of the new one."""
     target = root / path[1:]
     if Path(path).is_dir():
         target.mkdir(parents=True, exist_ok=True)
@@ -216,7 +216,7 @@ def _show(root: Path, path: str, *, read_only: bool = True) -> None:
         target.touch()
     _mount(path, target, None, _BIND | _REC)
     if read_only:
-        # flags that the old mount has can't be dropped in a user namespace: they are repeated
+        # a user namespace can't drop flags of the old mount, so repeat them
         kept = os.statvfs(path).f_flag & (_NOSUID | _NODEV | 8 | 1024 | 2048 | 4096)
         flags = (kept & 0xF) | (2097152 if kept & 4096 else 0)
         flags |= (1024 if kept & 1024 else 0) | (2048 if kept & 2048 else 0)
@@ -224,7 +224,7 @@ def _show(root: Path, path: str, *, read_only: bool = True) -> None:
 
 
 def _drop_root() -> None:
-    """Becomes nobody: limits on processes don't hold for root."""
+    """Changes to the user nobody, because process limits don't apply to root."""
     if os.getuid() == 0:
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
@@ -243,14 +243,14 @@ def _drop_capabilities() -> None:
 def _limit(settings: dict[str, Any]) -> None:
     for name, value in settings["limits"].items():
         limit = getattr(resource, name)
-        # processor time: the soft limit ends the program, the hard one a program that catches the signal
+        # CPU time: the soft limit ends the program, the hard limit one that catches the signal
         resource.setrlimit(limit, (value, value + 1 if name == "RLIMIT_CPU" else value))
 
 
 def _forbid(folder: str) -> None:
-    """Refuses network, signals, other programs, and files outside ``folder`` and Python.
+    """Forbids network, signals, other programs, and files outside ``folder`` and Python.
 
-    A fence against accidents, no wall: what reaches the system without Python's audit events is not seen.
+    This protects against accidents, not attacks, because it can't see system calls without Python audit events.
     """
     writable = (os.path.realpath(folder), os.devnull)
     pythons = (sys.prefix, sys.base_prefix, *map(os.path.realpath, (sys.prefix, sys.base_prefix)))
@@ -262,7 +262,7 @@ def _forbid(folder: str) -> None:
             raise PermissionError(f"{event} is not allowed here")
         reads = event in ("os.listdir", "os.scandir") or (event == "open" and not arguments[2] & changing)
         for place, folder_place in _FILE_EVENTS.get(event, ()):
-            # an event of another Python version may lack the folder
+            # in another Python version the event may lack the folder
             base = arguments[folder_place] if folder_place and folder_place < len(arguments) else None
             path = _whole_path(arguments[place], base)
             if path is not None and not _is_below(path, readable if reads else writable):
@@ -272,7 +272,7 @@ def _forbid(folder: str) -> None:
 
 
 def _whole_path(path: object, base: object) -> str | None:
-    """The real path that an event names, relative to the open folder ``base``; ``None`` for open files."""
+    """Returns an event's real path, resolved against the open folder ``base``; ``None`` for open files."""
     if not isinstance(path, str | bytes | os.PathLike):
         return None
     text = os.fsdecode(path)

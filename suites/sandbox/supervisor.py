@@ -1,9 +1,9 @@
-"""Runs programs that a model wrote: each in a process group of its own, shut in as far as this machine permits.
+"""Runs programs that a model wrote, each in its own process group and isolated as far as this machine permits.
 
-Isolation levels, best first; the first that works here is used, and is named in the run header:
-``namespaces`` (own processes, network and root; system folders read-only; unprivileged user),
+The first isolation level that works here is used and named in the run header:
+``namespaces`` (own processes, network and root; read-only system folders; unprivileged user),
 ``bwrap`` (the same through bubblewrap, where namespaces are reserved for it),
-``limits`` (resource limits and refusals within Python only: a fence against accidents, not against malice).
+``limits`` (only resource limits and checks within Python, against accidents but not attacks).
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ LEVELS: tuple[Level, ...] = ("namespaces", "bwrap", "limits")
 
 _CHILD = Path(__file__).with_name("child.py")
 _START_S = 15.0
-"""How long the interpreter may take to start; not counted as the program's time."""
+"""Time limit of the interpreter's start, which does not count as the program's time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a program ended."""
+    """The result of a program."""
 
     passed: bool
-    """It ran to its last line without an error."""
+    """Whether it ran to its last line without an error."""
     reason: str
     """``passed``, ``failed: …``, ``timed out`` or ``died …``."""
     seconds: float
@@ -48,15 +48,15 @@ class Sandbox:
 
     level: Level
     memory_bytes: int = 1 << 30
-    """Address space of each process."""
+    """Limit of each process's address space."""
     disk_bytes: int = 64 << 20
-    """Largest file; with namespaces, also all files together."""
+    """Limit of a file's size; with namespaces, also of all files together."""
     num_processes: int = 24
 
     def run(self, program: str, *, timeout_s: float = 3.0) -> Outcome:
-        """Runs ``program`` for at most ``timeout_s`` of wall time; whatever it does, this returns.
+        """Runs ``program`` for at most ``timeout_s`` seconds of wall time, and always returns.
 
-        A program passes only by reaching its last line: leaving early by any exit code does not count.
+        A program passes only if it reaches its last line; exiting early with any exit code does not count.
         """
         folder = Path(tempfile.mkdtemp(prefix="hambench-program-"))
         folder.chmod(0o777 if os.getuid() == 0 else 0o700)
@@ -130,13 +130,13 @@ class Sandbox:
 
 
 class _Lines:
-    """Lines from a pipe with a time-out; never more than a few kilobytes are kept."""
+    """Reads lines from a pipe with a timeout; buffers at most a few kilobytes."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor, self.ended, self._buffer = descriptor, False, b""
 
     def next(self, timeout_s: float) -> bytes | None:
-        """The next line; ``None`` at the time-out or the end."""
+        """Returns the next line; ``None`` at the timeout or the end."""
         deadline = time.monotonic() + timeout_s
         while b"\n" not in self._buffer:
             left = deadline - time.monotonic()
@@ -153,26 +153,26 @@ class _Lines:
 
 @cache
 def default_sandbox() -> Sandbox:
-    """The strongest isolation that works on this machine, found out once by running a trivial program."""
+    """Returns the sandbox with the strongest isolation that works here, tested once with a trivial program."""
     for level in LEVELS:
         sandbox = Sandbox(level)
         if level == "bwrap" and shutil.which("bwrap") is None:
             continue
         if sandbox.run("import collections, heapq, math, random, re, typing", timeout_s=10.0).passed:
             return sandbox
-    raise OSError("no program can be run here: not even with resource limits alone")
+    raise OSError("can't run programs here, not even with only resource limits")
 
 
 def isolation() -> str:
-    """The isolation in force, for the run header."""
+    """Describes the isolation in use, for the run header."""
     level = default_sandbox().level
-    # nobody could not read this Python: the program stays root, whom the limit on processes does not bind
+    # the user nobody can't read this Python, so the program stays root, to which process limits don't apply
     as_root = level == "limits" and os.getuid() == 0 and not _open_to_all(_visible())
     return {
         "namespaces": "namespaces (own processes, network and root folder; unprivileged user; limits)",
         "bwrap": "bubblewrap (own processes, network and root folder; limits)",
-        "limits": "limits only (no namespaces on this machine: a fence against accidents, not against malice"
-        + ("; programs run as root, without a limit on processes)" if as_root else ")"),
+        "limits": "limits only (no namespaces on this machine; protects against accidents, not attacks"
+        + ("; programs run as root, without a process limit)" if as_root else ")"),
     }[level]
 
 
@@ -188,7 +188,7 @@ def _environment(folder: Path) -> dict[str, str]:
 
 
 def _visible() -> list[str]:
-    """Folders besides the system's that the interpreter needs."""
+    """Returns the folders, besides the system's, that the interpreter needs."""
     paths = (sys.base_prefix, sys.prefix, str(Path(sys.executable).resolve().parent), str(_CHILD.parent))
     outermost: list[str] = []
     for path in sorted(dict.fromkeys(paths), key=len):
@@ -198,7 +198,7 @@ def _visible() -> list[str]:
 
 
 def _open_to_all(paths: list[str]) -> bool:
-    """Whether a user without any rights could still read Python from ``paths``."""
+    """Returns whether an unprivileged user could read Python from ``paths``."""
     folders = {folder for path in paths for folder in (Path(path), *Path(path).parents)}
     return all(folder.stat().st_mode & 0o001 for folder in folders)
 
@@ -233,7 +233,7 @@ def _bubblewrap(folder: Path) -> list[str]:
 
 
 def _processes_of_user() -> int:
-    """Threads that this user already runs: the limit on processes counts them all."""
+    """Counts this user's threads, which all count towards the process limit."""
     total = 0
     for path in Path("/proc").glob("[0-9]*/status"):
         with contextlib.suppress(OSError):
@@ -244,7 +244,7 @@ def _processes_of_user() -> int:
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    # asked first, the supervisor kills what has left the group as well
+    # ask first, so that the child also kills processes that have left the group
     process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=0.5)

@@ -43,7 +43,7 @@ def test_a_row_may_hold_line_separators_that_are_not_newlines(tmp_path):
             r"a\.jsonl, line 3: missing column 'answer'",
         ),
         ("[1]\n", r"a\.jsonl, line 1: expected a JSON object, got list"),
-        ("\n", r"a\.jsonl holds no rows"),
+        ("\n", r"a\.jsonl contains no rows"),
     ],
 )
 def test_what_is_wrong_is_said_with_file_and_line(tmp_path, text, message):

