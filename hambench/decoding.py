@@ -78,6 +78,10 @@ class Step:
     """Tokens proposed by a drafter."""
     accepted: int | None = 0
     """Proposed tokens that were kept; the bonus token is in neither count."""
+    relaxed: int | None = 0
+    """Kept tokens that are not the target's own: a relaxed rule of acceptance kept them."""
+    draft_seconds: float | None = None
+    """Seconds of the step that its drafts took, where a method drafts with a model."""
     continue_probs: tuple[float, ...] = ()
     """P(continue) of the stop head after each emitted token, where a method has one."""
     peak_kv_bytes: int | None = None

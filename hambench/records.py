@@ -125,6 +125,10 @@ class StepRecord:
     micro_forwards: int | None = 0
     drafted: int | None = 0
     accepted: int | None = 0
+    relaxed: int | None = 0
+    """Accepted tokens that are not the target's own."""
+    draft_seconds: float | None = None
+    """Seconds of the step that its drafts took, where a method drafts with a model."""
     kv_slots: int | None = 0
     kv_bytes: int | None = 0
     peak_kv_bytes: int | None = None

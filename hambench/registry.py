@@ -11,6 +11,7 @@ from importlib.metadata import entry_points
 
 from hambench.decoding import MethodConfig
 from hambench.errors import HambenchError, UnknownNameError
+from hambench.records import Cell
 
 ENTRY_POINT_GROUP = "hambench.methods"
 
@@ -78,9 +79,9 @@ def facts_of(name: str) -> type[MethodConfig]:
         return MethodConfig
 
 
-def is_lossless(method: str) -> bool:
-    """Whether a registered method says so; of a plugin that is not installed here nothing is known."""
+def is_lossless(cell: Cell) -> bool:
+    """Whether a cell's setting says so; nothing is known of a method that is not installed here."""
     try:
-        return method_config(method).lossless
+        return method_config(cell.method).from_knobs(cell.knobs).is_lossless
     except HambenchError:
         return False

@@ -49,14 +49,14 @@ class Arm:
     def of(cls, run: Run, cell: str) -> Arm:
         """What a cell of a run answered, warm-ups left out."""
         records = {(r.sample_id, r.repeat): r for r in run.of_cell(cell)}
-        method = next((c.method for c in run.header.cells if c.label == cell), "")
+        own = next((c for c in run.header.cells if c.label == cell), None)
         points = points_of(score for score in run.scores if score.cell == cell)
         judged = {
             key: (item.regret, len(item.regrets))
             for key, record in records.items()
             if (item := run.judged(record)) is not None
         }
-        return cls(cell, records, points, is_lossless(method), judged, run.header.ignore_eos)
+        return cls(cell, records, points, own is not None and is_lossless(own), judged, run.header.ignore_eos)
 
     def parts(self, metric: str, key: Key) -> Parts:
         """Numerator and denominator of one answer; computed once, though each answer is in several groups."""

@@ -38,6 +38,37 @@ DERIVED = (
         "tokens_per_step_histogram", "steps", None, "count", "How many decode steps kept 1, 2, 3, … tokens."
     ),
     _more(
+        "acceptance_conditional", "share", "higher", "count",
+        "By place i of a draft: rounds with at least i accepted tokens / rounds that drafted i and accepted i − 1. "
+        "Where an answer ended inside the accepted tokens, the later places of that round are not counted.",
+    ),
+    _more(
+        "acceptance_joint", "share", "higher", "count",
+        "By place i of a draft: rounds with at least i accepted tokens / rounds that drafted i.",
+    ),
+    _more(
+        "drafted_histogram", "steps", None, "count", "How many decode steps drafted 0, 1, 2, … tokens."
+    ),
+    _more(
+        "draft_cost", "vanilla steps", "lower", "limit",
+        "δ: seconds of a draft forward over those of a vanilla step of the same sample; 0 without a draft model. Where "
+        "a run's steps don't tell drafting apart, it is what the verification of so many rows leaves of them.",
+    ),
+    _more(
+        "verify_cost", "vanilla steps", "lower", "limit",
+        "v(r): seconds of one verification over r rows over those of a vanilla step of the same sample, by r, where "
+        "at least five steps had so many rows.",
+    ),
+    _more(
+        "draft_speedup_bound", "× vanilla", "higher", "limit",
+        "Greatest S(k) = E / (v(k + 1) + k δ) over k up to 16, E = 1 + a1 + a1 a2 + … from the acceptance by place; "
+        "rounds that find nothing to draft count as vanilla steps.",
+    ),
+    _more(
+        "draft_limit", "words", None, "limit",
+        "Which of the two limits a setting, acceptance or the cost of drafts: what would gain more if it were ideal.",
+    ),
+    _more(
         "other_load", "share", "lower", "machine",
         "Share of the machine's CPU time that other processes took while answers were made; mean over answers. Above "
         "0.1 a timing is taken again, at most twice.",

@@ -8,6 +8,11 @@ import numpy as np
 
 from hambench.analysis import fidelity
 from hambench.analysis.baselines import baseline_of
+from hambench.analysis.drafts.acceptance import (
+    acceptance_conditional,
+    acceptance_joint,
+    drafted_histogram,
+)
 from hambench.analysis.metrics import (
     Measurement,
     acceptance_rate,
@@ -26,6 +31,7 @@ from hambench.analysis.metrics import (
     num_drafted,
     num_kv_slots,
     num_micro_forwards,
+    num_relaxed,
     num_target_forwards,
     num_tokens,
     peak_memory_bytes,
@@ -109,6 +115,10 @@ def measure(
         num_micro_forwards=num_micro_forwards(traces),
         num_drafted=num_drafted(traces),
         num_accepted=num_accepted(traces),
+        num_relaxed=num_relaxed(traces),
+        acceptance_conditional=acceptance_conditional(traces),
+        acceptance_joint=acceptance_joint(traces),
+        drafted_histogram=drafted_histogram(traces),
         kv_bytes=kv_bytes(traces),
         kv_bytes_per_position=kv_bytes_per_position(traces),
         num_kv_slots=num_kv_slots(traces),
@@ -156,7 +166,7 @@ def repetition_cautions(run: Run, measured: Mapping[str, Measurement]) -> list[s
         mine = measured.get(cell.label)
         baseline = baseline_of(cell, run.header.cells)
         theirs = measured.get(baseline.label) if baseline else None
-        if mine is None or is_lossless(cell.method) or not mine.num_repetitive:
+        if mine is None or is_lossless(cell) or not mine.num_repetitive:
             continue
         # an answer or two more of many is what another text does to a count
         more = mine.num_repetitive - (theirs.num_repetitive if theirs else 0)

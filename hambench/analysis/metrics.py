@@ -142,6 +142,11 @@ def num_accepted(traces: Traces) -> int | None:
     return _total(step.accepted for step in decode_steps(traces))
 
 
+def num_relaxed(traces: Traces) -> int | None:
+    """Kept proposals that are not the target's own tokens: a relaxed rule of acceptance kept them; 0 where exact."""
+    return _total(step.relaxed for step in decode_steps(traces))
+
+
 # memory
 
 
@@ -261,10 +266,15 @@ class Measurement:
     num_micro_forwards: int | None = 0
     num_drafted: int | None = 0
     num_accepted: int | None = 0
+    num_relaxed: int | None = 0
     num_kv_slots: int | None = 0
     other_load: float | None = None
     """Mean share of the machine's CPU time that other processes took, 0..1."""
     tokens_per_step_histogram: dict[int, int] = field(default_factory=dict)
+    acceptance_conditional: dict[int, float] = field(default_factory=dict)
+    """By place in the draft, see :mod:`hambench.analysis.drafts.acceptance`."""
+    acceptance_joint: dict[int, float] = field(default_factory=dict)
+    drafted_histogram: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -323,6 +333,7 @@ METRICS: dict[str, MetricInfo] = {
         _info(num_micro_forwards, "forwards", "lower", "exact"),
         _info(num_drafted, "tokens", "lower", "exact"),
         _info(num_accepted, "tokens", "higher", "exact"),
+        _info(num_relaxed, "tokens", "lower", "exact"),
     )
 }
 """Every metric by name."""

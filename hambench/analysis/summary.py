@@ -17,6 +17,7 @@ from hambench.analysis.bandwidth_limit import limits_of
 from hambench.analysis.baselines import baseline_of, has_several
 from hambench.analysis.cold_start import start_ups
 from hambench.analysis.comparisons import COMPARED, compare_run
+from hambench.analysis.drafts.costs import draft_costs
 from hambench.analysis.fidelity import REGRET_WORDS, Identity, time_line, token_identity
 from hambench.analysis.measurements import measure_run, repetition_cautions
 from hambench.analysis.metrics import Measurement
@@ -69,6 +70,7 @@ def cell_objects(run: Run) -> list[dict[str, Any]]:
                 "warmup_settled": began.settled if began else None,
                 "extra_weight_bytes": began.extra_weight_bytes if began else None,
                 "pays_from_tokens": began.pays_from_tokens if began else None,
+                **_drafting(run, cell),
                 "identity": dataclasses.asdict(identity) if identity else None,
                 "benchmark": averages.get(cell.label),
                 "edition": run.header.edition,
@@ -77,6 +79,18 @@ def cell_objects(run: Run) -> list[dict[str, Any]]:
             }
         )
     return objects
+
+
+def _drafting(run: Run, cell: Cell) -> dict[str, Any]:
+    """What a cell's drafts cost and what they can gain; ``None`` for a cell that drafts nothing."""
+    costs = draft_costs(run, cell)
+    best = costs.best() if costs else None
+    return {
+        "draft_cost": costs.delta if costs else None,
+        "verify_cost": dict(sorted(costs.verify.by_rows.items())) if costs else None,
+        "draft_speedup_bound": best[1] if best else None,
+        "draft_limit": costs.limit if costs else None,
+    }
 
 
 def _as_builtins(row: Comparison | None) -> dict[str, Any] | None:
@@ -150,6 +164,10 @@ def render_table(run: Run, *, group: str = ALL, width: int = 150) -> str:
         console.print()
     if judged:
         console.print(Text(f"{REGRET_WORDS} {time_line(run)}".rstrip()), soft_wrap=True)
+    for cell in cells:
+        costs = draft_costs(run, cell)
+        if costs is not None and costs.limit is not None:
+            console.print(Text(f"{cell.label}: {costs.limit}"), soft_wrap=True)
     if several:
         console.print(
             "Each ratio is to vanilla under the same conditions; of the other vanilla cells, to the first."

@@ -19,6 +19,8 @@ class Accepted(NamedTuple):
     """Drafted tokens kept."""
     next_token: int
     """The bonus token (all kept) or the correction at the first rejection."""
+    num_relaxed: int = 0
+    """Kept tokens that are not the target's own: a relaxed rule kept them."""
 
 
 def generator_for(params: SamplingParams, device: torch.device | str) -> torch.Generator | None:
@@ -93,9 +95,15 @@ def accept_sampled(
         # u < p/q without the division: q > 0, because the token was drawn from q
         if uniforms[index] * q < p:
             continue
-        residual = (target_probs[index] - draft_probs[index]).clamp_(min=0)
-        mass = residual.sum()
-        # p == q up to rounding leaves nothing over: the target's own row is then the same distribution
-        row = residual / mass if mass > 0 else target_probs[index]
-        return Accepted(index, draw(row, generator))
+        return Accepted(index, draw_residual(target_probs[index], draft_probs[index], generator))
     return Accepted(len(drafted), draw(target_probs[len(drafted)], generator))
+
+
+def draw_residual(
+    target_probs: Tensor, draft_probs: Tensor, generator: torch.Generator, *, weight: float = 1.0
+) -> int:
+    """Draws from what the target's distribution ``[V]`` has over the draft's: max(0, weight * p - q), normalised."""
+    residual = (weight * target_probs - draft_probs).clamp_(min=0)
+    mass = residual.sum()
+    # p == q up to rounding leaves nothing over: the target's own row is then the same distribution
+    return draw(residual / mass if mass > 0 else target_probs, generator)

@@ -68,7 +68,7 @@ def is_by_design(view: View, cell: CellView, accuracy: Comparison) -> bool:
         cell: The setting.
         accuracy: Its accuracy against its baseline's.
     """
-    if not is_lossless(cell.method) or not accuracy.num_answers or accuracy.num_equal is None:
+    if not is_lossless(cell.cell) or not accuracy.num_answers or accuracy.num_equal is None:
         return False
     fidelity = view.compared(cell, "regret")
     all_equal = accuracy.num_equal == accuracy.num_answers

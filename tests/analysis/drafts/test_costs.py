@@ -1,0 +1,149 @@
+"""Acceptance by place in the draft, what drafts cost, and what that leaves to gain."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from synthetic import write_run
+
+from hambench.analysis.drafts.acceptance import (
+    acceptance_conditional,
+    acceptance_joint,
+    drafted_histogram,
+    place_counts,
+)
+from hambench.analysis.drafts.costs import DraftCosts, VerifyCost, draft_costs, verify_cost
+from hambench.records import GenerationTrace, StepRecord
+from hambench.store import load_run
+
+
+def trace(*rounds, last=None):
+    """A trace of rounds (drafted, accepted); ``last`` is a step as it stands."""
+    steps = [StepRecord(tokens=(0,), seconds=1.0)]
+    steps += [StepRecord(tokens=(1,) * (a + 1), seconds=1.0, drafted=d, accepted=a) for d, a in rounds]
+    return GenerationTrace(prompt_tokens=3, steps=(*steps, *([last] if last else [])), finish="length")
+
+
+def test_acceptance_by_place_is_conditional_on_the_places_before_and_joint_over_all_rounds():
+    rounds = trace((2, 2), (2, 1), (2, 0), (1, 1), (0, 0))
+    assert acceptance_conditional([rounds]) == {1: 3 / 4, 2: 1 / 2}
+    assert acceptance_joint([rounds]) == {1: 3 / 4, 2: 1 / 3}
+    assert drafted_histogram([rounds]) == {0: 1, 1: 1, 2: 3}
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=30))
+def test_joint_acceptance_is_the_product_of_conditional_ones_where_all_rounds_are_as_long(pairs):
+    rounds = [(6, accepted) for _, accepted in pairs]
+    conditional, joint = (f([trace(*rounds)]) for f in (acceptance_conditional, acceptance_joint))
+    product = 1.0
+    for place, share in joint.items():
+        product *= conditional.get(place, 0.0)
+        assert share == pytest.approx(product)
+
+
+def test_places_that_an_answers_end_hid_are_not_counted():
+    # four drafted, all accepted as far as is known, and the answer ended after two
+    cut = StepRecord(tokens=(1, 2), seconds=1.0, drafted=4, accepted=2, discarded=3)
+    assert [place.drafted for place in place_counts([trace(last=cut)])] == [1, 1]
+    assert acceptance_conditional([trace(last=cut)]) == {1: 1.0, 2: 1.0}
+    # here the correction was the last token kept: what was rejected is known
+    known = dataclasses.replace(cut, accepted=1)
+    assert acceptance_conditional([trace(last=known)]) == {1: 1.0, 2: 0.0}
+
+
+def test_what_a_peer_does_not_tell_is_absent_and_what_was_not_drafted_has_no_places():
+    unknown = dataclasses.replace(trace((2, 1)).steps[1], drafted=None)
+    assert acceptance_conditional([trace(last=unknown)]) == {}
+    assert drafted_histogram([trace(last=unknown)]) == {}
+    assert acceptance_conditional([trace((0, 0))]) == {}
+    assert drafted_histogram([trace((0, 0))]) == {}
+
+
+def test_a_cost_is_measured_interpolated_or_on_the_line_from_one_row():
+    cost = VerifyCost({3: 1.2, 5: 1.6})
+    assert cost(1) == 1
+    assert cost(2) == pytest.approx(1.1)
+    assert cost(4) == pytest.approx(1.4)
+    assert cost(9) == pytest.approx(1.6 + 4 * 0.15)
+    assert VerifyCost()(7) == 1
+
+
+def test_the_formula_of_the_speed_up():
+    costs = DraftCosts(0.5, VerifyCost({2: 1.1, 3: 1.2}), (0.8, 0.5))
+    assert costs.speedup(1) == pytest.approx(1.8 / 1.6)
+    assert costs.speedup(2) == pytest.approx((1 + 0.8 + 0.4) / 2.2)
+    # a third place is taken to be like the second
+    assert costs.speedup(3) == pytest.approx((1 + 0.8 + 0.4 + 0.2) / (1.3 + 1.5))
+    half = dataclasses.replace(costs, share=0.5)
+    assert half.speedup(1) == pytest.approx((0.5 + 0.9) / (0.5 + 0.8))
+
+
+@pytest.mark.parametrize(
+    ("costs", "words"),
+    [
+        (DraftCosts(0.81, VerifyCost(), (0.95,)), "the draft's cost limits it"),
+        (DraftCosts(0.02, VerifyCost(), (0.3,)), "; acceptance limits it: free drafts"),
+        (DraftCosts(0.0, VerifyCost({2: 1.1}), (0.3,)), "δ 0.00: .*; acceptance limits it: perfect drafts"),
+    ],
+)
+def test_the_limit_is_what_would_gain_more_if_it_were_ideal(costs, words):
+    import re
+
+    assert re.search(words, costs.limit)
+    best = costs.best()
+    assert f"no k gains more than {best[1]:.2f}×" in costs.limit
+
+
+def test_a_draft_of_unknown_cost_has_no_bound():
+    costs = DraftCosts(None, VerifyCost(), (0.9,))
+    assert costs.speedup(3) is None
+    assert costs.best() is None
+    assert costs.limit is None
+
+
+def spec_run(tmp_path, **fields):
+    """A run whose steps take what delta 0.4 and v(r) = 1 + 0.05 (r - 1) say, in vanilla steps."""
+    run = load_run(write_run(tmp_path / "run", per_task=2))
+    records = []
+    for record in run.records:
+        unit = 0.01 * (1 + len(record.sample_id) % 3)
+        if record.trace is None:
+            records.append(record)
+            continue
+        steps = [record.trace.steps[0]]
+        for step in record.trace.steps[1:]:
+            forwards = step.draft_forwards or 0
+            draft_s = 0.4 * forwards * unit
+            verify_s = unit * (1 + 0.05 * (step.drafted or 0))
+            told = {"draft_seconds": draft_s} if fields.get("told") and forwards else {}
+            steps.append(dataclasses.replace(step, seconds=draft_s + verify_s, **told))
+        records.append(
+            dataclasses.replace(record, trace=dataclasses.replace(record.trace, steps=tuple(steps)))
+        )
+    return dataclasses.replace(run, records=tuple(records))
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_costs_are_found_again_whether_drafting_was_timed_or_not(tmp_path, told):
+    run = spec_run(tmp_path, told=told)
+    by_method = {cell.method: cell for cell in run.header.cells}
+    verify = verify_cost(run, by_method["vanilla"])
+    assert verify.by_rows
+    for rows, cost in verify.by_rows.items():
+        assert cost == pytest.approx(1 + 0.05 * (rows - 1))
+    drafted = draft_costs(run, by_method["speculative"])
+    assert drafted.delta == pytest.approx(0.4)
+    assert draft_costs(run, by_method["prompt_lookup"]).delta == 0
+    assert draft_costs(run, by_method["vanilla"]) is None
+
+
+def test_the_demos_run_says_what_was_read_off_it_by_hand(shared_data):
+    run = load_run(shared_data / "runs" / "demo-amx-2-cores")
+    cell = next(cell for cell in run.header.cells if cell.label == "speculative[k=4]")
+    costs = draft_costs(run, cell)
+    assert [round(share, 2) for share in costs.acceptance] == [0.99, 0.98, 0.99, 0.93]
+    assert costs.delta == pytest.approx(0.8, abs=0.03)
+    assert "the draft's cost limits it" in costs.limit

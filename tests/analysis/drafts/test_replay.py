@@ -1,0 +1,134 @@
+"""Replaying stored answers: what a drafter of tokens would do on them, exactly as when it runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+from click.testing import CliRunner
+from fakes import tiny_target
+from synthetic import write_run
+
+from hambench.analysis.drafts.replay import replay_answer, replay_run, source_cell
+from hambench.cli import cli
+from hambench.decoding import SamplingParams
+from hambench.engine.loop import generate
+from hambench.errors import HambenchError
+from hambench.methods.prompt_lookup import PromptLookupConfig
+from hambench.methods.speculative import SpeculativeConfig
+from hambench.methods.suffix import SuffixConfig
+from hambench.methods.vanilla import VanillaConfig
+from hambench.store import load_run
+
+CONFIGS = [
+    PromptLookupConfig(),
+    PromptLookupConfig(num_draft_tokens=2, max_ngram=1),
+    SuffixConfig(factor=3.0),
+]
+PROMPTS = [[1, 2, 3, 1, 2, 3, 1, 2], [7] * 30, list(range(40, 90))]
+configs = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.label)
+
+
+@configs
+@pytest.mark.parametrize("prompt", PROMPTS, ids=["repeating", "constant", "long"])
+@pytest.mark.parametrize("limit", [1, 2, 40])
+def test_every_count_is_that_of_a_real_run(config, prompt, limit):
+    target, params = tiny_target(), SamplingParams(max_new_tokens=limit)
+    stored = generate(VanillaConfig().build(target), prompt, params)
+    real = generate(config.build(target), prompt, params)
+    replayed = replay_answer(config.token_drafter(), prompt, stored, max_new_tokens=limit)
+    counts = [
+        [(step.tokens, step.drafted, step.accepted, step.target_forwards) for step in trace.steps]
+        for trace in (real, replayed)
+    ]
+    assert counts[0] == counts[1]
+
+
+@configs
+def test_an_answer_that_ends_inside_a_round_is_trimmed_as_when_it_runs(config):
+    target, params = tiny_target(), SamplingParams(max_new_tokens=40)
+    free = generate(VanillaConfig().build(target), PROMPTS[0], params).token_ids
+    for place in range(1, 30):
+        eos = {free[place]}
+        stored = generate(VanillaConfig().build(target), PROMPTS[0], params, eos_ids=eos)
+        real = generate(config.build(target), PROMPTS[0], params, eos_ids=eos)
+        replayed = replay_answer(config.token_drafter(), PROMPTS[0], stored, max_new_tokens=40)
+        for mine, theirs in zip(replayed.steps, real.steps, strict=True):
+            assert (mine.tokens, mine.drafted, mine.accepted) == (
+                theirs.tokens,
+                theirs.drafted,
+                theirs.accepted,
+            )
+            assert (mine.discarded > 0) == (theirs.discarded > 0)
+
+
+def test_the_oracle_drafts_what_is_accepted_and_nothing_else():
+    config, target = CONFIGS[0], tiny_target()
+    stored = generate(VanillaConfig().build(target), PROMPTS[1], SamplingParams(max_new_tokens=40))
+    plain, oracle = (
+        replay_answer(
+            config.token_drafter(), PROMPTS[1], stored, max_new_tokens=40, seconds_of={n: n for n in range(9)},
+            unit_s=1.0, oracle=cut,
+        )
+        for cut in (False, True)
+    )  # fmt: skip
+    assert [step.tokens for step in oracle.steps] == [step.tokens for step in plain.steps]
+    assert all(step.drafted == step.accepted for step in oracle.steps)
+    assert [step.seconds for step in plain.steps[1:]] == [1 + step.drafted for step in plain.steps[1:]]
+    assert sum(step.drafted for step in oracle.steps) < sum(step.drafted for step in plain.steps)
+
+
+def test_only_greedy_answers_of_a_lossless_method_can_be_replayed(tmp_path):
+    run = load_run(write_run(tmp_path / "run", per_task=1))
+    assert source_cell(run).method == "vanilla"
+    sampled = dataclasses.replace(run, header=dataclasses.replace(run.header, temperature=0.7))
+    with pytest.raises(HambenchError, match=r"its answers were sampled \(temperature 0.7\)"):
+        source_cell(sampled)
+    lossy = tuple(cell for cell in run.header.cells if cell.method == "hamburger")
+    only = dataclasses.replace(run, header=dataclasses.replace(run.header, cells=lossy))
+    with pytest.raises(HambenchError, match="it has no answer of a lossless method"):
+        source_cell(only)
+    without = tuple(cell for cell in run.header.cells if cell.method in ("hamburger", "speculative"))
+    second = dataclasses.replace(run, header=dataclasses.replace(run.header, cells=without))
+    assert source_cell(second).method == "speculative"
+
+
+def test_a_method_whose_proposals_need_a_model_can_not_be_replayed(tmp_path):
+    run = load_run(write_run(tmp_path / "run", per_task=1))
+    with pytest.raises(HambenchError, match=r"speculative\[k=4\] can't be replayed: .* run it"):
+        replay_run(run, {}, [SpeculativeConfig()])
+
+
+def test_the_demos_run_replays_to_what_it_measured(shared_data):
+    from hambench.runner.stored_prompts import prompt_ids_of
+
+    run = load_run(shared_data / "runs" / "demo-amx-2-cores")
+    source = source_cell(run)
+    rows = replay_run(
+        run, prompt_ids_of(run, source), [PromptLookupConfig(), SuffixConfig(num_draft_tokens=16)]
+    )
+    lookup, oracle, suffix, _ = rows
+    # m equal on every answer whose tokens are vanilla's
+    assert lookup.num_measured == 13
+    assert lookup.replayed_m == pytest.approx(lookup.measured_m, abs=1e-9)
+    assert lookup.measured_m == pytest.approx(2.363, abs=0.001)
+    assert lookup.replayed_speedup == pytest.approx(lookup.measured_speedup, rel=0.05)
+    assert (lookup.m, suffix.m) == (pytest.approx(1.89, abs=0.01), pytest.approx(1.87, abs=0.01))
+    # the same m from half the drafted rows
+    assert suffix.num_drafted < 0.5 * lookup.num_drafted
+    assert suffix.acceptance_rate == pytest.approx(0.53, abs=0.02)
+    assert oracle.m == lookup.m
+    assert oracle.speedup > lookup.speedup
+
+
+def test_the_command_prints_rows_and_json(shared_data):
+    folder = str(shared_data / "runs" / "demo-amx-2-cores")
+    shown = CliRunner().invoke(cli, ["replay", folder, "--methods", "prompt_lookup[k=5],suffix[k=16]"])
+    assert shown.exit_code == 0, shown.output
+    assert "oracle of suffix" in shown.output
+    assert "m was 2.363, replayed 2.363" in shown.output
+    rows = CliRunner().invoke(cli, ["replay", folder, "--methods", "suffix", "--json"])
+    first = json.loads(rows.output.splitlines()[0])
+    assert first["method"] == "suffix"
+    assert first["acceptance"]["1"] > 0.5
