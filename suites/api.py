@@ -73,31 +73,6 @@ class Capture:
     """Whether outputs have a fixed length, ignoring end-of-sequence tokens, and are not scored."""
 
 
-def chat_template_of(tokenizer: Any) -> ChatTemplate | None:
-    """Returns a tokenizer's chat template with lm-eval's call signature; ``None`` if it has none.
-
-    The returned function raises :class:`hambench.errors.HambenchError` if the template rejects the messages.
-    """
-    if getattr(tokenizer, "chat_template", None) is None:
-        return None
-
-    def render(messages: list[dict[str, str]], *, add_generation_prompt: bool = True) -> str:
-        try:
-            text: str = tokenizer.apply_chat_template(
-                messages,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
-            )
-        except Exception as error:  # a template is the model's own program and may raise anything
-            raise HambenchError(
-                f"the model's chat template rejects this task's messages ({type(error).__name__}: {error})"
-            ) from error
-        return text
-
-    return render
-
-
 def capture(request: CaptureRequest) -> Capture:
     """Builds every request of the suite with lm-eval's own tasks; needs no model.
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 
 import torch
 
 from hambench.engine.llama import Llama
 from hambench.engine.shape import LlamaShape
+from hambench.models.contents import EMBEDDING, HEAD, sizes_of
 from hambench.models.target import ModelIdentity, TargetModel
 
 TINY_SHAPE = LlamaShape(
@@ -64,32 +64,15 @@ class FakeClock:
 def random_weights(shape: LlamaShape, seed: int = 0, scale: float = 0.4) -> dict[str, torch.Tensor]:
     """Weights by Hugging Face name, large enough that greedy decoding does not fall into one token at once."""
     generator = torch.Generator().manual_seed(seed)
-    heads, kv, dim = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim, shape.hidden_size
-    sizes = {
-        "self_attn.q_proj": (heads, dim),
-        "self_attn.k_proj": (kv, dim),
-        "self_attn.v_proj": (kv, dim),
-        "self_attn.o_proj": (dim, heads),
-        "mlp.gate_proj": (shape.intermediate_size, dim),
-        "mlp.up_proj": (shape.intermediate_size, dim),
-        "mlp.down_proj": (dim, shape.intermediate_size),
-    }
 
     def normal(*size: int) -> torch.Tensor:
         return torch.randn(*size, generator=generator) * scale / size[-1] ** 0.5 * 2
 
-    weights = {
-        "model.embed_tokens.weight": torch.randn(shape.vocab_size, dim, generator=generator),
-        "model.norm.weight": torch.ones(dim),
-    }
-    for layer, (name, size) in itertools.product(range(shape.num_layers), sizes.items()):
-        weights[f"model.layers.{layer}.{name}.weight"] = normal(*size)
-    for layer in range(shape.num_layers):
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            weights[f"model.layers.{layer}.{norm}.weight"] = torch.ones(dim)
-    if not shape.tie_embeddings:
-        weights["lm_head.weight"] = normal(shape.vocab_size, dim) * 3
-    return weights
+    sizes = sizes_of(shape)
+    head = sizes.pop(HEAD, None)
+    weights = {EMBEDDING: torch.randn(*sizes.pop(EMBEDDING), generator=generator)}
+    weights |= {n: normal(*size) if len(size) > 1 else torch.ones(*size) for n, size in sizes.items()}
+    return weights if head is None else {**weights, HEAD: normal(*head) * 3}
 
 
 def tiny_target(

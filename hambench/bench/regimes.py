@@ -148,27 +148,15 @@ def walk(progress: Callable[[str], None]) -> RegimeReport:
     from hambench.bench import forced as bench_forced
     from hambench.bench.forced import Amount
     from hambench.engine.cuda.fused_llama import FusedLlama
-    from hambench.kernels.tools.shapes import KernelShape
+    from hambench.kernels.tools.shapes import TOY
 
-    toy = KernelShape(
-        name="toy",
-        hidden=32,
-        intermediate=48,
-        heads=4,
-        kv_heads=2,
-        head_dim=8,
-        vocabulary=97,
-        num_layers=4,
-        merge_heads=4,
-        capacity=512,
-    )
-    plain = random_llama(toy, torch.device("cpu"), torch.float32)
+    plain = random_llama(TOY, torch.device("cpu"), torch.float32)
 
     def engine(model: Llama, regime: str, kernels: str) -> LanguageModel:
         return model if kernels == "reference" else FusedLlama(model, impl="reference")
 
     walked = bench_forced.run(
-        plain, toy, engine=engine, context=24, amount=lambda regime: Amount(2, 1), progress=progress
+        plain, TOY, engine=engine, context=24, amount=lambda regime: Amount(2, 1), progress=progress
     )
     forced = tuple(dataclasses.replace(pace, seconds=()) for pace in walked)
     return RegimeReport("toy", "a CPU", 24, 0.0, 0.0, (), forced, dry_run=True)
@@ -189,6 +177,7 @@ def random_llama(
 
     from hambench.engine.llama import Llama
     from hambench.engine.shape import LlamaShape
+    from hambench.models.contents import sizes_of
 
     layers = num_layers or sizes.num_layers
     shape = LlamaShape(
@@ -205,26 +194,12 @@ def random_llama(
         tie_embeddings=True,
     )
 
-    def normal(rows: int, columns: int) -> torch.Tensor:
-        drawn = torch.randn(rows, columns, dtype=dtype, device=device)
-        return drawn.mul_(columns**-0.5)
+    def normal(*size: int) -> torch.Tensor:
+        drawn = torch.randn(*size, dtype=dtype, device=device)
+        return drawn.mul_(size[-1] ** -0.5)
 
     ones = torch.ones(sizes.hidden, dtype=dtype, device=device)
-    queries, keys = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
-    weights = {"model.embed_tokens.weight": normal(sizes.vocabulary, sizes.hidden), "model.norm.weight": ones}
-    for i in range(layers):
-        prefix = f"model.layers.{i}."
-        weights |= {
-            f"{prefix}self_attn.q_proj.weight": normal(queries, sizes.hidden),
-            f"{prefix}self_attn.k_proj.weight": normal(keys, sizes.hidden),
-            f"{prefix}self_attn.v_proj.weight": normal(keys, sizes.hidden),
-            f"{prefix}self_attn.o_proj.weight": normal(sizes.hidden, queries),
-            f"{prefix}mlp.gate_proj.weight": normal(sizes.intermediate, sizes.hidden),
-            f"{prefix}mlp.up_proj.weight": normal(sizes.intermediate, sizes.hidden),
-            f"{prefix}mlp.down_proj.weight": normal(sizes.hidden, sizes.intermediate),
-            f"{prefix}input_layernorm.weight": ones,
-            f"{prefix}post_attention_layernorm.weight": ones,
-        }
+    weights = {name: normal(*size) if len(size) > 1 else ones for name, size in sizes_of(shape).items()}
     return Llama(shape, weights, dtype, device)
 
 

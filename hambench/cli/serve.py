@@ -11,8 +11,6 @@ from hambench.cli._method_options import knob_texts, method_options
 from hambench.cli._options import chat_option, kernels_option, make_sweep, model_options
 from hambench.errors import HambenchError
 
-_LOCAL = ("127.0.0.1", "localhost", "::1")
-
 
 @click.command(
     epilog="""
@@ -76,7 +74,8 @@ def command(
     ).single()
     api_key = _key(api_key_env)
     try:
-        from hambench.serving.app import LOOPBACK, create_app
+        from hambench.serving.address import allowed_hosts, is_loopback
+        from hambench.serving.app import create_app
         from hambench.serving.listening import listen, serve
     except ImportError as error:
         missing = f"serving needs {error.name}, which is not installed"
@@ -99,7 +98,7 @@ def command(
     method = config_of(cell).build(target)
     click.echo(f"warming up {method.name} on {target.name}", err=True)
     method.warmup()
-    if host not in _LOCAL and api_key is None:
+    if not is_loopback(host) and api_key is None:
         click.echo(
             f"warning: {host} is reachable by others and no API key is required (--api-key-env)", err=True
         )
@@ -108,7 +107,7 @@ def command(
         method,
         max_waiting=max_waiting,
         max_body_bytes=max_body,
-        allowed_hosts=LOOPBACK if host in _LOCAL else ("*",),
+        allowed_hosts=allowed_hosts(host),
         api_key=api_key,
     )
     serve(app, listener, lambda url: click.echo(f"serving {method.name} at {url}/v1", err=True))

@@ -44,13 +44,14 @@ def _from_suite(gate: SpeedGate) -> tuple[GatePrompt, ...]:
     from transformers import AutoTokenizer
 
     from hambench import suites
+    from hambench.engine.chat import chat_template
     from hambench.models.target import locate
 
     folder: Path = locate(gate.model)[0]
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     captured = suites.capture(
         suites.CaptureRequest(
-            suite=gate.suite, limit=gate.limit, apply_chat_template=suites.chat_template_of(tokenizer)
+            suite=gate.suite, limit=gate.limit, apply_chat_template=chat_template(tokenizer)
         )
     )
     if not captured.samples:

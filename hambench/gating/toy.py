@@ -90,17 +90,8 @@ def load_toy() -> TargetModel:
 def _weights(shape: LlamaShape) -> dict[str, torch.Tensor]:
     import torch
 
-    heads, kv = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
-    dim, wide = shape.hidden_size, shape.intermediate_size
-    sizes = {
-        "self_attn.q_proj": (heads, dim),
-        "self_attn.k_proj": (kv, dim),
-        "self_attn.v_proj": (kv, dim),
-        "self_attn.o_proj": (dim, heads),
-        "mlp.gate_proj": (wide, dim),
-        "mlp.up_proj": (wide, dim),
-        "mlp.down_proj": (dim, wide),
-    }
+    from hambench.models.contents import EMBEDDING, HEAD, sizes_of
+
     bits = np.random.PCG64(SEED + 1)
 
     def uniform(*size: int, scale: float) -> torch.Tensor:
@@ -108,17 +99,11 @@ def _weights(shape: LlamaShape) -> dict[str, torch.Tensor]:
         values = (bits.random_raw(int(np.prod(size))) >> 40).astype(np.float64) / 2**23 - 1
         return torch.tensor(values * scale, dtype=torch.float32).reshape(size)
 
-    weights = {
-        "model.embed_tokens.weight": uniform(shape.vocab_size, dim, scale=2.0),
-        "model.norm.weight": torch.ones(dim),
-        "lm_head.weight": uniform(shape.vocab_size, dim, scale=0.5),
+    scales = {EMBEDDING: 2.0, HEAD: 0.5}
+    return {
+        name: uniform(*size, scale=scales.get(name, 0.25)) if len(size) > 1 else torch.ones(*size)
+        for name, size in sizes_of(shape).items()
     }
-    for layer in range(shape.num_layers):
-        for name, size in sizes.items():
-            weights[f"model.layers.{layer}.{name}.weight"] = uniform(*size, scale=0.25)
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            weights[f"model.layers.{layer}.{norm}.weight"] = torch.ones(dim)
-    return weights
 
 
 @contextlib.contextmanager

@@ -5,15 +5,23 @@ from __future__ import annotations
 import ipaddress
 from urllib.parse import urlsplit
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
+"""The names of this machine that a request to a loopback server may give as its ``Host``."""
+
 
 def is_loopback(host: str) -> bool:
     """Whether a host's name or address is this machine's own."""
-    if host == "localhost":
+    if host.lower() == "localhost":
         return True
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def allowed_hosts(host: str) -> tuple[str, ...]:
+    """The ``Host`` headers that a server answers to, given the address it listens on; ``*`` where others reach it."""
+    return (*LOOPBACK, host, f"[{host}]") if is_loopback(host) else ("*",)
 
 
 def check_url(url: str) -> str:

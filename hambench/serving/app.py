@@ -22,6 +22,7 @@ from hambench.engine.chat import ChatTemplateError, encode_chat
 from hambench.engine.text import encode_text
 from hambench.models.target import TargetModel
 from hambench.records import GenerationTrace, StepRecord
+from hambench.serving.address import LOOPBACK
 from hambench.serving.answer_text import AnswerText
 from hambench.serving.body_limit import BodyLimit
 from hambench.serving.exposition import Exposition
@@ -29,7 +30,6 @@ from hambench.serving.requests import ChatRequest, CompletionRequest, Generation
 from hambench.serving.wire import ErrorReply, Reply, error_body, step_extension, usage
 from hambench.serving.worker import Event, Failed, Finished, Job, Piece, QueueFullError, Worker
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 RETRY_AFTER_S = 1
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorReply, "description": said}

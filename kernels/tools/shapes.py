@@ -68,6 +68,20 @@ SHAPES = {
     )
 }
 
+TOY = KernelShape(
+    name="toy",
+    hidden=32,
+    intermediate=48,
+    heads=4,
+    kv_heads=2,
+    head_dim=8,
+    vocabulary=97,
+    num_layers=4,
+    merge_heads=4,
+    capacity=512,
+)
+"""For walking through a benchmark where there is no GPU."""
+
 EPS = 1e-5
 
 

@@ -20,6 +20,7 @@ from hambench.engine.shape import LlamaShape
 from hambench.errors import ModelError
 from hambench.methods.hamburger.architecture import Architecture, BaseReference
 from hambench.methods.hamburger.checkpoint import Checkpoint, sizes_of
+from hambench.models.contents import sizes_of as llama_sizes
 
 PUBLIC_MERGE_HEADS = 64
 PUBLIC_FEATURE_LAYERS = (3, 7, 11, 15)
@@ -151,7 +152,7 @@ def _check_sizes(tensors: Mapping[str, Tensor], shape: LlamaShape, architecture:
     with torch.device("meta"):
         grafts = Grafts(shape, architecture)
     expected = {name: tuple(t.shape) for name, t in grafts.state_dict().items()}
-    expected |= {f"base.{name}": size for name, size in _base_sizes(shape).items()}
+    expected |= {f"base.{name}": size for name, size in llama_sizes(shape).items()}
     for name, size in expected.items():
         if name not in tensors:
             raise ModelError(f"the checkpoint lacks {name}; is --base the model it was made from?")
@@ -161,35 +162,6 @@ def _check_sizes(tensors: Mapping[str, Tensor], shape: LlamaShape, architecture:
             )
     if extra := sorted(set(tensors) - set(expected)):
         raise ModelError(f"the checkpoint is for another base: --base has no {extra[0]}")
-
-
-def _base_sizes(shape: LlamaShape) -> dict[str, tuple[int, ...]]:
-    hidden, inner = shape.hidden_size, shape.intermediate_size
-    queries, keys = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
-    layer = {
-        "self_attn.q_proj.weight": (queries, hidden),
-        "self_attn.k_proj.weight": (keys, hidden),
-        "self_attn.v_proj.weight": (keys, hidden),
-        "self_attn.o_proj.weight": (hidden, queries),
-        "mlp.gate_proj.weight": (inner, hidden),
-        "mlp.up_proj.weight": (inner, hidden),
-        "mlp.down_proj.weight": (hidden, inner),
-        "input_layernorm.weight": (hidden,),
-        "post_attention_layernorm.weight": (hidden,),
-    }
-    if shape.qkv_bias:
-        layer |= {
-            "self_attn.q_proj.bias": (queries,),
-            "self_attn.k_proj.bias": (keys,),
-            "self_attn.v_proj.bias": (keys,),
-        }
-    if shape.qk_norm:
-        layer |= {"self_attn.q_norm.weight": (shape.head_dim,), "self_attn.k_norm.weight": (shape.head_dim,)}
-    sizes = {
-        f"model.layers.{i}.{name}": size for i in range(shape.num_layers) for name, size in layer.items()
-    }
-    sizes |= {"model.embed_tokens.weight": (shape.vocab_size, hidden), "model.norm.weight": (hidden,)}
-    return sizes if shape.tie_embeddings else {**sizes, "lm_head.weight": (shape.vocab_size, hidden)}
 
 
 def import_checkpoint(

@@ -15,21 +15,9 @@ from hambench.bench.regimes import random_llama, walk
 from hambench.engine.cuda.early_exit import GRAPH_LOOPS
 from hambench.engine.cuda.fused_llama import FusedLlama
 from hambench.errors import HambenchError
-from hambench.kernels.tools.shapes import KernelShape
+from hambench.kernels.tools.shapes import TOY
 from hambench.methods.hamburger.model import HamburgerModel
 
-TOY = KernelShape(
-    name="toy",
-    hidden=32,
-    intermediate=48,
-    heads=4,
-    kv_heads=2,
-    head_dim=8,
-    vocabulary=97,
-    num_layers=4,
-    merge_heads=4,
-    capacity=512,
-)
 PROMPT = list(range(1, 25))
 
 

@@ -5,10 +5,11 @@ import os
 import pytest
 
 from hambench.decoding import SamplingParams
+from hambench.engine.chat import chat_template
 from hambench.engine.loop import generate
 from hambench.engine.text import answer_text, encode_prompt
 from hambench.records import SampleRecord
-from hambench.suites import CaptureRequest, capture, chat_template_of, score
+from hambench.suites import CaptureRequest, capture, score
 from hambench.suites.task_requests import make_task
 
 pytestmark = [pytest.mark.slow, pytest.mark.model, pytest.mark.timeout(3600)]
@@ -50,7 +51,7 @@ def test_answers_and_scores_equal_lm_evals_hf_model(name, shared_data, target, h
         None,
         tasks=(name,),
         data=_folder(tmp_path, name, rows),
-        apply_chat_template=chat_template_of(target.tokenizer),
+        apply_chat_template=chat_template(target.tokenizer),
     )
     captured = capture(request)
     chat = captured.samples[0].chat
