@@ -33,6 +33,7 @@ from hambench.records import (
     answer_key,
 )
 from hambench.run_notes import note_of_text
+from hambench.store_checks import misfit, misjudged, odd_reading
 
 HEADER, PROMPTS, RECORDS, SCORES, TELEMETRY, FIDELITY = (
     "run.json",
@@ -112,7 +113,7 @@ def load_run(path: str | Path) -> Run:
     cells = {cell.label for cell in header.cells}
 
     def check(item: SampleRecord | Score) -> str | None:
-        return _misfit(item, cells, samples)
+        return misfit(item, cells, samples)
 
     newest: dict[RecordKey, SampleRecord] = {}
     warmups = []
@@ -124,8 +125,16 @@ def load_run(path: str | Path) -> Run:
     scores = {
         (s.cell, s.sample_id, s.repeat, s.metric): s for s in _read_lines(folder / SCORES, Score, check)
     }
-    telemetry = _read_lines(folder / TELEMETRY, dict[str, Any], _odd_reading)
-    fidelity = {item.answer: item for item in _read_lines(folder / FIDELITY, Fidelity)}
+    telemetry = _read_lines(folder / TELEMETRY, dict[str, Any], odd_reading)
+    answers: dict[str, SampleRecord] = {}
+    if (folder / FIDELITY).exists():
+        told = (record for record in (*warmups, *newest.values()) if record.trace is not None)
+        answers = {answer_key(record): record for record in told}
+
+    def check_judgement(item: Fidelity) -> str | None:
+        return misjudged(item, answers)
+
+    fidelity = {item.answer: item for item in _read_lines(folder / FIDELITY, Fidelity, check_judgement)}
     return Run(
         path=folder,
         header=header,
@@ -334,39 +343,6 @@ def load_header(folder: Path) -> RunHeader:
     if header.repeats < 1:
         raise StoreError(f"{path}: repeats must be >= 1, got {header.repeats}")
     return header
-
-
-def _misfit(item: SampleRecord | Score, cells: set[str], samples: dict[str, Sample]) -> str | None:
-    """Why a record or score does not belong to its run; ``None`` where it does."""
-    if item.cell not in cells:
-        return f"run.json names no cell {item.cell!r}"
-    if item.sample_id not in samples:
-        return f"prompts.jsonl holds no sample {item.sample_id!r}"
-    if isinstance(item, SampleRecord) and item.trace is not None:
-        num_steps = len(item.trace.steps)
-        if num_steps == 0:
-            return "the trace has no steps: an answer has at least its prefill"
-        if item.step_texts and len(item.step_texts) != num_steps:
-            return f"{len(item.step_texts)} step_texts for {num_steps} steps: there must be one for each"
-    return None
-
-
-_READINGS: dict[str, dict[str, Any]] = {
-    "warmup": {"cell": str, "cold_s": float, "passes_s": list[float], "settled": bool},
-    "bandwidth": {"read": float | None},
-    "fidelity": {"seconds": float, "num_distinct": int, "num_answers": int},
-}
-
-
-def _odd_reading(reading: dict[str, Any]) -> str | None:
-    """Why a reading of the machine can't be used; ``None`` where it can. Other kinds and fields may be anything."""
-    fields = {**_READINGS.get(str(reading.get("kind")), {}), "extra_weight_bytes": int | None}
-    for name, kind in fields.items():
-        try:
-            msgspec.convert(reading.get(name), kind)
-        except msgspec.ValidationError as error:
-            return f"{name} of a reading: {error}"
-    return None
 
 
 def _read_lines(path: Path, kind: type[T], misfit: Callable[[T], str | None] = lambda _: None) -> Iterator[T]:

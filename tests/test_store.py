@@ -11,12 +11,14 @@ from hambench.errors import FolderTakenError, StoreError
 from hambench.records import (
     SCHEMA_VERSION,
     Cell,
+    Fidelity,
     GenerationTrace,
     RunHeader,
     Sample,
     SampleRecord,
     Score,
     StepRecord,
+    answer_key,
 )
 from hambench.store import RunWriter, list_runs, load_run
 
@@ -284,6 +286,32 @@ def test_a_record_that_does_not_belong_to_its_run_is_named_by_its_line(folder, o
     with RunWriter.resume(folder) as writer:
         writer.append_records([record(), record(**odd)])
     with pytest.raises(StoreError, match=rf"records\.jsonl, line 2: .*{reason}"):
+        load_run(folder)
+
+
+@pytest.mark.parametrize(
+    ("odd", "reason"),
+    [
+        ({"sample_id": "s/t/9"}, "is one to 's/t/0', not to 's/t/9'"),
+        ({"regrets": (0.0,), "logprobs": (-1.0,), "gaps": (1.0,)}, "1 regrets for an answer of 2 tokens"),
+        ({"regrets": (0.0, -0.5)}, "regrets are differences to the best and must be >= 0, got -0.5"),
+        ({"gaps": (-2.0, 1.0)}, "gaps are differences to the best and must be >= 0, got -2.0"),
+        ({"logprobs": (-1.0, 0.5)}, "logprobs must be <= 0, got 0.5"),
+        ({"gaps": (1.0,)}, "must have the same length"),
+    ],
+)
+def test_a_judgement_that_does_not_fit_its_answer_is_named_by_its_line(folder, odd, reason):
+    whole = {"regrets": (0.0, 0.5), "logprobs": (-1.0, 1e-6), "gaps": (0.0, 1.0)}
+    line = {"sample_id": "s/t/0", "answer": answer_key(record()), **whole}
+    with RunWriter.resume(folder) as writer:
+        writer.append_record(record())
+        writer.append_fidelity(
+            [Fidelity(**line), Fidelity(**{**line, "answer": "of no record", "gaps": (0.0,) * 2})]
+        )
+    assert load_run(folder).judged(record()) == Fidelity(**line)
+    with (folder / "fidelity.jsonl").open("a") as file:
+        file.write(json.dumps({**line, **odd}) + "\n")
+    with pytest.raises(StoreError, match=rf"fidelity\.jsonl, line 3: .*{reason}"):
         load_run(folder)
 
 

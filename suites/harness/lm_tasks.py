@@ -38,11 +38,12 @@ SCORER_PACKAGES = {
 def scorer_of(config: str) -> str:
     """Returns a task file's scorer: lm-eval and the packages that its scorers use, with versions."""
     packages = SCORER_PACKAGES.get(config.split("/")[0], ())
-    versions = [f"{name} {found}" for name in packages if (found := _version_or_none(name)) is not None]
+    versions = [f"{name} {found}" for name in packages if (found := version_or_none(name)) is not None]
     return ", ".join([f"lm-eval {lm_eval_version()}", *versions])
 
 
-def _version_or_none(name: str) -> str | None:
+def version_or_none(name: str) -> str | None:
+    """Version of an installed package; ``None`` if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from damage import ODD, damaged, damaged_bytes
 from fakes import TINY_SHAPE, save_tiny_model
-from fuzz_effort import examples
-from hypothesis import HealthCheck, given, settings
+from fuzz_effort import BOUNDED, examples
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hambench.cli.run import command, request_from
@@ -19,11 +19,7 @@ from hambench.runner.axis_text import MAX_VALUES, expand_values, parse_method, s
 from hambench.suites import CaptureRequest, capture
 from hambench.yaml_files import read_yaml
 
-BOUNDED = settings(
-    deadline=None,
-    max_examples=examples(300),
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+SOME = settings(BOUNDED, max_examples=examples(300))
 AXIS = st.text(alphabet="0123456789.:,=[]\"' -eainfk_/é", max_size=24)
 SWEEP = """
 methods: [vanilla, speculative]
@@ -46,7 +42,7 @@ def check_line(error: HambenchError) -> None:
         pytest.fail(f"not one line: {error}")
 
 
-@BOUNDED
+@SOME
 @given(text=AXIS)
 def test_any_axis_gives_values_or_one_line(text):
     try:
@@ -55,7 +51,7 @@ def test_any_axis_gives_values_or_one_line(text):
         check_line(error)
 
 
-@BOUNDED
+@SOME
 @given(text=AXIS)
 def test_any_methods_are_split_or_refused_in_one_line(text):
     try:
@@ -65,7 +61,7 @@ def test_any_methods_are_split_or_refused_in_one_line(text):
         check_line(error)
 
 
-@BOUNDED
+@SOME
 @given(value=st.text(alphabet="abc,:=[] ./'", min_size=1, max_size=16))
 def test_a_quoted_value_is_itself(value):
     assert expand_values(f'"{value}"') == (value,)
@@ -74,7 +70,7 @@ def test_a_quoted_value_is_itself(value):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@BOUNDED
+@SOME
 @given(data=st.data())
 def test_any_sweep_file_is_a_request_or_one_line(tmp_path, data):
     import click

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 from damage import damaged, damaged_bytes
-from fuzz_effort import examples
-from hypothesis import HealthCheck, given, settings
+from fuzz_effort import BOUNDED, examples
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hambench.cli import main
 from hambench.errors import StoreError
+from hambench.records import answer_key
 from hambench.store import load_run
 
 STORED = Path(__file__).parents[1] / "data" / "run-v1"
-FILES = ("run.json", "prompts.jsonl", "records.jsonl", "scores.jsonl", "telemetry.jsonl")
+FILES = ("run.json", "prompts.jsonl", "records.jsonl", "scores.jsonl", "telemetry.jsonl", "fidelity.jsonl")
 COMMANDS = (
     ("show", "{run}"),
     ("show", "{run}", "--by", "task"),
@@ -31,15 +34,7 @@ COMMANDS = (
     ("report", "{run}", "-o", "{root}/report.html"),
     ("report", "{run}", "--no-js", "-o", "{root}/report.html", "--markdown", "{root}/report.md"),
 )
-SLOW = settings(
-    deadline=None,
-    max_examples=examples(250),
-    suppress_health_check=[
-        HealthCheck.function_scoped_fixture,
-        HealthCheck.too_slow,
-        HealthCheck.data_too_large,
-    ],
-)
+SLOW = settings(BOUNDED, max_examples=examples(250))
 
 
 def run(root: Path, command: tuple[str, ...]) -> None:
@@ -57,10 +52,25 @@ def fresh(tmp_path: Path) -> Path:
     shutil.rmtree(tmp_path / "run", ignore_errors=True)
     shutil.rmtree(tmp_path / "history", ignore_errors=True)
     shutil.copytree(STORED, tmp_path / "run")
+    write(tmp_path / "run", "fidelity.jsonl", judgements())
     return tmp_path / "run"
 
 
+@functools.cache
+def judgements() -> list:
+    """What a target could have said of each distinct answer of the stored run, which is older than judging."""
+    records = {answer_key(record): record for record in load_run(STORED).measured if record.trace is not None}
+    judged = []
+    for key, record in records.items():
+        regrets = [0.0] * (len(record.trace.token_ids) - 1) + [0.25]
+        numbers = {"regrets": regrets, "logprobs": [-1.5] * len(regrets), "gaps": [0.5] * len(regrets)}
+        judged.append({"sample_id": record.sample_id, "answer": key, **numbers})
+    return judged
+
+
 def lines_of(name: str) -> list:
+    if name == "fidelity.jsonl":
+        return copy.deepcopy(judgements())
     content = (STORED / name).read_text()
     return [json.loads(content)] if name == "run.json" else list(map(json.loads, content.splitlines()))
 
@@ -85,6 +95,9 @@ FOUND = [
     ("run.json", [0, "cells"], []),
     ("run.json", [0, "commit"], "a/b"),
     ("run.json", [0, "repeats"], 0),
+    ("fidelity.jsonl", [0, "gaps"], []),
+    ("fidelity.jsonl", [0, "regrets", 0], -1.0),
+    ("fidelity.jsonl", [0, "sample_id"], "a/b"),
 ]
 """File, place and value of what once ended in a traceback."""
 
@@ -132,7 +145,7 @@ def test_any_value_may_be_any_other(tmp_path, data, capsys):
 @given(data=st.data())
 def test_any_byte_may_be_any_other(tmp_path, data, capsys):
     name = data.draw(st.sampled_from(FILES))
-    content = data.draw(damaged_bytes((STORED / name).read_bytes()))
-    (fresh(tmp_path) / name).write_bytes(content)
+    content = data.draw(damaged_bytes((fresh(tmp_path) / name).read_bytes()))
+    (tmp_path / "run" / name).write_bytes(content)
     run(tmp_path, data.draw(st.sampled_from(COMMANDS)))
     capsys.readouterr()

@@ -4,11 +4,12 @@ import dataclasses
 import json
 import statistics
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from hambench.groups import Bounds, bounds_by_group
-from hambench.suites import CaptureRequest, capture
+from hambench.suites import CaptureRequest, capture, floors
 from hambench.suites.floors import bounds_of, compute_bounds
 from hambench.suites.listing import describe
 from hambench.suites.offline import OFFLINE
@@ -67,9 +68,75 @@ def test_the_floor_of_a_fact_is_that_of_a_random_fact_at_least():
     assert by_hand.get(bounds.floor_by, bounds.floor) == pytest.approx(bounds.floor)
 
 
+@pytest.fixture
+def cache_folder(tmp_path, monkeypatch):
+    """An empty cache on disk, and none in memory."""
+    monkeypatch.setenv("HAMBENCH_CACHE", str(tmp_path / "cache"))
+    forget()
+    yield tmp_path / "cache" / "offline"
+    forget()
+
+
+def forget():
+    floors.bounds_of.cache_clear()
+    floors._digest.cache_clear()
+
+
+def refuse_to_compute(each, *, seed=0):
+    raise AssertionError(f"{each.entry.name} is computed again")
+
+
 @pytest.mark.parametrize("task", QUICK)
-def test_floors_are_the_same_from_disk_and_computed_again(task):
-    assert bounds_of(task) == compute_bounds(OFFLINE[task])
+def test_floors_are_the_same_from_disk_and_computed_again(task, cache_folder, monkeypatch):
+    computed = bounds_of(task)
+    assert computed == compute_bounds(OFFLINE[task])
+    forget()
+    monkeypatch.setattr(floors, "compute_bounds", refuse_to_compute)
+    assert bounds_of(task) == computed
+    with pytest.raises(AssertionError, match="computed again"):
+        bounds_of(task, 1)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"null", b"\xff", b'{"floor": 1}', b'{"floor": "1", "ceiling": []}']
+)
+def test_a_damaged_floor_on_disk_is_computed_again(cache_folder, content):
+    expected = bounds_of("small-sums")
+    (kept,) = cache_folder.glob("bounds-*")
+    whole = kept.read_bytes()
+    kept.write_bytes(content)
+    forget()
+    assert bounds_of("small-sums") == expected
+    assert kept.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "value"),
+    [(floors.sys, "version", "another build"), (floors, "scorer_of", str), (floors, "version_or_none", str)],
+)
+def test_what_makes_or_scores_the_rows_is_in_the_floors_key(cache_folder, monkeypatch, module, name, value):
+    bounds_of("small-sums")
+    monkeypatch.setattr(floors, "compute_bounds", refuse_to_compute)
+    monkeypatch.setattr(module, name, value)
+    forget()
+    with pytest.raises(AssertionError, match="computed again"):
+        bounds_of("small-sums")
+
+
+def test_the_code_of_every_room_of_the_suites_is_in_the_floors_key(cache_folder, monkeypatch):
+    read = []
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path.name) or read_bytes(path))
+    floors._digest("x")
+    # how a request is built, how answers are scored, how rows are made and columns checked
+    assert {"task_requests.py", "longbench.py", "facts.py", "columns.py", "catalogue.py"} <= set(read)
+
+
+def test_a_floor_is_given_where_it_can_not_be_kept(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("HAMBENCH_CACHE", str(tmp_path / "file" / "cache"))
+    forget()
+    assert bounds_of("module-purpose").floor == pytest.approx(25)
 
 
 @pytest.mark.parametrize("each", OFFLINE.values(), ids=list(OFFLINE))

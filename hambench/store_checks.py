@@ -1,0 +1,70 @@
+"""Whether a line of a run folder fits its run: each function gives the reason why not, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from hambench.records import Fidelity, Sample, SampleRecord, Score
+
+
+def misfit(item: SampleRecord | Score, cells: set[str], samples: dict[str, Sample]) -> str | None:
+    """Why a record or score does not belong to its run; ``None`` where it does."""
+    if item.cell not in cells:
+        return f"run.json names no cell {item.cell!r}"
+    if item.sample_id not in samples:
+        return f"prompts.jsonl holds no sample {item.sample_id!r}"
+    if isinstance(item, SampleRecord) and item.trace is not None:
+        num_steps = len(item.trace.steps)
+        if num_steps == 0:
+            return "the trace has no steps: an answer has at least its prefill"
+        if item.step_texts and len(item.step_texts) != num_steps:
+            return f"{len(item.step_texts)} step_texts for {num_steps} steps: there must be one for each"
+    return None
+
+
+_READINGS: dict[str, dict[str, Any]] = {
+    "warmup": {"cell": str, "cold_s": float, "passes_s": list[float], "settled": bool},
+    "bandwidth": {"read": float | None},
+    "fidelity": {"seconds": float, "num_distinct": int, "num_answers": int},
+}
+
+
+def odd_reading(reading: dict[str, Any]) -> str | None:
+    """Why a reading of the machine can't be used; ``None`` where it can. Other kinds and fields may be anything."""
+    fields = {**_READINGS.get(str(reading.get("kind")), {}), "extra_weight_bytes": int | None}
+    for name, kind in fields.items():
+        try:
+            msgspec.convert(reading.get(name), kind)
+        except msgspec.ValidationError as error:
+            return f"{name} of a reading: {error}"
+    return None
+
+
+_ROUNDING = 1e-3
+"""Nats that float32 may put a log-probability above 0."""
+
+
+def misjudged(item: Fidelity, answers: Mapping[str, SampleRecord]) -> str | None:
+    """Why a judgement does not belong to the answer that it names; ``None`` where it does.
+
+    Args:
+        item: The judgement; one of an answer that no record holds says nothing, and may be anything.
+        answers: A record of each answer, by :func:`~hambench.records.answer_key`.
+    """
+    record = answers.get(item.answer)
+    if record is None or record.trace is None or item.error is not None:
+        return None
+    if item.sample_id != record.sample_id:
+        return f"the answer {item.answer} is one to {record.sample_id!r}, not to {item.sample_id!r}"
+    num_tokens = len(record.trace.token_ids)
+    if len(item.regrets) != num_tokens:
+        return f"{len(item.regrets)} regrets for an answer of {num_tokens} tokens: there must be one for each"
+    for name, values in (("regrets", item.regrets), ("gaps", item.gaps)):
+        if values and min(values) < 0:
+            return f"{name} are differences to the best and must be >= 0, got {min(values)}"
+    if item.logprobs and max(item.logprobs) > _ROUNDING:
+        return f"logprobs must be <= 0, got {max(item.logprobs)}"
+    return None
