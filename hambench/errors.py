@@ -80,3 +80,8 @@ def listed(names: Sequence[str], most: int = 3) -> str:
     """The first names, and how many more there are."""
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def count(number: int, noun: str) -> str:
+    """``1 sample``, ``2 samples``, ``12,000 samples``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

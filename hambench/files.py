@@ -11,6 +11,7 @@ import errno
 import os
 import shutil
 import stat
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,6 +92,26 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(place)
     finally:
         _discard(temporary)
+
+
+@contextlib.contextmanager
+def making_folder(folder: Path) -> Iterator[Path]:
+    """Gives an empty folder to fill, which takes the place of ``folder`` when the block ends well.
+
+    It lies next to ``folder`` meanwhile: its name begins with a dot and the folder's name.
+
+    Raises:
+        OSError: If the folder can't be put there.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # a rename within one file system is atomic
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+        filled = Path(scratch) / "filled"
+        filled.mkdir()
+        yield filled
+        if folder.exists():
+            shutil.rmtree(folder)
+        filled.rename(folder)
 
 
 def remember(path: Path, text: str) -> bool:

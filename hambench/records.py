@@ -63,8 +63,7 @@ class Cell:
 
     def asks(self, sample: Sample) -> Sample:
         """The sample as this cell is asked it: with the cell's own limit, if it has one."""
-        limit = self.max_new_tokens
-        return sample if limit is None else dataclasses.replace(sample, max_new_tokens=limit)
+        return sample.limited(self.max_new_tokens)
 
     def positions(self, context_length: int) -> int:
         """Positions that prompt and answer may take on a model of ``context_length`` positions."""
@@ -103,6 +102,10 @@ class Sample:
     """The same at the end: LongBench cuts its own prompt first and wraps it in a chat turn afterwards."""
     doc: dict[str, Any] = field(default_factory=dict)
     """The task's row, long contexts left out: what the scorer needs, so that scores need no data set."""
+
+    def limited(self, max_new_tokens: int | None) -> Sample:
+        """The sample with this limit of its answer; with its own if ``None``."""
+        return self if max_new_tokens is None else dataclasses.replace(self, max_new_tokens=max_new_tokens)
 
     @property
     def prompt_hash(self) -> str:

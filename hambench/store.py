@@ -21,6 +21,7 @@ from typing import Any, Self, TypeVar
 import msgspec
 from filelock import FileLock, Timeout
 
+from hambench._store_checks import misfit, misjudged, odd_reading
 from hambench.errors import FolderTakenError, StoreError
 from hambench.files import disk_errors, make_folders, reason_of, write_bytes
 from hambench.records import (
@@ -33,7 +34,6 @@ from hambench.records import (
     answer_key,
 )
 from hambench.run_notes import note_of_text
-from hambench.store_checks import misfit, misjudged, odd_reading
 
 HEADER, PROMPTS, RECORDS, SCORES, TELEMETRY, FIDELITY = (
     "run.json",

@@ -27,3 +27,6 @@ outputs as they were.
 Tests check the fused kernels under Triton's interpreter and compile them ahead of time for sm_80 and sm_90.
 docs/results/README.md says what has run on a GPU and what has not.
 """
+
+MAX_ROWS = 8
+"""Most rows of one fused call: a decode step, or a verification of up to 7 drafted tokens."""

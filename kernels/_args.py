@@ -7,9 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-MAX_ROWS = 8
-"""Most rows of one fused call: a decode step, or a verification of up to 7 drafted tokens."""
-
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hambench.kernels._args import MAX_ROWS, check_tensor, is_done, output
+from hambench.kernels import MAX_ROWS
+from hambench.kernels._args import check_tensor, is_done, output
 from hambench.kernels._dispatch import Impl, use_fused
 from hambench.kernels._rotary import check_attention, unsupported
 from hambench.kernels.micro_attention import append_and_attend

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hambench.kernels._args import FLOATS, MAX_ROWS, check_flag, check_tensor, check_weight, is_done
+from hambench.kernels import MAX_ROWS
+from hambench.kernels._args import FLOATS, check_flag, check_tensor, check_weight, is_done
 from hambench.kernels._dispatch import Impl, use_fused
 from hambench.kernels.norm_gemv import rms_norm
 from hambench.kernels.results import HeadOutput

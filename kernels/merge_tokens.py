@@ -7,7 +7,8 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from hambench.kernels._args import FLOATS, MAX_ROWS, check_flag, check_tensor, is_done, output
+from hambench.kernels import MAX_ROWS
+from hambench.kernels._args import FLOATS, check_flag, check_tensor, is_done, output
 from hambench.kernels._dispatch import Impl, use_fused
 from hambench.kernels.results import MergeWeights, Residual
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hambench.kernels._args import MAX_ROWS, is_done, output
+from hambench.kernels import MAX_ROWS
+from hambench.kernels._args import is_done, output
 from hambench.kernels._dispatch import Impl, use_fused
 from hambench.kernels._rotary import attend, check_attention, rotate, unsupported
 

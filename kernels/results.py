@@ -89,11 +89,6 @@ class MicroState(NamedTuple):
             done=torch.zeros(1, dtype=torch.int32, device=device),
         )
 
-    def reset(self) -> None:
-        """Prepares the state for the next macro-step, without waiting for the device."""
-        self.num_tokens.zero_()
-        self.done.zero_()
-
 
 class Verdict(NamedTuple):
     """Tokens that a verification accepted, on the device."""

@@ -135,12 +135,15 @@ def read(path: Path) -> dict[str, dict[str, dict[str, Tile]]]:
         raise ValueError(f"{path} must map device, Triton version and entry to a tile: {error}") from error
 
 
-def write(path: Path, device: str, version: str, tiles: dict[str, Tile]) -> None:
-    """Writes the tiles of one device and version into the table at `path`, and keeps the others."""
-    table = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    entries = {entry: dataclasses.asdict(tile) for entry, tile in sorted(tiles.items())}
-    table.setdefault(device, {})[version] = entries
-    path.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+def table_text(path: Path, device: str, version: str, tiles: dict[str, Tile]) -> str:
+    """Returns the table at `path`, if there is one, with the tiles of one device and version replaced.
+
+    Raises:
+        ValueError: If the file is not such a table.
+    """
+    table = read(path) if path.exists() else {}
+    table.setdefault(device, {})[version] = dict(sorted(tiles.items()))
+    return json.dumps(table, indent=2, default=dataclasses.asdict) + "\n"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,8 +172,13 @@ def is_tuned(device: torch.device) -> bool:
 
 
 def use_table(path: Path) -> None:
-    """Reads tiles from `path` from now on, instead of the table shipped with the package."""
+    """Reads tiles from `path` from now on, instead of the table shipped with the package.
+
+    Raises:
+        ValueError: If the file is not such a table.
+    """
     global TABLE_PATH
+    read(path)
     TABLE_PATH = path
     _table.cache_clear()
 

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from hambench.errors import StoreError
-from hambench.files import printable, remember, replacing, write_bytes, write_new, write_text
+from hambench.files import making_folder, printable, remember, replacing, write_bytes, write_new, write_text
 
 
 def test_a_link_is_written_through(tmp_path):
@@ -94,3 +94,26 @@ def test_what_only_saves_time_is_never_an_error(tmp_path):
 def test_the_odd_bytes_of_a_name_are_spelled_out():
     assert printable(os.fsdecode(b"m\xff")) == "m\\xff"
     assert printable("模型") == "模型"
+
+
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
+    folder = tmp_path / "parent" / "folder"
+
+    def fill(*names, fails=False):
+        with making_folder(folder) as filled:
+            assert list(filled.iterdir()) == []
+            for name in names:
+                (filled / name).write_text(name)
+            if fails:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fill("old", fails=True)
+    assert list(folder.parent.iterdir()) == []
+    fill("old")
+    with pytest.raises(KeyboardInterrupt):
+        fill("new", fails=True)
+    assert [each.name for each in folder.iterdir()] == ["old"]
+    fill("new", "newer")
+    assert sorted(each.name for each in folder.iterdir()) == ["new", "newer"]
+    assert list(folder.parent.iterdir()) == [folder]

@@ -18,6 +18,7 @@ FOLDERS = {
 }
 
 CONTRACT = {
+    "_store_checks",
     "_version",
     "decoding",
     "errors",
@@ -31,7 +32,6 @@ CONTRACT = {
     "registry",
     "run_notes",
     "store",
-    "store_checks",
     "terminal_text",
     "yaml_files",
 }

@@ -12,6 +12,7 @@ from hambench.analysis.metrics import decode_seconds, num_decode_tokens, num_pos
 from hambench.analysis.statistics.intervals import Array
 from hambench.analysis.statistics.paired_tests import MIN_BLOCKS
 from hambench.analysis.verdicts import join_reasons
+from hambench.errors import count
 from hambench.records import GenerationTrace, Sample, SampleRecord, Score
 from hambench.registry import is_lossless
 from hambench.store import Run
@@ -143,7 +144,7 @@ def overlap_of(a: Arm, b: Arm, asked: Mapping[str, Sample], most_one_sided: floa
     if any(ours[key].prompt_hash != theirs[key].prompt_hash for key in shared):
         refused = "the prompts differ"
     elif len(one_sided) > most_one_sided * len(asked):
-        refused = f"{count(one_sided, 'sample')} of {len(asked)} answered by one of the two only"
+        refused = f"{count(len(one_sided), 'sample')} of {len(asked)} answered by one of the two only"
     return Overlap(asked, one_sided, refused, most_one_sided)
 
 
@@ -179,11 +180,6 @@ def disturbance(arms: Sequence[Arm], asked: Iterable[str], *, busy: float) -> st
     return note
 
 
-def count(things: Sequence[object] | Mapping[str, int], noun: str) -> str:
-    """``1 sample``, ``2 samples``."""
-    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
-
-
 def _blocks(keys: Sequence[Key]) -> tuple[list[int], str]:
     """Number of each pair's block: its sample, or its repeat where samples are too few to be blocks."""
     samples = {sample_id: i for i, sample_id in enumerate(dict.fromkeys(key[0] for key in keys))}
@@ -192,4 +188,4 @@ def _blocks(keys: Sequence[Key]) -> tuple[list[int], str]:
         return [samples[key[0]] for key in keys], ""
     return [
         repeats[key[1]] for key in keys
-    ], f"over {len(repeats)} repeats of {count(samples, 'fixed prompt')}"
+    ], f"over {len(repeats)} repeats of {count(len(samples), 'fixed prompt')}"

@@ -18,7 +18,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from hambench.analysis.arms import (
     Arm,
     Overlap,
-    count,
     disturbance,
     overlap_of,
     paired_traces,
@@ -44,6 +43,7 @@ from hambench.analysis.verdicts import (
     join_reasons,
     verdict_of,
 )
+from hambench.errors import count
 from hambench.groups import ALL, group_kind, group_names, in_group
 from hambench.records import BUSY_LOAD, Comparison, Estimate, Sample, Verdict
 from hambench.store import Run
@@ -229,7 +229,7 @@ def _compare_rate(a: Arm, b: Arm, overlap: Overlap, group: str, metric: str, mar
     work = paired_work((a, b), metric, overlap.asked)
     notes = [work.note]
     if overlap.one_sided and not refused:
-        left_out = f"{count(overlap.one_sided, 'sample')} of {len(overlap.asked)} left out"
+        left_out = f"{count(len(overlap.one_sided), 'sample')} of {len(overlap.asked)} left out"
         notes.append(f"{left_out}: answered by one of the two only")
     if work.num_left_out:
         notes.append(
@@ -278,12 +278,12 @@ def _compare_accuracy(a: Arm, b: Arm, overlap: Overlap, group: str, margins: Mar
     both = [sid for sid in asked if sid in ours and sid in theirs]
     unscored = [sid for sid in asked if (sid in ours) != (sid in theirs)]
     notes = [
-        f"{count(failed, 'answer')} that {arm.cell} failed to give {'count' if len(failed) > 1 else 'counts'} as 0"
+        f"{count(len(failed), 'answer')} that {arm.cell} failed to give {'count' if len(failed) > 1 else 'counts'} as 0"
         for arm in (a, b)
         if (failed := [sid for sid in zeros(arm, overlap) if sid in both])
     ]
     if unscored:
-        words = f"{count(unscored, 'sample')} of {len(asked)} scored for one of the two only"
+        words = f"{count(len(unscored), 'sample')} of {len(asked)} scored for one of the two only"
         notes.append(f"{words}: left out")
         if not refused and len(unscored) > overlap.most_one_sided * len(asked):
             refused = words
@@ -300,7 +300,7 @@ def _compare_accuracy(a: Arm, b: Arm, overlap: Overlap, group: str, margins: Mar
     )
     by_design = a.lossless and b.lossless
     all_equal = bool(pairs) and num_equal == len(pairs) and not notes and result.effect == 0
-    equal = f"{num_equal} of {count(pairs, 'answer')} equal token by token" if pairs else ""
+    equal = f"{num_equal} of {count(len(pairs), 'answer')} equal token by token" if pairs else ""
     verdict: Verdict
     if all_equal and by_design:
         result = PairedResult(effect=0.0, num_blocks=result.num_blocks)

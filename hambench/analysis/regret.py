@@ -7,10 +7,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from hambench.analysis.arms import Arm, Overlap, count, paired_traces
+from hambench.analysis.arms import Arm, Overlap, paired_traces
 from hambench.analysis.statistics.intervals import CONFIDENCE, largest_unseen_rate
 from hambench.analysis.statistics.ratio_difference import MIN_DIFFERING, ratio_difference
 from hambench.analysis.verdicts import Margins, Sampled, join_reasons, verdict_of
+from hambench.errors import count
 from hambench.records import Comparison, Estimate, Sample
 
 UNSEEN_REGRET = 3.0
@@ -43,7 +44,7 @@ def compare_regret(
         if (key not in a.judged or key not in b.judged) and (mine.token_ids or other.token_ids)
     ]
     num_equal = sum(mine.token_ids == other.token_ids for _, mine, other in pairs)
-    left_out = f"{len(unread)} of {count(pairs, 'answer')} not judged on both sides" if unread else ""
+    left_out = f"{len(unread)} of {count(len(pairs), 'answer')} not judged on both sides" if unread else ""
     refused = overlap.refused
     # who writes what the target can't read must not be judged by the rest
     if len({sample_id for sample_id, _ in unread}) > overlap.most_one_sided * len(overlap.asked):
@@ -74,7 +75,7 @@ def compare_regret(
     verdict, reason = verdict_of(
         result, margin=margins.regret, better="lower", sampled=Sampled(groups=num_tasks)
     )
-    equal = f"{num_equal} of {count(pairs, 'answer')} equal token by token"
+    equal = f"{num_equal} of {count(len(pairs), 'answer')} equal token by token"
     if by_design and num_equal == len(pairs):
         verdict, reason = "equivalent", ""
     if by_design:

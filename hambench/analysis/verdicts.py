@@ -26,6 +26,7 @@ from scipy import stats
 from hambench.analysis.metrics import METRICS, Better
 from hambench.analysis.statistics.forecast import MIN_INFORMATIVE, blocks_needed
 from hambench.analysis.statistics.paired_tests import MIN_BLOCKS, PairedResult, adjusted_p_values
+from hambench.errors import count
 from hambench.groups import group_kind
 from hambench.records import Comparison, Estimate, Verdict
 from hambench.store import Run
@@ -72,9 +73,8 @@ class Sampled:
 
     def counted(self, number: int) -> str:
         """``1 sample``, ``12 samples``; how many of each task, where there are several."""
-        plural = "" if number == 1 else "s"
         of_each = f" ({math.ceil(number / self.groups):,} of each task)" if self.groups > 1 else ""
-        return f"{number:,} {self.noun}{plural}{of_each}"
+        return f"{count(number, self.noun)}{of_each}"
 
 
 def verdict_of(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, assert_never
 
 from hambench.analysis.metrics import Better, MetricClass
-from hambench.errors import HambenchError
+from hambench.errors import HambenchError, count
 from hambench.groups import ALL
 from hambench.records import Estimate
 from hambench.records import Verdict as PairVerdict
@@ -178,11 +178,6 @@ def merge(outcomes: Sequence[Outcome], *, title: str) -> Outcome:
         suite="+".join(dict.fromkeys(outcome.suite for outcome in outcomes if outcome.suite)),
         measurements={key: value for outcome in outcomes for key, value in outcome.measurements.items()},
     )
-
-
-def count(number: int, noun: str) -> str:
-    """Formats a count with its noun: ``1 check``, ``2 checks``."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _fine(primary: Sequence[Check], undecided: Sequence[Check], better: Sequence[Check]) -> str:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from hambench.analysis import metrics
 from hambench.analysis.metrics import METRICS, Better
-from hambench.gating.checks import Check, Verdict, count
+from hambench.errors import count
+from hambench.gating.checks import Check, Verdict
 from hambench.records import Estimate, GenerationTrace
 
 TOKEN_IDS = "token_ids"

@@ -31,11 +31,6 @@ def render_json(outcome: Outcome, *, strict: bool = False) -> str:
     return msgspec.json.format(msgspec.json.encode(fields), indent=2).decode() + "\n"
 
 
-def read_outcome(text: str | bytes) -> Outcome:
-    """Reads an outcome that :func:`render_json` wrote."""
-    return msgspec.json.decode(text, type=Outcome)
-
-
 def render_junit(outcome: Outcome, *, strict: bool = False) -> str:
     """Returns JUnit XML: a regression is a failure, an incomparable check an error, an undecided one a skip."""
     checks = outcome.ranked

@@ -40,11 +40,12 @@ from hambench.gating.config import (
     margins_of,
     validate_speed,
 )
-from hambench.gating.noise import Calibration, load_calibration, now, refuse_below_floor
+from hambench.gating.noise import Calibration, load_calibration, refuse_below_floor
 from hambench.gating.prompts import gate_prompts
 from hambench.gating.speed import CPU_THRESHOLD, GPU_THRESHOLD, Pair, gate_speed
 from hambench.gating.worker_process import Arm, Work
 from hambench.history.archive import machine_id
+from hambench.machine.clock import now
 from hambench.records import Cell
 from hambench.runner.sweep import Sweep
 

@@ -7,9 +7,9 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from hambench.errors import HambenchError
+from hambench.errors import HambenchError, count
 from hambench.files import reason_of
-from hambench.gating.checks import Check, ExitCode, Outcome, count
+from hambench.gating.checks import Check, ExitCode, Outcome
 from hambench.terminal_text import terminal_safe
 
 MAX_CHARACTERS = 60_000

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,8 +80,3 @@ def refuse_below_floor(threshold: float, num_blocks: int, calibration: Calibrati
         f"noise floor of this machine with {num_blocks} blocks: {floor:.1%}, calibrated {when}; "
         f"a loss of {found:.1%} would be detected 4 times in 5"
     )
-
-
-def now() -> str:
-    """Returns the time in UTC as ISO 8601, to the second."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -32,6 +32,7 @@ from hambench.decoding import KnobValue
 from hambench.errors import HambenchError, IncompleteError, StoreError, UnknownNameError
 from hambench.files import write_new
 from hambench.groups import ALL
+from hambench.machine.clock import now, utc
 from hambench.store import Run
 
 SCHEMA_VERSION = 1
@@ -367,7 +368,7 @@ def _own_name() -> str:
 
 
 def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
+    return now("microseconds")
 
 
 def _utc(text: str) -> str:
@@ -377,9 +378,7 @@ def _utc(text: str) -> str:
         raise HambenchError(
             f"a time is ISO 8601, like 2026-01-31 or 2026-01-31T12:00:00, got {text!r}"
         ) from None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=datetime.UTC)
-    return moment.astimezone(datetime.UTC).isoformat(timespec="microseconds")
+    return utc(moment, "microseconds")
 
 
 def _slug(text: str) -> str:

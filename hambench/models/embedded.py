@@ -20,7 +20,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from hambench.errors import HambenchError, ModelError
-from hambench.files import reason_of
+from hambench.files import making_folder, reason_of
 from hambench.models.safetensors import digest, sha256_of
 from hambench.paths import cache_dir
 from hambench.pip import run_pip
@@ -181,18 +181,12 @@ def _make(
         f".{model.name}-*"
     ):  # of a process that was killed: the lock is ours now
         shutil.rmtree(left_over)
-    # scratch lies beside the target: a rename within one file system is atomic
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{model.name}-") as scratch_name:
-        scratch = Path(scratch_name)
-        gguf = _fetch_gguf(model, scratch, fetch, say)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{model.name}-") as scratch:
+        gguf = _fetch_gguf(model, Path(scratch), fetch, say)
         say(f"{model.name}: de-quantising (once, about 20 s)")
-        made = scratch / "made"
-        made.mkdir()
-        dequantise(gguf, made)
-        _write_manifest(model, made)
-        if folder.exists():
-            shutil.rmtree(folder)
-        made.rename(folder)
+        with making_folder(folder) as filled:
+            dequantise(gguf, filled)
+            _write_manifest(model, filled)
 
 
 def _fetch_gguf(model: EmbeddedModel, scratch: Path, fetch: Fetch, say: Callable[[str], None]) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import os
 import sys
 import uuid
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from hambench._version import __version__
 from hambench.files import printable
+from hambench.machine.clock import now
 from hambench.machine.fingerprint import fingerprint
 from hambench.models.sizes import shape_scalars
 from hambench.records import SCHEMA_VERSION, Cell, RunHeader
@@ -33,7 +33,7 @@ def make_header(prepared: Prepared, folder: Path) -> RunHeader:
     return RunHeader(
         schema_version=SCHEMA_VERSION,
         run_id=f"{printable(folder.name)}-{uuid.uuid4().hex[:6]}",
-        created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        created_at=now(),
         hambench_version=__version__,
         commit=str(commit) if commit else None,
         command=command_line(),

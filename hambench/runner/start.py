@@ -207,12 +207,11 @@ def _capture(request: RunRequest, target: TargetModel) -> Capture:
         )
     )
     notes = suites.scoring_notes(captured, allow_code_execution=request.allow_code_execution)
-    captured = dataclasses.replace(captured, notes=(*captured.notes, *notes))
-    if request.max_new_tokens is None:
-        return captured
-    limit = request.max_new_tokens
-    limited = tuple(dataclasses.replace(sample, max_new_tokens=limit) for sample in captured.samples)
-    return dataclasses.replace(captured, samples=limited)
+    return dataclasses.replace(
+        captured,
+        samples=tuple(sample.limited(request.max_new_tokens) for sample in captured.samples),
+        notes=(*captured.notes, *notes),
+    )
 
 
 def _with_kernels_chosen(sweep: Sweep, target: TargetModel) -> Sweep:

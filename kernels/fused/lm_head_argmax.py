@@ -7,8 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hambench.kernels import tuning
-from hambench.kernels._args import MAX_ROWS
+from hambench.kernels import MAX_ROWS, tuning
 from hambench.kernels.fused._rows import cast, gemv_rows, row_pointers
 from hambench.kernels.results import HeadOutput
 

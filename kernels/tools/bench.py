@@ -248,7 +248,7 @@ def tune(
 ) -> dict[str, tuning.Tile]:
     """Finds the fastest tile of each GEMV of a shape for one row.
 
-    Returns table entries for :func:`hambench.kernels.tuning.write`. Every tile is checked before it is timed; one that
+    Returns entries for :func:`hambench.kernels.tuning.table_text`. Every tile is checked before it is timed; one that
     disagrees stops the search with its error.
 
     Raises:

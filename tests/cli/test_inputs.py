@@ -6,19 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from cli_calls import invoke
 
-from hambench.cli import main
 from hambench.store import load_run
-
-
-def invoke(capsys, *arguments):
-    code = 0
-    try:
-        main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        code = stop.code
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def refused(capsys, *arguments):
@@ -209,7 +199,7 @@ def test_all_leaves_out_what_the_loaded_model_can_not_do(capsys, run_options, tm
     code, _, err = invoke(capsys, "run", *options, "--limit", 1, "--out", tmp_path / "run")
     assert code == 0, err
     header = load_run(tmp_path / "run").header
-    assert {cell.method for cell in header.cells} == {"vanilla", "prompt_lookup"}
+    assert {cell.method for cell in header.cells} == {"vanilla", "prompt_lookup", "suffix"}
     assert any("speculative" in note.text and "adapter" in note.text for note in header.notes)
     options[options.index("all")] = "speculative"
     assert "runs through the transformers adapter" in refused(

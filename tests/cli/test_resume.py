@@ -10,21 +10,11 @@ import sys
 import time
 
 import pytest
+from cli_calls import invoke
 from fakes import TINY_SHAPE, save_tiny_model
 from fuzz_effort import examples
 
-from hambench.cli import main
 from hambench.store import load_run
-
-
-def invoke(capsys, *arguments):
-    code = 0
-    try:
-        main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        code = stop.code
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def cut(folder, num_records):

@@ -6,10 +6,11 @@ from dataclasses import replace
 from typing import get_args
 from xml.etree import ElementTree
 
+import msgspec
 import pytest
 
 from hambench.gating.checks import Check, ExitCode, Outcome, Verdict, change_word, merge
-from hambench.gating.exports import read_outcome, render_action_benchmark, render_json, render_junit
+from hambench.gating.exports import render_action_benchmark, render_json, render_junit
 from hambench.gating.markdown import MAX_CHARACTERS, marker, render_markdown
 from hambench.records import Estimate
 from hambench.records import Verdict as PairVerdict
@@ -170,7 +171,7 @@ def test_json_reads_back_and_carries_code_and_readings():
     found = outcome(check("regressed", ratio=0.9), measurements={"blocks": {"vanilla": [1, 2]}})
     text = render_json(found, strict=True)
     assert json.loads(text)["exit_code"] == 1
-    back = read_outcome(text)
+    back = msgspec.json.decode(text, type=Outcome)
     assert back.checks == found.checks
     assert back.measurements == found.measurements
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from hambench.files import write_text
 from hambench.kernels import tuning
 from hambench.kernels.tuning import Tile
 
@@ -14,11 +15,15 @@ def restored_table():
     tuning.use_table(path)
 
 
+def write(path, device, version, tiles):
+    write_text(path, tuning.table_text(path, device, version, tiles))
+
+
 def test_a_table_reads_back_what_was_written_and_keeps_other_devices(tmp_path):
     path = tmp_path / "tuned.json"
-    tuning.write(path, "GPU A", "3.6.0", {"norm_gemv/3072x2048/bfloat16": Tile(4, 2)})
-    tuning.write(path, "GPU B", "3.6.0", {"norm_gemv/3072x2048/bfloat16": Tile(1, 8)})
-    tuning.write(path, "GPU A", "3.9.0", {"lm_head_argmax/64x64/int8": Tile(8, 1)})
+    write(path, "GPU A", "3.6.0", {"norm_gemv/3072x2048/bfloat16": Tile(4, 2)})
+    write(path, "GPU B", "3.6.0", {"norm_gemv/3072x2048/bfloat16": Tile(1, 8)})
+    write(path, "GPU A", "3.9.0", {"lm_head_argmax/64x64/int8": Tile(8, 1)})
     table = tuning.read(path)
     assert table["GPU A"]["3.6.0"] == {"norm_gemv/3072x2048/bfloat16": Tile(4, 2)}
     assert table["GPU B"]["3.6.0"] == {"norm_gemv/3072x2048/bfloat16": Tile(1, 8)}
@@ -32,7 +37,7 @@ def test_the_shipped_table_can_be_read():
 def test_a_device_without_measurements_gets_the_default(monkeypatch, restored_table, tmp_path):
     path = tmp_path / "tuned.json"
     monkeypatch.setattr(tuning.importlib.metadata, "version", lambda name: "3.6.0")
-    tuning.write(path, "GPU A", "3.6.0", {"norm_gemv/64x4096/bfloat16": Tile(8, 2)})
+    write(path, "GPU A", "3.6.0", {"norm_gemv/64x4096/bfloat16": Tile(8, 2)})
     tuning.use_table(path)
     assert tuning._table("GPU A") == {"norm_gemv/64x4096/bfloat16": Tile(8, 2)}
     assert tuning._table("GPU B") == {}
@@ -47,6 +52,10 @@ def test_a_broken_table_is_named(tmp_path):
         ValueError, match=r"tuned\.json must map device.*block_n must be a power of two, got 3"
     ):
         tuning.read(path)
+    with pytest.raises(ValueError, match="must map device"):
+        tuning.use_table(path)
+    with pytest.raises(ValueError, match="must map device"):
+        tuning.table_text(path, "GPU", "3.6.0", {})
 
 
 @pytest.mark.parametrize("itemsize", [1, 2, 4])

@@ -78,19 +78,21 @@ def command(
 
     if device.type == "cpu":
         say("no CUDA device found: timing plain torch on the CPU only, no fused kernels")
-    if tiles is not None:
-        tuning.use_table(tiles)
     try:
+        if tiles is not None:
+            tuning.use_table(tiles)
         if tune is not None:
             if device.type == "cpu":
                 raise HambenchError("--tune needs a CUDA device to measure tiles on")
             found = bench.tune(SHAPES[shape_name], device, dtype=torch.bfloat16, progress=say)
-            tuning.write(tune, bench.device_name(device), bench.triton_version(), found)
+            write_text(
+                tune, tuning.table_text(tune, bench.device_name(device), bench.triton_version(), found)
+            )
             tuning.use_table(tune)
         report = bench.run(
             SHAPES[shape_name], device, rows=counts, compiled=compiled, only=only, progress=say
         )
-    except bench.NumericsError as error:
+    except (bench.NumericsError, ValueError) as error:
         raise HambenchError(str(error)) from error
     text = json.dumps(report.to_json(), indent=2) + "\n"
     if out is not None:
@@ -100,7 +102,11 @@ def command(
 
 
 def _rows(text: str) -> list[int]:
+    from hambench.kernels import MAX_ROWS
+
     counts = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
-    if not all(1 <= count <= 8 for count in counts):
-        raise HambenchError(f"--rows must be comma-separated whole numbers from 1 to 8, got {text!r}")
+    if not all(1 <= count <= MAX_ROWS for count in counts):
+        raise HambenchError(
+            f"--rows must be comma-separated whole numbers from 1 to {MAX_ROWS}, got {text!r}"
+        )
     return counts

@@ -30,14 +30,13 @@ from hambench.engine.llama import Llama
 from hambench.engine.output import ForwardOutput
 from hambench.engine.shape import rope_frequencies
 from hambench.errors import ModelError
+from hambench.kernels import MAX_ROWS
 from hambench.kernels.lm_head_argmax import lm_head_argmax
 from hambench.kernels.norm_gemv import norm_gemv
 from hambench.kernels.results import HeadOutput
 
 T = TypeVar("T")
 
-MAX_ROWS = 8
-"""Most rows of a forward that the kernels take."""
 SMALLEST_CACHE = 256
 """Slots of the smallest cache. Caches have powers of two from here, so that few sizes need graphs of their own."""
 

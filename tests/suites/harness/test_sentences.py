@@ -34,6 +34,17 @@ def test_a_wheel_that_is_not_the_pinned_one_is_refused_and_leaves_nothing(nothin
     assert not list(sentences.punkt_folder().glob("tokenizers/punkt_tab/*"))
 
 
+def test_what_another_process_fetched_meanwhile_is_not_fetched_again(nothing_found, monkeypatch):
+    answers = iter([False, True])
+    monkeypatch.setattr(sentences, "find_punkt", lambda: next(answers))
+
+    def download(folder):
+        raise AssertionError("fetched again")
+
+    monkeypatch.setattr(sentences, "_download", download)
+    assert sentences.fetch_punkt() == "present"
+
+
 def test_what_can_not_be_fetched_is_a_note_and_the_rest_runs(nothing_found, monkeypatch, tmp_path):
     def download(folder):
         raise HambenchError("the sentence data of IFEval's checks can't be fetched (no index)")
