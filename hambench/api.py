@@ -125,7 +125,7 @@ def run(
         knobs: Axis values by knob, e.g. ``{"k": [2, 4], "confidence": [0.5, 0.8]}``.
         dtype: ``float32``, ``bfloat16`` or ``float16``.
         axes: Values of what is no method's own, by field of :class:`hambench.runner.sweep.Sweep`: ``contexts``,
-            ``max_new_tokens``, ``threads``, ``regimes``, ``kernels``.
+            ``max_new_tokens``, ``threads``, ``regimes``, ``kernels`` (by default ``auto``, as on the command line).
         out: The run folder; a temporary one by default (its path is in the results).
         request: Further fields of :class:`hambench.runner.request.RunRequest`, e.g. ``limit=5``.
 
@@ -137,7 +137,7 @@ def run(
     from hambench.runner.start import start_run
 
     values = {name: tuple(each) for name, each in (knobs or {}).items()}
-    others = {name: tuple(each) for name, each in (axes or {}).items()}
+    others = {"kernels": ("auto",), **{name: tuple(each) for name, each in (axes or {}).items()}}
     for name in others:
         if name not in AXES:
             raise UnknownNameError("axis", name, AXES)

@@ -4,6 +4,7 @@ import pytest
 import hambench
 from hambench.api import load
 from hambench.errors import UnknownNameError
+from hambench.kernels.cpu.build import find_compiler
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +45,9 @@ def test_axes_are_those_of_the_command_line(tiny_model, rows, tmp_path):
         out=tmp_path / "run",
     )
     assert list(results.cells["cell"]) == ["vanilla[threads=1,context=100]", "vanilla[threads=1,context=400]"]
+    # by default as on the command line: native where it can be had
+    expected = "reference" if find_compiler() is None else "native"
+    assert {cell.kernels for cell in results.run.header.cells} == {expected}
     with pytest.raises(UnknownNameError, match="did you mean contexts"):
         hambench.run(methods=["vanilla"], axes={"context": [100]}, out=tmp_path / "other")
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hambench.cli._options import UserPath, model_options
+from hambench.cli._options import UserPath, kernels_option, model_options
 from hambench.errors import HambenchError
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ PROMPT = "Write a Python function that returns the n-th Fibonacci number, and ex
     help="Folder for a trace of each method, for Perfetto.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@kernels_option
 @model_options
 def command(
     method: str,
@@ -44,7 +45,10 @@ def command(
     as_json: bool,
     **where: Any,
 ) -> None:
-    """Profile one answer: time per phase, memory over the steps."""
+    """Profile one answer: time per phase, memory over the steps.
+
+    A native forward is one call, and so one phase: --kernels reference shows torch's operations by part.
+    """
     import dataclasses
     import json
     import os
@@ -55,8 +59,10 @@ def command(
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     from hambench.models.target import load
     from hambench.reports.terminal.profile import render_profiles
+    from hambench.runner.backend import run_by
 
     target = load(where["model"], dtype=where["dtype"], device=where["device"])
+    target = run_by(target, kernels=where["kernels"])
     names = [method] if against is None else [method, against]
     profiles = [_profile(name, target, prompt, num_tokens, where, out) for name in names]
     if as_json:

@@ -87,6 +87,7 @@ class Block:
                     "tokens": num_decode_tokens([turn.trace]),
                     "seconds": turn.seconds,
                     "other_load": turn.other_load,
+                    "kernels": turn.kernels,
                 }
                 for turn in self.turns
             ],

@@ -22,6 +22,7 @@ from hambench.gating.baseline import default_methods
 from hambench.gating.checks import Check, Outcome
 from hambench.gating.exact import KV_BYTE_STEPS, TOKEN_IDS
 from hambench.groups import ALL
+from hambench.runner.backend import KERNELS
 
 FILE = "hambench.toml"
 MAX_BLOCKS = 64
@@ -73,6 +74,8 @@ class SpeedGate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     methods: tuple[str, ...] = ("vanilla",)
     device: str | None = None
     threads: int | None = None
+    kernels: str = "auto"
+    """As for ``hambench run``: auto, reference, native or fused; each side chooses what its own version has."""
     blocks: int = 10
     threshold: float | None = None
     """Smallest relative change to report; defaults to 3 % on a GPU and 5 % on a CPU."""
@@ -177,6 +180,8 @@ def validate_speed(speed: SpeedGate) -> None:
             f"blocks must be {MIN_BLOCKS} to {MAX_BLOCKS}, got {speed.blocks}: with fewer than {MIN_BLOCKS} no "
             "difference can be told from chance"
         )
+    if speed.kernels not in KERNELS:
+        raise UnknownNameError("kernels", speed.kernels, KERNELS)
     if speed.threshold is not None and not 0 < speed.threshold < 1:
         raise HambenchError(f"threshold must be between 0 and 1 (0.05 is 5 %), got {speed.threshold:g}")
     for name in ("max_new_tokens", "turns", "limit"):

@@ -178,7 +178,8 @@ def speed_gate(gate: SpeedGate, request: GateRequest, base: Code | None, *, say:
     threshold = gate.threshold if gate.threshold is not None else default_threshold()
     notes = []
     if request.noise is not None:
-        known = load_calibration(request.noise, machine=machine_id(), model=gate.model, dtype=gate.dtype)
+        asked = {"model": gate.model, "dtype": gate.dtype, "kernels": gate.kernels}
+        known = load_calibration(request.noise, machine=machine_id(), **asked)
         notes.append(refuse_below_floor(threshold, gate.blocks, known))
     pairs = speed_pairs(gate, request, base)
     outcome = gate_speed(
@@ -220,20 +221,25 @@ def speed_pairs(gate: SpeedGate, request: GateRequest, base: Code | None) -> lis
         label = ours.label if ours.label == theirs.label else f"{ours.label} against {theirs.label}"
         return [Pair(label=label, base=Arm(cell=theirs), head=Arm(cell=ours))]
     assert base is not None
-    sweep = Sweep(model=gate.model, methods=gate.methods, dtype=gate.dtype, threads=(gate.threads,))
     return [
         Pair(
             label=cell.label,
             base=Arm(cell=cell, python=base.python, code=base.package),
             head=Arm(cell=cell),
         )
-        for cell in sweep.expand().cells
+        for cell in _sweep(gate, *gate.methods).expand().cells
     ]
 
 
 def single_cell(gate: SpeedGate, method: str) -> Cell:
     """Parses a method with knobs that must give a single configuration."""
-    return Sweep(model=gate.model, methods=(method,), dtype=gate.dtype, threads=(gate.threads,)).single()
+    return _sweep(gate, method).single()
+
+
+def _sweep(gate: SpeedGate, *methods: str) -> Sweep:
+    return Sweep(
+        model=gate.model, methods=methods, dtype=gate.dtype, threads=(gate.threads,), kernels=(gate.kernels,)
+    )
 
 
 def accuracy_gate(gate: AccuracyGate, request: GateRequest, base: Code, *, say: Say) -> Outcome:
@@ -305,6 +311,7 @@ def calibrate(
         machine=machine_id(),
         model=gate.model,
         dtype=gate.dtype,
+        kernels=gate.kernels,
         method=arm.cell.label,
         num_blocks=len(usable),
         effect=result.effect,

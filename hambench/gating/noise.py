@@ -24,6 +24,8 @@ class Calibration:
     model: str
     dtype: str
     method: str
+    kernels: str = "reference"
+    """Of the gate; calibrations of older versions measured torch's operations."""
     num_blocks: int
     effect: float
     """Mean ln(second / first), measured between equals."""
@@ -47,8 +49,8 @@ def save_calibration(root: Path, calibration: Calibration) -> Path:
     return path
 
 
-def load_calibration(root: Path, *, machine: str, model: str, dtype: str) -> Calibration | None:
-    """Returns the newest calibration of a machine with a model; ``None`` if there is none."""
+def load_calibration(root: Path, *, machine: str, model: str, dtype: str, kernels: str) -> Calibration | None:
+    """Returns the newest calibration of a machine with a model and kernels; ``None`` if there is none."""
     found = []
     for path in sorted((root / machine).glob("*.json")):
         try:
@@ -57,7 +59,8 @@ def load_calibration(root: Path, *, machine: str, model: str, dtype: str) -> Cal
             raise HambenchError(
                 f"{path} is not a calibration: {error}; delete it or calibrate again"
             ) from error
-    mine = [each for each in found if (each.model, each.dtype) == (model, dtype)]
+    asked = (model, dtype, kernels)
+    mine = [each for each in found if (each.model, each.dtype, each.kernels) == asked]
     return max(mine, key=lambda each: each.created_at, default=None)
 
 

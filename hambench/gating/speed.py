@@ -151,6 +151,7 @@ def gate_speed(
     checks: list[Check] = []
     crashes: list[str] = []
     readings: dict[str, Any] = {}
+    notes: list[str] = []
     for pair in pairs:
         try:
             blocks = take(pair.arms, num_blocks)
@@ -167,6 +168,7 @@ def gate_speed(
         checks.append(check)
         checks += _counts(pair, blocks)
         checks += _peaks(pair.label, blocks)
+        notes += [note] if (note := _kernels_note(blocks)) and note not in notes else []
         readings[pair.label] = [[block.readings() for block in blocks] for blocks in rounds]
     return Outcome(
         title="Speed, paired blocks",
@@ -174,9 +176,26 @@ def gate_speed(
         head=head,
         checks=tuple(checks),
         crashes=tuple(crashes),
+        notes=tuple(notes),
         suite="speed",
         measurements={"blocks": readings},
     )
+
+
+def _kernels_note(blocks: Sequence[Block]) -> str | None:
+    """Returns which kernels ran; worth a warning if the sides had different ones."""
+    ran = {
+        side: sorted(
+            {turn.kernels for block in blocks for turn in block.turns if turn.side == side and turn.kernels}
+        )
+        for side in SIDES
+    }
+    base, head = (" and ".join(ran[side]) for side in SIDES)
+    if not base or not head:
+        return None
+    if base != head:
+        return f"the sides ran on different kernels: base on {base}, head on {head}"
+    return f"measured on the {head} kernels"
 
 
 def _judge(label: str, blocks: Sequence[Block], num_blocks: int, threshold: float) -> Check:

@@ -1,8 +1,8 @@
 """One fresh process of a block: loads a model and a method, then decodes prompts on command.
 
 It is run by its path with an arm's interpreter, so that the same code measures two versions of hambench. It uses only
-the contract (``models.load``, ``registry``, ``engine.generate``). The protocol is JSON lines. On stdin come the work,
-then one prompt number per line; on stdout go a ``ready`` line and one trace per number.
+the contract (``models.load``, ``runner.backend``, ``registry``, ``engine.generate``). The protocol is JSON lines. On
+stdin come the work, then one prompt number per line; on stdout go a ``ready`` line and one trace per number.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main() -> None:
 
     if work["threads"] is not None:
         torch.set_num_threads(work["threads"])
-    target = load_target(work)
+    target, kernels = run_by_kernels(load_target(work), work["kernels"])
     method = method_config(work["method"]).from_knobs(work["knobs"]).build(target)
     prompts = [prompt_ids(prompt, target, work["max_new_tokens"]) for prompt in work["prompts"]]
     params = SamplingParams(max_new_tokens=work["max_new_tokens"])
@@ -38,7 +38,7 @@ def main() -> None:
     generate(method, prompts[0], params)
     # the package that this process imported may be a different one from this file's
     code = Path(str(sys.modules["hambench"].__file__)).parent
-    reply(answers, {"ready": True, "code": str(code), "torch": torch.__version__})
+    reply(answers, {"ready": True, "code": str(code), "torch": torch.__version__, "kernels": kernels})
     for line in sys.stdin:
         trace = generate(method, prompts[int(line)], params)
         reply(answers, {"trace": msgspec.to_builtins(trace), "peak_memory_bytes": peak_memory(target.device)})
@@ -55,6 +55,16 @@ def load_target(work: dict[str, Any]) -> Any:
     from hambench.models import load
 
     return load(work["model"], dtype=work["dtype"], device=work["device"])
+
+
+def run_by_kernels(target: Any, kernels: str) -> tuple[Any, str]:
+    """Returns the target on the kernels asked for, and which these are."""
+    try:
+        from hambench.runner.backend import choose_kernels, run_by
+    except ImportError:  # a base commit from before kernels could be chosen
+        return target, "reference"
+    chosen = choose_kernels(kernels, target)
+    return run_by(target, kernels=chosen), chosen
 
 
 def prompt_ids(prompt: dict[str, Any], target: Any, max_new_tokens: int) -> list[int]:

@@ -74,6 +74,8 @@ class Turn:
     peak_memory_bytes: int | None = None
     other_load: float | None = None
     """Share of the machine's CPU time that other processes took meanwhile."""
+    kernels: str | None = None
+    """Kernels that ran the model."""
 
     @property
     def seconds(self) -> float:
@@ -95,6 +97,7 @@ class Worker:
 
     def __init__(self, arm: Arm, work: Work) -> None:
         self.arm, self.work = arm, work
+        self._kernels: str | None = None
 
     def __enter__(self) -> Self:
         self._stderr: IO[bytes] = tempfile.TemporaryFile()
@@ -118,6 +121,7 @@ class Worker:
             "method": cell.method,
             "knobs": cell.knobs,
             "threads": cell.threads,
+            "kernels": cell.kernels,
             "device": self.work.device,
             "max_new_tokens": self.work.max_new_tokens,
             "prompts": [dataclasses.asdict(prompt) for prompt in self.work.prompts],
@@ -146,6 +150,7 @@ class Worker:
     def wait_until_ready(self) -> None:
         """Waits until the model is loaded and warm."""
         ready = self._receive()
+        self._kernels = ready["kernels"]
         code = self.arm.code
         if code is not None and Path(ready["code"]).resolve() != code.resolve():
             raise WorkerDiedError(
@@ -168,6 +173,7 @@ class Worker:
             trace=msgspec.convert(reply["trace"], GenerationTrace),
             peak_memory_bytes=reply["peak_memory_bytes"],
             other_load=load,
+            kernels=self._kernels,
         )
 
     def _cpu_seconds(self) -> float:

@@ -38,6 +38,9 @@ ENGINE_PHASES = (
     Phase("hambench.engine.llama", "DecoderStack.forward", "layers"),
     Phase("hambench.engine.llama", "Llama.lm_head", "lm head"),
     Phase("hambench.engine.greedy", "most_probable", "sample"),
+    Phase("hambench.engine.cpu.native_llama", "NativeLlama.forward", "native forward"),
+    Phase("hambench.engine.cpu.native_llama", "NativeLlama.greedy", "native forward"),
+    Phase("hambench.engine.cpu.native_llama", "NativeLlama.decode_greedily", "native chain"),
 )
 """Phases of the engine; a method's are in :attr:`hambench.decoding.MethodConfig.phases`."""
 

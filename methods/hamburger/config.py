@@ -42,6 +42,7 @@ class HamburgerConfig(MethodConfig):
         Phase("hambench.methods.hamburger.model", "HamburgerModel.merge", "embedder"),
         Phase("hambench.methods.hamburger.model", "HamburgerModel.micro_step", "micro-step"),
         Phase("hambench.methods.hamburger.model", "HamburgerModel.continue_probability", "stop head"),
+        Phase("hambench.methods.hamburger.device.native_step", "NativeStep.next", "native macro-step"),
     )
     short_options: ClassVar[tuple[ShortOption, ...]] = (
         ShortOption(

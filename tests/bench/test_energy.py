@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from native_fixtures import need_compiler
 
 from hambench.bench.energy import measure_energy, measure_idle_power
 from hambench.cli.bench.energy import command
@@ -68,6 +70,23 @@ def test_without_a_gpu_the_energy_is_absent_and_the_speed_is_there(target: Any) 
     assert (result.joules_per_token, result.net_joules_per_token, result.idle_power_w) == (None, None, None)
     assert result.num_tokens > 0
     assert result.gpu == {}
+
+
+@pytest.mark.parametrize("asked", [[], ["--kernels", "reference"]])
+def test_the_kernels_are_those_of_a_run(
+    asked: list[str], tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need_compiler()
+    seen = []
+
+    def measure(method: Any, *args: Any, **options: Any) -> Any:
+        seen.append(type(method.target.llama).__name__)
+        return measured(method.target, None)
+
+    monkeypatch.setattr("hambench.bench.energy.measure_energy", measure)
+    done = CliRunner().invoke(command, ["--model", str(tiny_model), "--device", "cpu", *asked])
+    assert done.exit_code == 0, done.output
+    assert seen == ["Llama" if asked else "NativeLlama"]
 
 
 def test_a_window_too_short_for_the_counter_is_refused() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from native_fixtures import need_compiler
 
 from hambench.cli.profile import command
 from hambench.errors import HambenchError
@@ -44,6 +45,20 @@ def test_memory_is_in_the_json_at_every_step(tiny_model: Path) -> None:
     (profile,) = json.loads(run(tiny_model, "--json"))
     assert [point["num_tokens"] for point in profile["memory"]] == [1, 2, 3, 4, 5, 6]
     assert all(point["peak_bytes"] >= point["held_bytes"] > 0 for point in profile["memory"])
+
+
+def test_a_native_forward_is_one_phase_and_the_reference_shows_its_parts(tiny_model: Path) -> None:
+    need_compiler()
+    found = {}
+    for kernels in ("auto", "native", "reference"):
+        arguments = ("--kernels", kernels, "--method", "speculative[k=2]", "--json")
+        (profile,) = json.loads(run(tiny_model, *arguments))
+        found[kernels] = {tuple(row["path"]) for row in profile["rows"]}
+    # the kernels that `hambench run` would use
+    assert found["auto"] == found["native"]
+    assert {("draft", "native chain"), ("verify", "native forward")} <= found["native"]
+    assert ("verify", "forward", "layers") in found["reference"]
+    assert not any("native" in name for path in found["reference"] for name in path)
 
 
 def test_one_token_leaves_nothing_to_profile(tiny_model: Path) -> None:

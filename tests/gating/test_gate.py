@@ -127,7 +127,10 @@ def test_a_gate_below_the_calibrated_floor_is_refused_and_above_it_says_the_floo
     result = CliRunner().invoke(calibrate_command, words)
     assert result.exit_code == 0, result.output
     assert "noise floor with 10 blocks" in result.output
-    assert load_calibration(noise, machine=gate.machine_id(), model="toy", dtype="float32") is not None
+    assert (
+        load_calibration(noise, machine=gate.machine_id(), model="toy", dtype="float32", kernels="auto")
+        is not None
+    )
     refused = CliRunner().invoke(gate_command, [*words, "--base", "vanilla", "--threshold", "0.01"])
     assert "below this machine's noise floor" in str(refused.exception)
 

@@ -8,15 +8,17 @@ import dataclasses
 import math
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from native_fixtures import need_compiler
 
-from hambench.errors import HambenchError
+from hambench.errors import HambenchError, UnknownNameError
 from hambench.gating.blocks import Block, counted, run_blocks
 from hambench.gating.checks import CrashedError, ExitCode
-from hambench.gating.config import SpeedGate, decide
+from hambench.gating.config import SpeedGate, decide, validate_speed
 from hambench.gating.noise import Calibration, load_calibration, refuse_below_floor, save_calibration
 from hambench.gating.speed import (
     Pair,
@@ -384,6 +386,7 @@ def calibration(sd=0.02, **changes):
         model="toy",
         dtype="float32",
         method="vanilla",
+        kernels="auto",
         num_blocks=10,
         effect=0.001,
         sd=sd,
@@ -404,13 +407,14 @@ def test_the_newest_calibration_of_the_machine_and_model_counts(tmp_path):
         calibration(sd=0.5),
         calibration(sd=0.1, created_at="2026-02-01T12:00:00+00:00"),
         calibration(sd=0.9, created_at="2026-03-01T12:00:00+00:00", model="other"),
+        calibration(sd=0.7, created_at="2026-03-01T12:00:00+00:00", kernels="reference"),
         calibration(sd=0.8, created_at="2026-03-01T12:00:00+00:00", machine="cpu-2"),
     ):
         save_calibration(tmp_path, made)
-    found = load_calibration(tmp_path, machine="cpu-1", model="toy", dtype="float32")
+    found = load_calibration(tmp_path, machine="cpu-1", model="toy", dtype="float32", kernels="auto")
     assert found is not None
     assert found.sd == 0.1
-    assert load_calibration(tmp_path, machine="cpu-3", model="toy", dtype="float32") is None
+    assert load_calibration(tmp_path, machine="cpu-3", model="toy", dtype="float32", kernels="auto") is None
 
 
 # real processes
@@ -450,6 +454,53 @@ def test_a_sleep_in_one_method_shows_in_fresh_processes_and_its_counts_do_not_mo
     assert ids[0] == ids[1]
     swapped = run_block({"base": arms["head"], "head": arms["base"]}, work_of(TOY), 0)
     assert found.log_ratio < 0 < swapped.log_ratio
+
+
+@pytest.mark.slow
+def test_a_gates_kernels_are_those_of_a_run_and_a_block_says_which_ran():
+    """What `hambench run` measures by default is what the gate gates."""
+    from hambench.gating.blocks import run_block
+    from hambench.gating.gate import single_cell, work_of
+
+    need_compiler()
+    asked = [
+        single_cell(msgspec.structs.replace(TOY, **how), "vanilla") for how in ({}, {"kernels": "reference"})
+    ]
+    assert [cell.kernels for cell in asked] == ["auto", "reference"]
+    found = run_block({"base": Arm(cell=asked[1]), "head": Arm(cell=asked[0])}, work_of(TOY), 0)
+    assert found.error is None
+    assert {(turn.side, turn.kernels) for turn in found.turns} == {("base", "reference"), ("head", "native")}
+    assert {turn["kernels"] for turn in found.readings()["turns"]} == {"reference", "native"}
+
+
+@pytest.mark.parametrize(
+    ("base", "head", "note"),
+    [
+        ("native", "native", "measured on the native kernels"),
+        ("reference", "native", "the sides ran on different kernels: base on reference, head on native"),
+    ],
+)
+def test_a_gate_says_which_kernels_it_measured(base, head, note):
+    def measure(arms, wanted):
+        return [
+            Block(
+                number=number,
+                turns=tuple(
+                    Turn(side=side, prompt=0, trace=plain_trace(5), kernels=kernels)
+                    for side, kernels in (("base", base), ("head", head))
+                ),
+            )
+            for number in range(wanted)
+        ]
+
+    pairs = [Pair(label=label, base=Arm(cell=CELL), head=Arm(cell=CELL)) for label in ("a", "b")]
+    outcome = gate_speed(pairs, WORK, num_blocks=6, threshold=0.05, base="b", head="h", measure=measure)
+    assert outcome.notes == (note,)
+
+
+def test_unknown_kernels_of_a_gate_are_refused():
+    with pytest.raises(UnknownNameError, match="did you mean native"):
+        validate_speed(SpeedGate(kernels="natve"))
 
 
 @pytest.mark.slow

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import click
 
-from hambench.cli._options import model_options
+from hambench.cli._options import kernels_option, model_options
 
 
 @click.command()
 @model_options
+@kernels_option
 @click.option("--methods", default="vanilla", show_default=True, metavar="LIST", help="Methods to measure.")
 @click.option(
     "--max-new-tokens",
@@ -25,6 +26,7 @@ def command(
     model: str,
     dtype: str,
     device: str | None,
+    kernels: str,
     methods: str,
     max_new_tokens: int,
     window_s: float,
@@ -43,11 +45,12 @@ def command(
     from hambench.machine.nvml import MIN_ENERGY_WINDOW_S, gpu_of
     from hambench.models.target import load
     from hambench.runner.axis_text import split_methods
+    from hambench.runner.backend import run_by
     from hambench.runner.sweep import Sweep, config_of
 
     if window_s < MIN_ENERGY_WINDOW_S:
         raise HambenchError(f"--window must be >= {MIN_ENERGY_WINDOW_S:g} seconds, got {window_s:g}")
-    target = load(model, dtype=dtype, device=device)
+    target = run_by(load(model, dtype=dtype, device=device), kernels=kernels)
     gpu = gpu_of(target.device)
     sweep = Sweep(model=model, methods=split_methods(methods), knobs={}, dtype=dtype)
     params = SamplingParams(max_new_tokens=max_new_tokens)
