@@ -120,7 +120,7 @@ def run(
     Args:
         methods: Registry names, with knobs if you like (``"speculative[k=8]"``), or configs
             (``SpeculativeConfig(num_draft_tokens=8)``).
-        suite: A name of ``hambench ls suites`` or a YAML file.
+        suite: A name of ``hambench ls suites``, a YAML file, or a file or folder of your own prompts.
         model: A registered name, a folder or a hub id.
         knobs: Axis values by knob, e.g. ``{"k": [2, 4], "confidence": [0.5, 0.8]}``.
         dtype: ``float32``, ``bfloat16`` or ``float16``.

@@ -33,6 +33,28 @@ class DataError(HambenchError):
     """An input file that can't be used; the message names the file and, where there is one, the line."""
 
 
+class BadRowsError(DataError):
+    """Rows of a file that can't be used, all of them at once.
+
+    Args:
+        path: The file.
+        problems: One line per row, with its place and the fix.
+    """
+
+    def __init__(self, path: str, problems: Sequence[str]) -> None:
+        count = "1 row" if len(problems) == 1 else f"{len(problems)} rows"
+        shown = problems[: self.MOST_SHOWN]
+        rest = len(problems) - len(shown)
+        self.lines = (
+            f"{path}: {count} can't be asked; nothing was run",
+            *shown,
+            *([f"… and {rest} more"] if rest else []),
+        )
+        super().__init__("\n".join(self.lines))
+
+    MOST_SHOWN = 50
+
+
 class StoreError(HambenchError):
     """A run folder that can't be read or written."""
 

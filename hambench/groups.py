@@ -1,4 +1,6 @@
-"""Groups of samples that numbers are given for: ``all``, ``suite:S``, ``category:S/C`` and ``task:S/T``.
+"""Groups of samples that numbers are given for.
+
+``all``, ``suite:S``, ``category:S/C`` and ``task:S/T``; for conversations ``turn:S/turn N`` too.
 
 A task may have bounds: between which points it can tell one model or method from another.
 """
@@ -14,13 +16,14 @@ from hambench.records import Sample
 ALL = "all"
 
 
-def groups_of(sample: Sample) -> tuple[str, str, str, str]:
-    """The four groups that a sample belongs to, widest first."""
+def groups_of(sample: Sample) -> tuple[str, ...]:
+    """The groups that a sample belongs to: all, its suite, category and task, and its turn if it is one."""
     return (
         ALL,
         f"suite:{sample.suite}",
         f"category:{sample.suite}/{sample.category}",
         f"task:{sample.suite}/{sample.task}",
+        *([f"turn:{sample.suite}/turn {sample.turn}"] if sample.turn else []),
     )
 
 
@@ -30,16 +33,16 @@ def in_group(sample: Sample, group: str) -> bool:
 
 
 def group_names(samples: Iterable[Sample]) -> list[str]:
-    """Every group of these samples: ``all``, then suites, categories, tasks, each in the order met."""
-    levels: tuple[dict[str, None], ...] = ({ALL: None}, {}, {}, {})
+    """Every group of these samples: ``all``, then suites, categories, tasks, turns, each in the order met."""
+    levels: tuple[dict[str, None], ...] = ({ALL: None}, {}, {}, {}, {})
     for sample in samples:
-        for level, group in zip(levels, groups_of(sample), strict=True):
+        for level, group in zip(levels, groups_of(sample), strict=False):
             level[group] = None
     return [group for level in levels for group in level]
 
 
 def group_kind(group: str) -> str:
-    """``all``, ``suite``, ``category`` or ``task``."""
+    """``all``, ``suite``, ``category``, ``task`` or ``turn``."""
     return group.partition(":")[0]
 
 
@@ -74,3 +77,8 @@ def bounds_by_group(suite_spec: Mapping[str, Any]) -> dict[str, Bounds]:
         for task, plan in suite_spec.get("tasks", {}).items()
         if plan.get("bounds")
     }
+
+
+def asks_accuracy(suite_spec: Mapping[str, Any]) -> bool:
+    """Whether a run's suite has anything to score; prompts of one's own need no references."""
+    return bool(suite_spec.get("asks_accuracy", True))

@@ -87,8 +87,7 @@ class Sample:
     """Strings that end the answer; the text is cut before the first of them."""
     max_new_tokens: int
     cluster: str = ""
-    """What samples of one suite share that are not independent, such as translations of a question or questions
-    about one document; empty for one that stands alone."""
+    """Shared by samples of a suite that are not independent (questions about one document); empty for one alone."""
     chat: bool = False
     """Whether the prompt is chat-templated: special tokens are in the text and none are added."""
     truncation: Truncation = "error"
@@ -102,6 +101,12 @@ class Sample:
     """The same at the end: LongBench cuts its own prompt first and wraps it in a chat turn afterwards."""
     doc: dict[str, Any] = field(default_factory=dict)
     """The task's row, long contexts left out: what the scorer needs, so that scores need no data set."""
+    conversation: str = ""
+    """What the turns of one conversation share; empty for a question by itself."""
+    turn: int = 0
+    """Place of the turn in its conversation, from 1; 0 for a question by itself."""
+    messages: tuple[dict[str, str], ...] = ()
+    """Messages that this turn adds; a later turn's prompt is theirs alone, and the record has the prompt as asked."""
 
     def limited(self, max_new_tokens: int | None) -> Sample:
         """The sample with this limit of its answer; with its own if ``None``."""
@@ -115,10 +120,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepRecord:
-    """A step as measured: the method's counts, the wall time around it, and the cache after it.
-
-    ``None`` is what can't be known of a peer.
-    """
+    """A step as measured: counts, wall time, and the cache after it; ``None`` is what can't be known of a peer."""
 
     tokens: tuple[int, ...]
     """Ids kept: nothing past the end of the answer."""
@@ -169,14 +171,14 @@ class SampleRecord:
     trace: GenerationTrace | None = None
     text: str | None = None
     step_texts: tuple[str, ...] = ()
-    """Text piece of each step of the trace, in order: joined they are the answer before a stop string was cut, as far
-    as byte-level tokens allow. Kept so that a reader needs no tokenizer; empty where there is none."""
+    """Text piece of each step: joined, the answer before a stop string was cut. Empty where there is no tokenizer."""
     error: str | None = None
     truncated_tokens: int = 0
     """Prompt tokens cut by the suite's own rule."""
+    thinking_tokens: int | None = None
+    """Tokens of the answer up to the end of its thinking; ``None`` where the run did not say what ends it."""
     peak_memory_bytes: int | None = None
-    """Peak of the GPU's allocator during this answer, all weights included; ``None`` on a CPU, where only the whole
-    process has a peak (runs of older versions hold that)."""
+    """Peak of the GPU's allocator during this answer, all weights included; ``None`` on a CPU."""
     other_load: float | None = None
     """Share of the machine's CPU time that other processes took meanwhile, 0..1."""
     native_calls: int | None = None
@@ -192,6 +194,12 @@ class SampleRecord:
     """Unix time."""
     worker: str | None = None
     """Which worker of a cluster made it; its fingerprint is in the telemetry."""
+    prompt: str | None = None
+    """The prompt as asked, where the cell's own earlier answers are part of it; ``None`` where it is the sample's."""
+
+    def asked(self, sample: Sample) -> Sample:
+        """The sample with the prompt that this record's answer was given to."""
+        return sample if self.prompt is None else dataclasses.replace(sample, prompt=self.prompt)
 
     @property
     def share_alone(self) -> float:
@@ -263,7 +271,9 @@ def answer_key(record: SampleRecord) -> str:
         raise ValueError(f"record must have a trace, got an error: {record.error}")
     trace = record.trace
     asked = f"{record.sample_id}\0{record.prompt_hash}\0{trace.prompt_tokens}\0{record.truncated_tokens}\0"
-    return hashlib.sha256(f"{asked}{','.join(map(str, trace.token_ids))}".encode()).hexdigest()[:16]
+    asked += "" if record.prompt is None else f"{record.prompt}\0"
+    answer = ",".join(map(str, trace.token_ids))
+    return hashlib.sha256(f"{asked}{answer}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from hambench.analysis.metrics import Measurement
 from hambench.analysis.pareto import Relation, relation_along
 from hambench.analysis.verdicts import Margins
 from hambench.errors import HambenchError
-from hambench.groups import ALL, group_kind, group_names, in_group
+from hambench.groups import ALL, group_kind, group_names, group_title, in_group
 from hambench.machine.fingerprint import SPEED_KEYS, differences
 from hambench.records import Cell, Comparison, Estimate, GenerationTrace, SampleRecord, Score
 from hambench.registry import method_config
@@ -96,6 +96,19 @@ class View:
     def categories(self) -> list[str]:
         """Groups that are one category."""
         return [group for group in self.groups if group_kind(group) == "category"]
+
+    @cached_property
+    def wider_categories(self) -> list[str]:
+        """Categories, where they are several and not the tasks under another name; else none."""
+        same = {group_title(group) for group in self.categories} == {
+            group_title(group) for group in self.tasks
+        }
+        return [] if same or len(self.categories) < 2 else self.categories
+
+    @cached_property
+    def turns(self) -> list[str]:
+        """Groups that are one turn of the conversations."""
+        return [group for group in self.groups if group_kind(group) == "turn"]
 
     @cached_property
     def baseline(self) -> CellView | None:

@@ -14,9 +14,11 @@ from typing import Any, Literal
 from hambench.errors import DataError, HambenchError, UnknownNameError
 from hambench.records import Edition, Sample, SampleRecord, Score
 from hambench.run_notes import Note
-from hambench.suites.catalogue import AVERAGES
+from hambench.suites.catalogue import AVERAGES, SUITES
 from hambench.suites.floors import bounds_of
-from hambench.suites.offline import OFFLINE
+from hambench.suites.offline import OFFLINE, OFFLINE_SUITE
+from hambench.suites.own.capture import SOURCE, capture_own, check_rows, score_own
+from hambench.suites.own.files import path_of
 from hambench.suites.resolve import (
     OFFLINE_EDITION,
     Asked,
@@ -32,7 +34,8 @@ class CaptureRequest:
     """The requests to capture."""
 
     suite: str | None
-    """Name of a suite, or a YAML file that lists tasks; ``None`` for ``tasks`` alone."""
+    """Name of a suite, a YAML file that lists tasks, or a file or folder of one's own prompts; ``None`` for ``tasks``
+    alone."""
     tasks: tuple[str, ...] = ()
     """A subset of the suite's tasks; without a suite, any tasks that generate text."""
     limit: int | None = None
@@ -60,7 +63,7 @@ class Capture:
     samples: tuple[Sample, ...]
     edition: Edition
     data_source: str
-    """``folder``, ``hub`` or ``offline edition``."""
+    """``folder``, ``hub``, ``offline edition`` or ``own prompts``."""
     data_hashes: dict[str, str]
     """The sha256 of each task's prompts, in order."""
     missing: dict[str, str]
@@ -85,6 +88,8 @@ def capture(request: CaptureRequest) -> Capture:
         raise HambenchError(f"limit must be >= 1, got {request.limit}")
     if request.suite == "efficiency":
         return _capture_efficiency(request)
+    if (path := own_suite_path(request.suite)) is not None:
+        return _capture_own(request, path)
     suite, asked = asked_tasks(request.suite, request.tasks, request.preset)
     edition, source = choose_edition(asked, data=request.data, edition=request.edition)
     missing: dict[str, str] = {}
@@ -159,12 +164,15 @@ def score(
     from hambench.suites.harness.replay import scores_of
 
     records = list(records)
+    plans = spec.get("tasks", {})
+    own = [record for record in records if plans.get(samples[record.sample_id].task, {}).get("own")]
+    records = [record for record in records if not plans.get(samples[record.sample_id].task, {}).get("own")]
     by_task: dict[str, list[Sample]] = {}
     for sample_id in dict.fromkeys(record.sample_id for record in records):
         by_task.setdefault(samples[sample_id].task, []).append(samples[sample_id])
     tasks, failed, primary, scorers = {}, {}, {}, {}
     for name, asked in by_task.items():
-        plan = spec.get("tasks", {}).get(name)
+        plan = plans.get(name)
         if plan is None:
             continue  # nothing is scored: a speed-only suite
         scorers[name] = scorer_of(plan["config"])
@@ -178,7 +186,7 @@ def score(
             failed[name] = f"can't build the scorer: {type(error).__name__}: {error}"
     scored = {*tasks, *failed}
     full = {sample.sample_id: with_long_columns(sample) for each in by_task.values() for sample in each}
-    return scores_of(
+    return score_own(samples, own) + scores_of(
         [record for record in records if samples[record.sample_id].task in scored],
         samples=full,
         tasks=tasks,
@@ -247,6 +255,67 @@ def _prepare_scorers(asked: Iterable[Asked]) -> list[str]:
             f"answers whose IFEval instruction counts sentences or words in capitals can't be scored: {error}"
         ]
     return []
+
+
+def own_suite_path(suite: str | None) -> Path | None:
+    """The file or folder of one's own prompts that ``suite`` names; ``None`` for anything else.
+
+    A suite's name goes before a folder of that name, which is written ``./NAME``.
+    """
+    if (
+        suite is None
+        or suite in SUITES
+        or suite in OFFLINE_SUITE.values()
+        or suite.endswith((".yaml", ".yml"))
+    ):
+        return None
+    return path_of(suite)
+
+
+def check_own_rows(suite: str | None) -> None:
+    """Refuses a file of one's own prompts with bad rows, which needs no model; any other suite passes.
+
+    Raises:
+        DataError: If a row can't be asked, or the file can't be read.
+    """
+    if (path := own_suite_path(suite)) is not None:
+        check_rows(path)
+
+
+def _capture_own(request: CaptureRequest, path: Path) -> Capture:
+    for option, value in (("preset", request.preset), ("data", request.data)):
+        if value is not None:
+            raise HambenchError(f"--{option} says nothing about prompts of one's own ({path}): leave it out")
+    if request.edition == "offline":
+        raise HambenchError(
+            f"--edition offline says nothing about prompts of one's own ({path}): leave it out"
+        )
+    stem = path.resolve().name.partition(".")[0] or "prompts"
+    taken = stem in SUITES or stem in OFFLINE_SUITE.values()
+    own = capture_own(
+        path,
+        name=f"own-{stem}" if taken else stem,
+        tasks=request.tasks,
+        limit=request.limit,
+        template=request.apply_chat_template,
+    )
+    return Capture(
+        suite=own.name,
+        samples=own.samples,
+        edition="official",
+        data_source=SOURCE,
+        data_hashes=prompt_hashes(own.samples),
+        missing={},
+        spec={
+            "version": 1,
+            "suite": own.name,
+            "preset": None,
+            "averages": None,
+            "asks_accuracy": any(sample.doc.get("metric") for sample in own.samples),
+            "tasks": own.plans,
+        },
+        notes=own.notes,
+    )
 
 
 def _capture_efficiency(request: CaptureRequest) -> Capture:

@@ -133,6 +133,7 @@ def measure(
         distinct_4grams=fidelity.distinct_4grams(traces),
         num_repetitive=sum(map(fidelity.is_repetitive, traces)),
         num_judged=len(judgements),
+        num_thinking_tokens=_thinking(answered),
     )
 
 
@@ -147,6 +148,11 @@ def points_by_task(scores: Iterable[Score], samples: Mapping[str, Sample]) -> di
         sample = samples[sample_id]
         by_task.setdefault(f"{sample.suite}/{sample.task}", []).append(float(np.mean(points)))
     return by_task
+
+
+def _thinking(answered: Iterable[SampleRecord]) -> int | None:
+    counts = [record.thinking_tokens for record in answered if record.thinking_tokens is not None]
+    return sum(counts) if counts else None
 
 
 def _usable(score: Score) -> bool:

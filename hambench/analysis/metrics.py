@@ -268,6 +268,8 @@ class Measurement:
     num_accepted: int | None = 0
     num_relaxed: int | None = 0
     num_kv_slots: int | None = 0
+    num_thinking_tokens: int | None = None
+    """Of ``num_tokens``, those up to the end of the thinking; ``None`` where the run did not say what ends it."""
     other_load: float | None = None
     """Mean share of the machine's CPU time that other processes took, 0..1."""
     tokens_per_step_histogram: dict[int, int] = field(default_factory=dict)

@@ -22,7 +22,8 @@ from hambench.analysis.fidelity import REGRET_WORDS, Identity, time_line, token_
 from hambench.analysis.measurements import measure_run, repetition_cautions
 from hambench.analysis.metrics import Measurement
 from hambench.analysis.suite_averages import averages_of
-from hambench.groups import ALL
+from hambench.analysis.thinking import counted_apart
+from hambench.groups import ALL, in_group
 from hambench.records import Cell, Comparison, Estimate
 from hambench.store import Run
 
@@ -160,6 +161,11 @@ def render_table(run: Run, *, group: str = ALL, width: int = 150) -> str:
         console.print(Text(f"! {line}"), soft_wrap=True)
     console.print(table)
     judged = any(measurement.num_judged for measurement in measured)
+    shown = {m.cell for m in measured}
+    for cell in cells:
+        asked = (r for r in run.answered(cell.label) if in_group(run.samples[r.sample_id], group))
+        if cell.label in shown and (line := counted_apart(asked)):
+            console.print(Text(f"{cell.label}: {line}"), soft_wrap=True)
     if comparisons or judged:
         console.print()
     if judged:

@@ -41,6 +41,22 @@ def advice(num: int, num_answers: int, marker: str) -> str:
     )
 
 
+def counted_apart(records: Iterable[SampleRecord]) -> str:
+    """One sentence: which share of the tokens is thinking that was cut; empty where the run cut none."""
+    told = [record for record in records if record.thinking_tokens is not None and record.trace is not None]
+    if not told:
+        return ""
+    thinking = sum(record.thinking_tokens or 0 for record in told)
+    total = sum(len(record.trace.token_ids) for record in told if record.trace is not None)
+    without = sum(not record.thinking_tokens for record in told)
+    never = f"; {without} of {len(told)} answers did not end any" if without else ""
+    return (
+        f"thinking: {thinking} of {total} tokens, timed like all others and cut before scoring{never}"
+        if total
+        else ""
+    )
+
+
 def _marker(text: str) -> str | None:
     begun = next((marker for marker in BEGINNINGS if text.lstrip().startswith(marker)), None)
     # where the template opens the thinking, an answer shows only its end

@@ -22,7 +22,7 @@ from hambench.cli._streams import (
     accept_any_text,
     echo_shown,
 )
-from hambench.errors import HambenchError, UnknownNameError
+from hambench.errors import BadRowsError, HambenchError, UnknownNameError
 from hambench.files import printable, reason_of
 
 
@@ -101,7 +101,8 @@ def main(argv: list[str] | None = None) -> None:
             raise
         if isinstance(error, OSError) and error.filename is None:
             abandon_output()
-        echo_shown(f"hambench: {_line_of(error)}", err=True)
+        for line in error.lines if isinstance(error, BadRowsError) else (_line_of(error),):
+            echo_shown(f"hambench: {' '.join(printable(line).split())}", err=True)
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
         echo_shown("hambench: interrupted", err=True)

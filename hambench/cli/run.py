@@ -38,6 +38,7 @@ Examples:
   hambench run --methods all --suite longbench
   hambench run --methods vanilla,speculative -k 1,2,4,8 --suite standard --limit 20
   hambench run --suite longbench --data DIR --tasks lcc,gov_report --budget 10m
+  hambench run --suite prompts.jsonl --methods vanilla,prompt_lookup
   hambench run --suite efficiency --methods vanilla,hamburger --threads 1,2 --max-new-tokens 64,256
   hambench run --config sweep.yaml --limit 5
   hambench run --resume runs/2026-01-31-longbench
@@ -46,7 +47,11 @@ Examples:
 @config_option
 @sweep_options
 @model_options
-@click.option("--suite", metavar="NAME", help="A name from `hambench ls suites`, or a YAML file.")
+@click.option(
+    "--suite",
+    metavar="NAME",
+    help="A name from `hambench ls suites`, a YAML file, or your prompts: a .jsonl, .csv or .parquet file or a folder.",
+)
 @click.option("--tasks", metavar="LIST", help="Tasks of the suite, or any generative lm-eval tasks.")
 @click.option("--preset", metavar="NAME", help="Use a suite's published settings, e.g. paper.")
 @click.option(
@@ -61,7 +66,9 @@ Examples:
     show_default=True,
     help="official rows (--data or hub) or offline tasks built on this machine; auto tries them in this order.",
 )
-@click.option("--limit", type=int, help="Maximum number of rows per task.")
+@click.option(
+    "--limit", type=int, help="Maximum number of rows per task; for your own prompts, per category."
+)
 @click.option(
     "--budget",
     metavar="TIME",

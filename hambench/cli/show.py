@@ -16,7 +16,7 @@ from hambench.terminal_text import terminal_safe
 @click.argument("run", type=RunFolder())
 @click.option(
     "--by",
-    type=click.Choice(["all", "suite", "category", "task"]),
+    type=click.Choice(["all", "suite", "category", "task", "turn"]),
     default="all",
     show_default=True,
     help="Rows to group answers by.",

@@ -132,6 +132,26 @@ def answer_text(
     return text[: min(ends)] if ends else text
 
 
+def count_thinking(trace: GenerationTrace, tokenizer: PreTrainedTokenizerBase, think_end: str) -> int:
+    """Counts an answer's tokens up to the last ``think_end``, its own included; 0 where the answer has none."""
+    ids = list(trace.token_ids)
+    end_id = tokenizer.get_vocab().get(think_end)
+    if end_id in ids:
+        return len(ids) - ids[::-1].index(end_id)
+    num_ends = str(tokenizer.decode(ids)).count(think_end)
+    if num_ends == 0:
+        return 0
+    # the shortest beginning that has all of them
+    low, high = 1, len(ids)
+    while low < high:
+        middle = (low + high) // 2
+        if str(tokenizer.decode(ids[:middle])).count(think_end) < num_ends:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
 def step_texts(trace: GenerationTrace, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     """Returns the text that each step added; joined, they are the whole answer, special tokens included."""
     stream = TextStream(tokenizer)

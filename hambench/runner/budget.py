@@ -14,6 +14,7 @@ from hambench.decoding import DecodingMethod, SamplingParams
 from hambench.engine.warmup import MAX_PASSES, NUM_PROMPT_TOKENS, NUM_STEPS, made_up_steps
 from hambench.errors import HambenchError
 from hambench.records import Cell, Sample
+from hambench.runner.conversations import prompt_sizes
 from hambench.runner.generator import interleave_tasks
 
 if TYPE_CHECKING:
@@ -201,11 +202,13 @@ def fit_budget(
     chosen: set[str] = set()
     closed: set[tuple[str, str]] = set()
     cheapest = float("inf")
+    longest = max(cell.max_new_tokens or 0 for cell in cells)
+    sizes = prompt_sizes(samples, lambda sample: count_tokens(sample.prompt), longest_answer=longest)
     for sample in interleave_tasks(samples):
         task = (sample.suite, sample.task)
         if task in closed:
             continue
-        seconds = sample_seconds(sample, count_tokens(sample.prompt), cells, speeds, judge=judge)
+        seconds = sample_seconds(sample, sizes[sample.sample_id], cells, speeds, judge=judge)
         cheapest = min(cheapest, seconds)
         if seconds > left:
             closed.add(task)

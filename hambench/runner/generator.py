@@ -19,6 +19,7 @@ from hambench.machine.load import CpuLoadMeter, allocator_peak_bytes, listening_
 from hambench.machine.nvml import Gpu, gpu_of
 from hambench.records import ALONE_SHARE, BUSY_LOAD, Cell, Sample, SampleRecord
 from hambench.runner.backend import native_calls
+from hambench.runner.conversations import Conversations
 from hambench.runner.sweep import config_of
 from hambench.store import RecordKey, RunWriter
 
@@ -149,6 +150,7 @@ class Generator:
         target.chat_arguments = options.chat_template_args
         self._methods: dict[str, DecodingMethod] = {}
         self._targets: dict[tuple[str, str], TargetModel] = {}
+        self._conversations = Conversations(target.tokenizer, options.chat_template_args)
 
     @cached_property
     def _gpu(self) -> Gpu | None:
@@ -193,7 +195,7 @@ class Generator:
     def record(self, job: Job, load: CpuLoadMeter) -> SampleRecord:
         """Makes one record; an exception becomes the record's error, and the run goes on."""
         from hambench.engine.loop import generate
-        from hambench.engine.text import answer_text, encode_prompt, step_texts
+        from hambench.engine.text import answer_text, count_thinking, encode_prompt, step_texts
 
         sample, target, options = job.cell.asks(job.sample), self.target, self.options
         assert target.tokenizer is not None
@@ -206,6 +208,9 @@ class Generator:
         }
         method = self.method(job.cell)
         try:
+            if sample.turn > 1:
+                sample = self._conversations.ask(sample, job.cell.label, job.repeat)
+                base["prompt"] = sample.prompt
             positions = job.cell.positions(target.context_length)
             prompt = encode_prompt(sample, target.tokenizer, context_length=positions)
             with torch_threads(job.cell.threads):
@@ -227,6 +232,10 @@ class Generator:
             throttles = (self._gpu.read().throttles or ()) if self._gpu is not None else ()
             text = answer_text(trace, target.tokenizer, sample.stop, think_end=options.think_end)
             pieces = step_texts(trace, target.tokenizer)
+            self._conversations.note(sample, job.cell.label, job.repeat, text)
+            thinking = None
+            if options.think_end is not None:
+                thinking = count_thinking(trace, target.tokenizer, options.think_end)
         # whatever one sample raises is that sample's: hours of others must not be lost to it
         except Exception as error:
             return SampleRecord(**base, error=f"{type(error).__name__}: {error}"[:2000])
@@ -236,6 +245,7 @@ class Generator:
             text=text,
             step_texts=pieces,
             truncated_tokens=prompt.num_truncated,
+            thinking_tokens=thinking,
             peak_memory_bytes=allocator_peak_bytes(str(target.device)),
             other_load=meanwhile.other if meanwhile else None,
             native_calls=calls.num - calls_before.num if calls and calls_before else None,

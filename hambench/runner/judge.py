@@ -97,12 +97,12 @@ def unjudged(run: Run) -> dict[str, SampleRecord]:
 
 def _judge(run: Run, waiting: dict[str, SampleRecord], target: TargetModel) -> Iterator[list[Fidelity]]:
     cells = {cell.label: cell for cell in run.header.cells}
-    prompts: dict[tuple[str, int, int], dict[str, SampleRecord]] = {}
+    prompts: dict[tuple[str, int, int, str | None], dict[str, SampleRecord]] = {}
     for key, record in waiting.items():
         assert record.trace is not None
-        asked = (record.sample_id, record.trace.prompt_tokens, record.truncated_tokens)
+        asked = (record.sample_id, record.trace.prompt_tokens, record.truncated_tokens, record.prompt)
         prompts.setdefault(asked, {})[key] = record
-    for (sample_id, _, _), records in prompts.items():
+    for (sample_id, *_), records in prompts.items():
         alien = {key: reason for key, record in records.items() if (reason := _alien(record, target))}
         if alien:
             yield [Fidelity(sample_id=sample_id, answer=key, error=reason) for key, reason in alien.items()]
@@ -147,7 +147,8 @@ def _prompt_ids(run: Run, record: SampleRecord, cell: Cell, target: TargetModel)
         raise StoreError(
             f"{run.path} can't be judged: {target.name} has no tokenizer to read its prompts with"
         )
-    sample, positions = cell.asks(run.samples[record.sample_id]), cell.positions(target.context_length)
+    sample = cell.asks(record.asked(run.samples[record.sample_id]))
+    positions = cell.positions(target.context_length)
     prompt = encode_prompt(sample, target.tokenizer, context_length=positions).ids
     if not prompt:
         raise StoreError(f"{run.path}: {record.sample_id} can't be judged: its prompt has no token")

@@ -10,6 +10,7 @@ from hambench.engine.kvcache import KVCache
 from hambench.engine.text import count_tokens
 from hambench.run_notes import Note
 from hambench.runner.budget import MARGIN, sample_seconds
+from hambench.runner.conversations import prompt_sizes
 
 if TYPE_CHECKING:
     from hambench.records import Sample
@@ -88,9 +89,13 @@ def plan_run(request: RunRequest) -> Plan:
     assert tokenizer is not None
     cells = prepared.expansion.cells
     by_task: dict[str, list[tuple[Sample, int]]] = {}
+    sizes = prompt_sizes(
+        prepared.samples,
+        lambda sample: count_tokens(sample.prompt, tokenizer, add_special_tokens=not sample.chat),
+        longest_answer=max(cell.max_new_tokens or 0 for cell in cells),
+    )
     for sample in prepared.samples:
-        num_tokens = count_tokens(sample.prompt, tokenizer, add_special_tokens=not sample.chat)
-        by_task.setdefault(f"{sample.suite}/{sample.task}", []).append((sample, num_tokens))
+        by_task.setdefault(f"{sample.suite}/{sample.task}", []).append((sample, sizes[sample.sample_id]))
     judge = prepared.growth if request.fidelity else None
     tasks = tuple(
         TaskPlan(

@@ -12,6 +12,7 @@ from hambench.engine.chat import chat_template
 from hambench.engine.text import count_tokens
 from hambench.errors import HambenchError
 from hambench.records import RunHeader
+from hambench.runner.conversations import prompt_sizes, without_begun
 from hambench.runner.executors import get_executor
 from hambench.runner.generator import Generator, Progress, Workload, torch_threads
 from hambench.runner.request import Prepared, RunRequest
@@ -32,10 +33,12 @@ def prepare(request: RunRequest, *, calibrated: bool = False) -> Prepared:
     Raises:
         HambenchError: For a request that can't be run.
     """
+    from hambench import suites
     from hambench.models.target import load
     from hambench.runner.budget import calibrate, fit_budget, measure_growth
 
     began = time.monotonic()
+    suites.check_own_rows(request.suite)
     request.sweep.expand()  # a wrong name or knob is refused before the model is loaded
     target = load(request.sweep.model, dtype=request.sweep.dtype, device=request.device)
     if "auto" in request.sweep.kernels:
@@ -58,7 +61,8 @@ def prepare(request: RunRequest, *, calibrated: bool = False) -> Prepared:
         return count_tokens(text, target.tokenizer) if target.tokenizer else 0
 
     if calibrated or request.budget_s is not None:
-        growth = measure_growth(target, max((count(text) for text in {s.prompt for s in samples}), default=0))
+        longest = max(prompt_sizes(samples, lambda sample: count(sample.prompt)).values(), default=0)
+        growth = measure_growth(target, longest)
         for cell in expansion.cells:
             with torch_threads(cell.threads):
                 speeds[cell.label] = calibrate(
@@ -158,7 +162,7 @@ def resume_run(
         generator = Generator(target, header.cells, decoding_options(header))
         if not run.complete:
             _compare_with_the_beginning(header, target, generator, writer, say or (lambda _: None))
-        done = {record_key(record) for record in run.measured}
+        done = without_begun({record_key(record) for record in run.measured}, run.samples)
         samples = list(run.samples.values())
         work = Workload.of(generator.cells, samples, header.repeats, done=done, progress=progress)
         place.run(generator, writer, work)

@@ -9,6 +9,7 @@ from typing import Literal
 from hambench.analysis.fidelity import failures
 from hambench.analysis.measurements import repetition_cautions
 from hambench.analysis.thinking import advice, uncut_thinking
+from hambench.groups import asks_accuracy
 from hambench.records import ALONE_SHARE, BUSY_LOAD
 from hambench.reports.html_text import without_paths
 from hambench.reports.view import View
@@ -71,7 +72,7 @@ def cautions(view: View) -> list[Caution]:
                 "There is no vanilla cell, so nothing can be called faster or more accurate.",
             )
         )
-    if not run.scores:
+    if not run.scores and asks_accuracy(header.suite_spec):
         found.append(
             Caution("bad", "Not scored", "No answer was scored: this report says nothing about accuracy.")
         )

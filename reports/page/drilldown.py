@@ -199,7 +199,7 @@ def _sample_view(
     return SampleView(
         number=number,
         sample_id=sample.sample_id,
-        title=f"{sample.task} #{sample.doc_id}",
+        title=f"{sample.task} #{sample.doc_id}{f', turn {sample.turn}' if sample.turn else ''}",
         flags=flags,
         search=clip(printable(f"{sample.sample_id} {sample.category} {sample.prompt[-200:]}").lower(), 400),
         tokens=max((len(trace.token_ids) for trace in traces), default=0),

@@ -8,6 +8,7 @@ from typing import cast
 
 from hambench.analysis.baselines import BASELINE
 from hambench.analysis.verdicts import best_of
+from hambench.groups import asks_accuracy
 from hambench.records import Comparison, Estimate, Verdict
 from hambench.reports.compared import effect_of, fidelity_words
 from hambench.reports.page.standing import SAFE, TIERS, Standing, accuracy_standing, is_by_design, is_faster
@@ -197,7 +198,12 @@ def _behind(by_standing: Mapping[Standing, Sequence[CellView]]) -> str:
 def _why_unscored(view: View, cell: CellView) -> str:
     comparison = view.compared(cell, "accuracy")
     if not view.run.scores:
-        return "Its accuracy was not scored."
+        asked = asks_accuracy(view.run.header.suite_spec)
+        return (
+            "Its accuracy was not scored."
+            if asked
+            else "Accuracy was not asked: the prompts have no references."
+        )
     reason = "there is no comparison" if comparison is None else comparison.reason
     return f"Its accuracy is not comparable: {reason}."
 

@@ -11,6 +11,8 @@ from hambench.reports.sections.pareto_figure import (
     KV,
     REGRET,
     TPS,
+    Axis,
+    Point,
     draw_ground,
     draw_points,
     pareto_figure,
@@ -32,9 +34,10 @@ def pareto_section(view: View) -> Section:
             missing.append(f"{y.short} against {x.short}: no cell has both numbers.")
         else:
             figures.append(figure)
-    many = small_multiples(view, view.tasks)
-    if many is not None:
-        figures.append(many)
+    for noun, groups in (("category", view.wider_categories), ("task", view.tasks)):
+        many = small_multiples(view, groups, noun)
+        if many is not None:
+            figures.append(many)
     return Section(
         name="pareto",
         title="Pareto",
@@ -45,15 +48,20 @@ def pareto_section(view: View) -> Section:
     )
 
 
-def small_multiples(view: View, groups: Sequence[str]) -> Figure | None:
-    """Draws accuracy against TPS per task, in one look with separate axes per panel."""
-    panels = [(group, points_of(view, TPS, ACCURACY, group)[0]) for group in groups]
-    panels = [(group, points) for group, points in panels if points]
+def small_multiples(view: View, groups: Sequence[str], noun: str = "task") -> Figure | None:
+    """Draws accuracy against TPS per task or category, in one look with separate axes per panel.
+
+    Where nothing was scored, regret takes the place of accuracy.
+    """
+    y, panels = ACCURACY, _panels(view, ACCURACY, groups)
+    if not panels:
+        y, panels = REGRET, _panels(view, REGRET, groups)
     if len(panels) < 2:
         return None
     columns = 4 if len(panels) > 3 and len(panels) != 6 else 3
     rows = -(-len(panels) // columns)
-    name = f"{view.prefix}pareto-tasks"
+    plural = {"task": "tasks", "category": "categories"}[noun]
+    name = f"{view.prefix}pareto-{plural}"
     canvas = Canvas(
         name,
         width=0.5 + 3.0 * columns,
@@ -68,14 +76,14 @@ def small_multiples(view: View, groups: Sequence[str]) -> Figure | None:
         ax.set_visible(False)
     fastest = []
     for ax, (group, points) in zip(canvas.axes, panels, strict=False):
-        set_limits(ax, TPS, ACCURACY, points)
-        draw_ground(canvas, ax, TPS, ACCURACY, points, view)
-        draw_points(canvas, ax, TPS, ACCURACY, points, labelled=False, size=5)
+        set_limits(ax, TPS, y, points)
+        draw_ground(canvas, ax, TPS, y, points, view)
+        draw_points(canvas, ax, TPS, y, points, labelled=False, size=5)
         n = max(point.y.n for point in points)
         titles(
             ax,
             title=f"{clip(group_title(group).rpartition('/')[2], 28)}  (n={n})",
-            y="accuracy, points",
+            y="accuracy, points" if y is ACCURACY else y.title,
             x="TPS",
         )
         fastest.append(max(points, key=lambda p: p.x.value).cell.label)
@@ -84,11 +92,16 @@ def small_multiples(view: View, groups: Sequence[str]) -> Figure | None:
     common = max(set(fastest), key=lambda label: (fastest.count(label), label))
     return Figure(
         name=name,
-        title="The same per task",
-        finding=f"{common} is the fastest in {fastest.count(common)} of {len(panels)} tasks.",
+        title=f"{y.short} against TPS per {noun}" if y is REGRET else f"The same per {noun}",
+        finding=f"{common} is the fastest in {fastest.count(common)} of {len(panels)} {plural}.",
         canvas=canvas,
         series=tuple(dict.fromkeys((p.cell.series, p.cell.method) for _, points in panels for p in points)),
         notes=(
-            "Each panel has its own axes, and y need not begin at 0. The numbers are in the table per task.",
+            f"Each panel has its own axes, and y need not begin at 0. The numbers are in the table per {noun}.",
         ),
     )
+
+
+def _panels(view: View, y: Axis, groups: Sequence[str]) -> list[tuple[str, list[Point]]]:
+    panels = [(group, points_of(view, TPS, y, group)[0]) for group in groups]
+    return [(group, points) for group, points in panels if points]

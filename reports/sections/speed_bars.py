@@ -18,7 +18,9 @@ MOST_TASKS = 8
 def speed_bars(view: View) -> Figure | None:
     """Draws bars for the baseline and each method's main settings; ``None`` if nothing was timed."""
     cells = chosen(view)
-    groups = [g for g in view.tasks if any(view.measured(cell, g).tps is not None for cell in cells)]
+    by_category = len(view.tasks) > MOST_TASKS and bool(view.wider_categories)
+    groups = view.wider_categories if by_category else view.tasks
+    groups = [g for g in groups if any(view.measured(cell, g).tps is not None for cell in cells)]
     if not groups or not cells:
         return None
     shown = groups[:MOST_TASKS]
@@ -86,10 +88,10 @@ def speed_bars(view: View) -> Figure | None:
         titles(ax, y="decode tokens/s")
     _key(canvas, cells)
     fast = [cell for cell in cells if cell is not view.baseline]
-    left = f" {len(groups) - len(shown)} more tasks are in the table." if len(groups) > len(shown) else ""
+    left = f" {len(groups) - len(shown)} more are in the table." if len(groups) > len(shown) else ""
     return Figure(
         name=name,
-        title="Decode speed per task (the paper's figure 5)",
+        title="Decode speed per category" if by_category else "Decode speed per task (the paper's figure 5)",
         finding=_finding(view, fast, shown),
         canvas=canvas,
         table=_table(view, cells, groups, name),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hambench.analysis.fidelity import token_identity
 from hambench.analysis.suite_averages import averages_of
 from hambench.groups import ALL, Bounds, bounds_by_group, group_title
@@ -43,7 +45,13 @@ COLUMNS = (
 def all_tables(view: View) -> tuple[Table, ...]:
     """Every table of the section."""
     averages = averages_table(view)
-    return (summary_table(view), *((averages,) if averages else ()), task_table(view))
+    more = (category_table(view), turn_table(view))
+    return (
+        summary_table(view),
+        *((averages,) if averages else ()),
+        *(table for table in more if table is not None),
+        task_table(view),
+    )
 
 
 def summary_table(view: View) -> Table:
@@ -56,12 +64,19 @@ def summary_table(view: View) -> Table:
         columns=(
             Column("Cell", numeric=False),
             *COLUMNS,
+            *([Column("Thinking", "tokens cut before scoring")] if _thinks(view) else []),
             Column("Same tokens", "answers equal to baseline's"),
             Column("First difference", "at token"),
             *([Column("Baseline", "of its ratios", numeric=False)] if view.several_baselines else []),
         ),
         rows=tuple(
-            (text_cell(cell.label), *_row(view, cell, ALL), *_identity(view, cell), *_baseline(view, cell))
+            (
+                text_cell(cell.label),
+                *_row(view, cell, ALL),
+                *_thinking(view, cell),
+                *_identity(view, cell),
+                *_baseline(view, cell),
+            )
             for cell in view.cells
         ),
     )
@@ -127,6 +142,47 @@ def task_table(view: View) -> Table:
     )
 
 
+def category_table(view: View) -> Table | None:
+    """Builds a table with one row per category and cell; ``None`` where tasks are the categories."""
+    if not view.wider_categories:
+        return None
+    return _group_table(
+        view,
+        view.wider_categories,
+        name="categories",
+        title="Category",
+        caption="Per category: the samples of all its tasks together.",
+    )
+
+
+def turn_table(view: View) -> Table | None:
+    """Builds a table with one row per turn and cell; ``None`` without conversations."""
+    if not view.turns:
+        return None
+    return _group_table(
+        view,
+        view.turns,
+        name="turns",
+        title="Turn",
+        caption="Per turn of the conversations. A turn is asked after the cell's own answers to the turns before, read "
+        "again from the start: TTFT and KV grow with the conversation, and answers of later turns may differ because "
+        "earlier ones did.",
+    )
+
+
+def _group_table(view: View, groups: Sequence[str], *, name: str, title: str, caption: str) -> Table:
+    return Table(
+        name=f"{view.prefix}{name}",
+        caption=caption,
+        columns=(Column(title, numeric=False), Column("Cell", numeric=False), *COLUMNS),
+        rows=tuple(
+            (text_cell(group_title(group)), text_cell(cell.label), *_row(view, cell, group))
+            for group in groups
+            for cell in view.cells
+        ),
+    )
+
+
 def _row(view: View, cell: CellView, group: str) -> tuple[TableCell, ...]:
     m = view.measured(cell, group)
     speed, accuracy = view.compared(cell, "tps", group), view.compared(cell, "accuracy", group)
@@ -182,6 +238,21 @@ def _row(view: View, cell: CellView, group: str) -> tuple[TableCell, ...]:
         number_cell(m.num_errors, str(m.num_errors), metric="num_errors", tone="bad" if m.num_errors else ""),
         number_cell(m.num_truncated, str(m.num_truncated), metric="num_truncated"),
     )
+
+
+def _thinks(view: View) -> bool:
+    return any(view.measured(cell).num_thinking_tokens is not None for cell in view.cells)
+
+
+def _thinking(view: View, cell: CellView) -> tuple[TableCell, ...]:
+    """Returns how many of the answers' tokens are thinking, if the run cut any."""
+    if not _thinks(view):
+        return ()
+    m = view.measured(cell)
+    if m.num_thinking_tokens is None:
+        return (TableCell(ABSENT),)
+    share = m.num_thinking_tokens / m.num_tokens if m.num_tokens else 0.0
+    return (number_cell(m.num_thinking_tokens, f"{m.num_thinking_tokens} of {m.num_tokens} ({share:.0%})"),)
 
 
 def _identity(view: View, cell: CellView) -> tuple[TableCell, TableCell]:

@@ -178,6 +178,12 @@ def _pkg_resources() -> Iterator[None]:
         del sys.modules["pkg_resources"]
 
 
+def longbench_metrics() -> Any:
+    """lm-eval's module of LongBench's metrics, imported without the chatter of the libraries behind it."""
+    _quiet_imports()
+    return importlib.import_module("lm_eval.tasks.longbench.metrics")
+
+
 def _quiet_imports() -> None:
     """Imports the scorers' libraries that print messages on first use."""
     with warnings.catch_warnings():

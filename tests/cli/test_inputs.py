@@ -219,3 +219,18 @@ def test_two_runs_begun_at_once_make_two_folders(run_options, tmp_path):
     folders = list((tmp_path / "runs").iterdir())
     assert len(folders) == 2
     assert all(load_run(folder).complete for folder in folders)
+
+
+def test_bad_rows_of_own_prompts_are_a_line_each_and_exit_code_2(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.jsonl").write_text('{"prompt": "a"}\n{"prompt": ""}\n{"promt": "a"}\n')
+    with pytest.raises(SystemExit) as stop:
+        main(["run", "--suite", "mine.jsonl", "--methods", "vanilla", "--out", "run"])
+    lines = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2
+    assert [line.split(": ")[1] for line in lines] == [
+        "mine.jsonl",
+        "mine.jsonl, line 2",
+        "mine.jsonl, line 3",
+    ]
+    assert not Path("run").exists()

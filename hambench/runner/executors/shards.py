@@ -13,10 +13,14 @@ Shard = tuple[Job, ...]
 
 
 def make_shards(jobs: Iterable[Job]) -> list[Shard]:
-    """Groups jobs by (sample, repeat) in order: comparisons are paired by sample, so a sample stays on one device."""
+    """Groups jobs by (sample, repeat) in order: comparisons are paired by sample, so a sample stays on one device.
+
+    The turns of a conversation stay together: a later one needs the answers before it.
+    """
     by_sample: dict[tuple[str, int], list[Job]] = {}
     for job in jobs:
-        by_sample.setdefault((job.sample.sample_id, job.repeat), []).append(job)
+        asked = job.sample.conversation or job.sample.sample_id
+        by_sample.setdefault((asked, job.repeat), []).append(job)
     return [tuple(group) for group in by_sample.values()]
 
 
