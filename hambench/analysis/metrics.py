@@ -220,10 +220,7 @@ def accuracy(points: Mapping[str, Sequence[float]]) -> Estimate | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """What one cell measured over one group of samples (a task, a suite, or all): derived, never stored.
-
-    ``None`` means that there was nothing to derive it from.
-    """
+    """What one cell measured over one group of samples: derived, never stored; ``None`` where nothing gives it."""
 
     cell: str
     group: str
