@@ -224,10 +224,9 @@ def test_two_runs_begun_at_once_make_two_folders(run_options, tmp_path):
 def test_bad_rows_of_own_prompts_are_a_line_each_and_exit_code_2(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("mine.jsonl").write_text('{"prompt": "a"}\n{"prompt": ""}\n{"promt": "a"}\n')
-    with pytest.raises(SystemExit) as stop:
-        main(["run", "--suite", "mine.jsonl", "--methods", "vanilla", "--out", "run"])
-    lines = capsys.readouterr().err.splitlines()
-    assert stop.value.code == 2
+    code, _, err = invoke(capsys, "run", "--suite", "mine.jsonl", "--methods", "vanilla", "--out", "run")
+    lines = err.splitlines()
+    assert code == 2
     assert [line.split(": ")[1] for line in lines] == [
         "mine.jsonl",
         "mine.jsonl, line 2",
