@@ -21,6 +21,7 @@ BUILTIN = {
     "prompt_lookup": "hambench.methods.prompt_lookup:PromptLookupConfig",
     "suffix": "hambench.methods.suffix:SuffixConfig",
     "hamburger": "hambench.methods.hamburger:HamburgerConfig",
+    "kv_press": "hambench.methods.kv_press:KVPressConfig",
     "transformers": "hambench.methods.peers.transformers_generate:TransformersConfig",
     "llama_cpp": "hambench.methods.peers.llama_cpp:LlamaCppConfig",
     "endpoint": "hambench.methods.peers.endpoint:EndpointConfig",

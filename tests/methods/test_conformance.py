@@ -14,6 +14,7 @@ from hambench.errors import ContextOverflowError, HambenchError, NotFiniteError
 from hambench.kernels.cpu.macro_step import NativeGrafts
 from hambench.kernels.cpu.model import NativeModel
 from hambench.methods.hamburger import HamburgerConfig, weights_folder
+from hambench.methods.kv_press import PRESSES, KVPressConfig
 from hambench.methods.peers.transformers_generate import MODEL_KEY, TransformersConfig
 from hambench.methods.peers.transformers_models import load_model
 from hambench.methods.prompt_lookup import PromptLookupConfig
@@ -31,6 +32,10 @@ METHODS = [
     SuffixConfig(),
     SuffixConfig(num_draft_tokens=3, factor=4.0, min_probability=0.0),
     *(HamburgerConfig(confidence=confidence) for confidence in (0.0, 0.45, 1.1)),
+    KVPressConfig(ratio=0.0),
+    *(KVPressConfig(press=press, ratio=0.5) for press in PRESSES),
+    KVPressConfig(press="knorm", ratio=0.75, decode_every=8),
+    KVPressConfig(press="snapkv", ratio=0.5, decode_every=2),
     *(TransformersConfig(mode=mode) for mode in ("dynamic", "static", "assistant", "prompt_lookup")),
 ]
 PROMPTS = [[5], [1, 2, 3, 1, 2, 3, 1, 2], list(range(40, 90)), [7] * 30]
@@ -214,6 +219,8 @@ def test_drafts_longer_than_a_made_up_answer_are_warmed_up_and_calibrated(config
 @prompts
 def test_slots_never_exceed_what_was_read_and_never_shrink_between_steps(config, target, prompt):
     trace = decode(config, target, prompt)
+    if getattr(config, "ratio", 0):
+        pytest.skip(f"{config.label} evicts slots: tests/methods/test_kv_press.py has its law")
     emitted, slots = 0, 0
     for step in trace.steps:
         emitted += len(step.tokens) + step.discarded
@@ -228,7 +235,8 @@ def test_bytes_grow_with_slots(config, target):
     if any(step.kv_bytes is None for step in trace.steps):
         pytest.skip(f"{config.label} is a peer whose cache is out of sight: its records hold no bytes")
     assert all(step.kv_bytes > 0 for step in trace.steps)
-    assert trace.steps[-1].kv_bytes > trace.steps[0].kv_bytes
+    if not getattr(config, "decode_every", 0):
+        assert trace.steps[-1].kv_bytes > trace.steps[0].kv_bytes
 
 
 @methods

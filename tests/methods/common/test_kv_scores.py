@@ -40,7 +40,8 @@ def twin(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("num_slots", "ratio", "kept"), [(100, 0.25, 75), (101, 0.5, 50), (3, 0.9, 1), (1, 0.5, 1), (7, 0.0, 7)]
+    ("num_slots", "ratio", "kept"),
+    [(100, 0.25, 75), (101, 0.5, 50), (3, 0.9, 1), (150, 0.9, 15), (1, 0.5, 1), (7, 0.0, 7)],
 )
 def test_the_number_of_kept_slots_is_rounded_down_and_never_zero(num_slots, ratio, kept):
     assert kv_scores.num_kept(num_slots, ratio) == kept
