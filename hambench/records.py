@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -224,6 +225,13 @@ class Score:
     scorer: str = ""
     """Scorer and version, e.g. ``lm-eval 0.4.13``."""
     error: str | None = None
+
+    @property
+    def points(self) -> float | None:
+        """From 0 to 100; ``None`` where the scorer failed: it says so, gives nothing, or gives NaN."""
+        if self.value is None or self.error is not None or not math.isfinite(self.value):
+            return None
+        return 100 * self.value / self.scale
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

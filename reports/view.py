@@ -277,6 +277,7 @@ def _comparable(a: Run, b: Run) -> bool:
         and one.data_hashes == two.data_hashes
         and (one.temperature, one.top_p, one.seed) == (two.temperature, two.top_p, two.seed)
         and one.max_new_tokens == two.max_new_tokens
+        and (one.ignore_eos, one.think_end) == (two.ignore_eos, two.think_end)
         and not differences(one.environment, two.environment, SPEED_KEYS)
     )
 

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from hambench.reports.html_text import printable
-
-if TYPE_CHECKING:
-    pass
 
 
 def significant(value: float, digits: int = 3) -> str:

@@ -60,7 +60,7 @@ def changes(stored: Iterable[Score], new: Iterable[Score]) -> Changes:
     return Changes(
         num_scores=len(after),
         num_new=len(after) - len(pairs),
-        num_errors=sum(each.value is None for each in after.values()),
+        num_errors=sum(each.points is None for each in after.values()),
         changed=tuple(pair for pair in pairs if not _same(pair[0].value, pair[1].value)),
         scorers=tuple(sorted({each.scorer for each in before.values() if each.scorer})),
         scorer=next((each.scorer for each in after.values()), ""),

@@ -8,32 +8,33 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from fidelity_coverage import (
+    NUM_RUNS,
+    Array,
+    Bounds,
+    Experiment,
+    best_setting,
+    differences_of_regret,
+    per_token,
+    regret_difference,
+    regrets,
+)
 
 from hambench.analysis.statistics.intervals import (
     clustered_rate,
     difference_interval,
     log_ratio_interval,
     mean_score_interval,
-    ratio_of_sums,
     t_interval,
 )
 from hambench.analysis.statistics.paired_tests import MIN_BLOCKS, RATIO, RATIO_OF_RATIOS
-
-Array = NDArray[Any]
-Bounds = tuple[Array, Array]
-"""Low and high of every simulated data set; NaN where no interval is printed."""
-Experiment = Callable[[np.random.Generator, int, int], tuple[Bounds, float]]
-"""From a generator, samples per task and tasks, to the intervals and the truth."""
 
 SAMPLES = (1, 2, 3, 5, 8, 20)
 TASKS = (1, 8, 21)
 LEAST = 93.0
 """Percent that a printed interval must cover."""
-NUM_RUNS = 2_000
 DOCS = Path(__file__).parents[1] / "docs" / "measuring.md"
 BEGIN, END = "<!-- coverage -->", "<!-- /coverage -->"
 
@@ -111,6 +112,12 @@ def intervals() -> Iterator[tuple[str, str, bool, list[Experiment]]]:
     }
     for kind, experiments in losses.items():
         yield "regret per token", kind, False, experiments
+    for kind, experiments in differences_of_regret().items():
+        yield "difference of regret", kind, False, experiments
+    near_ties = [regret_difference(per_token(share, 0.02, 0.5), few_may_differ=True) for share in (0.1, 0.5)]
+    yield "difference of regret", "near-ties, lossless", False, near_ties
+    for num in (2, 9, 18):
+        yield "best of several settings", f"of {num}", False, [best_setting(num)]
     tokens = {
         "even": [clusters(spread=50.0, size=0.0)],
         "spread": [clusters(spread=4.0, size=0.5)],
@@ -263,28 +270,6 @@ def mean_ratio(draw: Speeds) -> Experiment:
         # the ratio's own interval is this one's exponential
         interval = log_ratio_interval(np.stack([theirs, ours]), RATIO)
         return (interval.low, interval.high), truth
-
-    return experiment
-
-
-def regrets(*, zeros: float, spread: float) -> Experiment:
-    """Nats that answers give up, nothing at all in a share ``zeros`` of them.
-
-    Args:
-        zeros: Share of answers without any.
-        spread: Standard deviation of the logarithm of the others' nats per token.
-    """
-
-    def experiment(rng: np.random.Generator, samples: int, tasks: int) -> tuple[Bounds, float]:
-        shape = (NUM_RUNS, samples)
-        tokens = np.exp(rng.normal(4, 0.7, shape))
-        each = np.where(rng.random(shape) < zeros, 0.0, np.exp(rng.normal(-1, spread, shape)))
-        estimates = [ratio_of_sums(above, below) for above, below in zip(tokens * each, tokens, strict=True)]
-        low, high = (
-            np.array([np.nan if end is None else end for end in ends])
-            for ends in zip(*((estimate.low, estimate.high) for estimate in estimates), strict=True)
-        )
-        return (low, high), float((1 - zeros) * np.exp(-1 + spread**2 / 2))
 
     return experiment
 

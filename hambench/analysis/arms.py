@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from hambench.analysis.statistics.intervals import Array
 from hambench.analysis.statistics.paired_tests import MIN_BLOCKS
 from hambench.analysis.verdicts import join_reasons
 from hambench.errors import count
-from hambench.records import GenerationTrace, Sample, SampleRecord, Score
+from hambench.records import Comparison, GenerationTrace, Sample, SampleRecord, Score
 from hambench.registry import is_lossless
 from hambench.store import Run
 
@@ -30,14 +30,25 @@ RATES: dict[str, Callable[[GenerationTrace], Parts]] = {
 """Numerator and denominator of one answer in each metric that is a ratio of sums over answers."""
 
 
+NEEDED = {
+    "tps": "a token after its first step",
+    "prefill_tps": "a timed prefill",
+    "end_to_end_tps": "a timed token",
+    "kv_bytes_per_position": "a KV cache of known size",
+    "accuracy": "a score",
+    "regret": "the target's judgement",
+}
+"""What an answer must have to be in a metric."""
+
+
 @dataclass(frozen=True, slots=True)
 class Arm:
     """What a cell answered."""
 
     cell: str
     records: dict[Key, SampleRecord]
-    points: dict[str, float]
-    """Primary score of each sample, 0 to 100, mean over repeats."""
+    points: dict[Key, float]
+    """Primary score of each answer, 0 to 100."""
     lossless: bool = False
     """Whether the method's answers follow the target's own distribution by design."""
     judged: dict[Key, tuple[float, int]] = field(default_factory=dict)
@@ -75,11 +86,16 @@ class Overlap:
     """What two arms have in common over the samples of a group."""
 
     asked: Mapping[str, Sample]
-    one_sided: tuple[str, ...]
-    """Samples with an answer that one side gave and the other failed to."""
+    failed: tuple[Key, ...]
+    """Answers that one side gave and the other failed to."""
     refused: str
     """Why the arms can't be compared over these samples; empty if they can."""
     most_one_sided: float
+
+    @property
+    def one_sided(self) -> tuple[str, ...]:
+        """Samples with such an answer."""
+        return tuple(dict.fromkeys(sample_id for sample_id, _ in self.failed))
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,28 +155,40 @@ def overlap_of(a: Arm, b: Arm, asked: Mapping[str, Sample], most_one_sided: floa
     theirs = {key: record for key, record in b.records.items() if key[0] in asked}
     shared = ours.keys() & theirs.keys()
     failed = [key for key in shared if (ours[key].trace is None) != (theirs[key].trace is None)]
-    one_sided = tuple(dict.fromkeys(sid for sid, _ in failed))
+    overlap = Overlap(asked, tuple(failed), "", most_one_sided)
     refused = ""
     if any(ours[key].prompt_hash != theirs[key].prompt_hash for key in shared):
         refused = "the prompts differ"
-    elif len(one_sided) > most_one_sided * len(asked):
-        refused = f"{count(len(one_sided), 'sample')} of {len(asked)} answered by one of the two only"
-    return Overlap(asked, one_sided, refused, most_one_sided)
+    elif len(overlap.one_sided) > most_one_sided * len(asked):
+        refused = f"{count(len(overlap.one_sided), 'sample')} of {len(asked)} answered by one of the two only"
+    return replace(overlap, refused=refused)
 
 
-def zeros(arm: Arm, overlap: Overlap) -> dict[str, float]:
-    """No points for each sample that this arm alone never answered."""
-    answered = {sid for (sid, _), record in arm.records.items() if record.trace is not None}
-    return {sid: 0.0 for sid in overlap.one_sided if sid not in answered}
+def zeros(arm: Arm, overlap: Overlap) -> dict[Key, float]:
+    """No points for each answer that this arm alone failed to give, a repeat of a sample included."""
+    return {key: 0.0 for key in overlap.failed if arm.records[key].trace is None}
 
 
-def points_of(scores: Iterable[Score]) -> dict[str, float]:
-    """Primary score of each sample in points, 0 to 100, mean over repeats; failed scorers left out."""
-    points: dict[str, list[float]] = {}
-    for score in scores:
-        if score.primary and score.error is None and score.value is not None and math.isfinite(score.value):
-            points.setdefault(score.sample_id, []).append(100 * score.value / score.scale)
-    return {sample_id: float(np.mean(values)) for sample_id, values in points.items()}
+def points_of(scores: Iterable[Score]) -> dict[Key, float]:
+    """Primary score of each answer in points, 0 to 100; failed scorers left out."""
+    return {
+        (score.sample_id, score.repeat): score.points
+        for score in scores
+        if score.primary and score.points is not None
+    }
+
+
+def mean_by_sample(points: Mapping[Key, float], keys: Iterable[Key]) -> dict[str, float]:
+    """The mean over repeats of each sample's points, over some answers.
+
+    Args:
+        points: Of each answer.
+        keys: Which answers.
+    """
+    by_sample: dict[str, list[float]] = {}
+    for key in keys:
+        by_sample.setdefault(key[0], []).append(points[key])
+    return {sample_id: float(np.mean(values)) for sample_id, values in by_sample.items()}
 
 
 def disturbance(arms: Sequence[Arm], asked: Iterable[str], *, busy: float) -> str:
@@ -178,6 +206,46 @@ def disturbance(arms: Sequence[Arm], asked: Iterable[str], *, busy: float) -> st
         why = ", ".join(sorted(set(throttled.values())))
         note = join_reasons(note, f"the GPU held its clocks down in {len(throttled)} answers ({why})")
     return note
+
+
+def cluster_of(sample: Sample) -> tuple[str, ...]:
+    """What a sample belongs together with, as its suite says: one document, or one question in several languages."""
+    return (sample.suite, sample.cluster) if sample.cluster else (sample.sample_id,)
+
+
+def nothing_compared(
+    a: Arm,
+    b: Arm,
+    group: str,
+    metric: str,
+    refused: str,
+    *,
+    num_left_out: int = 0,
+    pairs: tuple[int, int] | None = None,
+) -> Comparison:
+    """A metric of two arms that no answer of both has.
+
+    Args:
+        a: The arm that is judged.
+        b: The arm that it is judged against.
+        group: The group's name.
+        metric: The metric.
+        refused: Why the arms can't be compared; empty if they could.
+        num_left_out: Answers of both that lack it.
+        pairs: Equal answers and all answers that both gave.
+    """
+    return Comparison(
+        candidate=a.cell,
+        baseline=b.cell,
+        group=group,
+        metric=metric,
+        effect=None,
+        verdict="not comparable",
+        num_left_out=num_left_out,
+        num_equal=pairs[0] if pairs else None,
+        num_answers=pairs[1] if pairs else None,
+        reason=refused or f"no sample has {NEEDED[metric]} in both",
+    )
 
 
 def _blocks(keys: Sequence[Key]) -> tuple[list[int], str]:

@@ -16,9 +16,13 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from hambench.analysis.arms import (
+    NEEDED,
     Arm,
     Overlap,
+    cluster_of,
     disturbance,
+    mean_by_sample,
+    nothing_compared,
     overlap_of,
     paired_traces,
     paired_work,
@@ -53,15 +57,6 @@ COMPARED = ("tps", "kv_bytes_per_position", "accuracy", "regret")
 
 MOST_ONE_SIDED = 0.2
 """Share of the samples that may have an answer of one of the two only."""
-
-_PARTS = {
-    "tps": "a token after its first step",
-    "prefill_tps": "a timed prefill",
-    "end_to_end_tps": "a timed token",
-    "kv_bytes_per_position": "a KV cache of known size",
-    "accuracy": "a score",
-    "regret": "the target's judgement",
-}
 
 
 def compare_run(
@@ -213,8 +208,8 @@ def _compare(
             if metric == "regret" and not (candidate.judged or baseline.judged):
                 continue
             if metric == "regret":
-                row = compare_regret(candidate, baseline, overlap, group, margins, cluster_of)
-                rows.append(row or _nothing(candidate, baseline, group, metric, overlap.refused))
+                row = compare_regret(candidate, baseline, overlap, group, margins)
+                rows.append(row or nothing_compared(candidate, baseline, group, metric, overlap.refused))
             elif metric == "accuracy":
                 rows.append(_compare_accuracy(candidate, baseline, overlap, group, margins))
             else:
@@ -225,7 +220,7 @@ def _compare(
 def _compare_rate(a: Arm, b: Arm, overlap: Overlap, group: str, metric: str, margins: Margins) -> Comparison:
     info, refused = METRICS[metric], overlap.refused
     if not refused and (a.is_speed_only or b.is_speed_only):
-        refused = unread_text(a, b, compare_regret(a, b, overlap, group, margins, cluster_of))
+        refused = unread_text(a, b, compare_regret(a, b, overlap, group, margins))
     work = paired_work((a, b), metric, overlap.asked)
     notes = [work.note]
     if overlap.one_sided and not refused:
@@ -233,12 +228,12 @@ def _compare_rate(a: Arm, b: Arm, overlap: Overlap, group: str, metric: str, mar
         notes.append(f"{left_out}: answered by one of the two only")
     if work.num_left_out:
         notes.append(
-            f"{work.num_left_out} answer{'s' * (work.num_left_out > 1)} left out: not {_PARTS[metric]} on both sides"
+            f"{work.num_left_out} answer{'s' * (work.num_left_out > 1)} left out: not {NEEDED[metric]} on both sides"
         )
     if info.metric_class == "speed":
         notes.append(disturbance((a, b), overlap.asked, busy=BUSY_LOAD))
     if not work.terms.size:
-        return _nothing(a, b, group, metric, refused, num_left_out=work.num_left_out)
+        return nothing_compared(a, b, group, metric, refused, num_left_out=work.num_left_out)
     result = log_ratio_of_sums(work.terms[:2], work.terms[2:])
     log_margin = math.log1p(margins.of_metric(metric))
     noun = "repeat" if work.note else "sample"
@@ -275,28 +270,37 @@ def _compare_rate(a: Arm, b: Arm, overlap: Overlap, group: str, metric: str, mar
 def _compare_accuracy(a: Arm, b: Arm, overlap: Overlap, group: str, margins: Margins) -> Comparison:
     asked, refused = overlap.asked, overlap.refused
     ours, theirs = ({**zeros(arm, overlap), **arm.points} for arm in (a, b))
-    both = [sid for sid in asked if sid in ours and sid in theirs]
-    unscored = [sid for sid in asked if (sid in ours) != (sid in theirs)]
+    keys = [key for key in ours if key in theirs and key[0] in asked]
+    unscored = [key for key in {**ours, **theirs} if (key in ours) != (key in theirs) and key[0] in asked]
+    scored = {sid for sid, _ in keys}
+    both = [sid for sid in asked if sid in scored]
     notes = [
         f"{count(len(failed), 'answer')} that {arm.cell} failed to give {'count' if len(failed) > 1 else 'counts'} as 0"
         for arm in (a, b)
-        if (failed := [sid for sid in zeros(arm, overlap) if sid in both])
+        if (failed := [key for key in zeros(arm, overlap) if key in ours and key in theirs])
     ]
     if unscored:
-        words = f"{count(len(unscored), 'sample')} of {len(asked)} scored for one of the two only"
+        # of one repeat, answers are the samples
+        repeated = any(repeat for _, repeat in {**ours, **theirs})
+        noun, whole = ("answer", len(keys) + len(unscored)) if repeated else ("sample", len(asked))
+        words = f"{count(len(unscored), noun)} of {whole} scored for one of the two only"
         notes.append(f"{words}: left out")
-        if not refused and len(unscored) > overlap.most_one_sided * len(asked):
+        if not refused and len({sid for sid, _ in unscored}) > overlap.most_one_sided * len(asked):
             refused = words
     pairs = paired_traces(a, b, both or asked)
     num_equal = sum(mine.token_ids == other.token_ids for _, mine, other in pairs)
-    if not any(sid in a.points and sid in b.points for sid in both):
-        return _nothing(a, b, group, "accuracy", refused, pairs=(num_equal, len(pairs)) if pairs else None)
+    if not any(key in a.points and key in b.points for key in keys):
+        return nothing_compared(
+            a, b, group, "accuracy", refused, pairs=(num_equal, len(pairs)) if pairs else None
+        )
     strata = [(asked[sid].suite, asked[sid].task) for sid in both]
+    clusters = [cluster_of(asked[sid]) for sid in both]
+    mine, other = (mean_by_sample(points, keys) for points in (ours, theirs))
     result = mean_difference(
-        [ours[sid] for sid in both],
-        [theirs[sid] for sid in both],
+        [mine[sid] for sid in both],
+        [other[sid] for sid in both],
         strata=strata,
-        clusters=[cluster_of(asked[sid]) for sid in both],
+        clusters=clusters,
     )
     by_design = a.lossless and b.lossless
     all_equal = bool(pairs) and num_equal == len(pairs) and not notes and result.effect == 0
@@ -307,7 +311,7 @@ def _compare_accuracy(a: Arm, b: Arm, overlap: Overlap, group: str, margins: Mar
         verdict, reason = "equivalent", f"lossless by design, {equal}"
     else:
         if all_equal:
-            bound = equal_answers_bound(strata)
+            bound = equal_answers_bound(strata, clusters)
             result = PairedResult(
                 effect=0.0, num_blocks=result.num_blocks, low=-bound, high=bound, p_value=1.0
             )
@@ -315,9 +319,9 @@ def _compare_accuracy(a: Arm, b: Arm, overlap: Overlap, group: str, margins: Mar
             result, margin=margins.accuracy, better="higher", sampled=Sampled(groups=len(set(strata)))
         )
         if all_equal:
-            reason = _of_equal_answers(equal, bound, margins.accuracy)
+            reason = _of_equal_answers(equal, bound, margins.accuracy, strata, clusters)
         elif by_design and pairs:
-            fidelity = compare_regret(a, b, overlap, group, margins, cluster_of)
+            fidelity = compare_regret(a, b, overlap, group, margins)
             borne_out = fidelity is None or num_equal == len(pairs) or fidelity.verdict == "equivalent"
             reason = join_reasons(design_words(equal, borne_out), reason)
     return Comparison(
@@ -338,13 +342,22 @@ def _compare_accuracy(a: Arm, b: Arm, overlap: Overlap, group: str, margins: Mar
     )
 
 
-def _of_equal_answers(equal: str, bound: float, margin: float) -> str:
+def _of_equal_answers(
+    equal: str,
+    bound: float,
+    margin: float,
+    strata: Sequence[tuple[str, str]],
+    clusters: Sequence[tuple[str, ...]],
+) -> str:
     """What equal answers of a method that may lose something show, and how many more would show that it holds."""
     shown = f"{equal}: at most {bound:.0f} % of answers differ"
     if bound < margin:
         return shown
-    needed = math.ceil(math.log(1 - CONFIDENCE) / math.log1p(-margin / 100))
-    return f"{shown}; {needed} equal ones would show that accuracy holds"
+    num_tasks = len(set(strata))
+    needed = num_tasks * math.ceil(math.log(1 - CONFIDENCE) / math.log1p(-margin / 100) / num_tasks)
+    what = "equal ones" if len(set(clusters)) == len(clusters) else "that have no text in common, equal,"
+    of_each = f" ({needed // num_tasks} of each task)" if num_tasks > 1 else ""
+    return f"{shown}; {needed} {what}{of_each} would show that accuracy holds"
 
 
 def _possible(points: float | None) -> float | None:
@@ -359,32 +372,3 @@ def _exp(logarithm: float) -> float:
 
 def _num_tasks(samples: Iterable[Sample]) -> int:
     return len({(sample.suite, sample.task) for sample in samples})
-
-
-def cluster_of(sample: Sample) -> tuple[str, ...]:
-    """What a sample belongs together with, as its suite says: one document, or one question in several languages."""
-    return (sample.suite, sample.cluster) if sample.cluster else (sample.sample_id,)
-
-
-def _nothing(
-    a: Arm,
-    b: Arm,
-    group: str,
-    metric: str,
-    refused: str,
-    *,
-    num_left_out: int = 0,
-    pairs: tuple[int, int] | None = None,
-) -> Comparison:
-    return Comparison(
-        candidate=a.cell,
-        baseline=b.cell,
-        group=group,
-        metric=metric,
-        effect=None,
-        verdict="not comparable",
-        num_left_out=num_left_out,
-        num_equal=pairs[0] if pairs else None,
-        num_answers=pairs[1] if pairs else None,
-        reason=refused or f"no sample has {_PARTS[metric]} in both",
-    )

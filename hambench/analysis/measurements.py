@@ -93,7 +93,7 @@ def measure(
         group=group,
         num_samples=len({record.sample_id for record in answered}),
         num_errors=len({record.sample_id for record in mine if record.trace is None}),
-        num_score_errors=len({score.sample_id for score in primary if not _usable(score)}),
+        num_score_errors=len({score.sample_id for score in primary if score.points is None}),
         num_truncated=len({record.sample_id for record in answered if record.truncated_tokens}),
         num_tokens=num_tokens(traces),
         tps=tps(traces),
@@ -141,8 +141,8 @@ def points_by_task(scores: Iterable[Score], samples: Mapping[str, Sample]) -> di
     """Points (0 to 100) of each sample of each ``suite/task``: primary scores only, averaged over repeats."""
     by_sample: dict[str, list[float]] = {}
     for score in scores:
-        if score.primary and _usable(score) and score.value is not None:
-            by_sample.setdefault(score.sample_id, []).append(100 * score.value / score.scale)
+        if score.primary and score.points is not None:
+            by_sample.setdefault(score.sample_id, []).append(score.points)
     by_task: dict[str, list[float]] = {}
     for sample_id, points in by_sample.items():
         sample = samples[sample_id]
@@ -153,11 +153,6 @@ def points_by_task(scores: Iterable[Score], samples: Mapping[str, Sample]) -> di
 def _thinking(answered: Iterable[SampleRecord]) -> int | None:
     counts = [record.thinking_tokens for record in answered if record.thinking_tokens is not None]
     return sum(counts) if counts else None
-
-
-def _usable(score: Score) -> bool:
-    # a scorer that answers NaN has failed, whatever it says
-    return score.value is not None and score.error is None and bool(np.isfinite(score.value))
 
 
 def repetition_cautions(run: Run, measured: Mapping[str, Measurement]) -> list[str]:

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-
 import numpy as np
 
-from hambench.analysis.arms import Arm, Overlap, paired_traces
-from hambench.analysis.statistics.intervals import CONFIDENCE, largest_unseen_rate
-from hambench.analysis.statistics.ratio_difference import MIN_DIFFERING, ratio_difference
+from hambench.analysis.arms import Arm, Overlap, cluster_of, paired_traces
+from hambench.analysis.statistics.forecast import MOST_NAMED
+from hambench.analysis.statistics.intervals import largest_unseen_rate
+from hambench.analysis.statistics.ratio_difference import (
+    MIN_DIFFERING,
+    equal_blocks_needed,
+    ratio_difference,
+)
 from hambench.analysis.verdicts import Margins, Sampled, join_reasons, verdict_of
 from hambench.errors import count
-from hambench.records import Comparison, Estimate, Sample
+from hambench.records import Comparison, Estimate
 
 UNSEEN_REGRET = 3.0
 """Nats of the one token that is added to what was seen: what a token costs that the target would not have taken. In a
 run of the README's command those of more than half a nat cost 3.6 in the mean."""
 
-Cluster = Callable[[Sample], tuple[str, ...]]
 
-
-def compare_regret(
-    a: Arm, b: Arm, overlap: Overlap, group: str, margins: Margins, cluster_of: Cluster
-) -> Comparison | None:
+def compare_regret(a: Arm, b: Arm, overlap: Overlap, group: str, margins: Margins) -> Comparison | None:
     """Regret per token of one arm less that of the other; ``None`` where no answer of both was judged.
 
     Args:
@@ -32,7 +30,6 @@ def compare_regret(
         overlap: What they have in common over a group.
         group: The group's name.
         margins: Smallest effects worth a word.
-        cluster_of: What a sample belongs together with.
     """
     pairs = paired_traces(a, b, overlap.asked)
     if not any(key in a.judged or key in b.judged for key, *_ in pairs):
@@ -84,9 +81,11 @@ def compare_regret(
         share = largest_unseen_rate(result.num_blocks)
         reason = f"{equal}: at most {share:.0%} of answers differ"
         if verdict == "inconclusive":
-            needed = math.ceil(math.log(1 - CONFIDENCE) / math.log1p(-margins.regret))
-            reason += f"; {needed} equal ones would show that fidelity holds"
-    elif result.low is None and 0 < result.num_informative < MIN_DIFFERING:
+            needed = equal_blocks_needed(
+                (terms[1], terms[3]), unseen=UNSEEN_REGRET, margin=margins.regret, most=MOST_NAMED
+            )
+            reason += f"; {needed:,} equal ones would show that fidelity holds" if needed else ""
+    elif not by_design and 0 < result.num_informative < MIN_DIFFERING and verdict == "inconclusive":
         reason = f"{result.num_informative} of {result.num_blocks} samples differ: too few to say by how much"
     return Comparison(
         candidate=a.cell,

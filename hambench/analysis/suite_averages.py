@@ -7,7 +7,7 @@ A task without a valid score stays visible as missing, and what it belongs to sa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +57,11 @@ class SuiteAverage:
     missing: tuple[str, ...]
     """Tasks in no average; where there are any, ``overall`` is that of a part of the suite."""
 
+    @property
+    def num_failed(self) -> int:
+        """Answers without points, of all tasks."""
+        return sum(each.num_failed for each in self.tasks)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellAverages:
@@ -78,6 +83,7 @@ class CellAverages:
             "lengths": self.lengths,
             "corrected": self.corrected,
             "missing": list(self.average.missing),
+            "num_failed": self.average.num_failed,
         }
 
 
@@ -91,6 +97,25 @@ def averages_of(run: Run) -> tuple[CellAverages, ...]:
     return tuple(
         _cell_averages(run, cell.label, str(spec["suite"]), kind, bounds) for cell in run.header.cells
     )
+
+
+def left_out(averages: Sequence[CellAverages]) -> list[str]:
+    """One line for each cell whose averages lack tasks or answers; one line for all where it is the same of all.
+
+    A cell that failed at a task is averaged over what it could do, which is not what the others are averaged over.
+    """
+    lines: dict[str, list[str]] = {}
+    for each in averages:
+        parts = [f"no points in {', '.join(each.average.missing)}"] if each.average.missing else []
+        failed = each.average.num_failed
+        parts += [f"{failed} answer{'s' * (failed != 1)} without a score"] if failed else []
+        if parts:
+            lines.setdefault("; ".join(parts), []).append(each.average.cell)
+    return [
+        f"Not in these means: {what}{'' if len(cells) == len(averages) else f' ({listed})'}."
+        for what, cells in lines.items()
+        if (listed := ", ".join(cells))
+    ]
 
 
 def _cell_averages(run: Run, cell: str, suite: str, kind: str, bounds: Mapping[str, Bounds]) -> CellAverages:
@@ -191,8 +216,8 @@ def _task_average(
         task=task,
         category=category,
         points=_mean_points(own, samples),
-        num_scored=sum(each.value is not None for each in own),
-        num_failed=sum(each.value is None for each in own),
+        num_scored=sum(each.points is not None for each in own),
+        num_failed=sum(each.points is None for each in own),
     )
 
 
@@ -207,9 +232,7 @@ def _category_average(category: str, tasks: list[TaskAverage]) -> CategoryAverag
 
 
 def _mean_points(scores: list[Score], samples: Mapping[str, Sample]) -> float | None:
-    weighed = [
-        (100 * each.value / each.scale, _weight(each, samples)) for each in scores if each.value is not None
-    ]
+    weighed = [(each.points, _weight(each, samples)) for each in scores if each.points is not None]
     total = sum(weight for _, weight in weighed)
     return sum(points * weight for points, weight in weighed) / total if total else None
 

@@ -1,4 +1,4 @@
-"""The five words of a comparison, and when each is used.
+"""The five words of a comparison, and when each is used; :mod:`hambench.reports.page.verdicts` makes sentences of them.
 
 For a metric with a margin (the smallest effect worth a word):
 
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 from hambench.analysis.metrics import METRICS, Better
 from hambench.analysis.statistics.forecast import MIN_INFORMATIVE, blocks_needed
@@ -112,13 +112,15 @@ def verdict_of(
 
 def _forecast(result: PairedResult, margin: float, sampled: Sampled) -> str:
     if 0 < result.num_informative < min(MIN_INFORMATIVE, result.num_blocks):
-        differ = f"{result.num_informative} of {result.num_blocks} {sampled.noun}s score differently"
+        differ = f"{result.num_informative} of {result.num_blocks} {sampled.noun}s differ"
         return f"{differ}: too few to say how many would tell"
-    needed = blocks_needed(result, margin=margin)
-    if needed is None or needed <= result.num_blocks:
+    more = blocks_needed(result, margin=margin)
+    if more is None or more.num_blocks <= result.num_blocks:
         return ""
+    number = sampled.counted(more.num_blocks)
+    told = f"about {number} would tell" if more.would_tell else f"even {number} may leave it open"
     there = result.num_blocks
-    return f"about {sampled.counted(needed)} would tell; there {'is' if there == 1 else 'are'} {there:,}"
+    return f"{told}; there {'is' if there == 1 else 'are'} {there:,}"
 
 
 def exact_verdict(sums: NDArray[np.float64], margin: float, better: Better) -> tuple[Verdict, str]:
@@ -190,7 +192,7 @@ def best_of(comparison: Comparison, num_settings: int) -> Estimate | None:
     if effect is None or effect.low is None or effect.high is None or effect.low <= 0:
         return effect
     degrees = comparison.degrees_of_freedom or math.inf
-    alone, chosen = (stats.t.ppf(1 - SIGNIFICANCE / 2 / n, degrees) for n in (1, num_settings))
+    alone, chosen = (special.stdtrit(degrees, 1 - SIGNIFICANCE / 2 / n) for n in (1, num_settings))
     wider = float(chosen / alone)
     low = effect.value * (effect.low / effect.value) ** wider
     high = effect.value * (effect.high / effect.value) ** wider

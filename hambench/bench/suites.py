@@ -88,7 +88,7 @@ def _measure_here(request: dict[str, Any]) -> SuiteCost:
         capture_s=captured_at - begin,
         score_s=scored_at - captured_at,
         peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        failed=sum(each.value is None for each in scores if each.primary),
+        failed=sum(each.points is None for each in scores if each.primary),
     )
 
 

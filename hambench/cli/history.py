@@ -226,7 +226,7 @@ def _show(
         if not (like(metric, name) and like(cell, label)):
             continue
         series = describe_series(history, entries, name, label, threshold=threshold)
-        lost = lost or series.lost
+        lost = lost or series.lost is True
         if as_json:
             click.echo(json.dumps({"machine": key[0], "suite": key[1], **series.as_dict()}))
         else:

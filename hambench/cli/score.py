@@ -34,9 +34,9 @@ def command(run: Path, allow_code_execution: bool, dry_run: bool, as_json: bool)
     )
     found = changes(loaded.scores, scores)
     # a scorer that can't run now (code execution off) must not replace an existing score
-    valid = {(s.cell, s.sample_id, s.repeat, s.metric) for s in loaded.scores if s.value is not None}
+    valid = {(s.cell, s.sample_id, s.repeat, s.metric) for s in loaded.scores if s.points is not None}
     kept = [
-        s for s in scores if s.value is not None or (s.cell, s.sample_id, s.repeat, s.metric) not in valid
+        s for s in scores if s.points is not None or (s.cell, s.sample_id, s.repeat, s.metric) not in valid
     ]
     if not dry_run and kept:
         with RunWriter.resume(run) as writer:

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -16,9 +16,6 @@ from hambench.errors import HambenchError, IncompleteError
 from hambench.gating.checks import Check, CrashedError, Outcome
 from hambench.gating.exact import Answer, answer_of, compare_answers
 from hambench.registry import BUILTIN, method_config
-
-if TYPE_CHECKING:
-    pass
 
 SCHEMA_VERSION = 1
 REGENERATE = "commit the output of `hambench gate --only exact --update-baseline`"

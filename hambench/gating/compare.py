@@ -188,45 +188,53 @@ def _regret(base: Run, head: Run, label: str, samples: Mapping[str, Sample], mar
 
 
 def _regret_check(row: Comparison, margin: float) -> Check:
-    verdict, reason = change_word(row.verdict), row.reason
-    high = row.effect.high if row.effect else None
-    if verdict == "inconclusive" and high is not None and high < margin:
-        verdict, reason = "equivalent", f"not worse by {margin:g} nats per token"
-    return Check(
+    blank = Check(
         cell=row.candidate,
         metric="regret",
         metric_class="fidelity",
         better="lower",
         unit="nats/token",
-        group=row.group,
-        effect=row.effect,
         threshold=margin,
-        verdict=verdict,
-        p_value=row.p_value,
-        minimum_detectable_effect=row.minimum_detectable_effect,
-        reason=reason,
+        verdict=change_word(row.verdict),
+    )
+    high = row.effect.high if row.effect else None
+    return _judged(
+        blank, row, not_worse=high is not None and high < margin, in_words=f"{margin:g} nats per token"
     )
 
 
 def _accuracy_check(row: Comparison, margin: float, changed: Mapping[str, str]) -> Check:
-    verdict, reason = change_word(row.verdict), row.reason
-    low = row.effect.low if row.effect else None
-    if verdict == "inconclusive" and low is not None and low > -margin:
-        # only a loss matters here, so a possible gain needs no further samples
-        verdict, reason = "equivalent", f"not worse by {margin:g} points"
-    if changed and row.verdict != "not comparable":
-        versions = ", ".join(f"{key} {change}" for key, change in changed.items())
-        reason = (
-            f"{reason}; scored with other versions: {versions}" if reason else f"other versions: {versions}"
-        )
-    return Check(
+    blank = Check(
         cell=row.candidate,
         metric="accuracy",
         metric_class="accuracy",
         unit="points",
+        threshold=margin,
+        verdict=change_word(row.verdict),
+    )
+    low = row.effect.low if row.effect else None
+    check = _judged(blank, row, not_worse=low is not None and low > -margin, in_words=f"{margin:g} points")
+    if changed and row.verdict != "not comparable":
+        versions = ", ".join(f"{key} {change}" for key, change in changed.items())
+        words = (
+            f"{check.reason}; scored with other versions: {versions}"
+            if check.reason
+            else f"other versions: {versions}"
+        )
+        return replace(check, reason=words)
+    return check
+
+
+def _judged(blank: Check, row: Comparison, *, not_worse: bool, in_words: str) -> Check:
+    """A check with what a comparison of the two runs found."""
+    verdict, reason = blank.verdict, row.reason
+    if verdict == "inconclusive" and not_worse:
+        # only a loss matters here, so a possible gain needs no further samples
+        verdict, reason = "equivalent", f"not worse by {in_words}"
+    return replace(
+        blank,
         group=row.group,
         effect=row.effect,
-        threshold=margin,
         verdict=verdict,
         p_value=row.p_value,
         minimum_detectable_effect=row.minimum_detectable_effect,

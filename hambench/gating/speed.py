@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 
@@ -113,18 +113,25 @@ def detectable_loss(result: PairedResult, margin: float, *, rounds: int = ROUNDS
 
 
 def confirmed(first: Check, second: Check) -> Check:
-    """Returns the verdict on a loss after fresh blocks; both rounds must show it."""
+    """Returns the verdict on a loss after fresh blocks; both rounds must show it.
+
+    Fresh blocks that measured nothing, or on a GPU that held its clocks down, leave the check *not comparable*: it must
+    not pass for want of a second round.
+    """
     assert first.effect is not None
-    if second.verdict == "regressed" and second.effect is not None:
-        return replace(
-            first, reason=_join(first.reason, f"measured again with fresh blocks: x{second.effect.value:.3f}")
-        )
-    shown = "nothing" if second.effect is None else f"x{second.effect.value:.3f}, {second.verdict}"
-    return replace(
-        first,
-        verdict="inconclusive",
-        reason=_join(f"not confirmed: fresh blocks gave {shown}", first.reason),
-    )
+    shown = "nothing" if second.effect is None else f"x{second.effect.value:.3f}"
+    match second.verdict:
+        case "regressed":
+            said = f"measured again with fresh blocks: {shown}"
+            return replace(first, reason=_join(first.reason, said))
+        case "not comparable":
+            said = f"a loss of x{first.effect.value:.3f} could not be measured again"
+            return replace(first, verdict="not comparable", reason=_join(said, second.reason))
+        case "improved" | "equivalent" | "inconclusive":
+            said = f"not confirmed: fresh blocks gave {shown}, {second.verdict}"
+            return replace(first, verdict="inconclusive", reason=_join(said, first.reason))
+        case _:
+            assert_never(second.verdict)
 
 
 def gate_speed(

@@ -89,6 +89,12 @@ def find_shifts(
     points: Sequence[Point], *, better: Better = "higher", threshold: float = DEFAULT_THRESHOLD
 ) -> list[Finding]:
     """Returns shifts and outliers of every segment; a segment of fewer than nine runs has none."""
+    return _walk(points, better, threshold)[0]
+
+
+def _walk(points: Sequence[Point], better: Better, threshold: float) -> tuple[list[Finding], int]:
+    """Findings, and how many accepted runs the newest was held against."""
+    num_before = 0
     findings: list[Finding] = []
     accepted: list[float] = []
     suspect: tuple[int, Finding] | None = None
@@ -97,6 +103,7 @@ def find_shifts(
             findings += [replace(suspect[1], kind="outlier")] if suspect else []
             accepted, suspect = [], None
         log = math.log(point.value) if point.value > 0 else None
+        num_before = len(accepted)
         outside = _outside(index, point.value, log, accepted, better, threshold)
         if outside is None:
             findings += [replace(suspect[1], kind="outlier")] if suspect else []
@@ -111,7 +118,7 @@ def find_shifts(
         else:
             findings += [replace(suspect[1], kind="outlier")] if suspect else []
             suspect = (index, outside)
-    return [*findings, suspect[1]] if suspect else findings
+    return [*findings, suspect[1]] if suspect else findings, num_before
 
 
 def prediction_interval(logs: Sequence[float]) -> tuple[float, float, float]:
@@ -174,19 +181,35 @@ class Series:
     since_pins: dict[str, float]
     """Newest value over the pinned run's, by pin; shows a slow drift that a moving window absorbs."""
 
+    num_before: int
+    """Accepted runs that the newest one was held against."""
+
     @property
-    def lost(self) -> bool:
-        """True if the newest run is the second of a shift for the worse."""
-        return any(
-            finding.kind == "shift" and not finding.better and finding.index == len(self.points) - 2
-            for finding in self.findings
-        )
+    def lost(self) -> bool | None:
+        """True if the newest run is the second of a shift for the worse; ``None`` with too few runs to tell."""
+        newest = [finding for finding in self.findings if finding.index == len(self.points) - 2]
+        if any(finding.kind == "shift" and not finding.better for finding in newest):
+            return True
+        return False if self.num_before >= MIN_RUNS else None
+
+    @property
+    def verdict(self) -> str:
+        """Whether the series ends with a loss, in words."""
+        match self.lost:
+            case True:
+                return "confirmed loss"
+            case False:
+                return "no confirmed loss"
+            case None:
+                there = f"{self.num_before + 1} of {MIN_RUNS + 1} runs since the last change"
+                return f"too few runs to tell: {there}"
 
     def lines(self) -> list[str]:
         """Formats the series for a terminal."""
         newest = self.points[-1]
         lines = [
-            f"{self.metric} of {self.cell}: {newest.value:.4g} {self.unit}, {len(self.points)} runs  {self.sparkline}"
+            f"{self.metric} of {self.cell}: {newest.value:.4g} {self.unit}, {len(self.points)} runs  {self.sparkline}",
+            f"  {self.verdict}",
         ]
         lines += [
             f"  {point.created_at[:16]} new series: {point.broken_by}"
@@ -213,7 +236,7 @@ class Series:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns plain values for JSON."""
-        return {**asdict(self), "lost": self.lost}
+        return {**asdict(self), "lost": self.lost, "verdict": self.verdict}
 
 
 def describe_series(
@@ -241,12 +264,14 @@ def describe_series(
         for point in points
         if point.run_id == pin.run_id and point.value
     }
+    findings, num_before = _walk(points, tracked.better, threshold)
     return Series(
         metric=metric,
         cell=cell,
         unit=tracked.unit,
         better=tracked.better,
         points=tuple(points),
-        findings=tuple(find_shifts(points, better=tracked.better, threshold=threshold)),
+        findings=tuple(findings),
+        num_before=num_before,
         since_pins={name: points[-1].value / value for name, value in pinned.items()},
     )

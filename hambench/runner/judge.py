@@ -152,6 +152,12 @@ def _prompt_ids(run: Run, record: SampleRecord, cell: Cell, target: TargetModel)
     prompt = encode_prompt(sample, target.tokenizer, context_length=positions).ids
     if not prompt:
         raise StoreError(f"{run.path}: {record.sample_id} can't be judged: its prompt has no token")
+    assert record.trace is not None
+    if len(prompt) != record.trace.prompt_tokens:
+        raise StoreError(
+            f"{run.path}: {record.sample_id} can't be judged: its prompt has {len(prompt)} tokens now and had "
+            f"{record.trace.prompt_tokens} when it was answered: another tokenizer or chat template"
+        )
     return prompt
 
 

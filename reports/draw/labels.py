@@ -84,6 +84,21 @@ def place_labels(
     return unplaced
 
 
+def beside_row(ax: Axes, row: float, text: str) -> None:
+    """Writes a text to the right of the frame, level with a row of bars."""
+    ax.annotate(
+        text,
+        (1, row),
+        xycoords=("axes fraction", "data"),
+        xytext=(5, 0),
+        textcoords="offset points",
+        fontsize=8,
+        va="center",
+        color=INK,
+        annotation_clip=False,
+    )
+
+
 def _write(
     ax: Axes, label: Label, place: tuple[float, float, str, str], *, leader: bool = False
 ) -> Annotation:

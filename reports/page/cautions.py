@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +16,6 @@ from hambench.reports.words import listing
 from hambench.run_notes import NOT_MEASURED, TITLES, WATERMARKED, Note
 
 Severity = Literal["bad", "warn"]
-"""Share of the machine that other processes may take before speeds are called disturbed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +78,7 @@ def cautions(view: View) -> list[Caution]:
     found += [Caution("warn", "Repeated text", line) for line in repetition_cautions(run, overall)]
     unheard = failures(run)
     found += [Caution("warn", "Not judged", f"{line}.") for line in unheard]
-    failed = [
-        score
-        for score in run.scores
-        if score.primary and (score.value is None or not math.isfinite(score.value))
-    ]
+    failed = [score for score in run.scores if score.primary and score.points is None]
     if failed:
         found.append(
             Caution(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -143,7 +142,7 @@ def _ranked(
 
 def _flags(view: View, sample_id: str, records: dict[str, SampleRecord]) -> tuple[str, ...]:
     points = {
-        label: _points(score) for label in records if (score := _score(view, label, sample_id)) is not None
+        label: score.points for label in records if (score := _score(view, label, sample_id)) is not None
     }
     found = []
     # each answer is held against that of vanilla under its own conditions
@@ -239,15 +238,11 @@ def _score(view: View, label: str, sample_id: str) -> Score | None:
     return view.primary_scores.get((label, sample_id, 0))
 
 
-def _points(score: Score) -> float | None:
-    return 100 * score.value / score.scale if score.value is not None and math.isfinite(score.value) else None
-
-
 def _score_text(view: View, cell: CellView, sample_id: str) -> str:
     score = _score(view, cell.label, sample_id)
     if score is None:
         return "not scored"
-    if score.value is None or not math.isfinite(score.value):
+    if score.points is None or score.value is None:
         return f"{score.metric} failed: {clip(score.error or 'no reason given', 120)}"
     return f"{score.metric} {score.value:.3g}"
 

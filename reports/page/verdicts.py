@@ -1,4 +1,4 @@
-"""The verdict strip: one answer, then one sentence per method, from comparisons alone."""
+"""The verdict strip in words: one answer, then one sentence per method; :mod:`hambench.analysis.verdicts` decides."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from hambench.analysis.baselines import BASELINE
+from hambench.analysis.metrics import METRICS
 from hambench.analysis.verdicts import best_of
 from hambench.groups import asks_accuracy
 from hambench.records import Comparison, Estimate, Verdict
@@ -315,9 +316,16 @@ def _stat(title: str, comparison: Comparison | None, words: dict[Verdict, str]) 
         # a counted ratio that is the same in every answer has an interval of no width
         same = show(effect.low) == show(effect.high)
         interval = "" if same else f"[{show(effect.low)}, {show(effect.high)}]"
-    elif comparison.verdict == "equivalent":
+    elif comparison.metric == "accuracy" and comparison.verdict == "equivalent":
         interval = "lossless by design"
-    elif comparison.metric == "accuracy":
+    elif METRICS[comparison.metric].metric_class == "exact" and comparison.verdict in (
+        "better",
+        "worse",
+        "equivalent",
+    ):
+        # a count on too few samples for statistics is called where all of them agree
+        interval = comparison.reason
+    else:
         interval = "no interval: too few samples"
     word = _SHORT[comparison.metric](words[comparison.verdict])
     value = f"{show(effect.value)}{_UNITS[comparison.metric]}"

@@ -16,6 +16,7 @@ from hambench.reports.view import CellView, View
 from hambench.reports.words import clip
 
 METRIC = "tps_ratio"
+_SYMBOLS = {True: "▼", False: "≈", None: "?"}
 
 
 def history_section(view: View, root: Path | None) -> Section:
@@ -109,11 +110,13 @@ def _figure(view: View, history: History, series: Sequence[tuple[CellView, Serie
     end_labels(canvas, ax, [(cell_series.points[-1].value, 0.0, cell) for cell, cell_series in series])
     titles(ax, x="runs, oldest first", y="decode speed, × vanilla of the same run")
     lost = [cell.label for cell, cell_series in series if cell_series.lost]
+    untold = [cell.label for cell, cell_series in series if cell_series.lost is None]
     shifts = sum(finding.kind == "shift" for _, cell_series in series for finding in cell_series.findings)
     return Figure(
         name=name,
         title="Speed over vanilla, run by run",
-        finding=f"{len(lost)} of {len(series)} settings end with a confirmed loss; {shifts} shifts in all.",
+        finding=f"{len(lost)} of {len(series)} settings end with a confirmed loss; {shifts} shifts in all."
+        + (f" {len(untold)} have too few runs to tell." if untold else ""),
         canvas=canvas,
         series=tuple(dict.fromkeys((cell.series, cell.method) for cell, _ in series)),
     )
@@ -135,7 +138,7 @@ def _table(view: View, series: Sequence[tuple[CellView, Series]]) -> Table:
                 text_cell(cell.label),
                 number_cell(len(cell_series.points), str(len(cell_series.points))),
                 number_cell(cell_series.points[-1].value),
-                text_cell("▼ confirmed loss" if cell_series.lost else "≈ no confirmed loss"),
+                text_cell(f"{_SYMBOLS[cell_series.lost]} {cell_series.verdict}"),
                 text_cell(
                     ", ".join(f"{name}: {ratio - 1:+.1%}" for name, ratio in cell_series.since_pins.items())
                     or "–"

@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from hambench.analysis.cold_start import start_ups
 from hambench.records import SampleRecord
 from hambench.reports.draw.canvas import INK, MUTED, PAGE, Canvas, padded, titles
+from hambench.reports.draw.labels import beside_row
 from hambench.reports.sections.steps_figures import end_labels
 from hambench.reports.values import Column, Figure, Section, Table, number_cell, text_cell
 from hambench.reports.view import CellView, View
@@ -182,17 +183,7 @@ def _total_bars(canvas: Canvas, ax: Axes, rows: list[tuple[CellView, float, floa
             row, kv / MIB, left=(weights + added) / MIB, height=0.6, color=cell.style.colour, edgecolor=PAGE
         )
         canvas.tag(bar, tip=f"{cell.label}: KV {bytes_text(kv)}")
-        ax.annotate(
-            f"KV {significant(kv / MIB)} MiB",
-            (1, row),
-            xycoords=("axes fraction", "data"),
-            xytext=(5, 0),
-            textcoords="offset points",
-            fontsize=8,
-            va="center",
-            color=INK,
-            annotation_clip=False,
-        )
+        beside_row(ax, row, f"KV {significant(kv / MIB)} MiB")
     titles(ax, x="MiB: weights, hatched what the method adds to them, then KV")
 
 

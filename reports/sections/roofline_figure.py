@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hambench.analysis.bandwidth_limit import PLAUSIBLE, Ceiling, Limit, ceiling_of, limits_of, shape_of
 from hambench.reports.draw.canvas import INK, LINE, MUTED, PAGE, Canvas, padded, titles
-from hambench.reports.draw.labels import Label, place_labels
+from hambench.reports.draw.labels import Label, beside_row, place_labels
 from hambench.reports.values import Column, Figure, Section, Table, number_cell, text_cell
 from hambench.reports.view import CellView, View
 from hambench.reports.words import ABSENT, bytes_text, clip, listing, significant
@@ -114,17 +114,7 @@ def ceiling_figure(view: View, bounds: Sequence[Bound]) -> Figure:
             linewidth=2,
             solid_capstyle="butt",
         )
-        ax.annotate(
-            f"{b.limit.mbu:.0%}",
-            (1, row),
-            xycoords=("axes fraction", "data"),
-            xytext=(5, 0),
-            textcoords="offset points",
-            fontsize=8,
-            va="center",
-            color=INK,
-            annotation_clip=False,
-        )
+        beside_row(ax, row, f"{b.limit.mbu:.0%}")
     titles(ax, x="decode tokens/s; upright mark: the ceiling; right: share of it reached (MBU)")
     best = max(bounds, key=lambda b: b.limit.mbu)
     base = next((b for b in bounds if b.cell is view.baseline), None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hambench.analysis.fidelity import token_identity
-from hambench.analysis.suite_averages import averages_of
+from hambench.analysis.suite_averages import averages_of, left_out
 from hambench.groups import ALL, Bounds, bounds_by_group, group_title
 from hambench.records import Estimate, Verdict
 from hambench.reports.compared import FIDELITY_WORDS, effect_of
@@ -97,7 +97,7 @@ def averages_table(view: View) -> Table | None:
     return Table(
         name=f"{view.prefix}averages",
         caption=f"Accuracy as {first.average.suite} averages: the mean of its categories' means, each the mean of its "
-        "tasks. Verdicts compare the mean over tasks instead.",
+        f"tasks. Verdicts compare the mean over tasks instead. {' '.join(left_out(averages))}".rstrip(),
         columns=(Column("Cell", numeric=False), *(Column(title, "points") for title in titles)),
         rows=tuple(rows),
     )

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hambench.analysis.measurements import measure_run
-from hambench.analysis.suite_averages import averages_of
+from hambench.analysis.suite_averages import averages_of, left_out
 from hambench.groups import bounds_by_group
 from hambench.store import Run
 
@@ -45,11 +45,8 @@ def render_averages(run: Run, *, width: int = 150) -> str:
             soft_wrap=True,
         )
     console.print(table)
-    missing = sorted({task for each in averages for task in each.average.missing})
-    if missing:
-        console.print(
-            Text(f"! Not in these means, for want of a score: {', '.join(missing)}."), soft_wrap=True
-        )
+    for line in left_out(averages):
+        console.print(Text(f"! {line}"), soft_wrap=True)
     return out.getvalue().rstrip("\n")
 
 

@@ -6,7 +6,8 @@ import json
 import pytest
 import synthetic
 
-from hambench.analysis.comparisons import cluster_of, compare_cells
+from hambench.analysis.arms import cluster_of
+from hambench.analysis.comparisons import compare_cells
 from hambench.store import load_run
 from hambench.suites import CaptureRequest, capture
 

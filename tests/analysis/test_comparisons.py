@@ -8,7 +8,7 @@ import pytest
 from synthetic import header
 
 from hambench.analysis.comparisons import Arm, compare_arms, compare_cells, compare_run
-from hambench.analysis.statistics.paired_tests import PairedResult
+from hambench.analysis.statistics.paired_tests import PairedResult, equal_answers_bound
 from hambench.analysis.verdicts import Margins, control_false_discoveries, verdict_of
 from hambench.records import Cell, Comparison, GenerationTrace, Sample, SampleRecord, Score, StepRecord
 from hambench.store import Run
@@ -72,7 +72,8 @@ def make_arm(
                 trace=GenerationTrace(prompt_tokens=100, steps=steps, finish="length"),
             )
         flipped = own.random() < flip
-        points[sample.sample_id] = 100.0 * (bool(right) != flipped and own.random() >= loss)
+        right_now = bool(right) != flipped and own.random() >= loss
+        points |= {(sample.sample_id, repeat): 100.0 * right_now for repeat in range(repeats)}
     return Arm(name, records, points)
 
 
@@ -245,13 +246,13 @@ def fail(arm: Arm, sample_ids: list[str]) -> None:
     """These answers were never given: no trace, no score."""
     for sid in sample_ids:
         arm.records[sid, 0] = dataclasses.replace(arm.records[sid, 0], trace=None, error="out of memory")
-        del arm.points[sid]
+        del arm.points[sid, 0]
 
 
 def test_an_answer_of_one_side_only_is_left_out_of_speed_and_counts_as_no_points() -> None:
     samples = make_samples(20)
     a, b = make_arm("a", samples, 1, slowdown=2), make_arm("b", samples, 2)
-    failed = [sid for sid in samples if b.points[sid] == 100][:2]
+    failed = [sid for sid in samples if b.points[sid, 0] == 100][:2]
     fail(a, failed)
     rows = verdicts(a, b, samples)
     assert rows["tps"].verdict == "worse"
@@ -262,7 +263,7 @@ def test_an_answer_of_one_side_only_is_left_out_of_speed_and_counts_as_no_points
     assert "2 answers that a failed to give count as 0" in accuracy.reason
     assert accuracy.effect is not None
     assert accuracy.effect.n == 20
-    difference = sum(a.points.get(sid, 0.0) - b.points[sid] for sid in samples) / 20
+    difference = sum(a.points.get((sid, 0), 0.0) - b.points[sid, 0] for sid in samples) / 20
     assert accuracy.effect.value == pytest.approx(difference)
 
 
@@ -270,10 +271,57 @@ def test_failing_what_is_hard_never_looks_better_than_answering_it_wrongly() -> 
     samples = make_samples(40)
     base = make_arm("b", samples, 2)
     wrong, failing = (make_arm("a", samples, 1, first_token=9) for _ in range(2))
-    hard = [sid for sid in samples if wrong.points[sid] == 0][:5]
+    hard = [sid for sid in samples if wrong.points[sid, 0] == 0][:5]
     fail(failing, hard)
     effects = [verdicts(arm, base, samples)["accuracy"].effect for arm in (wrong, failing)]
     assert effects[0] == effects[1]
+
+
+def test_a_repeat_that_one_side_failed_counts_as_no_points_for_its_sample() -> None:
+    samples = make_samples(20)
+    a, b = (make_arm(name, samples, seed, repeats=2, first_token=seed) for name, seed in (("a", 1), ("b", 2)))
+    right = [sid for sid in samples if a.points[sid, 0] == 100 == b.points[sid, 0]][:3]
+    before = verdicts(a, b, samples)["accuracy"]
+    for sid in right:
+        a.records[sid, 1] = dataclasses.replace(a.records[sid, 1], trace=None, error="out of memory")
+        del a.points[sid, 1]
+    after = verdicts(a, b, samples)["accuracy"]
+    assert before.effect is not None
+    assert after.effect is not None
+    assert after.effect.value == pytest.approx(before.effect.value - 3 * 50 / 20)
+    assert "3 answers that a failed to give count as 0" in after.reason
+    # a repeat that both failed is in neither, and the other repeat still counts
+    for sid in right:
+        b.records[sid, 1] = dataclasses.replace(b.records[sid, 1], trace=None, error="out of memory")
+        del b.points[sid, 1]
+    neither = verdicts(a, b, samples)["accuracy"]
+    assert neither.effect == before.effect
+    assert "failed" not in neither.reason
+    # a scorer's failure is no failure to answer
+    del a.points[next(sid for sid in samples if sid not in right), 1]
+    assert (
+        "1 answer of 37 scored for one of the two only: left out"
+        in verdicts(a, b, samples)["accuracy"].reason
+    )
+
+
+def test_equal_answers_about_one_document_are_one_chance_to_differ() -> None:
+    alone = equal_answers_bound(["t"] * 20)
+    assert equal_answers_bound(["t"] * 20, range(20)) == alone
+    assert equal_answers_bound(["t"] * 20, [i // 4 for i in range(20)]) == equal_answers_bound(["t"] * 5)
+    # the same questions in two languages
+    crossed = equal_answers_bound(["a"] * 10 + ["b"] * 10, [*range(10), *range(10)])
+    assert crossed == equal_answers_bound(["t"] * 10)
+    assert crossed > equal_answers_bound(["a"] * 10 + ["b"] * 10) == alone
+    samples = {
+        sid: dataclasses.replace(sample, cluster=f"document {i // 5}")
+        for i, (sid, sample) in enumerate(make_samples(20).items())
+    }
+    a, b = make_arm("a", samples, 1, flip=0), make_arm("b", samples, 2, flip=0)
+    row = verdicts(a, b, samples)["accuracy"]
+    assert row.effect is not None
+    assert row.effect.high == pytest.approx(equal_answers_bound(["t"] * 4))
+    assert "199 that have no text in common, equal, would show that accuracy holds" in row.reason
 
 
 def test_too_many_answers_of_one_side_only_are_not_comparable() -> None:
@@ -317,8 +365,8 @@ def test_a_score_of_one_side_only_is_left_out_of_accuracy_and_leaves_speed_alone
     assert rows["accuracy"].effect.n == 19
     assert "1 sample of 20 scored for one of the two only: left out" in rows["accuracy"].reason
     assert (rows["tps"].verdict, rows["tps"].reason) == ("worse", "")
-    for sid in more[:4]:
-        del a.points[sid]
+    for key in more[:4]:
+        del a.points[key]
     assert verdicts(a, b, samples)["accuracy"].verdict == "not comparable"
 
 
@@ -418,9 +466,9 @@ def make_run(arms: list[Arm], samples: dict[str, Sample]) -> Run:
         for i, arm in enumerate(arms)
     )
     scores = tuple(
-        Score(cell=arm.cell, sample_id=sid, repeat=0, metric="m", value=points / 50, scale=2.0)
+        Score(cell=arm.cell, sample_id=sid, repeat=repeat, metric="m", value=points / 50, scale=2.0)
         for arm in arms
-        for sid, points in arm.points.items()
+        for (sid, repeat), points in arm.points.items()
     )
     records = tuple(record for arm in arms for record in arm.records.values())
     return Run(Path("run"), header(cells, num_samples=len(samples)), samples, records, scores)

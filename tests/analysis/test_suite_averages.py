@@ -1,5 +1,8 @@
 """Averages as LongBench reports them, worked out by hand."""
 
+import dataclasses
+import math
+
 import pytest
 
 from hambench.analysis.suite_averages import metric_points, points_by_length, suite_average
@@ -81,6 +84,15 @@ def test_a_failed_task_is_shown_as_missing_and_never_as_zero():
     assert found.categories[0].missing == ("narrativeqa",)
     assert found.missing == ("narrativeqa", "gov_report")
     assert found.overall == pytest.approx((100.0 + 50.0) / 2)
+
+
+@pytest.mark.parametrize("changes", [{"value": None}, {"value": math.nan}, {"error": "no scorer"}])
+def test_a_score_that_says_it_failed_has_no_points_whatever_it_holds(changes):
+    broken = dataclasses.replace(score("qasper", 1, 0.4), **changes)
+    assert broken.points is None
+    found = suite_average([score("qasper", 0, 1.0), broken], SAMPLES, cell="v", suite="longbench")
+    task = next(each for each in found.tasks if each.task == "qasper")
+    assert (task.points, task.num_scored, task.num_failed) == (100.0, 1, 1)
 
 
 def test_without_any_score_there_is_no_average():

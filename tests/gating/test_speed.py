@@ -7,6 +7,7 @@ turn to turn, and bursts of other load that slow one turn in four by up to half.
 import dataclasses
 import math
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import numpy as np
@@ -17,7 +18,7 @@ from native_fixtures import need_compiler
 
 from hambench.errors import HambenchError, UnknownNameError
 from hambench.gating.blocks import Block, counted, run_blocks
-from hambench.gating.checks import CrashedError, ExitCode
+from hambench.gating.checks import CrashedError, ExitCode, Verdict
 from hambench.gating.config import SpeedGate, decide, validate_speed
 from hambench.gating.noise import Calibration, load_calibration, refuse_below_floor, save_calibration
 from hambench.gating.speed import (
@@ -339,6 +340,45 @@ def test_a_loss_that_fresh_blocks_do_not_show_is_undecided():
     assert outcome.exit_code() == ExitCode.FINE
     assert outcome.exit_code(strict=True) == ExitCode.UNDECIDED
     assert "not confirmed" in outcome.checks[0].reason
+
+
+@pytest.mark.parametrize("second", get_args(Verdict))
+def test_only_blocks_that_say_so_take_a_loss_back(second):
+    first = speed_check("vanilla", jitter(-0.1, 0), threshold=0.05)
+    assert first.verdict == "regressed"
+    again = dataclasses.replace(
+        speed_check("vanilla", jitter(0.0, 1), threshold=0.05), verdict=second, reason="why"
+    )
+    check = confirmed(first, again)
+    if second == "regressed":
+        assert check.verdict == "regressed"
+    elif second == "not comparable":
+        assert check.verdict == "not comparable"
+        assert check.reason == f"a loss of x{first.effect.value:.3f} could not be measured again; why"
+    else:
+        assert check.verdict == "inconclusive"
+        assert "not confirmed: fresh blocks gave x" in check.reason
+
+
+def test_a_loss_that_could_not_be_measured_again_does_not_pass():
+    rounds = iter([{}, {"throttled": ("power cap",)}])
+    pair = Pair(label="vanilla", base=ARMS["base"], head=ARMS["head"])
+    outcome = gate_speed(
+        [pair],
+        WORK,
+        num_blocks=10,
+        threshold=0.05,
+        base="a",
+        head="b",
+        measure=lambda arms, wanted: [
+            block(i, head=math.exp(-log), **changes)
+            for changes in [next(rounds)]
+            for i, log in enumerate(jitter(-0.1, 0))
+        ],
+    )
+    decided = decide(outcome, (), kind="speed", classes=("speed",))
+    assert decided.exit_code() == ExitCode.INCOMPLETE
+    assert "could not be measured again" in decided.checks[0].reason
 
 
 def test_what_is_not_a_loss_is_not_measured_again():

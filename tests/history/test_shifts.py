@@ -138,5 +138,38 @@ def test_a_creep_that_no_window_sees_shows_against_a_pin():
     history = History(root=Path(), entries=tuple(entries), pins=pins, annotations=())
     series = describe_series(history, entries, "tps_ratio", "x")
     assert series.since_pins["release"] == pytest.approx(0.995**19)
-    assert not series.lost
+    assert series.lost is False
     assert any("since release: -9" in line for line in series.lines())
+
+
+@pytest.mark.parametrize(
+    ("num_runs", "last", "lost", "words"),
+    [
+        (3, 0.5, None, "too few runs to tell: 3 of 9 runs"),
+        (8, 0.5, None, "too few runs to tell: 8 of 9 runs"),
+        (9, 1.0, False, "no confirmed loss"),
+        (9, 0.5, False, "no confirmed loss"),
+    ],
+)
+def test_with_too_few_runs_nothing_is_said_of_a_loss(num_runs, last, lost, words):
+    rng = np.random.default_rng(0)
+    values = [*(1.0 + 0.01 * rng.normal(size=num_runs - 1)), last]
+    entries = [entry(number, value) for number, value in enumerate(values)]
+    history = History(root=Path(), entries=tuple(entries), pins={}, annotations=())
+    series = describe_series(history, entries, "tps_ratio", "x")
+    assert series.lost is lost
+    assert series.verdict.startswith(words)
+    assert series.as_dict()["lost"] is lost
+    assert any(words in line for line in series.lines())
+
+
+def test_a_second_run_below_is_a_loss_and_the_runs_after_it_are_counted_anew():
+    values = [1.0, 1.01, 0.99, 1.0, 1.01, 1.0, 0.99, 1.0, 0.5, 0.5, 0.5]
+    entries = [entry(number, value) for number, value in enumerate(values)]
+
+    def series(number):
+        history = History(root=Path(), entries=tuple(entries[:number]), pins={}, annotations=())
+        return describe_series(history, entries[:number], "tps_ratio", "x")
+
+    assert [series(number).lost for number in (9, 10, 11)] == [False, True, None]
+    assert series(11).verdict == "too few runs to tell: 3 of 9 runs since the last change"

@@ -1,5 +1,6 @@
 """A suite's own averages, and the floors of its tasks, reach the terminal, the JSON and the report."""
 
+import dataclasses
 import json
 
 import pytest
@@ -56,10 +57,34 @@ def test_show_prints_the_averages_and_json_holds_them(folder):
     text = CliRunner().invoke(command, [str(folder)], catch_exceptions=False).output
     row = next(line for line in text.split("above chance")[-1].splitlines() if line.startswith("vanilla"))
     assert float(row.split()[1]) == pytest.approx(expected.average.overall, abs=0.05)
-    assert "Not in these means, for want of a score: qasper" in text
+    assert "! Not in these means: no points in qasper." in text
     found = CliRunner().invoke(command, [str(folder), "--json"], catch_exceptions=False).output
     first = json.loads(found.splitlines()[0])["benchmark"]
     assert first == json.loads(json.dumps(expected.as_dict()))
+
+
+def test_a_cell_that_failed_at_a_task_is_not_averaged_like_the_others_in_silence(folder):
+    run = load_run(folder)
+    lossy = run.header.cells[-1].label
+    scores = tuple(
+        dataclasses.replace(score, **changed)
+        for score in run.scores
+        for changed in [
+            {"value": float("nan")}
+            if score.cell == lossy and "/lcc/" in score.sample_id
+            else {"error": "the sandbox died"}
+            if score.cell == lossy and score.sample_id.endswith("gov_report/0")
+            else {}
+        ]
+    )
+    broken = dataclasses.replace(run, scores=scores)
+    own = next(each for each in averages_of(broken) if each.average.cell == lossy)
+    assert own.average.missing == ("lcc", "qasper")
+    assert own.average.num_failed == 5
+    assert own.corrected == {}
+    line = f"Not in these means: no points in lcc, qasper; 5 answers without a score ({lossy})."
+    assert f"! {line}" in render_averages(broken, width=300)
+    assert line in averages_table(View(broken)).caption
 
 
 def test_show_by_task_says_between_which_points_the_task_can_tell(folder):

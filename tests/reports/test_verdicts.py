@@ -246,6 +246,26 @@ def test_a_lossless_method_is_shipped_by_design_with_the_number_of_equal_answers
     assert "Ship" not in answer(lossy)
 
 
+@pytest.mark.parametrize("metric", ["tps", KV_METRIC])
+def test_only_accuracy_is_lossless_by_design_on_a_card(run: Run, metric: str) -> None:
+    view = judged(run, ham5=("equivalent", 1.0, "inconclusive"))
+    reason = "in each of the 3 answers" if metric == KV_METRIC else ""
+    effect = Estimate(value=1.0, n=3)
+    view.comparisons[FASTER, ALL, metric] = replace(
+        compared(metric, "equivalent", 1.0, FASTER), effect=effect, reason=reason
+    )
+    shown = {stat.title: stat.interval for stat in stats(view, view.by_label[FASTER])}
+    title = "KV per position" if metric == KV_METRIC else "decode speed"
+    assert shown[title] == (reason or "no interval: too few samples")
+    assert "lossless by design" not in shown.values()
+
+
+@pytest.mark.parametrize("changes", [{"ignore_eos": True}, {"think_end": "</think>"}])
+def test_runs_that_were_not_asked_alike_do_not_share_a_plot(run: Run, changes: dict[str, object]) -> None:
+    other = replace(run, header=replace(run.header, run_id="second", **changes))  # type: ignore[arg-type]
+    assert len(merge([run, other])) == 2
+
+
 def test_vanilla_is_never_shipped_over_vanilla(run: Run) -> None:
     (merged,) = merge([run, replace(run, header=replace(run.header, run_id="second"))])
     view = View(merged)

@@ -111,6 +111,18 @@ def test_an_answer_that_leaves_the_baselines_is_judged_on_its_own(folder, target
     assert "vanilla#2" in render_proxies(rows)
 
 
+def test_an_answer_to_a_prompt_of_another_length_is_not_judged(folder, target):
+    record = load_run(folder).records[1]
+    trace = dataclasses.replace(record.trace, prompt_tokens=record.trace.prompt_tokens + 1)
+    with RunWriter.resume(folder) as writer:
+        writer.append_record(dataclasses.replace(record, trace=trace))
+    run = judged(folder, target)
+    assert run.judged(run.records[0]).regret == 0
+    assert run.judged(run.records[1]) is None
+    (failed,) = [item.error for item in run.fidelity.values() if item.error]
+    assert "tokens now and had 5 when it was answered: another tokenizer or chat template" in failed
+
+
 def test_what_is_judged_is_not_judged_again_and_a_torn_line_is(folder, target):
     run = judged(folder, target)
     before = (folder / FIDELITY).read_bytes()

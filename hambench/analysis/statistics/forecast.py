@@ -3,12 +3,13 @@
 The forecast is an *assurance* (O'Hagan, Stevens and Campbell 2005): the chance of a verdict at N blocks, averaged over
 the effects and spreads that the blocks at hand leave plausible, not taken at the one effect that was measured. Where
 these blocks leave it open whether there is an effect at all, N must also be enough to show that there is none. No
-number is named where too few blocks differ to know the spread.
+number is named where too few blocks differ to know the spread, and none past :data:`MOST_NAMED`, which helps nobody.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -23,12 +24,23 @@ _ASSURANCE = 0.85
 """What the forecast asks of itself: its own spread is a guess, so it aims past what it promises."""
 MIN_INFORMATIVE = 5
 """Blocks in which the arms differ, below which their spread is not known."""
+MOST_NAMED = 5_000
+"""Largest number that is named: as many rows as the longest suites have."""
 MOST_TIMES = 1_000
-"""Largest multiple of the blocks at hand that is named."""
+"""Largest multiple of the blocks at hand that is looked at."""
 _EFFECTS, _SPREADS, _SIZES = 40, 8, 90
 
 
-def blocks_needed(result: PairedResult, *, margin: float) -> int | None:
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What more blocks of the same kind would do."""
+
+    num_blocks: int
+    would_tell: bool
+    """Whether so many would decide; else even so many may leave it open."""
+
+
+def blocks_needed(result: PairedResult, *, margin: float) -> Forecast | None:
     """Blocks at which the verdict would no longer be *inconclusive*, or ``None`` where no number can be named.
 
     The named number decides at least 80 times in 100 where there is no effect, and where there is one of at least one
@@ -48,27 +60,39 @@ def blocks_needed(result: PairedResult, *, margin: float) -> int | None:
     error = np.maximum(np.sqrt(later), 1e-15)
     # an interval made wider than Student's by skewness loses that width as blocks are added
     student = float(special.stdtrit(degrees, 0.5 + CONFIDENCE / 2)) * (result.standard_error or 0.0)
+    student *= (1 + result.tail_stretch) / 2
     wider = result.half_width / student if student > 0 else 1.0
     quantile = special.stdtrit(degrees * times, 0.5 + CONFIDENCE / 2) * (1 + (wider - 1) / np.sqrt(times))
-    chance = _chance_of_a_verdict(true_effects, error, quantile * error, margin).mean(axis=(0, 2))
+    stretch = result.tail_stretch
+    chance = _chance_of_a_verdict(true_effects, error, quantile * error, margin, stretch).mean(axis=(0, 2))
     if abs(result.effect) <= result.half_width:
-        none = _chance_of_a_verdict(np.zeros(1), error, quantile * error, margin).mean(axis=(0, 2))
+        none = _chance_of_a_verdict(np.zeros(1), error, quantile * error, margin, stretch).mean(axis=(0, 2))
         chance = np.minimum(chance, none)
-    enough = np.nonzero(chance >= _ASSURANCE)[0]
+    sizes = result.num_blocks * times[0, :, 0]
+    most = min(max(MOST_NAMED, 2 * result.num_blocks), int(sizes[-1]))
+    enough = np.nonzero((chance >= _ASSURANCE) & (sizes <= most))[0]
     if not len(enough):
-        return None
-    return _rounded_up(result.num_blocks * float(times[0, enough[0], 0]))
+        return Forecast(_rounded_down(most), would_tell=False)
+    return Forecast(_rounded_up(float(sizes[enough[0]])), would_tell=True)
 
 
 def _rounded_up(number: float) -> int:
     """To two significant digits: a forecast has no more."""
-    step = int(10 ** max(0, math.floor(math.log10(number)) - 1))
-    return step * math.ceil(number / step - 1e-9)
+    return _step(number) * math.ceil(number / _step(number) - 1e-9)
 
 
-def _chance_of_a_verdict(true: Array, error: Array, half: Array, margin: float) -> Array:
+def _rounded_down(number: float) -> int:
+    return _step(number) * math.floor(number / _step(number) + 1e-9)
+
+
+def _step(number: float) -> int:
+    return int(10 ** max(0, math.floor(math.log10(number)) - 1))
+
+
+def _chance_of_a_verdict(true: Array, error: Array, half: Array, margin: float, stretch: float) -> Array:
     """Chance that an estimate around ``true`` is *equivalent*, or a difference that is called."""
-    inside = special.ndtr((margin - half - true) / error) - special.ndtr((half - margin - true) / error)
+    far = stretch * half
+    inside = special.ndtr((margin - far - true) / error) - special.ndtr((far - margin - true) / error)
     least = np.maximum(margin, half)
     outside = special.ndtr((-least - true) / error) + special.ndtr((true - least) / error)
     return np.asarray(np.maximum(inside, 0.0) + outside)

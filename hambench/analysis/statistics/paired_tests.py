@@ -58,6 +58,8 @@ class PairedResult:
     """Which test gave the p-value."""
     num_informative: int = 0
     """Blocks in which the arms differ."""
+    tail_stretch: float = 1.0
+    """How much longer the interval's half away from no effect is, however many blocks there are."""
 
     @property
     def standard_error(self) -> float | None:
@@ -230,18 +232,25 @@ def mean_difference(
     )
 
 
-def equal_answers_bound(strata: Sequence[Hashable], *, scale: float = 100.0) -> float:
+def equal_answers_bound(
+    strata: Sequence[Hashable], clusters: Sequence[Hashable] | None = None, *, scale: float = 100.0
+) -> float:
     """Largest mean difference of scores, at 95 %, where every answer of both arms was the same.
 
     Only a changed answer can change a score, and a share of changed answers above 1 − 0.05^(1/n) would have shown.
-    Strata weigh the same, so n is their number times the size of the smallest.
+    Strata weigh the same, so n is their number times the clusters of the smallest, and never more than all clusters:
+    answers about one document may change together.
 
     Args:
         strata: Stratum of each answer.
+        clusters: What each answer belongs together with; by default each is its own cluster.
         scale: Largest possible score.
     """
-    sizes = np.bincount(_codes(strata, len(strata)))
-    return scale * largest_unseen_rate(len(sizes) * int(sizes.min()))
+    stratum = _codes(strata, len(strata))
+    cluster = np.arange(len(strata)) if clusters is None else _codes(clusters, len(strata))
+    pairs = np.unique(np.stack([stratum, cluster]), axis=1)
+    sizes = np.bincount(pairs[0])
+    return scale * largest_unseen_rate(min(len(sizes) * int(sizes.min()), int(cluster.max()) + 1))
 
 
 def mcnemar_p_value(difference: Array) -> float:

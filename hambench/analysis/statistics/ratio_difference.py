@@ -9,11 +9,17 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from hambench.analysis.statistics.intervals import CONFIDENCE, Array, largest_unseen_rate, mean_interval
+from hambench.analysis.statistics.intervals import (
+    CONFIDENCE,
+    Array,
+    largest_unseen_rate,
+    mean_interval,
+    proportion_interval,
+)
 from hambench.analysis.statistics.paired_tests import MIN_BLOCKS, PairedResult, swap_p_value
 
 MIN_DIFFERING = 5
-"""Blocks in which the arms must differ before their spread is known."""
+"""Blocks in which the arms must differ before their spread is known; below it, the interval is a bound."""
 _TAIL_STRETCH = 2.0
 """How much longer the interval's half away from no effect is: without it, 86 % are covered under heavy tails."""
 
@@ -31,32 +37,32 @@ class DifferenceOfRatios:
     num_differing: Array
 
 
-def difference_of_ratios(
-    terms: Array, *, unseen: float, unseen_block: float = 1.0, few_may_differ: bool = False
-) -> DifferenceOfRatios:
+def difference_of_ratios(terms: Array, *, unseen: float, few_may_differ: bool = False) -> DifferenceOfRatios:
     """Σ a / Σ b − Σ c / Σ d over blocks on the last axis.
 
     The jackknife's pseudo-values, one per block, get the interval of a mean, stretched on the side away from no effect:
     a loss has no lower end than none, and its tail is on the other side. One event that the blocks did not show is
-    added. There is no interval below :data:`MIN_BLOCKS` blocks, nor where the arms differ in some but fewer than
-    :data:`MIN_DIFFERING`. Where they differ in none, they may in a share 1 − 0.05^(1/n) of blocks: the interval is
-    that share of ``unseen_block``.
+    added. There is no interval below :data:`MIN_BLOCKS` blocks.
+
+    Where the arms differ in fewer than :data:`MIN_DIFFERING` blocks, their spread is not known and the interval is a
+    bound: the largest shares of blocks that may differ upwards and downwards (Clopper and Pearson 1934; where none
+    differs 1 − 0.05^(1/n)), each at the largest difference that a block may have. To leave such draws without an
+    interval would print it for the lucky ones alone.
 
     Args:
         terms: a, b, c and d, shape ``(4, ..., blocks)``; b and d positive.
-        unseen: Size of the added event in units of a; it weighs 1 in the smaller of Σ b and Σ d.
-        unseen_block: Difference of the ratios in a block in which the arms differ, at most.
-        few_may_differ: Gives the interval however few blocks differ, since that they agree is no accident.
+        unseen: Size of the added event in units of a; it weighs 1 in the smaller of Σ b and Σ d. A block in which the
+            arms differ is taken to differ by no more than this per unit of b, or than the largest that was seen.
+        few_may_differ: Takes the spread as it is however few blocks differ, since that they agree is no accident.
     """
     n = terms.shape[-1]
     totals = terms.sum(axis=-1)
     effect = _contrast(totals)
+    differences = terms[0] / totals[1][..., None] - terms[2] / totals[3][..., None]
     differing = np.count_nonzero(terms[0] * terms[3] != terms[2] * terms[1], axis=-1)
     added = (unseen / np.minimum(totals[1], totals[3])) ** 2
     without = totals[..., None] - terms
     known = np.full(effect.shape, n >= MIN_BLOCKS) & np.all(without[[1, 3]] > 0, axis=(0, -1))
-    if not few_may_differ:
-        known &= (differing == 0) | (differing >= MIN_DIFFERING)
     if n < 2:
         nothing = np.full(effect.shape, np.nan)
         return DifferenceOfRatios(effect, nothing, nothing, nothing, added, np.zeros(effect.shape), differing)
@@ -69,8 +75,9 @@ def difference_of_ratios(
     above = (mean.high - effect) * np.where(effect > 0, _TAIL_STRETCH, 1.0)
     more = special.stdtrit(mean.degrees_of_freedom, 0.5 + CONFIDENCE / 2) * np.sqrt(added)
     if not few_may_differ:
-        share = largest_unseen_rate(n) * unseen_block
-        below, above = (np.where(differing == 0, share, half) for half in (below, above))
+        few = differing < MIN_DIFFERING
+        up, down = _bounds(differences, differing, unseen)
+        below, above = np.where(few, effect + down, below), np.where(few, up - effect, above)
     return DifferenceOfRatios(
         effect=effect,
         low=np.where(known, effect - np.hypot(below, more), np.nan),
@@ -124,7 +131,48 @@ def ratio_difference(
         degrees_of_freedom=float(found.degrees_of_freedom),
         test="sign-flip",
         num_informative=int(found.num_differing),
+        tail_stretch=_TAIL_STRETCH,
     )
+
+
+def equal_blocks_needed(
+    denominators: tuple[Array, Array], *, unseen: float, margin: float, most: int
+) -> int | None:
+    """Blocks like these that would have to agree for the difference to be shown within a margin.
+
+    The interval of so many is computed, not projected.
+
+    Args:
+        denominators: b and d of the blocks at hand, one each per block.
+        unseen: See :func:`difference_of_ratios`.
+        margin: Largest difference that is none.
+        most: Largest number that is of use; ``None`` if more are needed.
+    """
+
+    def is_enough(num_blocks: int) -> bool:
+        b, d = (np.resize(np.asarray(side, dtype=float), num_blocks) for side in denominators)
+        found = difference_of_ratios(np.stack([0 * b, b, 0 * d, d]), unseen=unseen)
+        return bool(found.high < margin)
+
+    if not is_enough(most):
+        return None
+    low, high = MIN_BLOCKS - 1, most
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if is_enough(middle) else (middle, high)
+    return high
+
+
+def _bounds(differences: Array, differing: Array, unseen: float) -> tuple[Array, Array]:
+    """How far the arms may differ upwards and downwards, from how many blocks do and the most that one may."""
+    n = differences.shape[-1]
+    most = np.maximum(unseen, n * np.abs(differences).max(axis=-1))
+    # what rounding leaves of blocks that agree is no difference
+    up, down = (np.count_nonzero(sign * differences > 1e-12, axis=-1) for sign in (1, -1))
+    shares = [proportion_interval(number, n)[1] for number in (up, down)]
+    none = largest_unseen_rate(n)
+    up_to, down_to = (most * np.where(differing == 0, none, share) for share in shares)
+    return up_to, down_to
 
 
 def _contrast(sums: Array) -> Array:
