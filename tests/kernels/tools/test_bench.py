@@ -116,7 +116,7 @@ def test_the_command_without_a_gpu_times_torch_only_and_says_so(monkeypatch):
     ("arguments", "message"),
     [
         (["--shape", "llama-3.2-1"], "did you mean llama-3.2-1b"),
-        (["--rows", "0"], "--rows must be whole numbers from 1 to 8"),
+        (["--rows", "0"], "--rows must be comma-separated whole numbers from 1 to 8"),
         (["--device", "gpu"], "device must be cpu, cuda or cuda:N, got 'gpu'"),
         (["--device", "cuda"], "torch finds no CUDA device here"),
         (["--device", "cpu", "--tune", "x.json"], "--tune needs a CUDA device"),
