@@ -54,6 +54,15 @@ class _Core(yaml.SafeLoader):
         return mapping
 
 
+    def construct_scalar(self, node: Any) -> Any:
+        text = super().construct_scalar(node)
+        if re.search("[\ud800-\udfff]", text):
+            raise yaml.constructor.ConstructorError(
+                None, None, "half a surrogate pair is not text", node.start_mark
+            )
+        return text
+
+
 class _Words(_Core):
     """Scalars as the text they are written with; only ``null`` and nothing at all are no text."""
 

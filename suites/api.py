@@ -128,6 +128,8 @@ def capture(request: CaptureRequest) -> Capture:
         if source == OFFLINE_EDITION and not each.settings:
             plan["bounds"] = asdict(bounds_of(each.entry.name, request.seed))
         plans[each.entry.name] = plan
+        if note := plan.get("rows_note"):
+            notes.append(Note("other", f"{each.entry.name}: {note}"))
     if not samples:
         reasons = "; ".join(f"{task}: {reason}" for task, reason in missing.items())
         raise DataError(f"no task of {suite!r} can be run: {reasons}")

@@ -36,6 +36,8 @@ class Rows:
     """The file, data set or builder that the rows come from."""
     sha256: str | None = None
     missing: str | None = None
+    note: str = ""
+    """What was changed in the rows; empty if nothing was."""
 
 
 def asked_tasks(
@@ -172,7 +174,7 @@ def rows_of(entry: TaskEntry, *, source: str, data: Path | None, seed: int, limi
         return (
             found
             if isinstance(found, Rows)
-            else Rows(found.rows, origin=str(found.path), sha256=found.sha256)
+            else Rows(found.rows, origin=str(found.path), sha256=found.sha256, note=found.note)
         )
     if entry.hub is None:
         return Rows(None, origin="hub")
@@ -201,7 +203,7 @@ def _plain_rows(data: Path, entry: TaskEntry) -> Rows | None:
     if path is None:
         return None
     found = read_rows(path)
-    return Rows(found.rows, origin=str(found.path), sha256=found.sha256)
+    return Rows(found.rows, origin=str(found.path), sha256=found.sha256, note=found.note)
 
 
 def _configured(entry: TaskEntry, settings: Mapping[str, Any]) -> Asked:

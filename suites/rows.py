@@ -5,17 +5,22 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hambench.errors import DataError
+from hambench.errors import DataError, listed
 from hambench.suites.catalogue import TaskEntry
 from hambench.suites.columns import check_row
 
 Row = dict[str, Any]
+
+_HALF = re.compile("[\ud800-\udfff]")
+_HALF_ESCAPED = re.compile(r"\\u[dD][89a-fA-F]")
+"""How JSON writes one; bytes that are UTF-8 hold none."""
 
 MBPP_TEST = range(11, 511)
 """``task_id`` of MBPP's test split; the file also contains the training rows."""
@@ -31,6 +36,17 @@ class RowFile:
     """sha256 of the file's bytes."""
     lines: tuple[int, ...] = ()
     """Line number of each row, from 1; in a JSON array, the element number."""
+    repaired: tuple[int, ...] = ()
+    """Lines that held half a surrogate pair, which is not text; U+FFFD stands in its place."""
+
+    @property
+    def note(self) -> str:
+        """What was changed in the rows, for every reader of the run; empty if nothing was."""
+        if not self.repaired:
+            return ""
+        lines = listed([str(line) for line in self.repaired])
+        where = f"line{'' if len(self.repaired) == 1 else 's'} {lines}"
+        return f"{self.path.name}, {where}: half a surrogate pair is not text and was replaced by U+FFFD."
 
 
 def find_file(folder: Path, names: Sequence[str]) -> Path | None:
@@ -66,8 +82,13 @@ def read_rows(path: Path, columns: Sequence[str] = ()) -> RowFile:
         raise DataError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from error
     kind = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     parse = {".tsv": _tsv, ".json": _json}.get(kind, _jsonl)
-    rows, lines = [], []
+    rows, lines, repaired = [], [], []
+    may_hold_halves = _HALF_ESCAPED.search(text) is not None
     for number, row in parse(path, text):
+        whole = _without_halves(row) if may_hold_halves else row
+        if whole != row:
+            repaired.append(number)
+            row = whole
         missing = [column for column in columns if column not in row]
         if missing:
             found = ", ".join(row)[:200] or "none"
@@ -78,7 +99,13 @@ def read_rows(path: Path, columns: Sequence[str] = ()) -> RowFile:
         lines.append(number)
     if not rows:
         raise DataError(f"{path} contains no rows")
-    return RowFile(path=path, rows=tuple(rows), sha256=hashlib.sha256(raw).hexdigest(), lines=tuple(lines))
+    return RowFile(
+        path=path,
+        rows=tuple(rows),
+        sha256=hashlib.sha256(raw).hexdigest(),
+        lines=tuple(lines),
+        repaired=tuple(repaired),
+    )
 
 
 def unpacked(path: Path, raw: bytes) -> bytes:
@@ -159,6 +186,19 @@ def _json(path: Path, text: str) -> Iterator[tuple[int, Row]]:
         if not isinstance(row, dict):
             raise DataError(f"{path}, element {number}: expected a JSON object, got {type(row).__name__}")
         yield number, row
+
+
+def _without_halves(value: Any) -> Any:
+    """Returns a JSON value with U+FFFD for each half of a surrogate pair: no encoder takes one."""
+    match value:
+        case str():
+            return _HALF.sub("\ufffd", value)
+        case list():
+            return [_without_halves(each) for each in value]
+        case dict():
+            return {_without_halves(key): _without_halves(each) for key, each in value.items()}
+        case _:
+            return value
 
 
 def _parsed(text: str, where: str) -> Any:

@@ -67,6 +67,8 @@ def capture_task(
     plan = task_plan(asked) | {"origin": found.origin, "sha256": found.sha256}
     if found.rows is not None:
         plan["num_rows"] = len(found.rows)
+    if found.note:
+        plan["rows_note"] = found.note
     template = _as_lm_eval_calls(template) if entry.chat else None
     with _own_failure():
         task = make_task(entry.name, plan, found.rows)

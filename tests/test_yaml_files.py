@@ -60,6 +60,16 @@ def test_a_file_with_a_mark_and_windows_line_ends_is_read(tmp_path):
     assert read_yaml(file) == {"a": 1, "b": "x"}
 
 
+@pytest.mark.parametrize("as_words", [False, True])
+@pytest.mark.parametrize("content", [r'a: ["\ud83d"]', r'"\udfff": 1', r'a: "x\ud83d\ud83dx"'])
+def test_half_a_surrogate_pair_is_not_text(tmp_path, content, as_words):
+    (tmp_path / "x.yaml").write_text(f"# a file\n{content}\n")
+    with pytest.raises(
+        DataError, match=r"x\.yaml is not YAML: half a surrogate pair is not text in .*, line 2"
+    ):
+        read_yaml(tmp_path / "x.yaml", as_words=as_words)
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(DataError, match=r"gone\.yaml"):
         read_yaml(tmp_path / "gone.yaml")

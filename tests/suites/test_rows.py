@@ -6,6 +6,7 @@ import json
 import pytest
 
 from hambench.errors import DataError
+from hambench.suites import CaptureRequest, capture
 from hambench.suites.catalogue import ENTRIES
 from hambench.suites.listing import describe
 from hambench.suites.rows import find_file, read_rows, read_task
@@ -49,6 +50,43 @@ def test_a_row_may_hold_line_separators_that_are_not_newlines(tmp_path):
 def test_what_is_wrong_is_said_with_file_and_line(tmp_path, text, message):
     with pytest.raises(DataError, match=message):
         read_rows(write(tmp_path / "a.jsonl", text), ("question", "answer"))
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.jsonl.gz"])
+def test_half_a_surrogate_pair_costs_no_more_than_its_character(tmp_path, name):
+    rows = [
+        {"a": "red"},
+        {"a": "x \ud83d.", "\udc00": ["\udfff", {"b": "\ud800\ud800"}], "n": 1.5},
+        {"a": "whole 😀"},
+    ]
+    content = json.dumps(rows) if name == "rows.json" else "\n".join(map(json.dumps, rows))
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content.encode()) if name.endswith(".gz") else content.encode())
+    read = read_rows(path)
+    repaired = {"a": "x \ufffd.", "\ufffd": ["\ufffd", {"b": "\ufffd\ufffd"}], "n": 1.5}
+    assert read.rows == (rows[0], repaired, rows[2])
+    assert read.repaired == (2,)
+    assert read.note == f"{name}, line 2: half a surrogate pair is not text and was replaced by U+FFFD."
+    assert "\\ud83d" in content
+
+
+def test_rows_without_half_pairs_have_no_note(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"a": "\\ud83d and 😀"}) + "\n")
+    read = read_rows(path)
+    assert (read.rows, read.repaired, read.note) == (({"a": "\\ud83d and 😀"},), (), "")
+
+
+def test_a_capture_says_which_rows_were_repaired_and_asks_them_all(tmp_path):
+    rows = [{"question": f"1 + {number}?", "answer": "#### 2"} for number in range(4)]
+    rows[1]["question"] = rows[2]["question"] = "\udead?"
+    (tmp_path / "gsm8k.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    captured = capture(CaptureRequest("standard", tasks=("gsm8k_cot_llama",), data=tmp_path))
+    assert len(captured.samples) == 4
+    assert "\ufffd?" in captured.samples[1].prompt
+    (note,) = [note.text for note in captured.notes if "surrogate" in note.text]
+    assert note.startswith("gsm8k_cot_llama: gsm8k.jsonl, lines 2, 3: half a surrogate pair")
+    json.dumps(captured.spec).encode()
 
 
 def test_a_damaged_archive_or_encoding_is_a_data_error(tmp_path):

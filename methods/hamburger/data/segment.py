@@ -73,7 +73,7 @@ def read_conversations(path: Path, tokenizer: Any, *, eos_id: int | None) -> Ite
     """
     if not path.is_file():
         raise DataError(f"there is no file {path}")
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -155,7 +155,7 @@ def read_segments(path: Path, *, max_length: int) -> list[Segmented]:
     if not path.is_file():
         raise DataError(f"there is no file {path}")
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
         where = f"{path.name}:{number}"
         try:
             fields = json.loads(line)

@@ -95,6 +95,18 @@ def test_segments_survive_the_file(tmp_path):
     assert read_segments(tmp_path / "s.jsonl", max_length=4) == rows
 
 
+def test_a_line_that_is_not_utf_8_is_named(tmp_path):
+    path = tmp_path / "s.jsonl"
+    path.write_bytes(b'{"ids": [1, 2], "prompt_tokens": 1, "segments": [1]}\n{"ids": [1, 2], "x": "\xff"}\n')
+    with pytest.raises(DataError, match=r"s\.jsonl:2: not a segmented response .*utf-8"):
+        read_segments(path, max_length=4)
+    with pytest.raises(DataError, match=r"s\.jsonl:1: want messages"):
+        list(read_conversations(path, None, eos_id=None))
+    path.write_bytes(b'{"prompt_ids": [1], "response_ids": [2]}\n\xff\n')
+    with pytest.raises(DataError, match=r"s\.jsonl:2: want messages.*utf-8"):
+        list(read_conversations(path, None, eos_id=None))
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
