@@ -53,7 +53,6 @@ class _Core(yaml.SafeLoader):
         mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
         return mapping
 
-
     def construct_scalar(self, node: Any) -> Any:
         text = super().construct_scalar(node)
         if re.search("[\ud800-\udfff]", text):
