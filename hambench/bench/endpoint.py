@@ -88,7 +88,7 @@ def measure_level(
         model: Name of the model on the server.
         concurrency: Number of users.
         num_requests: Number of requests of all users together.
-        max_tokens: Most tokens per answer.
+        max_tokens: Maximum tokens per answer.
         chat: Send the questions as chat messages.
         questions: Questions to ask in turn.
         dialect: Dialect of the server, if already known.

@@ -93,9 +93,9 @@ class EngineBenchmark:
     device: str
     cpu: str | None
     native: str | None
-    """Instruction set and compiler of the native engine; ``None`` if it can't be had."""
+    """Instruction set and compiler of the native engine; ``None`` if it is not available."""
     native_missing: str | None
-    """Why it can't."""
+    """Reason that it is not available."""
     threads: int
     num_new_tokens: int
     numerics: tuple[Numerics, ...]

@@ -60,7 +60,7 @@ def grown(run: Run, num_samples: int) -> Run:
         ValueError: If the run has no samples.
     """
     if not run.samples:
-        raise ValueError("run must hold samples to repeat, got none")
+        raise ValueError("run must have samples to repeat, got none")
     ids = [
         (sample_id, copy) for copy in range(-(-num_samples // len(run.samples))) for sample_id in run.samples
     ]

@@ -1,4 +1,4 @@
-"""Models: from a name to weights on a device."""
+"""Models: resolves names and loads weights onto a device."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    # `hambench gate --base-ref` drives other commits by this name; importing it here would import torch
+    # `hambench gate --base-ref` calls other commits by this name; a top-level import would import torch
     if name == "load":
         from hambench.models.target import load
 

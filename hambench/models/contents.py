@@ -1,7 +1,7 @@
-"""Whether the tensors of a checkpoint are those that its config speaks of: each of the right size, and each read.
+"""Checks that a checkpoint's tensors match its config: each has the right size, and each is read.
 
-A weight that nothing reads changes the arithmetic unseen: the scales of a quantised matrix, a bias that the config
-denies, a layer too many, a matrix under another name.
+Ignoring a weight silently changes the arithmetic, e.g. the scales of a quantised matrix, a bias that the config does
+not declare, an extra layer, or a matrix under another name.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-"""Types whose numbers are the weights themselves."""
+"""Dtypes that store weights directly, not as codes."""
 _OF_THE_DECODER = ("model.", "lm_head.")
 _COMPUTED = ("rotary_emb.inv_freq",)
-"""Tensors that old checkpoints store though they follow from the config."""
+"""Tensors that old checkpoints store although the config determines them."""
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
 def fit_to_weights(
     shape: LlamaShape, weights: Mapping[str, Tensor], where: str
 ) -> tuple[LlamaShape, dict[str, Tensor], str]:
-    """The shape as the weights have it, the weights that are read, and what a reader must know.
+    """Returns the shape according to the weights, the weights to read, and a note for the user.
 
-    A head of its own is used even where the config ties it to the embedding, as transformers does.
+    Like transformers, it uses a separate head even if the config ties it to the embedding.
 
     Args:
-        shape: What the config says.
+        shape: The shape according to the config.
         weights: Every tensor of the checkpoint by Hugging Face name.
         where: The folder, for messages.
 
     Raises:
-        ModelError: If a tensor has another size than the config says, is quantised, or is part of the decoder and
-            read by nothing.
+        ModelError: If a tensor's size differs from the config, or a tensor is quantised, or a tensor of the decoder
+            would not be read.
     """
     _refuse_odd_numbers(shape, weights, where)
     notes = []
@@ -50,7 +50,7 @@ def fit_to_weights(
             weights = {name: tensor for name, tensor in weights.items() if name != HEAD}
         else:
             shape = dataclasses.replace(shape, tie_embeddings=False)
-            notes.append("config.json ties the head to the embedding, the stored head is used")
+            notes.append("config.json ties the head to the embedding, but the stored head is used")
     sizes = sizes_of(shape)
     for name, tensor in weights.items():
         if name not in sizes:
@@ -62,24 +62,25 @@ def fit_to_weights(
             )
         if tuple(tensor.shape) != sizes[name]:
             raise ModelError(
-                f"{where}: {name} has the size {list(tensor.shape)}, config.json says {list(sizes[name])}"
+                f"{where}: {name} has the size {list(tensor.shape)}, but config.json says {list(sizes[name])}"
             )
     unread = [name for name in weights if name not in sizes and not name.endswith(_COMPUTED)]
     if vital := [name for name in unread if name.startswith(_OF_THE_DECODER)]:
         raise ModelError(
-            f"{where} has weights that nothing here reads: {listed(sorted(vital))}; is config.json another model's?"
+            f"{where} has weights that hambench would not read: {listed(sorted(vital))}; "
+            "is config.json another model's?"
         )
     if unread:
-        notes.append(f"weights that nothing reads: {listed(sorted(unread))}")
+        notes.append(f"unread weights: {listed(sorted(unread))}")
     return shape, {name: weights[name] for name in weights if name in sizes}, "; ".join(notes)
 
 
 def _refuse_odd_numbers(shape: LlamaShape, weights: Mapping[str, Tensor], where: str) -> None:
-    """Refuses numbers of a config that no model can have, before anything is sized by them."""
+    """Rejects impossible numbers in a config before they are used as sizes."""
     layers = {name.split(".")[2] for name in weights if name.startswith("model.layers.")}
     if not 0 < shape.num_layers <= len(layers):
         raise ModelError(
-            f"{where}: config.json says {shape.num_layers} layers, the weights hold {len(layers)}"
+            f"{where}: config.json says {shape.num_layers} layers, but the weights have {len(layers)}"
         )
     if shape.num_kv_heads < 1 or shape.num_heads < 1 or shape.num_heads % shape.num_kv_heads:
         raise ModelError(
@@ -101,7 +102,7 @@ def _refuse_odd_numbers(shape: LlamaShape, weights: Mapping[str, Tensor], where:
 
 
 def sizes_of(shape: LlamaShape) -> dict[str, tuple[int, ...]]:
-    """The size of every tensor of a model, by Hugging Face name."""
+    """Returns the size of every tensor of a model, by Hugging Face name."""
     hidden, ffn = shape.hidden_size, shape.intermediate_size
     query, kv = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
     layer: dict[str, tuple[int, ...]] = {

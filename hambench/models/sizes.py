@@ -1,4 +1,4 @@
-"""Sizes of a model from its config alone: no weights, no torch, no network."""
+"""Reads a model's sizes from its config alone, without weights, torch or network."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hambench.files import expanded
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelShape:
-    """What of a Llama-family model decides its bytes and operations."""
+    """The sizes of a Llama-family model that determine its bytes and operations."""
 
     num_layers: int
     hidden_size: int
@@ -31,16 +31,15 @@ class ModelShape:
         """Reads the dictionary of a Hugging Face ``config.json``.
 
         Raises:
-            ModelError: If a size is missing, or the model has experts (whose bytes per token this does not
-            know).
+            ModelError: If a size is missing, or the model has experts, whose bytes per token are not modelled.
         """
         if (method := quantization_of(config)) is not None:
             raise ModelError(
-                f"the byte model counts unquantised weights, and this config is quantised ({method}): take "
+                f"the byte model only covers unquantised weights, and this config is quantised ({method}): take "
                 "quantization_config out to forecast the model without it"
             )
         if any(config.get(name) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
-            raise ModelError("the byte model knows dense models only, and this config has experts")
+            raise ModelError("the byte model only covers dense models, and this config has experts")
         try:
             heads = int(config["num_attention_heads"])
             hidden = int(config["hidden_size"])
@@ -60,11 +59,11 @@ class ModelShape:
                 f"the config has no {error.args[0]!r}: is it of a decoder-only model?"
             ) from error
         except (TypeError, ValueError) as error:
-            raise ModelError(f"the config holds a size that is no number: {error}") from error
+            raise ModelError(f"the config contains a size that is not a number: {error}") from error
 
     @classmethod
     def from_scalars(cls, scalars: Mapping[str, Any]) -> Self | None:
-        """Reads what :meth:`as_scalars` gave; ``None`` if a field is missing or is not a size."""
+        """Reads the result of :meth:`as_scalars`; returns ``None`` if a field is missing or is not a size."""
         fields = {field.name: scalars.get(field.name) for field in dataclasses.fields(cls)}
         switches = ("tie_embeddings", "qkv_bias")
         if not all(
@@ -75,7 +74,7 @@ class ModelShape:
         return cls(**fields)  # type: ignore[arg-type]
 
     def as_scalars(self) -> dict[str, int | bool]:
-        """The fields, to be stored with a run."""
+        """Returns the fields to store with a run."""
         return dataclasses.asdict(self)
 
     @property
@@ -87,28 +86,28 @@ class ModelShape:
 
     @property
     def layer_rows(self) -> int:
-        """Output channels of one layer's weights: as many scales as its int8 copy has."""
+        """Output channels of one layer's weights, which is the number of scales of its int8 copy."""
         query, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         return query + 2 * kv + self.hidden_size + 2 * self.intermediate_size + self.hidden_size
 
     @property
     def body_params(self) -> int:
-        """All layers and the final norm: what every forward reads beside the head."""
+        """Parameters of all layers and the final norm, which every forward reads besides the head."""
         return self.num_layers * self.layer_params + self.hidden_size
 
     @property
     def head_params(self) -> int:
-        """The LM head."""
+        """Parameters of the LM head."""
         return self.vocab_size * self.hidden_size
 
     @property
     def total_params(self) -> int:
-        """All parameters in memory, embeddings included."""
+        """Parameters in memory, embeddings included."""
         return self.body_params + self.head_params * (1 if self.tie_embeddings else 2)
 
 
 def quantization_of(config: Mapping[str, Any]) -> str | None:
-    """The method by which a config says its weights are quantised; ``None`` for plain weights."""
+    """Returns the quantization method that a config declares; ``None`` for unquantised weights."""
     parts = [config, *(part for part in config.values() if isinstance(part, Mapping))]
     for part in parts:
         quantization = part.get("quantization_config") or part.get("compression_config")
@@ -119,7 +118,7 @@ def quantization_of(config: Mapping[str, Any]) -> str | None:
 
 
 def shape_scalars(shape: object) -> dict[str, int | bool]:
-    """The sizes of any object that has them as attributes, such as a loaded model's shape; empty if one is missing."""
+    """Reads the sizes from an object's attributes, e.g. a loaded model's shape; empty if one is missing."""
     found = {field.name: getattr(shape, field.name, None) for field in dataclasses.fields(ModelShape)}
     return {} if None in found.values() else ModelShape(**found).as_scalars()  # type: ignore[arg-type]
 
@@ -139,7 +138,7 @@ def _known(
     )
 
 
-# facts from each model's public config.json
+# from each model's public config.json
 SHAPES: dict[str, ModelShape] = {
     "llama-3.2-1b": _known(16, 2048, 8192, (32, 8, 64), 128_256),
     "llama-3.2-3b": _known(28, 3072, 8192, (24, 8, 128), 128_256),
@@ -149,15 +148,15 @@ SHAPES: dict[str, ModelShape] = {
     "smollm2-1.7b": _known(24, 2048, 8192, (32, 32, 64), 49_152),
     "qwen3-0.6b": _known(28, 1024, 3072, (16, 8, 128), 151_936),
 }
-"""Shapes known by name."""
+"""Known shapes by name."""
 
 
 def find_shape(name: str) -> tuple[str, ModelShape]:
-    """Display name and shape of a config file, a model folder, a known model, or one in the local hub cache.
+    """Returns display name and shape of a config file, a model folder, a known model, or a model in the hub cache.
 
     Raises:
-        ModelError: If the file is no config.
-        UnknownNameError: If there is no such thing here; nothing is downloaded.
+        ModelError: If the file is not a model config.
+        UnknownNameError: If none of these exists; nothing is downloaded.
     """
     path = expanded(name)
     if path.is_dir():
@@ -165,7 +164,7 @@ def find_shape(name: str) -> tuple[str, ModelShape]:
     if path.is_file():
         return (path.resolve().parent.name if path.name == "config.json" else path.stem), _read(path)
     if path.is_absolute() or name.startswith((".", "~")) or path.suffix == ".json":
-        raise ModelError(f"there is no config.json at {name}")
+        raise ModelError(f"{name} has no config.json")
     short = name.rsplit("/", 1)[-1].lower().removesuffix("-instruct")
     if short in SHAPES:
         return name, SHAPES[short]
@@ -180,8 +179,8 @@ def _read(path: Path) -> ModelShape:
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} is not a model config: {error}") from error
     if not isinstance(config, dict):
-        raise ModelError(f"{path} is not a model config: it holds no object")
-    # models with several parts keep the language model's sizes one level down
+        raise ModelError(f"{path} is not a model config: it does not contain a JSON object")
+    # multimodal configs have the language model's sizes one level down
     return ModelShape.from_config(config.get("text_config") or config)
 
 

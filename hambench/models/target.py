@@ -1,4 +1,4 @@
-"""Loading a target model: the embedded default, a local folder, or a Hugging Face hub id."""
+"""Loads a target model: the embedded default, a local folder, or a Hugging Face hub id."""
 
 from __future__ import annotations
 
@@ -25,54 +25,54 @@ DEFAULT_MODEL = embedded.SMOLLM2_135M.name
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelIdentity:
-    """What a record must say for its figures to belong to a model."""
+    """Identifies the model that a record's figures belong to."""
 
     name: str
     source: str
     """``package index: ...``, ``hub: ...`` or ``folder: ...``."""
     sha256: str
-    """Of the weights: of the one file, or of the list of the files' digests."""
+    """sha256 of the weights: of the single file, or of the list of the files' digests."""
     architecture: str
     dtype: str
     note: str = ""
-    """What a reader must know, e.g. that the weights were de-quantised."""
+    """A note for readers, e.g. that the weights were de-quantised."""
     dequantised: bool = False
-    """Whether the weights were stored with fewer bits than they run in."""
+    """Whether the weights were stored with fewer bits than they run with."""
 
 
 @dataclasses.dataclass
 class TargetModel:
-    """A loaded model with all that decoding needs to know about it."""
+    """A loaded model with everything that decoding needs."""
 
     name: str
     llama: LanguageModel
-    """The model on the engine that runs it."""
+    """The model on its engine."""
     tokenizer: Any | None
-    """A transformers tokenizer; ``None`` if the folder has none (only ids go in and out)."""
+    """A transformers tokenizer; ``None`` if the folder has none, so that only ids work."""
     eos_ids: frozenset[int]
-    """Ids that end a generation."""
+    """Ids that end an answer."""
     context_length: int
-    """Most positions the model was made for."""
+    """Maximum number of positions that the model supports."""
     identity: ModelIdentity
     companions: dict[str, str] = dataclasses.field(default_factory=dict, repr=False)
-    """sha256 of the weights that methods loaded next to the target's (a draft, grafts), by what they are."""
+    """sha256 of weights that methods loaded in addition (a draft, grafts), by kind."""
     chat_arguments: Mapping[str, str | int | float | bool | None] = dataclasses.field(default_factory=dict)
     """Variables given to the chat template, e.g. ``enable_thinking``."""
     _shared: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of weights and activations."""
+        """Dtype of weights and activations."""
         return self.llama.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where the weights live."""
+        """Device of the weights."""
         return self.llama.device
 
     @property
     def title(self) -> str:
-        """What is run, for the head of a command's output: name, type, device, and what a reader must know."""
+        """Title for a command's output: name, dtype, device and a note."""
         note = f" ({self.identity.note})" if self.identity.note else ""
         return f"{self.name} in {self.identity.dtype} on {self.device}{note}"
 
@@ -82,7 +82,7 @@ class TargetModel:
         return self.llama.weight_bytes
 
     def shared(self, key: str, make: Callable[[], T]) -> T:
-        """What ``make`` gives, made once a model: weights that several cells of a run use (a draft, a graft)."""
+        """Returns the result of ``make``, called once per key: weights that several cells share (a draft, a graft)."""
         if key not in self._shared:
             self._shared[key] = make()
         made: T = self._shared[key]
@@ -95,11 +95,11 @@ def load(name_or_path: str, *, dtype: str = "bfloat16", device: str | None = Non
     Args:
         name_or_path: ``smollm2-135m``, a folder in Hugging Face layout, or a hub id ``owner/name``.
         dtype: ``bfloat16``, ``float16`` or ``float32``.
-        device: By default the GPU if there is one, else the CPU.
+        device: Defaults to the GPU if there is one, else the CPU.
 
     Raises:
-        ModelError: If the checkpoint can't be fetched or used; one line says why.
-        UnknownNameError: If there is no model of that name.
+        ModelError: If the checkpoint can't be fetched or used; the message says why in one line.
+        UnknownNameError: If there is no model with this name.
     """
     import torch
 
@@ -112,10 +112,10 @@ def load(name_or_path: str, *, dtype: str = "bfloat16", device: str | None = Non
 
 
 def device_of(name: str | None) -> torch.device:
-    """The device of a name: ``cpu``, ``cuda`` or ``cuda:N``; the GPU, if there is one, for no name.
+    """Returns the device named ``cpu``, ``cuda`` or ``cuda:N``; without a name, the GPU if there is one.
 
     Raises:
-        HambenchError: If there is no such device here.
+        HambenchError: If this machine has no such device.
     """
     import torch
 
@@ -137,36 +137,36 @@ def device_of(name: str | None) -> torch.device:
 
 
 def _unstretched(config: Any, max_positions: int) -> str:
-    """A word where the context is the one before RoPE scaling, which the config does not count in."""
+    """Returns a note if the config's context length does not include RoPE scaling."""
     rope = getattr(config, "rope_parameters", None)
     rope = rope if isinstance(rope, dict) else {}
     kind, factor = rope.get("rope_type"), rope.get("factor")
-    # the factor of llama3 and longrope is not how far the context is stretched
+    # for llama3 and longrope, the factor is not the ratio by which the context grows
     if kind not in ("linear", "dynamic", "yarn") or not isinstance(factor, int | float) or not factor > 1:
         return ""
     original = rope.get("original_max_position_embeddings") or max_positions
     if not isinstance(original, int | float) or max_positions >= original * factor:
         return ""
     return (
-        f"context of {max_positions} positions, as max_position_embeddings says, not the {original * factor:.0f} that "
-        f"RoPE scaling {kind!r} stretches it to"
+        f"context of {max_positions} positions, as max_position_embeddings says, not the {original * factor:.0f} of "
+        f"RoPE scaling {kind!r}"
     )
 
 
 def locate(name_or_path: str) -> tuple[Path, str, str]:
-    """The folder of a model (fetched if need be), where it came from, and what a reader must know about it."""
+    """Returns a model's folder (fetched if needed), its source, and a note for readers."""
     if name_or_path in embedded.EMBEDDED:
         model = embedded.EMBEDDED[name_or_path]
         return embedded.ensure(model), f"package index: {model.requirement}", model.description
     if printable(name_or_path) != name_or_path:
         raise ModelError(
-            f"the model {printable(name_or_path)} is not named in UTF-8, which a run stores: rename it"
+            f"the model name {printable(name_or_path)} is not valid UTF-8, so a run can't store it: rename it"
         )
     path = expanded(name_or_path)
     if path.is_dir():
         return path, f"folder: {path.name}", ""
     if path.is_absolute() or name_or_path.startswith((".", "~")):
-        raise ModelError(f"there is no folder {name_or_path}")
+        raise ModelError(f"folder {name_or_path} does not exist")
     if name_or_path.count("/") != 1:
         raise UnknownNameError("model", name_or_path, embedded.EMBEDDED)
     return _from_hub(name_or_path), f"hub: {name_or_path}", ""
@@ -178,9 +178,13 @@ def _from_hub(repo: str) -> Path:
     wanted = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
     try:
         return Path(snapshot_download(repo, allow_patterns=wanted, ignore_patterns=["original/*", "onnx/*"]))
-    except Exception as error:  # the hub client raises a dozen unrelated types: no network, no such id, gated
+    except (
+        Exception
+    ) as error:  # the hub client raises a dozen unrelated types: no network, unknown id, gated model
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{repo} is no folder here and could not be had from the hub: {reason}") from error
+        raise ModelError(
+            f"{repo} is neither a local folder nor downloadable from the hub: {reason}"
+        ) from error
 
 
 def _load_folder(
@@ -194,7 +198,7 @@ def _load_folder(
     stored = checkpoint.stored_dtypes(files)
     where = printable(str(folder))
     if stored and stored != {_name_of(dtype)}:
-        # float32 of bfloat16 weights is exact and undoes no rounding; the other way rounds again
+        # bfloat16 to float32 is exact but does not undo rounding; the other way rounds again
         note = "; ".join(
             filter(
                 None, (note, f"weights stored in {' and '.join(sorted(stored))}, run in {_name_of(dtype)}")
@@ -248,6 +252,6 @@ def _eos_ids(folder: Path, config: Any, tokenizer: Any | None) -> frozenset[int]
     ids = {
         i for entry in declared if entry is not None for i in (entry if isinstance(entry, list) else [entry])
     }
-    # a chat model ends its turn with its template's own marker, which older configs don't name
+    # a chat model ends its turn with its template's own marker, which older configs omit
     ids |= set() if tokenizer is None else end_of_turn_ids(tokenizer)
     return frozenset(ids)

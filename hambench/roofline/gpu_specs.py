@@ -62,7 +62,7 @@ def parse_bandwidth(text: str) -> float:
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([GT]B)(?:/s)?\s*", text, flags=re.IGNORECASE)
     if match is None or not 0 < float(match[1]) < 1e9:
-        raise HambenchError(f"a bandwidth is a number with GB/s or TB/s, like 4.3TB/s, got {text!r}")
+        raise HambenchError(f"a bandwidth must be a number with GB/s or TB/s, like 4.3TB/s, got {text!r}")
     return float(match[1]) * _UNITS[match[2].lower()]
 
 

@@ -1,1 +1,1 @@
-"""Any decoding method behind an OpenAI-compatible server, and the client that measures such servers."""
+"""An OpenAI-compatible server for any decoding method, and a client that measures such servers."""

@@ -1,4 +1,4 @@
-"""Addresses of servers, checked before anything is sent or stored."""
+"""Checks server addresses before anything is sent or stored."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import ipaddress
 from urllib.parse import urlsplit
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
-"""The names of this machine that a request to a loopback server may give as its ``Host``."""
+"""Names of this machine that a request to a loopback server may use as its ``Host``."""
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host's name or address is this machine's own."""
+    """Returns whether a host name or address is this machine's own."""
     if host.lower() == "localhost":
         return True
     try:
@@ -20,22 +20,22 @@ def is_loopback(host: str) -> bool:
 
 
 def allowed_hosts(host: str) -> tuple[str, ...]:
-    """The ``Host`` headers that a server answers to, given the address it listens on; ``*`` where others reach it."""
+    """Returns the ``Host`` headers to accept on a listening address; ``*`` if other machines can reach it."""
     return (*LOOPBACK, host, f"[{host}]") if is_loopback(host) else ("*",)
 
 
 def check_url(url: str) -> str:
-    """An address without a trailing slash, its ``/v1`` included.
+    """Normalizes an address: without a trailing slash, with ``/v1``.
 
     Raises:
-        ValueError: If it is no http(s) address, or holds a name, a key or a query: those would be stored.
+        ValueError: If it is not an http(s) address, or contains a user, a key or a query, which would be stored.
     """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"url must be an http(s) address like http://localhost:8000/v1, got {url!r}")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ValueError(
-            "url must hold no user, key or query, since it is stored: put the key in an environment variable"
+            "url must not contain a user, key or query, because it is stored: put the key in an environment variable"
         )
     base = url.rstrip("/")
     return base if base.endswith("/v1") else f"{base}/v1"

@@ -1,4 +1,4 @@
-"""Text of an answer as it is sent: no special tokens, and never a part of a stop string."""
+"""The text of an answer to send, without special tokens and without any part of a stop string."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 class AnswerText:
-    """Pieces of text that joined are what :func:`hambench.engine.text.answer_text` gives a scorer.
+    """Splits an answer's text into pieces that, joined, equal :func:`hambench.engine.text.answer_text`.
 
-    What could be the beginning of a stop string is held back until more text shows whether it is.
+    It holds back text that may be the beginning of a stop string until later text decides.
 
     Args:
-        tokenizer: The target's.
+        tokenizer: The target's tokenizer.
         stop: Strings that end the answer.
-        end_ids: Ids that end it; they are not text, whether the tokenizer calls them special or not.
+        end_ids: Ids that end the answer; they are not text, even if the tokenizer does not mark them as special.
     """
 
     def __init__(
@@ -32,12 +32,12 @@ class AnswerText:
         self._ended = False
 
     def add(self, tokens: Sequence[int]) -> str:
-        """The text that can be shown once these tokens are known."""
+        """Adds tokens; returns the text that can be sent now."""
         visible = [token for token in tokens if token not in self._end_ids]
         return self._release(self._text.add(visible)) if visible else ""
 
     def rest(self) -> str:
-        """The text that was held back, at the end of the answer."""
+        """Returns the held-back text at the end of the answer."""
         shown = self._release(self._text.rest())
         shown, self._held = shown + self._held, ""
         return shown
@@ -56,5 +56,5 @@ class AnswerText:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of ``text`` that is a beginning of ``stop``."""
+    """Returns the length of the longest suffix of ``text`` that is a prefix of ``stop``."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,4 +1,4 @@
-"""The OpenAI-compatible server: routes, checks and errors over one :class:`~hambench.serving.worker.Worker`."""
+"""The OpenAI-compatible server: routes, checks and errors around one :class:`~hambench.serving.worker.Worker`."""
 
 from __future__ import annotations
 
@@ -34,24 +34,24 @@ RETRY_AFTER_S = 1
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorReply, "description": said}
     for status, said in {
-        400: "The request can't be honoured.",
+        400: "The request is invalid or not supported.",
         401: "The API key is missing or wrong.",
         404: "There is no such model.",
         413: "The body is too large.",
-        429: "Too many requests wait already.",
-        500: "The server failed; its log has the number.",
+        429: "Too many requests are waiting.",
+        500: "The server failed; its log has the details under the error's number.",
     }.items()
 }
 _LINE_ENDS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
 
 
 class RefusedError(Exception):
-    """A request that gets an error instead of an answer.
+    """Raised for a request that gets an error instead of an answer.
 
     Args:
         status: HTTP status.
-        message: For the client: no path, no trace.
-        code: OpenAI's code, where there is one.
+        message: Message for the client, without paths or tracebacks.
+        code: OpenAI's error code, if there is one.
     """
 
     def __init__(self, status: int, message: str, code: str | None = None) -> None:
@@ -68,16 +68,16 @@ def create_app(
     allowed_hosts: Sequence[str] = LOOPBACK,
     api_key: str | None = None,
 ) -> FastAPI:
-    """The server as an ASGI application.
+    """Builds the server as an ASGI application.
 
     Args:
         target: The model; it needs a tokenizer.
-        method: What decodes, built on the target.
-        max_waiting: Requests that may wait behind the running one; more get a 429.
-        max_body_bytes: Larger bodies get a 413.
-        allowed_hosts: Accepted ``Host`` headers (a page in a browser must not reach a loopback server by another
-            name); ``*`` accepts all.
-        api_key: Asked for as a bearer token, where given.
+        method: The decoding method, built on the target.
+        max_waiting: Maximum number of waiting requests; further ones get a 429.
+        max_body_bytes: Maximum size of a body; larger ones get a 413.
+        allowed_hosts: Accepted ``Host`` headers, so that a web page can't reach a loopback server by another name;
+            ``*`` accepts all.
+        api_key: Key to require as a bearer token, if given.
     """
     server = _Server(target, method, max_waiting)
 
@@ -95,7 +95,7 @@ def create_app(
     async def authorize(request: Request) -> None:
         given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
         if api_key is not None and not hmac.compare_digest(given, api_key.encode()):
-            raise RefusedError(401, "a valid API key is needed", "invalid_api_key")
+            raise RefusedError(401, "a valid API key is required", "invalid_api_key")
 
     @app.exception_handler(RefusedError)
     async def refused(_: Request, error: RefusedError) -> Response:
@@ -164,7 +164,7 @@ def create_app(
     describe = app.openapi
 
     def described() -> dict[str, Any]:
-        """The description without FastAPI's own 422: bad requests get a 400 here, as at OpenAI."""
+        """Returns the API description without FastAPI's 422, because invalid requests get a 400, as at OpenAI."""
         schema = describe()
         for path in schema["paths"].values():
             for operation in path.values():
@@ -176,19 +176,19 @@ def create_app(
 
 
 class _Server:
-    """What the routes share."""
+    """State that the routes share."""
 
     def __init__(self, target: TargetModel, method: DecodingMethod, max_waiting: int) -> None:
         if target.tokenizer is None:
             raise ValueError(f"target must have a tokenizer to be served, {target.name} has none")
         self.target, self.method, self.tokenizer = target, method, target.tokenizer
-        # a model loaded from a folder must not tell the world where that is
+        # do not publish the path of a model loaded from a folder
         self.name = Path(target.name).name if Path(target.name).is_dir() else target.name
         self.worker = Worker(method, self.tokenizer.decode, max_waiting=max_waiting)
         self.exposition = Exposition(lambda: self.worker.num_waiting)
 
     def encode(self, body: CompletionRequest) -> list[list[int]]:
-        """Ids of each prompt of a completion request."""
+        """Returns the ids of each prompt of a completion request."""
         if isinstance(body.prompt, str):
             texts_or_ids: list[Any] = [body.prompt]
         else:
@@ -202,7 +202,7 @@ class _Server:
         ]
 
     def encode_chat(self, body: ChatRequest) -> list[int]:
-        """Ids of a conversation, by the model's own chat template."""
+        """Returns the ids of a conversation, rendered by the model's chat template."""
         if not getattr(self.tokenizer, "chat_template", None):
             raise RefusedError(400, f"{self.name} has no chat template: use /v1/completions")
         turns = [{"role": message.role, "content": message.text} for message in body.messages]
@@ -221,13 +221,13 @@ class _Server:
         *,
         chat: bool,
     ) -> Response:
-        """Puts a request in the line and answers it, in pieces or whole."""
+        """Queues a request and answers it, streamed or whole."""
         limit = self._check(body, prompts, max_tokens)
         events: asyncio.Queue[Event | None] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
         def emit(event: Event) -> None:
-            # a loop that has closed has nobody left to tell
+            # the event loop has closed, so nobody is listening
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
@@ -257,7 +257,7 @@ class _Server:
     async def _events(
         self, request: Request, job: Job, events: asyncio.Queue[Event | None]
     ) -> AsyncIterator[Event]:
-        """The job's events, counted; ends early when the client has gone, and the job with it."""
+        """Yields and counts the job's events; if the client disconnects, stops early and cancels the job."""
         num_left, outcome, seen = len(job.prompts), "cancelled", set[int]()
         leaving = asyncio.create_task(_departure(request))
         leaving.add_done_callback(lambda _: events.put_nowait(None))
@@ -280,10 +280,10 @@ class _Server:
             self.exposition.count_request(outcome)
 
     def _check(self, body: GenerationRequest, prompts: list[list[int]], max_tokens: int | None) -> int:
-        """Most tokens of each answer.
+        """Checks a request; returns the maximum number of tokens per answer.
 
         Raises:
-            RefusedError: If the request can't be answered by this model.
+            RefusedError: If this model can't answer the request.
         """
         name, size, room = self.name, self.target.llama.shape.vocab_size, self.target.context_length
         if body.model != name:
@@ -307,7 +307,7 @@ class _Server:
 
 
 class _Answer:
-    """One reply being put together from a job's events."""
+    """Builds one reply from a job's events."""
 
     def __init__(
         self, server: _Server, body: GenerationRequest, reply: Reply, prompts: list[list[int]]
@@ -382,12 +382,12 @@ async def _chain(first: Event, rest: AsyncIterator[Event]) -> AsyncIterator[Even
 
 
 async def _departure(request: Request) -> None:
-    """Returns when the client has gone."""
+    """Waits until the client disconnects."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
 def _sse(item: dict[str, Any]) -> bytes:
-    """One server-sent event; line ends of other standards stay escaped, since many clients split at those as well."""
+    """Encodes one server-sent event; escapes Unicode line separators, because many clients split at those as well."""
     text = json.dumps(item, ensure_ascii=False).translate(_LINE_ENDS)
     return f"data: {text}\n\n".encode("utf-8", "replace")

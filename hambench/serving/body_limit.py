@@ -1,4 +1,4 @@
-"""Refusing request bodies that are too large, before they are held in memory."""
+"""Rejects request bodies that are too large, before they are held in memory."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from hambench.serving.wire import error_body
 
 
 class BodyLimit:
-    """ASGI middleware that answers 413 once a body's bytes, declared or counted, pass the limit.
+    """ASGI middleware that answers 413 if a body's declared or counted bytes exceed the limit.
 
     Args:
-        app: What is protected.
-        max_bytes: The limit.
+        app: The application to protect.
+        max_bytes: The limit in bytes.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
@@ -23,7 +23,7 @@ class BodyLimit:
         self._message = f"the request body is larger than {max_bytes} bytes"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on, or refuses it."""
+        """Passes a request on, or rejects it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -38,7 +38,7 @@ class BodyLimit:
             message = await receive()
             num_read += len(message.get("body", b""))
             if num_read > self._max_bytes:
-                # FastAPI, which is reading the body, passes its own kind of error on and no other
+                # FastAPI reads the body and passes on only its own type of error
                 raise HTTPException(413, self._message)
             return message
 

@@ -1,7 +1,7 @@
-"""A client that measures: streams of an OpenAI-compatible server, with retries before the first byte and none after.
+"""A measuring client for OpenAI-compatible servers, which retries before the first byte and never after it.
 
-What a server says wrongly, half or not at all becomes an :class:`EndpointError` of one line. The key is sent and
-nothing else: it is cut out of every message.
+A wrong, incomplete or missing response becomes an :class:`EndpointError` of one line. The key is sent and removed
+from every message.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ DONE = "[DONE]"
 
 
 class EndpointClient:
-    """One server.
+    """A client of one server.
 
     Args:
-        url: Its address, with or without ``/v1``.
-        key: Sent as a bearer token.
-        timeout_s: Longest wait for a connection, and for each next event.
-        retries: How often a refused connection or a busy server is asked again, waiting longer each time.
-        sleep: Waits.
-        transport: Replaces the network, for tests.
+        url: The server's address, with or without ``/v1``.
+        key: Key to send as a bearer token.
+        timeout_s: Time limit of a connection, and of the wait for each event, in seconds.
+        retries: Number of retries on a refused connection or a busy server, with growing waits.
+        sleep: Waits for a number of seconds.
+        transport: Replaces the network in tests.
     """
 
     def __init__(
@@ -52,26 +52,28 @@ class EndpointClient:
         self.num_retried = 0
 
     def models(self) -> list[str]:
-        """Names of the models it has.
+        """Returns the names of the server's models.
 
         Raises:
-            EndpointError: If it does not answer, or is no such server.
+            EndpointError: If it does not answer, or is not an OpenAI-compatible server.
         """
         response = self._send("GET", "/v1/models")
         try:
             response.read()
             return [str(entry["id"]) for entry in response.json()["data"]]
         except (ValueError, LookupError, TypeError, RecursionError, httpx2.RequestError) as error:
-            message = f"{self.root} is no OpenAI-compatible server: /v1/models holds no list of models"
+            message = (
+                f"{self.root} is not an OpenAI-compatible server: /v1/models does not return a list of models"
+            )
             raise EndpointError(message) from error
         finally:
             response.close()
 
     def choose_model(self, asked: str | None, preferred: str) -> str:
-        """The model to ask: the one named, else one called like ours, else the only one.
+        """Chooses the model to ask: the requested one, else one with our model's name, else the only one.
 
         Raises:
-            UnknownNameError: If the server doesn't have it.
+            UnknownNameError: If the server does not have it.
         """
         names = self.models()
         if asked is not None:
@@ -85,10 +87,10 @@ class EndpointClient:
         raise UnknownNameError(f"model on {self.root}", preferred, names)
 
     def stream(self, path: str, body: Mapping[str, Any]) -> Iterator[Chunk]:
-        """The events of one answer, from the moment this is first asked for one.
+        """Yields the events of one answer; sends the request when the first event is requested.
 
         Raises:
-            EndpointError: If the server refuses, sends what is no event, or breaks off.
+            EndpointError: If the server refuses, sends an invalid event, or breaks off.
         """
         response = self._send("POST", path, {**body, "stream": True})
         num_events, finished = 0, False
@@ -117,7 +119,7 @@ class EndpointClient:
             )
 
     def metrics_text(self) -> str | None:
-        """What ``/metrics`` says; ``None`` if the server has none."""
+        """Returns the text of ``/metrics``; ``None`` if the server has none."""
         try:
             response = self._http.get(f"{self.root}/metrics")
         except httpx2.RequestError:
@@ -129,7 +131,7 @@ class EndpointClient:
         self._http.close()
 
     def _send(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> httpx2.Response:
-        """A response whose status is 200 and whose body is still unread."""
+        """Returns a response with status 200 and an unread body."""
         url = f"{self.root}{path}"
         for attempt in range(self._retries + 1):
             request = self._http.build_request(method, url, json=body)
@@ -168,11 +170,11 @@ class EndpointClient:
         response.close()
         if status in (401, 403):
             return EndpointError(
-                f"{self.root} refuses the key ({status}): set it in the variable that key_env names",
+                f"{self.root} refuses the key ({status}): set it in the environment variable that key_env names",
                 status=status,
             )
         said = (
-            f"{self.root} is no OpenAI-compatible server: {path} answered {status}"
+            f"{self.root} is not an OpenAI-compatible server: {path} answered {status}"
             if message is None
             else self._clean(f"{self.root} answered {status}: {message}")
         )

@@ -1,4 +1,4 @@
-"""Acceptance as a server counts it, read from its ``/metrics`` under vLLM's names."""
+"""Reads a server's own acceptance counters from its ``/metrics``, under vLLM's names."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ NAMES = {
 
 @dataclass(frozen=True)
 class SpeculationCounters:
-    """Totals since the server began, over everyone it served."""
+    """Totals since the server's start, over all its clients."""
 
     drafts: float
     drafted: float
     accepted: float
 
     def since(self, before: SpeculationCounters) -> SpeculationCounters:
-        """What was added after an earlier reading."""
+        """Returns the increase since an earlier reading."""
         return SpeculationCounters(
             self.drafts - before.drafts, self.drafted - before.drafted, self.accepted - before.accepted
         )
 
     @property
     def acceptance_rate(self) -> float | None:
-        """Accepted / drafted; ``None`` where nothing was drafted."""
+        """Accepted / drafted; ``None`` if nothing was drafted."""
         return self.accepted / self.drafted if self.drafted > 0 else None
 
     @property
@@ -39,9 +39,9 @@ class SpeculationCounters:
 
 
 def read_counters(text: str | None) -> SpeculationCounters | None:
-    """The counters in a Prometheus text, summed over engines.
+    """Reads the counters in a Prometheus text, summed over engines.
 
-    ``None`` if a server has none, or if what it says is no such text.
+    Returns ``None`` if the server has no counters, or if the text is not in Prometheus format.
     """
     if text is None:
         return None
@@ -50,7 +50,7 @@ def read_counters(text: str | None) -> SpeculationCounters | None:
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
                 for field, ending in NAMES.items():
-                    # vLLM writes vllm:..., others have a prefix of their own
+                    # vLLM's prefix is vllm:, and other servers have their own
                     if sample.name.endswith(ending):
                         totals[field] = totals.get(field, 0.0) + sample.value
     except ValueError:

@@ -1,7 +1,7 @@
-"""Dialects of the OpenAI API: which names and fields one server takes, learnt from what it refuses.
+"""Dialects of the OpenAI API: learns the field names that a server accepts from its refusals.
 
-A refused request is asked again without the field that the server blames, or with the other name of it; that is kept
-only once a request has gone through. Every change that could alter the answers is told.
+A refused request is sent again without the field that the server blames, or with the field's other name. The change
+is kept only after a request succeeds. Every change that could alter the answers is reported.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from hambench.serving.client import EndpointClient
 from hambench.serving.events import Chunk, EndpointError
 
 EXTENSIONS = ("return_token_ids", "ignore_eos", "add_special_tokens")
-"""Fields that only some servers know."""
+"""Fields that only some servers support."""
 _DROPPABLE = (*EXTENSIONS, "stream_options", "seed", "top_p", "temperature")
 _TOLD = {
     "temperature": "answers are sampled at the server's own temperature",
     "top_p": "answers are sampled with the server's own top_p",
     "seed": "sampled answers can't be repeated",
-    "ignore_eos": "answers end where the server ends them",
+    "ignore_eos": "the server decides where answers end",
 }
 _MOST_CHANGES = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class _Manner:
-    """One way to ask."""
+    """One way to phrase a request."""
 
     without: frozenset[str] = frozenset()
     new_limit: bool = False
-    """``max_completion_tokens`` instead of ``max_tokens``."""
+    """Whether to send ``max_completion_tokens`` instead of ``max_tokens``."""
 
     def body(self, body: Mapping[str, Any]) -> dict[str, Any]:
         said = {name: value for name, value in body.items() if name not in self.without}
@@ -42,7 +42,7 @@ class _Manner:
         return said
 
     def after(self, error: EndpointError, said: Collection[str]) -> _Manner | None:
-        """Another way to ask, after a refusal of a body with the fields ``said``; ``None`` if there is none left."""
+        """Returns another manner after a refusal of a body with the fields ``said``; ``None`` if none is left."""
         if error.status not in (400, 422):
             return None
         words = [error.param] if error.param in said else re.findall(r"\w+", str(error))
@@ -51,17 +51,17 @@ class _Manner:
             return dataclasses.replace(self, new_limit=True)
         dropped = blamed & set(_DROPPABLE)
         if not dropped:
-            # the server names none: what few know goes first
+            # the server names no field, so drop the least supported one first
             unsure = (set(EXTENSIONS), {"stream_options"})
             dropped = next((fields & set(said) for fields in unsure if fields & set(said)), set())
         return dataclasses.replace(self, without=self.without | dropped) if dropped else None
 
 
 class Dialect:
-    """How one server is asked.
+    """Sends requests in the form that one server accepts.
 
     Args:
-        tell: Gets one line about each change that could alter the answers.
+        tell: Receives one line per change that could alter the answers.
     """
 
     def __init__(self, tell: Callable[[str], None] = lambda _: None) -> None:
@@ -75,16 +75,16 @@ class Dialect:
         *,
         before_sending: Callable[[], None] = lambda: None,
     ) -> Iterator[Chunk]:
-        """The events of one answer; the request is sent when the first is asked for.
+        """Yields the events of one answer; sends the request when the first event is requested.
 
         Args:
             client: The server.
-            path: What is asked.
-            body: The request in OpenAI's older names.
-            before_sending: Called before each try, for a clock that times the last one alone.
+            path: Path of the request.
+            body: The request with OpenAI's older field names.
+            before_sending: Called before each attempt, so that a clock times only the last one.
 
         Raises:
-            EndpointError: If the server refuses whatever is changed, or breaks off.
+            EndpointError: If the server refuses every form, or breaks off.
         """
         manner = self._manner
         for _ in range(_MOST_CHANGES):
@@ -103,7 +103,7 @@ class Dialect:
                 if first is not None:
                     yield from itertools.chain([first], chunks)
                 return
-        raise EndpointError(f"{client.root} refuses the request however it is asked")
+        raise EndpointError(f"{client.root} refuses the request in every form")
 
     def _adopt(self, manner: _Manner, body: Mapping[str, Any]) -> None:
         for name in sorted(manner.without - self._manner.without):

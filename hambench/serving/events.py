@@ -1,4 +1,4 @@
-"""Events of a stream as servers send them: completions, chat, and the fields that some add."""
+"""Parses stream events of completions and chat, including the fields that some servers add."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from hambench.serving.wire import STEP_FIELDS
 
 COUNTS = ("prompt_tokens", "completion_tokens")
 LARGEST_COUNT = 2**53
-"""What JSON's numbers hold exactly."""
+"""Largest integer that a JSON number represents exactly."""
 
 
 class EndpointError(HambenchError):
-    """A server that can't be reached, refuses, or breaks off.
+    """Raised if a server can't be reached, refuses, or breaks off.
 
     Args:
-        message: For the user, one line.
-        status: The HTTP status of a refusal.
-        param: The field that the server blames, where it names one.
+        message: One line for the user.
+        status: HTTP status of a refusal.
+        param: Field that the server blames, if it names one.
     """
 
     def __init__(self, message: str, *, status: int | None = None, param: str | None = None) -> None:
@@ -34,24 +34,24 @@ class Chunk:
     """One event of a stream."""
 
     text: str = ""
-    """Text of the answer; a refusal and the arguments of tool calls are tokens too, and belong to it."""
+    """Text of the answer, including refusals and arguments of tool calls, which are tokens too."""
     reasoning: str = ""
-    """Text of the thinking, where the server parts it from the answer."""
+    """Text of the reasoning, if the server separates it from the answer."""
     token_ids: tuple[int, ...] | None = None
-    """Where the server gives them (vLLM, hambench)."""
+    """Token ids, if the server sends them (vLLM, hambench)."""
     prompt_token_ids: tuple[int, ...] | None = None
     finish: str | None = None
     usage: Mapping[str, int | None] | None = None
-    """The counts of :data:`COUNTS`, where the server gives them."""
+    """The counts of :data:`COUNTS`, if the server sends them."""
     step: Mapping[str, int | None] | None = None
-    """A step's counts, where the server is hambench."""
+    """The counts of a step, if the server is hambench."""
 
 
 def parse_event(text: str) -> Chunk:
-    """One event of a completion or chat stream.
+    """Parses one event of a completion or chat stream.
 
     Raises:
-        EndpointError: If it is no such event, or reports an error.
+        EndpointError: If it is not such an event, or reports an error.
     """
     try:
         event = json.loads(text)
@@ -69,7 +69,7 @@ def parse_event(text: str) -> Chunk:
             + _text(delta.get("content"))
             + _text(delta.get("refusal"))
             + _calls(delta),
-            # servers in transition send both names with one text
+            # servers in transition send the same text under both names
             reasoning=reasoning[0] or reasoning[1],
             token_ids=_ids(choice.get("token_ids")),
             prompt_token_ids=_ids(choice.get("prompt_token_ids") or event.get("prompt_token_ids")),
@@ -78,11 +78,11 @@ def parse_event(text: str) -> Chunk:
             step=_step(choice.get("hambench")),
         )
     except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
-        raise EndpointError(f"the server sent what is no event: {text[:80]!r}") from error
+        raise EndpointError(f"the server sent an invalid event: {text[:80]!r}") from error
 
 
 def error_message(body: Any) -> str | None:
-    """The message of an error object in one of the forms that servers use."""
+    """Returns the message of an error object in any of the forms that servers use."""
     if not isinstance(body, dict):
         return None
     error = body.get("error", body.get("detail", body.get("message")))
@@ -92,18 +92,18 @@ def error_message(body: Any) -> str | None:
 
 
 def error_param(body: Any) -> str | None:
-    """The field that an error object blames."""
+    """Returns the field that an error object blames."""
     error = body.get("error") if isinstance(body, dict) else None
     param = error.get("param") if isinstance(error, dict) else None
     return param if isinstance(param, str) else None
 
 
 def _text(value: object) -> str:
-    """A piece of text; halves of surrogate pairs that a server tore apart show as U+FFFD."""
+    """Returns a piece of text; replaces halves of surrogate pairs that a server split by U+FFFD."""
     if value is None:
         return ""
     if isinstance(value, list):
-        # content in parts, as some servers send it
+        # some servers send the content in parts
         return "".join(_text(part.get("text")) for part in value)
     if not isinstance(value, str):
         raise TypeError
@@ -125,7 +125,7 @@ def _ids(value: object) -> tuple[int, ...] | None:
 
 
 def _counts(value: Any, names: tuple[str, ...]) -> dict[str, int | None] | None:
-    """Whole numbers by name; what is not given is ``None``."""
+    """Returns whole numbers by name; missing ones are ``None``."""
     if value is None:
         return None
     counts = {name: value.get(name) for name in names}

@@ -1,4 +1,4 @@
-"""What a server tells Prometheus, under names that readers of vLLM's counters know."""
+"""The server's Prometheus metrics, with names like those of vLLM's counters."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 1
 
 
 class Exposition:
-    """Counters of one server, in a registry of its own.
+    """The counters of one server, in their own registry.
 
     Args:
-        num_waiting: Reads the length of the line.
+        num_waiting: Returns the length of the queue.
     """
 
     def __init__(self, num_waiting: Callable[[], float]) -> None:
@@ -23,28 +23,28 @@ class Exposition:
         self._requests = self._counter("hambench:requests", "Requests by outcome", ["outcome"])
         self._prompt_tokens = self._counter("hambench:prompt_tokens", "Prompt tokens processed")
         self._tokens = self._counter("hambench:generation_tokens", "Tokens emitted")
-        self._forwards = self._counter("hambench:target_forwards", "Forwards of the target, where known")
+        self._forwards = self._counter("hambench:target_forwards", "Target forwards, if known")
         self._drafts = self._counter("hambench:spec_decode_num_drafts", "Rounds of drafting")
         self._drafted = self._counter("hambench:spec_decode_num_draft_tokens", "Tokens drafted")
-        self._accepted = self._counter("hambench:spec_decode_num_accepted_tokens", "Drafted tokens kept")
+        self._accepted = self._counter("hambench:spec_decode_num_accepted_tokens", "Accepted draft tokens")
         self._first = Histogram(
             "hambench:time_to_first_token_seconds",
-            "Prefill seconds, time in the line left out",
+            "Prefill seconds, without queue time",
             buckets=SECONDS,
             registry=self._registry,
         )
         self._burst = Histogram(
             "hambench:step_seconds", "Seconds of a decode step", buckets=SECONDS, registry=self._registry
         )
-        waiting = Gauge("hambench:requests_waiting", "Requests in the line", registry=self._registry)
+        waiting = Gauge("hambench:requests_waiting", "Requests in the queue", registry=self._registry)
         waiting.set_function(num_waiting)
 
     def count_request(self, outcome: str) -> None:
-        """One request, ``ok``, ``refused``, ``failed`` or ``cancelled``."""
+        """Counts one request as ``ok``, ``refused``, ``failed`` or ``cancelled``."""
         self._requests.labels(outcome).inc()
 
     def count_step(self, step: StepRecord, *, num_prompt_tokens: int | None) -> None:
-        """One step; ``num_prompt_tokens`` is given with the prefill only."""
+        """Counts one step; ``num_prompt_tokens`` is only given for the prefill."""
         if num_prompt_tokens is not None:
             self._prompt_tokens.inc(num_prompt_tokens)
             self._first.observe(step.seconds)
@@ -58,7 +58,7 @@ class Exposition:
             self._accepted.inc(step.accepted or 0)
 
     def render(self) -> bytes:
-        """The text that ``GET /metrics`` answers."""
+        """Returns the text for ``GET /metrics``."""
         return generate_latest(self._registry)
 
     def _counter(self, name: str, text: str, labels: list[str] | None = None) -> Counter:

@@ -1,4 +1,4 @@
-"""Listening: the address is taken before anything slow, and told once it answers."""
+"""Binds the server's address before any slow work, and announces it once the server answers."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from hambench.errors import HambenchError
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket bound to an address, not accepting yet.
+    """Returns a socket that is bound to an address but does not accept connections yet.
 
     Args:
-        host: A name or an address.
-        port: 0 for any that is free.
+        host: Host name or address.
+        port: Port; 0 picks a free one.
 
     Raises:
-        HambenchError: If it can't be had.
+        HambenchError: If the address can't be used.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -48,10 +48,10 @@ def serve(app: FastAPI, listener: socket.socket, announce: Callable[[str], None]
     Args:
         app: The application.
         listener: From :func:`listen`; closed at the end.
-        announce: Gets the address once requests are answered there.
+        announce: Receives the address once the server answers requests.
     """
     config = uvicorn.Config(app, log_level="warning", server_header=False)
-    # Ctrl-C is how a server is ended: no error
+    # Ctrl-C is the normal way to stop a server, not an error
     with contextlib.suppress(KeyboardInterrupt), listener:
         _Announcing(config, announce).run(sockets=[listener])
 

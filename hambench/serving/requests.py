@@ -1,7 +1,7 @@
-"""Requests of the OpenAI wire format, as they are checked.
+"""Request schema of the OpenAI wire format.
 
-The schema is closed: a field that this server does not have is refused, and so is one that it can't honour, unless its
-value asks for nothing (``top_k: -1``, ``tools: []``). A request that gets an answer was followed to the letter.
+The schema is closed. It rejects fields that this server does not have, and fields that it does not support, unless
+their value has no effect (``top_k: -1``, ``tools: []``). So an answered request was honoured completely.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hambench.decoding import LARGEST_SEED, SMALLEST_SEED, SamplingParams
 
 MAX_STOP_STRINGS = 16
 MAX_PROMPTS = 128
-"""Of one request: they are answered one after the other, and others wait meanwhile."""
+"""Maximum number of prompts per request; they are answered in sequence while other requests wait."""
 
 
 def _refuse_lone_surrogates(text: str) -> str:
@@ -40,7 +40,7 @@ EmptyObject = Annotated[dict[str, Any], Field(max_length=0)]
 
 
 class _Closed(BaseModel):
-    """Refuses unknown fields, and values of another type than JSON's own."""
+    """Rejects unknown fields, and does not convert between JSON types."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -54,23 +54,23 @@ class StreamOptions(_Closed):
 
 
 class GenerationRequest(_Closed):
-    """Fields that both kinds of request share."""
+    """Fields that both kinds of requests share."""
 
     model: str
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: Annotated[float, Field(ge=0)] | None = None
-    """0 (greedy) unless given: this server is for comparisons."""
+    """Defaults to 0 (greedy), because this server is for comparisons."""
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=SMALLEST_SEED, le=LARGEST_SEED)] | None = None
-    """Without one, every prompt of a sampled request is a draw of its own."""
+    """Seed of a sampled request; without one, every prompt is an independent draw."""
     stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] | None = None
     ignore_eos: bool | None = None
-    """As in vLLM: decode to the limit."""
+    """Whether to decode up to the limit, as in vLLM."""
     return_token_ids: bool | None = None
-    """As in vLLM: ids of prompt and pieces next to their text; here also each piece's counts."""
+    """Whether to add ids of prompt and pieces, as in vLLM, and each piece's counts."""
 
-    # said about the caller, or about service that is the same for all: nothing to honour
+    # fields about the caller or the service level, which have no effect here
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
@@ -78,7 +78,7 @@ class GenerationRequest(_Closed):
     store: Literal[False] | None = None
     service_tier: Literal["auto", "default"] | None = None
 
-    # values that ask for nothing
+    # values that have no effect
     n: Annotated[int, Field(ge=1, le=1)] | None = None
     best_of: Annotated[int, Field(ge=1, le=1)] | None = None
     frequency_penalty: Zero | None = None
@@ -100,7 +100,7 @@ class GenerationRequest(_Closed):
         return value
 
     def params(self, max_new_tokens: int) -> SamplingParams:
-        """How tokens of one answer are chosen; without a seed, each call is another draw."""
+        """Returns the sampling parameters of one answer; without a seed, each call is a new draw."""
         seed = secrets.randbits(63) if self.seed is None else self.seed
         return SamplingParams(
             max_new_tokens=max_new_tokens,
@@ -111,12 +111,12 @@ class GenerationRequest(_Closed):
 
     @property
     def stops(self) -> list[str]:
-        """Strings that end the answer."""
+        """Returns the strings that end the answer."""
         return [] if self.stop is None else [self.stop] if isinstance(self.stop, str) else self.stop
 
     @property
     def include_usage(self) -> bool:
-        """Whether a stream ends with a usage chunk."""
+        """Returns whether a stream ends with a usage chunk."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
 
@@ -131,10 +131,10 @@ class CompletionRequest(GenerationRequest):
     )
     max_tokens: Annotated[int, Field(ge=1)] | None = 16
     add_special_tokens: bool | None = None
-    """As in vLLM: whether the tokenizer adds what it adds by itself; true unless given."""
+    """Whether the tokenizer adds its default special tokens, as in vLLM; defaults to true."""
     echo: Literal[False] | None = None
     logprobs: None = None
-    """No log-probabilities here: a method's steps don't all have them."""
+    """Log-probabilities are not supported, because not all methods' steps have them."""
     suffix: None = None
 
 
@@ -146,7 +146,7 @@ class TextPart(_Closed):
 
 
 class Message(_Closed):
-    """One turn, as a client sends it or as OpenAI's client keeps an answer."""
+    """One turn, in a client's form or in the form in which OpenAI's client stores an answer."""
 
     role: Literal["system", "user", "assistant", "developer"]
     content: Text | list[TextPart] | None = None
@@ -167,14 +167,14 @@ class Message(_Closed):
 
     @property
     def text(self) -> str:
-        """The content as one string; an answer without any is empty."""
+        """Returns the content as one string, empty for an answer without content."""
         if self.content is None or isinstance(self.content, str):
             return self.content or ""
         return "".join(part.text for part in self.content)
 
 
 class TextFormat(_Closed):
-    """``response_format`` that asks for plain text."""
+    """A ``response_format`` of plain text."""
 
     type: Literal["text"]
 
@@ -193,21 +193,22 @@ class ChatRequest(GenerationRequest):
     parallel_tool_calls: bool | None = None
     functions: Empty | None = None
     chat_template_kwargs: dict[str, str | int | float | bool | None] | None = None
-    """As in vLLM: variables of the chat template; one that the template does not use is refused."""
+    """Variables of the chat template, as in vLLM; rejects those that the template does not use."""
     modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None = None
     add_generation_prompt: Literal[True] | None = None
     continue_final_message: Literal[False] | None = None
 
     @property
     def limit(self) -> int | None:
-        """Most tokens of the answer; OpenAI's newer name goes first."""
+        """Returns the maximum number of tokens of the answer; OpenAI's newer name takes precedence."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
 
 def explain(errors: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-    """The field that is wrong and what is wrong with it, from pydantic's errors.
+    """Returns the wrong field and the reason, from pydantic's errors.
 
-    A value that fits none of several types has an error for each; the one that tells most is about a value, not a type.
+    A value that matches none of several types has an error per type; one about a value is more
+    specific than one about a type.
     """
     field = errors[0]["loc"][1:2]
     same = [error for error in errors if error["loc"][1:2] == field]

@@ -1,4 +1,4 @@
-"""The OpenAI wire format: replies as they are built; requests are in :mod:`.requests`."""
+"""Builds replies in the OpenAI wire format; requests are in :mod:`.requests`."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ STEP_FIELDS = (
     "kv_bytes",
     "peak_kv_bytes",
 )
-"""What the extension ``hambench`` of a streamed choice says of its step."""
+"""Fields of a step in the extension ``hambench`` of a streamed choice."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """What is the same in every piece of one reply."""
+    """The fields that all pieces of one reply share."""
 
     chat: bool
     model: str
@@ -36,7 +36,7 @@ class Reply:
     created: int = dataclasses.field(default_factory=lambda: int(time.time()))
 
     def envelope(self, choices: list[dict[str, Any]], *, chunk: bool) -> dict[str, Any]:
-        """The outer object."""
+        """Returns the outer object."""
         kind = ("chat.completion.chunk" if chunk else "chat.completion") if self.chat else "text_completion"
         prefix = "chatcmpl" if self.chat else "cmpl"
         return {
@@ -50,7 +50,7 @@ class Reply:
     def piece(
         self, index: int, text: str, finish: FinishReason | None, *, first: bool = False
     ) -> dict[str, Any]:
-        """One streamed choice."""
+        """Returns one streamed choice."""
         base: dict[str, Any] = {"index": index, "finish_reason": finish_reason(finish), "logprobs": None}
         if not self.chat:
             return base | {"text": text}
@@ -58,23 +58,23 @@ class Reply:
         return base | {"delta": delta}
 
     def whole(self, index: int, text: str, finish: FinishReason) -> dict[str, Any]:
-        """One finished choice."""
+        """Returns one finished choice."""
         base: dict[str, Any] = {"index": index, "finish_reason": finish_reason(finish), "logprobs": None}
         return base | ({"message": {"role": "assistant", "content": text}} if self.chat else {"text": text})
 
 
 def finish_reason(finish: FinishReason | None) -> str | None:
-    """OpenAI's word for why an answer ended."""
+    """Returns OpenAI's finish reason."""
     return None if finish is None else "stop" if finish in ("eos", "stop") else "length"
 
 
 def step_extension(step: StepRecord) -> dict[str, int | None]:
-    """A step's counts, as the ``hambench`` extension carries them."""
+    """Returns a step's counts for the ``hambench`` extension."""
     return {name: getattr(step, name) for name in STEP_FIELDS}
 
 
 def usage(traces: Sequence[GenerationTrace], method: str) -> dict[str, Any]:
-    """Token counts, with m and the acceptance rate as an extension; what can't be known is ``null``."""
+    """Returns token counts, with m and the acceptance rate as an extension; unknown values are ``null``."""
     prompt, completion = sum(trace.prompt_tokens for trace in traces), num_tokens(traces)
     return {
         "prompt_tokens": prompt,
@@ -91,7 +91,7 @@ def usage(traces: Sequence[GenerationTrace], method: str) -> dict[str, Any]:
 
 
 class ErrorDetail(BaseModel):
-    """What is wrong with a request."""
+    """The error of a request."""
 
     message: str
     type: str
@@ -100,7 +100,7 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorReply(BaseModel):
-    """OpenAI's error object, as the server's description has it."""
+    """OpenAI's error object, for the server's API description."""
 
     error: ErrorDetail
 
@@ -108,7 +108,7 @@ class ErrorReply(BaseModel):
 def error_body(
     message: str, *, kind: str, code: str | None = None, param: str | None = None
 ) -> dict[str, Any]:
-    """OpenAI's error object; what of the client's own text is no Unicode is shown as an escape."""
+    """Builds OpenAI's error object; escapes invalid Unicode in the client's own text."""
     return {"error": {"message": _encodable(message), "type": kind, "param": _encodable(param), "code": code}}
 
 

@@ -1,4 +1,4 @@
-"""One request at a time, a bounded line behind it: the thread that owns the model."""
+"""The thread that owns the model: runs one request at a time, with a bounded queue."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class QueueFullError(HambenchError):
-    """As many requests wait already as may."""
+    """Raised if the queue is full."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Finished:
-    """One prompt of a job is answered."""
+    """The end of one prompt's answer."""
 
     index: int
     finish: FinishReason
@@ -39,11 +39,11 @@ class Finished:
 
 @dataclass(frozen=True)
 class Failed:
-    """The job can't go on."""
+    """The failure of a job."""
 
     message: str
     by_request: bool
-    """Whether the request is to blame, rather than the server."""
+    """Whether the request caused the failure, not the server."""
 
 
 Event = Piece | Finished | Failed
@@ -51,25 +51,25 @@ Event = Piece | Finished | Failed
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One request: its prompts are answered one after the other."""
+    """One request, whose prompts are answered in sequence."""
 
     prompts: Sequence[Sequence[int]]
     params: Sequence[SamplingParams]
-    """Of each prompt."""
+    """Token ids of each prompt."""
     eos_ids: Collection[int]
     stop: Sequence[str]
     emit: Callable[[Event], None]
-    """Called in the worker's thread."""
+    """Receives the job's events, in the worker's thread."""
     cancelled: threading.Event = field(default_factory=threading.Event)
 
 
 class Worker:
-    """Answers jobs in the order they came, in a thread of its own.
+    """Answers jobs in order of arrival, in its own thread.
 
     Args:
-        method: What decodes.
-        decode_text: Turns ids into text, for stop strings.
-        max_waiting: Jobs that may wait behind the running one.
+        method: The decoding method.
+        decode_text: Converts ids to text, for stop strings.
+        max_waiting: Maximum number of jobs that wait behind the running one.
     """
 
     def __init__(self, method: DecodingMethod, decode_text: DecodeText, *, max_waiting: int) -> None:
@@ -84,7 +84,7 @@ class Worker:
 
     @property
     def num_waiting(self) -> int:
-        """Jobs behind the running one."""
+        """Number of jobs behind the running one."""
         return max(0, self._num_open - 1)
 
     @property
@@ -97,10 +97,10 @@ class Worker:
         return self._running + len(self._line)
 
     def submit(self, job: Job) -> None:
-        """Puts a job in the line.
+        """Queues a job.
 
         Raises:
-            QueueFullError: If the line is full.
+            QueueFullError: If the queue is full.
         """
         with self._changed:
             if self._num_open > self._max_waiting:
@@ -111,14 +111,14 @@ class Worker:
             self._changed.notify()
 
     def cancel(self, job: Job) -> None:
-        """Ends a job nobody waits for: at once where it is in the line, else after the step that is running."""
+        """Cancels a job: at once if it is queued, else after the current step."""
         job.cancelled.set()
         with self._changed:
             if job in self._line:
                 self._line.remove(job)
 
     def close(self) -> None:
-        """Ends the thread after the jobs in the line."""
+        """Ends the thread after the queued jobs."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -149,7 +149,7 @@ class Worker:
         except (HambenchError, ValueError) as error:
             job.emit(Failed(str(error), by_request=True))
         except Exception:
-            # the client learns a number, the log has the rest: a message of ours could hold a path
+            # send the client only a number, because a message of ours could contain a path
             number = uuid.uuid4().hex[:8]
             log.exception("request failed (%s)", number)
             job.emit(Failed(f"internal error {number}", by_request=False))

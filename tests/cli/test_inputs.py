@@ -41,7 +41,7 @@ def test_a_forecast_needs_a_finite_gap(capsys, number):
 
 
 def test_a_forecast_needs_a_bandwidth_that_can_be(capsys):
-    assert "a bandwidth is a number" in refused(capsys, "predict", "--bandwidth", "9" * 400 + "GB/s")
+    assert "a bandwidth must be a number" in refused(capsys, "predict", "--bandwidth", "9" * 400 + "GB/s")
 
 
 def test_a_profile_needs_a_prompt(capsys, tiny_model):

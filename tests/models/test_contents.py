@@ -100,7 +100,7 @@ def test_weights_stored_as_codes_are_refused(folder, dtype):
 )
 def test_a_weight_of_the_decoder_that_nothing_reads_is_refused(folder, name):
     change_weights(folder, lambda weights: {**weights, name: torch.ones(64)})
-    with pytest.raises(ModelError, match=f"nothing here reads: {name}"):
+    with pytest.raises(ModelError, match=f"hambench would not read: {name}"):
         loaded(folder)
 
 
@@ -112,7 +112,7 @@ def test_other_weights_that_nothing_reads_are_named(folder):
     }
     change_weights(folder, lambda weights: {**weights, **extra})
     model = loaded(folder)
-    assert model.identity.note == "weights that nothing reads: value_head.weight"
+    assert model.identity.note == "unread weights: value_head.weight"
     assert torch.equal(logits(model), plain)
 
 
@@ -121,9 +121,9 @@ def test_other_weights_that_nothing_reads_are_named(folder):
     [
         ({"vocab_size": 300}, r"weight has the size \[260, 64\], config.json says \[300, 64\]"),
         ({"intermediate_size": 64}, "has the size"),
-        ({"num_hidden_layers": 5}, "says 5 layers, the weights hold 4"),
-        ({"num_hidden_layers": 10**9}, "layers, the weights hold 4"),
-        ({"num_hidden_layers": 3}, "nothing here reads"),
+        ({"num_hidden_layers": 5}, "says 5 layers, but the weights have 4"),
+        ({"num_hidden_layers": 10**9}, "layers, but the weights have 4"),
+        ({"num_hidden_layers": 3}, "hambench would not read"),
         ({"num_attention_heads": 3}, "head"),
         ({"head_dim": 15}, "head_dim|rope"),
         ({"max_position_embeddings": 0}, "max_position_embeddings"),
@@ -141,7 +141,7 @@ def test_rope_that_stretches_further_than_the_config_counts_is_said(folder):
     model = loaded(folder)
     assert model.context_length == 512
     assert "context of 512 positions" in model.identity.note
-    assert "not the 2048 that RoPE scaling 'linear'" in model.identity.note
+    assert "not the 2048 of RoPE scaling 'linear'" in model.identity.note
 
 
 def gpt2(folder, **changes):
@@ -169,7 +169,7 @@ def test_an_adapted_model_lacks_no_weight(tmp_path):
 def test_an_adapted_models_unread_weights_are_named(tmp_path):
     folder = gpt2(tmp_path / "gpt2")
     change_weights(folder, lambda weights: {**weights, "extra.bias": torch.ones(2)})
-    assert "weights that nothing reads: extra.bias" in loaded(folder).identity.note
+    assert "unread weights: extra.bias" in loaded(folder).identity.note
 
 
 def test_an_adapted_model_of_another_size_is_one_line(tmp_path):

@@ -140,7 +140,7 @@ def damage_no_manifest(folder):
     ("damage", "named"),
     [
         (damage_size, "bytes instead of"),
-        (damage_content, "another sha256"),
+        (damage_content, "does not have its original sha256"),
         (damage_absence, "config.json is missing"),
         (damage_manifest, "manifest is unreadable"),
         (damage_no_manifest, "interrupted"),

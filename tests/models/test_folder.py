@@ -21,7 +21,7 @@ def folder(tmp_path):
     ("name", "content", "reason"),
     [
         ("config.json", b"{", r"config\.json is damaged"),
-        ("config.json", b"[]", r"config\.json is damaged: it holds no object"),
+        ("config.json", b"[]", r"config\.json is damaged: it does not contain a JSON object"),
         ("config.json", b"", r"config\.json is damaged"),
         ("config.json", b"\xff\xfe{}", r"config\.json is damaged"),
         ("config.json", b'{"model_type": "llama", "hidden_size": "x"}', r"no usable config\.json"),
@@ -74,7 +74,7 @@ def test_a_user_who_is_not_here_has_no_models():
 
 
 def test_a_folder_not_named_in_utf8_is_refused_by_its_bytes():
-    with pytest.raises(ModelError, match=r"m\\xff is not named in UTF-8"):
+    with pytest.raises(ModelError, match=r"m\\xff is not valid UTF-8"):
         load("./m\udcff")
 
 

@@ -78,9 +78,9 @@ def test_known_shapes_have_the_parameters_of_their_names() -> None:
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [("[]", "no object"), ("{", "not a model config"),
+    [("[]", "does not contain a JSON object"), ("{", "not a model config"),
      ('{"hidden_size": 8, "num_attention_heads": 2}', "num_hidden_layers"),
-     ('{"num_experts": 8}', "experts"), ('{"hidden_size": "x", "num_attention_heads": 2}', "no number")],
+     ('{"num_experts": 8}', "experts"), ('{"hidden_size": "x", "num_attention_heads": 2}', "not a number")],
 )  # fmt: skip
 def test_a_file_that_is_no_dense_models_config_is_refused(tmp_path: Path, content: str, reason: str) -> None:
     path = tmp_path / "config.json"
@@ -92,7 +92,7 @@ def test_a_file_that_is_no_dense_models_config_is_refused(tmp_path: Path, conten
 @pytest.mark.parametrize("name", ["./nothere", "/no/such/folder", "~/no-such-folder", "no-such-config.json"])
 def test_a_path_where_nothing_is_is_no_unknown_name(name: str) -> None:
     """``./nothere`` once ended in a traceback of the hub client."""
-    with pytest.raises(ModelError, match=r"there is no config\.json at"):
+    with pytest.raises(ModelError, match=r"has no config\.json"):
         find_shape(name)
 
 

@@ -65,9 +65,9 @@ def test_line_separators_inside_a_piece_do_not_break_it():
         ((event("a"), httpx2.RemoteProtocolError("peer closed")), "broke off after 1 events"),
         ((event("a"), httpx2.ReadTimeout("slow")), "sent nothing for 60 s after 1 events"),
         ((event("a"),), "ended its answer after 1 events without finishing"),
-        ((event("a"), "data: {nonsense\n\n"), "sent what is no event: '{nonsense'"),
-        (("data: [1, 2]\n\n",), "sent what is no event"),
-        (('data: {"choices": [{"token_ids": ["x"]}]}\n\n',), "sent what is no event"),
+        ((event("a"), "data: {nonsense\n\n"), "sent an invalid event: '{nonsense'"),
+        (("data: [1, 2]\n\n",), "sent an invalid event"),
+        (('data: {"choices": [{"token_ids": ["x"]}]}\n\n',), "sent an invalid event"),
         (('data: {"error": {"message": "out of memory"}}\n\n',), "the server failed: out of memory"),
     ],
 )
@@ -129,13 +129,13 @@ def test_the_key_is_sent_and_never_told():
     [
         (
             httpx2.Response(404, html="<h1>Not found</h1>"),
-            "no OpenAI-compatible server: /v1/models answered 404",
+            "not an OpenAI-compatible server: /v1/models answered 404",
         ),
         (
             httpx2.Response(200, html="<h1>Welcome</h1>"),
-            "no OpenAI-compatible server: /v1/models holds no list",
+            "not an OpenAI-compatible server: /v1/models does not return a list",
         ),
-        (httpx2.Response(200, json={"data": [1]}), "holds no list of models"),
+        (httpx2.Response(200, json={"data": [1]}), "does not return a list of models"),
         (httpx2.Response(401, json={}), "refuses the key"),
     ],
 )
@@ -241,12 +241,12 @@ def test_every_piece_that_is_made_of_tokens_counts(delta, text):
     ],
 )
 def test_an_event_of_another_shape_is_told_in_one_line(event):
-    with pytest.raises(EndpointError, match="sent what is no event"):
+    with pytest.raises(EndpointError, match="sent an invalid event"):
         parse_event(json.dumps(event))
 
 
 def test_an_event_nested_beyond_reason_is_told_in_one_line():
-    with pytest.raises(EndpointError, match="sent what is no event"):
+    with pytest.raises(EndpointError, match="sent an invalid event"):
         parse_event("[" * 100_000)
 
 
