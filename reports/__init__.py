@@ -1,8 +1,8 @@
-"""Reports: read records, never torch.
+"""Reports, made from records without importing torch.
 
-A report is made in three steps that don't mix: :mod:`hambench.reports.view` derives (through metrics and stats), the
-modules named after pages turn that into values (figures, tables, sentences), and :mod:`hambench.reports.page.html` and
-:mod:`hambench.reports.export` write them down.
+A report is made in three separate steps. :mod:`hambench.reports.view` derives metrics and comparisons. The modules in
+:mod:`hambench.reports.sections` turn them into values (figures, tables, sentences). :mod:`hambench.reports.page.html`
+and :mod:`hambench.reports.export` write the values to files.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Comparisons of every cell with the baseline, as :mod:`hambench.analysis.comparisons` judges them."""
+"""Compares every cell with the baseline through :mod:`hambench.analysis.comparisons`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FIDELITY_WORDS: dict[Verdict, str] = {
 
 
 def compare_with_baseline(view: View) -> dict[tuple[str, str, str], Comparison]:
-    """Comparisons by (cell label, group, metric); empty without a baseline."""
+    """Returns comparisons by (cell label, group, metric); empty without a baseline."""
     if view.baseline is None:
         return {}
     return {
@@ -32,15 +32,15 @@ def compare_with_baseline(view: View) -> dict[tuple[str, str, str], Comparison]:
 
 
 def effect_of(comparison: Comparison | None) -> Estimate | None:
-    """The effect as it is shown; ``None`` without one."""
+    """Returns the effect to show; ``None`` without one."""
     return None if comparison is None else comparison.effect
 
 
 def around(value: float, comparison: Comparison) -> Estimate:
-    """A cell's own value with the interval of its paired comparison, on the value's scale.
+    """Returns a cell's own value with the interval of its paired comparison, on the value's scale.
 
-    Difficulty that two settings share (hard questions, slow prompts) cancels here, so these bars answer "does it differ
-    from the baseline?", which the interval of a value on its own does not.
+    Difficulty that two settings share (hard questions, slow prompts) cancels. So these bars answer "does it differ from
+    the baseline?", which a value's own interval does not.
     """
     effect = effect_of(comparison)
     if effect is None or effect.low is None or effect.high is None:
@@ -60,7 +60,7 @@ def around(value: float, comparison: Comparison) -> Estimate:
 
 
 def fidelity_words(comparison: Comparison | None) -> list[str]:
-    """How a setting's regret compares, for a sentence; nothing where no answer was judged."""
+    """Returns words that compare a setting's regret, for a sentence; empty if no answer was judged."""
     if comparison is None or comparison.effect is None:
         return []
     return [f"{FIDELITY_WORDS[comparison.verdict]} ({signed(comparison.effect.value, 3)} nats per token)"]

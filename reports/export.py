@@ -1,4 +1,4 @@
-"""Files: the page itself, and figures, tables and numbers for papers and other programs."""
+"""Writes the page, and figures, tables and numbers for papers and other programs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FIGURE_KINDS = ("svg", "png", "pdf")
 
 
 def write_html(runs: Sequence[Run], path: Path, *, options: ReportOptions | None = None) -> None:
-    """Writes the report page; a reader of an older one never sees half a file.
+    """Writes the report page atomically.
 
     Raises:
         HambenchError: If the file can't be written.
@@ -32,14 +32,14 @@ def write_html(runs: Sequence[Run], path: Path, *, options: ReportOptions | None
 
 
 def export(runs: Sequence[Run], folder: Path, *, options: ReportOptions | None = None) -> list[Path]:
-    """Writes ``figures/*.svg|png|pdf``, ``tables/*.csv`` and ``report.json``; returns what was written.
+    """Writes ``figures/*.svg|png|pdf``, ``tables/*.csv`` and ``report.json``; returns their paths.
 
     Raises:
         HambenchError: If a file can't be written.
-        ValueError: If there is no run.
+        ValueError: If there are no runs.
     """
     if not runs:
-        raise ValueError("runs must hold at least one run, got none")
+        raise ValueError("runs must contain at least one run, got none")
     merged = merge(runs)
     views = [View(run, prefix=f"r{index}-" if len(merged) > 1 else "") for index, run in enumerate(merged)]
     options = dataclasses.replace(options or ReportOptions(), samples="none")
@@ -60,7 +60,7 @@ def export(runs: Sequence[Run], folder: Path, *, options: ReportOptions | None =
 
 
 def report_object(view: View, page: pages.Page, *, include_host: bool = False) -> dict[str, Any]:
-    """Everything the report says as JSON-able values: cautions, answer, measurements, comparisons."""
+    """Returns the report's content as plain values for JSON: cautions, answer, measurements, comparisons."""
     plain: dict[str, Any] = _plain(
         {
             "run_id": view.run.header.run_id,
@@ -81,7 +81,7 @@ def report_object(view: View, page: pages.Page, *, include_host: bool = False) -
 
 
 def _told(values: Mapping[str, Any], include_host: bool) -> dict[str, Any]:
-    """Facts of the header; absolute paths cut to their last part unless they may be told."""
+    """Returns facts of the header, with absolute paths cut to their last part unless ``include_host``."""
     return {
         name: without_paths(value) if isinstance(value, str) and not include_host else value
         for name, value in values.items()
@@ -95,7 +95,7 @@ def _tables(page: pages.Page) -> Iterable[Table]:
 
 
 def _plain(value: Any) -> Any:
-    """The value with dataclasses as dicts and without NaN and infinities, which are no JSON."""
+    """Returns the value with dataclasses as dicts and without NaN and infinities, which JSON lacks."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return _plain(dataclasses.asdict(value))
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Text fit for a page: nothing invisible, nothing that reorders its surroundings."""
+"""Makes text safe for a page: shows invisible characters and those that reorder text."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _INVISIBLE = re.compile(
 
 
 def printable(text: str) -> str:
-    """Text in which controls show as symbols and other invisible characters as code points; a page stays valid.
+    """Shows control characters as symbols and other invisible characters as code points, to keep a page valid.
 
-    A carriage return is a line break; lone surrogates, which UTF-8 can't hold, become code points too.
+    A carriage return becomes a line break. Lone surrogates, which UTF-8 can't encode, become code points too.
     """
     return _INVISIBLE.sub(_symbol, text.replace("\r\n", "\n").replace("\r", "␍\n"))
 
@@ -30,9 +30,9 @@ _UNIT = re.compile(r"(?<=\d) ?(?=%)|(?<=\d) (?=(?:pt|µs|ms|s|KiB|MiB|GiB|tokens
 
 
 def prose(text: str) -> Markup:
-    """A sentence of the report as markup: commands in backticks are code, a number stays with its unit.
+    """Converts a sentence of the report to markup: backticks become code, a number stays with its unit.
 
-    Everything is escaped first: a name in the sentence may hold anything.
+    It escapes everything first, because a name in the sentence may contain any text.
     """
     safe = str(escape(printable(str(text))))
     return Markup(_COMMAND.sub(r"<code>\1</code>", _UNIT.sub("\u00a0", safe)))
@@ -42,5 +42,5 @@ _PATH = re.compile(r"(?<![\w:/.])(?:~|/|[A-Za-z]:\\)[\w.+@\\/-]*[\\/]([\w.+@-]+)
 
 
 def without_paths(text: str) -> str:
-    """Text whose absolute paths are cut to their last part: a report may be published."""
+    """Cuts absolute paths in a text to their last part, because a report may be published."""
     return _PATH.sub(r"…/\1", text)

@@ -1,4 +1,4 @@
-"""A summary of a run for a pull request or a job's log."""
+"""Writes a summary of a run for a pull request or a CI log."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hambench.reports.view import View
 from hambench.store import Run
 
 MAX_CHARACTERS = 60_000
-"""GitHub refuses a comment of more than 65,536."""
+"""GitHub's limit for a comment is 65,536."""
 MOST_METHODS = 20
 COLUMNS = (
     "Cell",
@@ -31,9 +31,9 @@ COLUMNS = (
 
 
 def markdown_summary(run: Run) -> str:
-    """Cautions, the answer, a sentence per method and one table, in GitHub's Markdown; at most 60,000 characters.
+    """Returns cautions, the answer, a sentence per method and one table in GitHub's Markdown.
 
-    It begins with a comment that lets a bot find and replace an earlier one.
+    It has at most 60,000 characters. It begins with a comment by which a bot finds an earlier summary to replace.
     """
     view = View(run)
     lines = [
@@ -49,7 +49,7 @@ def markdown_summary(run: Run) -> str:
     verdicts = method_verdicts(view)
     lines += [f"- **{escape(v.cell.label)}**: {escape(v.sentence)}" for v in verdicts[:MOST_METHODS]]
     if len(verdicts) > MOST_METHODS:
-        lines.append(f"- … and {len(verdicts) - MOST_METHODS} methods more")
+        lines.append(f"- … and {len(verdicts) - MOST_METHODS} more methods")
     table = summary_table(view)
     keep = [index for index, column in enumerate(table.columns) if column.title in COLUMNS]
     lines += [
@@ -75,7 +75,7 @@ def markdown_summary(run: Run) -> str:
 
 
 def escape(text: str) -> str:
-    """Text that Markdown and HTML show as it is, on one line."""
+    """Escapes text, so that Markdown and HTML show it unchanged on one line."""
     text = printable(text).replace("\n", " ").replace("\r", " ")
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_{}\[\]()#|~@])", r"\\\1", text)

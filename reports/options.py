@@ -1,4 +1,4 @@
-"""Options of a report."""
+"""The options of a report."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportOptions:
-    """What to leave in or out."""
+    """Options for the content of a report."""
 
     samples: SampleLimit = 200
-    """How many samples the drill-down may hold; the worst and the most telling come first."""
+    """Maximum number of samples in the drill-down; the worst and the most informative come first."""
     plain_bytes: int = 2_000_000
-    """Rough size of the samples that stand in the page as plain HTML; those past it are packed (see
+    """Approximate size in bytes of the samples in plain HTML; further samples are packed (see
     :mod:`hambench.reports.page.packing`)."""
     sample_bytes: int = 8_000_000
-    """Rough size of all samples before packing, whatever ``samples`` says (``all`` lifts it)."""
+    """Approximate size limit in bytes of all samples before packing, unless ``samples`` is ``all``."""
     include_host: bool = False
-    """Whether absolute paths in commands and model names stay."""
+    """Whether to keep absolute paths in commands and model names."""
     script: bool = True
-    """Whether the page has its script; without it only sorting and filtering are lost, and no sample is packed."""
+    """Whether the page has a script; without it there is no sorting or filtering, and no sample is packed."""
     history: Path | None = None
-    """Folder of ``hambench history``, for the page of regressions."""
+    """Folder of ``hambench history``, for the regression page."""
     kernels: Path | None = None
     """JSON of ``hambench bench kernels``."""
     profile: Path | None = None
     """JSON of ``hambench profile``."""
     published: bool = False
-    """Whether to put the numbers that the HAMburger paper reports beside the run's."""
+    """Whether to show the HAMburger paper's reported numbers next to the run's."""
     refresh_s: int | None = None
-    """Reload the page every so many seconds, for a run that goes on."""
+    """Seconds between reloads of the page during a run."""
 
 
 SampleLimit = int | Literal["all", "none"]

@@ -1,4 +1,4 @@
-"""Numbers that the HAMburger paper reports, read off its figures: another model, other hardware, for orientation only.
+"""The HAMburger paper's numbers, read off its figures; another model on other hardware, for orientation only.
 
 Source: arXiv 2505.20438v1 and the figures of its repository (Llama-3.2-1B-Instruct; scores digitised to about 0.002,
 LongBench to about 0.3, tokens/s to about 0.5).
@@ -61,7 +61,7 @@ SPEEDS = (
 
 
 def published_tables(prefix: str) -> tuple[Table, Table]:
-    """Accuracy and speed as reported, as tables: another model's points don't belong on this run's axes."""
+    """Returns reported accuracy and speed as tables, because another model's points don't belong on this run's axes."""
     rows = []
     for panel in (*STANDARD, *LONGBENCH):
         for confidence, points, kv in panel.points:

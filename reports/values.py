@@ -1,4 +1,4 @@
-"""What a report is made of: tables, figures and sections as plain values, rendered elsewhere."""
+"""A report's tables, figures and sections as plain values, which other modules render."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TableCell:
-    """One cell: the text a person reads and the number a program does."""
+    """One cell: text for people and a number for programs."""
 
     text: str
     value: float | str | None = None
     """Sort key and CSV value; ``None`` sorts last."""
     metric: str = ""
-    """Name of the metric, where the cell shows one."""
+    """Name of the metric, if the cell shows one."""
     tone: str = ""
-    """``good``, ``bad``, ``warn`` or nothing; always beside a word or symbol."""
+    """``good``, ``bad``, ``warn`` or nothing; never used without a word or symbol."""
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column's heading, its unit or hint, and whether numbers stand in it."""
+    """A column's heading, its unit or hint, and whether it contains numbers."""
 
     title: str
     hint: str = ""
@@ -48,10 +48,10 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[tuple[TableCell, ...], ...]
     wide: bool = True
-    """Whether it stands on its own rather than behind a figure."""
+    """Whether the table is independent of a figure."""
 
     def csv(self) -> str:
-        """The table as CSV, numbers unrounded."""
+        """Returns the table as CSV with unrounded numbers."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow([column.title for column in self.columns])
@@ -68,7 +68,7 @@ def _csv_value(cell: TableCell) -> float | str:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A drawn figure with the sentence that says what it shows and the numbers behind it."""
+    """A drawn figure with its finding in one sentence and the numbers behind it."""
 
     name: str
     title: str
@@ -77,9 +77,9 @@ class Figure:
     canvas: Canvas
     table: Table | None = None
     series: tuple[tuple[str, str], ...] = ()
-    """(slug, label) of what a reader may switch off."""
+    """(slug, label) of the series that a reader may hide."""
     notes: tuple[str, ...] = ()
-    """How to read it, and its limits."""
+    """Notes on how to read the figure, and on its limits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,18 +92,18 @@ class Section:
     figures: tuple[Figure, ...] = ()
     tables: tuple[Table, ...] = ()
     missing: tuple[str, ...] = field(default=())
-    """Why something is not here, a sentence each."""
+    """One sentence per missing item, with the reason."""
 
 
 def text_cell(text: str, *, tone: str = "") -> TableCell:
-    """A cell of words."""
+    """Returns a cell with text."""
     return TableCell(text, text, tone=tone)
 
 
 def number_cell(
     value: float | None, text: str | None = None, *, metric: str = "", tone: str = ""
 ) -> TableCell:
-    """A cell of a number; ``None`` and NaN show as absent."""
+    """Returns a cell with a number; shows ``None`` and NaN as missing."""
     if value is None or not math.isfinite(value):
         return TableCell(ABSENT, None, metric, tone)
     return TableCell(significant(value) if text is None else text, value, metric, tone)

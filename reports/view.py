@@ -1,4 +1,4 @@
-"""The run as the pages need it: cells with a look and a short name, measurements and comparisons by group."""
+"""A run as the pages need it: cells with a look and a short name, measurements and comparisons by group."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from hambench.store import Run
 
 @dataclass(frozen=True, slots=True)
 class CellView:
-    """A cell of the sweep with what a figure needs of it."""
+    """A cell of the sweep with its look in figures."""
 
     cell: Cell
     style: MethodStyle
     series: str
-    """Slug of its method: cells of a method are one series."""
+    """Slug of its method; the cells of a method form one series."""
     short: str
-    """What tells it from the other cells of its method, e.g. ``k=4`` or ``0.8``; empty for the only one."""
+    """Name that distinguishes it within its method, e.g. ``k=4`` or ``0.8``; empty for the only cell."""
     order: float | None
-    """Its value on the method's axis, where that is a number."""
+    """Its value on the method's axis, if that is a number."""
     strength: float = 1.0
-    """How strongly its line is drawn, paler along its method's axis: lines of one hue are told apart by it."""
+    """Strength of its line, paler along the method's axis, to distinguish lines of one hue."""
     control: bool = False
-    """Whether it is its method's control: the same weights without what the method adds."""
+    """Whether it is its method's control: the same weights, decoded without the method."""
 
     @property
     def label(self) -> str:
@@ -56,15 +56,15 @@ class CellView:
 
 @dataclass(frozen=True)
 class View:
-    """A run and everything derived from it that more than one page shows."""
+    """A run and the values derived from it that several pages show."""
 
     run: Run
     prefix: str = ""
-    """Prefix of ids, when one page shows several runs."""
+    """Prefix of ids, if one page shows several runs."""
 
     @property
     def model_name(self) -> str:
-        """Name of the model in a sentence: of a folder its last part alone."""
+        """Name of the model for sentences; only the last part of a folder."""
         return without_paths(str(self.run.header.model.get("name") or "this model"))
 
     @cached_property
@@ -89,12 +89,12 @@ class View:
 
     @cached_property
     def tasks(self) -> list[str]:
-        """Groups that are one task."""
+        """Groups that consist of one task."""
         return [group for group in self.groups if group_kind(group) == "task"]
 
     @cached_property
     def categories(self) -> list[str]:
-        """Groups that are one category."""
+        """Groups that consist of one category."""
         return [group for group in self.groups if group_kind(group) == "category"]
 
     @cached_property
@@ -112,26 +112,26 @@ class View:
 
     @cached_property
     def baseline(self) -> CellView | None:
-        """The first vanilla cell: what all others are divided by, unless conditions vary or runs are joined."""
+        """The first vanilla cell, the baseline of all others unless conditions vary or runs are joined."""
         first = baseline_cell(self.run.header.cells)
         return None if first is None else self.by_label[first.label]
 
     def baseline_of(self, view: CellView) -> CellView | None:
-        """The cell that one is divided by: vanilla under the same conditions; itself for the first vanilla cell."""
+        """Returns a cell's baseline: vanilla under the same conditions, or itself for the first vanilla cell."""
         own = baseline_of(view.cell, self.run.header.cells)
         return None if own is None else self.by_label[own.label]
 
     def is_baseline(self, view: CellView) -> bool:
-        """Whether a cell is divided by itself: the first vanilla cell of its run."""
+        """Returns whether a cell is its own baseline, i.e. the first vanilla cell of its run."""
         return self.baseline_of(view) is view
 
     @cached_property
     def arms(self) -> dict[str, Arm]:
-        """What each cell answered, ready to be compared, by cell label."""
+        """Each cell's answers for comparisons, by cell label."""
         return {view.label: Arm.of(self.run, view.label) for view in self.cells}
 
     def relation(self, metric: str, group: str) -> Relation:
-        """Verdicts on each two cells along one metric; computed once, though several plots show it."""
+        """Returns verdicts on each pair of cells along one metric, cached for several plots."""
         if (metric, group) not in self._relations:
             self._relations[metric, group] = relation_along(
                 self.arms,
@@ -149,7 +149,7 @@ class View:
 
     @cached_property
     def several_baselines(self) -> bool:
-        """Whether a ratio must say which cell it is to."""
+        """Whether ratios must name their baseline."""
         return has_several(self.run.header.cells)
 
     @cached_property
@@ -158,7 +158,7 @@ class View:
         return {(m.cell, m.group): m for m in measure_run(self.run)}
 
     def measured(self, view: CellView, group: str = ALL) -> Measurement:
-        """What a cell measured over a group."""
+        """Returns a cell's measurement over a group."""
         return self.measurements[view.label, group]
 
     @cached_property
@@ -167,13 +167,13 @@ class View:
         return compare_with_baseline(self)
 
     def compared(self, view: CellView, metric: str, group: str = ALL) -> Comparison | None:
-        """One metric of a cell against the baseline."""
+        """Returns the comparison of a cell with its baseline in one metric."""
         return self.comparisons.get((view.label, group, metric))
 
     def estimate(self, view: CellView, metric: str, group: str = ALL) -> Estimate | None:
-        """One metric of a cell with the interval of its paired comparison; ``None`` for no number.
+        """Returns one metric of a cell with the interval of its paired comparison; ``None`` without a number.
 
-        The baseline has no interval here: the others' say how they differ from it.
+        The baseline has no interval, because the others' intervals describe their difference from it.
         """
         value = metrics.metric_value(self.measured(view, group), metric)
         if value is None:
@@ -191,7 +191,7 @@ class View:
         return found
 
     def traces(self, view: CellView, group: str = ALL) -> list[GenerationTrace]:
-        """Answered traces of a cell over a group."""
+        """Returns the answered traces of a cell over a group."""
         samples = self.run.samples
         return [
             record.trace
@@ -208,7 +208,7 @@ class View:
 
     @cached_property
     def divergences(self) -> dict[tuple[str, str, int], Divergence]:
-        """Where answers leave the baseline's and what the target says there, by cell label, sample id and repeat.
+        """First differences from the baseline and the target's judgement there, by cell label, sample id and repeat.
 
         Empty unless the run was judged.
         """
@@ -216,7 +216,7 @@ class View:
 
 
 def view_cells(cells: Sequence[Cell]) -> tuple[CellView, ...]:
-    """Gives each cell its look and its short name."""
+    """Returns the cells with their looks and short names."""
     styles = method_styles([cell.method for cell in cells])
     axes = {method: _axis([c for c in cells if c.method == method]) for method in styles}
     views = []
@@ -239,13 +239,13 @@ def view_cells(cells: Sequence[Cell]) -> tuple[CellView, ...]:
 
 
 def _strength(cell: Cell, cells: Sequence[Cell]) -> float:
-    """From 1 for the first of a method's cells down to 0.4 for its last."""
+    """Returns a strength from 1 for the first of a method's cells to 0.4 for its last."""
     mine = [other.label for other in cells if other.method == cell.method]
     return 1 - 0.6 * mine.index(cell.label) / max(1, len(mine) - 1)
 
 
 def is_control(cell: Cell) -> bool:
-    """Whether the cell is its method's control configuration; not for a method that is not installed here."""
+    """Returns whether the cell is its method's control; false for a method that is not installed."""
     try:
         return method_config(cell.method).from_knobs(cell.knobs).is_control
     except HambenchError:
@@ -253,10 +253,10 @@ def is_control(cell: Cell) -> bool:
 
 
 def merge(runs: Sequence[Run]) -> list[Run]:
-    """Runs that may share a plot become one; the others stay apart.
+    """Merges runs that may share a plot.
 
-    They share one when model, data, sampling and every environment key that decides speed agree. A label that occurs
-    twice gets its run's id. Cells and readings keep the run they came from, so that speeds are divided within a run.
+    Runs share a plot if model, data, sampling and every environment key that affects speed agree. A label that occurs
+    twice gets its run's id. Cells and readings keep their original run, so that speeds are divided within a run.
     """
     merged: list[list[Run]] = []
     for run in runs:
@@ -315,7 +315,7 @@ def _join(runs: Sequence[Run]) -> Run:
 
 
 def _axis(cells: Sequence[Cell]) -> str | None:
-    """The numeric knob that differs between the cells of a method, if exactly one does."""
+    """Returns the numeric knob that differs between the cells of a method, if exactly one does."""
     varying = [
         name
         for name in cells[0].knobs

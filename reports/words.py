@@ -1,4 +1,4 @@
-"""Numbers and lists as words: figures with significant digits, bytes, seconds, ratios, enumerations."""
+"""Formats numbers and lists for text: significant digits, bytes, seconds, ratios, enumerations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hambench.reports.html_text import printable
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """A number to so many significant digits, without an exponent and with thin thousands."""
+    """Formats a number to ``digits`` significant digits, without exponent and with thin spaces at thousands."""
     if not math.isfinite(value):
         return ABSENT
     if value == 0:
@@ -19,7 +19,7 @@ def significant(value: float, digits: int = 3) -> str:
 
 
 def bytes_text(value: float | None) -> str:
-    """A size in binary units."""
+    """Formats a size in binary units."""
     if value is None or not math.isfinite(value):
         return ABSENT
     for unit in ("B", "KiB", "MiB", "GiB"):
@@ -30,7 +30,7 @@ def bytes_text(value: float | None) -> str:
 
 
 def seconds_text(value: float | None) -> str:
-    """A duration in the unit that suits it."""
+    """Formats a duration in a suitable unit."""
     if value is None or not math.isfinite(value):
         return ABSENT
     if abs(value) < 1e-3:
@@ -43,7 +43,7 @@ def seconds_text(value: float | None) -> str:
 
 
 def signed(value: float, digits: int = 1) -> str:
-    """A number with its sign, a true minus, and never "−0.0"."""
+    """Formats a number with its sign, a true minus, and never "−0.0"."""
     rounded = round(value, digits)
     if rounded == 0:
         return f"{0:.{digits}f}"
@@ -51,28 +51,28 @@ def signed(value: float, digits: int = 1) -> str:
 
 
 def ratio_text(ratio: float) -> str:
-    """A ratio with two decimals; what two samples leave of an interval is named by its order alone."""
+    """Formats a ratio with two decimals; extreme ends of an interval become "<0.01" or ">100"."""
     return "<0.01" if 0 < ratio < 0.005 else ">100" if ratio > 100 else f"{ratio:.2f}"
 
 
 def slug(text: str) -> str:
-    """A name safe in ids, file names and selectors."""
+    """Returns a name that is safe in ids, file names and selectors."""
     kept = [char if char.isascii() and char.isalnum() else "-" for char in text.lower()]
     return "-".join(part for part in "".join(kept).split("-") if part) or "x"
 
 
 def listing(words: Sequence[str], conjunction: str = "and") -> str:
-    """Words as in a sentence: ``a, b and c``."""
+    """Joins words as in a sentence: ``a, b and c``."""
     if len(words) <= 1:
         return "".join(words)
     return f"{', '.join(words[:-1])} {conjunction} {words[-1]}"
 
 
 def clip(text: str, length: int) -> str:
-    """Text of at most so many characters on one line, nothing in it invisible: for figures and narrow places."""
+    """Returns one line of at most ``length`` visible characters, for figures and narrow places."""
     text = printable(text).replace("\n", " ")
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
 ABSENT = "–"
-"""Printed where there is nothing to print; never 0."""
+"""Shown instead of a missing value, which is never shown as 0."""

@@ -212,7 +212,7 @@ def load_adapter(folder: Path, dtype: torch.dtype, device: torch.device) -> tupl
 
 
 def load_causal_lm(folder: Path, dtype: torch.dtype) -> tuple[Any, str]:
-    """Loads a checkpoint folder as a transformers causal LM; also returns a note on weights that nothing reads.
+    """Loads a checkpoint folder as a transformers causal LM; also returns a note on unread weights.
 
     Raises:
         ModelError: If transformers can't load it, or would initialise weights that the folder lacks.
@@ -241,7 +241,7 @@ def load_causal_lm(folder: Path, dtype: torch.dtype) -> tuple[Any, str]:
     if missing := sorted(info["missing_keys"]):
         raise ModelError(f"{folder} lacks weights of its architecture: {listed(missing)}")
     unread = sorted(info["unexpected_keys"])
-    return model, f"weights that nothing reads: {listed(unread)}" if unread else ""
+    return model, f"unread weights: {listed(unread)}" if unread else ""
 
 
 def _shape_of(config: Any, vocab_size: int) -> LlamaShape:

@@ -1,1 +1,1 @@
-"""Drawing: figures, labels, colours and SVG."""
+"""Draws figures: canvas, labels, colours and SVG."""

@@ -1,4 +1,4 @@
-"""One answer as markup: a span per step that yields several tokens or rejects some, everything else plain text."""
+"""Renders one answer as markup: a span per step that yields several tokens or rejects some, else plain text."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from hambench.reports.view import CellView
 from hambench.reports.words import seconds_text, significant
 
 MAX_CHARACTERS = 20_000
-"""Characters of one answer that are shown."""
+"""Maximum number of characters to show of an answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one cell said to one sample."""
+    """One cell's answer to one sample."""
 
     cell: CellView
     score: str
     facts: str
-    """Tokens, steps, speed, and how it compares with the baseline's answer."""
+    """Tokens, steps, speed, and the comparison with the baseline's answer."""
     error: str | None
     markup: Markup
 
@@ -40,12 +40,12 @@ def answer_of(
     """Lays out an answer.
 
     Args:
-        cell: Who said it.
+        cell: The cell that answered.
         record: The answer, or its error.
-        score: What its scorer says.
+        score: The answer's score.
         base: The baseline's record of the same sample, if there is one.
-        parting: Where the answer leaves the baseline's and what the target says there, if it is known.
-        judged: What the target makes of the answer, if it was asked.
+        parting: The first difference from the baseline's answer and the target's judgement there, if known.
+        judged: The target's judgement of the answer, if any.
     """
     if record.trace is None:
         return Answer(cell, score, "", record.error or "no answer", Markup(""))
@@ -58,10 +58,10 @@ def answer_of(
 
 
 def steps_markup(record: SampleRecord, first_differing: int | None = None) -> Markup:
-    """The answer with its steps marked; text only where the run stored none per step.
+    """Returns the answer with marked steps, or only its text if the run stored no text per step.
 
-    A step of several tokens is a span whose number of tokens stands behind it, rejected drafts stand struck before
-    it; colour only repeats that. A newline is shown as ``↵`` and kept.
+    A step of several tokens is a span followed by its number of tokens and preceded by rejected drafts, struck through.
+    Colour only repeats this. A newline is shown as ``↵`` and kept.
     """
     trace = record.trace
     if trace is None:

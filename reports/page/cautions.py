@@ -1,4 +1,4 @@
-"""What a reader must know before believing a number: the worst first, and short for each figure."""
+"""Cautions that a reader must know before trusting a number, worst first, and a short form for figures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Severity = Literal["bad", "warn"]
 
 @dataclass(frozen=True, slots=True)
 class Caution:
-    """A sentence that stands above the verdicts."""
+    """A sentence to show above the verdicts."""
 
     severity: Severity
     title: str
@@ -28,7 +28,7 @@ class Caution:
 
 
 def cautions(view: View) -> list[Caution]:
-    """All of a run, worst first."""
+    """Returns all cautions of a run, worst first."""
     header, run = view.run.header, view.run
     kinds = {note.kind for note in header.notes}
     found = [
@@ -125,7 +125,7 @@ def cautions(view: View) -> list[Caution]:
 
 
 def watermark(view: View) -> str:
-    """One line for every figure: what kind of run this is, so that a copied picture still says it."""
+    """Returns the kind of run in one line, which every figure shows in case it is copied."""
     header = view.run.header
     kinds = [kind for kind in dict.fromkeys(note.kind for note in header.notes) if kind in WATERMARKED]
     if header.edition == "offline" and "offline" not in kinds:
@@ -141,7 +141,7 @@ def watermark(view: View) -> str:
 
 
 def _spare_core(view: View) -> str:
-    """What to do about it, where every core had a thread and the run did not choose its threads."""
+    """Returns advice to leave a core free, if every core had a thread and the run did not set its threads."""
     environment = view.run.header.environment
     cores, threads = environment.get("cpu_affinity"), environment.get("torch_threads")
     if any(cell.threads is not None for cell in view.run.header.cells):
@@ -165,6 +165,6 @@ def _on_cpu(view: View) -> bool:
 
 
 def _untitled(note: Note) -> str:
-    """The text without the title that some notes begin with: it stands above the text already."""
+    """Returns a note's text without its leading title, which is already shown above it."""
     title, colon, rest = note.text.partition(": ")
     return rest if colon and title.lower() == TITLES[note.kind].lower() else note.text

@@ -1,4 +1,4 @@
-"""Down to the token: the same sample answered by every cell, its steps visible without colour."""
+"""The drill-down: every cell's answer to the same sample, with steps visible without colour."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from hambench.reports.view import CellView, View
 from hambench.reports.words import clip, listing, significant
 
 PROMPT_HEAD, PROMPT_TAIL = 1200, 800
-"""Characters of a long prompt that are shown from its beginning and end."""
+"""Characters to show from the start and the end of a long prompt."""
 MOST_PLAIN = 200
-"""Samples that stand in the page as plain HTML; the others are packed."""
+"""Maximum number of samples in plain HTML; the others are packed."""
 TELLING_SHARE = 0.6
-"""Share of the samples shown that are chosen for what they tell; the rest is drawn at random."""
+"""Share of the shown samples that are chosen as informative; the rest is drawn at random."""
 SEED = 0
 REGRESSED_POINTS = 10.0
-"""Points by which a graded answer must fall short of the baseline's to be called regressed."""
+"""Points below the baseline's at which a graded answer counts as regressed."""
 
 
 @dataclass(frozen=True, slots=True)
 class SampleView:
-    """One sample as the page shows it."""
+    """The content of one sample on the page."""
 
     number: int
     sample_id: str
@@ -33,7 +33,7 @@ class SampleView:
     flags: tuple[str, ...]
     search: str
     tokens: int
-    """Of its longest answer."""
+    """Number of tokens of its longest answer."""
     acceptance: float | None
     """Lowest acceptance rate among its answers."""
     prompt_tokens: int | None
@@ -44,32 +44,32 @@ class SampleView:
 
 @dataclass(frozen=True, slots=True)
 class Drilldown:
-    """The samples shown and what was left out."""
+    """The samples to show, and a note on the rest."""
 
     samples: tuple[SampleView, ...]
     total: int
     counts: dict[str, int]
-    """How many of the samples shown carry each flag."""
+    """Number of shown samples per flag."""
     num_plain: int
-    """How many of them, from the first, stand in the page as plain HTML; the others are packed."""
+    """Number of samples, from the first, in plain HTML; the others are packed."""
     judged: bool
-    """Whether the target has judged answers that leave the baseline's."""
+    """Whether the target has judged answers that differ from the baseline's."""
     ties: str
-    """A sentence on how near a tie the first differences from the baseline were, empty when there are none."""
+    """A sentence on how close to a tie the first differences from the baseline were; empty if there are none."""
 
     @property
     def plain(self) -> tuple[SampleView, ...]:
-        """Samples that are read without a script."""
+        """Samples in plain HTML, readable without a script."""
         return self.samples[: self.num_plain]
 
     @property
     def packed(self) -> tuple[SampleView, ...]:
-        """Samples that the page's script unpacks when they are looked at."""
+        """Samples that the page's script unpacks on demand."""
         return self.samples[self.num_plain :]
 
     @property
     def left_out(self) -> str:
-        """A sentence, empty when nothing was."""
+        """A sentence on samples that are left out; empty if there are none."""
         missing = self.total - len(self.samples)
         if not missing:
             return ""
@@ -87,14 +87,14 @@ def drilldown(
 
     Args:
         view: The run.
-        limit: Most samples to show; ``None`` for all.
-        max_bytes: Rough size at which to stop; ``None`` for no bound.
-        plain_bytes: Rough size of what may stand in the page as plain HTML, besides :data:`MOST_PLAIN`; ``None`` for
-            all of it, whatever the number.
+        limit: Maximum number of samples; ``None`` for all.
+        max_bytes: Approximate size limit; ``None`` for none.
+        plain_bytes: Approximate size limit of the samples in plain HTML, in addition to :data:`MOST_PLAIN`; ``None``
+            lifts both limits.
     """
     by_sample: dict[str, dict[str, SampleRecord]] = {}
     for record in view.run.measured:
-        # the first repeat stands for all: repeats are for timing
+        # show only the first repeat, because repeats serve timing
         if record.repeat == 0 and record.sample_id in view.run.samples:
             by_sample.setdefault(record.sample_id, {})[record.cell] = record
     flags = {sample_id: _flags(view, sample_id, records) for sample_id, records in by_sample.items()}
@@ -145,7 +145,7 @@ def _flags(view: View, sample_id: str, records: dict[str, SampleRecord]) -> tupl
         label: score.points for label in records if (score := _score(view, label, sample_id)) is not None
     }
     found = []
-    # each answer is held against that of vanilla under its own conditions
+    # compare each answer with vanilla's under the same conditions
     bases = {
         cell.label: base.label
         for cell in view.cells
@@ -211,7 +211,7 @@ def _sample_view(
 
 
 def _ties(view: View, num_differing: int) -> str:
-    """What is known of the target's two best logits where answers leave the baseline's."""
+    """Returns a sentence on the target's two best logits at the first differences from the baseline."""
     if not num_differing:
         return ""
     gaps = sorted(parting.gap for parting in view.divergences.values())
@@ -248,7 +248,7 @@ def _score_text(view: View, cell: CellView, sample_id: str) -> str:
 
 
 def words_of(flags: Sequence[str]) -> str:
-    """Flags as a reader sees them."""
+    """Returns the flags' words for readers."""
     words = {
         "disagree": "scores differ",
         "regressed": "worse than the baseline",

@@ -1,4 +1,4 @@
-"""One self-contained page: inline SVG, hashed style and script, nothing fetched, everything escaped."""
+"""Renders one self-contained page: inline SVG, hashed style and script, no requests, everything escaped."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from hambench.store import Run
 
 
 def render_html(runs: Sequence[Run], *, options: ReportOptions | None = None) -> str:
-    """The report of one or several runs as one HTML page; the same input gives the same bytes.
+    """Renders one or several runs as one HTML page; the same input gives the same bytes.
 
-    Runs that may share a plot (same model, data, sampling and machine) are merged, others follow one another.
+    Runs that may share a plot (same model, data, sampling and machine) are merged; others follow one after another.
 
     Raises:
-        ValueError: If there is no run.
+        ValueError: If there are no runs.
     """
     if not runs:
-        raise ValueError("runs must hold at least one run, got none")
+        raise ValueError("runs must contain at least one run, got none")
     options = options or ReportOptions()
     merged = merge(runs)
     views = [View(run, prefix=f"r{index}-" if len(merged) > 1 else "") for index, run in enumerate(merged)]
@@ -53,7 +53,7 @@ def render_html(runs: Sequence[Run], *, options: ReportOptions | None = None) ->
 
 
 def page_title(views: Sequence[View]) -> str:
-    """Title of the page: the run, and whatever kind of run must not be mistaken."""
+    """Returns the page's title: the run, and its kind if that must not be overlooked."""
     from hambench.reports.page.cautions import watermark
 
     return f"hambench report – {watermark(views[0])}" + (
@@ -62,7 +62,7 @@ def page_title(views: Sequence[View]) -> str:
 
 
 def content_policy(style: str, script: str) -> str:
-    """A Content-Security-Policy under which only our own style and script run and nothing is fetched or sent."""
+    """Returns a Content-Security-Policy that allows only our own style and script, and no requests."""
     parts = [
         "default-src 'none'",
         "img-src data:",
@@ -76,7 +76,7 @@ def content_policy(style: str, script: str) -> str:
 
 
 def environment() -> jinja2.Environment:
-    """Templates with escaping always on; every string is also made fit for HTML."""
+    """Returns the templates, which always escape text and make every string valid in HTML."""
     env = jinja2.Environment(
         loader=jinja2.FunctionLoader(_read),
         autoescape=True,
@@ -93,7 +93,7 @@ def environment() -> jinja2.Environment:
 
 
 def inline_svg(figure: Figure) -> Markup:
-    """A figure as markup."""
+    """Renders a figure as markup."""
     return Markup(figure.canvas.page_svg(title=figure.title, description=figure.finding))
 
 
@@ -105,7 +105,7 @@ def _finalize(value: Any) -> Any:
 
 def _style() -> str:
     light, dark = css_variables(LIGHT), css_variables(DARK)
-    # print comes last: paper is always light
+    # print comes last, because paper is always light
     themes = (
         f":root{{color-scheme:light;{light}}}"
         f"@media (prefers-color-scheme:dark){{:root:not([data-theme=light]){{color-scheme:dark;{dark}}}}}"

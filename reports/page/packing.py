@@ -1,6 +1,6 @@
-"""Samples past the first ones: rendered like the others, deflated, and unpacked by the page's script when looked at.
+"""Packs the samples after the first ones: rendered, deflated, and unpacked on demand by the page's script.
 
-A browser lays out ten thousand answers for many seconds, but reads over text in a data block in a fraction of one.
+A browser needs many seconds to lay out ten thousand answers, but a fraction of a second to skip a data block.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from hambench.reports.html_text import printable
 from hambench.reports.page.drilldown import SampleView
 
 PACK_BYTES = 250_000
-"""Markup that shares a pack: enough to deflate well, little enough to be there at once."""
+"""Size of the markup in one pack: large enough to deflate well, small enough to unpack at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """Data blocks of a page, each base64 of deflated JSON."""
+    """A page's data blocks, each base64 of deflated JSON."""
 
     index: str
-    """A row per sample: element id, sample id, flags, tokens, acceptance, text to search, number of its pack."""
+    """One row per sample: element id, sample id, flags, tokens, acceptance, search text, number of its pack."""
     packs: tuple[str, ...]
     """Lists of the samples' markup, in the order of the index."""
 
@@ -32,9 +32,9 @@ def pack_samples(samples: Sequence[SampleView], prefix: str, render: Callable[[S
     """Packs samples.
 
     Args:
-        samples: What to pack, in order.
+        samples: Samples to pack, in order.
         prefix: Prefix of ids in the page.
-        render: Gives a sample's markup: what would stand in the page were it not packed.
+        render: Returns a sample's markup, the same as for a sample in plain HTML.
     """
     packs: list[list[str]] = []
     rows: list[list[str | int | float | None]] = []
@@ -61,6 +61,6 @@ def pack_samples(samples: Sequence[SampleView], prefix: str, render: Callable[[S
 
 
 def _deflated(value: object) -> str:
-    # base64 has no character that could end the element around it, whatever a model said
+    # base64 has no character that could end the enclosing element, whatever a model wrote
     raw = json.dumps(value, ensure_ascii=True, separators=(",", ":")).encode()
     return base64.b64encode(zlib.compress(raw, 9)).decode()

@@ -1,4 +1,4 @@
-"""Which pages a report has, in which order, and what stands on each."""
+"""Defines the report's pages, their order and their content."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Everything the template shows of one run (or of several merged ones)."""
+    """The template's values for one run (or several merged ones)."""
 
     prefix: str
     heading: str

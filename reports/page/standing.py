@@ -1,4 +1,4 @@
-"""What a run says about a setting: whether it is faster, and whether its answers can take the baseline's place."""
+"""Judges a setting: whether it is faster, and whether its answers can replace the baseline's."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ bear that out; it is open; nothing can be said, because there is no score or no 
 leave the target (regret is *worse*); accuracy was lost."""
 
 SAFE: tuple[Standing, ...] = ("held", "by design")
-"""Standings that a setting may be shipped with."""
+"""Standings with which a setting may be shipped."""
 
 TIERS: dict[Standing, int] = {"held": 0, "by design": 0, "open": 1, "unscored": 2, "left": 3, "lost": 4}
 """Best first."""
 
 EQUAL_BY_DESIGN = 0.5
-"""Share of a lossless method's answers that must equal the baseline's before its design is taken at its word."""
+"""Minimum share of a lossless method's answers that must equal the baseline's to trust its design."""
 
 
 def accuracy_standing(view: View, cell: CellView) -> Standing:
@@ -43,7 +43,7 @@ def accuracy_standing(view: View, cell: CellView) -> Standing:
 
 
 def is_faster(view: View, cell: CellView) -> bool | None:
-    """Whether a setting was shown to be faster than its baseline; ``None`` where that is open."""
+    """Returns whether a setting was shown to be faster than its baseline; ``None`` if that is open."""
     comparison = view.compared(cell, "tps")
     if comparison is None:
         return None
@@ -59,14 +59,14 @@ def is_faster(view: View, cell: CellView) -> bool | None:
 
 
 def is_by_design(view: View, cell: CellView, accuracy: Comparison) -> bool:
-    """Whether a lossless method's answers bear its design out.
+    """Returns whether a lossless method's answers confirm its design.
 
-    Where its tokens differ and the target judged them, they must have cost no regret.
+    Different tokens that the target judged must not have cost regret.
 
     Args:
         view: The view.
         cell: The setting.
-        accuracy: Its accuracy against its baseline's.
+        accuracy: Comparison of its accuracy with its baseline's.
     """
     if not is_lossless(cell.cell) or not accuracy.num_answers or accuracy.num_equal is None:
         return False

@@ -58,7 +58,7 @@ KV_WORDS: dict[Verdict, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Stat:
-    """One big number of a card."""
+    """One large number of a card."""
 
     title: str
     value: str
@@ -70,7 +70,7 @@ class Stat:
 
 @dataclass(frozen=True, slots=True)
 class MethodVerdict:
-    """A card: the method's best setting, and a sentence for each other one."""
+    """A card: a method's best setting, and a sentence per other setting."""
 
     cell: CellView
     sentence: str
@@ -81,7 +81,7 @@ class MethodVerdict:
 
 
 def method_verdicts(view: View) -> list[MethodVerdict]:
-    """A verdict per method, in report order."""
+    """Returns a verdict per method, in report order."""
     verdicts = []
     for method in view.methods:
         cells = [cell for cell in view.cells if cell.method == method]
@@ -99,7 +99,7 @@ def method_verdicts(view: View) -> list[MethodVerdict]:
 
 
 def answer(view: View) -> str:
-    """Which method to ship, in a sentence or two, with what it rests on."""
+    """Returns which method to ship and on what evidence, in a sentence or two."""
     base = view.baseline
     where = f"on this machine and {view.model_name}"
     if base is None:
@@ -148,7 +148,7 @@ def answer(view: View) -> str:
 
 
 def _speed(view: View, best: CellView, settings: Sequence[CellView]) -> str:
-    """The speed of the setting that leads the answer; its interval allows for having been chosen as the best."""
+    """Returns the speed of the chosen setting, with an interval that accounts for the choice of the best."""
     comparison = view.compared(best, "tps")
     rivals = [cell for cell in settings if cell.cell.run == best.cell.run]
     base = view.baseline_of(best)
@@ -182,7 +182,7 @@ def _faster_still(view: View, best: CellView, by_standing: Mapping[Standing, Seq
 
 
 def _behind(by_standing: Mapping[Standing, Sequence[CellView]]) -> str:
-    """The faster settings that were shown to be worse, a sentence for each way of being so."""
+    """Returns the faster settings that were shown to be worse, with a sentence per reason."""
     ways: tuple[tuple[Standing, str], ...] = (
         ("lost", "less accurate"),
         ("left", "further from the target's own choices"),
@@ -210,7 +210,10 @@ def _why_unscored(view: View, cell: CellView) -> str:
 
 
 def sentence(view: View, cell: CellView) -> str:
-    """``1.71× [1.64, 1.78] TPS, KV per position −31 %, accuracy −0.4 pt [−1.9, +1.1]: faster, accuracy held``."""
+    """Returns a sentence per setting.
+
+    Example: ``1.71× [1.64, 1.78] TPS, KV per position −31 %, accuracy −0.4 pt [−1.9, +1.1]: faster, accuracy held``.
+    """
     measured = view.measured(cell)
     if measured.num_samples == 0:
         return "no answer: every sample failed" if measured.num_errors else "no sample was run"
@@ -242,7 +245,7 @@ def sentence(view: View, cell: CellView) -> str:
 
 
 def stats(view: View, cell: CellView) -> tuple[Stat, ...]:
-    """The three numbers of a card: speed, accuracy, KV memory."""
+    """Returns the three numbers of a card: speed, accuracy, KV memory."""
     measured = view.measured(cell)
     if view.is_baseline(cell) or view.baseline is None:
         acc = measured.accuracy
@@ -269,7 +272,7 @@ def stats(view: View, cell: CellView) -> tuple[Stat, ...]:
 
 
 def percent_change(ratio: float) -> str:
-    """A ratio as a change: ``−31 %``."""
+    """Formats a ratio as a change: ``−31 %``."""
     return f"{signed(100 * (ratio - 1), 0 if abs(ratio - 1) >= 0.1 else 1)} %"
 
 
@@ -287,14 +290,14 @@ _UNITS = {"tps": "×", "accuracy": " pt", KV_METRIC: ""}
 
 
 def points_text(estimate: Estimate) -> str:
-    """An accuracy with its interval."""
+    """Formats an accuracy with its interval."""
     if estimate.low is None or estimate.high is None:
         return f"{estimate.value:.1f}"
     return f"{estimate.value:.1f} [{estimate.low:.1f}, {estimate.high:.1f}]"
 
 
 def _rank(view: View, cell: CellView) -> tuple[bool, bool, int, float]:
-    # the control exists to be compared with, not to be shipped
+    # the control is for comparison, not for shipping
     tier = TIERS[accuracy_standing(view, cell)]
     return (cell is not view.baseline, cell.control, tier, -_effect(view, cell, "tps"))
 
@@ -313,7 +316,7 @@ def _stat(title: str, comparison: Comparison | None, words: dict[Verdict, str]) 
     show = _SHOW[comparison.metric]
     interval = ""
     if effect.low is not None and effect.high is not None:
-        # a counted ratio that is the same in every answer has an interval of no width
+        # a counted ratio that is equal in every answer has an interval of zero width
         same = show(effect.low) == show(effect.high)
         interval = "" if same else f"[{show(effect.low)}, {show(effect.high)}]"
     elif comparison.metric == "accuracy" and comparison.verdict == "equivalent":
@@ -360,7 +363,7 @@ def _points(comparison: Comparison) -> str:
 
 
 def _told(comparison: Comparison) -> str:
-    """What stands in brackets behind a word: the smallest effect these samples could show, and the reason."""
+    """Returns the brackets after a word: the smallest effect that these samples could show, and the reason."""
     smallest = comparison.minimum_detectable_effect
     parts = []
     if comparison.verdict == "inconclusive" and comparison.metric == "accuracy" and smallest is not None:

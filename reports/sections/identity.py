@@ -49,7 +49,7 @@ def identity(view: View, *, include_host: bool = False) -> list[Facts]:
             "Answer limit",
             "each task's own" if header.max_new_tokens is None else f"{header.max_new_tokens} tokens",
         ),
-        ("Samples a task", "all" if header.limit is None else f"the first {header.limit}"),
+        ("Samples per task", "all" if header.limit is None else f"the first {header.limit}"),
     )
     facts = [
         Facts("This run", run, open=True),

@@ -191,7 +191,7 @@ def _is_decided(verdict: Verdict) -> bool:
 
 
 def _p_value(comparison: Comparison | None) -> float | None:
-    """The p-value that the verdict rests on: the corrected one where there is one."""
+    """Returns the p-value behind the verdict: the corrected one, if there is one."""
     if comparison is None:
         return None
     return comparison.p_value if comparison.adjusted_p_value is None else comparison.adjusted_p_value

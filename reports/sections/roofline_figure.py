@@ -103,7 +103,7 @@ def ceiling_figure(view: View, bounds: Sequence[Bound]) -> Figure:
         spent = bytes_text(limit.bytes_per_token)
         canvas.tag(
             bar,
-            tip=f"{b.cell.label}: {limit.measured_tps:.1f} tokens/s at {spent} a token, "
+            tip=f"{b.cell.label}: {limit.measured_tps:.1f} tokens/s at {spent} per token, "
             f"{limit.mbu:.0%} of the ceiling",
             series=b.cell.series,
         )

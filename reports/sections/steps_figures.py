@@ -111,13 +111,13 @@ def histogram_figure(view: View) -> Figure | None:
             start += share
         mean = sum(s * n for s, n in counts.items()) / total
         ax.text(
-            101.5, row, f"{mean:.2f} a step", va="center", ha="left", fontsize=8, color=INK, clip_on=False
+            101.5, row, f"{mean:.2f} per step", va="center", ha="left", fontsize=8, color=INK, clip_on=False
         )
     best, counts = max(rows, key=lambda item: _mean(item[1]))
     return Figure(
         name=name,
         title="How many tokens a step yields",
-        finding=f"{best.label} yields the most: {_mean(counts):.2f} tokens a step on average.",
+        finding=f"{best.label} yields the most: {_mean(counts):.2f} tokens per step on average.",
         canvas=canvas,
         table=_histogram_table(rows, name),
     )
@@ -157,7 +157,7 @@ def position_figure(view: View) -> Figure | None:
     return Figure(
         name=name,
         title="Step size by position in the answer",
-        finding=f"{cell.label} begins with {_with_ends(binned[0][1])} tokens a step and ends with "
+        finding=f"{cell.label} begins with {_with_ends(binned[0][1])} tokens per step and ends with "
         f"{_with_ends(binned[-1][1])}.",
         canvas=canvas,
         table=_position_table(lines, name),

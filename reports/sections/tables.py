@@ -83,7 +83,7 @@ def summary_table(view: View) -> Table:
 
 
 def averages_table(view: View) -> Table | None:
-    """One row per cell: the accuracy as the suite's own benchmark averages it; ``None`` where it doesn't say how."""
+    """Builds a table of each cell's accuracy as the suite's benchmark averages it; ``None`` without such a rule."""
     averages = averages_of(view.run)
     if not averages:
         return None
@@ -108,7 +108,7 @@ def _points(value: float | None) -> str | None:
 
 
 def _chance(view: View, cell: CellView, group: str, bounds: Bounds | None) -> tuple[TableCell, TableCell]:
-    """The points of a task that need no reading, and the cell's points with those taken away."""
+    """Returns a task's floor, which needs no reading, and the cell's points above chance."""
     if bounds is None:
         return TableCell(ABSENT), TableCell(ABSENT)
     accuracy = view.measured(cell, group).accuracy

@@ -1,4 +1,4 @@
-"""What a run's benchmark would report, and between which points its tasks can tell: for a terminal."""
+"""Prints the averages that a suite's benchmark reports, and the floors and ceilings of tasks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hambench.store import Run
 
 
 def render_averages(run: Run, *, width: int = 150) -> str:
-    """One row per cell: the mean over categories as the suite's benchmark takes it, and its parts; "" without one."""
+    """Returns one row per cell: the benchmark's mean over categories, and its parts; "" without such a rule."""
     averages = averages_of(run)
     if not averages:
         return ""
@@ -41,7 +41,7 @@ def render_averages(run: Run, *, width: int = 150) -> str:
     )
     if corrected:
         console.print(
-            Text("Above chance: 0 for answers that read nothing, 100 for right ones; the mean over tasks."),
+            Text("Above chance: 0 for answers that need no reading, 100 for right ones; mean over tasks."),
             soft_wrap=True,
         )
     console.print(table)
@@ -51,7 +51,7 @@ def render_averages(run: Run, *, width: int = 150) -> str:
 
 
 def render_bounds(run: Run, group: str) -> str:
-    """The floor and ceiling of a task, and every cell's points with chance taken away; "" where they are not known."""
+    """Returns a task's floor and ceiling and every cell's points above chance; "" if they are unknown."""
     bounds = bounds_by_group(run.header.suite_spec).get(group)
     if bounds is None:
         return ""

@@ -1,4 +1,4 @@
-"""Profiles as text: a table of phases, for one method or two side by side, and each method's memory over its steps."""
+"""Prints profiles: a table of phases, for one method or two side by side, and each method's memory over steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hambench.profiling.profile import Profile
 
 
 def render_profiles(profiles: Sequence[Profile], *, width: int = 110) -> str:
-    """Milliseconds and share per phase of each profile, phases of all profiles in one column."""
+    """Returns a table of milliseconds and share per phase and profile."""
     paths = {path: 0.0 for profile in profiles for path in sorted(row.path for row in profile.rows)}
     for profile in profiles:
         for row in profile.rows:
@@ -21,7 +21,7 @@ def render_profiles(profiles: Sequence[Profile], *, width: int = 110) -> str:
     table = Table(box=None, pad_edge=False)
     table.add_column("phase of decoding")
     for profile in profiles:
-        table.add_column(f"{profile.method}\nms a token", justify="right")
+        table.add_column(f"{profile.method}\nms per token", justify="right")
         table.add_column("share", justify="right")
         table.add_column("calls", justify="right")
     for path in sorted(paths, key=lambda path: -paths[path]):
@@ -52,7 +52,7 @@ def render_profiles(profiles: Sequence[Profile], *, width: int = 110) -> str:
 
 
 ADDS_UP_WITHIN = 0.03
-"""How far the phases of a profile may be from its wall time before the table says that it can't be trusted."""
+"""Maximum difference between the phases' sum and the wall time, beyond which the table warns."""
 
 
 def _cells(profile: Profile, path: tuple[str, ...]) -> tuple[str, str, str]:
@@ -65,7 +65,7 @@ def _cells(profile: Profile, path: tuple[str, ...]) -> tuple[str, str, str]:
 
 def _summary(profile: Profile) -> str:
     apart = profile.accounted_s / profile.wall_s - 1
-    doubt = f"; the phases miss the wall time by {apart:+.1%}" if abs(apart) > ADDS_UP_WITHIN else ""
+    doubt = f"; the phases' sum is off the wall time by {apart:+.1%}" if abs(apart) > ADDS_UP_WITHIN else ""
     recorded = profile.wall_s / profile.plain_wall_s - 1
     peak = profile.peak_memory_bytes
     return (
@@ -77,11 +77,11 @@ def _summary(profile: Profile) -> str:
 
 
 _MOST_STEPS = 7
-"""Steps of the memory table; all of them are in the JSON."""
+"""Number of steps in the memory table; the JSON has all of them."""
 
 
 def _memory_table(profile: Profile) -> Table:
-    """Evenly spaced steps, the first, the last and the one with the highest peak among them."""
+    """Returns a table of evenly spaced steps, including the first, the last and the one with the highest peak."""
     points = profile.memory
     last = len(points) - 1
     spread = {round(index * last / (_MOST_STEPS - 1)) for index in range(_MOST_STEPS)}
@@ -113,7 +113,7 @@ def _memory_table(profile: Profile) -> Table:
 
 
 def _target_kv(profile: Profile, kv: KVMemory) -> str:
-    """The three numbers that are all called KV memory, side by side."""
+    """Returns three different measures of KV memory side by side."""
     allocator = "not available" if kv.allocator_bytes is None else f"{_megabytes(kv.allocator_bytes)} MB"
     return (
         f"the target's cache with {profile.kv_slots} slots in use: {_megabytes(kv.formula_bytes)} MB by formula, "

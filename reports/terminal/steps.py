@@ -1,4 +1,4 @@
-"""An answer with its steps visible, for a terminal: the paper's figure 1 in plain text."""
+"""Prints an answer step by step, like the paper's figure 1 in plain text."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ _VISIBLE = {"\n": "⏎", "\t": "⇥", "\r": "␍"}
 
 
 def render_steps(record: SampleRecord) -> str:
-    """The answer's pieces, each step between bars with its number of tokens where it has more than one.
+    """Returns the answer with bars between steps, and the number of tokens of each longer step.
 
-    Control characters are shown, not obeyed: model output must not drive a terminal.
+    It shows control characters as escapes, because model output must not control a terminal.
     """
     if record.trace is None:
         return ""

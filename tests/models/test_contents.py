@@ -119,7 +119,7 @@ def test_other_weights_that_nothing_reads_are_named(folder):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"vocab_size": 300}, r"weight has the size \[260, 64\], config.json says \[300, 64\]"),
+        ({"vocab_size": 300}, r"weight has the size \[260, 64\], but config.json says \[300, 64\]"),
         ({"intermediate_size": 64}, "has the size"),
         ({"num_hidden_layers": 5}, "says 5 layers, but the weights have 4"),
         ({"num_hidden_layers": 10**9}, "layers, but the weights have 4"),

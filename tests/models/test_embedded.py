@@ -143,7 +143,7 @@ def damage_no_manifest(folder):
         (damage_content, "does not have its original sha256"),
         (damage_absence, "config.json is missing"),
         (damage_manifest, "manifest is unreadable"),
-        (damage_no_manifest, "interrupted"),
+        (damage_no_manifest, "incomplete"),
     ],
 )
 def test_a_damaged_cache_is_found_said_once_and_made_again(model, said, damage, named):

@@ -153,9 +153,9 @@ def test_time_that_is_counted_twice_or_in_no_phase_does_not_add_up_and_the_table
     target: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     honest = profiled(target, "vanilla")
-    assert "miss the wall time" not in render_profiles([honest])
+    assert "off the wall time" not in render_profiles([honest])
     lost = dataclasses.replace(honest, rows=honest.rows[1:])
-    assert "phases miss the wall time by -" in render_profiles([lost])
+    assert "phases' sum is off the wall time by -" in render_profiles([lost])
 
     def counts_twice(self: Recorder) -> None:
         self._open[-1].inside = 0.0
@@ -165,7 +165,7 @@ def test_time_that_is_counted_twice_or_in_no_phase_does_not_add_up_and_the_table
     monkeypatch.setattr(Recorder, "exit", counts_twice)
     twice = profiled(target, "vanilla")
     assert twice.accounted_s > 1.03 * twice.wall_s
-    assert "phases miss the wall time by +" in render_profiles([twice])
+    assert "phases' sum is off the wall time by +" in render_profiles([twice])
 
 
 @pytest.mark.slow
