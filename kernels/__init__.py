@@ -2,8 +2,8 @@
 
 Each file holds one op and has the name of its public function. `impl="auto" | "reference" | "fused"` chooses:
 
-- `auto`: fused on a CUDA device of compute capability 8.0 or later where the op supports the arguments, else the
-  reference (and logs one line where a CUDA device falls back);
+- `auto`: fused on a CUDA device of compute capability 8.0 or later if the op supports the arguments, else the
+  reference (a CUDA device that falls back logs one line);
 - `fused`: the Triton kernel, or a `ValueError` with the reason. On a CPU it runs under `TRITON_INTERPRET=1` only;
 - `reference`: the definition, in float32, on any device.
 

@@ -28,13 +28,13 @@ def use_fused(op: str, impl: Impl, tensor: Tensor, *, unsupported: str | None = 
     """Returns True if this call runs the fused kernel.
 
     Args:
-        op: Name of the op, for messages.
+        op: Name of the op for messages.
         impl: The implementation that the caller asked for.
         tensor: A tensor on the device of the call.
         unsupported: Why the fused version can't take these arguments, or `None` if it can.
 
     Raises:
-        ValueError: If `impl` is unknown, or is `fused` where the kernel can't run.
+        ValueError: If `impl` is unknown, or is `fused` although the kernel can't run.
     """
     if impl == "reference":
         return False

@@ -1,1 +1,1 @@
-"""Decoding methods, one per file: a config of knobs and a session that owns one step."""
+"""Decoding methods, one per file, each with a config of knobs and a session that performs the steps."""

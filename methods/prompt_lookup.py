@@ -1,7 +1,7 @@
 """Prompt lookup: proposes what followed the last occurrence of the current n-gram, and lets the target verify it.
 
-No draft model and no extra weights; pays where the answer repeats its prompt (summaries, code, retrieval). After
-Saxena 2023 (prompt lookup decoding); lossless like every verified method.
+It needs no draft model and no extra weights, and pays off if the answer repeats its prompt (summaries, code,
+retrieval). After Saxena 2023 (prompt lookup decoding); lossless like every verified method.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ class PromptLookupConfig(MethodConfig):
             raise ValueError(f"max_ngram (n) must be >= 1, got {self.max_ngram}")
 
     def token_drafter(self) -> NgramIndex:
-        """The index of one sequence."""
+        """Returns the index of one sequence."""
         return NgramIndex(self.max_ngram, self.num_draft_tokens)
 
     def build(self, target: Target) -> PromptLookup:
-        """Wraps the target; there is nothing to load."""
+        """Wraps the target; loads nothing."""
         return PromptLookup(self.label, self, target)
 
 
 @dataclass(frozen=True)
 class PromptLookup:
-    """The target, proposing from its own context."""
+    """The target with proposals from its own context."""
 
     name: str
     config: PromptLookupConfig
@@ -62,7 +62,7 @@ class PromptLookup:
     extra_weight_bytes: int = 0
 
     def warmup(self) -> None:
-        """Decodes a few tokens; the made-up prompt repeats itself, so verification is warmed too."""
+        """Decodes a few tokens; the made-up prompt repeats itself, so verification warms up too."""
         from hambench.methods.common.sequence import decode_a_little
 
         decode_a_little(self)
@@ -79,11 +79,11 @@ class PromptLookup:
 
 
 class NgramIndex:
-    """Where each n-gram of a growing sequence was last followed by something.
+    """Maps each n-gram of a growing sequence to its last position with a continuation.
 
     Args:
-        max_ngram: Longest n-gram kept.
-        num_draft_tokens: Most tokens proposed at once.
+        max_ngram: Length of the longest n-gram.
+        num_draft_tokens: Maximum number of tokens per proposal.
     """
 
     def __init__(self, max_ngram: int, num_draft_tokens: int) -> None:
@@ -92,14 +92,14 @@ class NgramIndex:
         self._num_indexed = 1
 
     def update(self, tokens: Sequence[int]) -> None:
-        """Indexes the n-grams that have gained a continuation since the last call."""
+        """Indexes the n-grams that got a continuation since the last call."""
         for position in range(self._num_indexed, len(tokens)):
             for length in range(1, min(self._max_ngram, position) + 1):
                 self._continuation[tuple(tokens[position - length : position])] = position
         self._num_indexed = max(self._num_indexed, len(tokens))
 
     def propose(self, tokens: Sequence[int], num_tokens: int) -> list[int]:
-        """Up to ``num_tokens`` tokens that followed the longest suffix seen before; empty without a match."""
+        """Returns up to ``num_tokens`` tokens that followed the longest suffix seen before; empty without a match."""
         for length in range(min(self._max_ngram, len(tokens) - 1), 0, -1):
             position = self._continuation.get(tuple(tokens[-length:]))
             if position is not None:

@@ -1,4 +1,4 @@
-"""Speculative decoding: a cheap draft proposes k tokens, the target verifies them in one forward.
+"""Speculative decoding: a cheap draft proposes k tokens, which the target verifies in one forward.
 
 The paper's baseline drafts with an INT8 weight-only copy of the target itself. Greedy drafting keeps the target's own
 argmaxes; sampled drafting uses exact rejection sampling, so the output distribution is the target's either way
@@ -74,7 +74,7 @@ class SpeculativeConfig(MethodConfig):
     def bytes_read(
         self, step: StepRecord, before: StepRecord, sizes: ModelBytes, own_sizes: Mapping[str, KnobValue]
     ) -> float | None:
-        """The target's forwards and those of its int8 copy; unknown where the draft is another model."""
+        """Counts the forwards of the target and its int8 copy; unknown if the draft is another model."""
         if step.target_forwards is None or step.draft_forwards is None or step.kv_slots is None:
             return None
         if step.micro_forwards or (step.draft_forwards and self.draft != INT8):
@@ -84,7 +84,7 @@ class SpeculativeConfig(MethodConfig):
 
     @classmethod
     def ceilings(cls, sizes: ModelBytes, *, model: str, context: int) -> MethodCeilings:
-        """The int8 copy on its own, and each draft length at each acceptance."""
+        """Returns ceilings of the int8 copy alone, and of each draft length at each acceptance."""
         rule = SpeculationBytes(sizes)
         alone = Ceiling(
             setting="all int8, not lossless",
@@ -115,7 +115,7 @@ class SpeculativeConfig(MethodConfig):
         )
 
     def unavailable_on(self, target: Target) -> str | None:
-        """An INT8 copy is made of the engine's own layers."""
+        """Returns why the target can't be drafted for: an INT8 copy needs the engine's own layers."""
         if self.draft == INT8 and target.llama.reference is None:
             return (
                 f"speculative with draft=int8 needs the engine's own forward pass, and {target.name} runs through the "
@@ -124,7 +124,7 @@ class SpeculativeConfig(MethodConfig):
         return None
 
     def build(self, target: Target) -> Speculative:
-        """Quantises or loads the draft, once for all cells that use it."""
+        """Quantises or loads the draft once for all cells that use it."""
         from hambench.methods.common.drafting import load_draft
 
         return Speculative(self.label, self, target, load_draft(self.draft, target))
@@ -132,7 +132,7 @@ class SpeculativeConfig(MethodConfig):
 
 @dataclass(frozen=True)
 class Speculative:
-    """The target and its draft."""
+    """The target with its draft."""
 
     name: str
     config: SpeculativeConfig
@@ -168,7 +168,7 @@ class Speculative:
 
 @dataclass
 class SpeculativeSession:
-    """One sequence: draft, verify."""
+    """One sequence of drafting and verifying."""
 
     num_draft_tokens: int
     sequence: TargetSequence
@@ -203,6 +203,6 @@ class SpeculativeSession:
 
     @property
     def kv(self) -> KVUsage:
-        """The target's slots; bytes of the target's and the draft's cache."""
+        """The target's slots, and the bytes of the target's and the draft's cache."""
         cache = self.sequence.cache
         return KVUsage(cache.slots, cache.bytes_used + self.drafter.kv_bytes)

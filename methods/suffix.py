@@ -1,7 +1,7 @@
-"""Suffix decoding: proposes what most often followed the text's last words before, and verifies it.
+"""Suffix decoding: proposes the most frequent continuation of the text's last tokens, and verifies it.
 
-No draft model and no extra weights. Where prompt lookup copies after a short n-gram, the length of a match decides
-here how much is worth proposing, and counts decide which match and which continuation. After Oliaro et al. 2024
+It needs no draft model and no extra weights. Prompt lookup copies after a short n-gram; here the length of a match
+decides how many tokens to propose, and counts decide which match and which continuation. After Oliaro et al. 2024
 (SuffixDecoding, arXiv 2411.04975); lossless like every verified method.
 """
 
@@ -63,24 +63,24 @@ class SuffixConfig(MethodConfig):
 
     @property
     def depends_on_order(self) -> bool:
-        """Whether earlier answers are searched."""
+        """Whether the method searches earlier answers."""
         return self.earlier_answers > 0
 
     def token_drafter(self) -> SuffixDrafter | None:
-        """The drafter of one sequence; earlier answers are not a sequence's own."""
+        """Returns the drafter of one sequence, without earlier answers."""
         return None if self.earlier_answers else SuffixDrafter(self)
 
     def build(self, target: Target) -> Suffix:
-        """Wraps the target; there is nothing to load."""
+        """Wraps the target; loads nothing."""
         return Suffix(self.label, self, target)
 
 
 class SuffixDrafter:
-    """Proposals from one sequence, and from earlier answers where there are some.
+    """Proposes tokens from one sequence, and from earlier answers if there are any.
 
     Args:
         config: The knobs.
-        earlier: Earlier answers; read only.
+        earlier: Earlier answers, read-only.
     """
 
     def __init__(self, config: SuffixConfig, earlier: SuffixAutomaton | None = None) -> None:
@@ -119,7 +119,7 @@ class SuffixDrafter:
 class EarlierAnswers:
     """The newest answers of one method, and an automaton over them.
 
-    An answer is taken in when the next one begins, because only then it is complete.
+    An answer is added when the next one begins, because only then it is complete.
     """
 
     most: int
@@ -128,7 +128,7 @@ class EarlierAnswers:
     open: list[TargetSequence] = field(default_factory=list)
 
     def next(self, sequence: TargetSequence) -> SuffixAutomaton:
-        """Takes in the answers that are done; returns the automaton for the next one's drafter."""
+        """Adds the complete answers; returns the automaton for the next answer's drafter."""
         done = [tuple(each.tokens[len(each.prompt_ids) :]) for each in self.open]
         self.open = [sequence]
         self.answers += [answer for answer in done if answer]
@@ -145,7 +145,7 @@ class EarlierAnswers:
 
 @dataclass(frozen=True)
 class Suffix:
-    """The target, proposing from the text so far."""
+    """The target with proposals from the text so far."""
 
     name: str
     config: SuffixConfig
@@ -159,7 +159,7 @@ class Suffix:
             object.__setattr__(self, "earlier", EarlierAnswers(self.config.earlier_answers))
 
     def warmup(self) -> None:
-        """Decodes a few tokens; the made-up prompt repeats itself, so verification is warmed too."""
+        """Decodes a few tokens; the made-up prompt repeats itself, so verification warms up too."""
         from hambench.methods.common.sequence import decode_a_little
 
         decode_a_little(self)

@@ -1,4 +1,4 @@
-"""Plain autoregressive decoding, one target forward a token: the baseline that others are divided by."""
+"""Plain autoregressive decoding with one target forward per token, the baseline of all other methods."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class VanillaConfig(MethodConfig):
 
     @classmethod
     def ceilings(cls, sizes: ModelBytes, *, model: str, context: int) -> MethodCeilings:
-        """All weights and the cache once per token."""
+        """Returns the ceiling of reading all weights and the cache once per token."""
         read = sizes.step + context * sizes.kv_per_slot
         return MethodCeilings(
             rows=(Ceiling(setting="", bytes_per_token=read, kernels_per_token=sizes.kernels_per_forward),)
@@ -39,7 +39,7 @@ class VanillaConfig(MethodConfig):
 
 @dataclass(frozen=True)
 class Vanilla:
-    """The target, one token a step."""
+    """The target with one token per step."""
 
     name: str
     target: Target
@@ -47,7 +47,7 @@ class Vanilla:
     extra_weight_bytes: int = 0
 
     def warmup(self) -> None:
-        """Decodes a few tokens, so that packing, page-in and allocation are paid."""
+        """Decodes a few tokens, so that no timed answer pays for packing, page-in and allocation."""
         from hambench.methods.common.sequence import decode_a_little
 
         decode_a_little(self)
@@ -63,7 +63,7 @@ class Vanilla:
 
 @dataclass
 class VanillaSession:
-    """One sequence, one token a step."""
+    """One sequence with one token per step."""
 
     sequence: TargetSequence
 

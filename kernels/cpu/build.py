@@ -1,7 +1,7 @@
-"""Compiles the native library once per source, compiler and flags, and keeps it in a cache folder.
+"""Compiles the native library once per source, compiler and flags, and stores it in a cache folder.
 
-Every instruction set is compiled into the one library, which picks at run time: a folder shared by machines of several
-generations serves them all.
+The library contains every instruction set and picks one at run time, so that machines of several generations can share
+the folder.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ COMMON_UNITS = ("abi", "dispatch", "forward", "macro_step", "model", "pool")
 
 
 class BuildError(RuntimeError):
-    """The library could not be compiled; one line says why, and what to do about it."""
+    """Raised if the library can't be compiled; the message gives the reason and the fix in one line."""
 
 
 def find_compiler() -> tuple[str, ...] | None:
-    """The C++ compiler to use, as the words of its command: ``CXX`` whole, or the first of :data:`COMPILERS` found.
+    """Finds the C++ compiler: the command in ``CXX``, or the first of :data:`COMPILERS` on the path.
 
     Raises:
         BuildError: If ``CXX`` is not a command line.
@@ -67,16 +67,16 @@ def build_library(
     say: Callable[[str], None] | None = None,
     retry: bool = False,
 ) -> Path:
-    """The compiled library's path; compiles it if the cache has none for this source, compiler and flags.
+    """Returns the compiled library's path; compiles it if the cache has none for this source, compiler and flags.
 
     Args:
-        cache: Folder to keep it in. Several processes may ask at once: one compiles, the others wait.
-        sanitizers: For tests, e.g. ``("address", "undefined")``; turns assertions on as well.
-        say: Told the compiler's name before it is run.
-        retry: Compile again though that failed less than :data:`FAILURE_S` ago.
+        cache: Cache folder. If several processes ask at once, one compiles and the others wait.
+        sanitizers: Sanitizers for tests, e.g. ``("address", "undefined")``; also turns on assertions.
+        say: Receives the compiler's name before it runs.
+        retry: Whether to compile again although it failed less than :data:`FAILURE_S` ago.
 
     Raises:
-        BuildError: If there is no compiler, it fails or has failed lately, or the cache can't be written.
+        BuildError: If there is no compiler, it fails or failed recently, or the cache can't be written.
     """
     compiler = find_compiler()
     if compiler is None:
@@ -97,12 +97,12 @@ def build_library(
                     say(_name(compiler))
                 _compile(compiler, flags, library)
     except OSError as error:
-        raise BuildError(f"the compiled library can't be kept in {cache}: {error}") from error
+        raise BuildError(f"the compiled library can't be stored in {cache}: {error}") from error
     return library
 
 
 def compiler_version(compiler: Sequence[str]) -> str:
-    """What the compiler says about itself.
+    """Returns the compiler's version line.
 
     Raises:
         BuildError: If it can't be run.
@@ -118,12 +118,12 @@ def _name(compiler: Sequence[str]) -> str:
 
 
 def _failure(library: Path) -> Path:
-    """Holds the reason of a failed compilation."""
+    """Returns the path of the file with the reason of a failed compilation."""
     return library.with_name("failure.txt")
 
 
 def _refuse_failed(library: Path) -> None:
-    """Raises the reason of a compilation that failed lately: to fail again takes as long as to succeed."""
+    """Raises the reason of a recent failure, because failing again takes as long as succeeding."""
     failure = _failure(library)
     try:
         age = time.time() - failure.stat().st_mtime
@@ -160,7 +160,7 @@ def _is_x86() -> bool:
 
 
 def _units(flags: Sequence[str]) -> dict[str, list[str]]:
-    """Object name → compiler arguments."""
+    """Returns compiler arguments by object name."""
     names = INSTRUCTION_SETS if _is_x86() else ("portable",)
     common = [*flags, *(["-DHB_X86"] if _is_x86() else [])]
     units = {

@@ -1,4 +1,4 @@
-"""The native library's C interface: the structures of ``source/abi.h`` and its functions' types."""
+"""The native library's C interface: the structures of ``source/abi.h`` and the types of its functions."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class Counts(ctypes.Structure):
 
 
 class PoolCounts(NamedTuple):
-    """Counts of the calls that this process has made so far."""
+    """Counts of this process's calls so far."""
 
     calls: int
     alone: int
@@ -119,7 +119,7 @@ class PoolCounts(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """What the kernels take at most."""
+    """Upper limits of the kernels."""
 
     rows: int
     """Of one forward."""
@@ -152,7 +152,7 @@ class Library:
         path: The compiled file.
 
     Raises:
-        BuildError: If it can't be loaded or is another version's.
+        BuildError: If it can't be loaded or belongs to another version.
     """
 
     def __init__(self, path: Path) -> None:
@@ -165,22 +165,22 @@ class Library:
             function = getattr(self.functions, name)
             function.restype, function.argtypes = result, arguments
         if self.functions.hb_abi() != ABI:
-            raise BuildError(f"{path} is of another version of hambench: delete it")
+            raise BuildError(f"{path} belongs to another version of hambench: delete it")
         numbers = [c_int32() for _ in range(2)]
         self.functions.hb_limits(*numbers)
         self.limits = Limits(*(number.value for number in numbers))
 
     @property
     def compiler(self) -> str:
-        """What built the library: compiler and version."""
+        """Compiler and version that built the library."""
         version: bytes = self.functions.hb_compiler()
         return version.decode()
 
     def instruction_set(self, name: str | None = None) -> str:
-        """The set that forwards use: ``name``, else the one that ``HAMBENCH_CPU_ISA`` names, else the best one here.
+        """Returns the instruction set to use: ``name``, else that in ``HAMBENCH_CPU_ISA``, else the best one here.
 
         Raises:
-            ValueError: If this machine does not have the set asked for.
+            ValueError: If this machine lacks the requested set.
         """
         wanted = name or os.environ.get(ISA_VARIABLE) or None
         chosen: bytes | None = self.functions.hb_instruction_set(wanted.encode() if wanted else None)
@@ -191,7 +191,7 @@ class Library:
         return chosen.decode()
 
     def instruction_sets(self) -> Sequence[str]:
-        """All sets that run here, the best first."""
+        """Instruction sets that run on this machine, best first."""
         known = ("avx512", "avx2", "portable")
         return [name for name in known if self.functions.hb_instruction_set(name.encode()) is not None]
 
@@ -202,19 +202,19 @@ class Library:
         return PoolCounts(counts.calls, counts.alone, counts.together, counts.last_size)
 
     def let_calls_go_alone(self, allowed: bool) -> None:
-        """Sets whether a call may run on one thread where waiting is dear; it may unless a test forbids it."""
+        """Sets whether a call may run on one thread if waiting is expensive; tests turn this off."""
         self.functions.hb_pool_may_go_alone(allowed)
 
 
 def load_library(cache: Path, *, say: Callable[[str], None] | None = None, retry: bool = False) -> Library:
-    """The library, compiled if need be.
+    """Loads the library, after compiling it if needed.
 
     Args:
-        cache: Where compiled libraries are kept.
-        say: Told the compiler's name before it is run.
-        retry: Compile again though that failed lately.
+        cache: Folder of compiled libraries.
+        say: Receives the compiler's name before it runs.
+        retry: Whether to compile again although it failed recently.
 
     Raises:
-        BuildError: If it can't be had here; one line says why.
+        BuildError: If it is not available here; the message gives the reason in one line.
     """
     return Library(build_library(cache, say=say, retry=retry))

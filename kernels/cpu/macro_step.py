@@ -1,6 +1,6 @@
-"""HAMburger's macro-step as one native call: merged tokens, the base, then micro-steps until the stop head ends it.
+"""HAMburger's macro-step as one native call: merged tokens, the base, then micro-steps until the stop head stops.
 
-Letters in shapes: S tokens of a macro-step at most, F feature vectors, D hidden size, W width of the stop head.
+Letters in shapes: S most tokens per macro-step, F feature vectors, D hidden size, W width of the stop head.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ MAX_STEPS = 16
 
 
 class NonFiniteStopError(ArithmeticError):
-    """The stop head's logit is NaN."""
+    """Raised if the stop head's logit is NaN."""
 
 
 class MergeWeights(NamedTuple):
-    """The compositional embedder: one query, the tokens' mean, over keys and values of the tokens."""
+    """Weights of the compositional embedder, whose one query is the tokens' mean over their keys and values."""
 
     query: LinearWeight
     """``[D, D]``."""
@@ -43,20 +43,20 @@ class MergeWeights(NamedTuple):
 
 
 class MacroStepOutput(NamedTuple):
-    """Tokens of a macro-step, and P(continue) after each that the stop head was asked about."""
+    """Tokens of a macro-step, and P(continue) after each token for which the stop head ran."""
 
     tokens: tuple[int, ...]
     continue_probs: tuple[float, ...]
 
 
 class NativeGrafts:
-    """What HAMburger adds to a base, packed.
+    """HAMburger's grafts on a base, packed.
 
     Args:
-        base: Embeds tokens and has the head of the micro-steps.
-        micro: The micro-step decoder: a stack of the base's sizes, whose final norm, if any, precedes the head.
+        base: The base, which embeds tokens and has the micro-steps' head.
+        micro: The micro-step decoder, a stack with the base's sizes, whose final norm, if any, precedes the head.
         merge: The compositional embedder.
-        stop: The stop head's three layers: ``[W, D]``, ``[W, W]``, ``[1, W]``, each with a bias.
+        stop: The stop head's three layers, ``[W, D]``, ``[W, W]`` and ``[1, W]``, each with a bias.
         feature_layers: Layers of the base (0-based) that the micro-steps read, ascending.
 
     Raises:
@@ -114,13 +114,13 @@ class NativeGrafts:
         functions = base.library.functions
         handle = functions.hb_grafts_new(description)
         if not handle:
-            raise MemoryError("there is no memory for the native engine's weights")
+            raise MemoryError("there is not enough memory for the native engine's weights")
         self._handle = handle
         weakref.finalize(self, functions.hb_grafts_free, handle)
 
     @property
     def micro_slot_bytes(self) -> int:
-        """Bytes that the micro-steps keep of one row: float32 keys and values of every micro layer."""
+        """Bytes that the micro-steps store per row: float32 keys and values of every micro layer."""
         shape = self._micro.shape
         return 2 * self._micro.num_layers * shape.num_kv_heads * shape.head_dim * torch.float32.itemsize
 
@@ -133,14 +133,15 @@ class NativeGrafts:
         instruction_set: str,
         threads: int,
     ) -> MacroStepOutput:
-        """The macro-step that follows a prompt.
+        """Runs the macro-step after a prompt.
 
         Args:
-            features: Of the prompt's last row, ``[F, D]`` float32.
+            features: Features of the prompt's last row, ``[F, D]`` float32.
             token: Token 1.
-            thresholds: Least P(continue) to go on after each of S tokens; ``None`` asks nothing: one token.
-            instruction_set: One of the library's.
-            threads: At most as many.
+            thresholds: Least P(continue) to continue after each of S tokens; ``None`` emits one token without the stop
+                head.
+            instruction_set: An instruction set of the library.
+            threads: Maximum number of threads.
 
         Raises:
             ValueError: If an argument does not fit.
@@ -164,16 +165,16 @@ class NativeGrafts:
         instruction_set: str,
         threads: int,
     ) -> MacroStepOutput:
-        """Gives ``merged`` tokens their one slot in the cache and emits the next macro-step.
+        """Stores ``merged`` tokens in one slot of the cache and emits the next macro-step.
 
         Args:
             merged: 1 to S ids.
-            slot_base: The base that the slot goes through.
-            part: The base's cache, one row.
+            slot_base: The base that processes the slot.
+            part: The base's cache, with one row.
             position: Rotary position of the slot.
             thresholds: See :meth:`first`.
-            instruction_set: One of the library's.
-            threads: At most as many.
+            instruction_set: An instruction set of the library.
+            threads: Maximum number of threads.
 
         Raises:
             ValueError: If an argument does not fit.

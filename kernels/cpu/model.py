@@ -1,9 +1,9 @@
-"""A model's weights packed for the native kernels, and forwards over KV caches in place.
+"""Packs a model's weights for the native kernels, and runs forwards over KV caches in place.
 
 Letters in shapes: T rows, D hidden size, KVH key/value heads, Dh head size, S slots reserved, V vocabulary, R rows that
 go through the head.
 
-Every length, type, stride and offset is checked here before a call: the kernels trust them.
+This module checks every length, type, stride and offset before a call, because the kernels trust them.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from hambench.kernels.cpu.shape import NativeShape, shape_obstacle
 
 
 class NonFiniteLogitError(ArithmeticError):
-    """A row's logits have no finite maximum: NaN or infinity somewhere, or nothing but minus infinity."""
+    """Raised if a row's logits have no finite maximum: NaN or infinity anywhere, or minus infinity everywhere."""
 
 
 class LayerWeights(NamedTuple):
-    """One decoder layer; norms are vectors."""
+    """Weights of one decoder layer; norms are vectors."""
 
     qkv: LinearWeight
     """Queries above keys above values."""
@@ -58,7 +58,7 @@ class LayerWeights(NamedTuple):
 
 
 class CachePart(NamedTuple):
-    """The rows of one sequence in a forward: ``num_rows`` new slots behind the ``past`` ones of its cache."""
+    """One sequence's rows in a forward: ``num_rows`` new slots after the ``past`` slots of its cache."""
 
     keys: Tensor
     """``[layers, KVH, S, Dh]``, contiguous, in the model's cache type."""
@@ -68,7 +68,7 @@ class CachePart(NamedTuple):
 
 
 class Output(NamedTuple):
-    """What a forward was asked for; ``None`` for what it was not."""
+    """The requested outputs of a forward; ``None`` for others."""
 
     logits: Tensor | None
     """``[R, V]`` float32."""
@@ -79,21 +79,21 @@ class Output(NamedTuple):
 
 
 class NativeModel:
-    """Packed weights; forwards of up to :attr:`max_rows` rows.
+    """A model with packed weights, which runs forwards of up to :attr:`max_rows` rows.
 
     Args:
         library: The native library.
         shape: The model's sizes.
-        layers: Its decoder layers.
+        layers: The decoder layers.
         frequencies: Radians per position of each pair of elements of a head, ``[Dh / 2]`` float32.
         final_norm: ``[D]``; ``None`` for a stack without one.
         head: LM head ``[V, D]``; ``None`` for a stack without one.
-        embedding: ``[V, D]``, read where it is and kept alive; ``None`` where only embeddings go in.
+        embedding: ``[V, D]``, read in place and kept alive; ``None`` if all inputs are embeddings.
         cache_type: Element type of the KV caches.
 
     Raises:
         ValueError: If a weight's size, type or device does not fit.
-        MemoryError: If there is no room for the packed weights.
+        MemoryError: If there is not enough memory for the packed weights.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class NativeModel:
         )  # fmt: skip
         handle = functions.hb_model_new(native_shape)
         if not handle:
-            raise MemoryError("there is no memory for the native engine's weights")
+            raise MemoryError("there is not enough memory for the native engine's weights")
         self.handle = handle
         """Of the library."""
         weakref.finalize(self, functions.hb_model_free, handle)
@@ -179,11 +179,11 @@ class NativeModel:
             inputs: Ids ``[T]`` (int64) or embeddings ``[T, D]`` in floating point.
             parts: The sequences that the rows belong to, in order.
             positions: Rotary position of each row.
-            head_rows: Rows to give logits of.
-            hidden: Whether to give all rows after the final norm.
-            feature_layers: Layers (0-based) whose residual stream to give; the last one's after the final norm.
-            instruction_set: One of the library's.
-            threads: At most as many.
+            head_rows: Rows to return logits of.
+            hidden: Whether to return all rows after the final norm.
+            feature_layers: Layers (0-based) whose residual stream to return; the last one's after the final norm.
+            instruction_set: An instruction set of the library.
+            threads: Maximum number of threads.
 
         Raises:
             ValueError: If an argument does not fit the model or a cache.
@@ -230,16 +230,16 @@ class NativeModel:
         instruction_set: str,
         threads: int,
     ) -> list[int]:
-        """Runs ``tokens`` and gives the greedy next token after each of the last ``num_tokens`` of them.
+        """Runs ``tokens``; returns the greedy next token after each of the last ``num_tokens`` of them.
 
         Args:
             tokens: Ids of the T rows.
             part: The sequence's cache; ``part.num_rows`` is T.
             positions: Rotary position of each row.
-            num_tokens: Tokens to give, 1 to T.
-            chain: As many more, each fed to a forward of its own at the next slot and position.
-            instruction_set: One of the library's.
-            threads: At most as many.
+            num_tokens: Number of tokens to return, 1 to T.
+            chain: Number of further tokens, each from its own forward at the next slot and position.
+            instruction_set: An instruction set of the library.
+            threads: Maximum number of threads.
 
         Raises:
             ValueError: If an argument does not fit the model or the cache.
@@ -269,7 +269,7 @@ class NativeModel:
     def _call(
         self, num_rows: int, parts: Sequence[CachePart], positions: Sequence[int], threads: int
     ) -> tuple[Forward, list[Any]]:
-        """The arguments that every call has, and what must stay alive while it runs."""
+        """Returns the arguments that all calls share, and objects to keep alive during the call."""
         if not 1 <= num_rows <= self.max_rows:
             raise ValueError(f"a forward must have 1..{self.max_rows} rows, got {num_rows}")
         if sum(part.num_rows for part in parts) != num_rows or len(positions) != num_rows:
@@ -293,10 +293,10 @@ class NativeModel:
         return call, [native_parts, places]
 
     def fill(self, native_part: Part, part: CachePart, first_row: int) -> None:
-        """Writes a part in the form of the library.
+        """Converts a part to the library's structure.
 
         Raises:
-            ValueError: If the cache is not one of this model or has no room.
+            ValueError: If the cache does not belong to this model or has no room.
         """
         _check_layout(part)
         keys, values, past, num_rows = part
@@ -340,10 +340,10 @@ class NativeModel:
         return features
 
     def check_ids(self, ids: Sequence[int]) -> None:
-        """Refuses ids outside the vocabulary.
+        """Checks that ids are within the vocabulary.
 
         Raises:
-            ValueError: With the smallest and the largest.
+            ValueError: If they are not; the message names the smallest and the largest.
         """
         if min(ids) < 0 or max(ids) >= self.shape.vocab_size:
             raise ValueError(
@@ -365,10 +365,10 @@ def _check_layout(part: CachePart) -> None:
 
 
 def raise_for(status: int) -> None:
-    """Raises what a call's status stands for."""
+    """Raises the error of a call's status."""
     if status == NOT_FINITE:
         raise NonFiniteLogitError("a row's logits have no finite maximum")
     if status == NO_MEMORY:
-        raise MemoryError("there is no memory for the native engine")
+        raise MemoryError("there is not enough memory for the native engine")
     if status != OK:
         raise ValueError(f"the native engine refused the call (status {status})")

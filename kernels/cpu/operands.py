@@ -1,4 +1,4 @@
-"""Tensors as native code takes them: checked on this side, since the other side trusts addresses and sizes."""
+"""Checks tensors before a native call, because native code trusts addresses and sizes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class LinearWeight(NamedTuple):
 
 
 def check_tensor(name: str, tensor: Tensor, size: tuple[int, ...], types: Sequence[torch.dtype]) -> None:
-    """Checks size, type, device and layout of a tensor whose address goes to native code."""
+    """Checks size, dtype, device and layout of a tensor whose address goes to native code."""
     if (
         tensor.shape != size
         or tensor.dtype not in types

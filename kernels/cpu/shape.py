@@ -1,4 +1,4 @@
-"""Sizes of a model as the native kernels see them, and whether they can run it."""
+"""A model's sizes for the native kernels, and a check whether they can run it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class NativeShape(NamedTuple):
 def shape_obstacle(
     shape: NativeShape, dtype: torch.dtype, device: torch.device, library: Library
 ) -> str | None:
-    """Why the kernels can't run such a model, ``None`` if they can."""
+    """Returns why the kernels can't run a model; ``None`` if they can."""
     if device.type != "cpu":
         return f"the model is on {device}"
     if dtype not in FLOATS:

@@ -1,4 +1,4 @@
-"""Drafters of speculative decoding: where the proposals come from and whose cache they are computed in."""
+"""Drafters of speculative decoding, with a cache of their own or the target's."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ if TYPE_CHECKING:
 
 
 class Drafter(Protocol):
-    """The draft's side of one sequence."""
+    """The draft model's side of one sequence."""
 
     def prepare(self, num_tokens: int) -> None:
-        """Does once what must not be timed before proposals of up to ``num_tokens``."""
+        """Does the untimed preparations for proposals of up to ``num_tokens``, once."""
 
     def prefill(self) -> Asking[int]:
-        """Does what must precede the first token; returns the number of draft forwards."""
+        """Does the work before the first token; returns the number of draft forwards."""
 
     def propose(self, num_tokens: int) -> Asking[tuple[list[int], Tensor | None]]:
-        """``num_tokens`` proposals, one draft forward each, and the ``[k, V]`` distributions they were drawn from.
+        """Returns ``num_tokens`` proposals, one draft forward each, and their distributions ``[k, V]``.
 
         The distributions are ``None`` when greedy.
         """
 
     def settle(self) -> None:
-        """Forgets what the verification rejected."""
+        """Drops the tokens that the verification rejected."""
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes in use in caches of the draft's own."""
+        """Bytes in use in the draft's own caches."""
 
 
 def load_draft(name: str, target: Target) -> LanguageModel:
-    """The draft model: an INT8 copy of the target, or another model by name; loaded once per target.
+    """Loads the draft model once per target: an INT8 copy of the target, or another model by name.
 
     Raises:
-        ModelError: If another model's tokens are not the target's.
+        ModelError: If another model's tokens differ from the target's.
     """
     from hambench.engine.int8 import quantize_int8
     from hambench.models.target import load
@@ -78,7 +78,7 @@ def load_draft(name: str, target: Target) -> LanguageModel:
 def _draft(
     model: LanguageModel, cache: KVCache, sequence: TargetSequence, first_input: list[int], num_tokens: int
 ) -> Asking[tuple[list[int], Tensor | None]]:
-    """Proposes autoregressively; the first forward may take two tokens (what the draft has not seen yet)."""
+    """Proposes autoregressively; the first forward may take two tokens that the draft has not seen yet."""
     if sequence.generator is None:
         chain = yield GreedyChain(model, first_input, cache, num_tokens)
         return chain, None
@@ -95,7 +95,7 @@ def _draft(
 
 
 def _prepare(model: LanguageModel, cache: KVCache, sequence: TargetSequence, num_tokens: int) -> None:
-    """Does once what must not be timed before :func:`_draft`."""
+    """Does the untimed preparations of :func:`_draft`, once."""
     if sequence.generator is None:
         model.prepare_greedy(cache, chain=num_tokens)
     elif num_tokens:
@@ -105,8 +105,8 @@ def _prepare(model: LanguageModel, cache: KVCache, sequence: TargetSequence, num
 class SeparateDrafter:
     """A draft with its own cache and prefill.
 
-    After full acceptance it lags by two tokens and takes both in its next forward: the same weight traffic as one,
-    where a forward of its own would cost as much as drafting another token.
+    After full acceptance it lags by two tokens and takes both in its next forward. That has the weight traffic of one
+    token, while a separate forward would cost as much as drafting another token.
     """
 
     def __init__(self, model: LanguageModel, sequence: TargetSequence) -> None:
@@ -129,7 +129,7 @@ class SeparateDrafter:
         return (yield from _draft(self._model, self._cache, self._sequence, unseen, num_tokens))
 
     def settle(self) -> None:
-        """Keeps the slots of tokens that stand: all but the newest, which no forward has taken yet."""
+        """Keeps the slots of all accepted tokens but the newest, which no forward has taken yet."""
         self._cache.truncate(min(self._cache.slots, len(self._sequence.tokens) - 1))
 
     @property
@@ -140,7 +140,7 @@ class SeparateDrafter:
 
 
 class SharedDrafter:
-    """A draft of the same model that works in the target's cache: no prefill, no memory, always exact history."""
+    """A draft of the same model in the target's cache, with no prefill, no extra memory and an exact history."""
 
     def __init__(self, model: LanguageModel, sequence: TargetSequence) -> None:
         self._model = model
@@ -151,12 +151,12 @@ class SharedDrafter:
         _prepare(self._model, self._sequence.cache, self._sequence, num_tokens)
 
     def prefill(self) -> Asking[int]:
-        """Nothing to do: the target's prefill serves both."""
+        """Does nothing, because the target's prefill serves both."""
         yield from ()
         return 0
 
     def propose(self, num_tokens: int) -> Asking[tuple[list[int], Tensor | None]]:
-        """See :class:`Drafter`; the slots written here are given back for the verify pass to overwrite."""
+        """See :class:`Drafter`; releases the slots it writes, which the verify pass overwrites."""
         cache = self._sequence.cache
         base = cache.slots
         pending = [self._sequence.pending]
@@ -165,9 +165,9 @@ class SharedDrafter:
         return drafted, probs
 
     def settle(self) -> None:
-        """Nothing of the draft's is left."""
+        """Does nothing, because the draft keeps no state."""
 
     @property
     def kv_bytes(self) -> int:
-        """No cache of its own."""
+        """Zero, because the draft has no cache of its own."""
         return 0

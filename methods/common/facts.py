@@ -1,4 +1,4 @@
-"""Facts that several methods share: phases of the common parts, and the option for drafted tokens. No torch."""
+"""Facts that several methods share: phases of the common parts, and the draft length's option. No torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decoding with proposals that come from tokens alone: propose, verify. Shared by the methods without a draft model."""
+"""Decoding with proposals from tokens alone, shared by the methods without a draft model."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ PROPOSE = Phase("hambench.methods.common.lookup", "propose", "draft")
 
 
 def take_in(drafter: TokenDrafter, sequence: TargetSequence) -> None:
-    """Shows a drafter what its sequence has gained."""
+    """Passes a sequence's new tokens to its drafter."""
     drafter.update(sequence.tokens)
 
 
 def propose(drafter: TokenDrafter, sequence: TargetSequence) -> list[int]:
-    """Proposals; the last token that counts comes from the target itself, so it is never proposed."""
+    """Returns proposals, except for the last token within the limit, which comes from the target itself."""
     room = sequence.num_left - 1
     return drafter.propose(sequence.tokens, room) if room > 0 else []
 
 
 @dataclass
 class LookupSession:
-    """One sequence: propose, verify."""
+    """One sequence of proposing and verifying."""
 
     sequence: TargetSequence
     drafter: TokenDrafter
 
     def prefill(self) -> Asking[Step]:
-        """Processes the prompt, emits the first token and shows the drafter both."""
+        """Processes the prompt, emits the first token and passes both to the drafter."""
         first = yield from self.sequence.prefill()
         take_in(self.drafter, self.sequence)
         return Step(tokens=(first,))
 
     def step(self) -> Asking[Step]:
-        """Proposes a continuation and emits what the target keeps of it plus one token."""
+        """Proposes a continuation; emits the accepted tokens and one more."""
         from hambench.methods.common.verify import certain, verify
 
         sequence = self.sequence

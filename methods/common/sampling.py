@@ -1,4 +1,4 @@
-"""Choosing tokens from logits: greedy, temperature and nucleus, and exact speculative acceptance. Pure functions."""
+"""Pure functions that choose tokens from logits: greedy, temperature, nucleus, exact speculative acceptance."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from hambench.errors import NotFiniteError
 
 
 class Accepted(NamedTuple):
-    """What one verification kept."""
+    """The result of one verification."""
 
     num_accepted: int
-    """Drafted tokens kept."""
+    """Number of accepted draft tokens."""
     next_token: int
     """The bonus token (all kept) or the correction at the first rejection."""
     num_relaxed: int = 0
@@ -24,12 +24,12 @@ class Accepted(NamedTuple):
 
 
 def generator_for(params: SamplingParams, device: torch.device | str) -> torch.Generator | None:
-    """A session's own random generator; ``None`` when greedy, where nothing is drawn."""
+    """Returns a session's own random generator; ``None`` when greedy."""
     return None if params.greedy else torch.Generator(device=device).manual_seed(params.seed)
 
 
 def probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
-    """The distribution tokens are drawn from, ``[R, V]`` float32, for logits ``[R, V]`` of any dtype.
+    """Returns the sampling distribution ``[R, V]`` in float32 for logits ``[R, V]`` of any dtype.
 
     The nucleus is the smallest set of most probable tokens whose mass reaches ``top_p``.
 
@@ -52,19 +52,19 @@ def probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
 
 
 def choose(logits: Tensor, params: SamplingParams, generator: torch.Generator | None) -> int:
-    """One token from logits ``[V]``: the argmax (lowest id among equals) or a draw."""
+    """Chooses one token from logits ``[V]``: the argmax (lowest id among equals) or a draw."""
     if generator is None:
         return most_probable(logits[None])[0]
     return draw(probabilities(logits[None], params)[0], generator)
 
 
 def draw(probs: Tensor, generator: torch.Generator) -> int:
-    """One token id from a distribution ``[V]``."""
+    """Draws one token id from a distribution ``[V]``."""
     return int(torch.multinomial(probs, 1, generator=generator))
 
 
 def accept_greedy(wanted: list[int], drafted: list[int]) -> Accepted:
-    """Keeps drafted tokens while they are the target's own.
+    """Keeps drafted tokens while they equal the target's own.
 
     Args:
         wanted: The target's k + 1 greedy tokens; number i comes after i drafted ones.
@@ -85,9 +85,9 @@ def accept_sampled(
 
     Args:
         target_probs: p, ``[k + 1, V]``.
-        draft_probs: q, ``[k, V]``: the very distributions that the proposals were drawn from.
+        draft_probs: q, ``[k, V]``, the distributions that the proposals were drawn from.
         drafted: k proposals.
-        generator: On the probabilities' device.
+        generator: Generator on the probabilities' device.
     """
     uniforms = torch.rand(len(drafted), generator=generator, device=target_probs.device).tolist()
     for index, token in enumerate(drafted):

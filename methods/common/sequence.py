@@ -1,4 +1,4 @@
-"""The target's side of one sequence: its tokens, its cache and its random generator."""
+"""The target's side of one sequence: tokens, cache and random generator."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class TargetSequence:
-    """Tokens so far and the target's cache, which lags by one: the last token is *pending*, not yet in a slot.
+    """The tokens so far and the target's cache, which lags by one token, the *pending* one.
 
     Args:
         target: The loaded target model.
@@ -55,16 +55,16 @@ class TargetSequence:
 
     @property
     def num_emitted(self) -> int:
-        """Tokens after the prompt."""
+        """Number of tokens after the prompt."""
         return len(self.tokens) - len(self.prompt_ids)
 
     @property
     def num_left(self) -> int:
-        """Tokens that still count."""
+        """Number of tokens left within the limit."""
         return self.params.max_new_tokens - self.num_emitted
 
     def ids(self, tokens: Sequence[int]) -> Tensor:
-        """Token ids ``[T]`` on the model's device."""
+        """Returns token ids ``[T]`` on the model's device."""
         return torch.tensor(tokens, dtype=torch.int64, device=self.device)
 
     def prefill(self) -> Asking[int]:
@@ -74,7 +74,7 @@ class TargetSequence:
         return self.pending
 
     def advance(self) -> Asking[int]:
-        """Gives the pending token its slot and appends the next one."""
+        """Stores the pending token in a slot and appends the next token."""
         if self.generator is None:
             self.tokens += yield self.greedy([self.pending])
         else:
@@ -83,23 +83,23 @@ class TargetSequence:
         return self.pending
 
     def prepare(self, rows: Sequence[int]) -> None:
-        """Does once what must not be timed before forwards of these lengths."""
+        """Does the untimed preparations for forwards of these lengths, once."""
         if self.generator is None:
             self.model.prepare_greedy(self.cache, rows=rows)
         else:
             self.model.prepare_forward(self.cache, rows=rows)
 
     def greedy(self, tokens: Sequence[int]) -> Greedy:
-        """The request for the greedy next token after each of ``tokens``, which get slots."""
+        """Returns the request for the greedy next token after each of ``tokens``, which get slots."""
         return Greedy(self.model, tokens, self.cache, num_tokens=len(tokens))
 
     def forward(self, tokens: Sequence[int], *, num_logits: int) -> Forward:
-        """The request for a forward over ``tokens``, which get slots; it gives logits ``[num_logits, V]``."""
+        """Returns the request for a forward over ``tokens``, which get slots; it gives logits ``[num_logits, V]``."""
         return Forward(self.model, self.ids(tokens), self.cache, num_logits=num_logits)
 
 
 def decode_a_little(method: DecodingMethod, *, num_steps: int = 4) -> None:
-    """Decodes a few tokens of a made-up prompt: what a method's ``warmup`` usually needs."""
+    """Decodes a few tokens of a made-up prompt, for a method's ``warmup``."""
     with torch.inference_mode():
         params = SamplingParams(max_new_tokens=8 * num_steps)
         for _ in made_up_steps(method, [1] * 8, params, num_steps=num_steps):
@@ -107,12 +107,12 @@ def decode_a_little(method: DecodingMethod, *, num_steps: int = 4) -> None:
 
 
 def check_request(target: Target, prompt_ids: Sequence[int], max_new_tokens: int) -> None:
-    """Refuses a request that the model can't answer.
+    """Checks that the model can answer a request.
 
     Raises:
         ContextOverflowError: If prompt and new tokens exceed the model's context.
-        HambenchError: If the prompt has an id that the model does not have. On a GPU such a read would end the process
-            or, worse, succeed.
+        HambenchError: If the prompt has an id that the model does not have. On a GPU, reading it would crash the
+            process or, worse, succeed.
     """
     num_prompt_tokens, num_ids = len(prompt_ids), target.llama.shape.vocab_size
     unknown = next((token for token in prompt_ids if not 0 <= token < num_ids), None)

@@ -1,8 +1,8 @@
-"""Bytes per token of drafting and verifying, and the acceptance from which it pays. No torch.
+"""Bytes per token of drafting and verifying, and the break-even acceptance. No torch.
 
-A round drafts k tokens with one forward of the draft each and verifies them with one forward of the target; it emits
-the accepted tokens and one more. With independent acceptance a that is E(k, a) = 1 + a + ... + a^k tokens (Leviathan
-et al. 2023, arXiv 2211.17192, eq. 1).
+A round drafts k tokens with one draft forward each, verifies them with one target forward, and emits the accepted
+tokens and one more. With independent acceptance a, it emits E(k, a) = 1 + a + ... + a^k tokens (Leviathan et al. 2023,
+arXiv 2211.17192, eq. 1).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MAX_DRAFT = 32
 
 
 def expected_tokens(k: int, acceptance: float) -> float:
-    """E(k, a): tokens per round, the accepted and the bonus token, for independent acceptance."""
+    """Returns E(k, a), the tokens per round (accepted and bonus) for independent acceptance."""
     if k < 0:
         raise ValueError(f"k must be >= 0, got {k}")
     if not 0 <= acceptance <= 1:
@@ -27,10 +27,10 @@ def expected_tokens(k: int, acceptance: float) -> float:
 
 @dataclass(frozen=True)
 class SpeculationBytes:
-    """What speculation with an int8 copy of the target costs.
+    """The cost of speculation with an int8 copy of the target.
 
     Args:
-        sizes: What the parts of a forward read.
+        sizes: Bytes that the parts of a forward read.
     """
 
     sizes: ModelBytes
@@ -45,17 +45,15 @@ class SpeculationBytes:
         verify_cost: float = 1.0,
         extra_draft_forward: bool = False,
     ) -> float:
-        """Bytes per token of verifying ``k`` drafted tokens in one forward.
+        """Returns the bytes per token of verifying ``k`` drafted tokens in one forward.
 
         Args:
             k: Drafted tokens per round.
-            acceptance: Probability that a drafted token is kept, the same and independent for each.
+            acceptance: Probability that a drafted token is accepted, equal and independent for each.
             context: Cached positions, read by target and draft alike.
-            draft: Bytes of a draft forward without its cache: the int8 copy's by default, 0 for prompt
-                lookup.
-            verify_cost: Time of a forward over k + 1 rows, relative to one row; 1 where bandwidth is the
-                limit.
-            extra_draft_forward: One more draft forward when everything is accepted, as gpt-fast does.
+            draft: Bytes of a draft forward without its cache; defaults to the int8 copy's; 0 for prompt lookup.
+            verify_cost: Time of a forward over k + 1 rows relative to one row; 1 if bandwidth is the limit.
+            extra_draft_forward: Whether full acceptance costs one more draft forward, as in gpt-fast.
         """
         kv = context * self.sizes.kv_per_slot
         one_draft = self.sizes.int8_draft + kv if draft is None else draft
@@ -63,7 +61,7 @@ class SpeculationBytes:
         return (drafts * one_draft + verify_cost * (self.sizes.step + kv)) / expected_tokens(k, acceptance)
 
     def kernels_per_token(self, k: int, acceptance: float) -> float:
-        """Kernels launched per token: k draft forwards and one of the target per round."""
+        """Returns the kernels launched per token, for k draft forwards and one target forward per round."""
         return (k + 1) * self.sizes.kernels_per_forward / expected_tokens(k, acceptance)
 
     def speedup(
@@ -75,24 +73,24 @@ class SpeculationBytes:
         verify_cost: float = 1.0,
         extra_draft_forward: bool = False,
     ) -> float:
-        """S(k, a): ceiling of the speed-up over vanilla."""
+        """Returns S(k, a), the ceiling of the speed-up over vanilla."""
         read = self.per_token(
             k, acceptance, context=context, verify_cost=verify_cost, extra_draft_forward=extra_draft_forward
         )
         return (self.sizes.step + context * self.sizes.kv_per_slot) / read
 
     def break_even(self, k: int) -> float | None:
-        """Acceptance from which k drafted tokens pay; ``None`` if even perfect drafts don't."""
+        """Returns the break-even acceptance of k drafted tokens; ``None`` if even perfect drafts are slower."""
         return _solve(lambda a: self.speedup(k, a) - 1)
 
     def best_draft_length(self, acceptance: float) -> tuple[int, float]:
-        """The k that is fastest at an acceptance, and its speed-up."""
+        """Returns the fastest k at an acceptance, and its speed-up."""
         speeds = {k: self.speedup(k, acceptance) for k in range(1, MAX_DRAFT + 1)}
         best = max(speeds, key=lambda k: speeds[k])
         return best, speeds[best]
 
     def acceptance_for(self, speedup: float) -> tuple[float, int] | None:
-        """Acceptance at which speculation with its best k reaches a speed-up, and that k; ``None`` if it can't."""
+        """Returns the acceptance at which the best k reaches a speed-up, and that k; ``None`` if none does."""
         acceptance = _solve(lambda a: self.best_draft_length(a)[1] - speedup, upper=0.9999)
         return None if acceptance is None else (acceptance, self.best_draft_length(acceptance)[0])
 

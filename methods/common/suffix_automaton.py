@@ -1,9 +1,9 @@
-"""What followed the longest match before: a suffix automaton over a growing sequence, with counts. No torch.
+"""A suffix automaton with counts over a growing sequence, which finds continuations of the longest match. No torch.
 
-A state stands for all substrings that end at the same places (Blumer et al. 1985, doi:10.1016/0304-3975(85)90157-4).
-The suffix links of the state of the whole sequence lead through its suffixes, so the longest suffix that occurred
-before is one link away. How often a substring occurs is kept for substrings of up to ``depth`` tokens: adding a token
-changes at most ``depth`` counts, also in a sequence of one token repeated.
+A state represents all substrings with the same end positions (Blumer et al. 1985, doi:10.1016/0304-3975(85)90157-4).
+The suffix links of the whole sequence's state lead through its suffixes, so the longest suffix that occurred before is
+one link away. Occurrences are counted for substrings of up to ``depth`` tokens. Adding a token changes at most
+``depth`` counts, even if the sequence repeats one token.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SEPARATOR = -1
 
 
 class Match(NamedTuple):
-    """Where a text is in an automaton."""
+    """The position of a text in an automaton."""
 
     state: int
     """Of the matched tokens, or of the last ``depth`` of them."""
@@ -26,7 +26,7 @@ class Match(NamedTuple):
 
 
 class Continuation(NamedTuple):
-    """Tokens that may follow."""
+    """A possible continuation."""
 
     tokens: list[int]
     expected: float
@@ -37,7 +37,7 @@ class SuffixAutomaton:
     """All substrings of the tokens added so far.
 
     Args:
-        depth: Longest substring whose occurrences are counted, >= 1.
+        depth: Length of the longest substrings to count, >= 1.
     """
 
     def __init__(self, depth: int = 32) -> None:
@@ -75,16 +75,18 @@ class SuffixAutomaton:
         self._count_suffixes()
 
     def repeated_suffix(self) -> Match:
-        """The longest suffix of the text that occurred before."""
+        """Returns the longest suffix of the text that occurred before."""
         if self._size == 0:
             return Match(ROOT, 0)
         state = self._link[self._last]
         return Match(self._suffix if self._length[state] >= self.depth else state, self._length[state])
 
     def follow(self, match: Match, token: int) -> Match:
-        """The longest suffix, of up to ``depth`` tokens, of a text plus ``token``; ``match`` is that of the text.
+        """Returns the longest suffix, of up to ``depth`` tokens, of a text plus ``token``.
 
-        The automaton may have grown since.
+        ``match`` is the text's match.
+
+        The automaton may have grown since ``match``.
         """
         length = match.length
         state = self._cut(match.state, length)
@@ -99,16 +101,16 @@ class SuffixAutomaton:
     def continuation(
         self, match: Match, num_tokens: int, *, factor: float, min_probability: float
     ) -> Continuation:
-        """The continuation, after one of a match's suffixes, of which most tokens can be expected to be right.
+        """Returns the continuation of one of a match's suffixes with the highest expected number of right tokens.
 
-        After each suffix the most frequent token follows, of equals the most recent. A token's probability is taken to
-        be its share of the occurrences, and the expected number of right tokens is the sum of the products.
+        After each suffix it takes the most frequent token, or the most recent of equals. A token's probability is
+        estimated by its share of the occurrences. The expected number of right tokens is the sum of the products.
 
         Args:
-            match: Where the text is.
-            num_tokens: Most tokens.
-            factor: Most tokens per matched token.
-            min_probability: Stops where the product of the shares falls under this.
+            match: Match of the text.
+            num_tokens: Maximum number of tokens.
+            factor: Maximum number of tokens per matched token.
+            min_probability: Stops if the product of the shares falls below this.
         """
         best = Continuation([], 0.0)
         state, length = self._cut(match.state, min(match.length, self.depth)), match.length
@@ -139,7 +141,7 @@ class SuffixAutomaton:
         return Continuation(tokens, expected)
 
     def occurrences(self, tokens: Sequence[int]) -> int:
-        """How often a substring of 1 to ``depth`` tokens occurs.
+        """Returns the number of occurrences of a substring of 1 to ``depth`` tokens.
 
         Raises:
             ValueError: If ``tokens`` has another length.
@@ -162,7 +164,7 @@ class SuffixAutomaton:
         return len(self._next) - 1
 
     def _split(self, state: int, token: int, longer: int) -> int:
-        """The state of (the longest string of ``state``) + ``token``, made from ``longer`` if it has longer strings."""
+        """Returns the state of (longest string of ``state``) + ``token``, split from ``longer`` if needed."""
         following, link, length = self._next, self._link, self._length
         if length[longer] == length[state] + 1:
             return longer
@@ -174,7 +176,7 @@ class SuffixAutomaton:
         return clone
 
     def _cut(self, state: int, length: int) -> int:
-        """The state of the last ``length`` tokens of a state's strings."""
+        """Returns the state of the last ``length`` tokens of a state's strings."""
         while state != ROOT and self._length[self._link[state]] >= length:
             state = self._link[state]
         return state

@@ -1,4 +1,4 @@
-"""Verification, shared by every method that drafts: one target forward over the pending token and the proposals."""
+"""Verification for all drafting methods: one target forward over the pending token and the proposals."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def verify(
     *,
     accept: Accept | None = None,
 ) -> Asking[Accepted]:
-    """Runs the target once over [pending token, k proposals], keeps what it accepts and rolls the cache back.
+    """Runs the target once over [pending token, k proposals], keeps accepted tokens and rolls the cache back.
 
     Args:
-        sequence: The target's side; afterwards it ends with the kept proposals and the next token.
+        sequence: The target's side; gets the accepted proposals and the next token appended.
         drafted: k >= 0 proposals.
-        draft_probs: ``[k, V]`` distributions they were drawn from; ``None`` when greedy.
-        accept: Decides over greedy proposals; another than :func:`accept_greedy` is for benchmarks that force it.
+        draft_probs: Distributions ``[k, V]`` that they were drawn from; ``None`` when greedy.
+        accept: Decides on greedy proposals; benchmarks that force acceptance replace :func:`accept_greedy`.
     """
     base = sequence.cache.slots
     tokens = [sequence.pending, *drafted]
@@ -51,7 +51,7 @@ def verify(
 
 
 def certain(sequence: TargetSequence, drafted: list[int]) -> Tensor | None:
-    """Draft distributions ``[k, V]`` of a drafter that had no doubt; ``None`` when greedy, where none is needed."""
+    """Returns one-hot draft distributions ``[k, V]`` of a deterministic drafter; ``None`` when greedy."""
     if sequence.generator is None:
         return None
     probs = torch.zeros(len(drafted), sequence.model.shape.vocab_size, device=sequence.device)

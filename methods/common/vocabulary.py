@@ -1,7 +1,7 @@
-"""Whether a draft speaks the target's tokens, and how one with more or fewer rows than the target comes to fit.
+"""Checks that a draft has the target's tokens, and adapts drafts with more or fewer rows.
 
-The tokens must agree: id 5 must be the same piece of text in both. How many rows the matrices have says nothing
-about that. Models of one family are often padded differently, and two tokenizers can have as many tokens.
+The tokens must agree, i.e. id 5 must be the same piece of text in both. The number of rows is no evidence of that.
+Models of one family are often padded differently, and two different tokenizers can have equally many tokens.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 
 
 def check_tokens(name: str, tokenizer: Any | None, num_rows: int, target: Target) -> None:
-    """Refuses a draft whose ids stand for other tokens than the target's.
+    """Checks that a draft's ids mean the same tokens as the target's.
 
-    Tokens that were added (markers of a chat template, reserved names) may differ: no text is made of them.
+    Added tokens (markers of a chat template, reserved names) may differ, because text never encodes to them.
 
     Args:
-        name: The draft's name, for the message.
-        tokenizer: The draft's tokenizer; without one (or without the target's) the rows must be as many.
+        name: The draft's name for the message.
+        tokenizer: The draft's tokenizer; without it or the target's, the numbers of rows must be equal.
         num_rows: Rows of the draft's head.
         target: The target.
 
     Raises:
-        ModelError: Naming the first id that differs.
+        ModelError: If they differ; the message names the first different id.
     """
     rows = target.llama.shape.vocab_size
     if tokenizer is None or target.tokenizer is None:
@@ -57,10 +57,10 @@ def check_tokens(name: str, tokenizer: Any | None, num_rows: int, target: Target
 
 
 def with_rows(model: Llama, num_rows: int) -> Llama:
-    """The model with so many rows in embedding and head; the rest is shared with the original.
+    """Returns the model with ``num_rows`` rows in embedding and head; shares the rest with the original.
 
-    Rows beyond the target's are cut, since no such token can be accepted. Missing ones are copies of row 0, which never
-    win against it: they stand for padding that no text holds.
+    Rows beyond the target's are cut, because such tokens can't be accepted. Missing rows, which are padding, become
+    copies of row 0, which never win against it.
     """
     have = model.shape.vocab_size
     if have == num_rows:

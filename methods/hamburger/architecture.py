@@ -98,6 +98,6 @@ class BaseReference:
                 )
         if self.fingerprint and fingerprint and self.fingerprint != fingerprint:
             raise ModelError(
-                f"the HAMburger checkpoint was trained on other weights than the model given: {self.name} with "
+                f"the HAMburger checkpoint was trained on different weights from the given model's: {self.name} with "
                 f"fingerprint {self.fingerprint[:12]}, here {fingerprint[:12]}; give the base it was made for"
             )

@@ -1,1 +1,1 @@
-"""Peers: engines other than this one, measured under the same harness."""
+"""Peers: other engines, measured with the same harness."""

@@ -1,8 +1,8 @@
-"""A server as a peer: any OpenAI-compatible endpoint (vLLM, SGLang, llama.cpp, ``hambench serve``), by its address.
+"""A server as a peer: any OpenAI-compatible endpoint (vLLM, SGLang, llama.cpp, ``hambench serve``).
 
-Times are the client's: a step is the wait for the next event that brings tokens, so a server that sends bursts shows
-bursts. What a server does not tell (forwards, cache) is absent from the record. Ids are the server's own where it
-gives them; elsewhere each piece of text is tokenised by the target's tokenizer, and what that gets wrong is said once.
+Times are measured at the client. A step is the wait for the next event with tokens, so a server that sends bursts shows
+bursts. Counts that a server does not report (forwards, cache) are missing from the record. Ids are the server's own if
+it sends them. Otherwise the target's tokenizer encodes each piece of text, and a mismatch is reported once.
 """
 
 from __future__ import annotations
@@ -66,13 +66,13 @@ class EndpointConfig(MethodConfig):
         check_url(self.url)
 
     def unavailable_for(self, model: str) -> str | None:
-        """Whether the client is installed."""
+        """Returns why the client is unavailable; ``None`` if it is installed."""
         if importlib.util.find_spec("httpx2") is None:
             return "endpoint needs httpx2, which is not installed: pip install 'hambench[endpoint]'"
         return None
 
     def build(self, target: Target) -> Endpoint:
-        """Asks the server who it is, and whether its tokenizer is the target's."""
+        """Asks the server for its model, and checks that its tokenizer is the target's."""
         from hambench.methods.peers.endpoint_session import Talk
         from hambench.serving.client import EndpointClient
 
@@ -87,7 +87,7 @@ class EndpointConfig(MethodConfig):
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A server that answers."""
+    """A server that answered."""
 
     name: str
     talk: Talk
@@ -97,14 +97,14 @@ class Endpoint:
 
     @property
     def local_port(self) -> int | None:
-        """Port of the server where it runs on this machine: its work is no stranger's load."""
+        """Port of a server on this machine, whose work does not count as other load."""
         parts = urlsplit(self.talk.config.url)
         if not is_loopback(parts.hostname or ""):
             return None
         return parts.port or (443 if parts.scheme == "https" else 80)
 
     def warmup(self) -> None:
-        """Asks for a few tokens, and for the server's ids of a text that tokenizers disagree about."""
+        """Asks for a few tokens, and for the server's ids of a text that tokenizers encode differently."""
         self.talk.check_tokenizer()
 
     def start(self, prompt_ids: Sequence[int], params: SamplingParams) -> EndpointSession:

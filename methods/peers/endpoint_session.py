@@ -1,4 +1,4 @@
-"""One answer of a server: what is asked, what its events mean, and what it got wrong."""
+"""One answer of a server: sends the request, interprets its events and reports mismatches."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ THINK_END = "</think>"
 
 
 class Talk:
-    """How one server is spoken to, and what has been said about it already.
+    """The communication with one server, and the messages already printed about it.
 
     Args:
         config: The method's knobs.
         client: The server.
-        target: Whose tokenizer turns text into ids.
+        target: The target, whose tokenizer converts text to ids.
         model: The model's name on the server.
     """
 
@@ -44,19 +44,19 @@ class Talk:
         self._dialect = Dialect(lambda line: self.say_once(line, line))
 
     def say_once(self, kind: str, message: str) -> None:
-        """One line about the server, once a run."""
+        """Prints one line about the server, once per run."""
         if kind not in self._said:
             self._said.add(kind)
             log.warning("%s: %s", self.config.label, message)
 
     def check_tokenizer(self) -> None:
-        """Compares the server's tokens of a difficult text with the target's, by its ids or by its count."""
+        """Compares the server's tokens of a difficult text with the target's, by ids or by count."""
         ids = encode_text(PROBE, self.tokenizer, add_special_tokens=False)
         for chunk in self.ask(ids, SamplingParams(max_new_tokens=4)):
             self.compare_prompt(ids, chunk)
 
     def compare_prompt(self, ids: Sequence[int], chunk: Chunk) -> None:
-        """Says so if the server read another prompt than was meant."""
+        """Reports if the server read a different prompt from the intended one."""
         if self.config.api == "chat":
             return
         reported = chunk.usage["prompt_tokens"] if chunk.usage else None
@@ -70,9 +70,9 @@ class Talk:
             )
 
     def ask(self, ids: Sequence[int], params: SamplingParams) -> Iterator[Chunk]:
-        """The events of one answer; the request is sent when the first is asked for.
+        """Yields the events of one answer; sends the request when the first event is requested.
 
-        What the server refuses is asked another way from then on.
+        If the server refuses a form of the request, later requests use another one.
         """
         return self._dialect.ask(self._client, *self._request(ids, params))
 
@@ -103,13 +103,11 @@ class Talk:
     def _text(self, ids: Sequence[int]) -> str:
         text: str = self.tokenizer.decode(list(ids))
         if encode_text(text, self.tokenizer, add_special_tokens=False) != list(ids):
-            self.say_once(
-                "prompt", "the prompt does not survive as text: its ids change on the way; try prompt=ids"
-            )
+            self.say_once("prompt", "the prompt's ids change when it is sent as text; try prompt=ids")
         return text
 
     def _messages(self, text: str) -> list[dict[str, str]]:
-        """The user's turn inside a chat-templated prompt; a text that is no such prompt is sent as it is."""
+        """Extracts the user's turn from a chat-templated prompt; sends other text unchanged."""
         if getattr(self.tokenizer, "chat_template", None):
             mark = "\x00user\x00"
             turn = {"role": "user", "content": mark}
@@ -139,7 +137,7 @@ class EndpointSession:
         weakref.finalize(self, self._state.settle)
 
     def prefill(self) -> Step:
-        """Sends the prompt and waits for the first tokens; waiting for a busy server counts."""
+        """Sends the prompt and waits for the first tokens, including the wait for a busy server."""
         return self._state.next_step()
 
     def step(self) -> Step:
@@ -153,12 +151,12 @@ class EndpointSession:
 
     @property
     def kv(self) -> KVUsage:
-        """What the server says of its cache: nothing, unless it is hambench."""
+        """The cache usage that the server reports, which only hambench does."""
         return self._state.kv
 
 
 class _State:
-    """What outlives a session by the moment it takes to read the rest."""
+    """State that outlives a session until the rest of the stream is read."""
 
     def __init__(self, talk: Talk, prompt_ids: list[int], params: SamplingParams) -> None:
         self._talk, self._prompt_ids = talk, prompt_ids
@@ -172,7 +170,7 @@ class _State:
         self.kv = KVUsage(None, None)
 
     def next_step(self) -> Step:
-        """The next tokens, however many events they take.
+        """Returns the next tokens, reading as many events as needed.
 
         Raises:
             SessionEndedError: If there are no more.
@@ -199,12 +197,12 @@ class _State:
         raise SessionEndedError("length" if self._finish == "length" else "stop")
 
     def _hidden_end(self) -> Sequence[int]:
-        """The end token that a server without ids counts but does not show."""
+        """Returns the end token that a server without ids counts but does not send."""
         ends = self._finish == "stop" and not self._gives_ids
         return sorted(self._talk.target.eos_ids)[:1] if ends else ()
 
     def settle(self) -> None:
-        """Reads what is left of a finished answer, for the server's counts; an unfinished one is broken off."""
+        """Reads the rest of a finished answer for the server's counts; aborts an unfinished one."""
         complete = self._finish is not None or self._num_ids >= self._limit
         try:
             while complete and (chunk := next(self._chunks, None)) is not None:
@@ -242,12 +240,13 @@ class _State:
         ids = encode_text(text, tokenizer, add_special_tokens=False)
         if tokenizer.decode(ids) != text:
             self._talk.say_once(
-                "pieces", "pieces of text change when tokenised one by one: counts are approximate"
+                "pieces",
+                "pieces of text give different ids when tokenised one by one: counts are approximate",
             )
         return ids
 
     def _as_written(self, chunk: Chunk) -> str:
-        """The text as the model wrote it, thinking and answer in one."""
+        """Returns the text as the model wrote it, with reasoning and answer joined."""
         self._thinking = self._thinking or bool(chunk.reasoning)
         if not (self._thinking and chunk.text):
             return chunk.reasoning or chunk.text

@@ -1,8 +1,8 @@
-"""llama.cpp as a peer, through ``llama-cpp-python``: the CPU's strongest competitor, token ids in and out.
+"""llama.cpp as a peer through ``llama-cpp-python``, the strongest competitor on a CPU.
 
-It runs the GGUF file itself (of the default model: the very file that hambench's copy was de-quantised from), so its
-weights stay in their 4 or 5 bits and its activations are quantised on the way: close to the target, but another
-arithmetic, hence not called lossless.
+Token ids go in and out. It runs the GGUF file itself (for the default model, the file from which hambench's copy was
+de-quantised). So its weights keep their 4 or 5 bits, and it quantises activations. Its arithmetic is close to the
+target's but different, so it does not count as lossless.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class LlamaCppConfig(MethodConfig):
             raise ValueError(f"num_threads must be >= 1, got {self.num_threads}")
 
     def unavailable_for(self, model: str) -> str | None:
-        """Whether the package is installed and there is a file to run."""
+        """Returns why it can't run: the package or the file is missing; ``None`` if it can."""
         if importlib.util.find_spec("llama_cpp") is None:
             return (
                 "llama_cpp needs llama-cpp-python, which is not installed: pip install 'hambench[llama-cpp]'"
@@ -71,7 +71,7 @@ class LlamaCppConfig(MethodConfig):
         return None
 
     def own_sizes(self, model: str) -> Mapping[str, KnobValue]:
-        """Bytes of the embedded model's own file, all of which a token reads; of other files it is not known."""
+        """Returns the bytes of the embedded model's own file, all of which a token reads; unknown for other files."""
         if self.gguf is not None or model not in EMBEDDED:
             return {}
         path = gguf_path(EMBEDDED[model])
@@ -80,7 +80,7 @@ class LlamaCppConfig(MethodConfig):
     def bytes_read(
         self, step: StepRecord, before: StepRecord, sizes: ModelBytes, own_sizes: Mapping[str, KnobValue]
     ) -> float | None:
-        """The file's tensors and a float16 cache, whatever the type of the other cells."""
+        """Counts the file's tensors and a float16 cache, independently of the other cells' dtype."""
         weights = own_sizes.get("weight_bytes")
         if not isinstance(weights, int) or step.target_forwards is None or step.kv_slots is None:
             return None
@@ -113,7 +113,7 @@ class LlamaCppConfig(MethodConfig):
 
 @dataclass(frozen=True)
 class LlamaCpp:
-    """A GGUF file, and contexts that sessions borrow: one has the state of one sequence."""
+    """A GGUF file, and contexts that sessions borrow, each with the state of one sequence."""
 
     name: str
     config: LlamaCppConfig
@@ -137,11 +137,11 @@ class LlamaCpp:
         return LlamaCppSession(self, list(prompt_ids), params)
 
     def borrow(self) -> Any:
-        """A context that no session uses."""
+        """Returns a context that no session uses."""
         return self._free.pop() if self._free else self._new_context()
 
     def give_back(self, context: Any) -> None:
-        """Lets the next session have a context."""
+        """Returns a context for the next session."""
         self._free.append(context)
 
     def _new_context(self) -> Any:
@@ -160,7 +160,7 @@ class LlamaCpp:
 
 
 class LlamaCppSession:
-    """One sequence in a context of its own.
+    """One sequence in its own context.
 
     Args:
         method: The method it belongs to.
@@ -193,7 +193,7 @@ class LlamaCppSession:
         """Emits the next token.
 
         Raises:
-            SessionEndedError: At the limit: the context has no room past it.
+            SessionEndedError: At the limit, beyond which the context has no room.
         """
         if self._num_left == 0:
             raise SessionEndedError("length")
@@ -202,17 +202,17 @@ class LlamaCppSession:
 
     @property
     def kv(self) -> KVUsage:
-        """llama.cpp's own count of evaluated tokens; bytes follow from the model's shape."""
+        """llama.cpp's own count of evaluated tokens, and the bytes that follow from the model's shape."""
         slots = int(self._context.n_tokens)
         return KVUsage(slots, slots * self._bytes_per_slot)
 
 
 @cache
 def check_it_runs(path: Path) -> None:
-    """Tries the file in a process of its own: where llama.cpp crashes, it would take the whole run with it.
+    """Tries the file in a separate process, because a crash of llama.cpp would end the whole run.
 
     Raises:
-        ModelError: If it does.
+        ModelError: If it crashes.
     """
     done = subprocess.run(
         [sys.executable, "-c", PROBE, str(path)], capture_output=True, text=True, check=False, timeout=600
@@ -220,7 +220,7 @@ def check_it_runs(path: Path) -> None:
     if done.returncode < 0:
         # seen with Q4_1 on Sapphire Rapids: https://github.com/ggml-org/llama.cpp/issues/20824
         raise ModelError(
-            f"llama.cpp dies of signal {-done.returncode} on this machine; if its CPU has AMX, whose kernels are known "
+            f"llama.cpp dies from signal {-done.returncode} here; if the CPU has AMX, whose kernels are known "
             f"to, build it without: {WITHOUT_AMX}"
         )
     if done.returncode:

@@ -1,4 +1,4 @@
-"""Holding a library's own generation loop at every piece it streams, so that its steps can be timed one by one."""
+"""Pauses a library's own generation loop at every streamed piece, to time its steps one by one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hambench.errors import NotFiniteError
 
 
 class Burst(NamedTuple):
-    """What the loop did between two pieces."""
+    """The loop's work between two pieces."""
 
     tokens: tuple[int, ...]
     num_forwards: int
@@ -23,19 +23,19 @@ class Burst(NamedTuple):
 
 
 class _Abandoned(BaseException):
-    """Unwinds a loop that nobody waits for any more; no ``except Exception`` of the library may catch it."""
+    """Unwinds an abandoned loop; a ``BaseException``, so that the library's ``except Exception`` can't catch it."""
 
 
 class PausedGenerate:
     """A generation that advances only while :meth:`advance` waits for it.
 
-    The loop has a thread of its own, which ends when this object is no longer used.
+    The loop has its own thread, which ends when this object is no longer used.
 
     Args:
-        generate: Runs the whole loop, giving each piece to the streamer it is handed.
-        model: Its forwards are counted.
-        assistant: The same for a draft model.
-        seed: Seeds a random state of this generation's own (torch has one for all threads); ``None`` draws nothing.
+        generate: Runs the whole loop, passing each piece to the given streamer.
+        model: The model whose forwards to count.
+        assistant: A draft model whose forwards to count.
+        seed: Seed of this generation's own random state, since threads share torch's; ``None`` if it draws nothing.
     """
 
     def __init__(
@@ -50,10 +50,10 @@ class PausedGenerate:
         weakref.finalize(self, _abandon, self._gate, self._thread)
 
     def advance(self) -> Burst | None:
-        """Runs the loop up to its next piece; ``None`` at its end.
+        """Runs the loop up to its next piece; returns ``None`` at its end.
 
         Raises:
-            Exception: What the loop raised.
+            Exception: The exception that the loop raised, if any.
         """
         if self._thread.ident is None:
             self._thread.start()
@@ -61,7 +61,7 @@ class PausedGenerate:
 
 
 class _Gate:
-    """Passes control between the two threads: exactly one of them runs. It is the loop's streamer, too."""
+    """Passes control between the two threads, of which exactly one runs; also serves as the loop's streamer."""
 
     def __init__(self, random_state: _RandomState | None) -> None:
         self._may_run, self._has_stopped = threading.Semaphore(0), threading.Semaphore(0)
@@ -107,7 +107,7 @@ class _Gate:
         self.wait()
 
     def end(self) -> None:
-        """Called by the loop after its last piece; the thread's end says the same."""
+        """Called by the loop after its last piece; does nothing, because the end of the thread signals it."""
 
     def finish(self, error: BaseException | None) -> None:
         self._error, self._ended = error, True
@@ -120,7 +120,7 @@ class _Gate:
 
 
 class _RandomState:
-    """A random state that is torch's global one only while its generation runs."""
+    """A random state that replaces torch's global one while its generation runs."""
 
     def __init__(self, seed: int, device: str) -> None:
         self._device = device if device.startswith("cuda") else None

@@ -1,9 +1,9 @@
-"""transformers' own ``generate`` as a peer: what a user gets without this engine, step by step.
+"""transformers' own ``generate`` as a peer, timed step by step.
 
-``mode`` picks the form: ``dynamic`` (the default cache), ``static`` (a cache of fixed size, with which transformers
-compiles the forward where it does so: on a GPU), ``assistant`` (assisted generation with a draft model) and
-``prompt_lookup``. Generation runs in a thread of its own and is held at every token it streams until the next step is
-asked for, so that a step's time is that of the work between two streamed pieces and of nothing else.
+``mode`` selects the form: ``dynamic`` (the default cache), ``static`` (a cache of fixed size, for which transformers
+compiles the forward on a GPU), ``assistant`` (assisted generation with a draft model) or ``prompt_lookup``. Generation
+runs in its own thread and pauses at every streamed token until the next step is requested, so that a step's time covers
+only the work between two streamed pieces.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class TransformersConfig(MethodConfig):
             raise ValueError(f"max_ngram (n) must be >= 1, got {self.max_ngram}")
 
     def build(self, target: Target) -> TransformersGenerate:
-        """Loads the checkpoint once more, as a transformers model, for all cells that use it."""
+        """Loads the checkpoint again as a transformers model, once for all cells that use it."""
         from hambench.methods.peers.transformers_models import load_assistant, load_model, with_draft_length
 
         model = target.shared(MODEL_KEY, lambda: load_model(target.name, target.dtype, target.device))
@@ -86,7 +86,7 @@ class TransformersGenerate:
         return sum(int(tensor.nbytes) for tensor in tensors)
 
     def warmup(self) -> None:
-        """Decodes a few tokens; with a static cache on a GPU this is where transformers compiles."""
+        """Decodes a few tokens; with a static cache on a GPU, transformers compiles here."""
         from hambench.methods.common.sequence import decode_a_little
 
         decode_a_little(self)
@@ -100,7 +100,7 @@ class TransformersGenerate:
 
 
 class TransformersSession:
-    """One call of ``generate``, held between its steps.
+    """One call of ``generate``, paused between its steps.
 
     Args:
         method: The method it belongs to.
@@ -114,14 +114,14 @@ class TransformersSession:
         self._generation = _paused_generate(method, prompt_ids, params)
 
     def prefill(self) -> Step:
-        """Processes the prompt and emits the first token, or the first burst where the prompt is drafted upon."""
+        """Processes the prompt and emits the first token, or the first burst if the mode drafts after the prompt."""
         return self.step()
 
     def step(self) -> Step:
         """Lets ``generate`` run up to the next piece it streams.
 
         Raises:
-            SessionEndedError: If it had reached its limit.
+            SessionEndedError: If it has reached its limit.
         """
         burst = self._generation.advance()
         if burst is None:
@@ -139,7 +139,7 @@ class TransformersSession:
 
     @property
     def kv(self) -> KVUsage:
-        """Slots in use are all tokens but the newest; the assistant's cache is out of sight, so no bytes are given."""
+        """Slots of all tokens but the newest; no bytes, because the assistant's cache is not accessible."""
         slots = self._num_prompt + self._num_emitted - 1
         if self._method.assistant is not None:
             return KVUsage(slots, None)
@@ -187,7 +187,7 @@ def _paused_generate(
 
 
 def _hush() -> None:
-    """Silences warnings about arguments that are right for the oldest transformers and new names for the newest."""
+    """Silences warnings about arguments that transformers renamed between its oldest and newest supported versions."""
     warnings.filterwarnings("ignore", message=".*past_key_values.*", category=FutureWarning)
     logging.getLogger("transformers.generation.utils").setLevel(logging.ERROR)
 

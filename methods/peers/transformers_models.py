@@ -1,4 +1,4 @@
-"""Loading checkpoints as transformers models: the peer's target, and the drafts of its assisted generation."""
+"""Loads checkpoints as transformers models, for the peer's target and the drafts of assisted generation."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 def load_model(name: str, dtype: torch.dtype, device: torch.device) -> Any:
-    """A checkpoint as a transformers causal LM whose generation config asks for nothing by itself.
+    """Loads a checkpoint as a transformers causal LM with a neutral generation config.
 
     Raises:
-        ModelError: If there is no such model.
+        ModelError: If the model does not exist.
     """
     from transformers.utils.logging import disable_progress_bar
 
@@ -36,7 +36,7 @@ def load_model(name: str, dtype: torch.dtype, device: torch.device) -> Any:
 
 
 def quiet(model: Any) -> Any:
-    """The model without the sampling settings and end tokens of its checkpoint: the engine decides about both."""
+    """Removes the checkpoint's sampling settings and end tokens from the model, because the engine decides on both."""
     from transformers import GenerationConfig
 
     # a pad id keeps generate from choosing (and announcing) one; nothing is ever padded here
@@ -45,10 +45,10 @@ def quiet(model: Any) -> Any:
 
 
 def load_assistant(name: str, model: Any, target: Target) -> Any:
-    """A draft for assisted generation, made or loaded once.
+    """Makes or loads a draft for assisted generation, once.
 
     Raises:
-        ModelError: If its tokens are not the target's.
+        ModelError: If its tokens differ from the target's.
     """
     if name == "int8":
         return target.shared("transformers/int8", lambda: int8_copy(model))
@@ -68,10 +68,10 @@ def _load_other(name: str, model: Any, target: Target) -> Any:
 
 
 def with_draft_length(assistant: Any, num_draft_tokens: int) -> Any:
-    """The assistant, set to draft that many tokens a round.
+    """Sets the assistant to draft a fixed number of tokens per round.
 
-    transformers would lengthen and shorten the draft as it goes, and stop it early at low confidence: both off, so
-    that k means here what it means for ``speculative``.
+    transformers would adapt the draft's length and stop it early at low confidence. Both are off, so that k means the
+    same as for ``speculative``.
     """
     configured = copy.copy(assistant)
     configured.generation_config = copy.deepcopy(assistant.generation_config)
@@ -82,7 +82,7 @@ def with_draft_length(assistant: Any, num_draft_tokens: int) -> Any:
 
 
 def int8_copy(model: Any) -> Any:
-    """A copy whose linear layers hold the same int8 codes as the draft of ``speculative``; the rest is shared."""
+    """Returns a copy with the int8 codes of ``speculative``'s draft in its linear layers; shares the rest."""
     memo = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     quantized = copy.deepcopy(model, memo)
     for parent in list(quantized.modules()):
@@ -93,7 +93,7 @@ def int8_copy(model: Any) -> Any:
 
 
 class _Int8Module(torch.nn.Module):
-    """An :class:`hambench.engine.int8.Int8Linear` where transformers expects a module."""
+    """Wraps an :class:`hambench.engine.int8.Int8Linear` as a module for transformers."""
 
     def __init__(self, linear: torch.nn.Linear) -> None:
         super().__init__()

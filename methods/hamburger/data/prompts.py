@@ -1,4 +1,4 @@
-"""Prompts without a data set: the kinds that benchmarks ask, built from installed packages.
+"""Builds prompts of the kinds that benchmarks ask from installed packages, without a data set.
 
 They come from reasoning-gym generators and from the documentation and sources of installed *third-party* packages. The
 standard library, ``pydoc_data`` and low reasoning-gym seeds are reserved for the offline suites, so that no training

@@ -1,4 +1,4 @@
-"""Chooses who leads HAMburger's greedy macro-steps: one of the engines, or the host."""
+"""Chooses which engine runs HAMburger's greedy macro-steps, or the host."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hambench.methods.hamburger.model import HamburgerModel
 
 
 class Leader(NamedTuple):
-    """Who leads a model's greedy macro-steps."""
+    """The engine that runs a model's greedy macro-steps."""
 
     engine: str
     """``fused``, ``native``, or ``reference``: torch's operations, which the host leads."""
@@ -27,7 +27,7 @@ class Leader(NamedTuple):
 
 
 def leader_of(model: HamburgerModel) -> Leader:
-    """Finds who leads this model's greedy macro-steps, from the engine of its base."""
+    """Finds the engine that runs this model's greedy macro-steps, from the engine of its base."""
     if isinstance(model.base, FusedLlama):
         obstacle = fused_step_obstacle(model)
         make = _fused(model) if obstacle is None else None

@@ -1,4 +1,4 @@
-"""The calls on a greedy macro-step that one engine runs as a whole, whichever engine that is."""
+"""The interface of a greedy macro-step that an engine runs as a whole."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ALWAYS, NEVER = 0.0, 2.0
 
 
 class Emitted(NamedTuple):
-    """What one macro-step brought to the host."""
+    """One macro-step's result on the host."""
 
     tokens: tuple[int, ...]
     continue_probs: tuple[float, ...]
@@ -28,7 +28,7 @@ class MacroStep(abc.ABC):
     Letters in shapes: F feature vectors, D hidden size.
 
     Args:
-        most_tokens: Tokens of a macro-step at most.
+        most_tokens: Maximum number of tokens per macro-step.
         micro_slot_bytes: Bytes that the micro-steps keep of one row, keys and values of every micro layer.
     """
 
@@ -47,24 +47,24 @@ class MacroStep(abc.ABC):
         position: int,
         confidence: float,
     ) -> None:
-        """Gets ready for the macro-step that follows a prompt, without waiting for a device.
+        """Prepares the macro-step after a prompt, without waiting for a device.
 
         Args:
-            features: Of the prompt's last row ``[F, D]``.
+            features: Features of the prompt's last row ``[F, D]``.
             token: Token 1 ``[1]``, int64.
             logit: Its logit ``[1]``, float32.
-            slots: Slots of the cache in use.
-            position: Where the next slot would sit if this macro-step had no tokens.
-            confidence: Go on while P(continue) reaches this.
+            slots: Number of cache slots in use.
+            position: Position of the next slot if this macro-step had no tokens.
+            confidence: Least P(continue) to continue.
         """
 
     @abc.abstractmethod
     def first(self) -> Emitted:
-        """Emits the macro-step that :meth:`begin` made ready."""
+        """Emits the macro-step that :meth:`begin` prepared."""
 
     @abc.abstractmethod
     def next(self) -> Emitted:
-        """Gives the last macro-step's tokens their one slot, which the cache must have, and emits the next one."""
+        """Stores the last macro-step's tokens in one slot, which the cache must have free, and emits the next one."""
 
     def asks_first(self) -> Request:
         """The request that :meth:`first` answers."""
@@ -75,7 +75,7 @@ class MacroStep(abc.ABC):
         return Alone(self.next)
 
     def force(self, num_tokens: int) -> None:
-        """Makes the next macro-steps this long, whatever the stop head says (for benchmarks).
+        """Forces the length of the next macro-steps, overruling the stop head (for benchmarks).
 
         Raises:
             ValueError: If a macro-step can't have so many tokens.
@@ -85,7 +85,7 @@ class MacroStep(abc.ABC):
         self._set_length(num_tokens)
 
     def replace_last(self, tokens: Sequence[int]) -> None:
-        """Puts other tokens in the place of the last macro-step's, before they get their slot (teacher forcing).
+        """Replaces the last macro-step's tokens before they get their slot (teacher forcing).
 
         Raises:
             ValueError: If there are more or fewer of them.

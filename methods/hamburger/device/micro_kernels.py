@@ -1,6 +1,6 @@
-"""The micro-step decoder on the fused kernels, over buffers that stay where they are.
+"""The micro-step decoder on the fused kernels, over buffers with fixed addresses.
 
-Letters in shapes: F feature vectors, S tokens of a macro-step at most, D hidden size.
+Letters in shapes: F feature vectors, S most tokens per macro-step, D hidden size.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from hambench.methods.hamburger.model import HamburgerModel
 
 
 class MicroSteps:
-    """Micro-steps 1 to S - 1 of one macro-step; each returns at once where ``done`` is set.
+    """Micro-steps 1 to S - 1 of one macro-step; each returns at once if ``done`` is set.
 
     Args:
-        model: Its base runs on the kernels.
-        token: The newest token ``[1]``, int64: what a micro-step takes.
+        model: A model whose base runs on the kernels.
+        token: The newest token ``[1]``, int64, which is a micro-step's input.
         done: Device flag ``[1]``, int32.
     """
 
@@ -46,7 +46,7 @@ class MicroSteps:
 
     @staticmethod
     def obstacle(model: HamburgerModel) -> str | None:
-        """Why the kernels can't take this model's micro-steps, ``None`` if they can."""
+        """Returns why the kernels can't run this model's micro-steps; ``None`` if they can."""
         most = model.architecture.num_features + model.architecture.max_micro_steps - 1
         if most > MAX_KEYS:
             return f"{most} rows of features and tokens, more than the {MAX_KEYS} keys of micro_attention"
@@ -54,16 +54,16 @@ class MicroSteps:
 
     @staticmethod
     def slot_bytes(model: HamburgerModel) -> int:
-        """Bytes of one row's keys and values, which lie in the base's type."""
+        """Bytes of one row's keys and values in the base's dtype."""
         shape, size = model.base.shape, model.base.dtype.itemsize
         return 2 * len(model.micro.layers) * shape.num_kv_heads * shape.head_dim * size
 
     def embed_first(self) -> None:
-        """Puts the embedding of token 1 behind the features."""
+        """Writes the embedding of token 1 after the features."""
         torch.index_select(self._base.embedding, 0, self._token, out=self.rows[-1:])
 
     def run(self, number: int) -> None:
-        """Micro-step ``number`` (from 1): takes the newest token and leaves :attr:`hidden`."""
+        """Runs micro-step ``number`` (from 1) on the newest token; writes :attr:`hidden`."""
         buffers = self._buffers if number == 1 else self._buffers.rows(0, 1)
         stream = self.rows if number == 1 else buffers.stream
         for index, layer in enumerate(self._layers):

@@ -1,4 +1,4 @@
-"""The greedy macro-step on the native CPU engine: one call each."""
+"""The greedy macro-step on the native CPU engine, in one native call each."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ class NativeStep(MacroStep):
     """Macro-steps over one cache of the base, one native call each.
 
     Args:
-        model: Its bases are :class:`~hambench.engine.cpu.native_llama.NativeLlama`; see :func:`native_step_obstacle`.
-        cache: Of the base.
-        asks: Whether the stop head is asked; without it every macro-step is one token.
+        model: A model whose bases are :class:`~hambench.engine.cpu.native_llama.NativeLlama`; see
+            :func:`native_step_obstacle`.
+        cache: The base's cache.
+        asks: Whether to run the stop head; without it every macro-step has one token.
     """
 
     def __init__(self, model: HamburgerModel, cache: KVCache, *, asks: bool) -> None:
@@ -117,7 +118,7 @@ class NativeStep(MacroStep):
 
 
 def native_step_obstacle(model: HamburgerModel) -> str | None:
-    """Why this model's macro-steps can't run in native calls, ``None`` if they can."""
+    """Returns why this model's macro-steps can't run in native calls; ``None`` if they can."""
     architecture = model.architecture
     if not all(isinstance(model.base_for(count), NativeLlama) for count in (1, 2)):
         return "its base does not run on the native kernels"
@@ -130,7 +131,7 @@ _packed: weakref.WeakKeyDictionary[HamburgerModel, NativeGrafts] = weakref.WeakK
 
 
 def native_grafts(model: HamburgerModel) -> NativeGrafts:
-    """The model's grafts, packed once."""
+    """Returns the model's grafts, packed once."""
     if model not in _packed:
         _packed[model] = _pack(model)
     return _packed[model]

@@ -16,18 +16,18 @@ from hambench.methods.hamburger.model import HamburgerModel
 
 
 class DeviceSession:
-    """One greedy sequence: the tokens and counts of :class:`~.session.HamburgerSession`, found without waiting between.
+    """One greedy sequence with the tokens and counts of :class:`~.session.HamburgerSession`, without waits.
 
-    What must not be timed (capturing graphs) is done here, before the prompt.
+    The constructor does untimed work, such as graph capture, before the prompt.
 
     Args:
-        model: Its base is a :class:`~hambench.engine.cuda.fused_llama.FusedLlama` or a
-            :class:`~hambench.engine.cpu.native_llama.NativeLlama` that :func:`.choice.leader_of` finds no obstacle for.
+        model: A model whose base is a :class:`~hambench.engine.cuda.fused_llama.FusedLlama` or a
+            :class:`~hambench.engine.cpu.native_llama.NativeLlama`, without an obstacle by :func:`.choice.leader_of`.
         prompt_ids: The prompt; never merged.
-        params: Limit; greedy.
+        params: Limit; sampling must be greedy.
         confidence: Go on while P(continue) reaches this.
-        position_convention: Where a generated slot sits.
-        loop: How a GPU's macro-steps are launched, see :mod:`hambench.engine.cuda.early_exit`.
+        position_convention: Position of a generated slot.
+        loop: Launch mode of a GPU's macro-steps; see :mod:`hambench.engine.cuda.early_exit`.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class DeviceSession:
         return self._step(emitted)
 
     def step(self) -> Asking[Step]:
-        """Gives the last macro-step's tokens their one slot and emits the next macro-step."""
+        """Stores the last macro-step's tokens in one slot and emits the next macro-step."""
         self._cache.require(1)
         emitted = yield self.macro_step.asks_next()
         self._cache.advance(1)

@@ -1,6 +1,6 @@
-"""The greedy macro-step on the device: its tokens, their count and where it ends never pass through the host.
+"""The greedy macro-step on the device, without passing its tokens, count or end through the host.
 
-Letters in shapes: F feature vectors, S tokens of a macro-step at most, D hidden size.
+Letters in shapes: F feature vectors, S most tokens per macro-step, D hidden size.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from hambench.methods.hamburger.model import HamburgerModel
 
 
 class DeviceStep(MacroStep):
-    """Macro-steps over one cache of the base, one copy to the host each.
+    """Macro-steps over one cache of the base, each with one copy to the host.
 
     Slots, positions, the tokens to be merged and the flag that ends a macro-step are device scalars. A macro-step is a
-    chain of parts: merged tokens, base and token 1; then one micro-step a part, every kernel of which returns at once
-    when the flag is set. How the chain is launched is the ``loop``.
+    chain of parts. The first runs merged tokens, base and token 1; each further part is one micro-step, whose kernels
+    return at once if the flag is set. ``loop`` is the launch mode of the chain.
 
     Args:
-        model: Its base is a :class:`~hambench.engine.cuda.fused_llama.FusedLlama` and
-            :func:`fused_step_obstacle` finds nothing.
-        cache: Of the base, empty; its storage is what the macro-steps write.
+        model: A model whose base is a :class:`~hambench.engine.cuda.fused_llama.FusedLlama` and for which
+            :func:`fused_step_obstacle` finds no obstacle.
+        cache: The base's cache, empty; the macro-steps write to its storage.
         asks: Whether the stop head is asked; without it every macro-step is one token.
         loop: See :mod:`hambench.engine.cuda.early_exit`.
     """
@@ -182,7 +182,7 @@ class DeviceStep(MacroStep):
         self._emit(0, self._micro.rows[-2:-1])
 
     def _micro_part(self, number: int) -> None:
-        """One more token, unless the macro-step is over."""
+        """Emits one more token unless the macro-step has ended."""
         self._micro.run(number)
         self._base.greedy_head(self._micro.hidden, self._heads[number], normed=True, done=self._state["done"])
         self._emit(number, self._micro.hidden)
@@ -200,7 +200,7 @@ class DeviceStep(MacroStep):
 
 
 def fused_step_obstacle(model: HamburgerModel) -> str | None:
-    """Why this model's macro-steps can't run on the device, ``None`` if they can."""
+    """Returns why this model's macro-steps can't run on the device; ``None`` if they can."""
     for base in {id(b): b for b in (model.base_for(1), model.base_for(2))}.values():
         if not isinstance(base, FusedLlama):
             return "its base does not run on the fused kernels"
@@ -208,7 +208,7 @@ def fused_step_obstacle(model: HamburgerModel) -> str | None:
 
 
 def device_step(model: HamburgerModel, cache: KVCache, *, asks: bool, loop: Loop) -> DeviceStep:
-    """The macro-steps over a cache, kept with its storage where graphs are."""
+    """Returns the macro-steps over a cache, stored with the cache's storage like graphs."""
     assert isinstance(model.base, FusedLlama)
     return model.base.cached_for(
         cache,

@@ -157,7 +157,7 @@ def test_without_a_compiler_the_error_says_how_to_get_one(monkeypatch, tmp_path)
 def test_a_cache_that_cannot_be_written_is_one_line(fake_compiler, tmp_path):
     fake_compiler()
     (tmp_path / "file").write_text("")
-    with pytest.raises(BuildError, match="can't be kept in"):
+    with pytest.raises(BuildError, match="can't be stored in"):
         build_library(tmp_path / "file" / "cache")
 
 

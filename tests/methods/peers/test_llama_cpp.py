@@ -159,7 +159,7 @@ def test_a_damaged_file_is_told_in_one_line(tmp_path):
 
 def test_a_crash_of_llama_cpp_does_not_take_the_run_with_it(tmp_path, monkeypatch):
     monkeypatch.setattr(llama_cpp, "PROBE", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
-    with pytest.raises(ModelError, match=r"dies of signal 11 .* AMX.*pip install"):
+    with pytest.raises(ModelError, match=r"dies from signal 11 .* AMX.*pip install"):
         llama_cpp.check_it_runs(tmp_path / "any.gguf")
 
 

@@ -105,7 +105,7 @@ def test_weights_trained_on_another_base_are_refused(folder, conversations, tmp_
     recipe = dataclasses.replace(SMALL, micro_epochs=0, lora_rank=2, batch_size=2)
     train(str(folder), recipe, RunOptions(out=out, steps=1), sources=[DataSource(path=conversations)])
     other = save_tiny_model(tmp_path / "other", SHAPE, seed=5)
-    with pytest.raises(ModelError, match="trained on other weights"):
+    with pytest.raises(ModelError, match="trained on different weights"):
         HamburgerConfig(checkpoint=str(out)).build(models.load(str(other), dtype="float32", device="cpu"))
 
 
