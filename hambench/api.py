@@ -81,7 +81,7 @@ class Results:
                     "prompt_tokens": trace.prompt_tokens if trace else None,
                     "new_tokens": len(trace.token_ids) if trace else None,
                     "steps": len(trace.steps) if trace else None,
-                    "seconds": sum(step.seconds for step in trace.steps) if trace else None,
+                    "seconds": trace.seconds if trace else None,
                     "finish": trace.finish if trace else None,
                     "score": primary.get((record.cell, record.sample_id, record.repeat)),
                     "text": record.text,

@@ -191,14 +191,15 @@ class Alone(Request):
 
 
 @overload
-def answered(asked: Asking[T]) -> T: ...
+def answered(asked: Asking[T], answer: Callable[[Request], Any] = ...) -> T: ...
 @overload
-def answered(asked: T) -> T: ...
-def answered(asked: Any) -> Any:
+def answered(asked: T, answer: Callable[[Request], Any] = ...) -> T: ...
+def answered(asked: Any, answer: Callable[[Request], Any] = lambda request: request.answer()) -> Any:
     """Answers every request at once, each alone: how one sequence is decoded.
 
     Args:
         asked: What a session's ``prefill`` or ``step`` gave; anything but a generator is the result itself.
+        answer: Does the work of a request; by default the request itself does.
     """
     if not isinstance(asked, Generator):
         return asked
@@ -206,12 +207,12 @@ def answered(asked: Any) -> Any:
         request = next(asked)
         while True:
             try:
-                answer = request.answer()
+                result = answer(request)
             # a session sees a failure where it asked, as if it had made the call itself
             except Exception as error:
                 request = asked.throw(error)
             else:
-                request = asked.send(answer)
+                request = asked.send(result)
     except StopIteration as end:
         return end.value
 

@@ -125,7 +125,8 @@ class StepRecord:
 
     tokens: tuple[int, ...]
     """Ids kept: nothing past the end of the answer."""
-    seconds: float
+    seconds: float | None
+    """``None`` for a prefill whose keys and values were copied from another cell: nothing was timed."""
     target_forwards: int | None = 1
     draft_forwards: int | None = 0
     micro_forwards: int | None = 0
@@ -143,6 +144,17 @@ class StepRecord:
     """Ids the step emitted past EOS, a stop string or the limit: never counted as output."""
     continue_probs: tuple[float, ...] = ()
 
+    @property
+    def timed_s(self) -> float:
+        """Seconds of a step that was timed: every one after the first.
+
+        Raises:
+            ValueError: If it was not.
+        """
+        if self.seconds is None:
+            raise ValueError("the step was not timed: its prompt was copied from another cell")
+        return self.seconds
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationTrace:
@@ -156,6 +168,18 @@ class GenerationTrace:
     def token_ids(self) -> tuple[int, ...]:
         """All ids kept, in order (EOS included when it was emitted)."""
         return tuple(token for step in self.steps for token in step.tokens)
+
+    @property
+    def ttft_s(self) -> float | None:
+        """Seconds to the first tokens; ``None`` where the prompt was copied from another cell."""
+        return self.steps[0].seconds if self.steps else None
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds of all steps; ``None`` where the prompt was copied from another cell."""
+        if any(step.seconds is None for step in self.steps):
+            return None
+        return math.fsum(step.timed_s for step in self.steps)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -362,6 +386,8 @@ class RunHeader:
     """String behind which the scored text begins, where the model's thinking was cut."""
     chat_template_args: dict[str, str | int | float | bool | None] = field(default_factory=dict)
     """Variables that were given to the model's chat template."""
+    prefill: Literal["shared", "each"] = "each"
+    """Whether cells with the same weights copied a prompt that one of them had read; see ``--prefill``."""
     max_remeasured: int = 2
     """How often a contaminated timing was taken again."""
     suite_spec: dict[str, Any] = field(default_factory=dict)

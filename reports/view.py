@@ -7,12 +7,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from hambench.analysis import metrics
 from hambench.analysis.arms import Arm
 from hambench.analysis.baselines import baseline_cell, baseline_of, has_several
 from hambench.analysis.fidelity import Divergence, divergences
-from hambench.analysis.measurements import measure_run
-from hambench.analysis.metrics import Measurement
+from hambench.analysis.measurements import Measurement, measure_run, metric_value
 from hambench.analysis.pareto import Relation, relation_along
 from hambench.analysis.verdicts import Margins
 from hambench.errors import HambenchError
@@ -175,7 +173,7 @@ class View:
 
         The baseline has no interval, because the others' intervals describe their difference from it.
         """
-        value = metrics.metric_value(self.measured(view, group), metric)
+        value = metric_value(self.measured(view, group), metric)
         if value is None:
             return None
         comparison = self.compared(view, metric, group)

@@ -23,8 +23,8 @@ Parts = tuple[float | None, float | None]
 
 RATES: dict[str, Callable[[GenerationTrace], Parts]] = {
     "tps": lambda trace: (num_decode_tokens([trace]), decode_seconds([trace])),
-    "prefill_tps": lambda trace: (trace.prompt_tokens, trace.steps[0].seconds if trace.steps else None),
-    "end_to_end_tps": lambda trace: (len(trace.token_ids), math.fsum(step.seconds for step in trace.steps)),
+    "prefill_tps": lambda trace: (trace.prompt_tokens, trace.ttft_s),
+    "end_to_end_tps": lambda trace: (len(trace.token_ids), trace.seconds),
     "kv_bytes_per_position": lambda trace: (peak_kv_bytes(trace), num_positions([trace])),
 }
 """Numerator and denominator of one answer in each metric that is a ratio of sums over answers."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from hambench.analysis.drafts.acceptance import (
     drafted_histogram,
 )
 from hambench.analysis.metrics import (
-    Measurement,
+    METRICS,
     acceptance_rate,
     accuracy,
     burst_p50_s,
@@ -45,12 +46,78 @@ from hambench.analysis.metrics import (
     ttft_s,
 )
 from hambench.groups import ALL, group_names, in_group
-from hambench.records import Fidelity, Sample, SampleRecord, Score
+from hambench.records import Estimate, Fidelity, Sample, SampleRecord, Score
 from hambench.registry import is_lossless
 from hambench.store import Run
 
 MORE_REPETITIVE = 0.1
 """Share of a cell's samples by which its repetitive answers must outnumber the baseline's to be said."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """What one cell measured over one group of samples: derived, never stored; ``None`` where nothing gives it."""
+
+    cell: str
+    group: str
+    num_samples: int
+    num_errors: int
+    num_tokens: int
+    tps: float | None
+    ttft_s: float | None
+    num_ttfts: int
+    """Answers whose prefill was timed: ``ttft_s`` rests on them."""
+    tpot_p50_s: float | None
+    tpot_p90_s: float | None
+    tpot_p99_s: float | None
+    tokens_per_target_forward: float | None
+    acceptance_rate: float | None
+    mean_acceptance_length: float | None
+    kv_bytes: float | None
+    kv_compression_output: float | None
+    kv_compression_total: float | None
+    peak_memory_bytes: int | None
+    accuracy: Estimate | None
+    """Points, 0 to 100."""
+    regret: Estimate | None = None
+    agreement: float | None = None
+    target_logprob_per_token: float | None = None
+    distinct_4grams: float | None = None
+    num_repetitive: int = 0
+    """Answers of which fewer than half of the 4-grams are distinct."""
+    num_judged: int = 0
+    """Answers that the target has judged."""
+    kv_bytes_per_position: float | None = None
+    prefill_tps: float | None = None
+    end_to_end_tps: float | None = None
+    burst_p50_s: float | None = None
+    burst_p99_s: float | None = None
+    num_truncated: int = 0
+    num_score_errors: int = 0
+    """Samples that were answered but whose primary scorer failed."""
+    num_decode_steps: int = 0
+    num_target_forwards: int | None = 0
+    num_draft_forwards: int | None = 0
+    num_micro_forwards: int | None = 0
+    num_drafted: int | None = 0
+    num_accepted: int | None = 0
+    num_relaxed: int | None = 0
+    num_kv_slots: int | None = 0
+    num_thinking_tokens: int | None = None
+    """Of ``num_tokens``, those up to the end of the thinking; ``None`` where the run did not say what ends it."""
+    other_load: float | None = None
+    """Mean share of the machine's CPU time that other processes took, 0..1."""
+    tokens_per_step_histogram: dict[int, int] = field(default_factory=dict)
+    acceptance_conditional: dict[int, float] = field(default_factory=dict)
+    """By place in the draft, see :mod:`hambench.analysis.drafts.acceptance`."""
+    acceptance_joint: dict[int, float] = field(default_factory=dict)
+    drafted_histogram: dict[int, int] = field(default_factory=dict)
+
+
+def metric_value(measurement: Measurement, name: str) -> float | None:
+    """The plain number of a metric, e.g. the value of the accuracy estimate."""
+    value = getattr(measurement, METRICS[name].name)
+    return value.value if isinstance(value, Estimate) else value
 
 
 def measure_run(run: Run) -> list[Measurement]:
@@ -100,6 +167,7 @@ def measure(
         prefill_tps=prefill_tps(traces),
         end_to_end_tps=end_to_end_tps(traces),
         ttft_s=ttft_s(traces),
+        num_ttfts=sum(trace.ttft_s is not None for trace in traces),
         tpot_p50_s=tpot_p50_s(traces),
         tpot_p90_s=tpot_p90_s(traces),
         tpot_p99_s=tpot_p99_s(traces),

@@ -13,7 +13,7 @@ import inspect
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
@@ -37,17 +37,19 @@ def tps(traces: Traces) -> float | None:
 
 
 def prefill_tps(traces: Traces) -> float | None:
-    """Prompt tokens processed per second of prefill: Σ prompt tokens / Σ seconds of the first step."""
-    return _ratio(sum(trace.prompt_tokens for trace in traces), sum(_ttfts(traces)))
+    """Prompt tokens processed per second of prefill: Σ prompt tokens / Σ seconds of the first step, where timed."""
+    timed = [trace for trace in traces if trace.ttft_s is not None]
+    return _ratio(sum(trace.prompt_tokens for trace in timed), sum(_ttfts(timed)))
 
 
 def end_to_end_tps(traces: Traces) -> float | None:
-    """Tokens per second as a user waits for them: Σ tokens / Σ seconds of all steps, the prefill included."""
-    return _ratio(num_tokens(traces), sum(step.seconds for trace in traces for step in trace.steps))
+    """Tokens per second as a user waits for them: Σ tokens / Σ seconds of all steps, where the prefill was timed."""
+    timed = [(trace, seconds) for trace in traces if (seconds := trace.seconds) is not None]
+    return _ratio(num_tokens([trace for trace, _ in timed]), sum(seconds for _, seconds in timed))
 
 
 def ttft_s(traces: Traces) -> float | None:
-    """Time to first token: seconds from the request to its first tokens on the host; median over answers."""
+    """Time to first token: seconds from the request to its first tokens on the host; median over answers timed."""
     return percentile(_ttfts(traces), 50)
 
 
@@ -74,12 +76,12 @@ def tpot_p99_s(traces: Traces) -> float | None:
 
 def burst_p50_s(traces: Traces) -> float | None:
     """Median seconds of one decode step: how long a reader waits between bursts of tokens."""
-    return percentile([step.seconds for step in decode_steps(traces)], 50)
+    return percentile([step.timed_s for step in decode_steps(traces)], 50)
 
 
 def burst_p99_s(traces: Traces) -> float | None:
     """99th percentile of the seconds of one decode step, the longest waits between bursts; from 299 steps on."""
-    return percentile([step.seconds for step in decode_steps(traces)], 99)
+    return percentile([step.timed_s for step in decode_steps(traces)], 99)
 
 
 # what a method did
@@ -219,69 +221,11 @@ def accuracy(points: Mapping[str, Sequence[float]]) -> Estimate | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measurement:
-    """What one cell measured over one group of samples: derived, never stored; ``None`` where nothing gives it."""
-
-    cell: str
-    group: str
-    num_samples: int
-    num_errors: int
-    num_tokens: int
-    tps: float | None
-    ttft_s: float | None
-    tpot_p50_s: float | None
-    tpot_p90_s: float | None
-    tpot_p99_s: float | None
-    tokens_per_target_forward: float | None
-    acceptance_rate: float | None
-    mean_acceptance_length: float | None
-    kv_bytes: float | None
-    kv_compression_output: float | None
-    kv_compression_total: float | None
-    peak_memory_bytes: int | None
-    accuracy: Estimate | None
-    """Points, 0 to 100."""
-    regret: Estimate | None = None
-    agreement: float | None = None
-    target_logprob_per_token: float | None = None
-    distinct_4grams: float | None = None
-    num_repetitive: int = 0
-    """Answers of which fewer than half of the 4-grams are distinct."""
-    num_judged: int = 0
-    """Answers that the target has judged."""
-    kv_bytes_per_position: float | None = None
-    prefill_tps: float | None = None
-    end_to_end_tps: float | None = None
-    burst_p50_s: float | None = None
-    burst_p99_s: float | None = None
-    num_truncated: int = 0
-    num_score_errors: int = 0
-    """Samples that were answered but whose primary scorer failed."""
-    num_decode_steps: int = 0
-    num_target_forwards: int | None = 0
-    num_draft_forwards: int | None = 0
-    num_micro_forwards: int | None = 0
-    num_drafted: int | None = 0
-    num_accepted: int | None = 0
-    num_relaxed: int | None = 0
-    num_kv_slots: int | None = 0
-    num_thinking_tokens: int | None = None
-    """Of ``num_tokens``, those up to the end of the thinking; ``None`` where the run did not say what ends it."""
-    other_load: float | None = None
-    """Mean share of the machine's CPU time that other processes took, 0..1."""
-    tokens_per_step_histogram: dict[int, int] = field(default_factory=dict)
-    acceptance_conditional: dict[int, float] = field(default_factory=dict)
-    """By place in the draft, see :mod:`hambench.analysis.drafts.acceptance`."""
-    acceptance_joint: dict[int, float] = field(default_factory=dict)
-    drafted_histogram: dict[int, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class MetricInfo:
     """What a number is: one row of ``hambench ls metrics``."""
 
     name: str
-    """Field of :class:`Measurement`."""
+    """Field of :class:`~hambench.analysis.measurements.Measurement`."""
     unit: str
     better: Better
     metric_class: MetricClass
@@ -338,12 +282,6 @@ METRICS: dict[str, MetricInfo] = {
 """Every metric by name."""
 
 
-def metric_value(measurement: Measurement, name: str) -> float | None:
-    """The plain number of a metric, e.g. the value of the accuracy estimate."""
-    value = getattr(measurement, METRICS[name].name)
-    return value.value if isinstance(value, Estimate) else value
-
-
 def decode_steps(traces: Traces) -> Iterable[StepRecord]:
     """All steps after the first of each trace."""
     return (step for trace in traces for step in trace.steps[1:])
@@ -351,7 +289,7 @@ def decode_steps(traces: Traces) -> Iterable[StepRecord]:
 
 def decode_seconds(traces: Traces) -> float:
     """Σ seconds of the steps after the first."""
-    return sum(step.seconds for step in decode_steps(traces))
+    return sum(step.timed_s for step in decode_steps(traces))
 
 
 def num_decode_tokens(traces: Traces) -> int:
@@ -372,7 +310,7 @@ def percentile(values: Sequence[float] | np.ndarray, q: float) -> float | None:
 
 
 def _ttfts(traces: Traces) -> list[float]:
-    return [trace.steps[0].seconds for trace in traces if trace.steps]
+    return [seconds for trace in traces if (seconds := trace.ttft_s) is not None]
 
 
 def _decode_slots(traces: Traces) -> int | None:

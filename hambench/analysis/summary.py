@@ -19,8 +19,7 @@ from hambench.analysis.cold_start import start_ups
 from hambench.analysis.comparisons import COMPARED, compare_run
 from hambench.analysis.drafts.costs import draft_costs
 from hambench.analysis.fidelity import REGRET_WORDS, Identity, time_line, token_identity
-from hambench.analysis.measurements import measure_run, repetition_cautions
-from hambench.analysis.metrics import Measurement
+from hambench.analysis.measurements import Measurement, measure_run, repetition_cautions
 from hambench.analysis.suite_averages import averages_of
 from hambench.analysis.thinking import counted_apart
 from hambench.groups import ALL, in_group
@@ -160,6 +159,8 @@ def render_table(run: Run, *, group: str = ALL, width: int = 150) -> str:
     for line in repetition_cautions(run, {m.cell: m for m in measured}):
         console.print(Text(f"! {line}"), soft_wrap=True)
     console.print(table)
+    if line := timed_prefills(measured):
+        console.print(Text(line), soft_wrap=True)
     judged = any(measurement.num_judged for measurement in measured)
     shown = {m.cell for m in measured}
     for cell in cells:
@@ -183,6 +184,19 @@ def render_table(run: Run, *, group: str = ALL, width: int = 150) -> str:
         beside = f" against {judge.label}" if several and judge else ""
         console.print(Text(f"{label}{beside}: {verdict_words(against)}"), soft_wrap=True)
     return out.getvalue().rstrip("\n")
+
+
+def timed_prefills(measured: Sequence[Measurement]) -> str:
+    """How many timings each TTFT rests on, where that is not every answer; else empty."""
+    counts = [m.num_ttfts for m in measured if m.num_samples]
+    if not counts or all(m.num_ttfts >= m.num_samples for m in measured):
+        return ""
+    fewest, most = min(counts), max(counts)
+    span = str(most) if fewest == most else f"{fewest} to {most}"
+    return (
+        f"TTFT rests on {span} timings per cell: cells with the same weights read a prompt once and copy it "
+        "(`--prefill each` times every cell)."
+    )
 
 
 def verdict_words(against: Sequence[Comparison]) -> str:

@@ -101,7 +101,7 @@ def _measure(
         record = generator.record(Job(cell, sample, repeat), load_meter)
         writer.append_record(record)
         if record.trace is not None:
-            steps_s += sum(step.seconds for step in record.trace.steps)
+            steps_s += record.trace.seconds or 0.0
             num_tokens += len(record.trace.token_ids)
     wall_s = time.perf_counter() - began
     return Overhead(
@@ -130,7 +130,7 @@ def _measure_on(place: Executor, generator: Generator, sample: Sample, num_recor
             )
             place.run(generator, writer, work)
         traces = [record.trace for record in load_run(writer.folder).measured if record.trace is not None]
-    seconds = [sum(step.seconds for step in trace.steps) for trace in traces]
+    seconds = [sum(step.timed_s for step in trace.steps) for trace in traces]
     return Overhead(
         cell=cell.label,
         num_records=num_records,

@@ -94,6 +94,14 @@ Examples:
     metavar="TOKEN",
     help="Score (and look for stop strings in) only the text after the last TOKEN, e.g. </think>.",
 )
+@click.option(
+    "--prefill",
+    type=click.Choice(["shared", "each"]),
+    default="shared",
+    show_default=True,
+    help="shared: on a CPU, cells with the same weights read a sample's prompt once, and only the reader has a TTFT; "
+    "each: every cell reads it.",
+)
 @click.option("--ignore-eos", is_flag=True, help="Decode fixed lengths; measures speed only, no scores.")
 @click.option(
     "--allow-code-execution", is_flag=True, help="Let HumanEval and MBPP run programs that the model wrote."
@@ -283,6 +291,7 @@ def request_from(
             top_p=options["top_p"],
             seed=options["seed"],
             ignore_eos=options["ignore_eos"],
+            prefill=options["prefill"],
             think_end=options["think_end"],
             chat_template_args=parse_arguments(options["chat_template_args"]),
         ),
@@ -318,6 +327,7 @@ def _refuse_other_options(folder: Path) -> None:
         "device": header.model.get("device"),
         **{name: getattr(header, name) for name in ("limit", "repeats", "seed", "temperature", "top_p")},
         "ignore_eos": header.ignore_eos,
+        "prefill": header.prefill,
         "fidelity": header.fidelity,
         "max_new_tokens": None if header.max_new_tokens is None else str(header.max_new_tokens),
         "suite": header.suites[0] if len(header.suites) == 1 else None,

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Generator, Sequence
 import torch
 
 from hambench.decoding import DecodingMethod, KVUsage, SamplingParams, SessionEndedError, Step, answered
+from hambench.engine.requests.prompts import ReadPrompts
 from hambench.records import FinishReason, GenerationTrace, StepRecord
 
 Clock = Callable[[], float]
@@ -29,6 +30,7 @@ def generate(
     think_end: str | None = None,
     decode_text: DecodeText | None = None,
     max_steps: int | None = None,
+    prompts: ReadPrompts | None = None,
     clock: Clock = time.perf_counter,
 ) -> GenerationTrace:
     """Decodes one answer to its end; see :func:`stream` for the arguments."""
@@ -41,6 +43,7 @@ def generate(
         think_end=think_end,
         decode_text=decode_text,
         max_steps=max_steps,
+        prompts=prompts,
         clock=clock,
     )
     steps = []
@@ -61,6 +64,7 @@ def stream(
     think_end: str | None = None,
     decode_text: DecodeText | None = None,
     max_steps: int | None = None,
+    prompts: ReadPrompts | None = None,
     clock: Clock = time.perf_counter,
 ) -> Generator[StepRecord, None, FinishReason]:
     """Decodes one answer and yields each step as it is measured; returns why the answer ended.
@@ -74,6 +78,8 @@ def stream(
         think_end: String that ends the model's thinking; the loop searches for stop strings only after it.
         decode_text: Turns ids into text; required with ``stop``.
         max_steps: Most steps, including the prefill.
+        prompts: Copies a prompt that the same model has just read for another method; by default each is read. Where
+            anything of the prefill was copied, its step has no seconds.
         clock: Returns seconds from any fixed point.
     """
     if not prompt_ids:
@@ -84,14 +90,24 @@ def stream(
     session = method.start(prompt_ids, params)
     num_emitted = 0
     num_steps = 0
+    num_copied, keeping_s = (prompts.num_copied, prompts.keeping_s) if prompts is not None else (0, 0.0)
     while True:
+        seconds: float | None
         with torch.inference_mode():
             began = clock()
             try:
-                step = answered(session.prefill() if num_steps == 0 else session.step())
+                if num_steps > 0:
+                    step = answered(session.step())
+                elif prompts is None:
+                    step = answered(session.prefill())
+                else:
+                    step = answered(session.prefill(), prompts.answer)
             except SessionEndedError as end:
                 return end.finish
             seconds = clock() - began if step.seconds is None else step.seconds
+            if prompts is not None and num_steps == 0:
+                copied = prompts.num_copied > num_copied
+                seconds = None if copied else seconds - (prompts.keeping_s - keeping_s)
         num_steps += 1
         tokens, finish = _trim(step.tokens, params.max_new_tokens - num_emitted, eos_ids, ends_text)
         num_emitted += len(tokens)
@@ -114,7 +130,7 @@ def _trim(
     return tuple(tokens[:room]), "length" if len(tokens) >= room else None
 
 
-def _measured(step: Step, tokens: tuple[int, ...], seconds: float, kv: KVUsage) -> StepRecord:
+def _measured(step: Step, tokens: tuple[int, ...], seconds: float | None, kv: KVUsage) -> StepRecord:
     return StepRecord(
         tokens=tokens,
         seconds=seconds,

@@ -109,7 +109,7 @@ def fastest_work(traces: Sequence[GenerationTrace]) -> tuple[int, float]:
     if len({tuple(step.tokens for step in turn) for turn in steps}) > 1:
         each = [(num_decode_tokens([trace]), decode_seconds([trace])) for trace in traces]
         return min(each, key=lambda work: (work[1] / work[0] if work[0] else math.inf, work[1]))
-    seconds = math.fsum(min(step.seconds for step in same) for same in zip(*steps, strict=True))
+    seconds = math.fsum(min(step.timed_s for step in same) for same in zip(*steps, strict=True))
     return num_decode_tokens(traces[:1]), seconds
 
 

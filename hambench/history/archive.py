@@ -26,8 +26,8 @@ import msgspec
 
 from hambench.analysis.baselines import baseline_of
 from hambench.analysis.comparisons import ratio_to_baseline
-from hambench.analysis.measurements import measure_run
-from hambench.analysis.metrics import METRICS, Better, metric_value
+from hambench.analysis.measurements import measure_run, metric_value
+from hambench.analysis.metrics import METRICS, Better
 from hambench.decoding import KnobValue
 from hambench.errors import HambenchError, IncompleteError, StoreError, UnknownNameError
 from hambench.files import write_new

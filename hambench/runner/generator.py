@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from hambench.decoding import DecodingMethod, SamplingParams
 from hambench.errors import HambenchError
@@ -24,8 +24,10 @@ from hambench.runner.sweep import config_of
 from hambench.store import RecordKey, RunWriter
 
 if TYPE_CHECKING:
+    from hambench.engine.requests.prompts import ReadPrompts
     from hambench.models.target import TargetModel
 
+Prefill = Literal["shared", "each"]
 MAX_REMEASURED_SHARE = 0.2
 """Most extra work a noisy machine may cause, as a share of the run's records."""
 
@@ -95,6 +97,9 @@ class DecodingOptions:
     """String that ends the model's thinking: what is scored begins behind it, and stop strings count from there."""
     chat_template_args: dict[str, str | int | float | bool | None] = dataclasses.field(default_factory=dict)
     """Variables of the model's chat template."""
+    prefill: Prefill = "shared"
+    """``shared``: a prompt is read once per sample for all cells with the same weights, and copied (on a CPU; a GPU's
+    peak of memory belongs to one answer, which must read for itself). ``each``: every cell reads."""
     max_remeasured: int = 2
     """How often a contaminated timing is taken again."""
 
@@ -149,6 +154,8 @@ class Generator:
         self.target, self.cells, self.options = target, cells, options
         target.chat_arguments = options.chat_template_args
         self._methods: dict[str, DecodingMethod] = {}
+        # sample and repeat that prompts are kept for, and the cells that were asked
+        self._asked: tuple[tuple[str, int], set[str]] | None = None
         self._targets: dict[tuple[str, str], TargetModel] = {}
         self._conversations = Conversations(target.tokenizer, options.chat_template_args)
 
@@ -226,6 +233,7 @@ class Generator:
                     stop=() if options.ignore_eos else sample.stop,
                     think_end=options.think_end,
                     decode_text=target.tokenizer.decode,
+                    prompts=self._prompts_for(job),
                 )
                 calls = native_calls(job.cell.kernels)
                 meanwhile = load.read(helpers)
@@ -253,6 +261,23 @@ class Generator:
             throttles=throttles,
         )
         return dataclasses.replace(record, contaminated=_is_contaminated(record))
+
+    @cached_property
+    def _prompts(self) -> ReadPrompts | None:
+        from hambench.engine.requests.prompts import ReadPrompts
+
+        shared = self.options.prefill == "shared" and self.target.device.type == "cpu"
+        return ReadPrompts() if shared and len(self.cells) > 1 else None
+
+    def _prompts_for(self, job: Job) -> ReadPrompts | None:
+        """What other cells have read of this sample; nothing where a cell is asked again, which is then timed."""
+        if self._prompts is not None:
+            key = (job.sample.sample_id, job.repeat)
+            if self._asked is None or self._asked[0] != key or job.cell.label in self._asked[1]:
+                self._prompts.forget()
+                self._asked = (key, set())
+            self._asked[1].add(job.cell.label)
+        return self._prompts
 
     def warm_up(self, append_telemetry: Callable[[dict[str, Any]], None]) -> None:
         """Builds and warms up the method of every cell; passes the readings to ``append_telemetry``."""

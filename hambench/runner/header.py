@@ -53,6 +53,7 @@ def make_header(prepared: Prepared, folder: Path) -> RunHeader:
         fidelity=request.fidelity,
         think_end=request.decoding.think_end,
         chat_template_args=request.decoding.chat_template_args,
+        prefill=request.decoding.prefill,
         max_remeasured=request.decoding.max_remeasured,
         model={
             **dataclasses.asdict(target.identity),

@@ -47,9 +47,9 @@ class Exposition:
         """Counts one step; ``num_prompt_tokens`` is only given for the prefill."""
         if num_prompt_tokens is not None:
             self._prompt_tokens.inc(num_prompt_tokens)
-            self._first.observe(step.seconds)
+            self._first.observe(step.timed_s)
         else:
-            self._burst.observe(step.seconds)
+            self._burst.observe(step.timed_s)
         self._tokens.inc(len(step.tokens))
         self._forwards.inc(step.target_forwards or 0)
         if step.drafted:

@@ -85,7 +85,7 @@ def usage(traces: Sequence[GenerationTrace], method: str) -> dict[str, Any]:
             "steps": sum(len(trace.steps) for trace in traces),
             "tokens_per_target_forward": tokens_per_target_forward(traces),
             "acceptance_rate": acceptance_rate(traces),
-            "seconds": sum(step.seconds for trace in traces for step in trace.steps),
+            "seconds": sum(step.timed_s for trace in traces for step in trace.steps),
         },
     }
 

@@ -103,7 +103,7 @@ def _facts(
 ) -> str:
     tokens, steps = len(trace.token_ids), len(trace.steps)
     facts = [f"{tokens} token{'s' * (tokens != 1)} in {steps} step{'s' * (steps != 1)}"]
-    decode = sum(step.seconds for step in trace.steps[1:])
+    decode = sum(step.timed_s for step in trace.steps[1:])
     later = sum(len(step.tokens) for step in trace.steps[1:])
     if decode > 0 and later:
         facts.append(f"{later / decode:.1f} tokens/s")
@@ -141,7 +141,8 @@ def _parting_words(parting: Divergence | None) -> str:
 
 def _tip(number: int, step: StepRecord) -> str:
     count = len(step.tokens)
-    tip = f"step {number}: {count} token{'s' * (count != 1)}, {seconds_text(step.seconds)}, ids "
+    took = "prompt copied, not timed" if step.seconds is None else seconds_text(step.seconds)
+    tip = f"step {number}: {count} token{'s' * (count != 1)}, {took}, ids "
     tip += " ".join(map(str, step.tokens))
     if step.drafted:
         tip += f"; drafted {step.drafted}, accepted {step.accepted}, rejected {step.drafted - (step.accepted or 0)}"

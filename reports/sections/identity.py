@@ -26,7 +26,7 @@ def identity(view: View, *, include_host: bool = False) -> list[Facts]:
     """Lists what ran, on which model, data and machine, and how to run it again."""
     header = view.run.header
     records = view.run.measured
-    seconds = sum(step.seconds for r in records if r.trace is not None for step in r.trace.steps)
+    seconds = sum(step.seconds or 0.0 for r in records if r.trace is not None for step in r.trace.steps)
     run = (
         ("Run", header.run_id),
         ("Made (UTC)", header.created_at),

@@ -199,11 +199,11 @@ def _table(name: str, curves: Sequence[tuple[CellView, np.ndarray]]) -> Table:
 
 
 def _ttfts(traces: Sequence[GenerationTrace]) -> list[float]:
-    return [trace.steps[0].seconds for trace in traces if trace.steps]
+    return [seconds for trace in traces if (seconds := trace.ttft_s) is not None]
 
 
 def _bursts(traces: Sequence[GenerationTrace]) -> list[float]:
-    return [step.seconds for step in metrics.decode_steps(traces)]
+    return [step.timed_s for step in metrics.decode_steps(traces)]
 
 
 def _tick(value: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hambench.analysis.fidelity import token_identity
+from hambench.analysis.measurements import Measurement
 from hambench.analysis.suite_averages import averages_of, left_out
 from hambench.groups import ALL, Bounds, bounds_by_group, group_title
 from hambench.records import Estimate, Verdict
@@ -183,6 +184,12 @@ def _group_table(view: View, groups: Sequence[str], *, name: str, title: str, ca
     )
 
 
+def _ttft(m: Measurement) -> str:
+    """The TTFT, with its timings where a prompt was copied from another cell."""
+    copied = m.num_ttfts < m.num_samples and m.ttft_s is not None
+    return f"{seconds_text(m.ttft_s)} (n={m.num_ttfts})" if copied else seconds_text(m.ttft_s)
+
+
 def _row(view: View, cell: CellView, group: str) -> tuple[TableCell, ...]:
     m = view.measured(cell, group)
     speed, accuracy = view.compared(cell, "tps", group), view.compared(cell, "accuracy", group)
@@ -230,7 +237,7 @@ def _row(view: View, cell: CellView, group: str) -> tuple[TableCell, ...]:
         number_cell(m.kv_bytes, bytes_text(m.kv_bytes), metric="kv_bytes"),
         number_cell(m.kv_compression_output, metric="kv_compression_output"),
         number_cell(m.kv_compression_total, metric="kv_compression_total"),
-        number_cell(m.ttft_s, seconds_text(m.ttft_s), metric="ttft_s"),
+        number_cell(m.ttft_s, _ttft(m), metric="ttft_s"),
         number_cell(m.tpot_p50_s, seconds_text(m.tpot_p50_s), metric="tpot_p50_s"),
         number_cell(m.tpot_p90_s, seconds_text(m.tpot_p90_s), metric="tpot_p90_s"),
         number_cell(m.tpot_p99_s, seconds_text(m.tpot_p99_s), metric="tpot_p99_s"),

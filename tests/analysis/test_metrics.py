@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hambench.analysis import metrics
-from hambench.analysis.measurements import measure
-from hambench.analysis.metrics import Measurement
+from hambench.analysis.arms import RATES
+from hambench.analysis.measurements import Measurement, measure, metric_value
 from hambench.analysis.statistics.intervals import macro_average, proportion_interval
 from hambench.groups import group_names
 from hambench.records import GenerationTrace, Sample, SampleRecord, Score, StepRecord
@@ -52,6 +52,27 @@ def measured(
     records: list[SampleRecord], scores: list[Score], samples: list[Sample], group: str = "all"
 ) -> Measurement:
     return measure(records, scores, {s.sample_id: s for s in samples}, cell="vanilla", group=group)
+
+
+def test_an_answer_whose_prompt_was_copied_has_no_time_of_its_prefill() -> None:
+    """Absent, never 0: the wait for a first token rests on the answers whose prompt the cell read itself."""
+    copied = dataclasses.replace(step(1), seconds=None)
+    timed, second = trace(step(1, seconds=3.0), step(1, seconds=1.0)), trace(copied, step(1, seconds=1.0))
+    assert (timed.ttft_s, second.ttft_s) == (3.0, None)
+    assert (timed.seconds, second.seconds) == (4.0, None)
+    assert metrics.ttft_s([timed, second]) == 3.0
+    assert metrics.prefill_tps([timed, second]) == pytest.approx(10 / 3)
+    assert metrics.end_to_end_tps([timed, second]) == pytest.approx(2 / 4)
+    assert metrics.tps([timed, second]) == pytest.approx(2 / 2)
+    for metric in (metrics.ttft_s, metrics.prefill_tps, metrics.end_to_end_tps):
+        assert metric([second]) is None
+    with pytest.raises(ValueError, match="was not timed"):
+        copied.timed_s  # noqa: B018
+    samples = [sample(0), sample(1)]
+    found = measured([record(samples[0], timed), record(samples[1], second)], [], samples)
+    assert (found.num_samples, found.num_ttfts, found.ttft_s) == (2, 1, 3.0)
+    for metric, parts in (("prefill_tps", (10, None)), ("end_to_end_tps", (2, None)), ("tps", (1, 1.0))):
+        assert RATES[metric](second) == parts
 
 
 def test_tps_is_a_ratio_of_sums_that_leaves_the_prefill_step_out() -> None:
@@ -145,7 +166,7 @@ def test_warm_ups_and_other_cells_are_left_out() -> None:
 
 def test_nothing_measured_is_none_everywhere_and_not_zero() -> None:
     empty = measured([], [], [sample(0)])
-    numbers = {name: metrics.metric_value(empty, name) for name in metrics.METRICS}
+    numbers = {name: metric_value(empty, name) for name in metrics.METRICS}
     assert all(value is None or (value == 0 and name.startswith("num_")) for name, value in numbers.items())
 
 

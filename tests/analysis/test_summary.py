@@ -34,6 +34,34 @@ def test_there_is_one_object_per_cell_with_all_that_is_measured(run):
     assert vanilla["acceptance_rate"] is None
 
 
+def without_prefill_times(run, *, but):
+    """The run with copied prompts in all answers but so many of each cell."""
+    left = dict.fromkeys((cell.label for cell in run.header.cells), but)
+    records = []
+    for record in run.records:
+        if record.trace is not None:
+            left[record.cell] -= 1
+            if left[record.cell] < 0:
+                first, *rest = record.trace.steps
+                steps = (dataclasses.replace(first, seconds=None), *rest)
+                record = dataclasses.replace(record, trace=dataclasses.replace(record.trace, steps=steps))
+        records.append(record)
+    return dataclasses.replace(run, records=tuple(records))
+
+
+def test_the_table_says_how_many_timings_a_ttft_rests_on(run):
+    said = "TTFT rests on 2 timings per cell: cells with the same weights read a prompt once"
+    assert said not in render_table(run)
+    some = without_prefill_times(run, but=2)
+    assert said in render_table(some)
+    for item in cell_objects(some):
+        assert (item["num_ttfts"], item["ttft_s"] is None) == (2, False)
+    none = without_prefill_times(run, but=0)
+    assert "TTFT rests on 0 timings per cell" in render_table(none)
+    for item in cell_objects(none):
+        assert (item["num_ttfts"], item["ttft_s"]) == (0, None)
+
+
 @pytest.mark.parametrize(
     ("mine", "theirs", "first"),
     [((1, 2), (1, 2), None), ((1, 2), (1, 3), 1), ((1,), (1, 2), 1), ((), (), None)],

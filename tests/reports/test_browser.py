@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from hambench.analysis import metrics
-from hambench.analysis.measurements import measure_run
+from hambench.analysis.measurements import measure_run, metric_value
 from hambench.bench.browser import wait_until
 from hambench.groups import ALL
 from hambench.reports import ReportOptions, render_html
@@ -103,7 +103,7 @@ def test_numbers_in_the_page_equal_numbers_recomputed_from_the_run(
     for label, numbers in shown:
         measured = next(m for m in measure_run(view.run) if m.cell == label and m.group == ALL)
         for name in set(numbers) & set(metrics.METRICS):
-            expected = metrics.metric_value(measured, name)
+            expected = metric_value(measured, name)
             if expected is None:
                 assert numbers[name] is None, (label, name)
             else:

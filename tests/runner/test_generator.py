@@ -11,17 +11,17 @@ from hambench.machine import load
 from hambench.machine.load import CpuLoadMeter
 from hambench.methods.common.sampling import choose, generator_for
 from hambench.records import Cell, Sample
-from hambench.runner.generator import DecodingOptions, Generator, Job, noise_seed
+from hambench.runner.generator import DecodingOptions, Generator, Job, noise_seed, schedule
 
 
-def sample(doc_id: int) -> Sample:
+def sample(doc_id: int, *, prompt: str = "abcd") -> Sample:
     return Sample(
         sample_id=f"s/t/{doc_id}",
         suite="s",
         task="t",
         category="c",
         doc_id=doc_id,
-        prompt="abcd",
+        prompt=prompt,
         stop=(),
         max_new_tokens=4,
     )
@@ -60,3 +60,72 @@ def test_a_peak_of_memory_is_that_of_its_answer_and_a_cpu_has_none(target, monke
     monkeypatch.setattr("hambench.runner.generator.reset_peak_memory", lambda device: reset("cuda"))
     monkeypatch.setattr("hambench.runner.generator.allocator_peak_bytes", lambda device: peak("cuda"))
     assert generator.record(Job(cell, sample(0), 0), CpuLoadMeter()).peak_memory_bytes == 500
+
+
+CELLS = tuple(
+    Cell(method=method, label=label, knobs=knobs, model="m", dtype="float32")
+    for method, label, knobs in (
+        ("vanilla", "vanilla", {}),
+        ("prompt_lookup", "prompt_lookup", {}),
+        ("speculative", "speculative[k=2]", {"num_draft_tokens": 2}),
+    )
+)
+
+
+def records_of(target, options, samples, *, cells=CELLS, repeats=2):
+    generator = Generator(target, cells, options)
+    return [generator.record(job, CpuLoadMeter()) for job in schedule(cells, samples, repeats)]
+
+
+def test_a_prompt_is_read_once_per_sample_and_every_cell_is_timed_in_its_turn(target) -> None:
+    samples = [sample(number, prompt=f"abcd{number}" * 4) for number in range(3)]
+    each = records_of(target, DecodingOptions(prefill="each"), samples)
+    shared = records_of(target, DecodingOptions(), samples)
+    assert all(record.trace.ttft_s is not None for record in each)
+    assert [record.trace.token_ids for record in shared] == [record.trace.token_ids for record in each]
+    by_sample: dict[tuple[str, int], list[str]] = {}
+    for record in shared:
+        if record.trace.ttft_s is not None:
+            by_sample.setdefault((record.sample_id, record.repeat), []).append(record.cell)
+    # who comes first reads for all, and a repeat reads again
+    assert len(by_sample) == 6
+    assert all(len(timed) == 1 for timed in by_sample.values())
+    assert {cell for timed in by_sample.values() for cell in timed} == {cell.label for cell in CELLS}
+
+
+def test_a_cell_that_is_asked_again_reads_again(target) -> None:
+    """A timing that was disturbed is replaced by a timing."""
+    generator, load_meter = Generator(target, CELLS, DecodingOptions()), CpuLoadMeter()
+    first, again = (generator.record(Job(CELLS[0], sample(0), 0), load_meter) for _ in range(2))
+    other = generator.record(Job(CELLS[1], sample(0), 0), load_meter)
+    assert first.trace.ttft_s is not None
+    assert again.trace.ttft_s is not None
+    assert other.trace.ttft_s is None
+
+
+def test_a_prompt_that_failed_to_be_read_is_read_by_the_next_cell(target, monkeypatch) -> None:
+    generator, load_meter = Generator(target, CELLS, DecodingOptions()), CpuLoadMeter()
+    read, calls = type(target.llama).prefill, []
+
+    def fail_once(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 1:
+            raise RuntimeError("out of memory")
+        return read(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(target.llama), "prefill", fail_once)
+    failed, second, third = (
+        generator.record(Job(cell, sample(0), 0), load_meter) for cell in CELLS[:2] + CELLS[1:2]
+    )
+    assert "out of memory" in failed.error
+    assert second.trace.ttft_s is not None
+    assert third.trace.ttft_s is not None
+
+
+def test_one_cell_alone_and_a_gpu_share_nothing(target, monkeypatch) -> None:
+    assert Generator(target, CELLS[:1], DecodingOptions())._prompts is None
+    assert Generator(target, CELLS, DecodingOptions(prefill="each"))._prompts is None
+    assert Generator(target, CELLS, DecodingOptions())._prompts is not None
+    # there an answer's peak of memory is its own
+    monkeypatch.setattr(type(target), "device", torch.device("cuda"))
+    assert Generator(target, CELLS, DecodingOptions())._prompts is None

@@ -182,7 +182,7 @@ def _delta(run: Run, cell: Cell, baseline: Cell, verify: VerifyCost) -> float | 
             if step.draft_seconds is not None:
                 drafting += step.draft_seconds / unit[sample]
             elif verify.widest is not None:
-                drafting += step.seconds / unit[sample] - verify(1 + step.drafted)
+                drafting += step.timed_s / unit[sample] - verify(1 + step.drafted)
             else:
                 return None
             forwards += count
@@ -200,8 +200,8 @@ def _verify_seconds(step: StepRecord) -> float | None:
     if step.target_forwards != 1 or step.drafted is None:
         return None
     if step.draft_seconds is not None:
-        return step.seconds - step.draft_seconds
-    return step.seconds if _draft_forwards(step) == 0 else None
+        return step.timed_s - step.draft_seconds
+    return step.timed_s if _draft_forwards(step) == 0 else None
 
 
 def _answers(run: Run, cell: Cell) -> Iterable[tuple[str, GenerationTrace]]:
