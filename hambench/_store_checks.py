@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from hambench.groups import Bounds
 from hambench.records import Fidelity, Sample, SampleRecord, Score
 
 
@@ -40,6 +41,45 @@ def odd_reading(reading: dict[str, Any]) -> str | None:
             msgspec.convert(reading.get(name), kind)
         except msgspec.ValidationError as error:
             return f"{name} of a reading: {error}"
+    return None
+
+
+class _Plan(msgspec.Struct):
+    """What a header says of a task, as far as anything reads it."""
+
+    own: bool = False
+    config: str = ""
+    settings: dict[str, Any] = {}
+    metric: str = ""
+    category: str = ""
+    shown_by: str = ""
+    runs_code: bool = False
+    bounds: Bounds | None = None
+
+    def __post_init__(self) -> None:
+        if not self.own and not self.config:
+            raise ValueError("config must name a task file of lm-eval, got ''")
+
+
+class _Spec(msgspec.Struct):
+    """What a header says of its suite."""
+
+    suite: str = ""
+    averages: str | None = None
+    asks_accuracy: bool = True
+    tasks: dict[str, _Plan] = {}
+
+    def __post_init__(self) -> None:
+        if self.averages and not self.suite:
+            raise ValueError("suite must be named where averages are asked for, got ''")
+
+
+def odd_spec(spec: dict[str, Any]) -> str | None:
+    """Why a header's ``suite_spec`` can't be used; ``None`` where it can. Other fields may be anything."""
+    try:
+        msgspec.convert(spec, _Spec)
+    except msgspec.ValidationError as error:
+        return f"suite_spec: {error}"
     return None
 
 

@@ -21,7 +21,7 @@ from typing import Any, Self, TypeVar
 import msgspec
 from filelock import FileLock, Timeout
 
-from hambench._store_checks import misfit, misjudged, odd_reading
+from hambench._store_checks import misfit, misjudged, odd_reading, odd_spec
 from hambench.errors import FolderTakenError, StoreError
 from hambench.files import disk_errors, make_folders, reason_of, write_bytes
 from hambench.records import (
@@ -335,6 +335,8 @@ def load_header(folder: Path) -> RunHeader:
         header = msgspec.convert(_with_kinds(stored), RunHeader)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise StoreError(f"{path} is not a run header: {error}") from error
+    if reason := odd_spec(header.suite_spec):
+        raise StoreError(f"{path}: {reason}")
     labels = [cell.label for cell in header.cells]
     if not labels:
         raise StoreError(f"{path} names no cells: nothing was to be measured")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hambench.errors import DataError, HambenchError, UnknownNameError
+from hambench.files import printable
 from hambench.records import Edition, Sample, SampleRecord, Score
 from hambench.run_notes import Note
 from hambench.suites.catalogue import AVERAGES, SUITES
@@ -292,7 +293,7 @@ def _capture_own(request: CaptureRequest, path: Path) -> Capture:
         raise HambenchError(
             f"--edition offline says nothing about prompts of one's own ({path}): leave it out"
         )
-    stem = path.resolve().name.partition(".")[0] or "prompts"
+    stem = printable(path.resolve().name).partition(".")[0] or "prompts"
     taken = stem in SUITES or stem in OFFLINE_SUITE.values()
     own = capture_own(
         path,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hambench.errors import DataError, HambenchError, UnknownNameError
+from hambench.files import printable
 from hambench.records import Edition
 from hambench.suites.catalogue import ENTRIES, SUITES, TaskEntry, preset_of, tasks_of
 from hambench.suites.harness.lm_tasks import find_config, lm_eval_version
@@ -174,7 +175,7 @@ def rows_of(entry: TaskEntry, *, source: str, data: Path | None, seed: int, limi
         return (
             found
             if isinstance(found, Rows)
-            else Rows(found.rows, origin=str(found.path), sha256=found.sha256, note=found.note)
+            else Rows(found.rows, origin=printable(str(found.path)), sha256=found.sha256, note=found.note)
         )
     if entry.hub is None:
         return Rows(None, origin="hub")
@@ -203,7 +204,7 @@ def _plain_rows(data: Path, entry: TaskEntry) -> Rows | None:
     if path is None:
         return None
     found = read_rows(path)
-    return Rows(found.rows, origin=str(found.path), sha256=found.sha256, note=found.note)
+    return Rows(found.rows, origin=printable(str(found.path)), sha256=found.sha256, note=found.note)
 
 
 def _configured(entry: TaskEntry, settings: Mapping[str, Any]) -> Asked:

@@ -85,7 +85,7 @@ def read_rows(path: Path, columns: Sequence[str] = ()) -> RowFile:
     rows, lines, repaired = [], [], []
     may_hold_halves = _HALF_ESCAPED.search(text) is not None
     for number, row in parse(path, text):
-        whole = _without_halves(row) if may_hold_halves else row
+        whole = without_halves(row) if may_hold_halves else row
         if whole != row:
             repaired.append(number)
             row = whole
@@ -188,15 +188,15 @@ def _json(path: Path, text: str) -> Iterator[tuple[int, Row]]:
         yield number, row
 
 
-def _without_halves(value: Any) -> Any:
+def without_halves(value: Any) -> Any:
     """Returns a JSON value with U+FFFD for each half of a surrogate pair: no encoder takes one."""
     match value:
         case str():
             return _HALF.sub("\ufffd", value)
         case list():
-            return [_without_halves(each) for each in value]
+            return [without_halves(each) for each in value]
         case dict():
-            return {_without_halves(key): _without_halves(each) for key, each in value.items()}
+            return {without_halves(key): without_halves(each) for key, each in value.items()}
         case _:
             return value
 

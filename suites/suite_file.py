@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hambench.errors import DataError, UnknownNameError
+from hambench.files import printable
 from hambench.yaml_files import read_yaml
 
 Settings = Mapping[str, Any]
@@ -28,7 +29,7 @@ def read_suite_file(path: Path) -> tuple[str, tuple[tuple[str, Settings], ...]]:
     for key in loaded:
         if key not in ("name", "tasks"):
             raise DataError(f"{path}: a suite file may only contain `name:` and `tasks:`, got {key!r}")
-    name = loaded.get("name", path.stem)
+    name = loaded.get("name", printable(path.stem))
     if not isinstance(name, str) or not name.strip():
         raise DataError(f"{path}: the suite's name must be a string, got {name!r}")
     tasks: dict[str, Settings] = {}

@@ -15,7 +15,7 @@ from hambench.errors import HambenchError
 from hambench.records import Edition, Sample
 from hambench.suites.catalogue import TaskEntry
 from hambench.suites.resolve import Asked, rows_of, task_plan
-from hambench.suites.suite_file import LENGTH_KEYS
+from hambench.suites.suite_file import LENGTH_KEYS, check_settings
 
 DEFAULT_MAX_NEW_TOKENS = 256
 """lm-eval's own limit for tasks that set none."""
@@ -118,7 +118,17 @@ def make_task(name: str, plan: Mapping[str, Any], rows: Any, **more: Any) -> Any
 
 
 def scoring_task(name: str, plan: Mapping[str, Any], samples: Sequence[Sample]) -> Any:
-    """Builds the lm-eval task over stored rows, for its filters and metrics."""
+    """Builds the lm-eval task over stored rows, for its filters and metrics.
+
+    The plan may come from a run folder of others: nothing in it is code.
+
+    Raises:
+        HambenchError: If its task file, a setting or a metric is none that may be used.
+    """
+    from hambench.suites.harness.lm_tasks import check_own_metrics
+
+    check_settings(plan["settings"], f"task {name!r}")
+    check_own_metrics(plan["config"], plan["settings"])
     # the task's own preparation was applied to the rows when they were captured
     docs = [with_long_columns(sample).doc for sample in samples]
     return make_task(name, plan, docs, process_docs=None)

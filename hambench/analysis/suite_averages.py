@@ -120,7 +120,7 @@ def left_out(averages: Sequence[CellAverages]) -> list[str]:
 
 def _cell_averages(run: Run, cell: str, suite: str, kind: str, bounds: Mapping[str, Bounds]) -> CellAverages:
     average = suite_average(
-        run.scores, run.samples, cell=cell, suite=suite, tasks=run.header.suite_spec["tasks"]
+        run.scores, run.samples, cell=cell, suite=suite, tasks=run.header.suite_spec.get("tasks", {})
     )
     lengths: dict[str, float | None] = {}
     if "lengths" in kind:

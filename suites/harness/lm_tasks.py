@@ -98,15 +98,56 @@ def load_config(config: str) -> dict[str, Any]:
     The import uses :mod:`hambench.suites.harness.shims`.
 
     Args:
-        config: Path relative to lm-eval's ``tasks`` folder, or absolute.
+        config: Path relative to lm-eval's ``tasks`` folder.
+
+    Raises:
+        HambenchError: If it lies elsewhere, or its answers are programs that would run outside the sandbox.
     """
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    from hambench.suites.harness.shims import task_imports
+    from hambench.suites.harness.shims import sandbox_templates, scores_in_sandbox, task_imports
 
-    path = tasks_folder() / config
+    path = _own_file(config)
+    sandbox_templates()
     with task_imports(path):
-        return dict(deepcopy(load_yaml(path)))
+        loaded = dict(deepcopy(load_yaml(path)))
+    if loaded.get("unsafe_code") and not scores_in_sandbox(path):
+        raise HambenchError(
+            f"lm-eval's task {loaded.get('task', config)!r} runs programs that the model writes, outside any sandbox: "
+            "hambench asks the tasks of HumanEval and MBPP, whose programs it can put into its own"
+        )
+    return loaded
+
+
+def _own_file(config: str) -> Path:
+    root = tasks_folder().resolve()
+    path = (root / config).resolve()
+    if not path.is_relative_to(root):
+        # a task file names functions of modules next to it: code that a run folder of others must not bring along
+        raise HambenchError(f"the task file {config!r} is not one of lm-eval's own, and others are not run")
+    return path
+
+
+def check_own_metrics(config: str, settings: Mapping[str, Any]) -> None:
+    """Checks that the metrics that ``settings`` name need no code from elsewhere.
+
+    lm-eval looks for a name that it does not know among the programs of the package ``evaluate``, which may be files
+    of the current folder.
+
+    Raises:
+        HambenchError: If a metric is neither of lm-eval nor of the task's own file.
+    """
+    from lm_eval.api import metrics, registry
+
+    assert metrics  # importing it fills the registry
+    asked = settings.get("metric_list") or []
+    own = (load_config(config).get("metric_list") or []) if asked else []
+    for each in asked:
+        if each in own:
+            continue
+        name = each.get("metric") if isinstance(each, dict) and not each.get("hf_evaluate") else None
+        if not isinstance(name, str) or name not in registry.METRIC_REGISTRY:
+            raise HambenchError(f"the metric {each!r} is not one of lm-eval's own, and others are not run")
 
 
 def build_task(
@@ -120,7 +161,7 @@ def build_task(
     """Builds the lm-eval task over ``rows``.
 
     Args:
-        config: Task file, relative to lm-eval's folder or absolute.
+        config: Task file, relative to lm-eval's folder.
         name: Name for the task.
         settings: Keys that replace the file's; ``max_gen_toks`` and ``until`` go into its ``generation_kwargs``.
         rows: Rows of the split to run; ``None`` lets the task load its own data set.
@@ -152,7 +193,7 @@ def build_task(
             if loaded.get(key) not in splits:
                 loaded[key] = None
         loaded["custom_dataset"] = lambda **_: {split: _dataset(name, each) for split, each in splits.items()}
-    with task_imports(tasks_folder() / config):
+    with task_imports(_own_file(config)):
         task = ConfigurableTask(config=loaded)
     if task.config.num_fewshot is None:
         task.set_config("num_fewshot", 0)

@@ -41,6 +41,32 @@ def task_imports(config: Path) -> Iterator[None]:
         yield
 
 
+@functools.cache
+def sandbox_templates() -> None:
+    """Puts the templates of tasks into jinja2's sandbox, for the rest of the process.
+
+    A template of a stored run comes from whoever made the run folder, and an unconfined one can run any code.
+    """
+    from jinja2.sandbox import SandboxedEnvironment
+    from lm_eval import utils
+
+    own = utils.env
+    sandbox = SandboxedEnvironment(
+        loader=own.loader, undefined=own.undefined, keep_trailing_newline=own.keep_trailing_newline
+    )
+    sandbox.filters.update(own.filters)
+    utils.env = sandbox
+
+
+def scores_in_sandbox(config: Path) -> bool:
+    """Whether programs of the task run by ``evaluate``'s ``code_eval``, which is hambench's sandbox here."""
+    return "evaluate" in _imported_beside(config) and not _starts_programs(config)
+
+
+def _starts_programs(config: Path) -> bool:
+    return any("subprocess" in path.read_text(encoding="utf-8") for path in config.parent.glob("*.py"))
+
+
 @contextlib.contextmanager
 def fast_lm_eval() -> Iterator[None]:
     """Speeds lm-eval up, and makes its results independent of other installed packages, in the context.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hambench.errors import BadRowsError, DataError, HambenchError, listed
+from hambench.files import printable
 from hambench.records import Sample, SampleRecord, Score
 from hambench.run_notes import Note
 from hambench.suites.harness.shims import fast_lm_eval, longbench_metrics
@@ -99,7 +100,7 @@ def capture_own(
             "shown_by": "category",
             "metric": "",
             "runs_code": False,
-            "origin": path.name,
+            "origin": printable(path.name),
             "sha256": file.sha256,
             "num_rows": sum(other.task == each.task for other in placed),
         }
@@ -193,7 +194,7 @@ def _placed(rows: Iterable[RawRow], path: Path) -> tuple[list[_Placed], int]:
         raise BadRowsError(str(path), problems)
     categories = {question.category for *_, question in questions}
     as_one = bool(categories & set(SPEC_BENCH)) and bool(categories & set(MT_BENCH))
-    fallback = path.resolve().name.partition(".")[0] or "prompts"
+    fallback = printable(path.resolve().name).partition(".")[0] or "prompts"
     placed = []
     for index, where, name, question in questions:
         task = question.category or fallback
@@ -252,13 +253,14 @@ def _samples(placed: _Placed, *, suite: str, template: ChatTemplate | None) -> I
 
 
 def _notes(chosen: list[_Placed], num_empty: int, path: Path) -> Iterator[Note]:
+    shown = printable(path.name)
     scored = sum(each.question.metric is not None for each in chosen)
     with_references = sum(any(each.question.references) for each in chosen)
     if not scored:
         unread = f" ({with_references} rows have a reference without a metric)" if with_references else ""
         yield Note(
             "unscored",
-            f"Accuracy was not asked: no row of {path.name} has a reference and a metric{unread}. Speed, memory and "
+            f"Accuracy was not asked: no row of {shown} has a reference and a metric{unread}. Speed, memory and "
             "regret were.",
         )
     elif scored < len(chosen):
@@ -267,8 +269,8 @@ def _notes(chosen: list[_Placed], num_empty: int, path: Path) -> Iterator[Note]:
         )
     if num_empty:
         yield Note(
-            "left_out", f"{num_empty} rows of {path.name} ask nothing (no text of a user) and are left out."
+            "left_out", f"{num_empty} rows of {shown} ask nothing (no text of a user) and are left out."
         )
     unread_columns = tuple(dict.fromkeys(name for each in chosen for name in each.question.unread))
     if unread_columns:
-        yield Note("other", f"Columns of {path.name} that are not read: {listed(unread_columns, 8)}.")
+        yield Note("other", f"Columns of {shown} that are not read: {listed(unread_columns, 8)}.")

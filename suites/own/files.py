@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from hambench.errors import DataError
-from hambench.files import expanded, reason_of
-from hambench.suites.rows import unpacked
+from hambench.files import expanded, printable, reason_of
+from hambench.suites.rows import unpacked, without_halves
 
 TABLES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".csv", ".parquet")
 """Endings of files with one row per question."""
@@ -77,7 +77,15 @@ def read_rows(path: Path) -> RawFile:
         rows = list(parse(path, text))
     if not rows:
         raise DataError(f'{path} holds no rows: give one question per line, like {{"prompt": "…"}}')
-    return RawFile(tuple(rows), hashlib.sha256(raw).hexdigest())
+    return RawFile(tuple(map(_as_text, rows)), hashlib.sha256(raw).hexdigest())
+
+
+def _as_text(raw: RawRow) -> RawRow:
+    if without_halves(raw.row) == raw.row:
+        return raw
+    return RawRow(
+        raw.where, {}, "holds half a surrogate pair, which is not text: write both halves, or \\ufffd for it"
+    )
 
 
 def _jsonl(path: Path, text: str) -> Iterator[RawRow]:
@@ -192,8 +200,8 @@ def _folder(folder: Path) -> RawFile:
                 )
             )
             continue
-        row = {"prompt": text, "id": inside.with_suffix("").as_posix()}
+        row = {"prompt": text, "id": printable(inside.with_suffix("").as_posix())}
         if len(inside.parts) > 1:
-            row["category"] = inside.parts[0]
+            row["category"] = printable(inside.parts[0])
         rows.append(RawRow(str(path), row))
     return RawFile(tuple(rows), digest.hexdigest())

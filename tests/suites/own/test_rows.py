@@ -1,7 +1,9 @@
 """A user's files: what is read, and that every bad row is one line with its place and the fix."""
 
 import json
+import os
 
+import msgspec
 import pandas as pd
 import pytest
 
@@ -149,6 +151,34 @@ def test_every_bad_row_is_one_line_with_file_line_and_fix(tmp_path):
     assert "must be an object" in lines[1]
     assert f"has the id '1' of {path}, line 1" in lines[2]
     assert all("\n" not in line for line in raised.value.lines)
+
+
+@pytest.mark.parametrize(
+    "row", [{"prompt": "a \ud83d b"}, {"turns": ["a", "\udc00"]}, {"prompt": "a", "note": "\ud800"}]
+)
+@pytest.mark.parametrize("name", ["x.jsonl", "x.json"])
+def test_half_a_surrogate_pair_is_a_bad_row(tmp_path, name, row):
+    rows = [{"prompt": "whole 😀"}, row]
+    path = tmp_path / name
+    path.write_text(json.dumps(rows) if name == "x.json" else "\n".join(map(json.dumps, rows)))
+    with pytest.raises(BadRowsError) as raised:
+        asked(path)
+    (line,) = raised.value.lines[1:]
+    assert line.startswith(
+        f"{path}, {'element' if name == 'x.json' else 'line'} 2: holds half a surrogate pair"
+    )
+
+
+def test_names_that_are_not_utf_8_are_spelled_out(tmp_path):
+    folder = tmp_path / os.fsdecode(b"all\xff")
+    (folder / os.fsdecode(b"kind\xfe")).mkdir(parents=True)
+    (folder / os.fsdecode(b"kind\xfe") / os.fsdecode(b"\xfd.txt")).write_text("hello")
+    for path in (folder, folder / os.fsdecode(b"kind\xfe") / os.fsdecode(b"\xfc.jsonl")):
+        if path.suffix == ".jsonl":
+            path.write_text(json.dumps({"prompt": "hello"}))
+        captured = asked(path)
+        msgspec.json.encode([captured.spec, captured.samples, captured.notes])
+        assert "\\x" in captured.suite
 
 
 def test_the_lines_of_a_csv_are_those_of_the_file(tmp_path):
