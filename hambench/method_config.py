@@ -22,7 +22,7 @@ from hambench.method_facts import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from hambench.decoding import DecodingMethod, Target
+    from hambench.decoding import DecodingMethod, SamplingParams, Target
     from hambench.records import StepRecord
 
 
@@ -42,6 +42,11 @@ class MethodConfig(ABC):
     """Values the sweep takes by default."""
     in_all: ClassVar[bool] = True
     """Whether ``--methods all`` includes it; a peer with an engine of its own is asked for by name."""
+    all_settings: ClassVar[tuple[Mapping[str, KnobValue], ...]] = ({},)
+    """Knobs of the settings that ``--methods all`` takes, where the command line does not give them; the axis is swept
+    unless one of them fixes it."""
+    beyond_all: ClassVar[str] = ""
+    """What ``--methods all`` leaves out of the method, for ``hambench plan``; empty if nothing."""
     lossless: ClassVar[bool] = False
     """Whether its answers follow the target's own distribution by design, up to the rounding of the arithmetic."""
     control: ClassVar[Mapping[str, KnobValue]] = {}
@@ -147,6 +152,18 @@ class MethodConfig(ABC):
         return self.lossless
 
     @property
+    def variant(self) -> str:
+        """Word for settings that are a curve of their own among those of a method; empty for the usual ones."""
+        return ""
+
+    def unavailable_when(self, params: SamplingParams) -> str | None:
+        """Why this configuration can't decode this way (a rule that needs sampling, say); ``None`` when it can.
+
+        Asked before a run begins.
+        """
+        return None
+
+    @property
     def depends_on_order(self) -> bool:
         """Whether an answer's counts depend on the answers before it: such a cell has no exact gate."""
         return False
@@ -216,11 +233,15 @@ class MethodConfig(ABC):
         raise HambenchError(f"{cls.method}: {name} must be {wanted}, got {value!r}")
 
     @classmethod
+    def _given(cls, knobs: Mapping[str, Any] | None) -> set[str]:
+        """Fields that knobs name, by their own names or aliases."""
+        return {cls.aliases.get(name, name).replace("-", "_") for name in knobs or {}}
+
+    @classmethod
     def sweep(cls, knobs: Mapping[str, Any] | None = None) -> tuple[Self, ...]:
         """Configs of the default sweep: the axis expanded unless ``knobs`` fixes it."""
         fixed = dict(knobs or {})
-        given = {cls.aliases.get(name, name) for name in fixed}
-        if cls.axis is None or cls.axis in given:
+        if cls.axis is None or cls.axis in cls._given(fixed):
             return (cls.from_knobs(fixed),)
         return tuple(cls.from_knobs({**fixed, cls.axis: value}) for value in cls.axis_values)
 

@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from hambench.decoding import MethodConfig, SamplingParams
+from hambench.decoding import SamplingParams
 from hambench.method_facts import Look, Phase, ShortOption
 from hambench.methods.common.facts import DRAFT_TOKENS, SAMPLE, VERIFY
 from hambench.methods.common.lookup import PROPOSE, TAKE_IN
+from hambench.methods.common.verification_rules import Verification
+from hambench.methods.common.verified import CONFIDENCE, VerifiedConfig
 
 if TYPE_CHECKING:
     from hambench.decoding import Target
@@ -21,15 +23,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptLookupConfig(MethodConfig):
-    """Proposes what followed the current words before, without a draft model, and verifies it; lossless."""
+class PromptLookupConfig(VerifiedConfig):
+    """Proposes what followed the current words before and verifies it, without a draft; lossless unless relaxed."""
 
     method: ClassVar[str] = "prompt_lookup"
-    lossless: ClassVar[bool] = True
-    aliases: ClassVar[dict[str, str]] = {"k": "num_draft_tokens", "n": "max_ngram"}
+    aliases: ClassVar[dict[str, str]] = {"k": "num_draft_tokens", "n": "max_ngram", "c": "confidence"}
+    beyond_all: ClassVar[str] = "other lengths (-k) and relaxed acceptance (--confidence)"
     look: ClassVar[Look | None] = Look("green", "^", (1.5, 1.5))
     phases: ClassVar[tuple[Phase, ...]] = (SAMPLE, PROPOSE, TAKE_IN, *VERIFY)
-    short_options: ClassVar[tuple[ShortOption, ...]] = (DRAFT_TOKENS,)
+    short_options: ClassVar[tuple[ShortOption, ...]] = (DRAFT_TOKENS, CONFIDENCE)
 
     num_draft_tokens: int = 5
     """Most tokens proposed a step."""
@@ -37,14 +39,19 @@ class PromptLookupConfig(MethodConfig):
     """Longest suffix looked up; shorter ones are tried when it has no match."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.num_draft_tokens < 1:
             raise ValueError(f"num_draft_tokens (k) must be >= 1, got {self.num_draft_tokens}")
         if self.max_ngram < 1:
             raise ValueError(f"max_ngram (n) must be >= 1, got {self.max_ngram}")
 
-    def token_drafter(self) -> NgramIndex:
+    def drafter(self) -> NgramIndex:
         """Returns the index of one sequence."""
         return NgramIndex(self.max_ngram, self.num_draft_tokens)
+
+    def token_drafter(self) -> NgramIndex | None:
+        """Returns the index; ``None`` if relaxed, because acceptance then does not follow from tokens."""
+        return self.drafter() if self.is_lossless else None
 
     def build(self, target: Target) -> PromptLookup:
         """Wraps the target; loads nothing."""
@@ -58,8 +65,12 @@ class PromptLookup:
     name: str
     config: PromptLookupConfig
     target: Target
-    lossless: bool = True
     extra_weight_bytes: int = 0
+
+    @property
+    def lossless(self) -> bool:
+        """Whether only the target's own tokens are kept."""
+        return self.config.is_lossless
 
     def warmup(self) -> None:
         """Decodes a few tokens; the made-up prompt repeats itself, so verification warms up too."""
@@ -70,12 +81,14 @@ class PromptLookup:
     def start(self, prompt_ids: Sequence[int], params: SamplingParams) -> LookupSession:
         """Opens a session; see :class:`hambench.decoding.DecodingMethod`."""
         from hambench.methods.common.lookup import LookupSession
-        from hambench.methods.common.sequence import TargetSequence
+        from hambench.methods.common.sequence import TargetSequence, refuse
 
         sequence = TargetSequence(self.target, prompt_ids, params)
         # a short answer has no room for a long draft
-        sequence.prepare(range(1, min(self.config.num_draft_tokens, params.max_new_tokens - 1) + 2))
-        return LookupSession(sequence, self.config.token_drafter())
+        refuse(self.config, params)
+        most_drafted = min(self.config.num_draft_tokens, params.max_new_tokens - 1)
+        sequence.prepare(range(1, most_drafted + 2), logits=not self.lossless)
+        return LookupSession(sequence, self.config.drafter(), Verification(self.config.relaxed))
 
 
 class NgramIndex:

@@ -7,14 +7,26 @@ argmaxes; sampled drafting uses exact rejection sampling, so the output distribu
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from hambench.decoding import KnobValue, KVUsage, MethodConfig, SamplingParams, Step
+from hambench.decoding import KnobValue, KVUsage, SamplingParams, Step
 from hambench.method_facts import Ceiling, Look, MethodCeilings, ModelBytes, Phase, ShortOption
+from hambench.methods.common.draft_length import DraftCosts, DraftLength
 from hambench.methods.common.facts import DRAFT_TOKENS, SAMPLE, VERIFY
 from hambench.methods.common.speculation import SpeculationBytes
+from hambench.methods.common.verification_rules import (
+    DEFAULT_CONFIDENCE,
+    DRAFT_STOP,
+    EXACT,
+    VERIFICATION,
+    Verification,
+    check_rule,
+    check_share,
+)
+from hambench.methods.common.verified import CONFIDENCE, VerifiedConfig
 
 if TYPE_CHECKING:
     from hambench.decoding import Asking, Target
@@ -31,14 +43,19 @@ ACCEPTANCES = (0.7, 0.8, 0.9, 0.95, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpeculativeConfig(MethodConfig):
-    """Drafts k tokens with a cheap model and verifies them in one forward of the target; lossless."""
+class SpeculativeConfig(VerifiedConfig):
+    """Drafts k tokens with a cheap model and verifies them in one forward of the target; lossless unless relaxed."""
 
     method: ClassVar[str] = "speculative"
-    lossless: ClassVar[bool] = True
+    confidence_relaxes: ClassVar[bool] = False
     axis: ClassVar[str | None] = "num_draft_tokens"
     axis_values: ClassVar[tuple[KnobValue, ...]] = (2, 4)
-    aliases: ClassVar[dict[str, str]] = {"k": "num_draft_tokens"}
+    aliases: ClassVar[dict[str, str]] = {"k": "num_draft_tokens", "c": "confidence"}
+    all_settings: ClassVar[tuple[Mapping[str, KnobValue], ...]] = ({"num_draft_tokens": 4},)
+    beyond_all: ClassVar[str] = (
+        "other draft lengths (-k), drafts that end by confidence (draft_stop), relaxed acceptance (accept), "
+        "verification by blocks, a shared cache (kv=shared) and other drafts"
+    )
     look: ClassVar[Look | None] = Look("blue", "s", (5, 2))
     phases: ClassVar[tuple[Phase, ...]] = (
         SAMPLE,
@@ -46,7 +63,7 @@ class SpeculativeConfig(MethodConfig):
         Phase("hambench.methods.common.drafting", "SharedDrafter.propose", "draft"),
         *VERIFY,
     )
-    short_options: ClassVar[tuple[ShortOption, ...]] = (DRAFT_TOKENS,)
+    short_options: ClassVar[tuple[ShortOption, ...]] = (DRAFT_TOKENS, CONFIDENCE)
     gate_settings: ClassVar[tuple[dict[str, KnobValue], ...]] = (
         {"k": 2},
         {"k": 4},
@@ -54,14 +71,31 @@ class SpeculativeConfig(MethodConfig):
     )
 
     num_draft_tokens: int = 4
-    """Tokens drafted a step."""
+    """Tokens drafted a step, at most."""
     kv: str = "separate"
     """``separate``: the draft has a cache and a prefill of its own. ``shared``: it reads the target's cache and
     writes its proposals there, where the verify pass overwrites them with exact values."""
     draft: str = INT8
     """``int8`` for a copy of the target, or the name or folder of another model with the same vocabulary."""
+    draft_stop: str | None = None
+    """What ends a draft early: ``none``; ``product`` of the draft's highest probabilities under ``gamma``; ``each`` of
+    them under it; ``goodput``, the length of most tokens per second by the acceptance so far and the times of the
+    warm-up. By default product where a confidence is given and acceptance is exact, else none."""
+    gamma: float | None = None
+    """Confidence of ``draft_stop``; by default ``confidence`` where acceptance is exact, else 0.7."""
+    verification: str = "token"
+    """Sampled drafts that are verified exactly: ``token`` by token, or as a ``block``, which keeps more."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        check_rule("verification", self.verification, VERIFICATION)
+        check_share("gamma", self.gamma)
+        if self.draft_stop is not None:
+            check_rule("draft_stop", self.draft_stop, DRAFT_STOP)
+        if self.verification == "block" and self.relaxed is not None:
+            raise ValueError(
+                f"verification='block' is exact, got accept={self.acceptance!r}: give accept=exact, or leave it out"
+            )
         if self.num_draft_tokens < 1:
             raise ValueError(f"num_draft_tokens (k) must be >= 1, got {self.num_draft_tokens}")
         if self.kv not in ("separate", "shared"):
@@ -70,6 +104,29 @@ class SpeculativeConfig(MethodConfig):
             raise ValueError(
                 f"kv='shared' needs draft='int8' (the same model's cache), got draft={self.draft!r}"
             )
+
+    @property
+    def stop_rule(self) -> str:
+        """The rule that ends drafts early."""
+        if self.draft_stop is not None:
+            return self.draft_stop
+        return "product" if self.confidence is not None and self.acceptance == "exact" else "none"
+
+    @property
+    def stop_confidence(self) -> float:
+        """The rule's least probability."""
+        if self.gamma is not None:
+            return self.gamma
+        own = self.confidence if self.acceptance == "exact" else None
+        return DEFAULT_CONFIDENCE if own is None else own
+
+    @classmethod
+    def sweep(cls, knobs: Mapping[str, Any] | None = None) -> tuple[Self, ...]:
+        """The default sweep over k; where a confidence is what varies, one k."""
+        given = cls._given(knobs)
+        if given & {"confidence", "gamma", "draft_stop"} and cls.axis not in given:
+            return (cls.from_knobs(knobs or {}),)
+        return super().sweep(knobs)
 
     def bytes_read(
         self, step: StepRecord, before: StepRecord, sizes: ModelBytes, own_sizes: Mapping[str, KnobValue]
@@ -138,7 +195,19 @@ class Speculative:
     config: SpeculativeConfig
     target: Target
     draft: LanguageModel
-    lossless: bool = True
+    measured: list[DraftCosts] = field(default_factory=list)
+    """Times of drafting and verifying, from the warm-up, where the draft's length depends on them."""
+
+    @property
+    def lossless(self) -> bool:
+        """Whether only the target's own tokens are kept."""
+        return self.config.is_lossless
+
+    @property
+    def costs(self) -> DraftCosts:
+        """As measured; before the warm-up what the bytes say."""
+        by_bytes = DraftCosts(self.draft.weight_bytes / self.target.llama.weight_bytes)
+        return self.measured[0] if self.measured else by_bytes
 
     @property
     def extra_weight_bytes(self) -> int:
@@ -146,33 +215,46 @@ class Speculative:
         return self.draft.weight_bytes
 
     def warmup(self) -> None:
-        """Decodes a few tokens with both models."""
+        """Decodes a few tokens with both models; times them where a rule weighs their costs."""
+        from hambench.methods.common.draft_timing import measure_costs
         from hambench.methods.common.sequence import decode_a_little
 
         decode_a_little(self)
+        if self.config.stop_rule == "goodput":
+            most = self.config.num_draft_tokens
+            # once per model: cells that share it decide alike
+            costs = self.target.shared(
+                f"draft costs/{self.config.draft}/{most}",
+                lambda: measure_costs(self.target, self.draft, most),
+            )
+            self.measured[:] = [costs]
 
     def start(self, prompt_ids: Sequence[int], params: SamplingParams) -> SpeculativeSession:
         """Opens a session; see :class:`hambench.decoding.DecodingMethod`."""
         from hambench.methods.common.drafting import SeparateDrafter, SharedDrafter
-        from hambench.methods.common.sequence import TargetSequence
+        from hambench.methods.common.sequence import TargetSequence, refuse
 
+        refuse(self.config, params)
         sequence = TargetSequence(self.target, prompt_ids, params)
         kind = SharedDrafter if self.config.kv == "shared" else SeparateDrafter
-        drafter, num_drafted = kind(self.draft, sequence), self.config.num_draft_tokens
+        drafter, knobs = kind(self.draft, sequence), self.config
+        length = DraftLength(knobs.num_draft_tokens, knobs.stop_rule, knobs.stop_confidence, costs=self.costs)
         # a short answer has no room for a long draft
-        most_drafted = min(num_drafted, params.max_new_tokens - 1)
-        sequence.prepare(range(1, most_drafted + 2))
-        drafter.prepare(most_drafted)
-        return SpeculativeSession(num_drafted, sequence, drafter)
+        most_drafted = min(knobs.num_draft_tokens, params.max_new_tokens - 1)
+        sequence.prepare(range(1, most_drafted + 2), logits=not self.lossless)
+        drafter.prepare(most_drafted, asks=length.asks)
+        rules = Verification(knobs.relaxed, by_block=knobs.verification == "block")
+        return SpeculativeSession(length, sequence, drafter, rules)
 
 
 @dataclass
 class SpeculativeSession:
     """One sequence of drafting and verifying."""
 
-    num_draft_tokens: int
+    length: DraftLength
     sequence: TargetSequence
     drafter: Drafter
+    rules: Verification = EXACT
     accept: Accept | None = None
     """Another rule than greedy acceptance, for benchmarks that force it."""
 
@@ -188,16 +270,22 @@ class SpeculativeSession:
 
         sequence = self.sequence
         # the last token that counts comes from the target itself: drafting it would be wasted work
-        num_drafted = max(0, min(self.num_draft_tokens, sequence.num_left - 1))
-        drafted, draft_probs = yield from self.drafter.propose(num_drafted)
-        accepted = yield from verify(sequence, drafted, draft_probs, accept=self.accept)
+        most = max(0, min(self.length.begin(), sequence.num_left - 1))
+        began = time.perf_counter()
+        drafted, draft_probs = yield from self.drafter.propose(most, self.length)
+        # proposals are on the host, so the clock has seen all of their work
+        draft_seconds = time.perf_counter() - began
+        accepted = yield from verify(sequence, drafted, draft_probs, rules=self.rules, accept=self.accept)
+        self.length.learn(len(drafted), accepted.num_accepted)
         peak = sequence.most_slots * sequence.cache.bytes_per_slot + self.drafter.kv_bytes
         self.drafter.settle()
         return Step(
             tokens=tuple(sequence.tokens[-accepted.num_accepted - 1 :]),
-            draft_forwards=num_drafted,
-            drafted=num_drafted,
+            draft_forwards=len(drafted),
+            drafted=len(drafted),
             accepted=accepted.num_accepted,
+            relaxed=accepted.num_relaxed,
+            draft_seconds=draft_seconds if drafted else None,
             peak_kv_bytes=peak,
         )
 

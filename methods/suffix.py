@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from hambench.decoding import KnobValue, MethodConfig, SamplingParams
+from hambench.decoding import KnobValue, SamplingParams
 from hambench.method_facts import Look, Phase, ShortOption
 from hambench.methods.common.facts import DRAFT_TOKENS, SAMPLE, VERIFY
 from hambench.methods.common.lookup import PROPOSE, TAKE_IN
 from hambench.methods.common.suffix_automaton import SEPARATOR, Continuation, Match, SuffixAutomaton
+from hambench.methods.common.verification_rules import Verification
+from hambench.methods.common.verified import CONFIDENCE, VerifiedConfig
 
 if TYPE_CHECKING:
     from hambench.decoding import Target
@@ -27,19 +29,22 @@ DEPTH = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class SuffixConfig(MethodConfig):
-    """Proposes what most often followed the longest matches of the text so far, and verifies it; lossless."""
+class SuffixConfig(VerifiedConfig):
+    """Proposes what most often followed the longest matches of the text and verifies it; lossless unless relaxed."""
 
     method: ClassVar[str] = "suffix"
-    lossless: ClassVar[bool] = True
     aliases: ClassVar[dict[str, str]] = {
         "k": "num_draft_tokens",
         "p": "min_probability",
         "cache": "earlier_answers",
+        "c": "confidence",
     }
+    beyond_all: ClassVar[str] = (
+        "other lengths (-k), relaxed acceptance (--confidence) and earlier answers (cache)"
+    )
     look: ClassVar[Look | None] = Look("purple", "v", (6, 2, 1.5, 2))
     phases: ClassVar[tuple[Phase, ...]] = (SAMPLE, PROPOSE, TAKE_IN, *VERIFY)
-    short_options: ClassVar[tuple[ShortOption, ...]] = (DRAFT_TOKENS,)
+    short_options: ClassVar[tuple[ShortOption, ...]] = (DRAFT_TOKENS, CONFIDENCE)
     gate_settings: ClassVar[tuple[dict[str, KnobValue], ...]] = ({}, {"k": 4, "p": 0.5})
 
     num_draft_tokens: int = 16
@@ -52,6 +57,7 @@ class SuffixConfig(MethodConfig):
     """Newest answers whose tokens are searched too; the counts of an answer then depend on those before it."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.num_draft_tokens < 1:
             raise ValueError(f"num_draft_tokens (k) must be >= 1, got {self.num_draft_tokens}")
         if not 0 < self.factor <= 1000:
@@ -67,8 +73,8 @@ class SuffixConfig(MethodConfig):
         return self.earlier_answers > 0
 
     def token_drafter(self) -> SuffixDrafter | None:
-        """Returns the drafter of one sequence, without earlier answers."""
-        return None if self.earlier_answers else SuffixDrafter(self)
+        """Returns the drafter of one sequence; ``None`` with earlier answers or if relaxed."""
+        return None if self.earlier_answers or not self.is_lossless else SuffixDrafter(self)
 
     def build(self, target: Target) -> Suffix:
         """Wraps the target; loads nothing."""
@@ -150,13 +156,17 @@ class Suffix:
     name: str
     config: SuffixConfig
     target: Target
-    lossless: bool = True
     extra_weight_bytes: int = 0
     earlier: EarlierAnswers | None = None
 
     def __post_init__(self) -> None:
         if self.config.earlier_answers and self.earlier is None:
             object.__setattr__(self, "earlier", EarlierAnswers(self.config.earlier_answers))
+
+    @property
+    def lossless(self) -> bool:
+        """Whether only the target's own tokens are kept."""
+        return self.config.is_lossless
 
     def warmup(self) -> None:
         """Decodes a few tokens; the made-up prompt repeats itself, so verification warms up too."""
@@ -167,10 +177,13 @@ class Suffix:
     def start(self, prompt_ids: Sequence[int], params: SamplingParams) -> LookupSession:
         """Opens a session; see :class:`hambench.decoding.DecodingMethod`."""
         from hambench.methods.common.lookup import LookupSession
-        from hambench.methods.common.sequence import TargetSequence
+        from hambench.methods.common.sequence import TargetSequence, refuse
 
         sequence = TargetSequence(self.target, prompt_ids, params)
         # a short answer has no room for a long draft
-        sequence.prepare(range(1, min(self.config.num_draft_tokens, params.max_new_tokens - 1) + 2))
+        refuse(self.config, params)
+        most_drafted = min(self.config.num_draft_tokens, params.max_new_tokens - 1)
+        sequence.prepare(range(1, most_drafted + 2), logits=not self.lossless)
         earlier = None if self.earlier is None else self.earlier.next(sequence)
-        return LookupSession(sequence, SuffixDrafter(self.config, earlier))
+        drafter = SuffixDrafter(self.config, earlier)
+        return LookupSession(sequence, drafter, Verification(self.config.relaxed))

@@ -140,6 +140,8 @@ def _measured(step: Step, tokens: tuple[int, ...], seconds: float | None, kv: KV
         drafted=step.drafted,
         # drafted tokens come first, so only a bonus token can follow them
         accepted=None if step.accepted is None else min(step.accepted, len(tokens)),
+        relaxed=None if step.relaxed is None else min(step.relaxed, len(tokens)),
+        draft_seconds=step.draft_seconds,
         kv_slots=kv.slots,
         kv_bytes=kv.bytes,
         peak_kv_bytes=step.peak_kv_bytes,

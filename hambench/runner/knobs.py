@@ -54,6 +54,8 @@ def requested_methods(
 ) -> list[tuple[str, dict[str, KnobValue], bool]]:
     """Returns (method, given knobs, whether it was named explicitly) for each requested method.
 
+    The settings that ``all`` stands for are not explicit: their knobs give way to those of the command line.
+
     Args:
         methods: Registry names, ``all``, names with knobs as labels have them (``speculative[k=8]``), or configs.
 
@@ -65,13 +67,34 @@ def requested_methods(
         if isinstance(word, MethodConfig):
             requested.append((word.method, word.knobs(), True))
         elif word == ALL:
-            requested += [(name, {}, False) for name in method_names() if method_config(name).in_all]
+            requested += [
+                (name, dict(setting), False)
+                for name in method_names()
+                if method_config(name).in_all
+                for setting in method_config(name).all_settings
+            ]
         else:
             name, texts = parse_method(word)
             config_class = method_config(name)
             fixed = {knob: parse_knob(config_class, knob, text) for knob, text in texts.items()}
             requested.append((name, fixed, True))
     return requested
+
+
+def what_all_leaves_out(methods: Sequence[str | MethodConfig]) -> tuple[str, ...]:
+    """Returns lines on what ``all`` leaves out, by method; none where ``all`` is not among the methods."""
+    if ALL not in methods:
+        return ()
+    configs = {name: method_config(name) for name in method_names()}
+    lines = [
+        f"all leaves out of {name}: {config.beyond_all}"
+        for name, config in configs.items()
+        if config.in_all and config.beyond_all
+    ]
+    by_name = [name for name, config in configs.items() if not config.in_all]
+    if by_name:
+        lines.append(f"all leaves out {', '.join(by_name)}: name them to run them")
+    return tuple(lines)
 
 
 def parse_axes(

@@ -11,11 +11,11 @@ from hambench.engine.text import count_tokens
 from hambench.run_notes import Note
 from hambench.runner.budget import MARGIN, sample_seconds
 from hambench.runner.conversations import prompt_sizes
+from hambench.runner.knobs import what_all_leaves_out
 
 if TYPE_CHECKING:
     from hambench.records import Sample
-    from hambench.runner.request import RunRequest
-
+from hambench.runner.request import RunRequest
 
 _PROBES_S = 4.0
 """Bandwidth probes before and after a run."""
@@ -56,6 +56,8 @@ class Plan:
     notes: tuple[Note, ...]
     fixed_s: float = 0.0
     """Loading, capturing and calibrating as it was here, warm-ups that don't settle, and bandwidth probes."""
+    beyond_all: tuple[str, ...] = ()
+    """Lines on what ``--methods all`` leaves out; none where methods were named."""
     placement: tuple[str, ...] = ()
     """Workers of the cluster that would share the work; none when it runs here."""
 
@@ -126,6 +128,7 @@ def plan_run(request: RunRequest) -> Plan:
         kv_bytes=probe.bytes_per_slot * longest,
         notes=warnings_of(prepared),
         fixed_s=prepared.seconds + sum(speed.warm_up_s for speed in prepared.speeds.values()) + _PROBES_S,
+        beyond_all=what_all_leaves_out(request.sweep.methods),
         placement=get_executor(request.executor, ray_address=request.ray_address).placement(),
     )
 
@@ -161,6 +164,8 @@ def render_plan(plan: Plan, *, width: int = 110) -> str:
         f"another; {plan.fixed_s / 60:.1f} of them are loading and warm-ups; scoring is not counted); weights "
         f"{plan.weight_bytes / 1e6:.0f} MB, KV cache of the longest sample {plan.kv_bytes / 1e6:.0f} MB."
     )
+    for line in plan.beyond_all:
+        console.print(Text(line), soft_wrap=True)
     if plan.placement:
         console.print(f"shared by {len(plan.placement)} Ray workers, all cells of a sample on one of them:")
         for place in plan.placement:

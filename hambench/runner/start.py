@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hambench.decoding import SamplingParams
 from hambench.engine.chat import chat_template
 from hambench.engine.text import count_tokens
 from hambench.errors import HambenchError
@@ -17,7 +18,7 @@ from hambench.runner.executors import get_executor
 from hambench.runner.generator import Generator, Progress, Workload, torch_threads
 from hambench.runner.request import Prepared, RunRequest
 from hambench.runner.resume import decoding_options, refuse_other_instruction_set, refuse_other_model
-from hambench.runner.sweep import Sweep
+from hambench.runner.sweep import Sweep, config_of
 from hambench.store import Run, RunWriter, load_run, record_key
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ def prepare(request: RunRequest, *, calibrated: bool = False) -> Prepared:
 
     began = time.monotonic()
     suites.check_own_rows(request.suite)
-    request.sweep.expand()  # a wrong name or knob is refused before the model is loaded
+    # a wrong name or knob, or a rule that needs sampling, is refused before the model is loaded
+    _refuse_other_sampling(request)
     target = load(request.sweep.model, dtype=request.sweep.dtype, device=request.device)
     if "auto" in request.sweep.kernels:
         request = dataclasses.replace(request, sweep=_with_kernels_chosen(request.sweep, target))
@@ -223,6 +225,14 @@ def _with_kernels_chosen(sweep: Sweep, target: TargetModel) -> Sweep:
 
     chosen = (choose_kernels(kernels, target, sweep.regimes) for kernels in sweep.kernels)
     return dataclasses.replace(sweep, kernels=tuple(dict.fromkeys(chosen)))
+
+
+def _refuse_other_sampling(request: RunRequest) -> None:
+    decoding = request.decoding
+    params = SamplingParams(max_new_tokens=1, temperature=decoding.temperature, top_p=decoding.top_p)
+    for cell in request.sweep.expand().cells:
+        if reason := config_of(cell).unavailable_when(params):
+            raise HambenchError(reason)
 
 
 def _refuse_longer_context(sweep: Sweep, target: TargetModel) -> None:

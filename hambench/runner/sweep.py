@@ -74,12 +74,13 @@ class Sweep:
         left_out: list[str] = []
         used: set[str] = set()
         for name, fixed, explicit in requested_methods(self.methods):
-            for config in self._configs(name, fixed, used):
+            for config in self._configs(name, fixed, used, named=explicit):
                 reason = config.unavailable_for(self.model) if ask_availability else None
                 if reason is None and target is not None:
                     reason = config.unavailable_on(target)
                 if reason is None:
-                    configs.append(config)
+                    # two settings that `all` means can be one once the command line has fixed their knobs
+                    configs += [config] if explicit or config not in configs else []
                 elif explicit:
                     raise HambenchError(reason)
                 else:
@@ -119,7 +120,7 @@ class Sweep:
             )
         if not cells:
             raise HambenchError("nothing to run: " + ("; ".join(left_out) or "no method was named"))
-        return Expansion(_with_unique_labels(cells), tuple(left_out))
+        return Expansion(_with_unique_labels(cells), tuple(dict.fromkeys(left_out)))
 
     def single(self) -> Cell:
         """Returns the only cell of a sweep that must not expand further; an open axis takes the config's default.
@@ -141,12 +142,15 @@ class Sweep:
             )
         return cells[0]
 
-    def _configs(self, name: str, fixed: Mapping[str, KnobValue], used: set[str]) -> list[MethodConfig]:
+    def _configs(
+        self, name: str, fixed: Mapping[str, KnobValue], used: set[str], *, named: bool
+    ) -> list[MethodConfig]:
         config_class = method_config(name)
         axes: dict[str, Sequence[KnobValue]] = {
             field_of(config_class, knob) or knob: (value,) for knob, value in fixed.items()
         }
-        given = set(axes)
+        # what stands in brackets wins over an option; what only `all` means does not
+        given = set(axes) if named else set()
         for key, values in self.knobs.items():
             method, _, knob = key.rpartition(".")
             field = field_of(config_class, knob)
@@ -163,7 +167,12 @@ class Sweep:
             with_control = [
                 config_class.from_knobs({**knobs, **config_class.control}) for knobs in fixed_axes
             ]
-            configs += [config for config in dict.fromkeys(with_control) if config not in configs]
+            # verified answers are the target's: fine-tuning has no part in them
+            configs += [
+                config
+                for config in dict.fromkeys(with_control)
+                if config not in configs and not config.is_lossless
+            ]
         return configs
 
 

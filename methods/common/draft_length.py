@@ -96,8 +96,8 @@ class DraftLength:
     rule: str = "none"
     confidence: float = 0.0
     costs: DraftCosts = field(default_factory=lambda: DraftCosts(1.0))
-    goodput: Goodput | None = None
-    _likely: float = 1.0
+    goodput: Goodput | None = field(default=None, init=False)
+    _likely: float = field(default=1.0, init=False)
 
     def __post_init__(self) -> None:
         if self.rule == "goodput":

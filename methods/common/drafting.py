@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from hambench.engine.greedy import most_probable
 from hambench.engine.requests.forwards import Forward, GreedyChain, Prefill
 from hambench.errors import ModelError
+from hambench.methods.common.draft_length import DraftLength
 from hambench.methods.common.sampling import draw, probabilities
 from hambench.methods.common.sequence import TargetSequence
 from hambench.methods.common.vocabulary import check_tokens, with_rows
@@ -22,16 +24,21 @@ if TYPE_CHECKING:
 class Drafter(Protocol):
     """The draft model's side of one sequence."""
 
-    def prepare(self, num_tokens: int) -> None:
-        """Does the untimed preparations for proposals of up to ``num_tokens``, once."""
+    def prepare(self, num_tokens: int, *, asks: bool) -> None:
+        """Does the untimed preparations for proposals, once.
+
+        Args:
+            num_tokens: Most tokens proposed at once.
+            asks: Whether the draft's probabilities are asked for too.
+        """
 
     def prefill(self) -> Asking[int]:
         """Does the work before the first token; returns the number of draft forwards."""
 
-    def propose(self, num_tokens: int) -> Asking[tuple[list[int], Tensor | None]]:
-        """Returns ``num_tokens`` proposals, one draft forward each, and their distributions ``[k, V]``.
+    def propose(self, num_tokens: int, length: DraftLength) -> Asking[tuple[list[int], Tensor | None]]:
+        """Returns up to ``num_tokens`` proposals, one draft forward each, and their distributions ``[k, V]``.
 
-        The distributions are ``None`` when greedy.
+        The distributions are ``None`` when greedy. ``length`` may end the draft earlier.
         """
 
     def settle(self) -> None:
@@ -76,10 +83,15 @@ def load_draft(name: str, target: Target) -> LanguageModel:
 
 
 def _draft(
-    model: LanguageModel, cache: KVCache, sequence: TargetSequence, first_input: list[int], num_tokens: int
+    model: LanguageModel,
+    cache: KVCache,
+    sequence: TargetSequence,
+    first_input: list[int],
+    num_tokens: int,
+    length: DraftLength,
 ) -> Asking[tuple[list[int], Tensor | None]]:
     """Proposes autoregressively; the first forward may take two tokens that the draft has not seen yet."""
-    if sequence.generator is None:
+    if sequence.generator is None and not length.asks:
         chain = yield GreedyChain(model, first_input, cache, num_tokens)
         return chain, None
     drafted: list[int] = []
@@ -87,16 +99,34 @@ def _draft(
     inputs = first_input
     for _ in range(num_tokens):
         out = yield Forward(model, sequence.ids(inputs), cache, num_logits=1)
-        rows.append(probabilities(out.logits, sequence.params))
-        drafted.append(draw(rows[-1][0], sequence.generator))
+        if sequence.generator is None:
+            drafted += most_probable(out.logits)
+            highest = highest_probability(out.logits)
+        else:
+            rows.append(probabilities(out.logits, sequence.params))
+            drafted.append(draw(rows[-1][0], sequence.generator))
+            highest = float(rows[-1].max()) if length.asks else 1.0
+        # the token stays, whatever was drawn: only how sure the draft was of it ends the draft
+        if not length.goes_on(highest):
+            break
         inputs = drafted[-1:]
+    if sequence.generator is None:
+        return drafted, None
     nothing = torch.empty(0, model.shape.vocab_size, device=sequence.device)
     return drafted, torch.cat(rows) if rows else nothing
 
 
-def _prepare(model: LanguageModel, cache: KVCache, sequence: TargetSequence, num_tokens: int) -> None:
+def highest_probability(logits: Tensor) -> float:
+    """Computes the probability of the most probable token from logits ``[1, V]``."""
+    row = logits[-1].float()
+    return float(torch.exp(row.max() - torch.logsumexp(row, dim=-1)))
+
+
+def _prepare(
+    model: LanguageModel, cache: KVCache, sequence: TargetSequence, num_tokens: int, *, asks: bool
+) -> None:
     """Does the untimed preparations of :func:`_draft`, once."""
-    if sequence.generator is None:
+    if sequence.generator is None and not asks:
         model.prepare_greedy(cache, chain=num_tokens)
     elif num_tokens:
         model.prepare_forward(cache, rows=(1, 2), num_logits=1)
@@ -114,19 +144,19 @@ class SeparateDrafter:
         self._sequence = sequence
         self._cache = model.new_cache(sequence.capacity)
 
-    def prepare(self, num_tokens: int) -> None:
+    def prepare(self, num_tokens: int, *, asks: bool) -> None:
         """See :class:`Drafter`."""
-        _prepare(self._model, self._cache, self._sequence, num_tokens)
+        _prepare(self._model, self._cache, self._sequence, num_tokens, asks=asks)
 
     def prefill(self) -> Asking[int]:
         """Processes the prompt."""
         yield Prefill(self._model, self._sequence.ids(self._sequence.prompt_ids), self._cache)
         return 1
 
-    def propose(self, num_tokens: int) -> Asking[tuple[list[int], Tensor | None]]:
+    def propose(self, num_tokens: int, length: DraftLength) -> Asking[tuple[list[int], Tensor | None]]:
         """See :class:`Drafter`."""
         unseen = self._sequence.tokens[self._cache.slots :]
-        return (yield from _draft(self._model, self._cache, self._sequence, unseen, num_tokens))
+        return (yield from _draft(self._model, self._cache, self._sequence, unseen, num_tokens, length))
 
     def settle(self) -> None:
         """Keeps the slots of all accepted tokens but the newest, which no forward has taken yet."""
@@ -146,21 +176,21 @@ class SharedDrafter:
         self._model = model
         self._sequence = sequence
 
-    def prepare(self, num_tokens: int) -> None:
+    def prepare(self, num_tokens: int, *, asks: bool) -> None:
         """See :class:`Drafter`."""
-        _prepare(self._model, self._sequence.cache, self._sequence, num_tokens)
+        _prepare(self._model, self._sequence.cache, self._sequence, num_tokens, asks=asks)
 
     def prefill(self) -> Asking[int]:
         """Does nothing, because the target's prefill serves both."""
         yield from ()
         return 0
 
-    def propose(self, num_tokens: int) -> Asking[tuple[list[int], Tensor | None]]:
+    def propose(self, num_tokens: int, length: DraftLength) -> Asking[tuple[list[int], Tensor | None]]:
         """See :class:`Drafter`; releases the slots it writes, which the verify pass overwrites."""
         cache = self._sequence.cache
         base = cache.slots
         pending = [self._sequence.pending]
-        drafted, probs = yield from _draft(self._model, cache, self._sequence, pending, num_tokens)
+        drafted, probs = yield from _draft(self._model, cache, self._sequence, pending, num_tokens, length)
         cache.truncate(base)
         return drafted, probs
 

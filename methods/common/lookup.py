@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from hambench.decoding import KVUsage, Step
 from hambench.method_facts import Phase, TokenDrafter
+from hambench.methods.common.verification_rules import EXACT, Verification
 
 if TYPE_CHECKING:
     from hambench.decoding import Asking
@@ -33,6 +34,7 @@ class LookupSession:
 
     sequence: TargetSequence
     drafter: TokenDrafter
+    rules: Verification = EXACT
 
     def prefill(self) -> Asking[Step]:
         """Processes the prompt, emits the first token and passes both to the drafter."""
@@ -46,12 +48,13 @@ class LookupSession:
 
         sequence = self.sequence
         drafted = propose(self.drafter, sequence)
-        accepted = yield from verify(sequence, drafted, certain(sequence, drafted))
+        accepted = yield from verify(sequence, drafted, certain(sequence, drafted), rules=self.rules)
         take_in(self.drafter, sequence)
         return Step(
             tokens=tuple(sequence.tokens[-accepted.num_accepted - 1 :]),
             drafted=len(drafted),
             accepted=accepted.num_accepted,
+            relaxed=accepted.num_relaxed,
             peak_kv_bytes=sequence.most_slots * sequence.cache.bytes_per_slot,
         )
 

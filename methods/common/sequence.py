@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from hambench.decoding import DecodingMethod, SamplingParams
+from hambench.decoding import DecodingMethod, MethodConfig, SamplingParams
 from hambench.engine.requests.forwards import Forward, Greedy, Prefill
 from hambench.engine.warmup import made_up_steps
 from hambench.errors import ContextOverflowError, HambenchError
@@ -82,9 +82,14 @@ class TargetSequence:
             self.tokens.append(choose(out.logits[-1], self.params, self.generator))
         return self.pending
 
-    def prepare(self, rows: Sequence[int]) -> None:
-        """Does the untimed preparations for forwards of these lengths, once."""
-        if self.generator is None:
+    def prepare(self, rows: Sequence[int], *, logits: bool = False) -> None:
+        """Does the untimed preparations for forwards of these lengths, once.
+
+        Args:
+            rows: Numbers of rows.
+            logits: Whether greedy verification reads logits too.
+        """
+        if self.generator is None and not logits:
             self.model.prepare_greedy(self.cache, rows=rows)
         else:
             self.model.prepare_forward(self.cache, rows=rows)
@@ -104,6 +109,16 @@ def decode_a_little(method: DecodingMethod, *, num_steps: int = 4) -> None:
         params = SamplingParams(max_new_tokens=8 * num_steps)
         for _ in made_up_steps(method, [1] * 8, params, num_steps=num_steps):
             pass
+
+
+def refuse(config: MethodConfig, params: SamplingParams) -> None:
+    """Refuses a setting that can't decode this way.
+
+    Raises:
+        HambenchError: With the reason.
+    """
+    if reason := config.unavailable_when(params):
+        raise HambenchError(reason)
 
 
 def check_request(target: Target, prompt_ids: Sequence[int], max_new_tokens: int) -> None:

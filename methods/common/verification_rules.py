@@ -55,6 +55,19 @@ class Relaxed:
     exact_first: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What a verification keeps of a draft."""
+
+    relaxed: Relaxed | None = None
+    """``None``: the target's own tokens only."""
+    by_block: bool = False
+    """Whether an exact verification of a sampled draft takes it as a block."""
+
+
+EXACT = Verification()
+
+
 def relaxed_rule(accept: str, confidence: float, exact_first: int) -> Relaxed | None:
     """The rule of these knobs; ``None`` if it keeps the target's own tokens only.
 

@@ -66,6 +66,15 @@ class HamburgerBytes:
         num_stops = len(step.continue_probs) + step.discarded if step.continue_probs else 0
         return read + num_stops * self.stop + step.micro_forwards * self.micro
 
+    def of_verified_step(self, step: StepRecord) -> float | None:
+        """Returns the bytes that a counted round of drafting and verification read: the base's head is read once."""
+        if step.target_forwards is None or step.micro_forwards is None or step.kv_slots is None:
+            return None
+        read = step.target_forwards * (self.sizes.step + step.kv_slots * self.sizes.kv_per_slot)
+        # the stop head is asked before each drafted token, and once more where it ended the draft
+        num_stops = min(step.micro_forwards + 1, self.max_micro_steps - 1)
+        return read + step.micro_forwards * (self.micro + self.sizes.head) + num_stops * self.stop
+
     def per_token(self, m: float, *, context: int = 0) -> float:
         """Returns the bytes per token at ``m`` tokens per macro-step.
 

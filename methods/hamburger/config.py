@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from hambench.decoding import DecodingMethod, KnobValue, MethodConfig
 from hambench.errors import ModelError
 from hambench.method_facts import Look, MethodCeilings, ModelBytes, Phase, ShortOption
+from hambench.methods.common.verified import CONFIDENCE
 from hambench.methods.hamburger.architecture import Architecture
 from hambench.methods.hamburger.byte_rule import HamburgerBytes
 from hambench.methods.hamburger.weights_folder import find_weights, read_config
@@ -36,6 +37,8 @@ class HamburgerConfig(MethodConfig):
     axis_values: ClassVar[tuple[KnobValue, ...]] = (0.5, 0.6, 0.7, 0.8, 0.9, ONE_TOKEN_CONTROL)
     control: ClassVar[dict[str, KnobValue]] = {"confidence": ONE_TOKEN_CONTROL}
     aliases: ClassVar[dict[str, str]] = {"c": "confidence"}
+    all_settings: ClassVar[tuple[Mapping[str, KnobValue], ...]] = ({}, {"verify": True, "confidence": 0.5})
+    beyond_all: ClassVar[str] = "other confidences (--confidence), verified drafts at them, and other weights"
     look: ClassVar[Look | None] = Look("orange", "o")
     phases: ClassVar[tuple[Phase, ...]] = (
         Phase("hambench.methods.hamburger.session", "choose", "sample"),
@@ -45,11 +48,7 @@ class HamburgerConfig(MethodConfig):
         Phase("hambench.methods.hamburger.device.native_step", "NativeStep.next", "native macro-step"),
     )
     short_options: ClassVar[tuple[ShortOption, ...]] = (
-        ShortOption(
-            flags=("--confidence",),
-            knob="confidence",
-            help="HAMburger: continue a macro-step while P(continue) reaches this: 0.5:0.9:0.1, or 0.5,0.8.",
-        ),
+        CONFIDENCE,
         ShortOption(
             flags=("--checkpoint",),
             knob="checkpoint",
@@ -74,6 +73,9 @@ class HamburgerConfig(MethodConfig):
     the model."""
     position_convention: str | None = None
     """``train`` or ``hf``, instead of the convention stored with the weights."""
+    verify: bool = False
+    """Lossless: nothing is merged, the micro-step decoder drafts from the base's own features, and the base verifies
+    the draft in one forward. The confidence is the stop head's, as without."""
     loop: str = "run-ahead"
     """Loop that launches greedy macro-steps on the device (regime ``graph``): ``run-ahead``, ``predicated`` or
     ``conditional``, see :mod:`hambench.engine.cuda.early_exit`. It has no effect elsewhere."""
@@ -91,6 +93,25 @@ class HamburgerConfig(MethodConfig):
         """True if no probability reaches the confidence, so that every step yields one token."""
         return self.confidence > 1
 
+    @property
+    def is_lossless(self) -> bool:
+        """True if the target verifies what is drafted."""
+        return self.verify
+
+    @property
+    def variant(self) -> str:
+        """Verified settings are a curve of their own."""
+        return "verified" if self.verify else ""
+
+    @classmethod
+    def sweep(cls, knobs: Mapping[str, Any] | None = None) -> tuple[Self, ...]:
+        """Returns the default sweep; verified, the one-token control would draft nothing and is left out."""
+        return tuple(
+            config
+            for config in super().sweep(knobs)
+            if not (config.verify and config.is_control and "confidence" not in cls._given(knobs))
+        )
+
     def own_sizes(self, model: str) -> dict[str, KnobValue]:
         """Returns layers and longest group of the micro-step decoder, for the weights that this config would use."""
         try:
@@ -105,7 +126,9 @@ class HamburgerConfig(MethodConfig):
     ) -> float | None:
         """Counts base forwards, heads, merges and micro-steps; ``None`` if the decoder's sizes are unknown."""
         rule = bytes_with(sizes, own_sizes)
-        return None if rule is None else rule.of_step(step, before)
+        if rule is None:
+            return None
+        return rule.of_verified_step(step) if self.verify else rule.of_step(step, before)
 
     @classmethod
     def ceilings(cls, sizes: ModelBytes, *, model: str, context: int) -> MethodCeilings:
@@ -141,9 +164,9 @@ class HamburgerConfig(MethodConfig):
         Raises:
             ModelError: If there are no weights for this model, or they belong to another.
         """
-        from hambench.methods.hamburger.method import build
+        from hambench.methods.hamburger.method import build, build_verified
 
-        return build(self, target)
+        return build_verified(self, target) if self.verify else build(self, target)
 
 
 def bytes_with(sizes: ModelBytes, own_sizes: Mapping[str, KnobValue]) -> HamburgerBytes | None:

@@ -19,6 +19,7 @@ from hambench.methods.hamburger import checkpoint as checkpoints
 from hambench.methods.hamburger.architecture import Architecture, BaseReference, PositionConvention
 from hambench.methods.hamburger.model import HamburgerModel
 from hambench.methods.hamburger.session import HamburgerSession
+from hambench.methods.hamburger.verified import VerifiedHamburger
 from hambench.methods.hamburger.weights_folder import find_weights, read_config
 from hambench.models.safetensors import weight_files
 from hambench.models.target import locate
@@ -80,6 +81,22 @@ class Hamburger:
                 "the micro-steps on torch's operations"
             )
         return leader.make is not None and params.greedy
+
+
+def build_verified(config: HamburgerConfig, target: Target) -> VerifiedHamburger:
+    """Builds the method of one verified cell.
+
+    Raises:
+        ModelError: As :func:`build`.
+    """
+    method = build(config, target)
+    return VerifiedHamburger(
+        name=config.label,
+        target=target,
+        model=method.model,
+        confidence=config.confidence,
+        extra_weight_bytes=method.extra_weight_bytes,
+    )
 
 
 def build(config: HamburgerConfig, target: Target) -> Hamburger:

@@ -5,7 +5,7 @@ import pytest
 from hambench.errors import HambenchError, UnknownNameError
 from hambench.methods.speculative import SpeculativeConfig
 from hambench.runner.axis_text import expand_values, split_methods
-from hambench.runner.knobs import parse_axes
+from hambench.runner.knobs import parse_axes, what_all_leaves_out
 from hambench.runner.sweep import Sweep, config_of
 
 
@@ -121,7 +121,7 @@ def test_text_becomes_the_type_of_each_methods_own_field():
     ("texts", "message"),
     [
         ({"k": ("two",)}, "speculative: k must be int, got 'two'"),
-        ({"confidence": ("0.5",)}, "no chosen method has the knob 'confidence'"),
+        ({"checkpoint": ("x",)}, "no chosen method has the knob 'checkpoint'"),
         ({"vanilla.k": ("2",)}, "no chosen method has the knob 'vanilla.k'"),
         ({"speculative.n": ("2",)}, "method 'speculative' has no knob 'n'"),
     ],
@@ -158,6 +158,45 @@ def test_unknown_method_lists_what_exists():
     assert "vanilla" in error.value.known
 
 
+def test_all_takes_what_a_newcomer_should_see_and_the_command_line_goes_before_it():
+    shipped = "smollm2-135m"
+    assert labels(model=shipped, methods=("all",)) == [
+        "vanilla",
+        "speculative[k=4]",
+        "prompt_lookup",
+        "suffix",
+        *(f"hamburger[c={c:g}]" for c in (0.5, 0.6, 0.7, 0.8, 0.9, 1.1)),
+        "hamburger[c=0.5,verify=true]",
+    ]
+    lengths = labels(model=shipped, methods=("all",), knobs={"speculative.k": [1, 2]})
+    assert [label for label in lengths if label.startswith("spec")] == [
+        "speculative[k=1]",
+        "speculative[k=2]",
+    ]
+    swept = labels(model=shipped, methods=("all",), knobs={"confidence": [0.4, 0.8]})
+    assert swept == [
+        "vanilla",
+        *(f"speculative[c={c},k=4]" for c in (0.4, 0.8)),
+        *(f"prompt_lookup[c={c}]" for c in (0.4, 0.8)),
+        *(f"suffix[c={c}]" for c in (0.4, 0.8)),
+        *(f"hamburger[c={c}]" for c in (0.4, 0.8)),
+        *(f"hamburger[c={c},verify=true]" for c in (0.4, 0.8)),
+    ]
+
+
+def test_settings_that_the_command_line_makes_one_are_run_once():
+    found = labels(model="smollm2-135m", methods=("all",), knobs={"confidence": [0.5], "verify": [True]})
+    assert found.count("hamburger[c=0.5,verify=true]") == 1
+    assert not [label for label in found if "#" in label]
+
+
+def test_what_all_leaves_out_is_said_and_only_where_all_is_asked_for():
+    lines = what_all_leaves_out(("all",))
+    assert any(line.startswith("all leaves out of speculative: other draft lengths") for line in lines)
+    assert "transformers" in lines[-1]
+    assert what_all_leaves_out(("speculative",)) == ()
+
+
 def test_a_fine_tuned_methods_control_is_added_once():
     shipped = "smollm2-135m"
     one = labels(model=shipped, methods=("hamburger",), knobs={"confidence": [0.5]}, controls=True)
@@ -188,5 +227,5 @@ def test_the_sweep_file_of_the_documentation_expands_as_it_says(tmp_path):
     request = request_from(**options)
     cells = request.sweep.expand().cells
     assert request.limit == 10
-    assert len(cells) == (1 + 2 + 5) * 2 * 2
+    assert len(cells) == (1 + 2 * 5 + 5) * 2 * 2
     assert {(cell.context, cell.threads) for cell in cells} == {(c, t) for c in (1024, 4096) for t in (1, 2)}

@@ -1,21 +1,22 @@
+import dataclasses
+
 import pytest
 import torch
-from fakes import tiny_target
+from sampling_laws import chance, draw_pairs, pair_distribution, small_target
 from scipy.stats import chisquare
 
 from hambench.decoding import SamplingParams, answered
 from hambench.engine.int8 import quantize_int8
 from hambench.engine.llama import Llama
 from hambench.engine.norm import RMSNorm
-from hambench.engine.shape import LlamaShape
 from hambench.errors import NotFiniteError
+from hambench.methods.common.draft_length import DraftCosts, DraftLength
 from hambench.methods.common.drafting import SeparateDrafter, SharedDrafter
 from hambench.methods.common.sampling import accept_greedy, accept_sampled, choose, probabilities
 from hambench.methods.common.sequence import TargetSequence
+from hambench.methods.common.verification_rules import EXACT, Verification
 from hambench.methods.prompt_lookup import NgramIndex
 from hambench.methods.speculative import SpeculativeConfig, SpeculativeSession
-
-SHARP = SamplingParams(max_new_tokens=4, temperature=1.3, seed=0)
 
 
 def test_nucleus_is_the_smallest_set_that_reaches_top_p():
@@ -71,21 +72,9 @@ def test_exact_rejection_sampling_gives_the_targets_distribution():
 
 @pytest.fixture(scope="module")
 def small_vocabulary():
-    """A target of 12 tokens: few enough for a chi-square test on pairs of tokens."""
-    shape = LlamaShape(
-        vocab_size=12,
-        hidden_size=32,
-        intermediate_size=48,
-        num_layers=2,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=16,
-        rms_norm_eps=1e-5,
-        rope_theta=10000.0,
-        max_positions=64,
-        tie_embeddings=False,
-    )
-    return tiny_target(seed=5, shape=shape)
+    """The target, and the exact distribution of its second and third token after the prompt."""
+    target = small_target()
+    return target, pair_distribution(target, [1, 7, 3])
 
 
 def _noisy(llama: Llama) -> Llama:
@@ -97,49 +86,33 @@ def _noisy(llama: Llama) -> Llama:
     return draft
 
 
-@pytest.mark.parametrize("num_draft_tokens", [2, 4])
-@pytest.mark.parametrize("drafter", [SeparateDrafter, SharedDrafter])
-def test_sampled_speculation_is_distributed_as_the_target(small_vocabulary, num_draft_tokens, drafter):
-    target, prompt, num_draws = small_vocabulary, [1, 7, 3], 1500
-    draft = _noisy(target.llama)
-    expected = _pair_distribution(target, prompt)
-    counts = torch.zeros(12, 12)
-    num_rejected = 0
-    for seed in range(num_draws):
-        params = SamplingParams(max_new_tokens=8, temperature=1.3, seed=seed)
-        sequence = TargetSequence(target, prompt, params)
-        session = SpeculativeSession(num_draft_tokens, sequence, drafter(draft, sequence))
-        with torch.inference_mode():
-            tokens = list(answered(session.prefill()).tokens)
-            while len(tokens) < 3:
-                step = answered(session.step())
-                num_rejected += step.drafted - step.accepted
-                tokens += step.tokens
-        counts[tokens[1], tokens[2]] += 1
-    assert num_rejected > num_draws / 10
-    observed, wanted = counts.flatten(), (expected * num_draws).flatten()
-    # cells expected less than five times are pooled, as the chi-square approximation asks
-    rare = wanted < 5
-    observed = torch.cat([observed[~rare], observed[rare].sum()[None]]).double()
-    wanted = torch.cat([wanted[~rare], wanted[rare].sum()[None]]).double()
-    assert chisquare(observed, wanted * observed.sum() / wanted.sum()).pvalue > 1e-3
+@pytest.mark.parametrize(
+    ("drafter", "length", "rules"),
+    [
+        (SeparateDrafter, DraftLength(2), EXACT),
+        (SharedDrafter, DraftLength(4), EXACT),
+        (SeparateDrafter, DraftLength(4, "product", 0.1), EXACT),
+        (SharedDrafter, DraftLength(4, "each", 0.3), EXACT),
+        (SharedDrafter, DraftLength(4, "goodput", costs=DraftCosts(0.2)), EXACT),
+        (SharedDrafter, DraftLength(3), Verification(by_block=True)),
+        (SeparateDrafter, DraftLength(4, "product", 0.1), Verification(by_block=True)),
+    ],
+    ids=["separate", "shared", "product", "each", "goodput", "block", "product and block"],
+)
+def test_sampled_speculation_is_distributed_as_the_target(small_vocabulary, drafter, length, rules):
+    """Whatever ends a draft and however it is verified, the tokens follow the target's own distribution."""
+    target, expected = small_vocabulary
+    draft, num_draws = _noisy(target.llama), 1500
 
+    def open_session(params):
+        sequence = TargetSequence(target, [1, 7, 3], params)
+        own = dataclasses.replace(length)
+        return SpeculativeSession(own, sequence, drafter(draft, sequence), rules)
 
-def _pair_distribution(target, prompt):
-    """Exact distribution of the second and third token, by enumeration."""
-    params = SHARP
-
-    def next_probs(tokens):
-        cache = target.llama.new_cache(len(tokens))
-        return probabilities(target.llama.prefill(torch.tensor(tokens), cache).logits, params)[-1].double()
-
-    pairs = torch.zeros(12, 12, dtype=torch.float64)
-    first = next_probs(prompt)
-    for a in range(12):
-        second = next_probs([*prompt, a])
-        for b in range(12):
-            pairs[b] += first[a] * second[b] * next_probs([*prompt, a, b])
-    return pairs
+    counts, steps = draw_pairs(open_session, num_draws)
+    assert sum(step.drafted - step.accepted for step in steps) > num_draws / 10
+    assert not length.asks or len({step.drafted for step in steps}) > 1
+    assert chance(counts, expected) > 1e-3
 
 
 def test_full_acceptance_costs_no_extra_draft_forward(target):
