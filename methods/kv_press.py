@@ -130,16 +130,13 @@ class KVPress:
 
 
 def press(sequence: TargetSequence, config: KVPressConfig) -> int:
-    """Evicts slots down to the configured share of all that the sequence has had; returns the bytes in use meanwhile.
-
-    Both caches are in use at once while the kept slots are copied.
-    """
+    """Evicts slots down to the configured share of all that there were; returns the bytes in use meanwhile."""
     from hambench.methods.common import kv_scores
 
     cache: KVCache = sequence.cache
     num_kept = min(kv_scores.num_kept(cache.next_position, config.ratio), cache.slots)
     if num_kept == cache.slots:
-        return int(cache.bytes_used)
+        return cache.bytes_used
     if config.press == "snapkv":
         # an answer that has only begun again leaves fewer rows than a window; the rows' own slots always stay
         window = min(kv_scores.WINDOW, cache.slots - cache.fixed_slots, max(cache.slots // 2, 1))
@@ -153,10 +150,7 @@ def press(sequence: TargetSequence, config: KVPressConfig) -> int:
             "random": kv_scores.random,
         }[config.press](cache)
     kept = kv_scores.top_slots(scores, num_kept)
-    smaller = cache.keep(kept, spare=sequence.capacity - cache.next_position)
-    sequence.cache = smaller
-    num_bytes: int = cache.bytes_used + smaller.bytes_used
-    return num_bytes
+    return cache.evict(kept, spare=sequence.capacity - cache.next_position)
 
 
 class KVPressSession:

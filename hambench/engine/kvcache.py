@@ -8,6 +8,8 @@ Eviction makes a smaller cache, each head with slots of its own; positions conti
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from hambench.errors import ContextOverflowError
@@ -43,6 +45,8 @@ class KVCache:
         self.keys = torch.empty(size, dtype=dtype, device=device)
         self.values = torch.empty(size, dtype=dtype, device=device)
         self._layers = list(zip(self.keys.unbind(0), self.values.unbind(0), strict=True))
+        self.owns_storage = True
+        """Whether nobody else uses the storage; a pool's must keep its size."""
         self._slots = 0
         self._num_evicted = 0
         self._fixed_slots = 0
@@ -68,9 +72,19 @@ class KVCache:
         return self._slots + self._num_evicted
 
     @property
-    def in_use(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Views of keys and values in use, ``[num_layers, KVH, slots, Dh]`` each."""
+    def is_plain(self) -> bool:
+        """Whether slots are positions and elements are the model's: what every kernel can read."""
+        return self._num_evicted == 0
+
+    @property
+    def rows_in_use(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Views of the storage in use, ``[num_layers, KVH, slots, row]`` each."""
         return self.keys.narrow(2, 0, self._slots), self.values.narrow(2, 0, self._slots)
+
+    @property
+    def in_use(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values in use, ``[num_layers, KVH, slots, Dh]`` each: views."""
+        return self.rows_in_use
 
     @property
     def capacity(self) -> int:
@@ -106,32 +120,30 @@ class KVCache:
             )
         self._slots = slots
 
-    def keep(self, kept: torch.Tensor, *, spare: int) -> KVCache:
-        """Copies the kept slots of each head to a smaller cache.
+    def evict(self, kept: torch.Tensor, *, spare: int) -> int:
+        """Keeps some slots of each head and gives the memory of the others back.
 
         Args:
-            kept: Slots to keep ``[num_layers, KVH, n]``, increasing in each head; ``n`` is at most the
-                number of slots in use.
+            kept: Slots to keep ``[num_layers, KVH, n]``, increasing in each head; ``n`` is at most the slots in use.
+                Positions go on from where they were.
             spare: Slots reserved beyond the kept ones.
 
         Returns:
-            A cache of ``n`` slots, whose positions continue where this one's end.
+            The most bytes in use meanwhile: those before, since kept slots move to the front of the same storage; where
+            that belongs to a pool, those of the smaller copy as well.
         """
-        num_layers, num_kv_heads, num_kept = kept.shape
-        smaller = KVCache(
-            num_layers=num_layers,
-            num_kv_heads=num_kv_heads,
-            head_dim=self.keys.shape[3],
-            capacity=num_kept + spare,
-            dtype=self.keys.dtype,
-            device=self.keys.device,
+        before, num_kept = self.bytes_used, kept.shape[2]
+        self.keys, self.values = (
+            _compacted(part, kept, num_kept + spare, in_place=self.owns_storage)
+            for part in (self.keys, self.values)
         )
-        rows = kept[..., None].expand(-1, -1, -1, self.keys.shape[3])
-        for source, destination in zip(self.in_use, (smaller.keys, smaller.values), strict=True):
-            destination[:, :, :num_kept] = torch.gather(source, 2, rows)
-        smaller._slots = smaller._fixed_slots = num_kept
-        smaller._num_evicted = self._num_evicted + self._slots - num_kept
-        return smaller
+        self._layers = list(zip(self.keys.unbind(0), self.values.unbind(0), strict=True))
+        self._num_evicted += self._slots - num_kept
+        self._slots = self._fixed_slots = num_kept
+        if self.owns_storage:
+            return before
+        self.owns_storage = True
+        return before + self.bytes_used
 
     def require(self, slots: int) -> None:
         """Checks that ``slots`` more fit.
@@ -164,3 +176,19 @@ class KVCache:
         """
         self.require(slots)
         self._slots += slots
+
+
+def _compacted(part: torch.Tensor, kept: torch.Tensor, capacity: int, *, in_place: bool) -> torch.Tensor:
+    """Moves the kept rows of each head to the front of a smaller tensor ``[num_layers, KVH, capacity, row]``.
+
+    Rows only move forward, head after head, so the smaller tensor can be the front of the same storage, cut to size.
+    """
+    num_layers, num_kv_heads, num_kept = kept.shape
+    size = (num_layers, num_kv_heads, capacity, part.shape[3])
+    smaller = part.view(-1)[: math.prod(size)].view(size) if in_place else part.new_empty(size)
+    for layer in range(num_layers):
+        for head in range(num_kv_heads):
+            smaller[layer, head, :num_kept] = part[layer, head].index_select(0, kept[layer, head])
+    if in_place:
+        smaller.untyped_storage().resize_(smaller.nbytes)
+    return smaller

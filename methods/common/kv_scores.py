@@ -125,13 +125,13 @@ def newest_queries(model: LanguageModel, cache: KVCache, tokens: Sequence[int]) 
             "press=snapkv reads queries of the engine's own layers, which this model does not have"
         )
     window, num_layers = len(tokens), model.shape.num_layers
-    keys, values = cache.in_use
-    newest = [part[:, :, -window:].clone() for part in (keys, values)]
+    rows = cache.rows_in_use
+    newest = [part[:, :, -window:].clone() for part in rows]
     ids = torch.tensor(tokens, dtype=torch.int64, device=model.device)
     first = cache.next_position - window
     cache.truncate(cache.slots - window)
     out = model.forward(ids, cache, num_logits=0, feature_layers=tuple(range(num_layers - 1)))
-    for part, saved in zip((keys, values), newest, strict=True):
+    for part, saved in zip(rows, newest, strict=True):
         part[:, :, -window:] = saved  # another number of rows may round otherwise
     inputs = [model.embed(ids), *out.features]
     positions = torch.arange(first, first + window, device=model.device)

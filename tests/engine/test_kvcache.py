@@ -74,26 +74,33 @@ def numbered(cache, num_slots):
     cache.advance(num_slots)
 
 
-def test_eviction_keeps_the_chosen_slots_of_each_head_and_goes_on_counting_positions(cache):
+@pytest.mark.parametrize("owns_storage", [True, False])
+def test_eviction_keeps_the_chosen_slots_of_each_head_and_goes_on_counting_positions(cache, owns_storage):
     numbered(cache, 6)
+    whole, per_slot = cache.keys, cache.bytes_per_slot
+    before = whole.clone()
+    cache.owns_storage = owns_storage
     kept = torch.tensor([[[0, 1, 5], [2, 3, 4], [0, 2, 4]], [[3, 4, 5], [0, 1, 2], [1, 3, 5]]])
-    smaller = cache.keep(kept, spare=2)
-    keys, values = smaller.in_use
+    assert cache.evict(kept, spare=2) == (6 if owns_storage else 6 + 3) * per_slot
+    keys, values = cache.in_use
     expected = kept + torch.tensor([0, 100])[:, None, None] + 10 * torch.arange(3)[None, :, None]
     assert torch.equal(keys[..., 0], expected.float())
     assert torch.equal(values[..., 3], -expected.float())
-    assert (smaller.slots, smaller.capacity, smaller.num_evicted, smaller.next_position) == (3, 5, 3, 6)
-    assert smaller.bytes_used == 3 * cache.bytes_per_slot
-    assert smaller.storage_bytes == 5 * cache.bytes_per_slot
-    write(smaller, 1, 9)
-    assert smaller.keep(torch.zeros(2, 3, 1, dtype=torch.int64), spare=1).next_position == 7
-    assert (cache.slots, cache.next_position) == (6, 6)
+    assert (cache.slots, cache.capacity, cache.num_evicted, cache.next_position) == (3, 5, 3, 6)
+    assert cache.bytes_used == 3 * per_slot
+    assert cache.storage_bytes == 5 * per_slot
+    if not owns_storage:  # a pool's storage keeps its size and its content
+        assert torch.equal(whole, before)
+    seen, _ = write(cache, 1, 9)
+    assert seen[1, :, 0].tolist() == [*(kept[1, 1] + 110).tolist(), 9]
+    assert cache.evict(torch.zeros(2, 3, 1, dtype=torch.int64), spare=1) == 4 * per_slot
+    assert (cache.slots, cache.next_position) == (1, 7)
 
 
 def test_slots_that_an_eviction_left_cant_be_rolled_back(cache):
     numbered(cache, 6)
-    smaller = cache.keep(torch.arange(4).expand(2, 3, 4), spare=3)
-    write(smaller, 2, 1)
-    smaller.truncate(4)
+    cache.evict(torch.arange(4).expand(2, 3, 4), spare=3)
+    write(cache, 2, 1)
+    cache.truncate(4)
     with pytest.raises(ValueError, match=r"slots must be in 4\.\.4 .*, got 3"):
-        smaller.truncate(3)
+        cache.truncate(3)

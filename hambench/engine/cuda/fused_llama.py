@@ -88,6 +88,7 @@ class FusedLlama(BackedByLlama):
         free = self._free.setdefault(size, [])
         whole = free.pop() if free else self.reference.new_cache(size)
         lent = copy.copy(whole)
+        lent.owns_storage = False
         weakref.finalize(lent, free.append, whole)
         return lent
 
@@ -113,7 +114,7 @@ class FusedLlama(BackedByLlama):
     ) -> ForwardOutput:
         """See :meth:`hambench.engine.language_model.LanguageModel.forward`."""
         num_rows = inputs.shape[0]
-        if num_rows > MAX_ROWS or cache.num_evicted:
+        if num_rows > MAX_ROWS or not cache.is_plain:
             return self.reference.forward(
                 inputs, cache, positions=positions, num_logits=num_logits, feature_layers=feature_layers
             )
@@ -125,7 +126,7 @@ class FusedLlama(BackedByLlama):
     @torch.inference_mode()
     def greedy(self, tokens: Sequence[int], cache: KVCache, *, num_tokens: int = 1) -> list[int]:
         """See :class:`hambench.engine.language_model.LanguageModel`. Copies only the tokens to the host, no logits."""
-        if len(tokens) > MAX_ROWS or cache.num_evicted:
+        if len(tokens) > MAX_ROWS or not cache.is_plain:
             return self.reference.greedy(tokens, cache, num_tokens=num_tokens)
         cache.require(len(tokens))
         forward = self._greedy_forward(cache, len(tokens), num_tokens, self._newest(cache))
@@ -136,7 +137,7 @@ class FusedLlama(BackedByLlama):
     @torch.inference_mode()
     def decode_greedily(self, tokens: Sequence[int], cache: KVCache, num_tokens: int) -> list[int]:
         """See :class:`hambench.engine.language_model.LanguageModel`. Feeds tokens to the next forward on the device."""
-        if num_tokens == 0 or len(tokens) > MAX_ROWS or cache.num_evicted:
+        if num_tokens == 0 or len(tokens) > MAX_ROWS or not cache.is_plain:
             return self.reference.decode_greedily(tokens, cache, num_tokens)
         cache.require(len(tokens) + num_tokens - 1)
         newest = self._newest(cache)
