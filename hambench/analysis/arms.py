@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from hambench.analysis.metrics import decode_seconds, num_decode_tokens, num_positions, peak_kv_bytes
+from hambench.analysis.metrics import decode_seconds, held_kv_bytes, num_decode_tokens
 from hambench.analysis.statistics.intervals import Array
 from hambench.analysis.statistics.paired_tests import MIN_BLOCKS
 from hambench.analysis.verdicts import join_reasons
@@ -24,7 +24,7 @@ RATES: dict[str, Callable[[GenerationTrace], Parts]] = {
     "tps": lambda trace: (num_decode_tokens([trace]), decode_seconds([trace])),
     "prefill_tps": lambda trace: (trace.prompt_tokens, trace.ttft_s),
     "end_to_end_tps": lambda trace: (len(trace.token_ids), trace.seconds),
-    "kv_bytes_per_position": lambda trace: (peak_kv_bytes(trace), num_positions([trace])),
+    "kv_bytes_per_position": lambda trace: held_kv_bytes(trace) or (None, None),
 }
 """Numerator and denominator of one answer in each metric that is a ratio of sums over answers."""
 

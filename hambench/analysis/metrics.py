@@ -168,13 +168,33 @@ def peak_kv_bytes(trace: GenerationTrace) -> int | None:
 
 
 def kv_bytes_per_position(traces: Traces) -> float | None:
-    """Σ over answers of the peak KV bytes / Σ positions (prompt + tokens kept after the first step).
+    """Σ over decode steps of the KV bytes in use after each / Σ of the positions (prompt + tokens so far) after each.
 
-    What is compared: an answer that breaks off early holds fewer bytes, and no fewer per position.
+    What is compared: the memory that an answer holds while it is written. One that breaks off early holds fewer bytes,
+    and no fewer per position; a cache that is cut after the prompt counts as it is then. The peak is ``kv_bytes``.
     """
-    peaks = [peak_kv_bytes(trace) for trace in traces if trace.steps]
-    known = [peak for peak in peaks if peak is not None]
-    return _ratio(sum(known), num_positions(traces)) if known and len(known) == len(peaks) else None
+    held = [held_kv_bytes(trace) for trace in traces if trace.steps]
+    known = [pair for pair in held if pair is not None]
+    if not known or len(known) < len(held):
+        return None
+    return _ratio(sum(num_bytes for num_bytes, _ in known), sum(positions for _, positions in known))
+
+
+def held_kv_bytes(trace: GenerationTrace) -> tuple[int, int] | None:
+    """Sums over the decode steps of one answer: KV bytes after each, and positions that a plain cache would hold then.
+
+    An answer of one step gives those after that step; ``None`` where a step's bytes can't be known.
+    """
+    num_bytes = num_positions_held = 0
+    position = trace.prompt_tokens
+    for step in trace.steps[1:] or trace.steps[:1]:
+        if step.kv_bytes is None:
+            return None
+        if step is not trace.steps[0]:
+            position += len(step.tokens)
+        num_bytes += step.kv_bytes
+        num_positions_held += position
+    return (num_bytes, num_positions_held) if trace.steps else None
 
 
 def num_positions(traces: Traces) -> int:
