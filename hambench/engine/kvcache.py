@@ -14,6 +14,10 @@ import torch
 
 from hambench.errors import ContextOverflowError
 
+SCALE_BYTES = 2
+"""Bytes of the bfloat16 scale behind the codes of an int8 row."""
+LARGEST_CODE = 127
+
 
 class KVCache:
     """Keys and values of one sequence, ``[num_layers, KVH, capacity, Dh]`` each.
@@ -192,3 +196,77 @@ def _compacted(part: torch.Tensor, kept: torch.Tensor, capacity: int, *, in_plac
     if in_place:
         smaller.untyped_storage().resize_(smaller.nbytes)
     return smaller
+
+
+class Int8KVCache(KVCache):
+    """Keys and values in 8 bits, ``[num_layers, KVH, capacity, Dh + 2]`` bytes each: (Dh + 2) / (2 Dh) of bfloat16's.
+
+    A row of Dh elements is Dh symmetric codes and one scale. Rows are quantised as they are written and never again.
+
+    Args:
+        num_layers: Layers that write to the cache.
+        num_kv_heads: Key/value heads of a layer (KVH).
+        head_dim: Elements of one head (Dh), even.
+        capacity: Slots reserved.
+        dtype: Type of the elements that attention gets.
+        device: Where the storage lives.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_layers: int,
+        num_kv_heads: int,
+        head_dim: int,
+        capacity: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> None:
+        if head_dim % 2:
+            raise ValueError(f"head_dim must be even for an int8 cache, got {head_dim}")
+        super().__init__(
+            num_layers=num_layers,
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim + SCALE_BYTES,
+            capacity=capacity,
+            dtype=torch.uint8,
+            device=device,
+        )
+        self._dtype = dtype
+
+    @property
+    def is_plain(self) -> bool:
+        """See :class:`hambench.engine.kvcache.KVCache`."""
+        return False
+
+    @property
+    def in_use(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """What keys and values in use stand for, ``[num_layers, KVH, slots, Dh]`` each: copies."""
+        keys, values = self.rows_in_use
+        return dequantize_rows(keys, self._dtype), dequantize_rows(values, self._dtype)
+
+    def write(
+        self, layer: int, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See :class:`hambench.engine.kvcache.KVCache`. What is returned was rounded, the new rows too."""
+        seen_keys, seen_values = super().write(layer, quantize_rows(keys), quantize_rows(values))
+        return dequantize_rows(seen_keys, self._dtype), dequantize_rows(seen_values, self._dtype)
+
+
+def quantize_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Quantises rows ``[..., Dh]`` to bytes ``[..., Dh + 2]``: codes, then the scale.
+
+    The scale is the largest magnitude of the row / 127, rounded to bfloat16; codes are multiples of the rounded scale.
+    """
+    wide = rows.float()
+    scales = (wide.abs().amax(-1, keepdim=True) / LARGEST_CODE).to(torch.bfloat16)
+    divisors = torch.where(scales == 0, torch.ones_like(scales), scales).float()
+    codes = (wide / divisors).round().clamp(-LARGEST_CODE, LARGEST_CODE).to(torch.int8)
+    return torch.cat([codes.view(torch.uint8), scales.view(torch.uint8)], dim=-1)
+
+
+def dequantize_rows(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Returns what bytes ``[..., Dh + 2]`` of :func:`quantize_rows` stand for, ``[..., Dh]``."""
+    codes = rows[..., :-SCALE_BYTES].view(torch.int8)
+    scales = rows[..., -SCALE_BYTES:].view(torch.bfloat16)
+    return (codes.float() * scales.float()).to(dtype)

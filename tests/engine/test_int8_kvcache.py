@@ -4,8 +4,7 @@ import pytest
 import torch
 from fakes import TINY_SHAPE, tiny_target
 
-from hambench.engine.int8_kvcache import Int8KVCache, dequantize_rows, quantize_rows
-from hambench.engine.kvcache import KVCache
+from hambench.engine.kvcache import Int8KVCache, KVCache, dequantize_rows, quantize_rows
 
 SIZES = {"num_layers": 2, "num_kv_heads": 3, "head_dim": 4, "capacity": 8, "device": "cpu"}
 
