@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import torch
 
 from hambench.engine.kvcache import KVCache
 from hambench.engine.llama import Llama
 from hambench.engine.output import ForwardOutput
+from hambench.engine.requests.rows import Ids, Rows
+from hambench.errors import NotFiniteError
 
 
 class BackedByLlama:
@@ -38,3 +42,23 @@ class BackedByLlama:
     ) -> ForwardOutput:
         """See :class:`hambench.engine.language_model.LanguageModel`: on torch, whatever the prompt's length."""
         return self.reference.prefill(ids, cache, feature_layers=feature_layers)
+
+    def forward_together(
+        self, sequences: Sequence[Rows], *, feature_layers: tuple[int, ...] = ()
+    ) -> list[ForwardOutput]:
+        """See :class:`hambench.engine.language_model.LanguageModel`: on torch."""
+        return self.reference.forward_together(sequences, feature_layers=feature_layers)
+
+    def greedy_together(self, sequences: Sequence[Ids]) -> list[list[int] | NotFiniteError]:
+        """See :class:`hambench.engine.language_model.LanguageModel`: on torch."""
+        return self.reference.greedy_together(sequences)
+
+    def decode_greedily_together(self, sequences: Sequence[Ids]) -> list[list[int] | NotFiniteError]:
+        """See :class:`hambench.engine.language_model.LanguageModel`: on torch."""
+        return self.reference.decode_greedily_together(sequences)
+
+    def prefill_pieces(
+        self, ids: torch.Tensor, cache: KVCache, *, feature_layers: tuple[int, ...] = ()
+    ) -> Iterator[ForwardOutput | None]:
+        """See :class:`hambench.engine.language_model.LanguageModel`: on torch."""
+        return self.reference.prefill_pieces(ids, cache, feature_layers=feature_layers)

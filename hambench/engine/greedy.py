@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from hambench.engine.output import ForwardOutput
+from hambench.engine.requests.rows import Ids, Rows
 from hambench.errors import NotFiniteError
 
 
@@ -24,6 +25,13 @@ def most_probable(logits: torch.Tensor) -> list[int]:
     if -1 in ids:
         raise NotFiniteError
     return ids
+
+
+def _most_probable_or_error(logits: torch.Tensor) -> list[int] | NotFiniteError:
+    try:
+        return most_probable(logits)
+    except NotFiniteError as error:
+        return error
 
 
 class GreedyDecoding(ABC):
@@ -54,6 +62,55 @@ class GreedyDecoding(ABC):
         for _ in range(num_tokens):
             tokens = self.greedy(tokens, cache)
             decoded += tokens
+        return decoded
+
+    def forward_together(
+        self, sequences: Sequence[Rows], *, feature_layers: tuple[int, ...] = ()
+    ) -> list[ForwardOutput]:
+        """Runs the sequences one after the other: an engine that can do better overrides it."""
+        return [
+            self.forward(
+                rows.inputs,
+                rows.cache,
+                positions=rows.positions,
+                num_logits=rows.num_logits,
+                feature_layers=feature_layers,
+            )
+            for rows in sequences
+        ]
+
+    def greedy_together(self, sequences: Sequence[Ids]) -> list[list[int] | NotFiniteError]:
+        """See :meth:`hambench.engine.language_model.LanguageModel.greedy_together`."""
+        rows = [
+            Rows(
+                torch.tensor(ids.tokens, dtype=torch.int64, device=self.device),
+                ids.cache,
+                num_logits=ids.num_tokens,
+            )
+            for ids in sequences
+        ]
+        return [_most_probable_or_error(out.logits) for out in self.forward_together(rows)]
+
+    def decode_greedily_together(self, sequences: Sequence[Ids]) -> list[list[int] | NotFiniteError]:
+        """See :meth:`hambench.engine.language_model.LanguageModel.decode_greedily_together`."""
+        decoded: list[list[int] | NotFiniteError] = [[] for _ in sequences]
+        inputs = [ids.tokens for ids in sequences]
+        for number in range(max(ids.num_tokens for ids in sequences)):
+            going = [
+                index
+                for index, ids in enumerate(sequences)
+                if number < ids.num_tokens and isinstance(decoded[index], list)
+            ]
+            if not going:
+                break
+            newest = self.greedy_together([Ids(inputs[i], sequences[i].cache, 1) for i in going])
+            for index, tokens in zip(going, newest, strict=True):
+                so_far = decoded[index]
+                if isinstance(tokens, NotFiniteError) or isinstance(so_far, NotFiniteError):
+                    decoded[index] = tokens
+                else:
+                    so_far += tokens
+                    inputs[index] = tokens
         return decoded
 
     def prepare_greedy(  # noqa: B027 - the default for engines without graphs, not a forgotten override

@@ -7,7 +7,7 @@ V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
     from hambench.engine.llama import Llama
     from hambench.engine.output import ForwardOutput
+    from hambench.engine.requests.rows import Ids, Rows
     from hambench.engine.shape import LlamaShape
+    from hambench.errors import NotFiniteError
 
 
 class LanguageModel(Protocol):
@@ -83,6 +85,11 @@ class LanguageModel(Protocol):
     ) -> ForwardOutput:
         """Runs a prompt ``[T]``; returns logits, hidden state and features of the last row only."""
 
+    def prefill_pieces(
+        self, ids: torch.Tensor, cache: Any, *, feature_layers: tuple[int, ...] = ()
+    ) -> Iterator[ForwardOutput | None]:
+        """Runs :meth:`prefill` in pieces; yields after each, after the last one the output."""
+
     def greedy(self, tokens: Sequence[int], cache: Any, *, num_tokens: int = 1) -> list[int]:
         """Runs T ``tokens`` and returns the greedy next token after each of the last ``num_tokens`` of them.
 
@@ -100,6 +107,20 @@ class LanguageModel(Protocol):
         Raises:
             ContextOverflowError: If the cache has no room for these slots.
         """
+
+    def forward_together(
+        self, sequences: Sequence[Rows], *, feature_layers: tuple[int, ...] = ()
+    ) -> list[ForwardOutput]:
+        """Runs :meth:`forward` for several sequences, with one pass over the weights where the engine can.
+
+        There is no padding: rows of all sequences lie one after the other, and attention is each one's own.
+        """
+
+    def greedy_together(self, sequences: Sequence[Ids]) -> list[list[int] | NotFiniteError]:
+        """Runs :meth:`greedy` for several sequences; an error stands for what it would raise for one of them."""
+
+    def decode_greedily_together(self, sequences: Sequence[Ids]) -> list[list[int] | NotFiniteError]:
+        """Runs :meth:`decode_greedily` for several sequences, whose chains may have different lengths."""
 
     def prepare_greedy(self, cache: Any, *, rows: Sequence[int] = (), chain: int = 0) -> None:
         """Captures graphs for greedy calls over an empty cache, so that no timed call pays for it.

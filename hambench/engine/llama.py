@@ -9,7 +9,7 @@ the same call. Slots order the cache. ``positions`` rotate queries and keys, and
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +20,13 @@ from hambench.engine.kvcache import KVCache
 from hambench.engine.linear import GatedLinear, Linear, make_gated, make_linear
 from hambench.engine.norm import RMSNorm
 from hambench.engine.output import ForwardOutput
+from hambench.engine.requests.rows import Rows
 from hambench.engine.shape import LlamaShape, rope_frequencies
 from hambench.errors import ModelError
 
 PREFILL_CHUNK = 2048
-"""Rows per prefill forward: enough to be bound by arithmetic, few enough to bound the memory of activations."""
+"""Rows per prefill forward: enough to be bound by arithmetic, few enough to bound the memory of activations. In a
+batch other sequences take a step between two of them."""
 
 
 class DecoderLayer:
@@ -126,33 +128,60 @@ class DecoderStack:
         Raises:
             ContextOverflowError: If the cache has no room for T more slots.
         """
-        num_rows = hidden.shape[0]
-        cache.require(num_rows)
-        rotation = self._rotation(num_rows, cache.next_position, positions)
-        mask = causal_mask(num_rows, cache.slots, self.dtype, self.device)
-        first = 0 if keep is None else num_rows - keep
+        own = Rows(hidden, cache, positions)
+        return self.forward_together(hidden, [own], feature_layers=feature_layers, keep=keep)
+
+    @torch.inference_mode()
+    def forward_together(
+        self,
+        hidden: torch.Tensor,
+        sequences: Sequence[Rows],
+        *,
+        feature_layers: tuple[int, ...] = (),
+        keep: int | None = None,
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Runs the layers over the rows of several sequences, one after the other; see :meth:`forward`.
+
+        Args:
+            hidden: Inputs of the first layer.
+            sequences: Whose rows they are, in order.
+            feature_layers: Layers (0-based) whose hidden states to return.
+            keep: Return only this many last rows, of one sequence alone.
+
+        Raises:
+            ContextOverflowError: If a cache has no room for its rows.
+        """
+        lengths = [rows.inputs.shape[0] for rows in sequences]
+        rotations, masks = [], []
+        for rows, num_rows in zip(sequences, lengths, strict=True):
+            rows.cache.require(num_rows)
+            rotations.append(self._rotation(num_rows, rows.cache.next_position, rows.positions))
+            masks.append(causal_mask(num_rows, rows.cache.slots, self.dtype, self.device))
+        rotation = rotations[0] if len(rotations) == 1 else _joined(rotations)
+        first = 0 if keep is None else hidden.shape[0] - keep
         features: dict[int, torch.Tensor] = {}
         for index, layer in enumerate(self.layers):
             last = index == len(self.layers) - 1
-            heads = self._attention(layer, index, hidden, cache, rotation, mask, first if last else 0)
-            hidden = layer.out.add_to(hidden[first:] if last else hidden, heads)
+            qk, v = self._project(layer, hidden, rotation)
+            heads = [
+                self._attend(index, own_qk, own_v, rows.cache, mask, first if last else 0)
+                for own_qk, own_v, rows, mask in zip(
+                    qk.split(lengths), v.split(lengths), sequences, masks, strict=True
+                )
+            ]
+            mixed = heads[0] if len(heads) == 1 else torch.cat(heads)
+            hidden = layer.out.add_to(hidden[first:] if last else hidden, mixed)
             hidden = layer.down.add_to(hidden, layer.gate_up(layer.mlp_norm(hidden)))
             if index in feature_layers:
                 features[index] = hidden if last else hidden[first:]
-        cache.advance(num_rows)
+        for rows, num_rows in zip(sequences, lengths, strict=True):
+            rows.cache.advance(num_rows)
         return hidden, [features[index] for index in feature_layers]
 
-    def _attention(
-        self,
-        layer: DecoderLayer,
-        index: int,
-        hidden: torch.Tensor,
-        cache: KVCache,
-        rotation: tuple[torch.Tensor, torch.Tensor],
-        mask: torch.Tensor | None,
-        first: int,
-    ) -> torch.Tensor:
-        """Computes the heads' joined outputs of the rows from ``first`` on: ``[T, D] -> [T - first, H * Dh]``."""
+    def _project(
+        self, layer: DecoderLayer, hidden: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Computes rotated queries above keys ``[T, H + KVH, Dh]`` and values ``[T, KVH, Dh]``."""
         shape, num_rows = self.shape, hidden.shape[0]
         num_heads = shape.num_heads
         qk, v = self._projected(layer, hidden, rotation)
@@ -180,6 +209,22 @@ class DecoderStack:
             qk = torch.cat([layer.q_norm(qk[:, :num_heads]), layer.k_norm(qk[:, num_heads:])], dim=1)
         cos, signed_sin = rotation
         return torch.addcmul(qk * cos, qk.roll(shape.head_dim // 2, -1), signed_sin), v
+
+    def _attend(
+        self,
+        index: int,
+        qk: torch.Tensor,
+        v: torch.Tensor,
+        cache: KVCache,
+        mask: torch.Tensor | None,
+        first: int,
+    ) -> torch.Tensor:
+        """Stores keys and values of one sequence; computes the heads of its rows from ``first`` on."""
+        shape, num_rows, num_heads = self.shape, qk.shape[0], self.shape.num_heads
+        keys, values = cache.write(index, qk[:, num_heads:].transpose(0, 1), v.transpose(0, 1))
+        queries = qk[first:, :num_heads].transpose(0, 1)
+        mixed = attend(queries, keys, values, None if mask is None else mask[first:])
+        return mixed.transpose(0, 1).reshape(num_rows - first, num_heads * shape.head_dim)
 
     def _rotation(
         self, num_rows: int, first: int, positions: torch.Tensor | None
@@ -217,6 +262,7 @@ class Llama(GreedyDecoding):
         device: torch.device | str = "cpu",
     ) -> None:
         self.shape, self.dtype, self.device = shape, dtype, torch.device(device)
+        self.prefill_chunk = PREFILL_CHUNK
         try:
             self.embedding = weights["model.embed_tokens.weight"].to(device, dtype)
             self.norm = RMSNorm(weights["model.norm.weight"].to(device, dtype), shape.rms_norm_eps)
@@ -274,6 +320,35 @@ class Llama(GreedyDecoding):
         )
         return self._output(hidden, features, feature_layers, num_logits)
 
+    @torch.inference_mode()
+    def forward_together(
+        self, sequences: Sequence[Rows], *, feature_layers: tuple[int, ...] = ()
+    ) -> list[ForwardOutput]:
+        """See :meth:`hambench.engine.language_model.LanguageModel.forward_together`."""
+        inputs = [
+            self.embed(rows.inputs) if rows.inputs.ndim == 1 else rows.inputs.to(self.dtype)
+            for rows in sequences
+        ]
+        lengths = [each.shape[0] for each in inputs]
+        hidden, features = self.stack.forward_together(
+            torch.cat(inputs), sequences, feature_layers=feature_layers
+        )
+        normed, layer_features = self._normed(hidden, features, feature_layers)
+        wanted = [
+            num_rows if rows.num_logits is None else min(rows.num_logits, num_rows)
+            for rows, num_rows in zip(sequences, lengths, strict=True)
+        ]
+        own = normed.split(lengths)
+        logits = self.lm_head(
+            torch.cat([each[len(each) - num :] for each, num in zip(own, wanted, strict=True)])
+        )
+        return [
+            ForwardOutput(logits=each, hidden=rows, features=feature)
+            for each, rows, feature in zip(
+                logits.split(wanted), own, layer_features.split(lengths, dim=1), strict=True
+            )
+        ]
+
     def _output(
         self,
         hidden: torch.Tensor,
@@ -282,32 +357,50 @@ class Llama(GreedyDecoding):
         num_logits: int | None,
     ) -> ForwardOutput:
         """Applies the final norm to hidden states and the last layer's features, and the head to the last rows."""
-        normed = self.norm(hidden)
+        normed, layer_features = self._normed(hidden, features, feature_layers)
         num_rows = normed.shape[0]
         num_selected = num_rows if num_logits is None else min(num_logits, num_rows)
+        return ForwardOutput(
+            logits=self.lm_head(normed[num_rows - num_selected :]), hidden=normed, features=layer_features
+        )
+
+    def _normed(
+        self, hidden: torch.Tensor, features: Sequence[torch.Tensor], feature_layers: tuple[int, ...]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Applies the final norm to ``[T, D]`` and to the last layer's features; stacks these to ``[F, T, D]``."""
+        normed = self.norm(hidden)
         last = self.shape.num_layers - 1
         layer_features = [
             normed if layer == last else f for layer, f in zip(feature_layers, features, strict=True)
         ]
-        return ForwardOutput(
-            logits=self.lm_head(normed[num_rows - num_selected :]),
-            hidden=normed,
-            features=torch.stack(layer_features) if layer_features else normed.new_empty(0, *normed.shape),
-        )
+        stacked = torch.stack(layer_features) if layer_features else normed.new_empty(0, *normed.shape)
+        return normed, stacked
 
     def prefill(
         self, ids: torch.Tensor, cache: KVCache, *, feature_layers: tuple[int, ...] = ()
     ) -> ForwardOutput:
         """Runs a prompt ``[T]`` in chunks; returns logits, hidden state and features of the last row only."""
+        *_, output = self.prefill_pieces(ids, cache, feature_layers=feature_layers)
+        assert output is not None
+        return output
+
+    def prefill_pieces(
+        self, ids: torch.Tensor, cache: KVCache, *, feature_layers: tuple[int, ...] = ()
+    ) -> Iterator[ForwardOutput | None]:
+        """Runs a prompt ``[T]`` chunk by chunk; yields ``None`` after each but the last, which has the output."""
         if ids.shape[0] == 0:
             raise ValueError("ids must hold at least one token, got none")
-        chunks = torch.split(ids, PREFILL_CHUNK)
-        for chunk in chunks[:-1]:
+        *chunks, last = torch.split(ids, self.prefill_chunk)
+        for chunk in chunks:
             self.stack.forward(self.embed(chunk), cache, keep=0)
-        hidden, features = self.stack.forward(
-            self.embed(chunks[-1]), cache, feature_layers=feature_layers, keep=1
-        )
-        return self._output(hidden, features, feature_layers, num_logits=1)
+            yield None
+        hidden, features = self.stack.forward(self.embed(last), cache, feature_layers=feature_layers, keep=1)
+        yield self._output(hidden, features, feature_layers, num_logits=1)
+
+
+def _joined(rotations: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    cosines, signed_sines = zip(*rotations, strict=True)
+    return torch.cat(cosines), torch.cat(signed_sines)
 
 
 def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

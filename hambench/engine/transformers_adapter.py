@@ -7,6 +7,7 @@ its slots and rolls them back by cropping.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -187,13 +188,22 @@ class TransformersAdapter(GreedyDecoding):
         self, ids: torch.Tensor, cache: AdapterCache, *, feature_layers: tuple[int, ...] = ()
     ) -> ForwardOutput:
         """Runs a prompt ``[T]`` in chunks; returns logits, hidden state and features of the last row only."""
+        *_, output = self.prefill_pieces(ids, cache, feature_layers=feature_layers)
+        assert output is not None
+        return output
+
+    def prefill_pieces(
+        self, ids: torch.Tensor, cache: AdapterCache, *, feature_layers: tuple[int, ...] = ()
+    ) -> Iterator[ForwardOutput | None]:
+        """See :meth:`hambench.engine.llama.Llama.prefill_pieces`."""
         if ids.shape[0] == 0:
             raise ValueError("ids must hold at least one token, got none")
-        chunks = torch.split(ids, PREFILL_CHUNK)
-        for chunk in chunks[:-1]:
+        *chunks, last = torch.split(ids, PREFILL_CHUNK)
+        for chunk in chunks:
             self.forward(chunk, cache, num_logits=0)
-        out = self.forward(chunks[-1], cache, feature_layers=feature_layers)
-        return ForwardOutput(logits=out.logits, hidden=out.hidden[-1:], features=out.features[:, -1:])
+            yield None
+        out = self.forward(last, cache, feature_layers=feature_layers)
+        yield ForwardOutput(logits=out.logits, hidden=out.hidden[-1:], features=out.features[:, -1:])
 
 
 def load_adapter(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[TransformersAdapter, str]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from hambench.kernels.cpu.build import BuildError, build_library
 
-ABI = 4
+ABI = 5
 OK, NOT_FINITE, NO_MEMORY, BAD_ARGUMENT, STOP_NOT_FINITE = range(5)
 ISA_VARIABLE = "HAMBENCH_CPU_ISA"
 """Environment variable that forces an instruction set: ``avx512``, ``avx2`` or ``portable``."""
@@ -68,9 +68,9 @@ class Forward(ctypes.Structure):
 
     _fields_ = (
         *((name, c_void_p) for name in ("ids", "embeddings", "positions", "parts", "feature_layers")),
-        *((name, c_void_p) for name in ("features", "hidden", "head_rows", "logits", "tokens")),
-        *((name, c_int32) for name in ("num_rows", "num_parts", "num_features", "num_head_rows", "chain")),
-        ("threads", c_int32),
+        *((name, c_void_p) for name in ("features", "hidden", "head_rows", "logits", "tokens", "chains")),
+        *((name, c_int32) for name in ("num_rows", "num_parts", "num_features", "num_head_rows", "threads")),
+        ("reserved", c_int32),
     )
 
 
@@ -90,10 +90,12 @@ class Macro(ctypes.Structure):
     """``hb_macro``."""
 
     _fields_ = (
-        *((name, c_void_p) for name in ("base", "slot_base", "part", "merged", "features", "thresholds")),
-        *((name, c_void_p) for name in ("tokens", "probabilities")),
+        *(
+            (name, c_void_p)
+            for name in ("part", "merged", "features", "thresholds", "tokens", "probabilities")
+        ),
         *((name, c_int64) for name in ("position", "first_token")),
-        *((name, c_int32) for name in ("num_merged", "threads", "num_tokens", "num_asked")),
+        *((name, c_int32) for name in ("num_merged", "num_tokens", "num_asked", "status")),
     )
 
 
@@ -139,7 +141,10 @@ FUNCTIONS = {
     "hb_run": (c_int32, [c_void_p, c_char_p, POINTER(Forward)]),
     "hb_grafts_new": (c_void_p, [POINTER(Grafts)]),
     "hb_grafts_free": (None, [c_void_p]),
-    "hb_macro_step": (c_int32, [c_void_p, c_char_p, POINTER(Macro)]),
+    "hb_macro_steps": (
+        c_int32,
+        [c_void_p, c_char_p, c_void_p, c_void_p, POINTER(Macro), c_int32, c_int32],
+    ),
     "hb_pool_counts": (None, [POINTER(Counts)]),
     "hb_pool_may_go_alone": (None, [c_int32]),
 }

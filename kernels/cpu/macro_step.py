@@ -14,9 +14,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hambench.kernels.cpu.library import STOP_NOT_FINITE, Grafts, Macro, Part
-from hambench.kernels.cpu.model import CachePart, NativeModel, raise_for
+from hambench.kernels.cpu.library import NOT_FINITE, STOP_NOT_FINITE, Grafts, Macro, Part
+from hambench.kernels.cpu.model import NativeModel, raise_for
 from hambench.kernels.cpu.operands import LinearWeight, check_tensor, dense_weight
+from hambench.kernels.cpu.parts import NO_MAXIMUM, CachePart, NonFiniteLogitError
 
 MAX_STEPS = 16
 """Tokens of one macro-step."""
@@ -47,6 +48,23 @@ class MacroStepOutput(NamedTuple):
 
     tokens: tuple[int, ...]
     continue_probs: tuple[float, ...]
+
+
+class FirstStep(NamedTuple):
+    """What one sequence brings to the macro-step that follows its prompt; see :meth:`NativeGrafts.first`."""
+
+    features: Tensor
+    token: int
+    thresholds: Sequence[float] | None
+
+
+class NextStep(NamedTuple):
+    """What one sequence brings to its next macro-step; see :meth:`NativeGrafts.next`."""
+
+    merged: Sequence[int]
+    part: CachePart
+    position: int
+    thresholds: Sequence[float] | None
 
 
 class NativeGrafts:
@@ -124,6 +142,11 @@ class NativeGrafts:
         shape = self._micro.shape
         return 2 * self._micro.num_layers * shape.num_kv_heads * shape.head_dim * torch.float32.itemsize
 
+    @property
+    def most_together(self) -> int:
+        """Sequences of one call: the first micro-step of each takes its features and a token."""
+        return self._base.max_rows // (self.num_features + 1)
+
     def first(
         self,
         features: Tensor,
@@ -148,11 +171,8 @@ class NativeGrafts:
             NonFiniteLogitError: If a row's logits have no finite maximum.
             NonFiniteStopError: If the stop head's logit is NaN.
         """
-        self._base.check_ids((token,))
-        check_tensor(
-            "features", features, (self.num_features, self._base.shape.hidden_size), (torch.float32,)
-        )
-        return self._run(Macro(first_token=token), features, thresholds, instruction_set, threads)
+        sequence = FirstStep(features, token, thresholds)
+        return _only(self.first_together([sequence], instruction_set=instruction_set, threads=threads))
 
     def next(
         self,
@@ -181,49 +201,133 @@ class NativeGrafts:
             NonFiniteLogitError: If a row's logits have no finite maximum.
             NonFiniteStopError: If the stop head's logit is NaN.
         """
-        if not 1 <= len(merged) <= self.max_steps or part.num_rows != 1 or position < 0:
-            raise ValueError(
-                f"merged must be 1..{self.max_steps} tokens for one row at a position >= 0, got {len(merged)} for "
-                f"{part.num_rows} at {position}"
+        sequence = NextStep(merged, part, position, thresholds)
+        return _only(
+            self.next_together([sequence], slot_base, instruction_set=instruction_set, threads=threads)
+        )
+
+    def first_together(
+        self, sequences: Sequence[FirstStep], *, instruction_set: str, threads: int
+    ) -> list[MacroStepOutput | ArithmeticError]:
+        """:meth:`first` of up to :attr:`most_together` sequences in one call; an error is what it would raise."""
+        calls = []
+        for sequence in sequences:
+            self._base.check_ids((sequence.token,))
+            check_tensor(
+                "features",
+                sequence.features,
+                (self.num_features, self._base.shape.hidden_size),
+                (torch.float32,),
             )
+            calls.append(Macro(first_token=sequence.token, features=sequence.features.data_ptr()))
+        thresholds = [sequence.thresholds for sequence in sequences]
+        return self._run(calls, None, thresholds, instruction_set, threads)
+
+    def next_together(
+        self,
+        sequences: Sequence[NextStep],
+        slot_base: NativeModel,
+        *,
+        instruction_set: str,
+        threads: int,
+    ) -> list[MacroStepOutput | ArithmeticError]:
+        """:meth:`next` of up to :attr:`most_together` sequences in one call; an error stands for what it would raise.
+
+        They share one forward of the base, then the micro-steps of those that go on: a sequence that ends drops out.
+        """
         if slot_base.shape != self._base.shape or slot_base.num_layers != self._base.num_layers:
             raise ValueError("slot_base must have the base's sizes")
         if not slot_base.has_head:
             raise ValueError("slot_base must have a final norm and a head")
-        self._base.check_ids(merged)
-        native_part = Part()
-        slot_base.fill(native_part, part, first_row=0)
-        ids = (ctypes.c_int64 * len(merged))(*merged)
-        call = Macro(
-            slot_base=slot_base.handle,
-            part=ctypes.addressof(native_part),
-            merged=ctypes.addressof(ids),
-            num_merged=len(merged),
-            position=position,
-        )
-        features = torch.empty(self.num_features, self._base.shape.hidden_size)
-        return self._run(call, features, thresholds, instruction_set, threads)
+        addresses = {
+            address
+            for each in sequences
+            for address in (each.part.keys.data_ptr(), each.part.values.data_ptr())
+        }
+        if len(addresses) != 2 * len(sequences):
+            raise ValueError("sequences must have keys and values of their own: two of them share memory")
+        calls, keep = [], []
+        for sequence in sequences:
+            merged, part, position, _ = sequence
+            if not 1 <= len(merged) <= self.max_steps or part.num_rows != 1 or position < 0:
+                raise ValueError(
+                    f"merged must be 1..{self.max_steps} tokens for one row at a position >= 0, got {len(merged)} for "
+                    f"{part.num_rows} at {position}"
+                )
+            self._base.check_ids(merged)
+            native_part = Part()
+            slot_base.fill(native_part, part, first_row=0)
+            ids = (ctypes.c_int64 * len(merged))(*merged)
+            keep.append((native_part, ids))
+            calls.append(
+                Macro(
+                    part=ctypes.addressof(native_part),
+                    merged=ctypes.addressof(ids),
+                    num_merged=len(merged),
+                    position=position,
+                )
+            )
+        thresholds = [sequence.thresholds for sequence in sequences]
+        return self._run(calls, slot_base, thresholds, instruction_set, threads)
 
     def _run(
         self,
-        call: Macro,
-        features: Tensor,
-        thresholds: Sequence[float] | None,
+        calls: Sequence[Macro],
+        slot_base: NativeModel | None,
+        thresholds: Sequence[Sequence[float] | None],
         instruction_set: str,
         threads: int,
-    ) -> MacroStepOutput:
+    ) -> list[MacroStepOutput | ArithmeticError]:
         if threads < 1:
             raise ValueError(f"threads must be >= 1, got {threads}")
-        if thresholds is not None and len(thresholds) != self.max_steps:
-            raise ValueError(f"thresholds must be {self.max_steps}, one per token, got {len(thresholds)}")
-        tokens = (ctypes.c_int64 * self.max_steps)()
-        probs = (ctypes.c_double * self.max_steps)()
-        limits = None if thresholds is None else (ctypes.c_double * self.max_steps)(*thresholds)
-        call.base, call.features, call.threads = self._base.handle, features.data_ptr(), threads
-        call.thresholds = None if limits is None else ctypes.addressof(limits)
-        call.tokens, call.probabilities = ctypes.addressof(tokens), ctypes.addressof(probs)
-        status = self._base.library.functions.hb_macro_step(self._handle, instruction_set.encode(), call)
-        if status == STOP_NOT_FINITE:
-            raise NonFiniteStopError("the stop head's logit is NaN")
-        raise_for(status)
-        return MacroStepOutput(tuple(tokens[: call.num_tokens]), tuple(probs[: call.num_asked]))
+        if not 1 <= len(calls) <= self.most_together:
+            raise ValueError(f"sequences must be 1..{self.most_together}, got {len(calls)}")
+        num, most = len(calls), self.max_steps
+        tokens, probs = (ctypes.c_int64 * (num * most))(), (ctypes.c_double * (num * most))()
+        limits = (ctypes.c_double * (num * most))()
+        natives = (Macro * num)(*calls)
+        for index, (native, limit) in enumerate(zip(natives, thresholds, strict=True)):
+            native.tokens = ctypes.addressof(tokens) + index * most * ctypes.sizeof(ctypes.c_int64)
+            native.probabilities = ctypes.addressof(probs) + index * most * ctypes.sizeof(ctypes.c_double)
+            if limit is None:
+                continue
+            if len(limit) != most:
+                raise ValueError(f"thresholds must be {most}, one per token, got {len(limit)}")
+            limits[index * most : (index + 1) * most] = limit
+            native.thresholds = ctypes.addressof(limits) + index * most * ctypes.sizeof(ctypes.c_double)
+        raise_for(
+            self._base.library.functions.hb_macro_steps(
+                self._handle,
+                instruction_set.encode(),
+                self._base.handle,
+                None if slot_base is None else slot_base.handle,
+                natives,
+                num,
+                threads,
+            )
+        )
+        return [
+            _outcome(
+                native,
+                tokens[index * most : index * most + native.num_tokens],
+                probs[index * most : index * most + native.num_asked],
+            )
+            for index, native in enumerate(natives)
+        ]
+
+
+def _outcome(
+    native: Macro, tokens: Sequence[int], probs: Sequence[float]
+) -> MacroStepOutput | ArithmeticError:
+    if native.status == STOP_NOT_FINITE:
+        return NonFiniteStopError("the stop head's logit is NaN")
+    if native.status == NOT_FINITE:
+        return NonFiniteLogitError(NO_MAXIMUM)
+    return MacroStepOutput(tuple(tokens), tuple(probs))
+
+
+def _only(outcomes: Sequence[MacroStepOutput | ArithmeticError]) -> MacroStepOutput:
+    (outcome,) = outcomes
+    if isinstance(outcome, ArithmeticError):
+        raise outcome
+    return outcome

@@ -35,11 +35,10 @@ from hambench.kernels.cpu.operands import (
     dense_weight,
     vector_tensor,
 )
+from hambench.kernels.cpu.parts import NO_MAXIMUM, GreedyRows, Output, check_layout
+from hambench.kernels.cpu.parts import CachePart as CachePart
+from hambench.kernels.cpu.parts import NonFiniteLogitError as NonFiniteLogitError
 from hambench.kernels.cpu.shape import NativeShape, shape_obstacle
-
-
-class NonFiniteLogitError(ArithmeticError):
-    """Raised if a row's logits have no finite maximum: NaN or infinity anywhere, or minus infinity everywhere."""
 
 
 class LayerWeights(NamedTuple):
@@ -55,27 +54,6 @@ class LayerWeights(NamedTuple):
     mlp_norm: Tensor
     q_norm: Tensor | None = None
     k_norm: Tensor | None = None
-
-
-class CachePart(NamedTuple):
-    """One sequence's rows in a forward: ``num_rows`` new slots after the ``past`` slots of its cache."""
-
-    keys: Tensor
-    """``[layers, KVH, S, Dh]``, contiguous, in the model's cache type."""
-    values: Tensor
-    past: int
-    num_rows: int
-
-
-class Output(NamedTuple):
-    """The requested outputs of a forward; ``None`` for others."""
-
-    logits: Tensor | None
-    """``[R, V]`` float32."""
-    hidden: Tensor | None
-    """``[T, D]`` float32, after the final norm."""
-    features: Tensor | None
-    """``[F, T, D]`` float32."""
 
 
 class NativeModel:
@@ -245,26 +223,57 @@ class NativeModel:
             ValueError: If an argument does not fit the model or the cache.
             NonFiniteLogitError: If a row's logits have no finite maximum.
         """
-        num_rows = len(tokens)
-        if not 1 <= num_tokens <= num_rows:
-            raise ValueError(f"num_tokens must be in 1..{num_rows} (the rows given), got {num_tokens}")
-        _check_layout(part)
-        if chain < 0 or part.past + num_rows + chain > part.keys.shape[2]:
-            raise ValueError(
-                f"chain must be >= 0 and fit the cache of {part.keys.shape[2]} slots behind {part.past + num_rows}, "
-                f"got {chain}"
-            )
-        self.check_ids(tokens)
+        rows = GreedyRows(tokens, part, positions, num_tokens, chain)
+        (chosen,) = self.greedy_together([rows], instruction_set=instruction_set, threads=threads)
+        if chosen is None:
+            raise NonFiniteLogitError(NO_MAXIMUM)
+        return chosen
+
+    def greedy_together(
+        self, sequences: Sequence[GreedyRows], *, instruction_set: str, threads: int
+    ) -> list[list[int] | None]:
+        """Runs the rows of several sequences, their chains included, in one call.
+
+        Args:
+            sequences: At least one, of :attr:`max_rows` rows together.
+            instruction_set: One of the library's.
+            threads: At most as many.
+
+        Returns:
+            Tokens of each, those of its chain last; ``None`` where a row's logits have no finite maximum.
+
+        Raises:
+            ValueError: If an argument does not fit the model or a cache.
+        """
+        for sequence in sequences:
+            sequence.check()
+            self.check_ids(sequence.tokens)
         self._needs_norm("greedy tokens")
-        call, _keep = self._call(num_rows, (part,), positions, threads)
-        ids = (ctypes.c_int64 * num_rows)(*tokens)
-        rows = (ctypes.c_int32 * num_tokens)(*range(num_rows - num_tokens, num_rows))
-        chosen = (ctypes.c_int64 * (num_tokens + chain))()
+        tokens = [token for sequence in sequences for token in sequence.tokens]
+        positions = [position for sequence in sequences for position in sequence.positions]
+        if any(len(sequence.positions) != len(sequence.tokens) for sequence in sequences):
+            raise ValueError(f"parts and positions must cover the {len(tokens)} rows")
+        call, _keep = self._call(len(tokens), [sequence.part for sequence in sequences], positions, threads)
+        wanted: list[int] = []
+        end = 0
+        for sequence in sequences:
+            end += len(sequence.tokens)
+            wanted += range(end - sequence.num_tokens, end)
+        ids = (ctypes.c_int64 * len(tokens))(*tokens)
+        rows = (ctypes.c_int32 * len(wanted))(*wanted)
+        chains = (ctypes.c_int32 * len(sequences))(*[sequence.chain for sequence in sequences])
+        chosen = (ctypes.c_int64 * (len(wanted) + sum(chains)))()
         call.ids, call.head_rows = ctypes.addressof(ids), ctypes.addressof(rows)
-        call.tokens = ctypes.addressof(chosen)
-        call.num_head_rows, call.chain = num_tokens, chain
+        call.tokens, call.num_head_rows = ctypes.addressof(chosen), len(wanted)
+        call.chains = ctypes.addressof(chains) if any(chains) else None
         self._run(call, instruction_set)
-        return list(chosen)
+        given: list[list[int] | None] = []
+        first, linked = 0, len(wanted)
+        for sequence in sequences:
+            own = chosen[first : first + sequence.num_tokens] + chosen[linked : linked + sequence.chain]
+            given.append(None if -1 in own else own)
+            first, linked = first + sequence.num_tokens, linked + sequence.chain
+        return given
 
     def _call(
         self, num_rows: int, parts: Sequence[CachePart], positions: Sequence[int], threads: int
@@ -298,7 +307,7 @@ class NativeModel:
         Raises:
             ValueError: If the cache does not belong to this model or has no room.
         """
-        _check_layout(part)
+        check_layout(part)
         keys, values, past, num_rows = part
         capacity = keys.shape[2]
         size = (self.num_layers, self.shape.num_kv_heads, capacity, self.shape.head_dim)
@@ -355,19 +364,16 @@ class NativeModel:
             raise ValueError(f"{what} need a final norm and a head, which the model was made without")
 
     def _run(self, call: Forward, instruction_set: str) -> None:
-        raise_for(self.library.functions.hb_run(self.handle, instruction_set.encode(), call))
-
-
-def _check_layout(part: CachePart) -> None:
-    for name, tensor in (("keys", part.keys), ("values", part.values)):
-        if tensor.ndim != 4:
-            raise ValueError(f"{name} must be [layers, KVH, S, Dh], got {list(tensor.shape)}")
+        """Runs a call; a row without a finite maximum is told by its token."""
+        status = self.library.functions.hb_run(self.handle, instruction_set.encode(), call)
+        if status != NOT_FINITE:
+            raise_for(status)
 
 
 def raise_for(status: int) -> None:
     """Raises the error of a call's status."""
     if status == NOT_FINITE:
-        raise NonFiniteLogitError("a row's logits have no finite maximum")
+        raise NonFiniteLogitError(NO_MAXIMUM)
     if status == NO_MEMORY:
         raise MemoryError("there is not enough memory for the native engine")
     if status != OK:

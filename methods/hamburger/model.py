@@ -6,8 +6,10 @@ Letters in shapes: n tokens of a macro-step, F feature vectors, D hidden size, V
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Hashable, Mapping, Sequence
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +20,7 @@ from hambench.engine.kvcache import KVCache
 from hambench.engine.language_model import LanguageModel
 from hambench.engine.linear import Linear, make_linear
 from hambench.engine.llama import DecoderStack
+from hambench.engine.requests.rows import Rows
 from hambench.errors import ModelError
 from hambench.kernels.results import MergeWeights, StopWeights
 from hambench.methods.hamburger.architecture import MergeResidual
@@ -87,7 +90,15 @@ class HamburgerModel:
     def micro_step(self, rows: Tensor, cache: KVCache) -> Tensor:
         """Runs ``rows`` ``[T, D]`` (features and tokens, or one token); returns the heads' hidden state ``[1, D]``."""
         stream, _ = self.micro.forward(rows, cache)
-        hidden = stream[-1:]
+        return self._normed(stream[-1:])
+
+    def micro_steps(self, sequences: Sequence[Rows]) -> Tensor:
+        """Runs :meth:`micro_step` for N sequences in one forward; returns ``[N, D]``."""
+        stream, _ = self.micro.forward_together(torch.cat([rows.inputs for rows in sequences]), sequences)
+        ends = itertools.accumulate(len(rows.inputs) for rows in sequences)
+        return self._normed(stream[[end - 1 for end in ends]])
+
+    def _normed(self, hidden: Tensor) -> Tensor:
         if self.micro_norm is not None:
             hidden = F.rms_norm(hidden, self.micro_norm.shape, self.micro_norm, self.base.shape.rms_norm_eps)
         return hidden
@@ -129,8 +140,11 @@ class MicroStep(Request):
 
     @property
     def together(self) -> Hashable | None:
-        """See :class:`hambench.decoding.Request`."""
-        return id(self.model)
+        """See :class:`hambench.decoding.Request`.
+
+        Next to another engine's base, micro-steps on torch stay alone: its bits depend on the rows of a product.
+        """
+        return id(self.model) if self.model.base.reference is self.model.base else None
 
     @property
     def cost(self) -> int:
@@ -141,6 +155,13 @@ class MicroStep(Request):
         """Runs the rows, then the base's head."""
         hidden = self.model.micro_step(self.rows, self.cache)
         return hidden, self.model.base.lm_head(hidden)
+
+    @classmethod
+    def answer_together(cls, requests: Sequence[Self]) -> list[tuple[Tensor, Tensor]]:
+        """Runs the rows of all, then the base's head for all."""
+        model = requests[0].model
+        hidden = model.micro_steps([Rows(each.rows, each.cache) for each in requests])
+        return list(zip(hidden.split(1), model.base.lm_head(hidden).split(1), strict=True))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,6 @@ import torch
 from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from hambench.engine import llama as llama_module
 from hambench.engine.attention import LEAST_LONG
 from hambench.engine.int8 import quantize_int8
 from hambench.engine.llama import DecoderStack, Llama
@@ -112,7 +111,7 @@ def test_explicit_positions_turn_what_they_say_while_slots_stay_dense(models):
 
 
 def test_prefill_in_chunks_equals_one_forward(llama, monkeypatch):
-    monkeypatch.setattr(llama_module, "PREFILL_CHUNK", 150)
+    monkeypatch.setattr(llama, "prefill_chunk", 150)
     ids = ids_of(2 * 150 + 17)
     chunked = llama.prefill(ids, cache := llama.new_cache(600), feature_layers=(1,))
     whole = llama.forward(ids, llama.new_cache(600), feature_layers=(1,))

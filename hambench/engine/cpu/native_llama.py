@@ -6,8 +6,8 @@ several proposals gives exactly the tokens that decoding one by one gives, in bf
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypedDict
+from collections.abc import Iterator, Sequence
+from typing import TypedDict, TypeVar
 
 import torch
 
@@ -17,9 +17,13 @@ from hambench.engine.kvcache import KVCache
 from hambench.engine.language_model import LanguageModel
 from hambench.engine.llama import Llama
 from hambench.engine.output import ForwardOutput
+from hambench.engine.requests.rows import Ids, Rows
 from hambench.errors import ModelError, NotFiniteError
 from hambench.kernels.cpu.library import Library
 from hambench.kernels.cpu.model import CachePart, NonFiniteLogitError
+from hambench.kernels.cpu.parts import GreedyRows
+
+T = TypeVar("T")
 
 
 class NativeLlama(BackedByLlama):
@@ -129,6 +133,112 @@ class NativeLlama(BackedByLlama):
         cache.advance(num_slots)
         return chosen
 
+    @torch.inference_mode()
+    def forward_together(
+        self, sequences: Sequence[Rows], *, feature_layers: tuple[int, ...] = ()
+    ) -> list[ForwardOutput]:
+        """See :class:`hambench.engine.language_model.LanguageModel`: one native call per 64 rows."""
+        outputs: list[ForwardOutput] = []
+        for group in _groups(sequences, [len(rows.inputs) for rows in sequences], self.native.max_rows):
+            if len(group) == 1:
+                (rows,) = group
+                outputs.append(
+                    self.forward(
+                        rows.inputs,
+                        rows.cache,
+                        positions=rows.positions,
+                        num_logits=rows.num_logits,
+                        feature_layers=feature_layers,
+                    )
+                )
+            else:
+                outputs += self._forward_group(group, feature_layers)
+        return outputs
+
+    def _forward_group(
+        self, sequences: Sequence[Rows], feature_layers: tuple[int, ...]
+    ) -> list[ForwardOutput]:
+        lengths = [len(rows.inputs) for rows in sequences]
+        places: list[int] = []
+        head_rows: list[int] = []
+        wanted: list[int] = []
+        for rows, num_rows in zip(sequences, lengths, strict=True):
+            rows.cache.require(num_rows)
+            own = _following(rows.cache, num_rows) if rows.positions is None else rows.positions.tolist()
+            places += own
+            wanted.append(num_rows if rows.num_logits is None else min(rows.num_logits, num_rows))
+            head_rows += range(len(places) - wanted[-1], len(places))
+        inputs = [rows.inputs for rows in sequences]
+        if len({each.ndim for each in inputs}) > 1:
+            inputs = [self.embed(each) if each.ndim == 1 else each for each in inputs]
+        out = self.native.forward(
+            torch.cat(inputs),
+            [_part_of(rows.cache, range(length)) for rows, length in zip(sequences, lengths, strict=True)],
+            positions=places,
+            head_rows=head_rows,
+            hidden=True,
+            feature_layers=feature_layers,
+            instruction_set=self.instruction_set,
+            threads=self.threads,
+        )
+        for rows, num_rows in zip(sequences, lengths, strict=True):
+            rows.cache.advance(num_rows)
+        assert out.hidden is not None
+        hidden = out.hidden.to(self.dtype)
+        logits = torch.empty(0, self.shape.vocab_size) if out.logits is None else out.logits
+        features = hidden.new_empty(0, *hidden.shape) if out.features is None else out.features.to(self.dtype)
+        return [
+            ForwardOutput(logits=each, hidden=own, features=feature)
+            for each, own, feature in zip(
+                logits.split(wanted), hidden.split(lengths), features.split(lengths, dim=1), strict=True
+            )
+        ]
+
+    def greedy_together(self, sequences: Sequence[Ids]) -> list[list[int] | NotFiniteError]:
+        """See :class:`hambench.engine.language_model.LanguageModel`: one native call per 64 rows."""
+        return self._together(sequences, [(ids.num_tokens, 0) for ids in sequences])
+
+    def decode_greedily_together(self, sequences: Sequence[Ids]) -> list[list[int] | NotFiniteError]:
+        """See :class:`hambench.engine.language_model.LanguageModel`: chains go side by side in one call."""
+        chosen: list[list[int] | NotFiniteError] = [[] for _ in sequences]
+        # a chain of no tokens runs nothing
+        asking = [index for index, ids in enumerate(sequences) if ids.num_tokens]
+        answers = self._together(
+            [sequences[i] for i in asking], [(1, sequences[i].num_tokens - 1) for i in asking]
+        )
+        for index, answer in zip(asking, answers, strict=True):
+            chosen[index] = answer
+        return chosen
+
+    def _together(
+        self, sequences: Sequence[Ids], wanted: Sequence[tuple[int, int]]
+    ) -> list[list[int] | NotFiniteError]:
+        """Answers each with so many tokens after its rows and so many more of a chain."""
+        answers: list[list[int] | NotFiniteError] = []
+        asked = list(zip(sequences, wanted, strict=True))
+        for group in _groups(asked, [len(ids.tokens) for ids in sequences], self.native.max_rows):
+            if len(group[0][0].tokens) > self.native.max_rows:
+                ((ids, (num_tokens, chain)),) = group
+                try:
+                    ids.cache.require(len(ids.tokens) + chain)
+                    answers.append(self._greedy(ids.tokens, ids.cache, num_tokens=num_tokens, chain=chain))
+                except NotFiniteError as error:
+                    answers.append(error)
+            else:
+                rows = []
+                for ids, (num_tokens, chain) in group:
+                    num_rows = len(ids.tokens)
+                    ids.cache.require(num_rows + chain)
+                    part, places = _part_of(ids.cache, range(num_rows)), _following(ids.cache, num_rows)
+                    rows.append(GreedyRows(ids.tokens, part, places, num_tokens, chain))
+                given = self.native.greedy_together(
+                    rows, instruction_set=self.instruction_set, threads=self.threads
+                )
+                answers += [NotFiniteError() if tokens is None else tokens for tokens in given]
+            for ids, (_, chain) in group:
+                ids.cache.advance(len(ids.tokens) + chain)
+        return answers
+
     def prepare_greedy(self, cache: KVCache, *, rows: Sequence[int] = (), chain: int = 0) -> None:
         """See :class:`hambench.engine.language_model.LanguageModel`: there is nothing to prepare."""
 
@@ -171,6 +281,20 @@ class NativeLlama(BackedByLlama):
             except NonFiniteLogitError as error:
                 raise NotFiniteError from error
         return chosen
+
+
+def _groups(items: Sequence[T], lengths: Sequence[int], most: int) -> Iterator[list[T]]:
+    """Items in order, as many at a time as have ``most`` rows together; one that has more is alone."""
+    group: list[T] = []
+    num_rows = 0
+    for item, length in zip(items, lengths, strict=True):
+        if group and num_rows + length > most:
+            yield group
+            group, num_rows = [], 0
+        group.append(item)
+        num_rows += length
+    if group:
+        yield group
 
 
 class _How(TypedDict):

@@ -5,10 +5,11 @@ Letters in shapes: T rows, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Hashable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Self
 
 from hambench.decoding import Request
+from hambench.engine.requests.rows import Ids, Rows
 
 if TYPE_CHECKING:
     import torch
@@ -71,6 +72,10 @@ class Prefill(ModelRequest):
         """Reads the whole prompt."""
         return self.model.prefill(self.ids, self.cache, feature_layers=self.feature_layers)
 
+    def pieces(self) -> Iterator[ForwardOutput | None]:
+        """Reads the prompt chunk by chunk."""
+        return self.model.prefill_pieces(self.ids, self.cache, feature_layers=self.feature_layers)
+
 
 class Forward(ModelRequest):
     """:meth:`~hambench.engine.language_model.LanguageModel.forward`; answered by a ``ForwardOutput``.
@@ -110,6 +115,20 @@ class Forward(ModelRequest):
             feature_layers=self.feature_layers,
         )
 
+    @property
+    def together(self) -> Hashable | None:
+        """See :class:`hambench.decoding.Request`."""
+        return id(self.model), self.feature_layers
+
+    @classmethod
+    def answer_together(cls, requests: Sequence[Self]) -> list[ForwardOutput]:
+        """Runs the rows of all in one forward."""
+        first = requests[0]
+        return first.model.forward_together(
+            [Rows(each.inputs, each.cache, each.positions, each.num_logits) for each in requests],
+            feature_layers=first.feature_layers,
+        )
+
 
 class Greedy(ModelRequest):
     """:meth:`~hambench.engine.language_model.LanguageModel.greedy`; answered by a list of ids.
@@ -133,6 +152,12 @@ class Greedy(ModelRequest):
         """Runs the rows."""
         return self.model.greedy(self.tokens, self.cache, num_tokens=self.num_tokens)
 
+    @classmethod
+    def answer_together(cls, requests: Sequence[Self]) -> list[Any]:
+        """Runs the rows of all in one forward."""
+        sequences = [Ids(each.tokens, each.cache, each.num_tokens) for each in requests]
+        return list(requests[0].model.greedy_together(sequences))
+
 
 class GreedyChain(ModelRequest):
     """:meth:`~hambench.engine.language_model.LanguageModel.decode_greedily`; answered by a list of ids.
@@ -153,3 +178,9 @@ class GreedyChain(ModelRequest):
     def answer(self) -> list[int]:
         """Runs the chain."""
         return self.model.decode_greedily(self.tokens, self.cache, self.num_tokens)
+
+    @classmethod
+    def answer_together(cls, requests: Sequence[Self]) -> list[Any]:
+        """Runs the chains of all side by side."""
+        sequences = [Ids(each.tokens, each.cache, each.num_tokens) for each in requests]
+        return list(requests[0].model.decode_greedily_together(sequences))

@@ -133,7 +133,7 @@ int32_t hb_run(const void* handle, const char* instruction_set, const hb_forward
     call.head_rows = c->head_rows;
     call.logits = c->logits;
     call.tokens = c->tokens;
-    call.chain = c->chain;
+    call.chains = c->chains;
     return hb::forward(model, *kernels, c->threads, call) ? HB_OK : HB_NOT_FINITE;
   } catch (const std::bad_alloc&) {
     return HB_NO_MEMORY;
@@ -170,31 +170,42 @@ void* hb_grafts_new(const hb_grafts* d) {
 
 void hb_grafts_free(void* handle) { delete static_cast<hb::Grafts*>(handle); }
 
-int32_t hb_macro_step(const void* handle, const char* instruction_set, hb_macro* c) {
+int32_t hb_macro_steps(const void* handle, const char* instruction_set, const void* base, const void* slot_base,
+                       hb_macro* calls, int32_t num_calls, int32_t threads) {
   const hb::Kernels* kernels = hb::find_kernels(instruction_set);
-  if (kernels == nullptr || c->threads < 1) {
+  const auto& grafts = *static_cast<const hb::Grafts*>(handle);
+  if (kernels == nullptr || threads < 1 || num_calls < 1 || num_calls > hb::most_sequences(grafts)) {
     return HB_BAD_ARGUMENT;
   }
   try {
     hb::MacroCall call;
-    call.base = static_cast<const hb::Model*>(c->base);
-    call.slot_base = static_cast<const hb::Model*>(c->slot_base);
-    if (call.slot_base != nullptr) {
-      call.part = part_of(*call.slot_base, *c->part);
+    call.base = static_cast<const hb::Model*>(base);
+    call.slot_base = static_cast<const hb::Model*>(slot_base);
+    call.sequences.resize(num_calls);
+    for (int32_t i = 0; i < num_calls; ++i) {
+      const hb_macro& c = calls[i];
+      hb::MacroSequence& sequence = call.sequences[i];
+      if (call.slot_base != nullptr) {
+        sequence.part = part_of(*call.slot_base, *c.part);
+        sequence.part.first_row = i;
+      }
+      sequence.position = c.position;
+      sequence.merged = c.merged;
+      sequence.num_merged = c.num_merged;
+      sequence.features = c.features;
+      sequence.first_token = c.first_token;
+      sequence.thresholds = c.thresholds;
+      sequence.tokens = c.tokens;
+      sequence.probabilities = c.probabilities;
     }
-    call.position = c->position;
-    call.merged = c->merged;
-    call.num_merged = c->num_merged;
-    call.features = c->features;
-    call.first_token = c->first_token;
-    call.thresholds = c->thresholds;
-    call.tokens = c->tokens;
-    call.probabilities = c->probabilities;
-    const auto& grafts = *static_cast<const hb::Grafts*>(handle);
-    const hb::MacroResult result = hb::macro_step(grafts, *kernels, c->threads, call);
-    c->num_tokens = result.num_tokens;
-    c->num_asked = result.num_asked;
-    return !result.finite ? HB_NOT_FINITE : !result.stop_finite ? HB_STOP_NOT_FINITE : HB_OK;
+    hb::macro_steps(grafts, *kernels, threads, call);
+    for (int32_t i = 0; i < num_calls; ++i) {
+      const hb::MacroSequence& sequence = call.sequences[i];
+      calls[i].num_tokens = sequence.num_tokens;
+      calls[i].num_asked = sequence.num_asked;
+      calls[i].status = !sequence.finite ? HB_NOT_FINITE : !sequence.stop_finite ? HB_STOP_NOT_FINITE : HB_OK;
+    }
+    return HB_OK;
   } catch (const std::bad_alloc&) {
     return HB_NO_MEMORY;
   }

@@ -7,7 +7,7 @@
 
 extern "C" {
 
-constexpr int32_t kAbi = 4;
+constexpr int32_t kAbi = 5;
 
 struct hb_shape {
   int32_t hidden, intermediate, num_layers, num_heads, num_kv_heads, head_dim, vocab;
@@ -52,7 +52,8 @@ struct hb_forward {
   const int32_t* head_rows;
   float* logits;
   int64_t* tokens;
-  int32_t num_rows, num_parts, num_features, num_head_rows, chain, threads;
+  const int32_t* chains;
+  int32_t num_rows, num_parts, num_features, num_head_rows, threads, reserved;
 };
 
 struct hb_counts {
@@ -69,18 +70,17 @@ struct hb_grafts {
   int32_t num_features, max_steps, merge_heads, residual_is_last;
 };
 
+// the macro-step of one sequence
 struct hb_macro {
-  const void* base;
-  const void* slot_base;  // null for the macro-step behind a prompt
   const hb_part* part;
   const int64_t* merged;
-  float* features;
+  const float* features;  // of the macro-step behind a prompt
   const double* thresholds;
   int64_t* tokens;
   double* probabilities;
   int64_t position, first_token;
-  int32_t num_merged, threads;
-  int32_t num_tokens, num_asked;  // results
+  int32_t num_merged;
+  int32_t num_tokens, num_asked, status;  // results
 };
 
 enum hb_status : int32_t {
@@ -108,7 +108,9 @@ HB_PUBLIC int32_t hb_run(const void* model, const char* instruction_set, const h
 
 HB_PUBLIC void* hb_grafts_new(const hb_grafts* description);
 HB_PUBLIC void hb_grafts_free(void* grafts);
-HB_PUBLIC int32_t hb_macro_step(const void* grafts, const char* instruction_set, hb_macro* call);
+// the macro-steps of several sequences; slot_base is null behind prompts. The status of each is its own
+HB_PUBLIC int32_t hb_macro_steps(const void* grafts, const char* instruction_set, const void* base, const void* slot_base,
+                                 hb_macro* calls, int32_t num_calls, int32_t threads);
 
 HB_PUBLIC void hb_pool_counts(hb_counts* counts);
 // whether a call may go on alone where waiting is dear: tests of several threads forbid it

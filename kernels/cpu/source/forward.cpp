@@ -271,7 +271,7 @@ void Runner::best_tokens(const Model& model, int num_rows, int64_t* tokens, bool
       }
     }
     tokens[t] = best.token < model.shape.vocab ? best.token : 0;
-    *finite = *finite && !wrong && std::isfinite(best.logit);
+    finite[t] = finite[t] && !wrong && std::isfinite(best.logit);
   }
 }
 
@@ -308,13 +308,77 @@ struct Job {
   bool finite = true;
 };
 
+// Decodes on: each part feeds its newest token to the next forward until it has as many as it wants. Parts that are done
+// drop out. Every thread knows the newest tokens and the places of their slots. False if a row had no finite logit.
+bool decode_chains(const ForwardCall& call, const Model& model, Runner& runner, const int64_t* tokens, const bool* good) {
+  Part parts[kMaxRows];
+  int64_t newest[kMaxRows], positions[kMaxRows], to[kMaxRows];
+  int left[kMaxRows];
+  bool finite[kMaxRows], all_finite = true;
+  int num = 0;
+  int64_t place = call.num_head_rows;
+  for (size_t p = 0; p < call.parts.size(); ++p) {
+    const Part& part = call.parts[p];
+    const int last = part.first_row + part.num_rows - 1;
+    int row = call.num_head_rows - 1;
+    while (row >= 0 && call.head_rows[row] != last) {
+      --row;
+    }
+    HB_ASSERT(call.chains[p] == 0 || row >= 0);
+    if (call.chains[p] > 0) {
+      parts[num] = part;
+      parts[num].past += part.num_rows;
+      parts[num].num_rows = 1;
+      positions[num] = call.positions[last];
+      newest[num] = tokens[row];
+      finite[num] = good[row];
+      to[num] = place;
+      left[num] = call.chains[p];
+      ++num;
+    }
+    place += call.chains[p];
+  }
+  const int64_t row_stride = Runner::stride(model.shape.hidden);
+  while (num > 0) {
+    for (int a = 0; a < num; ++a) {
+      ++positions[a];
+      parts[a].first_row = a;
+    }
+    runner.embed(model, num, newest, nullptr);
+    runner.layers(model, parts, num, num, positions, Features{});
+    for (int a = 0; a < num; ++a) {
+      runner.norm_row(model, a, runner.normed() + a * row_stride);
+    }
+    runner.best_tokens(model, num, newest, finite);
+    int kept = 0;
+    for (int a = 0; a < num; ++a) {
+      all_finite = all_finite && finite[a];
+      if (runner.thread() == 0) {
+        call.tokens[to[a]] = finite[a] ? newest[a] : -1;
+      }
+      if (left[a] > 1) {
+        parts[kept] = parts[a];
+        ++parts[kept].past;
+        positions[kept] = positions[a];
+        newest[kept] = newest[a];
+        finite[kept] = finite[a];
+        to[kept] = to[a] + 1;
+        left[kept] = left[a] - 1;
+        ++kept;
+      }
+    }
+    num = kept;
+  }
+  return all_finite;
+}
+
 void work(void* context, Team& team, int thread) {
   auto& job = *static_cast<Job*>(context);
   const ForwardCall& call = job.call;
   const Model& model = job.model;
   Runner runner(job.kernels, job.workspace, team, thread);
   const int64_t hidden = model.shape.hidden, row_stride = Runner::stride(hidden);
-  bool finite = true;
+  bool all_finite = true;
 
   runner.embed(model, call.num_rows, call.ids, call.embeddings);
   runner.layers(model, call.parts.data(), static_cast<int>(call.parts.size()), call.num_rows, call.positions, call.features);
@@ -324,43 +388,31 @@ void work(void* context, Team& team, int thread) {
       std::memcpy(call.hidden + t * hidden, runner.normed(), hidden * sizeof(float));
     }
   }
-  int64_t tokens[kMaxRows];
   if (call.num_head_rows > 0) {
+    int64_t tokens[kMaxRows];
+    bool finite[kMaxRows];
     for (int r = 0; r < call.num_head_rows; ++r) {
       runner.norm_row(model, call.head_rows[r], runner.normed() + r * row_stride);
+      finite[r] = true;
     }
     if (call.logits != nullptr) {
       runner.logits(model, call.num_head_rows, call.logits);
     }
     if (call.tokens != nullptr) {
-      runner.best_tokens(model, call.num_head_rows, tokens, &finite);
-      if (thread == 0) {
-        std::memcpy(call.tokens, tokens, call.num_head_rows * sizeof(int64_t));
+      runner.best_tokens(model, call.num_head_rows, tokens, finite);
+      for (int r = 0; r < call.num_head_rows; ++r) {
+        all_finite = all_finite && finite[r];
+        if (thread == 0) {
+          call.tokens[r] = finite[r] ? tokens[r] : -1;
+        }
       }
-    }
-  }
-  // a chain: every thread knows the newest token and the place of its slot
-  if (call.chain > 0) {
-    Part part = call.parts[0];
-    int64_t position = call.positions[call.num_rows - 1];
-    part.past += part.num_rows;
-    part.first_row = 0;
-    part.num_rows = 1;
-    int64_t newest = tokens[call.num_head_rows - 1];
-    for (int step = 0; step < call.chain; ++step) {
-      ++position;
-      runner.embed(model, 1, &newest, nullptr);
-      runner.layers(model, &part, 1, 1, &position, Features{});
-      runner.norm_row(model, 0, runner.normed());
-      runner.best_tokens(model, 1, &newest, &finite);
-      ++part.past;
-      if (thread == 0) {
-        call.tokens[call.num_head_rows + step] = newest;
+      if (call.chains != nullptr) {
+        all_finite = decode_chains(call, model, runner, tokens, finite) && all_finite;
       }
     }
   }
   if (thread == 0) {
-    job.finite = finite;
+    job.finite = all_finite;
   }
 }
 
@@ -369,8 +421,9 @@ void work(void* context, Team& team, int thread) {
 bool forward(const Model& model, const Kernels& kernels, int threads, const ForwardCall& call) {
   thread_local Workspace workspace;
   int64_t slots = 1;
-  for (const Part& part : call.parts) {
-    const int64_t needed = part.past + part.num_rows + call.chain;
+  for (size_t p = 0; p < call.parts.size(); ++p) {
+    const Part& part = call.parts[p];
+    const int64_t needed = part.past + part.num_rows + (call.chains == nullptr ? 0 : call.chains[p]);
     slots = needed > slots ? needed : slots;
   }
   workspace.prepare(model.shape, call.num_rows, slots, threads);

@@ -64,7 +64,8 @@ class Runner {
               const Features& features);
   // the final norm of one row of the stream, padded
   void norm_row(const Model& model, int row, float* out);
-  // the most probable token after each of `num_rows` normed rows (this thread's own copy, at normed())
+  // The most probable token after each of `num_rows` normed rows (this thread's own copy, at normed()). `finite[t]` turns
+  // false where row t has no finite largest logit; its token can be embedded and means nothing.
   void best_tokens(const Model& model, int num_rows, int64_t* tokens, bool* finite);
   void logits(const Model& model, int num_rows, float* logits);
 
@@ -107,8 +108,9 @@ struct ForwardCall {
   int num_head_rows = 0;
   const int32_t* head_rows = nullptr;
   float* logits = nullptr;
+  // first those of head_rows, then the chain of each part; -1 where there is no finite largest logit
   int64_t* tokens = nullptr;
-  int chain = 0;
+  const int32_t* chains = nullptr;  // [parts]: more tokens of each, one after the other; null for none
 };
 
 // false if a row had no finite largest logit

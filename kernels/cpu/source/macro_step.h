@@ -23,27 +23,36 @@ struct Grafts {
   int32_t max_steps = 0;
 };
 
-struct MacroCall {
-  const Model* base = nullptr;
-  const Model* slot_base = nullptr;  // what the slot goes through; null where features and token 1 are given
-  Part part;
+// One sequence's macro-step, and what came of it.
+struct MacroSequence {
+  Part part;  // of the slot
   int64_t position = 0;
   const int64_t* merged = nullptr;  // tokens that get the slot
   int num_merged = 0;
-  float* features = nullptr;  // [F][D]: read without a slot, else written
-  int64_t first_token = 0;
+  const float* features = nullptr;  // [F][D], where there is no slot
+  int64_t first_token = 0;          // the same
   const double* thresholds = nullptr;  // [S]: least P(continue) after each token; null if the stop head is not asked
   int64_t* tokens = nullptr;           // [S]
   double* probabilities = nullptr;     // [S]
-};
 
-struct MacroResult {
   int num_tokens = 0;
   int num_asked = 0;
   bool finite = true;
   bool stop_finite = true;
 };
 
-MacroResult macro_step(const Grafts& grafts, const Kernels& kernels, int threads, const MacroCall& call);
+struct MacroCall {
+  const Model* base = nullptr;
+  const Model* slot_base = nullptr;  // what the slots go through; null where features and token 1 are given
+  std::vector<MacroSequence> sequences;
+};
+
+// sequences of one call: the first micro-step of each takes its features and a token
+inline int most_sequences(const Grafts& grafts) {
+  return kMaxRows / (static_cast<int>(grafts.feature_layers.size()) + 1);
+}
+
+// Sequences go together: one forward of the base, then micro-steps of those that go on; who ends drops out.
+void macro_steps(const Grafts& grafts, const Kernels& kernels, int threads, MacroCall& call);
 
 }  // namespace hb

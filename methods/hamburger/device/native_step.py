@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Hashable, Sequence
+from typing import Any, Self, TypedDict
 
 import torch
 from torch import Tensor
 
+from hambench.decoding import Request
 from hambench.engine.cpu.native_llama import NativeLlama
 from hambench.engine.cpu.packing import native_shape, stack_layers
 from hambench.engine.kvcache import KVCache
@@ -15,12 +17,14 @@ from hambench.engine.shape import rope_frequencies
 from hambench.errors import NotFiniteError
 from hambench.kernels.cpu.macro_step import (
     MAX_STEPS,
+    FirstStep,
     MacroStepOutput,
     MergeWeights,
     NativeGrafts,
+    NextStep,
     NonFiniteStopError,
 )
-from hambench.kernels.cpu.model import CachePart, NativeModel, NonFiniteLogitError
+from hambench.kernels.cpu.model import CachePart, NativeModel
 from hambench.kernels.cpu.operands import LinearWeight
 from hambench.methods.hamburger.device.macro_step import ALWAYS, NEVER, Emitted, MacroStep
 from hambench.methods.hamburger.model import HamburgerModel
@@ -76,45 +80,127 @@ class NativeStep(MacroStep):
 
     def first(self) -> Emitted:
         """See :meth:`.macro_step.MacroStep.first`."""
-        return self._run(
-            lambda grafts: grafts.first(
-                self._features,
-                self._token,
-                thresholds=self._thresholds if self._asks else None,
-                instruction_set=self._base.instruction_set,
-                threads=self._base.threads,
-            )
-        )
+        return _value(run_together([self], through=None)[0])
 
     def next(self) -> Emitted:
         """See :meth:`.macro_step.MacroStep.next`."""
-        through = self._model.base_for(len(self._last))
-        assert isinstance(through, NativeLlama)
-        self._position += len(self._last)
-        cache = self._cache
-        emitted = self._run(
-            lambda grafts: grafts.next(
-                self._last,
-                through.native,
-                CachePart(cache.keys, cache.values, self._slots, 1),
-                self._position,
-                thresholds=self._thresholds if self._asks else None,
-                instruction_set=self._base.instruction_set,
-                threads=self._base.threads,
-            )
-        )
-        self._slots += 1
-        return emitted
+        return _value(run_together([self], through=self._through)[0])
 
-    def _run(self, call: Callable[[NativeGrafts], MacroStepOutput]) -> Emitted:
-        try:
-            output = call(self._grafts)
-        except NonFiniteLogitError as error:
-            raise NotFiniteError from error
-        except NonFiniteStopError as error:
-            raise NotFiniteError("the HAMburger stop head") from error
+    def asks_first(self) -> Request:
+        """See :meth:`.macro_step.MacroStep.asks_first`."""
+        return _MacroStepRequest(self, None)
+
+    def asks_next(self) -> Request:
+        """See :meth:`.macro_step.MacroStep.asks_next`."""
+        return _MacroStepRequest(self, self._through)
+
+    @property
+    def grafts(self) -> NativeGrafts:
+        """The packed grafts, shared by all steps of one model."""
+        return self._grafts
+
+    @property
+    def _through(self) -> NativeLlama:
+        """The base that the last macro-step's slot goes through."""
+        base = self._model.base_for(len(self._last))
+        assert isinstance(base, NativeLlama)
+        return base
+
+    def first_step(self) -> FirstStep:
+        """What this sequence brings to the macro-step behind its prompt."""
+        return FirstStep(self._features, self._token, self._thresholds if self._asks else None)
+
+    def next_step(self) -> NextStep:
+        """What this sequence brings to its next macro-step."""
+        cache = self._cache
+        part = CachePart(cache.keys, cache.values, self._slots, 1)
+        position = self._position + len(self._last)
+        return NextStep(self._last, part, position, self._thresholds if self._asks else None)
+
+    def take(self, output: MacroStepOutput, *, has_slot: bool) -> Emitted:
+        """Notes what came of the macro-step."""
+        if has_slot:
+            self._position += len(self._last)
+            self._slots += 1
         self._last, self._last_count = output.tokens, len(output.tokens)
         return Emitted(output.tokens, output.continue_probs)
+
+    @property
+    def how(self) -> _How:
+        """How the kernels run here."""
+        return {"instruction_set": self._base.instruction_set, "threads": self._base.threads}
+
+
+class _How(TypedDict):
+    instruction_set: str
+    threads: int
+
+
+class _MacroStepRequest(Request):
+    """A macro-step of one sequence; answered by its :class:`~.macro_step.Emitted`.
+
+    Sequences whose slots go through the same base share one call: one forward of the base, then the micro-steps of
+    those that go on.
+    """
+
+    __slots__ = ("step", "through")
+
+    def __init__(self, step: NativeStep, through: NativeLlama | None) -> None:
+        self.step, self.through = step, through
+
+    @property
+    def together(self) -> Hashable | None:
+        return id(self.step.grafts), None if self.through is None else id(self.through)
+
+    @property
+    def cost(self) -> int:
+        return 0 if self.through is None else self.through.weight_bytes
+
+    def answer(self) -> Emitted:
+        return self.step.first() if self.through is None else self.step.next()
+
+    @classmethod
+    def answer_together(cls, requests: Sequence[Self]) -> list[Any]:
+        most = requests[0].step.grafts.most_together
+        steps = [request.step for request in requests]
+        return [
+            answer
+            for start in range(0, len(steps), most)
+            for answer in run_together(steps[start : start + most], through=requests[0].through)
+        ]
+
+
+def run_together(
+    steps: Sequence[NativeStep], *, through: NativeLlama | None
+) -> list[Emitted | NotFiniteError]:
+    """Runs a macro-step of each sequence in one native call.
+
+    Args:
+        steps: At most ``most_together`` of the grafts.
+        through: The base that the slots go through; ``None`` for macro-steps behind a prompt.
+    """
+    grafts, how = steps[0].grafts, steps[0].how
+    if through is None:
+        outputs = grafts.first_together([step.first_step() for step in steps], **how)
+    else:
+        outputs = grafts.next_together([step.next_step() for step in steps], through.native, **how)
+    emitted: list[Emitted | NotFiniteError] = []
+    for step, output in zip(steps, outputs, strict=True):
+        if isinstance(output, MacroStepOutput):
+            emitted.append(step.take(output, has_slot=through is not None))
+            continue
+        error = NotFiniteError(
+            *(("the HAMburger stop head",) if isinstance(output, NonFiniteStopError) else ())
+        )
+        error.__cause__ = output
+        emitted.append(error)
+    return emitted
+
+
+def _value(emitted: Emitted | NotFiniteError) -> Emitted:
+    if isinstance(emitted, NotFiniteError):
+        raise emitted
+    return emitted
 
 
 def native_step_obstacle(model: HamburgerModel) -> str | None:

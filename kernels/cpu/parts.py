@@ -1,0 +1,77 @@
+"""What a native forward takes and gives, sequence by sequence.
+
+Letters in shapes: T rows, D hidden size, KVH key/value heads, Dh head size, S slots reserved, V vocabulary, R rows that
+go through the head, F layers whose hidden state is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+NO_MAXIMUM = "a row's logits have no finite maximum"
+
+
+class NonFiniteLogitError(ArithmeticError):
+    """Raised if a row's logits have no finite maximum: NaN or infinity anywhere, or minus infinity everywhere."""
+
+
+class CachePart(NamedTuple):
+    """One sequence's rows in a forward: ``num_rows`` new slots after the ``past`` slots of its cache."""
+
+    keys: Tensor
+    """``[layers, KVH, S, Dh]``, contiguous, in the model's cache type."""
+    values: Tensor
+    past: int
+    num_rows: int
+
+
+class Output(NamedTuple):
+    """The requested outputs of a forward; ``None`` for others."""
+
+    logits: Tensor | None
+    """``[R, V]`` float32."""
+    hidden: Tensor | None
+    """``[T, D]`` float32, after the final norm."""
+    features: Tensor | None
+    """``[F, T, D]`` float32."""
+
+
+class GreedyRows(NamedTuple):
+    """What one sequence asks of a greedy forward over several."""
+
+    tokens: Sequence[int]
+    """Ids of its T rows."""
+    part: CachePart
+    """Its cache; ``part.num_rows`` is T."""
+    positions: Sequence[int]
+    """Rotary position of each row."""
+    num_tokens: int
+    """Tokens to give, 1 to T: the greedy next one after each of so many last rows."""
+    chain: int = 0
+    """As many more, each fed to a forward of its own at the next slot and position."""
+
+    def check(self) -> None:
+        """Checks what the kernels trust.
+
+        Raises:
+            ValueError: If the numbers don't fit one another or the cache.
+        """
+        num_rows = len(self.tokens)
+        if not 1 <= self.num_tokens <= num_rows:
+            raise ValueError(f"num_tokens must be in 1..{num_rows} (the rows given), got {self.num_tokens}")
+        check_layout(self.part)
+        capacity, behind = self.part.keys.shape[2], self.part.past + num_rows
+        if self.chain < 0 or behind + self.chain > capacity:
+            raise ValueError(
+                f"chain must be >= 0 and fit the cache of {capacity} slots behind {behind}, got {self.chain}"
+            )
+
+
+def check_layout(part: CachePart) -> None:
+    """Refuses keys and values that don't have four dimensions."""
+    for name, tensor in (("keys", part.keys), ("values", part.values)):
+        if tensor.ndim != 4:
+            raise ValueError(f"{name} must be [layers, KVH, S, Dh], got {list(tensor.shape)}")
