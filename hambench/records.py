@@ -143,14 +143,16 @@ class StepRecord:
     discarded: int = 0
     """Ids the step emitted past EOS, a stop string or the limit: never counted as output."""
     continue_probs: tuple[float, ...] = ()
+    share_s: float | None = None
+    """In a batch, the machine's time for this step, shared forwards in even parts: its sum counts each round once."""
+    in_round: int | None = None
+    """Sequences that took part in the step's last round; ``None`` outside a batch."""
+    round_kv_bytes: int | None = None
+    """Bytes of the batch's caches in use after that round."""
 
     @property
     def timed_s(self) -> float:
-        """Seconds of a step that was timed: every one after the first.
-
-        Raises:
-            ValueError: If it was not.
-        """
+        """Seconds of a step that was timed: every one after the first; another one raises a ``ValueError``."""
         if self.seconds is None:
             raise ValueError("the step was not timed: its prompt was copied from another cell")
         return self.seconds
@@ -294,11 +296,7 @@ class Fidelity:
 
 
 def answer_key(record: SampleRecord) -> str:
-    """What identifies a record's prompt and answer, whichever cell made them.
-
-    Raises:
-        ValueError: If the record has no answer.
-    """
+    """What identifies a record's prompt and answer, whichever cell made them; it must have one."""
     if record.trace is None:
         raise ValueError(f"record must have a trace, got an error: {record.error}")
     trace = record.trace

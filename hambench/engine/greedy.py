@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -50,6 +50,20 @@ class GreedyDecoding(ABC):
         feature_layers: tuple[int, ...] = (),
     ) -> ForwardOutput:
         """Runs T rows; see :meth:`hambench.engine.language_model.LanguageModel.forward`."""
+
+    @abstractmethod
+    def prefill_pieces(
+        self, ids: torch.Tensor, cache: Any, *, feature_layers: tuple[int, ...] = ()
+    ) -> Iterator[ForwardOutput | None]:
+        """Runs a prompt in pieces; see :meth:`hambench.engine.language_model.LanguageModel.prefill_pieces`."""
+
+    def prefill(
+        self, ids: torch.Tensor, cache: Any, *, feature_layers: tuple[int, ...] = ()
+    ) -> ForwardOutput:
+        """Runs a prompt ``[T]`` in chunks; returns logits, hidden state and features of the last row only."""
+        *_, output = self.prefill_pieces(ids, cache, feature_layers=feature_layers)
+        assert output is not None
+        return output
 
     def greedy(self, tokens: Sequence[int], cache: Any, *, num_tokens: int = 1) -> list[int]:
         """See :meth:`hambench.engine.language_model.LanguageModel.greedy`."""

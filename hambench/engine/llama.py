@@ -157,16 +157,17 @@ class DecoderStack:
             rows.cache.require(num_rows)
             rotations.append(self._rotation(num_rows, rows.cache.next_position, rows.positions))
             masks.append(causal_mask(num_rows, rows.cache.slots, self.dtype, self.device))
-        rotation = rotations[0] if len(rotations) == 1 else _joined(rotations)
+        cosines, signed_sines = zip(*rotations, strict=True)
+        rotation = torch.cat(cosines), torch.cat(signed_sines)
         first = 0 if keep is None else hidden.shape[0] - keep
         features: dict[int, torch.Tensor] = {}
         for index, layer in enumerate(self.layers):
             last = index == len(self.layers) - 1
-            qk, v = self._project(layer, hidden, rotation)
+            qk, v = self._projected(layer, hidden, rotation)
             heads = [
                 self._attend(index, own_qk, own_v, rows.cache, mask, first if last else 0)
                 for own_qk, own_v, rows, mask in zip(
-                    qk.split(lengths), v.split(lengths), sequences, masks, strict=True
+                    torch.split(qk, lengths), torch.split(v, lengths), sequences, masks, strict=True
                 )
             ]
             mixed = heads[0] if len(heads) == 1 else torch.cat(heads)
@@ -177,18 +178,6 @@ class DecoderStack:
         for rows, num_rows in zip(sequences, lengths, strict=True):
             rows.cache.advance(num_rows)
         return hidden, [features[index] for index in feature_layers]
-
-    def _project(
-        self, layer: DecoderLayer, hidden: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Computes rotated queries above keys ``[T, H + KVH, Dh]`` and values ``[T, KVH, Dh]``."""
-        shape, num_rows = self.shape, hidden.shape[0]
-        num_heads = shape.num_heads
-        qk, v = self._projected(layer, hidden, rotation)
-        keys, values = cache.write(index, qk[:, num_heads:].transpose(0, 1), v.transpose(0, 1))
-        queries = qk[first:, :num_heads].transpose(0, 1)
-        mixed = attend(queries, keys, values, None if mask is None else mask[first:])
-        return mixed.transpose(0, 1).reshape(num_rows - first, num_heads * shape.head_dim)
 
     def queries(self, index: int, hidden: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Computes the rotated queries ``[H, T, Dh]`` of a layer from its inputs ``[T, D]`` at positions ``[T]``."""
@@ -338,14 +327,14 @@ class Llama(GreedyDecoding):
             num_rows if rows.num_logits is None else min(rows.num_logits, num_rows)
             for rows, num_rows in zip(sequences, lengths, strict=True)
         ]
-        own = normed.split(lengths)
+        own = torch.split(normed, lengths)
         logits = self.lm_head(
             torch.cat([each[len(each) - num :] for each, num in zip(own, wanted, strict=True)])
         )
         return [
             ForwardOutput(logits=each, hidden=rows, features=feature)
             for each, rows, feature in zip(
-                logits.split(wanted), own, layer_features.split(lengths, dim=1), strict=True
+                torch.split(logits, wanted), own, torch.split(layer_features, lengths, dim=1), strict=True
             )
         ]
 
@@ -376,14 +365,6 @@ class Llama(GreedyDecoding):
         stacked = torch.stack(layer_features) if layer_features else normed.new_empty(0, *normed.shape)
         return normed, stacked
 
-    def prefill(
-        self, ids: torch.Tensor, cache: KVCache, *, feature_layers: tuple[int, ...] = ()
-    ) -> ForwardOutput:
-        """Runs a prompt ``[T]`` in chunks; returns logits, hidden state and features of the last row only."""
-        *_, output = self.prefill_pieces(ids, cache, feature_layers=feature_layers)
-        assert output is not None
-        return output
-
     def prefill_pieces(
         self, ids: torch.Tensor, cache: KVCache, *, feature_layers: tuple[int, ...] = ()
     ) -> Iterator[ForwardOutput | None]:
@@ -396,11 +377,6 @@ class Llama(GreedyDecoding):
             yield None
         hidden, features = self.stack.forward(self.embed(last), cache, feature_layers=feature_layers, keep=1)
         yield self._output(hidden, features, feature_layers, num_logits=1)
-
-
-def _joined(rotations: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
-    cosines, signed_sines = zip(*rotations, strict=True)
-    return torch.cat(cosines), torch.cat(signed_sines)
 
 
 def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

@@ -84,11 +84,8 @@ def stream(
     """
     if not prompt_ids:
         raise ValueError("prompt_ids must hold at least one id, got none")
-    if stop and decode_text is None:
-        raise ValueError("stop strings need decode_text to look for them, got None")
-    ends_text = _StopStrings(stop, decode_text, think_end) if stop and decode_text else None
+    ending = Ending(params, eos_ids, stop=stop, think_end=think_end, decode_text=decode_text)
     session = method.start(prompt_ids, params)
-    num_emitted = 0
     num_steps = 0
     num_copied, keeping_s = (prompts.num_copied, prompts.keeping_s) if prompts is not None else (0, 0.0)
     while True:
@@ -109,28 +106,60 @@ def stream(
                 copied = prompts.num_copied > num_copied
                 seconds = None if copied else seconds - (prompts.keeping_s - keeping_s)
         num_steps += 1
-        tokens, finish = _trim(step.tokens, params.max_new_tokens - num_emitted, eos_ids, ends_text)
-        num_emitted += len(tokens)
-        yield _measured(step, tokens, seconds, session.kv)
+        tokens, finish = ending.trim(step.tokens)
+        yield measured(step, tokens, seconds, session.kv)
         if finish is not None:
             return finish
         if max_steps is not None and num_steps >= max_steps:
             return "steps"
 
 
-def _trim(
-    tokens: Sequence[int], room: int, eos_ids: Collection[int], ends_text: _StopStrings | None
-) -> tuple[tuple[int, ...], FinishReason | None]:
-    """Returns the part of a step's tokens that counts, and why the answer ends there (``None`` if it does not)."""
-    for index, token in enumerate(tokens[:room]):
-        if token in eos_ids:
-            return tuple(tokens[: index + 1]), "eos"
-        if ends_text is not None and ends_text.after(token):
-            return tuple(tokens[: index + 1]), "stop"
-    return tuple(tokens[:room]), "length" if len(tokens) >= room else None
+class Ending:
+    """Where one answer ends: at its limit, at EOS or at a stop string.
+
+    Args:
+        params: The limit.
+        eos_ids: Ids that end the answer; they count.
+        stop: Strings that end it.
+        think_end: String that ends the model's thinking; stop strings are searched only after it.
+        decode_text: Turns ids into text; required with ``stop``.
+    """
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        eos_ids: Collection[int],
+        *,
+        stop: Sequence[str] = (),
+        think_end: str | None = None,
+        decode_text: DecodeText | None = None,
+    ) -> None:
+        if stop and decode_text is None:
+            raise ValueError("stop strings need decode_text to look for them, got None")
+        self._room, self._eos_ids = params.max_new_tokens, eos_ids
+        self._ends_text = _StopStrings(stop, decode_text, think_end) if stop and decode_text else None
+
+    def trim(self, tokens: Sequence[int]) -> tuple[tuple[int, ...], FinishReason | None]:
+        """Returns the part of a step's tokens that counts, and why the answer ends there (``None`` if it does not)."""
+        kept = tokens[: self._room]
+        for index, token in enumerate(kept):
+            if token in self._eos_ids:
+                return tuple(kept[: index + 1]), "eos"
+            if self._ends_text is not None and self._ends_text.after(token):
+                return tuple(kept[: index + 1]), "stop"
+        self._room -= len(kept)
+        return tuple(kept), None if self._room else "length"
 
 
-def _measured(step: Step, tokens: tuple[int, ...], seconds: float | None, kv: KVUsage) -> StepRecord:
+def measured(step: Step, tokens: tuple[int, ...], seconds: float | None, kv: KVUsage) -> StepRecord:
+    """Returns the record of a step.
+
+    Args:
+        step: What the method says.
+        tokens: What of its tokens counts.
+        seconds: How long it took; ``None`` if it was not timed.
+        kv: The caches after it.
+    """
     return StepRecord(
         tokens=tokens,
         seconds=seconds,

@@ -184,14 +184,6 @@ class TransformersAdapter(GreedyDecoding):
             else out.hidden_states[-1].new_empty(0, num_rows, self.shape.hidden_size),
         )
 
-    def prefill(
-        self, ids: torch.Tensor, cache: AdapterCache, *, feature_layers: tuple[int, ...] = ()
-    ) -> ForwardOutput:
-        """Runs a prompt ``[T]`` in chunks; returns logits, hidden state and features of the last row only."""
-        *_, output = self.prefill_pieces(ids, cache, feature_layers=feature_layers)
-        assert output is not None
-        return output
-
     def prefill_pieces(
         self, ids: torch.Tensor, cache: AdapterCache, *, feature_layers: tuple[int, ...] = ()
     ) -> Iterator[ForwardOutput | None]:

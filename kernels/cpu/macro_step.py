@@ -293,7 +293,7 @@ class NativeGrafts:
                 continue
             if len(limit) != most:
                 raise ValueError(f"thresholds must be {most}, one per token, got {len(limit)}")
-            limits[index * most : (index + 1) * most] = limit
+            limits[index * most : (index + 1) * most] = list(limit)
             native.thresholds = ctypes.addressof(limits) + index * most * ctypes.sizeof(ctypes.c_double)
         raise_for(
             self._base.library.functions.hb_macro_steps(

@@ -161,7 +161,8 @@ class MicroStep(Request):
         """Runs the rows of all, then the base's head for all."""
         model = requests[0].model
         hidden = model.micro_steps([Rows(each.rows, each.cache) for each in requests])
-        return list(zip(hidden.split(1), model.base.lm_head(hidden).split(1), strict=True))
+        logits = model.base.lm_head(hidden)
+        return [(hidden[i : i + 1], logits[i : i + 1]) for i in range(len(requests))]
 
 
 @dataclasses.dataclass(frozen=True)

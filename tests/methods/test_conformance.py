@@ -1,5 +1,7 @@
 """The laws that every method keeps (see hambench/decoding.py). A new method adds one row to METHODS."""
 
+import dataclasses
+
 import pytest
 import torch
 from fakes import TINY_SHAPE, random_weights, save_tiny_model, tiny_target
@@ -7,8 +9,10 @@ from fakes_hamburger import save_tiny_hamburger
 from native_fixtures import need_compiler
 
 from hambench.decoding import SamplingParams, Step, answered
+from hambench.engine.cpu.native_llama import NativeLlama
 from hambench.engine.llama import DecoderStack, Llama
 from hambench.engine.loop import generate
+from hambench.engine.requests.batch import Ask, Batch, SequenceFailed
 from hambench.engine.warmup import warm_up
 from hambench.errors import ContextOverflowError, HambenchError, NotFiniteError
 from hambench.kernels.cpu.macro_step import NativeGrafts
@@ -132,6 +136,90 @@ def test_a_session_asks_for_every_forward_and_runs_none_itself(config, target, t
                 request, step = None, end.value
         assert isinstance(step, Step)
     assert num_requests >= 6
+
+
+class WholeAnswers:
+    """Decodes prompts in a batch, the next one as soon as there is room, and keeps each one's steps."""
+
+    def __init__(self, method, params, prompts, *, size):
+        self.steps = {index: [] for index in range(len(prompts))}
+        batch, waiting = Batch(method, size), list(range(len(prompts)))
+        while waiting or batch.num_sequences:
+            while waiting and batch.has_room:
+                index = waiting.pop(0)
+                batch.add(index, Ask(prompt_ids=prompts[index], params=params[index]))
+            for event in batch.round():
+                if isinstance(event, SequenceFailed):
+                    raise event.error
+                self.steps[event.key].append(event.step)
+
+
+def counts(steps, *, exact):
+    """What must be equal: all but times and the batch; on torch the last digits of P(continue) may differ."""
+    left_out = {
+        "seconds": 0.0,
+        "draft_seconds": None,
+        "share_s": None,
+        "in_round": None,
+        "round_kv_bytes": None,
+    }
+    equal = [dataclasses.replace(step, **left_out) for step in steps]
+    if exact:
+        return equal
+    rounded = [tuple(round(p, 4) for p in step.continue_probs) for step in equal]
+    return [dataclasses.replace(step, continue_probs=p) for step, p in zip(equal, rounded, strict=True)]
+
+
+@methods
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_a_batch_gives_what_single_runs_give(config, target, temperature, size):
+    """The law that makes figures of batches comparable: same tokens, same counts, whoever else is in the batch."""
+    method = config.build(target)
+    # ragged: prompts of other lengths, answers of other lengths, more of them than have room
+    prompts = [*PROMPTS, [4, 8, 15, 16, 23, 42], PROMPTS[1]]
+    params = [
+        SamplingParams(max_new_tokens=limit, temperature=temperature, seed=limit)
+        for limit in (40, 7, 23, 1, 40, 12)
+    ]
+    if isinstance(config, TransformersConfig):
+        with pytest.raises(HambenchError, match="an engine of its own, whose forwards a batch can't share"):
+            WholeAnswers(method, params, prompts, size=size)
+        return
+    together = WholeAnswers(method, params, prompts, size=size)
+    exact = isinstance(target.llama, NativeLlama) and temperature == 0
+    for index, (prompt, own) in enumerate(zip(prompts, params, strict=True)):
+        alone = generate(method, prompt, own)
+        assert counts(together.steps[index], exact=exact) == counts(alone.steps, exact=exact)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [config for config in METHODS if not isinstance(config, TransformersConfig)],
+    ids=lambda config: config.label,
+)
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_a_batch_on_the_native_engine_has_the_bits_of_single_runs_in_bfloat16(
+    config, temperature, bfloat16_target
+):
+    """P(continue) is a number of the arithmetic that a record keeps: it must be equal, not near."""
+    method = config.build(bfloat16_target)
+    prompts, params = (
+        PROMPTS,
+        [SamplingParams(max_new_tokens=limit, temperature=temperature, seed=7) for limit in (30, 25, 31, 9)],
+    )
+    together = WholeAnswers(method, params, prompts, size=3)
+    for index, (prompt, own) in enumerate(zip(prompts, params, strict=True)):
+        alone = generate(method, prompt, own)
+        assert counts(together.steps[index], exact=True) == counts(alone.steps, exact=True)
+
+
+@pytest.fixture(scope="module")
+def bfloat16_target(_hamburger_weights):
+    need_compiler()
+    plain = tiny_target()
+    plain.llama = Llama(TINY_SHAPE, random_weights(TINY_SHAPE), torch.bfloat16)
+    return run_by(plain, kernels="native")
 
 
 @methods

@@ -190,7 +190,10 @@ class NativeLlama(BackedByLlama):
         return [
             ForwardOutput(logits=each, hidden=own, features=feature)
             for each, own, feature in zip(
-                logits.split(wanted), hidden.split(lengths), features.split(lengths, dim=1), strict=True
+                torch.split(logits, wanted),
+                torch.split(hidden, lengths),
+                torch.split(features, lengths, dim=1),
+                strict=True,
             )
         ]
 
