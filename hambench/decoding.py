@@ -261,7 +261,11 @@ class Target(Protocol):
 
 
 class DecodeSession(Protocol):
-    """One sequence being decoded; what is no generator that asks for forwards can't be in a batch (a peer)."""
+    """One sequence being decoded; what is no generator that asks for forwards can't be in a batch (a peer).
+
+    A peer's session may have an attribute ``totals``, :class:`hambench.method_facts.AnswerTotals` or ``None``: what the
+    peer says of the whole answer. It is read once the answer has ended, outside the timed region.
+    """
 
     def prefill(self) -> Step | Asking[Step]:
         """Processes the prompt and emits the first token(s); work that must precede them is done here."""

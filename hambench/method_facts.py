@@ -135,3 +135,15 @@ class MethodCeilings:
     """Further numbers for ``--json``, such as break-even points."""
     conclusions: tuple[str, ...] = ()
     """Lines below the table."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerTotals:
+    """What a peer says of a whole answer where its steps don't tell it; ``None`` is what it does not say."""
+
+    drafted: int | None = None
+    accepted: int | None = None
+    rounds: int | None = None
+    """Rounds of drafting and verifying."""
+    cached_prompt_tokens: int | None = None
+    """Prompt tokens that it did not process, because it kept them of an earlier request."""

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from hambench.method_facts import KnobValue
+from hambench.method_facts import AnswerTotals, KnobValue
 from hambench.run_notes import Note
 
 SCHEMA_VERSION = 1
@@ -165,6 +165,8 @@ class GenerationTrace:
     prompt_tokens: int
     steps: tuple[StepRecord, ...]
     finish: FinishReason
+    totals: AnswerTotals | None = None
+    """Only of a peer that gives any."""
 
     @property
     def token_ids(self) -> tuple[int, ...]:
@@ -223,10 +225,6 @@ class SampleRecord:
     """Which worker of a cluster made it; its fingerprint is in the telemetry."""
     prompt: str | None = None
     """The prompt as asked, where the cell's own earlier answers are part of it; ``None`` where it is the sample's."""
-
-    def asked(self, sample: Sample) -> Sample:
-        """The sample with the prompt that this record's answer was given to."""
-        return sample if self.prompt is None else dataclasses.replace(sample, prompt=self.prompt)
 
     @property
     def share_alone(self) -> float:

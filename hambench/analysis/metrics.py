@@ -104,7 +104,7 @@ def acceptance_rate(traces: Traces) -> float | None:
 
 def mean_acceptance_length(traces: Traces) -> float | None:
     """1 + Σ accepted / Σ rounds of drafting: tokens that one round of drafting and verifying yields."""
-    rounds = _total(None if step.drafted is None else int(step.drafted > 0) for step in decode_steps(traces))
+    rounds = _total(map(_num_rounds, traces))
     per_round = _ratio(num_accepted(traces), rounds)
     return None if per_round is None else 1 + per_round
 
@@ -136,12 +136,12 @@ def num_micro_forwards(traces: Traces) -> int | None:
 
 def num_drafted(traces: Traces) -> int | None:
     """Tokens proposed by a drafter in the decode phase."""
-    return _total(step.drafted for step in decode_steps(traces))
+    return _total(_counted(trace, "drafted") for trace in traces)
 
 
 def num_accepted(traces: Traces) -> int | None:
     """Proposed tokens that were kept, in the decode phase."""
-    return _total(step.accepted for step in decode_steps(traces))
+    return _total(_counted(trace, "accepted") for trace in traces)
 
 
 def num_relaxed(traces: Traces) -> int | None:
@@ -339,6 +339,18 @@ def _decode_slots(traces: Traces) -> int | None:
         _total(trace.steps[0].kv_slots for trace in traces if trace.steps),
     )
     return None if at_end is None or at_start is None else at_end - at_start
+
+
+def _counted(trace: GenerationTrace, name: str) -> int | None:
+    """Sums a count over the decode steps; if a step lacks it, takes what the peer says of the whole answer."""
+    counts = [getattr(step, name) for step in trace.steps[1:]]
+    return getattr(trace.totals, name, None) if None in counts else sum(counts)
+
+
+def _num_rounds(trace: GenerationTrace) -> int | None:
+    if any(step.drafted is None for step in trace.steps[1:]):
+        return None if trace.totals is None else trace.totals.rounds
+    return sum(bool(step.drafted) for step in trace.steps[1:])
 
 
 def _total(counts: Iterable[int | None]) -> int | None:

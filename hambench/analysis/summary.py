@@ -15,13 +15,14 @@ from rich.text import Text
 
 from hambench.analysis.bandwidth_limit import limits_of
 from hambench.analysis.baselines import baseline_of, has_several
+from hambench.analysis.cautions.prefix_cache import cache_caution
+from hambench.analysis.cautions.thinking import counted_apart
 from hambench.analysis.cold_start import start_ups
 from hambench.analysis.comparisons import COMPARED, compare_run
 from hambench.analysis.drafts.costs import draft_costs
 from hambench.analysis.fidelity import REGRET_WORDS, Identity, time_line, token_identity
 from hambench.analysis.measurements import Measurement, measure_run, repetition_cautions
 from hambench.analysis.suite_averages import averages_of
-from hambench.analysis.thinking import counted_apart
 from hambench.groups import ALL, in_group
 from hambench.records import Cell, Comparison, Estimate
 from hambench.store import Run
@@ -158,6 +159,8 @@ def render_table(run: Run, *, group: str = ALL, width: int = 150) -> str:
         console.print(Text(f"! Unfinished: {len(run.measured)} of {run.num_expected} records."))
     for line in repetition_cautions(run, {m.cell: m for m in measured}):
         console.print(Text(f"! {line}"), soft_wrap=True)
+    if (cached := cache_caution(run)) is not None:
+        console.print(Text(f"! {cached[0].upper()}{cached[1:]}"), soft_wrap=True)
     console.print(table)
     if line := timed_prefills(measured):
         console.print(Text(line), soft_wrap=True)

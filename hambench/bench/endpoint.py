@@ -142,7 +142,7 @@ def ask(client: EndpointClient, path: str, body: Mapping[str, Any], dialect: Dia
     num_pieces, counted = 0, None
     try:
         for chunk in (dialect or Dialect()).ask(client, path, body, before_sending=restart):
-            now = time.perf_counter()
+            now = chunk.arrived
             if chunk.usage:
                 counted = chunk.usage["completion_tokens"]
             if not (chunk.text or chunk.reasoning):

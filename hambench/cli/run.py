@@ -225,7 +225,7 @@ def command(
 
 
 def _warn_of_thinking(run: Run) -> None:
-    from hambench.analysis.thinking import advice, uncut_thinking
+    from hambench.analysis.cautions.thinking import advice, uncut_thinking
 
     answers = [record for record in run.measured if record.text is not None]
     num, marker = uncut_thinking(answers)

@@ -9,10 +9,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Generator, Sequence
+from typing import Protocol
 
 import torch
 
-from hambench.decoding import DecodingMethod, KVUsage, SamplingParams, SessionEndedError, Step, answered
+from hambench.decoding import (
+    DecodeSession,
+    DecodingMethod,
+    KVUsage,
+    SamplingParams,
+    SessionEndedError,
+    Step,
+    answered,
+)
 from hambench.engine.requests.prompts import ReadPrompts
 from hambench.records import FinishReason, GenerationTrace, StepRecord
 
@@ -34,8 +43,9 @@ def generate(
     clock: Clock = time.perf_counter,
 ) -> GenerationTrace:
     """Decodes one answer to its end; see :func:`stream` for the arguments."""
+    started = _Started(method)
     run = stream(
-        method,
+        started,
         prompt_ids,
         params,
         eos_ids=eos_ids,
@@ -51,11 +61,33 @@ def generate(
         try:
             steps.append(next(run))
         except StopIteration as end:
-            return GenerationTrace(prompt_tokens=len(prompt_ids), steps=tuple(steps), finish=end.value)
+            totals = getattr(started.session, "totals", None)
+            return GenerationTrace(
+                prompt_tokens=len(prompt_ids), steps=tuple(steps), finish=end.value, totals=totals
+            )
+
+
+class Starts(Protocol):
+    """The part of a method that the loop calls."""
+
+    def start(self, prompt_ids: Sequence[int], params: SamplingParams) -> DecodeSession:
+        """Opens a session."""
+
+
+class _Started:
+    """A method whose session outlives the loop, to be asked what its peer says of the whole answer."""
+
+    def __init__(self, method: DecodingMethod) -> None:
+        self._method = method
+        self.session: DecodeSession | None = None
+
+    def start(self, prompt_ids: Sequence[int], params: SamplingParams) -> DecodeSession:
+        self.session = self._method.start(prompt_ids, params)
+        return self.session
 
 
 def stream(
-    method: DecodingMethod,
+    method: Starts,
     prompt_ids: Sequence[int],
     params: SamplingParams,
     *,

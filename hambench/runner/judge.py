@@ -7,6 +7,7 @@ not part of any speed.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -147,7 +148,9 @@ def _prompt_ids(run: Run, record: SampleRecord, cell: Cell, target: TargetModel)
         raise StoreError(
             f"{run.path} can't be judged: {target.name} has no tokenizer to read its prompts with"
         )
-    sample = cell.asks(record.asked(run.samples[record.sample_id]))
+    sample = cell.asks(run.samples[record.sample_id])
+    if record.prompt is not None:
+        sample = dataclasses.replace(sample, prompt=record.prompt)
     positions = cell.positions(target.context_length)
     prompt = encode_prompt(sample, target.tokenizer, context_length=positions).ids
     if not prompt:

@@ -7,6 +7,7 @@ from every message.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -96,9 +97,10 @@ class EndpointClient:
         num_events, finished = 0, False
         try:
             for event in httpx2.EventSource(response):
+                arrived = time.perf_counter()
                 if event.data == DONE:
                     return
-                chunk = parse_event(event.data)
+                chunk = dataclasses.replace(parse_event(event.data), arrived=arrived)
                 num_events, finished = num_events + 1, finished or chunk.finish is not None
                 yield chunk
         except httpx2.ReadTimeout as error:

@@ -56,3 +56,25 @@ def read_counters(text: str | None) -> SpeculationCounters | None:
     except ValueError:
         return None
     return SpeculationCounters(**totals) if len(totals) == len(NAMES) else None
+
+
+CACHED = ("prefix_cache_hits_total", "gpu_prefix_cache_hits_total", "cached_tokens_total")
+"""Prompt tokens read out of the cache, as vLLM, older vLLMs and SGLang name them after their prefix."""
+
+
+def read_cached_tokens(text: str | None) -> int | None:
+    """Prompt tokens that a server has read out of its prefix cache since it began, over everyone it served.
+
+    ``None`` if it does not count them, or if what it says is no Prometheus text.
+    """
+    if text is None:
+        return None
+    total, is_counted = 0.0, False
+    try:
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                if sample.name.rpartition(":")[2] in CACHED:
+                    total, is_counted = total + sample.value, True
+    except ValueError:
+        return None
+    return int(total) if is_counted else None

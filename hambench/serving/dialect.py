@@ -15,7 +15,7 @@ from typing import Any
 from hambench.serving.client import EndpointClient
 from hambench.serving.events import Chunk, EndpointError
 
-EXTENSIONS = ("return_token_ids", "ignore_eos", "add_special_tokens")
+EXTENSIONS = ("return_token_ids", "ignore_eos", "add_special_tokens", "cache_salt", "cache_prompt")
 """Fields that only some servers support."""
 _DROPPABLE = (*EXTENSIONS, "stream_options", "seed", "top_p", "temperature")
 _TOLD = {
@@ -23,6 +23,7 @@ _TOLD = {
     "top_p": "answers are sampled with the server's own top_p",
     "seed": "sampled answers can't be repeated",
     "ignore_eos": "the server decides where answers end",
+    "cache_prompt": "it may read prompts out of its cache (guard=nonce keeps it from that)",
 }
 _MOST_CHANGES = 8
 

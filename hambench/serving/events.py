@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hambench.errors import HambenchError
+from hambench.method_facts import AnswerTotals
 from hambench.serving.wire import STEP_FIELDS
 
 COUNTS = ("prompt_tokens", "completion_tokens")
@@ -45,6 +46,10 @@ class Chunk:
     """The counts of :data:`COUNTS`, if the server sends them."""
     step: Mapping[str, int | None] | None = None
     """The counts of a step, if the server is hambench."""
+    totals: AnswerTotals | None = None
+    """What the server says of this answer so far: vLLM's metrics, llama.cpp's timings, details of a usage."""
+    arrived: float = 0.0
+    """When its last byte was there, by :func:`time.perf_counter`, before it was parsed."""
 
 
 def parse_event(text: str) -> Chunk:
@@ -60,6 +65,8 @@ def parse_event(text: str) -> Chunk:
         if event.get("error"):
             message = " ".join(str(error_message(event)).split())[:400]
             raise EndpointError(f"the server failed: {message}")
+        if "choices" not in event and isinstance(event.get("stop"), bool):
+            return _native(event)
         choices = event.get("choices") or [{}]
         choice: dict[str, Any] = choices[0]
         delta = choice.get("delta") or choice.get("message") or {}
@@ -76,9 +83,53 @@ def parse_event(text: str) -> Chunk:
             finish=_text(choice.get("finish_reason")) or None,
             usage=_counts(event.get("usage"), COUNTS),
             step=_step(choice.get("hambench")),
+            totals=_totals(event),
         )
     except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
         raise EndpointError(f"the server sent an invalid event: {text[:80]!r}") from error
+
+
+def _native(event: Mapping[str, Any]) -> Chunk:
+    """An event of llama.cpp's own ``/completion``."""
+    ends = {"eos": "stop", "word": "stop", "limit": "length"}
+    return Chunk(
+        text=_text(event.get("content")),
+        token_ids=_ids(event.get("tokens") or []),
+        finish=ends.get(str(event.get("stop_type")), "stop") if event["stop"] else None,
+        totals=_totals(event),
+    )
+
+
+def _totals(event: Mapping[str, Any]) -> AnswerTotals | None:
+    """The counts of one answer, wherever a server puts them; ``None`` without any."""
+    usage = event.get("usage") or {}
+    timings = _counts(event.get("timings"), ("cache_n", "draft_n", "draft_n_accepted")) or {}
+    read = _counts(usage.get("prompt_tokens_details"), ("cached_tokens",)) or {}
+    wrote = _counts(usage.get("completion_tokens_details"), _PREDICTED) or {}
+    spoken = (event.get("metrics") or {}).get("speculative_decoding")
+    drafts = _counts(spoken, ("num_draft_tokens", "num_accepted_draft_tokens", "num_spec_steps")) or {}
+    accepted, rejected = (wrote.get(name) for name in _PREDICTED)
+    drafted = None if accepted is None or rejected is None else accepted + rejected
+    # llama.cpp names drafts only once there are some
+    none_yet = 0 if timings and timings.get("cache_n") is not None else None
+    totals = AnswerTotals(
+        drafted=_first(drafts.get("num_draft_tokens"), timings.get("draft_n"), drafted, none_yet),
+        accepted=_first(
+            drafts.get("num_accepted_draft_tokens"), timings.get("draft_n_accepted"), accepted, none_yet
+        ),
+        rounds=drafts.get("num_spec_steps"),
+        cached_prompt_tokens=_first(timings.get("cache_n"), read.get("cached_tokens")),
+    )
+    if (totals.accepted or 0) > (totals.drafted or 0):
+        raise ValueError
+    return None if totals == AnswerTotals() else totals
+
+
+_PREDICTED = ("accepted_prediction_tokens", "rejected_prediction_tokens")
+
+
+def _first(*counts: int | None) -> int | None:
+    return next((count for count in counts if count is not None), None)
 
 
 def error_message(body: Any) -> str | None:

@@ -78,6 +78,10 @@ class GenerationRequest(_Closed):
     store: Literal[False] | None = None
     service_tier: Literal["auto", "default"] | None = None
 
+    # about a cache of prompts, as in vLLM and llama.cpp: none is kept from one request to the next
+    cache_salt: str | None = None
+    cache_prompt: bool | None = None
+
     # values that have no effect
     n: Annotated[int, Field(ge=1, le=1)] | None = None
     best_of: Annotated[int, Field(ge=1, le=1)] | None = None

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from hambench.decoding import Target
     from hambench.methods.peers.endpoint_session import EndpointSession, Talk
 
-APIS, PROMPTS = ("completions", "chat"), ("text", "ids")
+APIS, PROMPTS = ("completions", "chat", "llama.cpp"), ("text", "ids")
+GUARDS = ("salt", "nonce", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,8 @@ class EndpointConfig(MethodConfig):
     served_model: str | None = None
     """The model's name there; by default the target's, or the only one."""
     api: str = "completions"
-    """``completions``, or ``chat``: the user's turn is taken out of the prompt's template and sent as a message."""
+    """``completions``; ``chat``: the messages are taken out of the prompt's template and sent as such; ``llama.cpp``:
+    the own route of llama-server, with ids and the counts of every round."""
     prompt: str = "text"
     """``text``, or ``ids`` where the server takes them (vLLM, llama.cpp, ``hambench serve``)."""
     key_env: str = "OPENAI_API_KEY"
@@ -52,7 +54,13 @@ class EndpointConfig(MethodConfig):
     ignore_eos: bool = False
     """Ask the server to decode to the limit (vLLM's field), for runs with ``--ignore-eos``."""
 
+    guard: str = "salt"
+    """Against prompts that the server has cached of earlier answers. ``salt``: ask it not to use them (by the fields of
+    vLLM and llama.cpp); ``nonce``: begin each prompt with a number of its own, which changes it; ``none``."""
+
     def __post_init__(self) -> None:
+        if self.guard not in GUARDS:
+            raise ValueError(f"guard must be one of {', '.join(GUARDS)}, got {self.guard!r}")
         if self.api not in APIS:
             raise ValueError(f"api must be one of {', '.join(APIS)}, got {self.api!r}")
         if self.prompt not in PROMPTS:

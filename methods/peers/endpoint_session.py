@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
+import uuid
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hambench.decoding import KVUsage, SamplingParams, SessionEndedError, Step
-from hambench.engine.chat import render_chat
 from hambench.engine.text import encode_text
+from hambench.method_facts import AnswerTotals
+from hambench.methods.peers.endpoint_prompt import messages_of
+from hambench.methods.peers.llama_cpp_rounds import Rounds, llama_cpp_body
+from hambench.serving.arrivals import Arrivals
 from hambench.serving.client import Chunk, EndpointClient, EndpointError
+from hambench.serving.counters import read_cached_tokens
 from hambench.serving.dialect import Dialect
 
 if TYPE_CHECKING:
@@ -41,6 +47,7 @@ class Talk:
         self.config, self.target, self.tokenizer = config, target, target.tokenizer
         self._client, self._model = client, model
         self._said: set[str] = set()
+        self._reads_counters = True
         self._dialect = Dialect(lambda line: self.say_once(line, line))
 
     def say_once(self, kind: str, message: str) -> None:
@@ -76,7 +83,31 @@ class Talk:
         """
         return self._dialect.ask(self._client, *self._request(ids, params))
 
+    def guarded(self, ids: Sequence[int]) -> list[int]:
+        """The prompt with a number of its own ahead, where the guard is a nonce."""
+        if self.config.guard != "nonce" or self.config.api == "chat":
+            return list(ids)
+        nonce = encode_text(_nonce(), self.tokenizer, add_special_tokens=False)
+        begins = ids[:1] == [self.tokenizer.bos_token_id]
+        return [*ids[:begins], *nonce, *ids[begins:]]
+
+    def cached_tokens(self) -> int | None:
+        """Prompt tokens that the server has read out of its cache so far, if it counts them and answers don't say."""
+        if not self._reads_counters:
+            return None
+        count = read_cached_tokens(self._client.metrics_text())
+        self._reads_counters = count is not None
+        return count
+
+    def answers_tell_cached(self) -> None:
+        """Answers say themselves what was cached: the server's counters, which others move too, are left alone."""
+        self._reads_counters = False
+
     def _request(self, ids: Sequence[int], params: SamplingParams) -> tuple[str, dict[str, Any]]:
+        if self.config.api == "llama.cpp":
+            return "/completion", llama_cpp_body(
+                ids, params, cached=self.config.guard == "none", ignore_eos=self.config.ignore_eos
+            )
         body: dict[str, Any] = {
             "model": self._model,
             "max_tokens": params.max_new_tokens,
@@ -84,6 +115,8 @@ class Talk:
             "stream_options": {"include_usage": True},
             "return_token_ids": True,
         }
+        if self.config.guard == "salt":
+            body |= {"cache_salt": uuid.uuid4().hex, "cache_prompt": False}
         # what a default or a greedy answer does without is not sent: some servers refuse it
         if not params.greedy:
             body["seed"] = params.seed
@@ -94,7 +127,10 @@ class Talk:
         if self.config.api == "chat":
             if self.target.chat_arguments:
                 body["chat_template_kwargs"] = dict(self.target.chat_arguments)
-            return "/v1/chat/completions", body | {"messages": self._messages(self._text(ids))}
+            messages = messages_of(self._text(ids), self.tokenizer, self.target.chat_arguments)
+            if self.config.guard == "nonce":
+                messages[0]["content"] = _nonce() + messages[0]["content"]
+            return "/v1/chat/completions", body | {"messages": messages}
         if self.config.prompt == "ids":
             return "/v1/completions", body | {"prompt": list(ids)}
         # the text has the special tokens that the ids had
@@ -106,20 +142,9 @@ class Talk:
             self.say_once("prompt", "the prompt's ids change when it is sent as text; try prompt=ids")
         return text
 
-    def _messages(self, text: str) -> list[dict[str, str]]:
-        """Extracts the user's turn from a chat-templated prompt; sends other text unchanged."""
-        if getattr(self.tokenizer, "chat_template", None):
-            mark = "\x00user\x00"
-            turn = {"role": "user", "content": mark}
-            wrapped = render_chat(self.tokenizer, [turn], self.target.chat_arguments)
-            opening, _, closing = wrapped.partition(mark)
-            if (
-                text.startswith(opening)
-                and text.endswith(closing)
-                and len(text) >= len(opening) + len(closing)
-            ):
-                text = text[len(opening) : len(text) - len(closing)]
-        return [{"role": "user", "content": text}]
+
+def _nonce() -> str:
+    return f"[{uuid.uuid4().hex[:12]}] "
 
 
 class EndpointSession:
@@ -154,19 +179,29 @@ class EndpointSession:
         """The cache usage that the server reports, which only hambench does."""
         return self._state.kv
 
+    @property
+    def totals(self) -> AnswerTotals | None:
+        """What the server says of the whole answer; reads what is left of it."""
+        self._state.settle()
+        return self._state.totals
+
 
 class _State:
     """State that outlives a session until the rest of the stream is read."""
 
     def __init__(self, talk: Talk, prompt_ids: list[int], params: SamplingParams) -> None:
-        self._talk, self._prompt_ids = talk, prompt_ids
-        self._chunks = talk.ask(prompt_ids, params)
+        self._talk, self._prompt_ids = talk, talk.guarded(prompt_ids)
+        self._cached_before = talk.cached_tokens()
+        self._chunks = Arrivals(talk.ask(self._prompt_ids, params))
+        self._rounds = Rounds() if talk.config.api == "llama.cpp" else None
         self._finish: str | None = None
         self._limit = params.max_new_tokens
         self._num_ids = 0
         self._read_at: float | None = None
         self._num_counted: int | None = None
-        self._gives_ids = self._thinking = False
+        self._gives_ids = self._thinking = self._is_settled = False
+        self._last_id: int | None = None
+        self.totals: AnswerTotals | None = None
         self.kv = KVUsage(None, None)
 
     def next_step(self) -> Step:
@@ -180,10 +215,15 @@ class _State:
         while self._finish is None and (chunk := next(self._chunks, None)) is not None:
             self._note(chunk)
             ids = (*self._ids_of(chunk), *self._hidden_end())
+            if self._rounds is not None:
+                self._rounds.add(ids, chunk)
+                if not (ids := self._rounds.taken(ended=self._finish is not None)):
+                    continue
             if ids:
                 self._num_ids += len(ids)
-                self._read_at = time.perf_counter()
-                counts = chunk.step or {}
+                self._last_id = ids[-1]
+                self._read_at = chunk.arrived
+                counts = (chunk.step or {}) if self._rounds is None else self._rounds.counts
                 return Step(
                     tokens=ids,
                     target_forwards=counts.get("target_forwards"),
@@ -192,7 +232,7 @@ class _State:
                     drafted=counts.get("drafted"),
                     accepted=counts.get("accepted"),
                     peak_kv_bytes=counts.get("peak_kv_bytes"),
-                    seconds=self._read_at - since,
+                    seconds=max(0.0, self._read_at - since),
                 )
         raise SessionEndedError("length" if self._finish == "length" else "stop")
 
@@ -203,7 +243,11 @@ class _State:
 
     def settle(self) -> None:
         """Reads the rest of a finished answer for the server's counts; aborts an unfinished one."""
+        if self._is_settled:
+            return
+        self._is_settled = True
         complete = self._finish is not None or self._num_ids >= self._limit
+        complete = complete or self._last_id in self._talk.target.eos_ids
         try:
             while complete and (chunk := next(self._chunks, None)) is not None:
                 self._note(chunk)
@@ -217,7 +261,14 @@ class _State:
         except EndpointError:
             pass  # the answer was complete: what comes after it is not worth a word
         finally:
-            self._chunks.close()  # type: ignore[attr-defined]
+            self._chunks.close()
+        if self._cached_before is not None and not (
+            self.totals and self.totals.cached_prompt_tokens is not None
+        ):
+            after = self._talk.cached_tokens()
+            if after is not None:
+                cached = max(0, after - self._cached_before)
+                self.totals = dataclasses.replace(self.totals or AnswerTotals(), cached_prompt_tokens=cached)
 
     def _note(self, chunk: Chunk) -> None:
         self._finish = chunk.finish or self._finish
@@ -229,6 +280,11 @@ class _State:
             self._talk.compare_prompt(self._prompt_ids, chunk)
         if chunk.usage:
             self._num_counted = chunk.usage["completion_tokens"]
+        if chunk.totals is not None:
+            before = {} if self.totals is None else _known(self.totals)
+            self.totals = AnswerTotals(**{**before, **_known(chunk.totals)})
+            if chunk.totals.cached_prompt_tokens is not None:
+                self._talk.answers_tell_cached()
 
     def _ids_of(self, chunk: Chunk) -> Sequence[int]:
         if chunk.token_ids is not None:
@@ -252,3 +308,7 @@ class _State:
             return chunk.reasoning or chunk.text
         self._thinking = False
         return f"{chunk.reasoning}{THINK_END}{chunk.text}"
+
+
+def _known(totals: AnswerTotals) -> dict[str, int]:
+    return {name: count for name, count in dataclasses.asdict(totals).items() if count is not None}

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from hambench.analysis.cautions.prefix_cache import cache_caution
+from hambench.analysis.cautions.thinking import advice, uncut_thinking
 from hambench.analysis.fidelity import failures
 from hambench.analysis.measurements import repetition_cautions
-from hambench.analysis.thinking import advice, uncut_thinking
 from hambench.groups import asks_accuracy
 from hambench.records import ALONE_SHARE, BUSY_LOAD
 from hambench.reports.html_text import without_paths
@@ -74,6 +75,8 @@ def cautions(view: View) -> list[Caution]:
         found.append(
             Caution("bad", "Not scored", "No answer was scored: this report says nothing about accuracy.")
         )
+    if (cached := cache_caution(run)) is not None:
+        found.append(Caution("bad" if "unevenly" in cached else "warn", "Prefix cache", cached))
     overall = {cell.label: view.measured(cell) for cell in view.cells}
     found += [Caution("warn", "Repeated text", line) for line in repetition_cautions(run, overall)]
     unheard = failures(run)

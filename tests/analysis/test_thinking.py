@@ -1,6 +1,6 @@
 import pytest
 
-from hambench.analysis.thinking import advice, uncut_thinking
+from hambench.analysis.cautions.thinking import advice, uncut_thinking
 from hambench.records import SampleRecord
 
 

@@ -13,7 +13,13 @@ from fakes import EOS, TINY_SHAPE, save_tiny_model
 from serving_server import running
 
 from hambench.analysis.measurements import measure
-from hambench.analysis.metrics import acceptance_rate, decode_seconds, kv_bytes, tokens_per_target_forward
+from hambench.analysis.metrics import (
+    acceptance_rate,
+    decode_seconds,
+    kv_bytes,
+    mean_acceptance_length,
+    tokens_per_target_forward,
+)
 from hambench.decoding import SamplingParams
 from hambench.engine.loop import generate
 from hambench.errors import HambenchError
@@ -166,6 +172,20 @@ def test_a_plain_server_leaves_forwards_and_cache_unknown(tiny, scripted):
     record = SampleRecord(cell="c", sample_id="s", prompt_hash="0", trace=trace, text="abc")
     measured = measure([record], [], {}, cell="c")
     assert measured.num_drafted is None or measured.num_samples == 0
+
+
+def test_acceptance_of_this_answer_comes_with_its_last_event(tiny, scripted):
+    spoken = {"num_draft_tokens": 8, "num_accepted_draft_tokens": 2, "num_spec_steps": 2}
+    told = {**counted(1, 4), "metrics": {"speculative_decoding": spoken}}
+    scripted.events = [piece("ab"), piece("c"), piece("d", "length"), told, "[DONE]"]
+    trace = decode(EndpointConfig(url=scripted.url).build(tiny), tiny, "x", limit=4)
+    assert acceptance_rate([trace]) == 2 / 8
+    assert mean_acceptance_length([trace]) == 1 + 2 / 2
+    # what it does not tell stays unknown, and an answer cut here has no totals of the server's
+    assert tokens_per_target_forward([trace]) is None
+    cut = decode(EndpointConfig(url=scripted.url).build(tiny), tiny, "x", stop=["c"])
+    assert acceptance_rate([cut]) is None
+    assert acceptance_rate([trace, cut]) is None
 
 
 def test_work_of_the_client_between_events_makes_no_server_faster(tiny, scripted):

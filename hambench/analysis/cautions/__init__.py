@@ -1,0 +1,1 @@
+"""What a reader must know of a run before believing its numbers, found in its records."""
