@@ -31,6 +31,8 @@ COMMANDS = (
     ("compare", "{whole}", "{run}"),
     ("history", "add", "{run}", "--root", "{root}/history"),
     ("score", "{run}", "--dry-run"),
+    ("replay", "{run}", "--methods", "suffix[k=4],prompt_lookup[k=3]"),
+    ("proxies", "{run}", "--json"),
     ("report", "{run}", "-o", "{root}/report.html"),
     ("report", "{run}", "--no-js", "-o", "{root}/report.html", "--markdown", "{root}/report.md"),
 )
