@@ -21,6 +21,9 @@ def misfit(item: SampleRecord | Score, cells: set[str], samples: dict[str, Sampl
         num_steps = len(item.trace.steps)
         if num_steps == 0:
             return "the trace has no steps: an answer has at least its prefill"
+        untimed = next((n for n, step in enumerate(item.trace.steps) if n and step.seconds is None), None)
+        if untimed is not None:
+            return f"step {untimed} has no seconds: only the first may lack them, where its prompt was copied"
         if item.step_texts and len(item.step_texts) != num_steps:
             return f"{len(item.step_texts)} step_texts for {num_steps} steps: there must be one for each"
     return None

@@ -13,7 +13,7 @@ ODD = st.one_of(
     st.integers(-(2**70), 2**70),
     st.sampled_from([-1, 0, 1, 2**31, 2**63, 10**30]),
     st.floats(),
-    st.sampled_from(["", "x", "vanilla", "../..", "a/b", "\x00", "\u202e", "é", "1", "nan"]),
+    st.sampled_from(["", "x", "vanilla", "../..", "a/b", "\x00", "\u202e", "é", "1", "nan", "\ud83d"]),
     st.text(max_size=8),
     st.lists(st.integers(-1, 300), max_size=3),
     st.dictionaries(st.sampled_from(["a", "cell", "trace"]), st.integers(), max_size=2),

@@ -280,6 +280,14 @@ def test_a_folder_that_can_not_be_made_is_one_error(tmp_path, name):
         ({"cell": "other"}, "names no cell 'other'"),
         ({"sample_id": "s/t/9"}, "holds no sample 's/t/9'"),
         ({"trace": GenerationTrace(prompt_tokens=1, steps=(), finish="eos")}, "has no steps"),
+        (
+            {
+                "trace": GenerationTrace(
+                    prompt_tokens=1, steps=(StepRecord(tokens=(1,), seconds=None),) * 2, finish="eos"
+                )
+            },
+            "step 1 has no seconds",
+        ),
     ],
 )
 def test_a_record_that_does_not_belong_to_its_run_is_named_by_its_line(folder, odd, reason):

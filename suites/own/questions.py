@@ -100,10 +100,8 @@ def _own(row: Row) -> Question:
         raise RowError(
             "chat is false: give the text as prompt, as only that can be asked without a chat template"
         )
-    metric = row.get("metric")
+    metric = _metric(row.get("metric"))
     references = _references(row.get("reference"), len(turns))
-    if metric is not None and metric not in METRICS:
-        raise RowError(f"metric must be one of {', '.join(METRICS)}, got {_shown(metric)}")
     if metric is not None and not any(references):
         raise RowError(f"has metric {metric} without a reference: add reference, or leave out metric")
     if metric is None and any(references):
@@ -128,9 +126,7 @@ def _own(row: Row) -> Question:
 
 def _bench(row: Row) -> Question:
     turns = _turns(row, "turns")
-    metric = row.get("metric")
-    if metric is not None and metric not in METRICS:
-        raise RowError(f"metric must be one of {', '.join(METRICS)}, got {_shown(metric)}")
+    metric = _metric(row.get("metric"))
     try:
         references = _references(row.get("reference"), len(turns))
     except RowError:
@@ -262,6 +258,12 @@ def _alternatives(value: Any) -> tuple[str, ...]:
 def _text(value: Any, what: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise RowError(f"{what} must be text that is not blank, got {_shown(value)}")
+    return value
+
+
+def _metric(value: Any) -> str | None:
+    if value is not None and not (isinstance(value, str) and value in METRICS):
+        raise RowError(f"metric must be one of {', '.join(METRICS)}, got {_shown(value)}")
     return value
 
 

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 from damage import ODD, damaged, damaged_bytes
 from fakes import TINY_SHAPE, save_tiny_model
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hambench.cli.run import command, request_from
-from hambench.errors import HambenchError
+from hambench.errors import BadRowsError, HambenchError
 from hambench.runner.axis_text import MAX_VALUES, expand_values, parse_method, split_methods
 from hambench.suites import CaptureRequest, capture
 from hambench.yaml_files import read_yaml
@@ -109,9 +110,46 @@ def test_any_data_file_is_read_or_named(tmp_path, data, rows):
         items = items if isinstance(items, list) else [items]
         file.write_text("\n".join(map(json.dumps, items)))
     try:
-        capture(CaptureRequest(suite="longbench", tasks=("multifieldqa_en",), data=folder))
+        captured = capture(CaptureRequest(suite="longbench", tasks=("multifieldqa_en",), data=folder))
     except HambenchError as error:
         check_line(error)
+    else:
+        # whatever was read can be stored
+        msgspec.json.encode([captured.spec, captured.samples, captured.notes])
+
+
+OWN_ROWS = [
+    {"prompt": "Name a river.", "id": "a", "category": "places", "reference": "Elbe", "metric": "contains"},
+    {"turns": ["Write a poem.", "Make it short."], "max_new_tokens": 8, "stop": ["\n\n"]},
+    {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]},
+    {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]},
+    {"custom_id": "1", "url": "/v1/completions", "body": {"prompt": "x", "max_tokens": 4, "temperature": 0}},
+]
+"""A row of each form that own prompts may have."""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@SOME
+@given(data=st.data())
+def test_any_file_of_own_prompts_is_read_or_each_bad_row_named(tmp_path, data):
+    name = data.draw(st.sampled_from(["mine.jsonl", "mine.json", "mine.csv"]))
+    rows = data.draw(st.lists(st.sampled_from(OWN_ROWS), min_size=1, max_size=3))
+    if data.draw(st.booleans()):
+        rows = data.draw(damaged(rows))
+    items = rows if isinstance(rows, list) else [rows]
+    content = json.dumps(items) if name == "mine.json" else "\n".join(map(json.dumps, items))
+    if name == "mine.csv":
+        content = "prompt,category\n" + "\n".join(f'"{json.dumps(each)}",a' for each in items)
+    raw = content.encode()
+    (tmp_path / name).write_bytes(data.draw(damaged_bytes(raw)) if data.draw(st.booleans()) else raw)
+    try:
+        captured = capture(CaptureRequest(suite=str(tmp_path / name)))
+    except HambenchError as error:
+        lines = error.lines if isinstance(error, BadRowsError) else [str(error)]
+        assert all("\n" not in line for line in lines), lines
+    else:
+        msgspec.json.encode([captured.spec, captured.samples, captured.notes])
 
 
 @pytest.fixture(scope="module")

@@ -84,6 +84,7 @@ def write(folder: Path, name: str, items: list) -> None:
 FOUND = [
     ("records.jsonl", [1, "trace", "steps"], []),
     ("records.jsonl", [1, "step_texts"], ["x"]),
+    ("records.jsonl", [1, "trace", "steps", 1, "seconds"], None),
     ("records.jsonl", [0, "cell"], "other"),
     ("records.jsonl", [0, "sample_id"], "a/b"),
     ("telemetry.jsonl", [0, "passes_s"], 0),

@@ -107,6 +107,8 @@ def test_a_folder_of_texts_is_a_suite_with_a_category_per_folder(tmp_path):
         ({"prompt": "a", "reference": "b"}, "has a reference without a metric: add metric, one of exact"),
         ({"prompt": "a", "metric": "exact"}, "has metric exact without a reference: add reference"),
         ({"prompt": "a", "metric": "bleu", "reference": "b"}, "metric must be one of exact, contains"),
+        ({"prompt": "a", "metric": ["exact"], "reference": "b"}, "metric must be one of exact, contains"),
+        ({"question_id": 1, "turns": ["a"], "metric": {}}, "metric must be one of exact, contains"),
         (
             {"prompt": "a", "metric": "regex", "reference": "("},
             r"reference '\(' must be a regular expression",
