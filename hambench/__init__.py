@@ -1,4 +1,4 @@
-"""hambench: which decoding strategy should I ship for this model, on this hardware, for this work?"""
+"""hambench: benchmarks decoding strategies for a model, on your hardware, with your workload."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["__version__", "run"]
 
 
 def __getattr__(name: str) -> Any:
-    # imported on first use: `hambench --help` must not wait for pandas
+    # import on first use, because `hambench --help` must not wait for pandas
     if name == "run":
         from hambench.api import run
 

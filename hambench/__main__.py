@@ -1,4 +1,4 @@
-"""``python -m hambench``: the command line where no script is on the path, as under ``accelerate launch -m``."""
+"""``python -m hambench`` runs the command line without a script on the path, e.g. for ``accelerate launch -m``."""
 
 from hambench.cli import main
 

@@ -1,4 +1,4 @@
-"""Whether a line of a run folder fits its run: each function gives the reason why not, in words."""
+"""Checks whether lines of a run folder fit their run; each function returns the reason if not."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hambench.records import Fidelity, Sample, SampleRecord, Score
 
 
 def misfit(item: SampleRecord | Score, cells: set[str], samples: dict[str, Sample]) -> str | None:
-    """Why a record or score does not belong to its run; ``None`` where it does."""
+    """Returns why a record or score does not belong to its run; ``None`` if it does."""
     if item.cell not in cells:
         return f"run.json names no cell {item.cell!r}"
     if item.sample_id not in samples:
@@ -37,7 +37,7 @@ _READINGS: dict[str, dict[str, Any]] = {
 
 
 def odd_reading(reading: dict[str, Any]) -> str | None:
-    """Why a reading of the machine can't be used; ``None`` where it can. Other kinds and fields may be anything."""
+    """Returns why a reading of the machine is invalid; ``None`` if it is valid. Ignores other kinds and fields."""
     fields = {**_READINGS.get(str(reading.get("kind")), {}), "extra_weight_bytes": int | None}
     for name, kind in fields.items():
         try:
@@ -48,7 +48,7 @@ def odd_reading(reading: dict[str, Any]) -> str | None:
 
 
 class _Plan(msgspec.Struct):
-    """What a header says of a task, as far as anything reads it."""
+    """The fields of a task in a header that are read."""
 
     own: bool = False
     config: str = ""
@@ -65,7 +65,7 @@ class _Plan(msgspec.Struct):
 
 
 class _Spec(msgspec.Struct):
-    """What a header says of its suite."""
+    """The suite's fields in a header."""
 
     suite: str = ""
     averages: str | None = None
@@ -78,7 +78,7 @@ class _Spec(msgspec.Struct):
 
 
 def odd_spec(spec: dict[str, Any]) -> str | None:
-    """Why a header's ``suite_spec`` can't be used; ``None`` where it can. Other fields may be anything."""
+    """Returns why a header's ``suite_spec`` is invalid; ``None`` if it is valid. Ignores other fields."""
     try:
         msgspec.convert(spec, _Spec)
     except msgspec.ValidationError as error:
@@ -87,15 +87,15 @@ def odd_spec(spec: dict[str, Any]) -> str | None:
 
 
 _ROUNDING = 1e-3
-"""Nats that float32 may put a log-probability above 0."""
+"""Nats by which float32 rounding may put a log-probability above 0."""
 
 
 def misjudged(item: Fidelity, answers: Mapping[str, SampleRecord]) -> str | None:
-    """Why a judgement does not belong to the answer that it names; ``None`` where it does.
+    """Returns why a judgement does not belong to the answer that it names; ``None`` if it does.
 
     Args:
-        item: The judgement; one of an answer that no record holds says nothing, and may be anything.
-        answers: A record of each answer, by :func:`~hambench.records.answer_key`.
+        item: The judgement; one without a matching record is ignored.
+        answers: One record per answer, by :func:`~hambench.records.answer_key`.
     """
     record = answers.get(item.answer)
     if record is None or record.trace is None or item.error is not None:

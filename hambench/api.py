@@ -1,4 +1,4 @@
-"""The Python API: the same run as the command line, its results as pandas frames."""
+"""The Python API: runs like the command line and returns results as pandas frames."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 AXES = ("contexts", "max_new_tokens", "threads", "regimes", "kernels")
-"""Axes of a sweep that are no method's knobs."""
+"""Axes of a sweep that are not knobs of a method."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """A run as frames; ``run`` has everything, ``path`` is its folder."""
+    """A run as frames; ``run`` has all data, ``path`` is its folder."""
 
     run: Run
 
@@ -118,15 +118,15 @@ def run(
     """Runs a sweep and returns its results as frames.
 
     Args:
-        methods: Registry names, with knobs if you like (``"speculative[k=8]"``), or configs
+        methods: Registry names, optionally with knobs (``"speculative[k=8]"``), or configs
             (``SpeculativeConfig(num_draft_tokens=8)``).
-        suite: A name of ``hambench ls suites``, a YAML file, or a file or folder of your own prompts.
+        suite: A name from ``hambench ls suites``, a YAML file, or a file or folder of your own prompts.
         model: A registered name, a folder or a hub id.
         knobs: Axis values by knob, e.g. ``{"k": [2, 4], "confidence": [0.5, 0.8]}``.
         dtype: ``float32``, ``bfloat16`` or ``float16``.
-        axes: Values of what is no method's own, by field of :class:`hambench.runner.sweep.Sweep`: ``contexts``,
-            ``max_new_tokens``, ``threads``, ``regimes``, ``kernels`` (by default ``auto``, as on the command line).
-        out: The run folder; a temporary one by default (its path is in the results).
+        axes: Values of axes that are not knobs of a method, by field of :class:`hambench.runner.sweep.Sweep`:
+            ``contexts``, ``max_new_tokens``, ``threads``, ``regimes``, ``kernels`` (defaults to ``auto``).
+        out: The run folder; defaults to a temporary one, whose path is in the results.
         request: Further fields of :class:`hambench.runner.request.RunRequest`, e.g. ``limit=5``.
 
     Example:
@@ -147,5 +147,5 @@ def run(
 
 
 def load(path: str | Path) -> Results:
-    """The results of a stored run."""
+    """Loads the results of a stored run."""
     return Results(load_run(path))

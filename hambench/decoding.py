@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SMALLEST_SEED, LARGEST_SEED = -(2**63), 2**64 - 1
-"""Seeds that torch's generators take."""
+"""Range of seeds that torch's generators accept."""
 GREEDY_BELOW = 1e-5
-"""Temperatures below this are greedy: logits divided by less overflow, and the draw would be the argmax anyway."""
+"""Temperatures below this are greedy, because dividing logits by less overflows, and a draw would be the argmax."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How tokens are chosen, the same for every method of a comparison."""
+    """Sampling parameters, equal for all methods of a comparison."""
 
     max_new_tokens: int
-    """Most tokens counted; what a step emits past it is discarded."""
+    """Maximum number of tokens; further tokens of a step are discarded."""
     temperature: float = 0.0
     """0, or anything below :data:`GREEDY_BELOW`, is greedy (argmax, ties to the lowest id)."""
     top_p: float = 1.0
@@ -54,22 +54,22 @@ class SamplingParams:
 
     @property
     def greedy(self) -> bool:
-        """Whether the most probable token is always taken."""
+        """Whether decoding always takes the most probable token."""
         return self.temperature < GREEDY_BELOW
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One indivisible advance of a method: what it emitted and what that cost, as host integers.
+    """One indivisible step of a method: the emitted tokens and their costs, as host integers.
 
-    When ``step()`` returns, the tokens are on the host, so a wall clock around the call is complete. A count that
-    can't be known (of a server, say) is ``None``, never 0.
+    When ``step()`` returns, the tokens are on the host, so a wall clock around the call is complete. An unknown count
+    (e.g. of a server) is ``None``, never 0.
     """
 
     tokens: tuple[int, ...]
     """Ids emitted, in order; at least one."""
     target_forwards: int | None = 1
-    """Forwards of the target (for HAMburger: of the base model), whatever their width."""
+    """Forwards of the target (for HAMburger: of the base model) of any width."""
     draft_forwards: int | None = 0
     """Forwards of a draft model."""
     micro_forwards: int | None = 0
@@ -77,19 +77,19 @@ class Step:
     drafted: int | None = 0
     """Tokens proposed by a drafter."""
     accepted: int | None = 0
-    """Proposed tokens that were kept; the bonus token is in neither count."""
+    """Accepted proposals; neither count includes the bonus token."""
     relaxed: int | None = 0
-    """Kept tokens that are not the target's own: a relaxed rule of acceptance kept them."""
+    """Accepted tokens that are not the target's own, under a relaxed acceptance rule."""
     draft_seconds: float | None = None
-    """Seconds of the step that its drafts took, where a method drafts with a model."""
+    """Seconds of the step spent on drafting, if the method drafts with a model."""
     continue_probs: tuple[float, ...] = ()
-    """P(continue) of the stop head after each emitted token, where a method has one."""
+    """P(continue) of the stop head after each emitted token, if the method has one."""
     peak_kv_bytes: int | None = None
-    """Most bytes of all caches in use at once during the step, where that is more than :class:`KVUsage` says after it:
-    rejected drafts and micro-steps have slots too."""
+    """Peak bytes of all caches in use during the step, if more than :class:`KVUsage` after it, because rejected drafts
+    and micro-steps have slots too."""
     seconds: float | None = None
-    """Seconds that the method measured for the step itself. Only a peer that works on while nobody waits for it needs
-    that; by default the engine's clock around the call counts."""
+    """Seconds of the step as measured by the method. Only a peer that works between calls needs this; by default the
+    engine's clock around the call counts."""
 
     def __post_init__(self) -> None:
         if not self.tokens:
@@ -100,25 +100,25 @@ class Step:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class KVUsage:
-    """KV-cache memory in use now: host counters, never a device sync, never bytes merely reserved.
+    """KV-cache memory in use now, from host counters, without a device sync and without reserved bytes.
 
-    What can't be known of a peer is ``None``, never 0.
+    Unknown values of a peer are ``None``, never 0.
     """
 
     slots: int | None
     """Target slots in use (one slot = one key/value entry in every layer)."""
     bytes: int | None
-    """Bytes of all caches in use, a draft's included."""
+    """Bytes of all caches in use, including a draft's."""
 
 
 class SessionEndedError(Exception):
-    """Raised by ``step()`` of a session that has nothing more to emit: the engine ends the answer there.
+    """Raised by ``step()`` of a session that has nothing more to emit; the engine then ends the answer.
 
-    Only a peer that ends by itself needs it (a server whose count of tokens differs from ours); a method of this
+    Only a peer that ends on its own needs it (e.g. a server whose token count differs from ours); a method on this
     engine always has a next token.
 
     Args:
-        finish: Why it ended, as the peer said: ``stop``, ``eos`` or ``length``.
+        finish: The peer's finish reason: ``stop``, ``eos`` or ``length``.
     """
 
     def __init__(self, finish: Literal["eos", "stop", "length"]) -> None:
@@ -129,18 +129,18 @@ class SessionEndedError(Exception):
 class Request(ABC):
     """Work that a step waits for.
 
-    Whoever drives a session answers: the engine for one sequence at once, with the call that the request stands for; a
-    batch once it has collected the requests of all its sequences. So a method knows nothing of batches.
+    The driver of a session answers it. For one sequence, the engine answers at once by running the request; a batch
+    answers after it has collected the requests of all its sequences. So a method does not handle batches.
     """
 
     __slots__ = ()
 
     in_pieces: ClassVar[bool] = False
-    """Whether the work is long enough to be done in pieces between the steps of other sequences: a prompt."""
+    """Whether the work is long enough (a prompt) to be done in pieces between steps of other sequences."""
 
     @abstractmethod
     def answer(self) -> Any:
-        """Does the work alone and returns what the session waits for."""
+        """Does the work alone and returns the answer."""
 
     @property
     def together(self) -> Hashable | None:
@@ -149,9 +149,9 @@ class Request(ABC):
 
     @property
     def cost(self) -> int:
-        """Bytes of weights that the work reads, whatever its rows.
+        """Returns the bytes of weights that the work reads, independently of its rows.
 
-        A batch first does the cheap work that some of its sequences wait for, so that more of them share the dear one.
+        A batch does cheap work first, so that more of its sequences share the expensive work.
         """
         return 0
 
@@ -160,17 +160,17 @@ class Request(ABC):
         """Does the work of several requests with one key at once.
 
         Returns:
-            Their answers in order. An exception in the place of one is raised in the session that asked.
+            Their answers in order. An exception instead of an answer is raised in the session that asked.
         """
         return [request.answer() for request in requests]
 
     def pieces(self) -> Iterator[Any]:
-        """Does the work in pieces: yields after each, after the last one the answer."""
+        """Does the work in pieces; yields after each piece, and the answer after the last."""
         yield self.answer()
 
 
 Asking = Generator[Request, Any, T]
-"""Returns a ``T`` once its requests are answered; ``answer = yield request`` is how it asks."""
+"""A generator that returns a ``T`` and requests work by ``answer = yield request``."""
 
 
 class Alone(Request):
@@ -195,11 +195,11 @@ def answered(asked: Asking[T], answer: Callable[[Request], Any] = ...) -> T: ...
 @overload
 def answered(asked: T, answer: Callable[[Request], Any] = ...) -> T: ...
 def answered(asked: Any, answer: Callable[[Request], Any] = lambda request: request.answer()) -> Any:
-    """Answers every request at once, each alone: how one sequence is decoded.
+    """Answers every request at once, each alone, to decode one sequence.
 
     Args:
-        asked: What a session's ``prefill`` or ``step`` gave; anything but a generator is the result itself.
-        answer: Does the work of a request; by default the request itself does.
+        asked: Return value of a session's ``prefill`` or ``step``; anything but a generator is the result itself.
+        answer: Does the work of a request; defaults to the request itself.
     """
     if not isinstance(asked, Generator):
         return asked
@@ -208,7 +208,7 @@ def answered(asked: Any, answer: Callable[[Request], Any] = lambda request: requ
         while True:
             try:
                 result = answer(request)
-            # a session sees a failure where it asked, as if it had made the call itself
+            # raise a failure in the session at its request, as if it had made the call
             except Exception as error:
                 request = asked.throw(error)
             else:
@@ -222,7 +222,7 @@ class Target(Protocol):
 
     @property
     def name(self) -> str:
-        """Name or path it was loaded by."""
+        """Name or path that it was loaded by."""
 
     @property
     def llama(self) -> Any:
@@ -230,7 +230,7 @@ class Target(Protocol):
 
     @property
     def tokenizer(self) -> Any | None:
-        """Tokenizer of transformers; ``None`` if only ids go in and out."""
+        """Transformers tokenizer; ``None`` if only ids work."""
 
     @property
     def eos_ids(self) -> frozenset[int]:
@@ -242,7 +242,7 @@ class Target(Protocol):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of weights and activations."""
+        """Dtype of weights and activations."""
 
     @property
     def device(self) -> torch.device:
@@ -254,21 +254,21 @@ class Target(Protocol):
 
     @property
     def companions(self) -> dict[str, str]:
-        """Digests of other weights that take part (a draft's, HAMburger's), by what they are; methods add to it."""
+        """Digests of other weights in use (a draft's, HAMburger's) by kind; methods add to it."""
 
     def shared(self, key: str, make: Callable[[], T]) -> T:
-        """Returns what ``make`` makes, made once per model: weights that several cells of a run use."""
+        """Returns the result of ``make``, called once per model: weights that several cells share."""
 
 
 class DecodeSession(Protocol):
-    """One sequence being decoded; what is no generator that asks for forwards can't be in a batch (a peer).
+    """The decoding of one sequence; a session without generators that request forwards (a peer) can't be batched.
 
-    A peer's session may have an attribute ``totals``, :class:`hambench.method_facts.AnswerTotals` or ``None``: what the
-    peer says of the whole answer. It is read once the answer has ended, outside the timed region.
+    A peer's session may have an attribute ``totals``, :class:`hambench.method_facts.AnswerTotals` or ``None``: the
+    peer's report on the whole answer. It is read after the answer has ended, outside the timed region.
     """
 
     def prefill(self) -> Step | Asking[Step]:
-        """Processes the prompt and emits the first token(s); work that must precede them is done here."""
+        """Processes the prompt, including any preparation, and emits the first token(s)."""
 
     def step(self) -> Step | Asking[Step]:
         """Advances by one step."""
@@ -279,9 +279,10 @@ class DecodeSession(Protocol):
 
 
 class DecodingMethod(Protocol):
-    """A method with its weights loaded, holding no per-sequence state.
+    """A method with its weights loaded and without per-sequence state.
 
-    Where a server of this machine does the work, an attribute ``local_port`` may name its TCP port: its load is ours.
+    If a server on this machine does the work, an attribute ``local_port`` may give its TCP port, so that its load does
+    not count as other load.
     """
 
     @property
@@ -297,10 +298,10 @@ class DecodingMethod(Protocol):
         """Bytes of weights that this method adds to the target's (a draft copy, grafted layers)."""
 
     def warmup(self) -> None:
-        """Does once what must not be timed (compilation, graph capture, page-in)."""
+        """Does untimed work once (compilation, graph capture, page-in)."""
 
     def start(self, prompt_ids: Sequence[int], params: SamplingParams) -> DecodeSession:
-        """Opens a session; cheap, the work starts with ``prefill``.
+        """Opens a session; cheap, because the work starts with ``prefill``.
 
         Raises:
             ContextOverflowError: If the prompt and ``max_new_tokens`` don't fit the context.

@@ -1,4 +1,4 @@
-"""What works on this machine: checks that always answer, each with a way to mend what is missing."""
+"""Checks of this machine, which never fail themselves and say how to fix problems."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ _LOAD_WINDOW_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check found."""
+    """The result of one check."""
 
     state: State
-    """``absent`` is something optional that is not there, ``bad`` something that spoils results or will fail."""
+    """``absent``: something optional is missing; ``bad``: something spoils results or will fail."""
     detail: str
     mend: str = ""
-    """What to do about it; empty where nothing needs doing."""
+    """The fix; empty if none is needed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A named question to the machine."""
+    """A named check of the machine."""
 
     name: str
     ask: Callable[[], Finding]
 
     def run(self) -> Finding:
-        """The finding; a check that fails is a finding too."""
+        """Runs the check; a failing check becomes a finding too."""
         try:
             return self.ask()
         except Exception as error:
-            # a doctor that dies of what it examines helps nobody: whatever the check met is its finding
+            # doctor must not fail on the problem that it examines, so any exception is the finding
             return Finding("bad", f"the check failed: {type(error).__name__}: {error}")
 
 
@@ -53,7 +53,7 @@ def check_python() -> Finding:
 
 
 def check_cpu() -> Finding:
-    """The CPU's name and the instruction sets that matter."""
+    """Checks the CPU's name and its relevant instruction sets."""
     from hambench.machine.fingerprint import cpu_flags, cpu_model
 
     flags = cpu_flags()
@@ -71,7 +71,7 @@ def check_cpu() -> Finding:
 
 
 def check_torch() -> Finding:
-    """Torch and how many threads it uses."""
+    """Checks torch and its number of threads."""
     import torch
 
     threads = torch.get_num_threads()
@@ -86,7 +86,7 @@ def check_torch() -> Finding:
 
 
 def check_gpu() -> Finding:
-    """An NVIDIA GPU, its driver, and a torch that can use it."""
+    """Checks for an NVIDIA GPU, its driver, and a torch that can use it."""
     import torch
 
     from hambench.machine.nvml import Gpu
@@ -100,14 +100,14 @@ def check_gpu() -> Finding:
     reading = gpu.read()
     if reading.throttles:
         return Finding(
-            "bad", f"{what}, clocks held down: {', '.join(reading.throttles)}", "mend cooling or power first"
+            "bad", f"{what}, clocks throttled: {', '.join(reading.throttles)}", "fix cooling or power first"
         )
     energy = "energy counter" if reading.energy_j is not None else "no energy counter"
     return Finding("ok", f"{what}, {energy}")
 
 
 def check_triton() -> Finding:
-    """Triton, for the fused kernels."""
+    """Checks for Triton, which the fused kernels need."""
     from hambench.machine.fingerprint import package_version
 
     version = package_version("triton")
@@ -117,7 +117,7 @@ def check_triton() -> Finding:
 
 
 def check_compiler() -> Finding:
-    """A C compiler, which Triton and torch.compile call."""
+    """Checks for a C compiler, which Triton and torch.compile call."""
     found = next((path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))), None)
     if found is None:
         return Finding("absent", "no C compiler: Triton and torch.compile can't run", "install gcc or clang")
@@ -125,7 +125,7 @@ def check_compiler() -> Finding:
 
 
 def check_native() -> Finding:
-    """The native CPU engine: its instruction set and compiler. Compiles it where that has not been done yet."""
+    """Checks the native CPU engine, its instruction set and compiler; compiles it if that was not done yet."""
     from hambench.engine.cpu.native_library import NativeUnavailableError, native_library
 
     slower = "on a CPU torch's own operations decode instead, about 2.5 times as slowly"
@@ -147,7 +147,7 @@ def check_native() -> Finding:
 
 
 def check_memory() -> Finding:
-    """Memory that is free."""
+    """Checks free memory."""
     import psutil
 
     memory = psutil.virtual_memory()
@@ -158,18 +158,20 @@ def check_memory() -> Finding:
 
 
 def check_disk() -> Finding:
-    """Room for models and runs."""
+    """Checks disk space for models and runs."""
     from hambench.paths import cache_dir, runs_root
 
     rooms = {name: _free_bytes(folder) for name, folder in (("models", cache_dir()), ("runs", runs_root()))}
     what = ", ".join(f"{room / _GB:.1f} GB free for {name}" for name, room in rooms.items())
     if min(rooms.values()) < _MIN_FREE_BYTES:
-        return Finding("bad", what, "free some room, or set HAMBENCH_CACHE and HAMBENCH_RUNS to other disks")
+        return Finding(
+            "bad", what, "free some disk space, or set HAMBENCH_CACHE and HAMBENCH_RUNS to other disks"
+        )
     return Finding("ok", what)
 
 
 def check_load() -> Finding:
-    """What others take of the machine right now."""
+    """Checks the current load by other processes."""
     import time
 
     from hambench.machine.load import CpuLoadMeter
@@ -178,8 +180,10 @@ def check_load() -> Finding:
     time.sleep(_LOAD_WINDOW_S)
     load = meter.read()
     if load is None:
-        return Finding("absent", "this machine doesn't tell how busy it is")
-    what = f"others take {load.other:.0%} of the machine ({load.stolen:.0%} stolen by the hypervisor)"
+        return Finding("absent", "this machine does not report its load")
+    what = (
+        f"other processes take {load.other:.0%} of the machine ({load.stolen:.0%} stolen by the hypervisor)"
+    )
     if load.other > BUSY_LOAD:
         return Finding(
             "bad", what, "measure when the machine is quiet: threads that share a core wait for each other"
@@ -188,7 +192,7 @@ def check_load() -> Finding:
 
 
 def check_bandwidth() -> Finding:
-    """What the memory gives at this moment."""
+    """Measures the current memory bandwidth."""
     from hambench.machine.bandwidth import measure_bandwidth
 
     measured = measure_bandwidth(seconds=0.15)
@@ -196,7 +200,7 @@ def check_bandwidth() -> Finding:
 
 
 def check_default_model() -> Finding:
-    """The embedded default model."""
+    """Checks the embedded default model."""
     from hambench.models.embedded import SMOLLM2_135M, find_damage, folder_of
 
     folder = folder_of(SMOLLM2_135M)
@@ -208,7 +212,7 @@ def check_default_model() -> Finding:
 
 
 def check_hub() -> Finding:
-    """Whether the Hugging Face hub answers."""
+    """Checks whether the Hugging Face hub answers."""
     import urllib.error
     import urllib.request
 
@@ -227,21 +231,21 @@ def check_hub() -> Finding:
 
 
 def check_scorers() -> Finding:
-    """lm-eval, whose scorers give every accuracy."""
+    """Checks for lm-eval, whose scorers compute all accuracies."""
     from hambench.machine.fingerprint import package_version
 
     version = package_version("lm_eval")
     if version is None:
         return Finding(
             "bad",
-            "lm-eval is missing: nothing can be scored",
+            "lm-eval is missing, so answers can't be scored",
             'pip install "lm-eval[longbench,ifeval]"',
         )
     return Finding("ok", f"lm-eval {version}")
 
 
 def check_isolation() -> Finding:
-    """How well programs that a model wrote can be kept apart."""
+    """Checks the isolation of programs that a model wrote."""
     from hambench.suites.sandbox.supervisor import default_sandbox
 
     level = default_sandbox().level
@@ -271,7 +275,7 @@ CHECKS = (
     Check("scorers", check_scorers),
     Check("isolation", check_isolation),
 )
-"""In the order shown."""
+"""Checks in display order."""
 
 
 def _free_bytes(folder: Path) -> int:

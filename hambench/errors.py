@@ -1,4 +1,4 @@
-"""Errors that a user can mend: caught once in ``hambench.cli.main``, printed as one line, exit code 2."""
+"""Errors that a user can fix; ``hambench.cli.main`` catches them, prints one line and exits with 2."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterable, Sequence
 
 
 class HambenchError(Exception):
-    """Trouble whose message names what was wrong and what would be right."""
+    """An error whose message names the argument, its value and the fix."""
 
 
 class UnknownNameError(HambenchError):
-    """A method, suite, task, model or run that does not exist.
+    """Raised for a method, suite, task, model or run that does not exist.
 
     Args:
-        kind: What the name was meant to be, e.g. ``"method"``.
+        kind: Kind of the name, e.g. ``"method"``.
         name: The name as given.
         known: The names that exist.
     """
@@ -30,11 +30,11 @@ class UnknownNameError(HambenchError):
 
 
 class DataError(HambenchError):
-    """An input file that can't be used; the message names the file and, where there is one, the line."""
+    """Raised for an invalid input file; the message names the file and, if possible, the line."""
 
 
 class BadRowsError(DataError):
-    """Rows of a file that can't be used, all of them at once.
+    """Raised for all invalid rows of a file together.
 
     Args:
         path: The file.
@@ -56,30 +56,30 @@ class BadRowsError(DataError):
 
 
 class StoreError(HambenchError):
-    """A run folder that can't be read or written."""
+    """Raised if a run folder can't be read or written."""
 
 
 class FolderTakenError(StoreError):
-    """A folder for a new run that holds one already, or that another process writes to."""
+    """Raised if the folder of a new run already contains one, or if another process writes to it."""
 
 
 class ModelError(HambenchError):
-    """A model or checkpoint that can't be loaded."""
+    """Raised if a model or checkpoint can't be loaded."""
 
 
 class ContextOverflowError(HambenchError):
-    """A prompt (plus what is to be generated) that does not fit the model's context."""
+    """Raised if a prompt plus the tokens to generate exceed the model's context."""
 
 
 class IncompleteError(HambenchError):
-    """Nothing was measured, or there is nothing to compare it with: exit code 3, never a pass."""
+    """Raised if nothing was measured or there is nothing to compare with (exit code 3, never a pass)."""
 
 
 class NotFiniteError(HambenchError):
-    """Logits that are not numbers: no token can be chosen from them, and any answer would be made up.
+    """Raised for logits that are not finite, from which no token can be chosen.
 
     Args:
-        whose: What computed them, e.g. ``"the model"``.
+        whose: The part that computed them, e.g. ``"the model"``.
     """
 
     def __init__(self, whose: str = "the model") -> None:
@@ -90,20 +90,20 @@ class NotFiniteError(HambenchError):
 
 
 def first_line(error: Exception) -> str:
-    """The first line of a library's message, or the error's type where it has none."""
+    """Returns the first line of a library's message, or the error's type if it has none."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     shown = 1
     while lines[shown - 1].endswith(":") and shown < len(lines):
-        shown += 1  # what follows a colon is the message
+        shown += 1  # the message follows a colon
     return " ".join(lines[:shown])[:300]
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:
-    """The first names, and how many more there are."""
+    """Lists the first names and the number of further ones."""
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
 def count(number: int, noun: str) -> str:
-    """``1 sample``, ``2 samples``, ``12,000 samples``."""
+    """Formats a count with its noun: ``1 sample``, ``2 samples``, ``12,000 samples``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -1,7 +1,7 @@
-"""Files written whole or not at all: the one place that replaces, creates or refuses a file.
+"""Writes files atomically; the only module that replaces, creates or refuses a file.
 
-Only a regular file is ever replaced. A link is written through, and a pipe or a device is written into: ``-o FILE`` may
-be any of them, and a rename would put a plain file in its place.
+It replaces only regular files. It writes through links and into pipes and devices, because ``-o FILE`` may be any of
+them, and a rename would replace them by a plain file.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hambench.errors import HambenchError, StoreError
 
 
 def write_new(path: Path, content: bytes) -> None:
-    """Writes a file that must not exist yet: whole or not at all, and safe against a second writer.
+    """Writes a file that must not exist yet, atomically and safely against a second writer.
 
     Raises:
         FileExistsError: If it exists.
@@ -30,7 +30,7 @@ def write_new(path: Path, content: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _write_durably(temporary, content)
-        # a link fails where the name is taken; a rename would replace what another writer put there
+        # a link fails if the name is taken, while a rename would replace another writer's file
         os.link(temporary, path)
     except FileExistsError:
         if path.exists():
@@ -43,17 +43,17 @@ def write_new(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes or replaces a text file, as :func:`write_bytes` does."""
+    """Writes or replaces a text file like :func:`write_bytes`."""
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_bytes(path: Path, content: bytes, *, durable: bool = False) -> None:
-    """Writes a file, or replaces a regular one: a reader sees the old content or the new, never a part.
+    """Writes a file, or replaces a regular one; a reader sees the old or the new content, never a part.
 
     Args:
-        path: A link is followed; a pipe or a device is written into.
-        content: All of it.
-        durable: Whether the content is on the disk when this returns.
+        path: The file; follows links and writes into pipes and devices.
+        content: The whole content.
+        durable: Whether to sync the content to disk before returning.
 
     Raises:
         StoreError: If it can't be written.
@@ -74,12 +74,12 @@ def write_bytes(path: Path, content: bytes, *, durable: bool = False) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives a name to write under; the file of that name replaces the one at ``path`` when the block ends well.
+    """Yields a temporary name; its file replaces the one at ``path`` if the block succeeds.
 
     Raises:
-        OSError: If the file can't be put there.
+        OSError: If the file can't be replaced.
     """
-    # written next to what a link points to: a rename would replace the link
+    # write next to a link's target, because a rename would replace the link
     place = Path(os.path.realpath(path)) if path.is_symlink() else path
     if place.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
@@ -96,12 +96,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def making_folder(folder: Path) -> Iterator[Path]:
-    """Gives an empty folder to fill, which takes the place of ``folder`` when the block ends well.
+    """Yields an empty folder to fill, which replaces ``folder`` if the block succeeds.
 
-    It lies next to ``folder`` meanwhile: its name begins with a dot and the folder's name.
+    It is next to ``folder``, and its name begins with a dot and the folder's name.
 
     Raises:
-        OSError: If the folder can't be put there.
+        OSError: If the folder can't be replaced.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     # a rename within one file system is atomic
@@ -115,7 +115,7 @@ def making_folder(folder: Path) -> Iterator[Path]:
 
 
 def remember(path: Path, text: str) -> bool:
-    """Writes a file that only saves time; gives false where it can't be written, and never raises for that."""
+    """Writes a cache file; returns false instead of raising if it can't be written."""
     try:
         write_text(path, text)
     except StoreError:
@@ -124,7 +124,7 @@ def remember(path: Path, text: str) -> bool:
 
 
 def make_folders(folder: Path) -> list[Path]:
-    """Makes a folder; gives those that were missing, the innermost first."""
+    """Makes a folder; returns the folders that were missing, innermost first."""
     missing = []
     for each in (folder, *folder.parents):
         if each.exists():
@@ -136,10 +136,10 @@ def make_folders(folder: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """Turns an ``OSError`` of a folder that is written to into one clear line.
+    """Turns an ``OSError`` on writing to a folder into one clear line.
 
     Raises:
-        StoreError: With the reason.
+        StoreError: If there is one; the message gives the reason.
     """
     try:
         yield
@@ -150,10 +150,10 @@ def disk_errors(folder: Path) -> Iterator[None]:
 
 
 def expanded(path: str | Path) -> Path:
-    """The path with a leading ``~`` or ``~user`` replaced by that user's home folder.
+    """Returns the path with a leading ``~`` or ``~user`` replaced by that user's home folder.
 
     Raises:
-        HambenchError: If there is no such user.
+        HambenchError: If the user does not exist.
     """
     try:
         return Path(path).expanduser()
@@ -162,14 +162,14 @@ def expanded(path: str | Path) -> Path:
 
 
 def reason_of(error: OSError) -> str:
-    """Why the system refused, in a few words."""
+    """Returns the reason of an operating system error in a few words."""
     if error.errno == errno.ENOSPC:
         return "the disk is full"
     return error.strerror or str(error) or type(error).__name__
 
 
 def printable(text: str) -> str:
-    r"""The text with what is not UTF-8 spelled out (``\xff``): the bytes of a file name need not be any text."""
+    r"""Escapes bytes that are not UTF-8 (``\xff``), because a file name may contain any bytes."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -178,7 +178,7 @@ def printable(text: str) -> str:
 
 
 def _is_stream(path: Path) -> bool:
-    """Whether writing goes into what is there: a pipe, a socket, a device, or a name of an open file."""
+    """Returns whether to write into an existing pipe, socket, device or name of an open file."""
     try:
         mode = path.stat().st_mode
     except OSError:
@@ -188,7 +188,7 @@ def _is_stream(path: Path) -> bool:
 
 
 def _temporary_beside(path: Path) -> Path:
-    # short whatever the name: with the name in it, the longest names would be too long
+    # a short name, because one that contained the original could exceed the limit
     return path.with_name(f".{uuid.uuid4().hex[:16]}.partial")
 
 
@@ -200,6 +200,6 @@ def _write_durably(path: Path, content: bytes) -> None:
 
 
 def _discard(path: Path) -> None:
-    # a parent that is no folder says so here again
+    # a parent that is not a folder fails here again
     with contextlib.suppress(OSError):
         path.unlink(missing_ok=True)

@@ -1,8 +1,8 @@
-"""Groups of samples that numbers are given for.
+"""Groups of samples for which metrics are computed.
 
 ``all``, ``suite:S``, ``category:S/C`` and ``task:S/T``; for conversations ``turn:S/turn N`` too.
 
-A task may have bounds: between which points it can tell one model or method from another.
+A task may have bounds, the range of points in which it distinguishes models and methods.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ ALL = "all"
 
 
 def groups_of(sample: Sample) -> tuple[str, ...]:
-    """The groups that a sample belongs to: all, its suite, category and task, and its turn if it is one."""
+    """Returns a sample's groups: all, its suite, category and task, and its turn if it is one."""
     return (
         ALL,
         f"suite:{sample.suite}",
@@ -28,12 +28,12 @@ def groups_of(sample: Sample) -> tuple[str, ...]:
 
 
 def in_group(sample: Sample, group: str) -> bool:
-    """Whether a sample belongs to a group."""
+    """Returns whether a sample belongs to a group."""
     return group in groups_of(sample)
 
 
 def group_names(samples: Iterable[Sample]) -> list[str]:
-    """Every group of these samples: ``all``, then suites, categories, tasks, turns, each in the order met."""
+    """Returns every group of these samples: ``all``, then suites, categories, tasks, turns, in order of appearance."""
     levels: tuple[dict[str, None], ...] = ({ALL: None}, {}, {}, {}, {})
     for sample in samples:
         for level, group in zip(levels, groups_of(sample), strict=False):
@@ -42,35 +42,35 @@ def group_names(samples: Iterable[Sample]) -> list[str]:
 
 
 def group_kind(group: str) -> str:
-    """``all``, ``suite``, ``category``, ``task`` or ``turn``."""
+    """Returns ``all``, ``suite``, ``category``, ``task`` or ``turn``."""
     return group.partition(":")[0]
 
 
 def group_title(group: str) -> str:
-    """The group's name without its kind: ``longbench/lcc`` for ``task:longbench/lcc``."""
+    """Returns the group's name without its kind: ``longbench/lcc`` for ``task:longbench/lcc``."""
     return group.partition(":")[2] or group
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """What answers that read nothing get in a task, and what its right answers get."""
+    """Points of a task's best answer without reading the prompt, and of its reference answers."""
 
     floor: float
     """Points, 0..100, of the best answer that does not read the prompt."""
     floor_by: str
-    """That answer, in words."""
+    """Description of that answer."""
     ceiling: float
     """Points, 0..100."""
 
     def corrected(self, points: float) -> float | None:
-        """Points of which chance is taken away: 0 at the floor, 100 at the ceiling; ``None`` where the two meet."""
+        """Returns points above chance, from 0 at the floor to 100 at the ceiling; ``None`` if the two are equal."""
         if self.ceiling <= self.floor:
             return None
         return 100 * (points - self.floor) / (self.ceiling - self.floor)
 
 
 def bounds_by_group(suite_spec: Mapping[str, Any]) -> dict[str, Bounds]:
-    """Bounds by group (``task:SUITE/TASK``), from a run header's ``suite_spec``; tasks without any are left out."""
+    """Returns bounds by group (``task:SUITE/TASK``) from a run header's ``suite_spec``, for tasks that have them."""
     suite = suite_spec.get("suite")
     return {
         f"task:{suite}/{task}": Bounds(**plan["bounds"])
@@ -80,5 +80,5 @@ def bounds_by_group(suite_spec: Mapping[str, Any]) -> dict[str, Bounds]:
 
 
 def asks_accuracy(suite_spec: Mapping[str, Any]) -> bool:
-    """Whether a run's suite has anything to score; prompts of one's own need no references."""
+    """Returns whether a run's suite has anything to score; a user's own prompts need no references."""
     return bool(suite_spec.get("asks_accuracy", True))

@@ -1,4 +1,4 @@
-"""A method's knobs and the facts that it states about itself: :class:`MethodConfig`. Nothing here imports torch."""
+"""Defines :class:`MethodConfig`, a method's knobs and the facts that it declares. Does not import torch."""
 
 from __future__ import annotations
 
@@ -39,77 +39,77 @@ class MethodConfig(ABC):
     axis: ClassVar[str | None] = None
     """Field that ``--methods all`` sweeps, if any."""
     axis_values: ClassVar[tuple[KnobValue, ...]] = ()
-    """Values the sweep takes by default."""
+    """Default values of the sweep."""
     in_all: ClassVar[bool] = True
-    """Whether ``--methods all`` includes it; a peer with an engine of its own is asked for by name."""
+    """Whether ``--methods all`` includes it; a peer with its own engine must be named explicitly."""
     all_settings: ClassVar[tuple[Mapping[str, KnobValue], ...]] = ({},)
-    """Knobs of the settings that ``--methods all`` takes, where the command line does not give them; the axis is swept
-    unless one of them fixes it."""
+    """Knobs of the settings that ``--methods all`` takes unless the command line gives them; the axis is swept unless
+    one of them fixes it."""
     beyond_all: ClassVar[str] = ""
-    """What ``--methods all`` leaves out of the method, for ``hambench plan``; empty if nothing."""
+    """Description of the settings that ``--methods all`` leaves out, for ``hambench plan``; empty if none."""
     lossless: ClassVar[bool] = False
-    """Whether its answers follow the target's own distribution by design, up to the rounding of the arithmetic."""
+    """Whether its answers follow the target's own distribution by design, up to rounding."""
     control: ClassVar[Mapping[str, KnobValue]] = {}
-    """Knobs that leave only a fine-tuned method's weights: they tell its gain from that of fine-tuning; else empty."""
+    """Knobs of the control, which keeps a fine-tuned method's weights without the method; empty if not fine-tuned."""
     aliases: ClassVar[Mapping[str, str]] = {}
     """Short command-line names of knobs, e.g. ``{"k": "num_draft_tokens"}``; also used in labels."""
 
-    # what the rest of hambench shows of a method; every default suits a method that says nothing
+    # facts that the rest of hambench shows; the defaults suit a method that declares none
     look: ClassVar[Look | None] = None
-    """Its look in figures; by default one that no other method of the report has."""
+    """Its look in figures; defaults to one that no other method of the report has."""
     phases: ClassVar[tuple[Phase, ...]] = ()
-    """Functions that ``hambench profile`` times by name, besides the engine's own."""
+    """Functions that ``hambench profile`` times by name, in addition to the engine's."""
     short_options: ClassVar[tuple[ShortOption, ...]] = ()
-    """Options of its own on the command line."""
+    """Its own command-line options."""
     gate_settings: ClassVar[tuple[Mapping[str, KnobValue], ...]] = ({},)
     """Knobs of the configurations that the exact gate decodes on its toy model."""
     max_bars: ClassVar[int] = 3
-    """Most settings drawn as bars per task; of more, the first and the last are drawn."""
+    """Maximum number of settings drawn as bars per task; of more, only the first and the last are drawn."""
     merges_tokens: ClassVar[bool] = False
-    """Whether one KV slot may hold several tokens: the report then shows accuracy over KV compression along the
-    axis, and an answer with its steps coloured."""
+    """Whether one KV slot may hold several tokens; if so, the report shows accuracy over KV compression along the axis,
+    and an answer with coloured steps."""
 
     @abstractmethod
     def build(self, target: Target) -> DecodingMethod:
-        """Loads what the method needs beside the target.
+        """Loads the method's own weights in addition to the target's.
 
         Several cells build on one target: keep weights that don't depend on the knobs in ``target.shared``.
         """
 
     @classmethod
     def summary(cls) -> str:
-        """One sentence on what the method does: the first line of the class's docstring."""
+        """Returns one sentence on the method: the first line of the class's docstring."""
         text = (cls.__doc__ or "").strip()
-        # a dataclass without a docstring gets its signature for one
+        # a dataclass without a docstring gets its signature as docstring
         return "" if text.startswith(f"{cls.__name__}(") else text.split("\n")[0]
 
     def unavailable_for(self, model: str) -> str | None:
-        """Why this method can't run on a model (no checkpoint, say); ``None`` when it can.
+        """Returns why this method can't run on a model (e.g. no checkpoint); ``None`` if it can.
 
-        Asked without torch before anything is loaded; ``--methods all`` leaves such a method out and says so.
+        Called without torch before anything is loaded; ``--methods all`` leaves out such a method and says so.
         """
         return None
 
     def own_sizes(self, model: str) -> Mapping[str, KnobValue]:
-        """Sizes of what the method adds to a model, for :meth:`bytes_read`; stored with a run's cell.
+        """Returns sizes of the method's additions to a model, for :meth:`bytes_read`; stored with a run's cell.
 
-        Asked without torch, when a run begins.
+        Called without torch when a run begins.
         """
         return {}
 
     def bytes_read(
         self, step: StepRecord, before: StepRecord, sizes: ModelBytes, own_sizes: Mapping[str, KnobValue]
     ) -> float | None:
-        """Bytes of weights and cache that a decode step had to read; ``None`` where that can't be known.
+        """Returns the bytes of weights and cache that a decode step had to read; ``None`` if unknown.
 
-        The default is right for a method whose forwards are all the target's: each reads all weights and the slots in
-        use. A method that also drafts or has forwards of its own kind overrides it.
+        The default fits a method with only target forwards, each of which reads all weights and the slots in use. A
+        method that drafts or has its own kind of forwards overrides it.
 
         Args:
             step: The step.
             before: The step before it, the prefill for the first.
-            sizes: What the parts of a forward read.
-            own_sizes: What :meth:`own_sizes` said when the run was made.
+            sizes: Bytes that the parts of a forward read.
+            own_sizes: Result of :meth:`own_sizes` at the time of the run.
         """
         if step.target_forwards is None or step.kv_slots is None:
             return None
@@ -119,22 +119,22 @@ class MethodConfig(ABC):
 
     @classmethod
     def ceilings(cls, sizes: ModelBytes, *, model: str, context: int) -> MethodCeilings | None:
-        """What memory bandwidth allows the method on a model, for ``hambench predict``; ``None`` to be left out.
+        """Returns the method's limits by memory bandwidth, for ``hambench predict``; ``None`` leaves it out.
 
         Args:
-            sizes: What the parts of a forward read.
+            sizes: Bytes that the parts of a forward read.
             model: The model's name.
             context: Cached positions.
         """
         return None
 
     def for_toy(self, target: Target, folder: Path) -> Self:
-        """The config as the exact gate builds it on the seeded toy model; ``folder`` is for weights that it needs."""
+        """Returns the config for the exact gate's seeded toy model; ``folder`` is for weights that it needs."""
         return self
 
     @property
     def is_control(self) -> bool:
-        """Whether this is the method's :attr:`control` configuration."""
+        """Returns whether this is the method's :attr:`control` configuration."""
         return bool(self.control) and all(
             getattr(self, knob) == value for knob, value in self.control.items()
         )
@@ -142,41 +142,41 @@ class MethodConfig(ABC):
     def token_drafter(self) -> TokenDrafter | None:
         """Returns a fresh drafter of one sequence, if the method proposes from tokens alone and verifies exactly.
 
-        ``hambench replay`` finds what such a method would do on a stored answer.
+        ``hambench replay`` runs it on stored answers.
         """
         return None
 
     @property
     def is_lossless(self) -> bool:
-        """Whether this configuration's answers follow the target's own distribution; the class says what is usual."""
+        """Whether this configuration's answers follow the target's own distribution; defaults to the class's value."""
         return self.lossless
 
     @property
     def variant(self) -> str:
-        """Word for settings that are a curve of their own among those of a method; empty for the usual ones."""
+        """Name of settings that form their own curve within a method; empty for the usual ones."""
         return ""
 
     def unavailable_when(self, params: SamplingParams) -> str | None:
-        """Why this configuration can't decode this way (a rule that needs sampling, say); ``None`` when it can.
+        """Returns why this configuration can't decode with these parameters; ``None`` if it can.
 
-        Asked before a run begins.
+        Called before a run begins. An example is a rule that needs sampling.
         """
         return None
 
     @property
     def depends_on_order(self) -> bool:
-        """Whether an answer's counts depend on the answers before it: such a cell has no exact gate."""
+        """Whether an answer's counts depend on earlier answers; such a cell has no exact gate."""
         return False
 
     def unavailable_on(self, target: Target) -> str | None:
-        """Why this method can't run on a loaded target (no copy of its weights can be made, say); ``None`` when it can.
+        """Returns why this method can't run on a loaded target (e.g. its weights can't be copied); ``None`` if it can.
 
-        Asked once the target is loaded; ``--methods all`` leaves such a method out and says so.
+        Called once the target is loaded; ``--methods all`` leaves out such a method and says so.
         """
         return None
 
     def knobs(self) -> dict[str, KnobValue]:
-        """Field values, JSON-able: what identifies a cell beside the method's name."""
+        """Returns the field values for JSON, which identify a cell together with the method's name."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     @property
@@ -195,7 +195,7 @@ class MethodConfig(ABC):
         """Builds a config from names (aliases allowed) and values.
 
         Raises:
-            HambenchError: For a name the method doesn't have, or a value it refuses.
+            HambenchError: For a name that the method lacks, or a value that it rejects.
         """
         names = {field.name for field in dataclasses.fields(cls)}
         resolved: dict[str, Any] = {}
@@ -212,7 +212,7 @@ class MethodConfig(ABC):
 
     @classmethod
     def knob_types(cls, field: str) -> frozenset[type]:
-        """The types that a field may have, ``NoneType`` included where it may be ``None``."""
+        """Returns the types of a field, including ``NoneType`` if it may be ``None``."""
         hint = typing.get_type_hints(cls)[field]
         if typing.get_origin(hint) is Literal:
             return frozenset(map(type, typing.get_args(hint)))
@@ -220,9 +220,9 @@ class MethodConfig(ABC):
 
     @classmethod
     def _checked(cls, field: str, name: str, value: Any) -> Any:
-        """A knob's value as its field's type; only a whole number where a float is asked is converted."""
+        """Checks a knob's value against its field's type; converts only whole numbers to floats."""
         if not isinstance(value, int | float | str | None) and hasattr(value, "item"):
-            # a scalar of NumPy: a run's header holds plain values
+            # convert NumPy scalars, because a run's header contains plain values
             value = value.item()
         kinds = cls.knob_types(field)
         if type(value) in kinds or not kinds <= {int, float, str, bool, type(None)}:
@@ -239,7 +239,7 @@ class MethodConfig(ABC):
 
     @classmethod
     def sweep(cls, knobs: Mapping[str, Any] | None = None) -> tuple[Self, ...]:
-        """Configs of the default sweep: the axis expanded unless ``knobs`` fixes it."""
+        """Returns the configs of the default sweep, with the axis expanded unless ``knobs`` fixes it."""
         fixed = dict(knobs or {})
         if cls.axis is None or cls.axis in cls._given(fixed):
             return (cls.from_knobs(fixed),)

@@ -1,8 +1,7 @@
-"""The kinds of facts that a method states about itself, so that nothing else needs to know methods by name.
+"""The kinds of facts that a method declares, so that no other code needs to name methods.
 
-:class:`hambench.decoding.MethodConfig` holds them as class attributes and methods with defaults: a method of another
-distribution has phases, limits, a look and a command-line option in the same way as one that ships with hambench.
-Nothing here imports torch.
+:class:`hambench.decoding.MethodConfig` has them as class attributes and methods with defaults. So a method of another
+distribution has phases, limits, a look and a command-line option like a built-in one. Does not import torch.
 """
 
 from __future__ import annotations
@@ -14,22 +13,22 @@ from typing import Any, Literal, NamedTuple, Protocol
 KnobValue = int | float | str | bool | None
 
 Hue = Literal["ink", "blue", "orange", "green", "purple"]
-"""Colours that a method may have in figures: each is readable in light mode, dark mode and print."""
+"""Colours for methods in figures, each readable in light mode, dark mode and print."""
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """How a method is drawn in every figure; its marker and dash tell it apart where colours don't."""
+    """The look of a method in every figure; marker and dash distinguish it without colours."""
 
     hue: Hue
     marker: str = "o"
-    """A marker of matplotlib."""
+    """A matplotlib marker."""
     dash: tuple[float, ...] = ()
     """Dash pattern in points; empty is solid."""
 
 
 class Phase(NamedTuple):
-    """A function whose time ``hambench profile`` shows under a name of its own."""
+    """A function whose time ``hambench profile`` shows under its own name."""
 
     module: str
     """Full name of the module; imported only when something is profiled."""
@@ -41,26 +40,26 @@ class Phase(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShortOption:
-    """A command-line option of its own for one knob, next to the general ``--method-arg KNOB=VALUES``."""
+    """A command-line option for one knob, in addition to the general ``--method-arg KNOB=VALUES``."""
 
     flags: tuple[str, ...]
     """e.g. ``("-k", "--draft-tokens")``."""
     knob: str
-    """The knob, or an alias of it. Methods that have a knob of this name share the option."""
+    """The knob or its alias; methods with a knob of this name share the option."""
     help: str
     metavar: str = "AXIS"
     is_axis: bool = True
-    """Whether the text is an axis (``1,2,4`` or ``0.5:0.9:0.1``); otherwise it is one value, e.g. a path."""
+    """Whether the text is an axis (``1,2,4`` or ``0.5:0.9:0.1``) instead of one value, e.g. a path."""
 
 
 class TokenDrafter(Protocol):
-    """Proposes tokens from the tokens of one sequence alone, without any model: an answer that is known replays it."""
+    """Proposes tokens from one sequence's tokens alone, without a model, so that stored answers can replay it."""
 
     def update(self, tokens: Sequence[int]) -> None:
-        """Takes in what the sequence has gained since the last call; ``tokens`` is all of it."""
+        """Reads the tokens added since the last call; ``tokens`` is the whole sequence."""
 
     def propose(self, tokens: Sequence[int], num_tokens: int) -> list[int]:
-        """Proposes at most ``num_tokens`` tokens, or its own limit, that may follow ``tokens``; all were taken in."""
+        """Proposes at most ``num_tokens`` tokens, or its own limit, after ``tokens``, which :meth:`update` has read."""
 
 
 class ModelBytes(Protocol):
@@ -103,15 +102,15 @@ class ModelBytes(Protocol):
 
     @property
     def kernels_per_forward(self) -> int:
-        """Kernels that one forward launches, its head's included."""
+        """Kernels that one forward launches, including its head's."""
 
     def kernels(self, *, layers: float = 0, heads: float = 0, merges: float = 0) -> float:
-        """Kernels that so many layers, LM heads and merges of embeddings launch."""
+        """Returns the number of kernels that these layers, LM heads and merges of embeddings launch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ceiling:
-    """What one setting of a method costs per token, where memory bandwidth and launches are the limit."""
+    """The cost per token of one setting of a method, if memory bandwidth and launches are the limit."""
 
     setting: str
     """e.g. ``m=2``."""
@@ -119,12 +118,12 @@ class Ceiling:
     kernels_per_token: float
     """Kernels launched per token; each costs the gap that the caller assumes."""
     column: str = ""
-    """Second coordinate of the setting, e.g. ``k=4``: settings with one are shown as a grid."""
+    """Second coordinate of the setting, e.g. ``k=4``; settings that have one are shown as a grid."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MethodCeilings:
-    """All that ``hambench predict`` shows of a method."""
+    """The content of ``hambench predict`` for a method."""
 
     rows: tuple[Ceiling, ...]
     grid_title: str = ""

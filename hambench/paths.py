@@ -1,4 +1,4 @@
-"""Folders that hambench writes to by default: its cache and the runs."""
+"""Default folders that hambench writes to: its cache and the runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hambench.files import expanded
 
 
 def cache_dir() -> Path:
-    """Where hambench keeps what it made once: ``HAMBENCH_CACHE``, else ``hambench`` in the user's cache folder."""
+    """Returns the cache folder: ``HAMBENCH_CACHE``, else ``hambench`` in the user's cache folder."""
     if own := os.environ.get("HAMBENCH_CACHE"):
         return expanded(own)
     base = os.environ.get("XDG_CACHE_HOME")
@@ -17,5 +17,5 @@ def cache_dir() -> Path:
 
 
 def runs_root() -> Path:
-    """Where runs go by default: ``$HAMBENCH_RUNS`` or ``runs`` in the current folder."""
+    """Returns the default folder of runs: ``$HAMBENCH_RUNS`` or ``runs`` in the current folder."""
     return expanded(os.environ.get("HAMBENCH_RUNS") or "runs")

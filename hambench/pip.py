@@ -1,4 +1,4 @@
-"""Calling pip: the one tool hambench starts to fetch a package, and what to do where the environment has none."""
+"""Runs pip to fetch packages, and tells how to get pip in an environment without it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import IO
 from hambench.errors import HambenchError, first_line
 
 FIX = "install it with `python -m ensurepip --upgrade`, or `uv pip install pip`"
-"""How an environment gets pip: those that uv makes come without."""
+"""The way to install pip, which uv's environments lack."""
 
 
 def run_pip(
@@ -19,12 +19,12 @@ def run_pip(
     """Runs ``python -m pip`` with this interpreter.
 
     Args:
-        arguments: What follows ``pip``.
-        watched: Let its messages through to stderr instead of keeping them for the error.
-        stdout: Where its output goes.
+        arguments: Arguments of ``pip``.
+        watched: Whether to pass its messages to stderr instead of keeping them for the error.
+        stdout: Destination of its output.
 
     Raises:
-        HambenchError: With pip's last error line if it fails, and with the fix if there is no pip.
+        HambenchError: If it fails, with pip's last error line, or if there is no pip, with the fix.
     """
     try:
         done = subprocess.run(
@@ -46,6 +46,6 @@ def run_pip(
 
 
 def _cause(lines: list[str]) -> str:
-    """The line that says what went wrong: pip ends some failures with a hint or a notice of a newer pip."""
+    """Returns the line with the error, because pip ends some failures with a hint or a notice of a newer pip."""
     errors = [line for line in lines if line.lower().lstrip("× ").startswith("error")]
     return errors[-1] if errors else lines[-1]

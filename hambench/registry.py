@@ -1,6 +1,6 @@
-"""Names of decoding methods: a line here, or an entry point in the group ``hambench.methods``.
+"""The registry of decoding methods: lines here and entry points in the group ``hambench.methods``.
 
-Looking a method up imports its config only, never torch.
+Looking up a method imports only its config, never torch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BUILTIN = {
     "llama_cpp": "hambench.methods.peers.llama_cpp:LlamaCppConfig",
     "endpoint": "hambench.methods.peers.endpoint:EndpointConfig",
 }
-"""Methods in the order reports show them; vanilla is the baseline."""
+"""Methods in report order; vanilla is the baseline."""
 
 
 @cache
@@ -43,12 +43,12 @@ def _locations() -> dict[str, str]:
 
 
 def method_names() -> list[str]:
-    """All registered names, built-in ones first."""
+    """Returns all registered names, built-in ones first."""
     return list(_locations())
 
 
 def method_config(name: str) -> type[MethodConfig]:
-    """The config class registered under a name.
+    """Returns the config class registered under a name.
 
     Raises:
         UnknownNameError: If no method has that name.
@@ -70,9 +70,9 @@ def method_config(name: str) -> type[MethodConfig]:
 
 
 def facts_of(name: str) -> type[MethodConfig]:
-    """What a method says of itself, for readers of runs: the defaults for one that is not installed here or is broken.
+    """Returns a method's facts for readers of runs; the defaults if it is not installed here or broken.
 
-    A stored run may be of a method that this installation lacks; its numbers are read all the same.
+    A stored run of a method that this installation lacks can still be read.
     """
     try:
         return method_config(name)
@@ -81,7 +81,7 @@ def facts_of(name: str) -> type[MethodConfig]:
 
 
 def is_lossless(cell: Cell) -> bool:
-    """Whether a cell's setting says so; nothing is known of a method that is not installed here."""
+    """Returns whether a cell's setting is lossless; false for a method that is not installed here."""
     try:
         return method_config(cell.method).from_knobs(cell.knobs).is_lossless
     except HambenchError:

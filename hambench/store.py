@@ -1,10 +1,10 @@
-"""The run store: one folder a run, append-only, readable after being killed at any moment.
+"""The run store: one append-only folder per run, readable after a kill at any moment.
 
-``prompts.jsonl`` (every sample asked) and ``run.json`` (the header) are written first and never change;
+``prompts.jsonl`` (every sample) and ``run.json`` (the header) are written first and never change;
 ``records.jsonl`` grows by one line per (sample, cell, repeat), ``scores.jsonl`` by one per score and
 ``telemetry.jsonl`` by one per reading of the machine, ``fidelity.jsonl`` by one per distinct answer that the target
-has judged. A line is complete when it ends in a newline: what a kill leaves
-behind it is ignored by readers and cut by the next writer.
+has judged. A line is complete if it ends in a newline. Readers ignore an incomplete last line after a kill, and the
+next writer cuts it.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ RecordKey = tuple[str, str, int]
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run as read back from its folder: everything a metric, report or comparison may use."""
+    """A run as read from its folder, with all data for metrics, reports and comparisons."""
 
     path: Path
     header: RunHeader
     samples: dict[str, Sample]
-    """By sample id, in the order asked."""
+    """Samples by id, in run order."""
     records: tuple[SampleRecord, ...]
-    """Warm-ups included; one per (cell, sample, repeat), in the order measured."""
+    """Records including warm-ups, one per (cell, sample, repeat), in order of measurement."""
     scores: tuple[Score, ...]
     """The newest score of each (cell, sample, repeat, metric)."""
     telemetry: tuple[dict[str, Any], ...] = field(default=())
@@ -66,7 +66,7 @@ class Run:
     """The newest judgement of each distinct answer, by :func:`~hambench.records.answer_key`."""
 
     def judged(self, record: SampleRecord) -> Fidelity | None:
-        """What the target makes of a record's answer; ``None`` if it was not asked, or could not say."""
+        """Returns the target's judgement of a record's answer; ``None`` without one."""
         if record.trace is None or not self.fidelity:
             return None
         found = self.fidelity.get(answer_key(record))
@@ -74,20 +74,20 @@ class Run:
 
     @property
     def measured(self) -> tuple[SampleRecord, ...]:
-        """Records that count: no warm-ups."""
+        """Records without warm-ups."""
         return tuple(record for record in self.records if not record.warmup)
 
     def answered(self, cell: str) -> tuple[SampleRecord, ...]:
-        """Measured records of a cell that hold an answer, in the order measured."""
+        """Returns measured records of a cell with an answer, in order of measurement."""
         return tuple(record for record in self.of_cell(cell) if record.trace is not None)
 
     def of_cell(self, cell: str) -> tuple[SampleRecord, ...]:
-        """Measured records of a cell, those that failed included, in the order measured."""
+        """Returns measured records of a cell, including failed ones, in order of measurement."""
         return tuple(record for record in self.measured if record.cell == cell)
 
     @property
     def num_expected(self) -> int:
-        """Records of a finished run."""
+        """Number of records of a finished run."""
         return len(self.header.cells) * len(self.samples) * self.header.repeats
 
     @property
@@ -97,7 +97,7 @@ class Run:
 
 
 def record_key(record: SampleRecord) -> RecordKey:
-    """What identifies a record within its run."""
+    """Returns the key that identifies a record within its run."""
     return (record.cell, record.sample_id, record.repeat)
 
 
@@ -105,7 +105,7 @@ def load_run(path: str | Path) -> Run:
     """Reads a run folder, finished or not.
 
     Raises:
-        StoreError: If the folder is no run, was written by a newer hambench, or holds a broken line.
+        StoreError: If the folder is not a run, was written by a newer hambench, or contains a broken line.
     """
     folder = Path(path)
     header = load_header(folder)
@@ -147,7 +147,7 @@ def load_run(path: str | Path) -> Run:
 
 
 def list_runs(root: str | Path) -> list[Path]:
-    """Run folders directly under ``root``, oldest first."""
+    """Returns the run folders directly under ``root``, oldest first."""
     root = Path(root)
     if not root.is_dir():
         return []
@@ -156,7 +156,7 @@ def list_runs(root: str | Path) -> list[Path]:
 
 
 def refuse_existing(folder: Path) -> None:
-    """Keeps a run from being overwritten.
+    """Prevents overwriting a run.
 
     Raises:
         FolderTakenError: If the folder already holds one.
@@ -170,10 +170,10 @@ def refuse_existing(folder: Path) -> None:
 
 
 class RunWriter:
-    """The one writer of a run folder; a context manager that holds the folder's lock.
+    """The only writer of a run folder; a context manager that holds the folder's lock.
 
     Args:
-        folder: The run folder; created by :meth:`create`, existing for :meth:`resume`.
+        folder: The run folder; :meth:`create` makes it, :meth:`resume` needs an existing one.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -197,7 +197,7 @@ class RunWriter:
 
     @classmethod
     def claim(cls, folder: str | Path) -> RunWriter:
-        """A writer of a run that has no header yet: entered before the work, it keeps others out meanwhile.
+        """Returns a writer of a run without a header, which keeps other writers out during the work before it.
 
         A claim that is left without :meth:`begin` leaves no folder behind.
 
@@ -226,7 +226,7 @@ class RunWriter:
 
     @classmethod
     def resume(cls, folder: str | Path) -> RunWriter:
-        """A writer that appends to an existing run; once entered, it has cut what a kill left of a line."""
+        """Returns a writer that appends to an existing run; entering it cuts an incomplete last line."""
         folder = Path(folder)
         load_header(folder)
         writer = cls(folder)
@@ -247,7 +247,7 @@ class RunWriter:
             if self._is_claim:
                 refuse_existing(self.folder)  # of one that ended since this one looked
             if self._is_resumed:
-                # under the lock: without it, the line that another process is just writing would be cut
+                # needs the lock, because it could cut a line that another process is writing
                 with disk_errors(self.folder):
                     for name in (RECORDS, SCORES, TELEMETRY, FIDELITY):
                         _cut_torn_line(self.folder / name)
@@ -261,26 +261,26 @@ class RunWriter:
     ) -> None:
         self._lock.release()
         if self._is_claim and not (self.folder / HEADER).exists():
-            # only what is empty goes: rmdir keeps a folder that something else lies in
+            # rmdir deletes only an empty folder
             with contextlib.suppress(OSError):
                 (self.folder / LOCK).unlink(missing_ok=True)
                 for made in self._made:
                     made.rmdir()
 
     def append_record(self, record: SampleRecord) -> None:
-        """Adds one record, on the disk when this returns."""
+        """Adds one record and syncs it to disk."""
         self._append(RECORDS, [record])
 
     def append_records(self, records: Iterable[SampleRecord]) -> None:
-        """Adds many records at once, on the disk when this returns; a kill on the way may leave the first of them."""
+        """Adds many records at once and syncs them to disk; a kill meanwhile may leave only the first of them."""
         self._append(RECORDS, records)
 
     def append_scores(self, scores: Iterable[Score]) -> None:
-        """Adds scores; a newer score of the same answer and metric supersedes an older one for readers."""
+        """Adds scores; for readers, a newer score of the same answer and metric replaces an older one."""
         self._append(SCORES, scores)
 
     def append_fidelity(self, judgements: Iterable[Fidelity]) -> None:
-        """Adds judgements of distinct answers; a newer one of the same answer supersedes an older one."""
+        """Adds judgements of distinct answers; a newer one of the same answer replaces an older one."""
         self._append(FIDELITY, judgements)
 
     def append_telemetry(self, reading: dict[str, Any]) -> None:
@@ -296,13 +296,13 @@ class RunWriter:
                 file.flush()
                 os.fsync(file.fileno())
             except OSError:
-                # half a line would hide behind the next one: cut back to the last whole line
+                # half a line would merge with the next one, so cut back to the last whole line
                 os.ftruncate(file.fileno(), before)
                 raise
 
 
 def _with_kinds(stored: dict[str, Any]) -> dict[str, Any]:
-    """A stored header whose notes have kinds; before 0.2 they were text alone."""
+    """Returns a stored header with kinds of notes, which were only text before 0.2."""
     notes = stored.get("notes")
     if not isinstance(notes, list):
         return stored
@@ -311,10 +311,10 @@ def _with_kinds(stored: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_header(folder: Path) -> RunHeader:
-    """Reads the header of a run alone.
+    """Reads only the header of a run.
 
     Raises:
-        StoreError: If the folder is no run, or its header can't be used.
+        StoreError: If the folder is not a run, or its header is invalid.
     """
     path = folder / HEADER
     try:
@@ -339,9 +339,9 @@ def load_header(folder: Path) -> RunHeader:
         raise StoreError(f"{path}: {reason}")
     labels = [cell.label for cell in header.cells]
     if not labels:
-        raise StoreError(f"{path} names no cells: nothing was to be measured")
+        raise StoreError(f"{path} names no cells, so there is nothing to measure")
     if len(set(labels)) < len(labels):
-        raise StoreError(f"{path} names a cell twice: each needs a label of its own")
+        raise StoreError(f"{path} names a cell twice: each needs its own label")
     if header.repeats < 1:
         raise StoreError(f"{path}: repeats must be >= 1, got {header.repeats}")
     return header

@@ -1,4 +1,4 @@
-"""Text of models, servers and foreign files on a terminal: shown, never obeyed."""
+"""Makes text of models, servers and untrusted files safe for a terminal."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ _OBEYED = frozenset(
     map(
         chr,
         (
-            # answerback, bell, and those that move the cursor or change the character set; escape; delete
+            # answerback, bell, characters that move the cursor or change the character set; escape; delete
             *(0x05, 0x07, 0x08, *range(0x0B, 0x10), 0x1B, 0x7F),
-            # the same as single characters, and those that show text in another order than it has
+            # the same as single characters, and characters that reorder text
             *range(0x80, 0xA0),
             *range(0x202A, 0x202F),
             *range(0x2066, 0x206A),
@@ -18,7 +18,7 @@ _OBEYED = frozenset(
 
 
 def terminal_safe(text: str) -> str:
-    r"""The text with what a terminal obeys spelled out (``\x1b``); new lines and tabs stay."""
+    r"""Escapes characters that control a terminal (``\x1b``); keeps new lines and tabs."""
     if text.isascii() and text.isprintable():
         return text
     return "".join(_spelled(c) if c in _OBEYED or 0xD800 <= ord(c) < 0xE000 else c for c in text)

@@ -1,8 +1,8 @@
-"""YAML files as people write them: YAML 1.2's plain values, no key twice, and no value bent by YAML 1.1.
+"""Reads YAML files with YAML 1.2's plain values and without duplicate keys, unlike YAML 1.1.
 
 YAML 1.1, which PyYAML reads, makes 3721 of ``1:2:1``, 8 of ``010``, 10 of ``1_0``, false of ``off`` and a date of
-``2026-01-31``. Here a plain value is a number, ``true``, ``false`` or ``null`` where YAML 1.2's core schema says so,
-and text otherwise.
+``2026-01-31``. Here a plain value is a number, ``true``, ``false`` or ``null`` by YAML 1.2's core schema, and text
+otherwise.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _CORE = {
 
 
 class _Core(yaml.SafeLoader):
-    """Scalars by YAML 1.2's core schema; a key twice is an error."""
+    """Loads scalars by YAML 1.2's core schema; a duplicate key is an error."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}  # type: ignore[misc]
 
@@ -63,7 +63,7 @@ class _Core(yaml.SafeLoader):
 
 
 class _Words(_Core):
-    """Scalars as the text they are written with; only ``null`` and nothing at all are no text."""
+    """Loads scalars as the text that they are written with, except ``null`` and empty values."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}  # type: ignore[misc]
 
@@ -89,14 +89,14 @@ for _name in ("null", "bool", "int", "float"):
 
 
 def read_yaml(path: Path, *, as_words: bool = False) -> Any:
-    """What a YAML file holds.
+    """Reads a YAML file.
 
     Args:
         path: The file, in UTF-8 (or UTF-16 with its mark).
-        as_words: Keep every scalar as the text it is written with, for options that parse their own.
+        as_words: Whether to keep every scalar as text, for options that parse it themselves.
 
     Raises:
-        DataError: If it can't be read, is not YAML, or holds a key twice; the message names the file and the line.
+        DataError: If it can't be read, is not YAML, or has a duplicate key; the message names the file and the line.
     """
     try:
         content = path.read_bytes()
