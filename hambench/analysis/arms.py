@@ -42,7 +42,7 @@ NEEDED = {
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """What a cell answered."""
+    """The answers of a cell."""
 
     cell: str
     records: dict[Key, SampleRecord]
@@ -82,7 +82,7 @@ class Arm:
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """What two arms have in common over the samples of a group."""
+    """The common answers of two arms over the samples of a group."""
 
     asked: Mapping[str, Sample]
     failed: tuple[Key, ...]
@@ -138,7 +138,7 @@ def paired_work(arms: Sequence[Arm], metric: str, asked: Mapping[str, Sample]) -
 
 
 def paired_traces(a: Arm, b: Arm, asked: Iterable[str]) -> list[tuple[Key, GenerationTrace, GenerationTrace]]:
-    """Answers that both arms gave."""
+    """Returns the answers that both arms gave."""
     wanted = set(asked)
     pairs = []
     for key, record in a.records.items():
@@ -149,7 +149,7 @@ def paired_traces(a: Arm, b: Arm, asked: Iterable[str]) -> list[tuple[Key, Gener
 
 
 def overlap_of(a: Arm, b: Arm, asked: Mapping[str, Sample], most_one_sided: float) -> Overlap:
-    """What two arms have in common over some samples, and why they may not be compared over them."""
+    """Finds the common answers of two arms over some samples, and any reason not to compare them."""
     ours = {key: record for key, record in a.records.items() if key[0] in asked}
     theirs = {key: record for key, record in b.records.items() if key[0] in asked}
     shared = ours.keys() & theirs.keys()
@@ -169,7 +169,7 @@ def zeros(arm: Arm, overlap: Overlap) -> dict[Key, float]:
 
 
 def points_of(scores: Iterable[Score]) -> dict[Key, float]:
-    """Primary score of each answer in points, 0 to 100; failed scorers left out."""
+    """Returns the primary score of each answer in points, 0 to 100, without failed scorers."""
     return {
         (score.sample_id, score.repeat): score.points
         for score in scores
@@ -178,11 +178,11 @@ def points_of(scores: Iterable[Score]) -> dict[Key, float]:
 
 
 def mean_by_sample(points: Mapping[Key, float], keys: Iterable[Key]) -> dict[str, float]:
-    """The mean over repeats of each sample's points, over some answers.
+    """Averages each sample's points over repeats, for some answers.
 
     Args:
-        points: Of each answer.
-        keys: Which answers.
+        points: Points of each answer.
+        keys: Answers to average.
     """
     by_sample: dict[str, list[float]] = {}
     for key in keys:
@@ -191,7 +191,7 @@ def mean_by_sample(points: Mapping[Key, float], keys: Iterable[Key]) -> dict[str
 
 
 def disturbance(arms: Sequence[Arm], asked: Iterable[str], *, busy: float) -> str:
-    """What slowed the answers of a group from outside: other processes, a GPU that held its clocks down."""
+    """Describes disturbances of a group's answers: other processes, or a GPU with throttled clocks."""
     wanted = set(asked)
     records = [
         (arm.cell, key, record) for arm in arms for key, record in arm.records.items() if key[0] in wanted
@@ -222,16 +222,16 @@ def nothing_compared(
     num_left_out: int = 0,
     pairs: tuple[int, int] | None = None,
 ) -> Comparison:
-    """A metric of two arms that no answer of both has.
+    """Returns the comparison for a metric that no common answer of two arms has.
 
     Args:
         a: The arm that is judged.
         b: The arm that it is judged against.
         group: The group's name.
         metric: The metric.
-        refused: Why the arms can't be compared; empty if they could.
-        num_left_out: Answers of both that lack it.
-        pairs: Equal answers and all answers that both gave.
+        refused: Reason that the arms can't be compared; empty if they can.
+        num_left_out: Common answers that lack the metric.
+        pairs: Equal answers and all common answers.
     """
     return Comparison(
         candidate=a.cell,

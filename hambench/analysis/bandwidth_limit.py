@@ -1,4 +1,4 @@
-"""Measured speed beside what the memory allowed: each cell's bytes, its ceiling, and a word where the two don't fit."""
+"""Compares measured speed with the limit of memory bandwidth: each cell's bytes, ceiling, and a flag on a mismatch."""
 
 from __future__ import annotations
 
@@ -50,28 +50,28 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Ceiling:
-    """The read bandwidth that speeds of a run are judged against."""
+    """The read bandwidth to compare a run's speeds with."""
 
     readings: tuple[float, ...]
     """What the run's probes measured, bytes per second, in order; at least one."""
 
     @property
     def bandwidth(self) -> float:
-        """The best reading, not the mean: what disturbs a probe can only slow it."""
+        """The best reading, not the mean, because a disturbance can only slow a probe."""
         return max(self.readings)
 
     @property
     def drift(self) -> float:
-        """Best over worst reading: how far the machine was disturbed, or throttled, between the probes."""
+        """Ratio of best to worst reading, which shows disturbance or throttling between the probes."""
         return max(self.readings) / min(self.readings)
 
 
 def ceiling_of(run: Run, part: str = "") -> Ceiling | None:
-    """What a run's bandwidth probes say; ``None`` without one, since a data sheet would judge another machine.
+    """Reads a run's bandwidth probes; ``None`` without one, since a data sheet would describe another machine.
 
     Args:
         run: The run.
-        part: Of several joined runs, the id of the one that is asked for.
+        part: Id of one of several joined runs.
     """
     probes = [
         float(r["read"])
@@ -82,13 +82,13 @@ def ceiling_of(run: Run, part: str = "") -> Ceiling | None:
 
 
 def shape_of(run: Run) -> ModelShape | None:
-    """The sizes of a run's model, from its header or of a known model by its name."""
+    """Returns the sizes of a run's model, from its header or by the name of a known model."""
     model = run.header.model
     return ModelShape.from_scalars(model) or SHAPES.get(str(model.get("name", "")).lower())
 
 
 def limits_of(run: Run) -> dict[str, Limit]:
-    """The limit of each cell that the byte model covers; empty if the run has no bandwidth or no model sizes."""
+    """Returns the limit of each cell that the byte model covers; empty without bandwidth or model sizes."""
     shape = shape_of(run)
     if shape is None:
         return {}
@@ -119,10 +119,10 @@ def limits_of(run: Run) -> dict[str, Limit]:
 
 
 def decode_bytes(traces: Traces, shape: ModelShape, cell: Cell) -> float | None:
-    """Bytes that the decode steps of a cell had to read, by the rule of its own method.
+    """Returns the bytes that a cell's decode steps had to read, by its method's own rule.
 
-    ``None`` where the method can't say: a draft that is another model, counts that a peer doesn't give, a method that
-    is not installed here, weights of another type.
+    Returns ``None`` if the method can't tell: a draft that is another model, counts that a peer does not report, a
+    method that is not installed here, weights of another dtype.
     """
     width = _DTYPE_BYTES.get(cell.dtype)
     if width is None:
@@ -145,7 +145,7 @@ def decode_bytes(traces: Traces, shape: ModelShape, cell: Cell) -> float | None:
 
 
 def _idle_share(mbu: float, seconds: float, traces: Traces) -> float:
-    """Seconds per decode step that memory traffic doesn't account for."""
+    """Returns the seconds per decode step that memory traffic does not explain."""
     return (1 - mbu) * seconds / max(1, sum(1 for _ in decode_steps(traces)))
 
 

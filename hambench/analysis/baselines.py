@@ -1,11 +1,11 @@
-"""Which cell another is judged against: vanilla of the same run under the same conditions.
+"""Chooses each cell's baseline: vanilla of the same run under the same conditions.
 
-A sweep over threads, regimes, kernels, contexts or answer limits has a vanilla cell under each of them. A method is
-judged against the one that shares its conditions, so that its ratio is the method's and not that of a second thread.
-What the conditions themselves do is seen on the vanilla cells: each is judged against the first.
+A sweep over threads, regimes, kernels, contexts or answer limits has a vanilla cell under each condition. A method is
+compared with the one under its own conditions, so that its ratio shows the method and not a second thread. The vanilla
+cells, each compared with the first one, show the effect of the conditions.
 
-Two runs are two moments of a machine, which drifts by more than methods differ. In a report that joins runs, no cell is
-judged against a cell of another run.
+Two runs were measured at different times, and a machine drifts by more than methods differ. So a report that joins runs
+never compares cells of different runs.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ BASELINE = "vanilla"
 
 
 def baseline_cell(cells: Sequence[Cell]) -> Cell | None:
-    """The first vanilla cell: the baseline of a run whose cells share their conditions."""
+    """Returns the first vanilla cell, the baseline of a run whose cells share their conditions."""
     return next((cell for cell in cells if cell.method == BASELINE), None)
 
 
 def baseline_of(cell: Cell, cells: Sequence[Cell]) -> Cell | None:
-    """The cell that another one is divided by, of the same run: itself for the first vanilla cell of its run.
+    """Returns a cell's baseline in the same run, which for the run's first vanilla cell is itself.
 
-    ``None`` where the run has no vanilla cell.
+    Returns ``None`` if the run has no vanilla cell.
     """
     of_run = [other for other in cells if other.run == cell.run]
     alike = next((c for c in of_run if c.method == BASELINE and c.conditions == cell.conditions), None)
@@ -33,5 +33,5 @@ def baseline_of(cell: Cell, cells: Sequence[Cell]) -> Cell | None:
 
 
 def has_several(cells: Sequence[Cell]) -> bool:
-    """Whether the cells of a run are divided by more than one cell, so that a table must name it."""
+    """Returns whether the cells of a run have different baselines, so that a table must name them."""
     return len({baseline.label for cell in cells if (baseline := baseline_of(cell, cells))}) > 1

@@ -1,4 +1,4 @@
-"""What a cell cost before its first sample: the cold start, how warm-up went, and the weights that it adds."""
+"""A cell's costs before its first sample: cold start, warm-up and added weights."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class StartUp:
 
 
 def start_ups(run: Run) -> dict[str, StartUp]:
-    """What the telemetry of a run says about each cell's start; the first reading of a cell, later ones are resumes."""
+    """Reads each cell's start from a run's telemetry; takes the first reading, because later ones are resumes."""
     readings: dict[str, dict[str, Any]] = {}
     for reading in run.telemetry:
         if reading.get("kind") == "warmup":
@@ -56,10 +56,10 @@ def start_ups(run: Run) -> dict[str, StartUp]:
 
 
 def pays_from(extra_bytes: int, candidate: Traces, baseline: Traces) -> int | None:
-    """Tokens of an answer after which a cache that grows more slowly has saved ``extra_bytes``.
+    """Returns the answer length at which a slower-growing cache has saved ``extra_bytes``.
 
     Args:
-        extra_bytes: Weights to be paid back.
+        extra_bytes: Bytes of added weights to repay.
         candidate: Answers of the method that adds them.
         baseline: Answers of the method that it replaces.
     """
@@ -70,7 +70,7 @@ def pays_from(extra_bytes: int, candidate: Traces, baseline: Traces) -> int | No
 
 
 def _growth(traces: Traces) -> float | None:
-    """Bytes of cache that a decoded token adds."""
+    """Returns the bytes of cache that a decoded token adds."""
     grown = 0
     for trace in traces:
         first, last = trace.steps[0].kv_bytes, trace.steps[-1].kv_bytes

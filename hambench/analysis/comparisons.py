@@ -1,13 +1,13 @@
-"""Comparisons of two cells of a run, paired by sample; the words are defined in :mod:`hambench.analysis.verdicts`.
+"""Compares two cells of a run, paired by sample; :mod:`hambench.analysis.verdicts` defines the verdicts.
 
-Speed and KV memory are compared over the answers that both gave and that have something to compare; what is left out
-is counted and said. In accuracy a sample that one side failed to answer counts as 0 points for it: dropped, a method
-would gain by failing what is hard. A sample that both failed, or whose scorer failed, is in neither. Each comparison
-says how many samples this concerned; where they are more than :data:`MOST_ONE_SIDED` of what was asked, the rest no
-longer stands for it and the two are not comparable.
+Speed and KV memory are compared over common answers that have the metric; the number of other answers is reported. In
+accuracy, a sample that one side failed to answer counts as 0 points for it, because otherwise a method would gain by
+failing hard samples. A sample that both failed, or whose scorer failed, counts for neither. Each comparison reports the
+number of such samples. If they are more than :data:`MOST_ONE_SIDED` of all samples, the rest is not representative and
+the two are not comparable.
 
-Every ratio that is printed, stored or tracked comes from here: tables, JSON, history, ``hambench compare`` and the
-report show one number under one name.
+Every ratio that is printed, stored or tracked is computed here, so that tables, JSON, history, ``hambench compare`` and
+the report show the same number.
 """
 
 from __future__ import annotations
@@ -67,19 +67,19 @@ def compare_run(
     groups: Sequence[str] | None = None,
     margins: Margins | None = None,
 ) -> list[Comparison]:
-    """Compares every cell with a baseline of the run it was measured in.
+    """Compares every cell with a baseline of its own run.
 
-    Who picks the best of many settings, or a task among many, picks luck too: calls must survive a Benjamini-Hochberg
-    correction over the settings of a run, on single tasks over settings and tasks. Vanilla cells under other conditions
-    are compared and are not counted among the settings.
+    The best of many settings or tasks is partly luck. So verdicts must survive a Benjamini–Hochberg correction over the
+    settings of a run (for single tasks, over settings and tasks). Vanilla cells under other conditions are compared but
+    do not count as settings.
 
     Args:
         run: The run.
         baseline: Label of the cell to judge all others against; by default each cell's own (see
             :mod:`hambench.analysis.baselines`), or the first cell in a run without vanilla.
         metrics: Keys of :data:`COMPARED` or of :data:`~hambench.analysis.arms.RATES`.
-        groups: Groups to give; by default all, suites (if there are several) and tasks.
-        margins: Smallest effects worth a word; by default those of the run's machine.
+        groups: Groups to compare; defaults to all, suites (if there are several) and tasks.
+        margins: Smallest effects to report; default to those of the run's machine.
     """
     cells = run.header.cells
     arms = {cell.label: Arm.of(run, cell.label) for cell in cells}
@@ -119,19 +119,19 @@ def compare_cells(
 ) -> list[Comparison]:
     """Compares two cells of one run, over all samples first, then over each suite and task.
 
-    Rows of single tasks are many: a difference there is called only if it survives a Benjamini-Hochberg correction over
-    the tasks. For all cells of a run see :func:`compare_run`, which also corrects for their number.
+    Verdicts on single tasks must survive a Benjamini–Hochberg correction over the tasks, since there are many. For all
+    cells of a run see :func:`compare_run`, which also corrects for their number.
 
     Args:
         run: The run.
-        candidate: Label of the cell that is judged.
-        baseline: Label of the cell that it is judged against.
+        candidate: Label of the cell to judge.
+        baseline: Label of the cell to compare it with.
         metrics: Keys of :data:`COMPARED` or of :data:`~hambench.analysis.arms.RATES`.
-        groups: Groups to give; by default all, suites (if there are several) and tasks.
-        margins: Smallest effects worth a word; by default those of the run's machine.
+        groups: Groups to compare; defaults to all, suites (if there are several) and tasks.
+        margins: Smallest effects to report; default to those of the run's machine.
 
     Raises:
-        ValueError: If the run has no such cell.
+        ValueError: If the run lacks one of the cells.
     """
     for label in (candidate, baseline):
         if label not in {cell.label for cell in run.header.cells}:
@@ -159,12 +159,12 @@ def compare_arms(
     """Compares two arms, which may come from two runs of the same prompts.
 
     Args:
-        candidate: The arm that is judged.
-        baseline: The arm that it is judged against.
-        samples: What was asked, by id.
+        candidate: The arm to judge.
+        baseline: The arm to compare it with.
+        samples: Samples by id.
         metrics: Keys of :data:`COMPARED` or of :data:`~hambench.analysis.arms.RATES`.
-        groups: Groups to give; by default all, suites (if there are several) and tasks.
-        margins: Smallest effects worth a word.
+        groups: Groups to compare; defaults to all, suites (if there are several) and tasks.
+        margins: Smallest effects to report.
         most_one_sided: Largest share of a group's samples that only one of the two may have answered.
     """
     return control_false_discoveries(
@@ -173,7 +173,7 @@ def compare_arms(
 
 
 def ratio_to_baseline(run: Run, cell: str, baseline: str, metric: str = "tps") -> Estimate | None:
-    """A rate of one cell over the same rate of its baseline, over all samples, paired; ``None`` without any pair.
+    """Returns the ratio of a cell's rate to its baseline's over all samples, paired; ``None`` without any pair.
 
     Args:
         run: The run.
@@ -349,7 +349,7 @@ def _of_equal_answers(
     strata: Sequence[tuple[str, str]],
     clusters: Sequence[tuple[str, ...]],
 ) -> str:
-    """What equal answers of a method that may lose something show, and how many more would show that it holds."""
+    """Returns what equal answers of a lossy method show, and how many more would show that it holds."""
     shown = f"{equal}: at most {bound:.0f} % of answers differ"
     if bound < margin:
         return shown
@@ -361,7 +361,7 @@ def _of_equal_answers(
 
 
 def _possible(points: float | None) -> float | None:
-    """A difference of points, or ``None`` where it is larger than points can differ."""
+    """Returns a difference of points, or ``None`` if it is larger than possible."""
     return None if points is None or points > 100 else points
 
 

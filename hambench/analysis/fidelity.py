@@ -1,7 +1,7 @@
-"""Views of what the target makes of the answers, and of how far they are the baseline's, token by token.
+"""Views of the target's judgements, and of the answers' identity with the baseline's, token by token.
 
-``hambench.runner.judge`` writes the judgements; nothing here runs a model. What they can't see: a fluent wrong answer
-that the target would have given itself costs nothing. Text that repeats itself is told from the tokens alone.
+``hambench.runner.judge`` writes the judgements; this module runs no model. Limitation: a fluent wrong answer that the
+target would have given itself costs nothing. Repetition is detected from the tokens alone.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ REGRET_WORDS = (
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """Where an answer leaves the baseline's, and what the target says there."""
+    """An answer's first difference from the baseline's, and the target's judgement there."""
 
     index: int
     """Of the first token that differs, from 0."""
@@ -81,13 +81,13 @@ def ngram_counts(trace: GenerationTrace) -> tuple[int, int]:
 
 
 def is_repetitive(trace: GenerationTrace) -> bool:
-    """Whether fewer than half of an answer's 4-grams are distinct; never of an answer of a few tokens."""
+    """Returns whether fewer than half of an answer's 4-grams are distinct; false for very short answers."""
     distinct, total = ngram_counts(trace)
     return total >= FEWEST_NGRAMS and distinct < REPETITIVE * total
 
 
 def divergences(run: Run, *, cells: Sequence[Cell] | None = None) -> dict[RecordKey, Divergence]:
-    """First differences from the baseline's answers, by record, where the target has judged both answers."""
+    """Returns first differences from the baseline's answers by record, if the target has judged both answers."""
     wanted = run.header.cells if cells is None else cells
     by_cell: dict[str, dict[tuple[str, int], SampleRecord]] = {}
     for record in run.measured:
@@ -121,7 +121,7 @@ def _share(part: float, whole: float) -> float | None:
 
 
 def failures(run: Run) -> list[str]:
-    """Why answers could not be judged, each reason with the number of distinct answers."""
+    """Returns the reasons that answers could not be judged, each with its number of distinct answers."""
     reasons = Counter(item.error for item in run.fidelity.values() if item.error is not None)
     return [
         f"{number} distinct answer{'s' * (number != 1)} could not be judged: {why}"
@@ -130,7 +130,7 @@ def failures(run: Run) -> list[str]:
 
 
 def time_line(run: Run) -> str:
-    """What judging cost, in one line; empty if nothing was judged."""
+    """Returns the cost of judging in one line; empty if nothing was judged."""
     passes = [item for item in run.telemetry if item.get("kind") == "fidelity"]
     if not passes:
         return ""
@@ -144,7 +144,7 @@ def time_line(run: Run) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """How far a cell's answers are the baseline's, token by token."""
+    """Identity of a cell's answers with the baseline's, token by token."""
 
     num_samples: int
     """Answers both have."""

@@ -1,7 +1,7 @@
-"""Numbers that are shown beside the metrics of a cell: counts, ratios, limits, identity, proxies, energy.
+"""Definitions of numbers in addition to a cell's metrics: counts, ratios, limits, identity, proxies, energy.
 
-Metrics define themselves (:mod:`hambench.analysis.metrics`); ``hambench ls metrics`` prints both, and a test holds
-every number of ``hambench run --json`` and ``hambench proxies --json`` to have a definition.
+Metrics define themselves in :mod:`hambench.analysis.metrics`. ``hambench ls metrics`` prints both, and a test requires
+a definition of every number in ``hambench run --json`` and ``hambench proxies --json``.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ DERIVED = (
 
 
 def definitions() -> tuple[Definition, ...]:
-    """Metrics first, in their order, then what is derived from them or measured apart."""
+    """Returns metrics in order, then derived and separately measured numbers."""
     metrics = (
         Definition(info.name, info.unit, info.better, info.metric_class, info.definition)
         for info in METRICS.values()

@@ -1,4 +1,4 @@
-"""Every metric of every cell over every group: what :mod:`hambench.analysis.metrics` defines, applied to a run."""
+"""Computes every metric of :mod:`hambench.analysis.metrics` for every cell and group of a run."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ MORE_REPETITIVE = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """What one cell measured over one group of samples: derived, never stored; ``None`` where nothing gives it."""
+    """One cell's metrics over one group of samples: derived, never stored; ``None`` if not available."""
 
     cell: str
     group: str
@@ -115,7 +115,7 @@ class Measurement:
 
 
 def metric_value(measurement: Measurement, name: str) -> float | None:
-    """The plain number of a metric, e.g. the value of the accuracy estimate."""
+    """Returns the plain number of a metric, e.g. the value of the accuracy estimate."""
     value = getattr(measurement, METRICS[name].name)
     return value.value if isinstance(value, Estimate) else value
 
@@ -143,7 +143,7 @@ def measure(
     group: str = ALL,
     judged: Callable[[SampleRecord], Fidelity | None] = lambda record: None,
 ) -> Measurement:
-    """What one cell measured over one group of samples; ``judged`` gives what the target makes of an answer.
+    """Measures one cell over one group of samples; ``judged`` returns the target's judgement of an answer.
 
     ``num_samples`` counts the samples answered at least once, ``num_errors`` those with a failed record.
     """
@@ -224,11 +224,11 @@ def _thinking(answered: Iterable[SampleRecord]) -> int | None:
 
 
 def repetition_cautions(run: Run, measured: Mapping[str, Measurement]) -> list[str]:
-    """One sentence for each cell that may change the text and whose answers repeat themselves more than the baseline's.
+    """Returns one sentence per lossy cell whose answers repeat themselves more than the baseline's.
 
     Args:
         run: The run.
-        measured: By cell label, over the samples that the sentence is about.
+        measured: Measurements by cell label, over the samples in question.
     """
     found = []
     for cell in run.header.cells:

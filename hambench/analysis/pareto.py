@@ -1,8 +1,8 @@
-"""Pareto fronts: which settings are shown to be beaten, which are shown not to be, and which are open.
+"""Pareto fronts: settings that are shown to be dominated, shown to be on the front, or open.
 
-The order of measured values is drawn; what is *said* rests on comparing each two settings directly, sample by sample.
-An interval against the baseline says nothing about two settings that both differ from it, and the better of two values
-is not shown to be better.
+Plots draw measured values, but verdicts rest on direct comparisons of each pair of settings, sample by sample. An
+interval against the baseline says nothing about two settings that both differ from it, and the better of two values is
+not shown to be better.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Front:
-    """How each point stands."""
+    """The standing of each point."""
 
     standings: dict[str, Standing]
     """``dominated``: some other point is shown to be better on one axis and not to be worse on the other. ``front``:
@@ -58,9 +58,9 @@ def pareto_front(
 
     Args:
         points: Points with unique labels.
-        relations: Verdicts on each two points along x and y; without them nothing is shown and all are open.
-        x_better: Which direction of x is better.
-        y_better: Which direction of y is better.
+        relations: Verdicts on each pair of points along x and y; without them all points are open.
+        x_better: The better direction of x.
+        y_better: The better direction of y.
 
     Raises:
         ValueError: If two points share a label.
@@ -94,17 +94,17 @@ def relation_along(
     margins: Margins,
     runs: Mapping[str, str] | None = None,
 ) -> Relation:
-    """Compares each two settings directly along one metric.
+    """Compares each pair of settings directly along one metric.
 
-    A call must survive a Benjamini-Hochberg correction over all pairs: a plot of many settings invites the eye to the
-    pair that differs most.
+    Verdicts must survive a Benjamini–Hochberg correction over all pairs, because a plot of many settings draws the eye
+    to the pair with the largest difference.
 
     Args:
-        arms: What each setting answered, by label.
-        samples: What was asked, by id.
+        arms: Answers of each setting, by label.
+        samples: Samples by id.
         metric: A metric of :data:`~hambench.analysis.comparisons.COMPARED`.
         group: Group of samples.
-        margins: Smallest effects worth a word.
+        margins: Smallest effects to report.
         runs: Run that each setting was measured in; speeds of two runs are not comparable.
     """
     runs = runs or {}
@@ -141,7 +141,7 @@ def _relation(verdicts: Mapping[tuple[str, str], Verdict]) -> Relation:
 
 
 def mirrored(verdict: Verdict) -> Verdict:
-    """The verdict with the two sides swapped."""
+    """Returns the verdict with the two sides swapped."""
     match verdict:
         case "better":
             return "worse"

@@ -1,4 +1,4 @@
-"""What ``hambench proxies`` shows: fidelity of each cell, and how near a tie its first differences were."""
+"""Rows of ``hambench proxies``: each cell's fidelity, and how close to a tie its first differences were."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def proxy_rows(run: Run) -> list[dict[str, Any]]:
 
 
 def render_proxies(rows: list[dict[str, Any]]) -> str:
-    """The rows as a table for a terminal."""
+    """Formats the rows as a table for a terminal."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     titles = (
         "method",

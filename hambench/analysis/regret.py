@@ -1,4 +1,4 @@
-"""Fidelity of two arms compared: regret per token, paired by sample; and speeds that only fidelity makes comparable."""
+"""Compares the fidelity of two arms (regret per token, paired by sample), on which speed-only runs depend."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ run of the README's command those of more than half a nat cost 3.6 in the mean."
 
 
 def compare_regret(a: Arm, b: Arm, overlap: Overlap, group: str, margins: Margins) -> Comparison | None:
-    """Regret per token of one arm less that of the other; ``None`` where no answer of both was judged.
+    """Returns the difference of two arms' regret per token; ``None`` if no common answer was judged.
 
     Args:
-        a: The arm that is judged.
-        b: The arm that it is judged against.
-        overlap: What they have in common over a group.
+        a: The arm to judge.
+        b: The arm to compare it with.
+        overlap: Their common answers over a group.
         group: The group's name.
-        margins: Smallest effects worth a word.
+        margins: Smallest effects to report.
     """
     pairs = paired_traces(a, b, overlap.asked)
     if not any(key in a.judged or key in b.judged for key, *_ in pairs):
@@ -106,21 +106,21 @@ def compare_regret(a: Arm, b: Arm, overlap: Overlap, group: str, margins: Margin
 
 
 def design_words(equal: str, borne_out: bool) -> str:
-    """How many answers of a lossless method are its baseline's, and whether that bears its design out.
+    """Describes how many answers of a lossless method equal its baseline's, and whether they confirm its design.
 
     Args:
-        equal: How many are equal.
-        borne_out: Whether all are, or the others were shown to cost no regret.
+        equal: Description of the equal answers.
+        borne_out: Whether all are equal, or the others were shown to cost no regret.
     """
     return f"lossless by design, {equal}" if borne_out else f"meant to be lossless, {equal}"
 
 
 def unread_text(a: Arm, b: Arm, fidelity: Comparison | None) -> str:
-    """Why rates of two arms are not comparable in a speed-only run; empty if they are.
+    """Returns why rates of two arms are not comparable in a speed-only run; empty if they are.
 
-    Where nothing is scored, a method that chooses its own text could be as fast as it likes: it is compared only where
-    its text was shown to be as good as the baseline's to the target. So is a method that calls itself lossless, unless
-    its text was shown to be worse or can't be read.
+    Without scores, a method that chooses its own text could be arbitrarily fast, so it is compared only if the target
+    was shown to rate its text as high as the baseline's. A lossless method is compared unless its text was shown to be
+    worse or can't be read.
     """
     if not (a.is_speed_only or b.is_speed_only):
         return ""

@@ -1,4 +1,4 @@
-"""Averages of a suite as its benchmark reports them, beside the mean over tasks that hambench compares.
+"""Averages of a suite as its benchmark reports them, in addition to the mean over tasks that hambench compares.
 
 LongBench: the points of a task are 100 times the mean score of its rows; a category's are the mean of its tasks';
 the overall figure is the macro-average, the mean of the categories'. LongBench-E also splits tasks by length.
@@ -65,7 +65,7 @@ class SuiteAverage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellAverages:
-    """What a benchmark would report of one cell."""
+    """A benchmark's averages of one cell."""
 
     average: SuiteAverage
     lengths: dict[str, float | None]
@@ -74,7 +74,7 @@ class CellAverages:
     """By task with known bounds: points with chance taken away (see :class:`hambench.groups.Bounds`)."""
 
     def as_dict(self) -> dict[str, Any]:
-        """For machines."""
+        """Returns the averages as plain values for JSON."""
         return {
             "suite": self.average.suite,
             "overall": self.average.overall,
@@ -88,7 +88,7 @@ class CellAverages:
 
 
 def averages_of(run: Run) -> tuple[CellAverages, ...]:
-    """The averages of every cell, where the run's suite says how its benchmark averages; empty where it doesn't."""
+    """Returns the averages of every cell; empty if the run's suite does not define them."""
     spec = run.header.suite_spec
     kind = spec.get("averages")
     if not kind or not run.scores:
@@ -100,9 +100,9 @@ def averages_of(run: Run) -> tuple[CellAverages, ...]:
 
 
 def left_out(averages: Sequence[CellAverages]) -> list[str]:
-    """One line for each cell whose averages lack tasks or answers; one line for all where it is the same of all.
+    """Returns one line per cell whose averages lack tasks or answers, or one line for all if they lack the same.
 
-    A cell that failed at a task is averaged over what it could do, which is not what the others are averaged over.
+    A cell that failed at a task is averaged over different tasks from the other cells.
     """
     lines: dict[str, list[str]] = {}
     for each in averages:
@@ -146,14 +146,14 @@ def suite_average(
     suite: str,
     tasks: Iterable[str] = (),
 ) -> SuiteAverage:
-    """Averages of a cell's headline metrics over a suite.
+    """Averages a cell's headline metrics over a suite.
 
     Args:
-        scores: Of any cells and suites; repeats of an answer count as answers.
-        samples: By sample id.
-        cell: Whose scores to average.
-        suite: Which suite's.
-        tasks: Tasks that should be there: those without any sample are reported as missing.
+        scores: Scores of any cells and suites; repeats of an answer count as answers.
+        samples: Samples by id.
+        cell: Label of the cell to average.
+        suite: Name of the suite to average.
+        tasks: Expected tasks; those without any sample are reported as missing.
     """
     own = [
         each
@@ -182,7 +182,7 @@ def suite_average(
 def metric_points(
     scores: Iterable[Score], samples: Mapping[str, Sample], *, cell: str, task: str, metric: str
 ) -> float | None:
-    """Any metric of a task in points, headline or not; ``None`` without a valid score.
+    """Returns any metric of a task in points; ``None`` without a valid score.
 
     IFEval's instruction-level metrics count instructions, so that a prompt weighs as many as it has.
     """
@@ -197,7 +197,7 @@ def metric_points(
 def points_by_length(
     scores: Iterable[Score], samples: Mapping[str, Sample], *, cell: str, task: str
 ) -> dict[str, float | None]:
-    """A task's points in each of LongBench-E's length buckets; ``None`` for an empty one."""
+    """Returns a task's points in each of LongBench-E's length buckets; ``None`` for an empty one."""
     own = [
         each for each in scores if each.cell == cell and each.primary and samples[each.sample_id].task == task
     ]

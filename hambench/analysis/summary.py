@@ -31,7 +31,7 @@ _SPOKEN = {"tps": "speed", "kv_bytes_per_position": "KV memory", "regret": "fide
 
 
 def cell_objects(run: Run) -> list[dict[str, Any]]:
-    """One JSON-able object per cell: everything measured over all samples. What is not known is ``None``."""
+    """Returns one JSON object per cell with all its measurements over all samples; unknown values are ``None``."""
     overall = {m.cell: m for m in measure_run(run) if m.group == ALL}
     limits, starts = limits_of(run), start_ups(run)
     speeds = {row.candidate: row for row in _comparisons(run, ALL, ("tps",))}
@@ -83,7 +83,7 @@ def cell_objects(run: Run) -> list[dict[str, Any]]:
 
 
 def _drafting(run: Run, cell: Cell) -> dict[str, Any]:
-    """What a cell's drafts cost and what they can gain; ``None`` for a cell that drafts nothing."""
+    """Returns the costs and possible gains of a cell's drafts; ``None`` for a cell without drafts."""
     costs = draft_costs(run, cell)
     best = costs.best() if costs else None
     return {
@@ -95,7 +95,7 @@ def _drafting(run: Run, cell: Cell) -> dict[str, Any]:
 
 
 def _as_builtins(row: Comparison | None) -> dict[str, Any] | None:
-    """A difference with its interval and verdict."""
+    """Returns a difference with its interval and verdict as plain values."""
     if row is None or row.effect is None:
         return None
     return {**dataclasses.asdict(row.effect), "verdict": row.verdict, "reason": row.reason or None}
@@ -115,7 +115,7 @@ def to_json_line(item: dict[str, Any]) -> str:
 
 
 def render_table(run: Run, *, group: str = ALL, width: int = 150) -> str:
-    """The run as a table for a terminal, warnings first.
+    """Formats the run as a table for a terminal, warnings first.
 
     ``same`` counts the answers that equal the baseline's token by token, over the whole run.
     """
@@ -190,7 +190,7 @@ def render_table(run: Run, *, group: str = ALL, width: int = 150) -> str:
 
 
 def timed_prefills(measured: Sequence[Measurement]) -> str:
-    """How many timings each TTFT rests on, where that is not every answer; else empty."""
+    """Returns the number of timings behind each TTFT, if not all answers were timed; else empty."""
     counts = [m.num_ttfts for m in measured if m.num_samples]
     if not counts or all(m.num_ttfts >= m.num_samples for m in measured):
         return ""
@@ -203,7 +203,7 @@ def timed_prefills(measured: Sequence[Measurement]) -> str:
 
 
 def verdict_words(against: Sequence[Comparison]) -> str:
-    """The verdicts on one cell, in words: ``speed better, KV memory worse, accuracy inconclusive (…)``."""
+    """Formats the verdicts on one cell: ``speed better, KV memory worse, accuracy inconclusive (…)``."""
     parts = []
     for comparison in against:
         reason = f" ({comparison.reason})" if comparison.reason else ""

@@ -1,14 +1,14 @@
-"""The five words of a comparison, and when each is used; :mod:`hambench.reports.page.verdicts` makes sentences of them.
+"""The five verdicts of a comparison and their conditions; :mod:`hambench.reports.page.verdicts` words them.
 
-For a metric with a margin (the smallest effect worth a word):
+For a metric with a margin (the smallest effect to report):
 
 - *better*, *worse*: the 95 % interval excludes no effect, the permutation test agrees (p ≤ 0.05), and the
   effect itself is at least the margin;
 - *equivalent*: the whole interval lies within the margin on both sides;
-- *inconclusive*: everything else, with the reason: *real but small* where there is an effect and it was not shown to
-  reach the margin, else how many samples would tell, where a number can be named
+- *inconclusive*: everything else, with the reason: *real but small* if there is an effect that was not shown to reach
+  the margin, else the number of samples that would decide, if it can be predicted
   (:mod:`hambench.analysis.statistics.forecast`);
-- *not comparable*: the two were not asked the same, or too many samples were answered by one of them only (see
+- *not comparable*: the two have different prompts, or too many samples were answered by one of them only (see
   :mod:`hambench.analysis.comparisons`).
 """
 
@@ -36,7 +36,7 @@ SIGNIFICANCE = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Margins:
-    """Smallest effects worth a word: below them a difference is real or not, but does not matter."""
+    """Smallest effects to report; smaller differences do not matter, even if real."""
 
     tps: float = 0.03
     """Relative."""
@@ -48,7 +48,7 @@ class Margins:
     """Nats per token: 5 % of the answer's perplexity under the target, or one token in sixty that costs 3 nats."""
 
     def of_metric(self, metric: str) -> float:
-        """The margin of a metric; all speeds have that of the decode speed."""
+        """Returns the margin of a metric; all speeds have that of the decode speed."""
         return self.kv_bytes_per_position if metric == "kv_bytes_per_position" else self.tps
 
     @classmethod
@@ -58,14 +58,14 @@ class Margins:
 
 
 def decodes_on_gpu(run: Run) -> bool:
-    """Whether a run's cells decode on a GPU; that the machine has one is not enough."""
+    """Returns whether a run's cells decode on a GPU, not only whether the machine has one."""
     device = run.header.model.get("device")
     return str(device).startswith("cuda") if device else bool(run.header.environment.get("gpu"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampled:
-    """How blocks are spoken of in a reason."""
+    """The noun for blocks in a reason."""
 
     noun: str = "sample"
     groups: int = 1
@@ -80,13 +80,13 @@ class Sampled:
 def verdict_of(
     result: PairedResult, *, margin: float, better: Better, sampled: Sampled | None = None
 ) -> tuple[Verdict, str]:
-    """The word for an effect, and the reason where the interval alone doesn't give it.
+    """Returns the verdict on an effect, and the reason if the interval alone does not determine it.
 
     Args:
         result: The effect, on the scale on which ``margin`` is symmetric (logarithms for ratios).
-        margin: Smallest effect worth a word.
-        better: Which direction is better.
-        sampled: How blocks are spoken of.
+        margin: Smallest effect to report.
+        better: The better direction.
+        sampled: The noun for blocks.
     """
     sampled = sampled or Sampled()
     low, high = result.low, result.high
@@ -124,12 +124,12 @@ def _forecast(result: PairedResult, margin: float, sampled: Sampled) -> str:
 
 
 def exact_verdict(sums: NDArray[np.float64], margin: float, better: Better) -> tuple[Verdict, str]:
-    """The word for an exact count on too few samples for statistics.
+    """Returns the verdict on an exact count with too few samples for statistics.
 
     Args:
         sums: Numerators and denominators of candidate and baseline, one column per answer.
-        margin: Smallest logarithm of a ratio worth a word.
-        better: Which direction is better.
+        margin: Smallest ln(ratio) to report.
+        better: The better direction.
     """
     # counts carry no noise: on too few samples for statistics they still are facts about those samples
     logs = np.log(sums[0] / sums[1]) - np.log(sums[2] / sums[3])
@@ -142,11 +142,11 @@ def exact_verdict(sums: NDArray[np.float64], margin: float, better: Better) -> t
 
 
 def control_false_discoveries(rows: Sequence[Comparison]) -> list[Comparison]:
-    """Takes back calls that don't survive a Benjamini-Hochberg correction over everything one could have picked from.
+    """Downgrades verdicts that do not survive a Benjamini–Hochberg correction over all candidates for a choice.
 
-    The best of many settings is ahead by luck alone more often than one setting is, and so is a task among many. A
-    family is one metric of one group over all candidates; of single tasks it is one metric over all candidates and
-    tasks. Counts carry no noise and are left as they are.
+    The best of many settings (or tasks) is more often ahead by luck than a single one. A family is one metric of one
+    group over all candidates; for single tasks, one metric over all candidates and tasks. Counts have no noise and are
+    left unchanged.
 
     Args:
         rows: Comparisons of one candidate with its baseline, or of all candidates of a run.
@@ -179,14 +179,13 @@ def _family(rows: Sequence[Comparison], *, of_tasks: bool) -> str:
 
 
 def best_of(comparison: Comparison, num_settings: int) -> Estimate | None:
-    """The effect of a setting that was chosen as the best of several, with an interval that allows for the choice.
+    """Returns the effect of the best of several settings, with an interval that accounts for the choice.
 
-    Each of the intervals would have to miss for the chosen one to be told wrongly, so its level is raised to
-    1 − 0.05/n (Bonferroni): it then covers whichever setting is chosen.
+    Its level is raised to 1 − 0.05/n (Bonferroni), so that it covers whichever setting is chosen.
 
     Args:
         comparison: A ratio against the baseline.
-        num_settings: How many it was chosen from.
+        num_settings: Number of settings that it was chosen from.
     """
     effect = comparison.effect
     if effect is None or effect.low is None or effect.high is None or effect.low <= 0:
@@ -200,5 +199,5 @@ def best_of(comparison: Comparison, num_settings: int) -> Estimate | None:
 
 
 def join_reasons(*parts: str) -> str:
-    """One clause of several, the empty ones left out."""
+    """Joins the non-empty clauses to one."""
     return "; ".join(part for part in parts if part)

@@ -1,4 +1,4 @@
-"""Answers that hold a model's thinking, which a scorer reads as the answer unless it is cut or switched off."""
+"""Detects reasoning in answers, which a scorer reads as the answer unless it is cut or turned off."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ ENDS = (
 
 
 def uncut_thinking(records: Iterable[SampleRecord]) -> tuple[int, str | None]:
-    """How many answers hold thinking in the text that is scored, and the marker that most of them have."""
+    """Counts answers with reasoning in the scored text, and returns the most common marker."""
     markers = [marker for record in records if (marker := _marker(record.text or "")) is not None]
     return len(markers), max(markers, key=markers.count) if markers else None
 
 
 def advice(num: int, num_answers: int, marker: str) -> str:
-    """One sentence: what was seen and what to do about it."""
+    """Returns one sentence with the observation and the fix."""
     return (
         f"{num} of {num_answers} answers hold thinking ({marker}), which the scorer reads as the answer: switch it off "
         "(--chat-template-arg enable_thinking=false, where the template knows it) or cut it (--think-end '</think>')."
@@ -42,7 +42,7 @@ def advice(num: int, num_answers: int, marker: str) -> str:
 
 
 def counted_apart(records: Iterable[SampleRecord]) -> str:
-    """One sentence: which share of the tokens is thinking that was cut; empty where the run cut none."""
+    """Returns one sentence with the share of tokens that is cut reasoning; empty if the run cut none."""
     told = [record for record in records if record.thinking_tokens is not None and record.trace is not None]
     if not told:
         return ""

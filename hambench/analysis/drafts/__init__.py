@@ -1,1 +1,1 @@
-"""Drafts of a run: acceptance by place, what they cost and can gain, and drafters replayed on stored answers."""
+"""Drafts of a run: acceptance by position, their costs and possible gain, and replay on stored answers."""

@@ -1,7 +1,7 @@
-"""Acceptance by place in the draft, and how long drafts were: counts of rounds, from which shares are derived.
+"""Acceptance by position in the draft, and draft lengths, as counts of rounds from which shares are derived.
 
-Place 1 is the first drafted token of a round. Where an answer ended inside the accepted tokens of a round, what the
-target made of the later ones was not kept: those places of that round count as not tried.
+Position 1 is the first drafted token of a round. If an answer ends inside a round's accepted tokens, the verdicts on
+later tokens are not stored, so these positions count as not tried.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from hambench.records import GenerationTrace, StepRecord
 
 @dataclass(frozen=True, slots=True)
 class PlaceCounts:
-    """Rounds that tell about one place of the draft."""
+    """Counts of rounds for one position of the draft."""
 
     drafted: int
     """Rounds that drafted it and whose outcome there is known."""
@@ -26,17 +26,17 @@ class PlaceCounts:
 
     @property
     def conditional(self) -> float | None:
-        """Acceptance given that all places before were accepted: accepted / tried."""
+        """Acceptance given that all earlier positions were accepted: accepted / tried."""
         return self.accepted / self.tried if self.tried else None
 
     @property
     def joint(self) -> float | None:
-        """Acceptance of the place and all before it: accepted / drafted."""
+        """Acceptance of this and all earlier positions: accepted / drafted."""
         return self.accepted / self.drafted if self.drafted else None
 
 
 def place_counts(traces: Iterable[GenerationTrace]) -> tuple[PlaceCounts, ...]:
-    """Counts of places 1, 2, ... of the drafts of the decode phase; empty if nothing was drafted or is known."""
+    """Returns counts for positions 1, 2, ... in the decode phase; empty without drafts or known counts."""
     drafted: Counter[int] = Counter()
     tried: Counter[int] = Counter()
     kept: Counter[int] = Counter()

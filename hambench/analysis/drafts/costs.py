@@ -1,9 +1,9 @@
-"""What drafting and verifying cost on the machine of a run, in vanilla steps, and the speed-up that this leaves.
+"""The cost of drafting and verifying on a run's machine, in vanilla steps, and the resulting speed-up.
 
-With delta the seconds of a draft forward, v(r) those of a verification of r rows, both over the seconds of a vanilla
-step, and E the tokens that a round of k drafted tokens emits, the speed-up is S(k) = E / (v(k + 1) + k delta)
-(Leviathan et al. 2023, arXiv 2211.17192, theorem 3.8, with the cost of rows that it takes to be none). Seconds are
-compared within a sample, so that long and short contexts weigh alike on both sides.
+Let delta be the time of a draft forward and v(r) that of a verification of r rows, both in vanilla steps, and E the
+tokens that a round of k drafted tokens emits. Then the speed-up is S(k) = E / (v(k + 1) + k delta) (Leviathan et al.
+2023, arXiv 2211.17192, theorem 3.8, extended by the cost of rows). Seconds are compared within a sample, so that long
+and short contexts have equal weight on both sides.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class VerifyCost:
     """v(r): one verification over r rows, in vanilla steps.
 
     Args:
-        by_rows: Where it was measured; r = 1 is 1 by definition.
+        by_rows: Measured costs by number of rows; r = 1 is 1 by definition.
     """
 
     by_rows: Mapping[int, float] = field(default_factory=dict)
 
     def __call__(self, rows: int) -> float:
-        """Cost of a width: as measured, interpolated, or beyond the widest along the line from one row."""
+        """Returns the cost of a width: measured, interpolated, or extrapolated along the line from one row."""
         if rows <= 1:
             return 1.0
         points = sorted({**self.by_rows, 1: 1.0}.items())
@@ -56,7 +56,7 @@ class VerifyCost:
 
 @dataclass(frozen=True, slots=True)
 class DraftCosts:
-    """Costs of one setting, and what its acceptance leaves of them."""
+    """Costs of one setting, and its speed-up at its acceptance."""
 
     delta: float | None
     """Seconds of a draft forward over those of a vanilla step; 0 without a draft model, ``None`` if unknown."""
@@ -71,12 +71,12 @@ class DraftCosts:
     def speedup(
         self, k: int, *, acceptance: Sequence[float] | None = None, delta: float | None = None
     ) -> float | None:
-        """S(k) over vanilla; ``None`` where delta or acceptance is unknown.
+        """Returns S(k), the speed-up over vanilla; ``None`` if delta or acceptance is unknown.
 
         Args:
-            k: Drafted tokens, >= 1. Places beyond those measured are accepted like the last of them.
-            acceptance: In place of the measured one.
-            delta: In place of the measured one.
+            k: Drafted tokens, >= 1. Positions beyond the measured ones have the last one's acceptance.
+            acceptance: Replaces the measured acceptance.
+            delta: Replaces the measured delta.
         """
         cost = self.delta if delta is None else delta
         known = self.acceptance if acceptance is None else tuple(acceptance)
@@ -90,7 +90,7 @@ class DraftCosts:
     def best(
         self, *, acceptance: Sequence[float] | None = None, delta: float | None = None
     ) -> tuple[int, float] | None:
-        """The k up to :data:`MAX_DRAFT` of greatest S(k), and that."""
+        """Returns the k up to :data:`MAX_DRAFT` with the largest S(k), and that S(k)."""
         speeds = {k: self.speedup(k, acceptance=acceptance, delta=delta) for k in range(1, MAX_DRAFT + 1)}
         known = {k: speed for k, speed in speeds.items() if speed is not None}
         if not known:
@@ -100,9 +100,9 @@ class DraftCosts:
 
     @property
     def limit(self) -> str | None:
-        """What limits the setting, in a sentence's half; ``None`` if its costs are unknown.
+        """Returns the setting's limit as half a sentence; ``None`` if its costs are unknown.
 
-        The limit is what would gain more if it were ideal: drafts that cost nothing, or drafts that are all accepted.
+        The limit is whichever would gain more if ideal: drafts without cost, or drafts that are always accepted.
         """
         best, perfect, free = self.best(), self.best(acceptance=(1.0,)), self.best(delta=0.0)
         if best is None or perfect is None or free is None or self.delta is None:
@@ -118,7 +118,7 @@ class DraftCosts:
 
 
 def verify_cost(run: Run, baseline: Cell) -> VerifyCost:
-    """v(r) from the steps under the baseline's conditions that are one forward of the target, their drafting known.
+    """Estimates v(r) from steps under the baseline's conditions with one target forward and known drafting time.
 
     Args:
         run: The run.
@@ -140,7 +140,7 @@ def verify_cost(run: Run, baseline: Cell) -> VerifyCost:
 
 
 def draft_costs(run: Run, cell: Cell) -> DraftCosts | None:
-    """Costs and acceptance of a cell that drafts; ``None`` for one that does not, or without a vanilla cell."""
+    """Returns costs and acceptance of a drafting cell; ``None`` for others, or without a vanilla cell."""
     traces = [trace for _, trace in _answers(run, cell)]
     acceptance = acceptance_conditional(traces)
     baseline = baseline_of(cell, run.header.cells)
@@ -158,7 +158,7 @@ def draft_costs(run: Run, cell: Cell) -> DraftCosts | None:
 
 
 def step_seconds(run: Run, cell: Cell) -> dict[str, float]:
-    """Mean seconds of a decode step, by sample."""
+    """Returns the mean seconds of a decode step, by sample."""
     sums: dict[str, list[float]] = {}
     for sample, trace in _answers(run, cell):
         if len(trace.steps) > 1:
@@ -169,7 +169,7 @@ def step_seconds(run: Run, cell: Cell) -> dict[str, float]:
 
 
 def _delta(run: Run, cell: Cell, baseline: Cell, verify: VerifyCost) -> float | None:
-    """Seconds of a draft forward in vanilla steps: measured, or what verification leaves of the steps' seconds."""
+    """Returns the cost of a draft forward in vanilla steps, as measured or as the steps' rest after verification."""
     unit = step_seconds(run, baseline)
     drafting = forwards = 0.0
     for sample, trace in _answers(run, cell):
@@ -196,7 +196,7 @@ def _draft_forwards(step: StepRecord) -> int | None:
 
 
 def _verify_seconds(step: StepRecord) -> float | None:
-    """Seconds of a step's forward of the target; ``None`` where they are not known apart."""
+    """Returns the seconds of a step's target forward; ``None`` if they are not known separately."""
     if step.target_forwards != 1 or step.drafted is None:
         return None
     if step.draft_seconds is not None:

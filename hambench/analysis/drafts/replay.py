@@ -1,7 +1,7 @@
-"""What a method that proposes from tokens alone would have done on answers that are stored: no model is needed.
+"""Replays methods that propose from tokens alone on stored answers, without a model.
 
-Such a method verifies exactly, so on a greedy answer of the target it emits the same tokens: what it proposes and what
-is accepted follow from the tokens. Counts are exact; seconds are foretold from the run's own verification costs.
+Such a method verifies exactly, so on a greedy answer of the target it emits the same tokens, which determine its
+proposals and their acceptance. Counts are exact; seconds are predicted from the run's own verification costs.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class ReplayRow:
 
 
 def source_cell(run: Run) -> Cell:
-    """The cell whose answers are replayed: the first vanilla cell, else the first lossless one.
+    """Returns the cell whose answers to replay: the first vanilla cell, else the first lossless one.
 
     Raises:
         HambenchError: If the run's answers were sampled, or all its methods are lossy.
@@ -70,10 +70,10 @@ def source_cell(run: Run) -> Cell:
 
 
 def replayable(configs: Sequence[MethodConfig]) -> None:
-    """Refuses methods whose proposals are not a function of the tokens.
+    """Checks that the methods' proposals depend only on the tokens.
 
     Raises:
-        HambenchError: Naming the first such method.
+        HambenchError: If one's do not; the message names the first such method.
     """
     for config in configs:
         if config.token_drafter() is None:
@@ -93,16 +93,16 @@ def replay_answer(
     unit_s: float = 0.0,
     oracle: bool = False,
 ) -> GenerationTrace:
-    """The trace that a drafter gives on a stored greedy answer, without cache sizes.
+    """Returns a drafter's trace on a stored greedy answer, without cache sizes.
 
     Args:
-        drafter: Fresh.
-        prompt_ids: The prompt, as the answer's model read it.
+        drafter: A new drafter.
+        prompt_ids: Prompt ids of the stored answer.
         answer: The stored answer.
-        max_new_tokens: The limit that the answer was made with: near it less is proposed.
+        max_new_tokens: Limit of the stored answer, near which fewer tokens are proposed.
         seconds_of: Cost of a verification by rows, in units of ``unit_s``; without it steps take no time.
         unit_s: Seconds of a step over one row.
-        oracle: Cut each proposal where the target rejects it.
+        oracle: Whether to cut each proposal at the first rejected token.
     """
     tokens = list(answer.token_ids)
     text = [*prompt_ids, *tokens[:1]]
@@ -209,7 +209,7 @@ def _row(
 def _with_measured(
     run: Run, config: MethodConfig, records: Sequence[SampleRecord], traces: Traces, row: ReplayRow
 ) -> ReplayRow:
-    """The row with what the run's own cell of this setting measured, over answers whose tokens are the stored ones."""
+    """Adds the measurements of the run's own cell of this setting, over answers equal to the stored ones."""
     same = next((c for c in run.header.cells if _is_setting(c, config)), None)
     if same is None:
         return row
@@ -253,10 +253,10 @@ def _ratio(a: float | None, b: float | None) -> float | None:
 
 
 def render_replay(rows: Sequence[ReplayRow], source: str) -> str:
-    """The rows as text for a terminal.
+    """Formats the rows for a terminal.
 
     Args:
-        rows: Of :func:`replay_run`.
+        rows: Result of :func:`replay_run`.
         source: Label of the cell whose answers were replayed.
     """
     import io

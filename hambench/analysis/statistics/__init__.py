@@ -1,1 +1,1 @@
-"""Arrays in, intervals and p-values out: what samples tell, whatever they are samples of."""
+"""Statistics from arrays to intervals and p-values, independent of what the samples are."""
