@@ -111,11 +111,11 @@ class MethodConfig(ABC):
             sizes: Bytes that the parts of a forward read.
             own_sizes: Result of :meth:`own_sizes` at the time of the run.
         """
-        if step.target_forwards is None or step.kv_slots is None:
+        if step.target_forwards is None or step.kv_bytes is None:
             return None
         if step.draft_forwards != 0 or step.micro_forwards != 0:
             return None
-        return step.target_forwards * (sizes.step + step.kv_slots * sizes.kv_per_slot)
+        return step.target_forwards * (sizes.step + step.kv_bytes)
 
     @classmethod
     def ceilings(cls, sizes: ModelBytes, *, model: str, context: int) -> MethodCeilings | None:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from hambench.decoding import Alone, Asking, KVUsage, MethodConfig, SamplingParams, Step
 from hambench.method_facts import Ceiling, KnobValue, Look, MethodCeilings, ModelBytes, Phase, ShortOption
-from hambench.methods.common.facts import SAMPLE
+from hambench.methods.common.facts import KV_DTYPES, SAMPLE
+from hambench.methods.common.verification_rules import check_rule
 
 if TYPE_CHECKING:
     from hambench.decoding import Target
@@ -31,7 +32,7 @@ class KVPressConfig(MethodConfig):
     axis: ClassVar[str | None] = "ratio"
     axis_values: ClassVar[tuple[KnobValue, ...]] = (0.0, 0.25, 0.5, 0.75, 0.9)
     in_all: ClassVar[bool] = False
-    control: ClassVar[dict[str, KnobValue]] = {"ratio": 0.0}
+    control: ClassVar[dict[str, KnobValue]] = {"ratio": 0.0, "kv_dtype": "model"}
     look: ClassVar[Look | None] = Look("purple", "D", (4, 1, 1, 1))
     phases: ClassVar[tuple[Phase, ...]] = (
         SAMPLE,
@@ -58,21 +59,23 @@ class KVPressConfig(MethodConfig):
     """Rule that scores the slots."""
     ratio: float = 0.5
     """Share of the slots to evict, from 0 to below 1; 0 is plain decoding and the control."""
+    kv_dtype: str = "model"
+    """How the slots that stay are stored: as the ``model``'s type, or as ``int8`` with a scale per slot and head."""
     decode_every: int = 0
     """Evict again after every so many new slots of the answer; 0 evicts only after the prompt."""
 
     def __post_init__(self) -> None:
-        if self.press not in PRESSES:
-            raise ValueError(f"press must be one of {', '.join(PRESSES)}, got {self.press!r}")
+        check_rule("press", self.press, PRESSES)
         if not 0 <= self.ratio < 1:
             raise ValueError(f"ratio must be at least 0 and below 1 (the share to evict), got {self.ratio}")
+        check_rule("kv_dtype", self.kv_dtype, KV_DTYPES)
         if self.decode_every < 0:
             raise ValueError(f"decode_every must be >= 0, got {self.decode_every}")
 
     @property
     def is_lossless(self) -> bool:
-        """True if nothing is evicted."""
-        return self.ratio == 0
+        """True if nothing is evicted or rounded."""
+        return self.ratio == 0 and self.kv_dtype == "model"
 
     @classmethod
     def ceilings(cls, sizes: ModelBytes, *, model: str, context: int) -> MethodCeilings:
@@ -124,7 +127,7 @@ class KVPress:
         """Opens a session; see :class:`hambench.decoding.DecodingMethod`."""
         from hambench.methods.common.sequence import TargetSequence
 
-        sequence = TargetSequence(self.target, prompt_ids, params)
+        sequence = TargetSequence(self.target, prompt_ids, params, kv_dtype=self.config.kv_dtype)
         sequence.prepare([1])
         return KVPressSession(sequence, self.config)
 

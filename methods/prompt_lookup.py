@@ -83,11 +83,11 @@ class PromptLookup:
         from hambench.methods.common.lookup import LookupSession
         from hambench.methods.common.sequence import TargetSequence, refuse
 
-        sequence = TargetSequence(self.target, prompt_ids, params)
+        sequence = TargetSequence(self.target, prompt_ids, params, kv_dtype=self.config.kv_dtype)
         # a short answer has no room for a long draft
         refuse(self.config, params)
         most_drafted = min(self.config.num_draft_tokens, params.max_new_tokens - 1)
-        sequence.prepare(range(1, most_drafted + 2), logits=not self.lossless)
+        sequence.prepare(range(1, most_drafted + 2), logits=self.config.relaxed is not None)
         return LookupSession(sequence, self.config.drafter(), Verification(self.config.relaxed))
 
 

@@ -131,10 +131,10 @@ class SpeculativeConfig(VerifiedConfig):
     def bytes_read(
         self, step: StepRecord, before: StepRecord, sizes: ModelBytes, own_sizes: Mapping[str, KnobValue]
     ) -> float | None:
-        """Counts the forwards of the target and its int8 copy; unknown if the draft is another model."""
+        """Counts the forwards of the target and its int8 copy; unknown for another draft or a rounded cache."""
         if step.target_forwards is None or step.draft_forwards is None or step.kv_slots is None:
             return None
-        if step.micro_forwards or (step.draft_forwards and self.draft != INT8):
+        if step.micro_forwards or (step.draft_forwards and self.draft != INT8) or self.kv_dtype != "model":
             return None
         cache = step.kv_slots * sizes.kv_per_slot
         return step.target_forwards * (sizes.step + cache) + step.draft_forwards * (sizes.int8_draft + cache)
@@ -235,13 +235,13 @@ class Speculative:
         from hambench.methods.common.sequence import TargetSequence, refuse
 
         refuse(self.config, params)
-        sequence = TargetSequence(self.target, prompt_ids, params)
+        sequence = TargetSequence(self.target, prompt_ids, params, kv_dtype=self.config.kv_dtype)
         kind = SharedDrafter if self.config.kv == "shared" else SeparateDrafter
         drafter, knobs = kind(self.draft, sequence), self.config
         length = DraftLength(knobs.num_draft_tokens, knobs.stop_rule, knobs.stop_confidence, costs=self.costs)
         # a short answer has no room for a long draft
         most_drafted = min(knobs.num_draft_tokens, params.max_new_tokens - 1)
-        sequence.prepare(range(1, most_drafted + 2), logits=not self.lossless)
+        sequence.prepare(range(1, most_drafted + 2), logits=self.config.relaxed is not None)
         drafter.prepare(most_drafted, asks=length.asks)
         rules = Verification(knobs.relaxed, by_block=knobs.verification == "block")
         return SpeculativeSession(length, sequence, drafter, rules)

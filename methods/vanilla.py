@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from hambench.decoding import KVUsage, MethodConfig, SamplingParams, Step
 from hambench.method_facts import Ceiling, Look, MethodCeilings, ModelBytes, Phase
-from hambench.methods.common.facts import SAMPLE
+from hambench.methods.common.facts import KV_DTYPES, SAMPLE
+from hambench.methods.common.verification_rules import check_rule
 
 if TYPE_CHECKING:
     from hambench.decoding import Asking, Target
@@ -24,6 +25,17 @@ class VanillaConfig(MethodConfig):
     look: ClassVar[Look | None] = Look("ink", "X")
     phases: ClassVar[tuple[Phase, ...]] = (SAMPLE,)
 
+    kv_dtype: str = "model"
+    """How keys and values are stored: as the ``model``'s type, or as ``int8`` with a scale per slot and head."""
+
+    def __post_init__(self) -> None:
+        check_rule("kv_dtype", self.kv_dtype, KV_DTYPES)
+
+    @property
+    def is_lossless(self) -> bool:
+        """True unless the cache is rounded."""
+        return self.kv_dtype == "model"
+
     @classmethod
     def ceilings(cls, sizes: ModelBytes, *, model: str, context: int) -> MethodCeilings:
         """Returns the ceiling of reading all weights and the cache once per token."""
@@ -34,7 +46,7 @@ class VanillaConfig(MethodConfig):
 
     def build(self, target: Target) -> Vanilla:
         """Wraps the target."""
-        return Vanilla(self.label, target)
+        return Vanilla(self.label, self, target, self.is_lossless)
 
 
 @dataclass(frozen=True)
@@ -42,8 +54,9 @@ class Vanilla:
     """The target with one token per step."""
 
     name: str
+    config: VanillaConfig
     target: Target
-    lossless: bool = True
+    lossless: bool
     extra_weight_bytes: int = 0
 
     def warmup(self) -> None:
@@ -56,7 +69,7 @@ class Vanilla:
         """Opens a session; see :class:`hambench.decoding.DecodingMethod`."""
         from hambench.methods.common.sequence import TargetSequence
 
-        sequence = TargetSequence(self.target, prompt_ids, params)
+        sequence = TargetSequence(self.target, prompt_ids, params, kv_dtype=self.config.kv_dtype)
         sequence.prepare([1])
         return VanillaSession(sequence)
 

@@ -13,13 +13,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hambench.records import Cell
+from hambench.registry import is_lossless
 
 BASELINE = "vanilla"
 
 
 def baseline_cell(cells: Sequence[Cell]) -> Cell | None:
-    """Returns the first vanilla cell, the baseline of a run whose cells share their conditions."""
-    return next((cell for cell in cells if cell.method == BASELINE), None)
+    """Returns the first plain vanilla cell, the baseline of a run whose cells share their conditions."""
+    return next((cell for cell in cells if is_baseline(cell)), None)
+
+
+def is_baseline(cell: Cell) -> bool:
+    """Returns whether a cell is plain vanilla, which others are judged against: its cache is not rounded."""
+    return cell.method == BASELINE and is_lossless(cell)
 
 
 def baseline_of(cell: Cell, cells: Sequence[Cell]) -> Cell | None:
@@ -28,7 +34,7 @@ def baseline_of(cell: Cell, cells: Sequence[Cell]) -> Cell | None:
     Returns ``None`` if the run has no vanilla cell.
     """
     of_run = [other for other in cells if other.run == cell.run]
-    alike = next((c for c in of_run if c.method == BASELINE and c.conditions == cell.conditions), None)
+    alike = next((c for c in of_run if is_baseline(c) and c.conditions == cell.conditions), None)
     return baseline_cell(of_run) if alike is None or alike.label == cell.label else alike
 
 

@@ -28,7 +28,7 @@ from hambench.analysis.arms import (
     paired_work,
     zeros,
 )
-from hambench.analysis.baselines import BASELINE, baseline_of
+from hambench.analysis.baselines import baseline_of, is_baseline
 from hambench.analysis.metrics import METRICS
 from hambench.analysis.regret import compare_regret, design_words, unread_text
 from hambench.analysis.statistics.intervals import CONFIDENCE
@@ -92,7 +92,7 @@ def compare_run(
             # in a joined report a run without vanilla has nothing of its own to be divided by
             against = own.label if own is not None else (cell.label if joined else cells[0].label)
         if cell.label != against:
-            families.setdefault((cell.run, cell.method == BASELINE), []).extend(
+            families.setdefault((cell.run, is_baseline(cell)), []).extend(
                 _compare(
                     arms[cell.label],
                     arms[against],

@@ -94,9 +94,9 @@ class DecoderStack:
         """Bytes that one forward reads."""
         return sum(layer.weight_bytes for layer in self.layers)
 
-    def new_cache(self, capacity: int) -> KVCache:
+    def new_cache(self, capacity: int, *, kind: type[KVCache] = KVCache) -> KVCache:
         """Returns an empty cache of ``capacity`` slots for these layers."""
-        return KVCache(
+        return kind(
             num_layers=self.shape.num_layers,
             num_kv_heads=self.shape.num_kv_heads,
             head_dim=self.shape.head_dim,

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from hambench.kernels.cpu.build import BuildError, build_library
 
-ABI = 5
+ABI = 6
 OK, NOT_FINITE, NO_MEMORY, BAD_ARGUMENT, STOP_NOT_FINITE = range(5)
 ISA_VARIABLE = "HAMBENCH_CPU_ISA"
 """Environment variable that forces an instruction set: ``avx512``, ``avx2`` or ``portable``."""
@@ -59,7 +59,7 @@ class Part(ctypes.Structure):
     _fields_ = (
         *((name, c_void_p) for name in ("keys", "values")),
         *((name, c_int64) for name in ("capacity", "past")),
-        *((name, c_int32) for name in ("first_row", "num_rows")),
+        *((name, c_int32) for name in ("first_row", "num_rows", "cache_type", "reserved")),
     )
 
 

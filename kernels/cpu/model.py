@@ -35,7 +35,7 @@ from hambench.kernels.cpu.operands import (
     dense_weight,
     vector_tensor,
 )
-from hambench.kernels.cpu.parts import NO_MAXIMUM, GreedyRows, Output, check_layout
+from hambench.kernels.cpu.parts import NO_MAXIMUM, SCALE_BYTES, GreedyRows, Output, check_layout
 from hambench.kernels.cpu.parts import CachePart as CachePart
 from hambench.kernels.cpu.parts import NonFiniteLogitError as NonFiniteLogitError
 from hambench.kernels.cpu.shape import NativeShape, shape_obstacle
@@ -310,14 +310,18 @@ class NativeModel:
         check_layout(part)
         keys, values, past, num_rows = part
         capacity = keys.shape[2]
-        size = (self.num_layers, self.shape.num_kv_heads, capacity, self.shape.head_dim)
-        check_tensor("keys", keys, size, (self.cache_type,))
-        check_tensor("values", values, size, (self.cache_type,))
+        row, dtypes = self.shape.head_dim, (self.cache_type,)
+        if keys.dtype == torch.uint8:
+            row, dtypes = row + SCALE_BYTES, (torch.uint8,)
+        size = (self.num_layers, self.shape.num_kv_heads, capacity, row)
+        check_tensor("keys", keys, size, dtypes)
+        check_tensor("values", values, size, dtypes)
         if past < 0 or num_rows < 1 or past + num_rows > capacity:
             raise ValueError(f"{num_rows} rows behind {past} slots don't fit a cache of {capacity} slots")
         native_part.keys, native_part.values = keys.data_ptr(), values.data_ptr()
         native_part.capacity, native_part.past = capacity, past
         native_part.first_row, native_part.num_rows = first_row, num_rows
+        native_part.cache_type = TYPES[torch.int8 if keys.dtype == torch.uint8 else self.cache_type]
 
     def _wanted(
         self, call: Forward, keep: list[Any], head_rows: Sequence[int], num_rows: int

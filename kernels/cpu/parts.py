@@ -18,11 +18,16 @@ class NonFiniteLogitError(ArithmeticError):
     """Raised if a row's logits have no finite maximum: NaN or infinity anywhere, or minus infinity everywhere."""
 
 
+SCALE_BYTES = 2
+"""Bytes of the scale of an int8 row."""
+
+
 class CachePart(NamedTuple):
     """One sequence's rows in a forward: ``num_rows`` new slots after the ``past`` slots of its cache."""
 
     keys: Tensor
-    """``[layers, KVH, S, Dh]``, contiguous, in the model's cache type."""
+    """``[layers, KVH, S, Dh]``, contiguous, in the model's cache type; or ``[layers, KVH, S, Dh + 2]`` bytes: rows of
+    int8 codes with a bfloat16 scale behind them."""
     values: Tensor
     past: int
     num_rows: int

@@ -12,7 +12,7 @@ from hambench.engine.requests.forwards import Forward, GreedyChain, Prefill
 from hambench.errors import ModelError
 from hambench.methods.common.draft_length import DraftLength
 from hambench.methods.common.sampling import draw, probabilities
-from hambench.methods.common.sequence import TargetSequence
+from hambench.methods.common.sequence import TargetSequence, new_cache
 from hambench.methods.common.vocabulary import check_tokens, with_rows
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ class SeparateDrafter:
     def __init__(self, model: LanguageModel, sequence: TargetSequence) -> None:
         self._model = model
         self._sequence = sequence
-        self._cache = model.new_cache(sequence.capacity)
+        self._cache = new_cache(model, sequence.capacity, sequence.kv_dtype)
 
     def prepare(self, num_tokens: int, *, asks: bool) -> None:
         """See :class:`Drafter`."""

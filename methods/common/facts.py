@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from hambench.method_facts import Phase, ShortOption
 
+KV_DTYPES = ("model", "int8")
+"""How keys and values are stored: in the model's type, or in 8 bits with a bfloat16 scale per slot and head."""
+
 SAMPLE = Phase("hambench.methods.common.sequence", "choose", "sample")
 
 VERIFY = (

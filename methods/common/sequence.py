@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from hambench.decoding import DecodingMethod, MethodConfig, SamplingParams
+from hambench.engine.kvcache import Int8KVCache
 from hambench.engine.requests.forwards import Forward, Greedy, Prefill
 from hambench.engine.warmup import made_up_steps
-from hambench.errors import ContextOverflowError, HambenchError
+from hambench.errors import ContextOverflowError, HambenchError, ModelError
 from hambench.methods.common.sampling import choose, generator_for
 
 if TYPE_CHECKING:
     from hambench.decoding import Asking, Target
+    from hambench.engine.kvcache import KVCache
     from hambench.engine.language_model import LanguageModel
 
 
@@ -27,6 +29,7 @@ class TargetSequence:
         prompt_ids: The prompt.
         params: Limit and sampling.
         spare_slots: Slots beyond prompt and limit that a method writes and rolls back.
+        kv_dtype: One of :data:`~hambench.methods.common.facts.KV_DTYPES`.
 
     Raises:
         ContextOverflowError: If the prompt and ``max_new_tokens`` don't fit the context.
@@ -34,7 +37,13 @@ class TargetSequence:
     """
 
     def __init__(
-        self, target: Target, prompt_ids: Sequence[int], params: SamplingParams, *, spare_slots: int = 0
+        self,
+        target: Target,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        spare_slots: int = 0,
+        kv_dtype: str = "model",
     ) -> None:
         check_request(target, prompt_ids, params.max_new_tokens)
         self.model: LanguageModel = target.llama
@@ -43,7 +52,8 @@ class TargetSequence:
         self.prompt_ids = list(prompt_ids)
         self.tokens = list(prompt_ids)
         self.capacity = len(prompt_ids) + params.max_new_tokens + spare_slots
-        self.cache = self.model.new_cache(self.capacity)
+        self.kv_dtype = kv_dtype
+        self.cache = new_cache(self.model, self.capacity, kv_dtype)
         self.generator = generator_for(params, target.device)
         self.most_slots = 0
         """Slots of the cache in use during the last verification, rejected drafts included."""
@@ -101,6 +111,22 @@ class TargetSequence:
     def forward(self, tokens: Sequence[int], *, num_logits: int) -> Forward:
         """Returns the request for a forward over ``tokens``, which get slots; it gives logits ``[num_logits, V]``."""
         return Forward(self.model, self.ids(tokens), self.cache, num_logits=num_logits)
+
+
+def new_cache(model: LanguageModel, capacity: int, kv_dtype: str) -> KVCache:
+    """Returns an empty cache of ``capacity`` slots that stores keys and values as ``kv_dtype`` says.
+
+    Raises:
+        ModelError: If the model's engine has caches of its own type only.
+    """
+    if kv_dtype == "model":
+        cache: KVCache = model.new_cache(capacity)
+        return cache
+    if model.reference is None:
+        raise ModelError(
+            f"kv_dtype={kv_dtype} needs the engine's own layers, which this model does not run on"
+        )
+    return model.reference.stack.new_cache(capacity, kind=Int8KVCache)
 
 
 def decode_a_little(method: DecodingMethod, *, num_steps: int = 4) -> None:

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from hambench.decoding import MethodConfig, SamplingParams
 from hambench.method_facts import ShortOption
+from hambench.methods.common.facts import KV_DTYPES
 from hambench.methods.common.verification_rules import (
     ACCEPT,
     DEFAULT_CONFIDENCE,
@@ -40,7 +41,12 @@ class VerifiedConfig(MethodConfig):
     exact_first: int = 0
     """First tokens of an answer of which only the target's own are kept, whatever the rule."""
 
+    kv_dtype: str = "model"
+    """How keys and values are stored: as the ``model``'s type, or as ``int8`` with a scale per slot and head. Answers
+    are then those of plain decoding over the same rounded cache."""
+
     def __post_init__(self) -> None:
+        check_rule("kv_dtype", self.kv_dtype, KV_DTYPES)
         check_share("confidence", self.confidence)
         if self.accept is not None:
             check_rule("accept", self.accept, ACCEPT)
@@ -62,8 +68,8 @@ class VerifiedConfig(MethodConfig):
 
     @property
     def is_lossless(self) -> bool:
-        """Whether only the target's own tokens are kept."""
-        return self.relaxed is None
+        """Whether only the target's own tokens are kept, and its cache is not rounded."""
+        return self.relaxed is None and self.kv_dtype == "model"
 
     @property
     def variant(self) -> str:

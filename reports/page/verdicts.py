@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from hambench.analysis.baselines import BASELINE
+from hambench.analysis.baselines import is_baseline
 from hambench.analysis.metrics import METRICS
 from hambench.analysis.verdicts import best_of
 from hambench.groups import asks_accuracy
@@ -105,7 +105,7 @@ def answer(view: View) -> str:
     if base is None:
         return "Without a vanilla cell in the run there is nothing to compare with; the numbers below are absolute."
     # vanilla under other conditions is a baseline, not a method to ship
-    settings = [cell for cell in view.cells if cell.method != BASELINE and not cell.control]
+    settings = [cell for cell in view.cells if not is_baseline(cell.cell) and not cell.control]
     faster = [cell for cell in settings if is_faster(view, cell)]
     by_standing: dict[Standing, list[CellView]] = {}
     for cell in sorted(faster, key=lambda cell: -_effect(view, cell, "tps")):

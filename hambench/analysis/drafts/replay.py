@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from hambench.analysis import metrics
-from hambench.analysis.baselines import BASELINE
+from hambench.analysis.baselines import is_baseline
 from hambench.analysis.drafts.acceptance import acceptance_conditional
 from hambench.analysis.drafts.costs import VerifyCost, step_seconds, verify_cost
 from hambench.decoding import GREEDY_BELOW
@@ -59,7 +59,7 @@ def source_cell(run: Run) -> Cell:
             f"{run.path} can't be replayed: its answers were sampled (temperature {run.header.temperature:g}), and "
             "only a greedy answer tells what the target would have kept"
         )
-    cells = sorted(run.header.cells, key=lambda cell: cell.method != BASELINE)
+    cells = sorted(run.header.cells, key=lambda cell: not is_baseline(cell))
     found = next((cell for cell in cells if is_lossless(cell) and run.answered(cell.label)), None)
     if found is None:
         raise HambenchError(

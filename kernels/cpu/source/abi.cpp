@@ -19,7 +19,7 @@ hb::Dense dense_of(const hb_dense& d) {
 
 hb::Part part_of(const hb::Model& model, const hb_part& p) {
   hb::Part part;
-  part.cache = {p.keys, p.values, model.cache_type, p.capacity, model.shape.num_kv_heads, model.shape.head_dim};
+  part.cache = {p.keys, p.values, static_cast<hb::Type>(p.cache_type), p.capacity, model.shape.num_kv_heads, model.shape.head_dim};
   part.past = p.past;
   part.first_row = p.first_row;
   part.num_rows = p.num_rows;

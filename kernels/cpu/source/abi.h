@@ -7,7 +7,7 @@
 
 extern "C" {
 
-constexpr int32_t kAbi = 5;
+constexpr int32_t kAbi = 6;
 
 struct hb_shape {
   int32_t hidden, intermediate, num_layers, num_heads, num_kv_heads, head_dim, vocab;
@@ -38,7 +38,7 @@ struct hb_part {
   void* keys;
   void* values;
   int64_t capacity, past;
-  int32_t first_row, num_rows;
+  int32_t first_row, num_rows, cache_type, reserved;
 };
 
 struct hb_forward {

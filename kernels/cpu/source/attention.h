@@ -5,6 +5,8 @@
 // begin at fixed slots, so a row's result does not depend on the rows next to it nor on which thread did what.
 #pragma once
 
+#include <cstring>
+
 #include "kernels.h"
 #include "simd.h"
 
@@ -28,6 +30,18 @@ HB_INLINE void widen_row(const char* from, Type type, int size, float* to) {
     }
     for (; i < size; ++i) {
       to[i] = bf16_to_float(p[i]);
+    }
+  } else if (type == Type::i8) {
+    const auto* p = reinterpret_cast<const int8_t*>(from);
+    uint16_t bits;
+    std::memcpy(&bits, from + size, sizeof(bits));
+    const float scale = bf16_to_float(bits);
+    int i = 0;
+    for (; i + kNative <= size; i += kNative) {
+      n_store(to + i, n_mul(n_splat(scale), n_from_i8(p + i)));
+    }
+    for (; i < size; ++i) {
+      to[i] = scale * static_cast<float>(p[i]);
     }
   } else {
     const auto* p = reinterpret_cast<const float*>(from);
@@ -116,7 +130,7 @@ void attend(const Part& part, const Shape& shape, int layer, int kv_head, int ch
   const int first_row = first_slot > part.past ? static_cast<int>(first_slot - part.past) : 0;
   const int num_queries = (part.num_rows - first_row) * group;
   const int64_t partial_size = kPartialHead + size, head_stride = max_chunks * partial_size;
-  const size_t row_bytes = static_cast<size_t>(shape.head_dim) * part.cache.element_bytes();
+  const size_t row_bytes = part.cache.row_bytes();
   const char* key = part.cache.key(layer, kv_head, first_slot);
   const char* value = part.cache.value(layer, kv_head, first_slot);
 

@@ -148,15 +148,26 @@ void Runner::project_heads(const Model& model, int layer, const Part* parts, int
     }
   }
 
-  // values: by blocks, which share out evenly
-  const int value_blocks = shape.num_kv_heads * head_blocks;
-  const int first_value = begin_of(value_blocks), last_value = end_of(value_blocks);
+  // values: by blocks, which share out evenly; of a cache with a scale per head by whole heads
+  bool by_heads = false;
+  for (int p = 0; p < num_parts; ++p) {
+    by_heads = by_heads || parts[p].cache.type == Type::i8;
+  }
+  const int unit = by_heads ? head_blocks : 1, units = shape.num_kv_heads * head_blocks / unit;
+  const int first_value = begin_of(units) * unit, last_value = end_of(units) * unit;
   const int before = turned * head_blocks;
   kernels_.project(weights.qkv, normed(), stride(shape.hidden), num_rows, before + first_value, before + last_value, qkv,
                    row_stride);
   for (int p = 0; p < num_parts; ++p) {
     const Part& part = parts[p];
     for (int r = 0; r < part.num_rows; ++r) {
+      if (part.cache.type == Type::i8) {
+        for (int head = first_value / head_blocks; head < last_value / head_blocks; ++head) {
+          const float* values = qkv + (part.first_row + r) * row_stride + static_cast<int64_t>(turned + head) * size;
+          kernels_.narrow(values, part.cache.type, shape.head_dim, part.cache.value(layer, head, part.past + r));
+        }
+        continue;
+      }
       for (int block = first_value; block < last_value; ++block) {
         const int head = block / head_blocks, offset = block % head_blocks * kBlock;
         const int count = shape.head_dim - offset < kBlock ? shape.head_dim - offset : kBlock;

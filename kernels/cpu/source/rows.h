@@ -1,6 +1,9 @@
 // Operations on single rows: norms, activations, rotation, conversion.
 #pragma once
 
+#include <cmath>
+#include <cstring>
+
 #include "kernels.h"
 #include "simd.h"
 
@@ -56,6 +59,21 @@ void narrow(const float* from, Type type, int64_t size, void* to) {
     for (int64_t i = 0; i < size; ++i) {
       p[i] = float_to_bf16(from[i]);
     }
+  } else if (type == Type::i8) {
+    // a whole row of a cache: codes are multiples of the scale as it is stored
+    float most = 0.0f;
+    for (int64_t i = 0; i < size; ++i) {
+      const float magnitude = std::fabs(from[i]);
+      most = magnitude > most ? magnitude : most;
+    }
+    const uint16_t bits = float_to_bf16(most / 127.0f);
+    const float scale = bf16_to_float(bits), divisor = scale == 0.0f ? 1.0f : scale;
+    auto* codes = static_cast<int8_t*>(to);
+    for (int64_t i = 0; i < size; ++i) {
+      const float code = std::nearbyint(from[i] / divisor);
+      codes[i] = static_cast<int8_t>(code > 127.0f ? 127.0f : code < -127.0f ? -127.0f : code);
+    }
+    std::memcpy(codes + size, &bits, sizeof(bits));
   } else {
     std::memcpy(to, from, static_cast<size_t>(size) * sizeof(float));
   }

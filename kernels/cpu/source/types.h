@@ -68,18 +68,20 @@ struct Shape {
   int64_t heads_width() const { return static_cast<int64_t>(num_heads) * head_dim; }
 };
 
-// Keys and values of one sequence as hambench.engine.kvcache lays them out: [layers, KVH, capacity, Dh] each.
+// Keys and values of one sequence as hambench.engine.kvcache lays them out: [layers, KVH, capacity, Dh] each. A row of i8
+// has a bfloat16 scale behind its codes.
 struct Cache {
   void* keys = nullptr;
   void* values = nullptr;
-  Type type = Type::f32;  // or bf16
+  Type type = Type::f32;
   int64_t capacity = 0;
   int32_t num_kv_heads = 0;
   int32_t head_dim = 0;
 
-  size_t element_bytes() const { return type == Type::f32 ? 4 : 2; }
+  size_t element_bytes() const { return type == Type::f32 ? 4 : type == Type::bf16 ? 2 : 1; }
+  size_t row_bytes() const { return head_dim * element_bytes() + (type == Type::i8 ? 2 : 0); }
   size_t offset(int32_t layer, int32_t head, int64_t slot) const {
-    return (((static_cast<size_t>(layer) * num_kv_heads + head) * capacity) + slot) * head_dim * element_bytes();
+    return (((static_cast<size_t>(layer) * num_kv_heads + head) * capacity) + slot) * row_bytes();
   }
   char* key(int32_t layer, int32_t head, int64_t slot) const {
     return static_cast<char*>(keys) + offset(layer, head, slot);
