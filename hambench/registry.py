@@ -24,6 +24,7 @@ BUILTIN = {
     "kv_press": "hambench.methods.kv_press:KVPressConfig",
     "transformers": "hambench.methods.peers.transformers_generate:TransformersConfig",
     "llama_cpp": "hambench.methods.peers.llama_cpp:LlamaCppConfig",
+    "llama_server": "hambench.methods.peers.llama_server:LlamaServerConfig",
     "endpoint": "hambench.methods.peers.endpoint:EndpointConfig",
 }
 """Methods in report order; vanilla is the baseline."""

@@ -70,6 +70,18 @@ class EndpointClient:
         finally:
             response.close()
 
+    def model_facts(self) -> Mapping[str, Any]:
+        """Returns what llama.cpp says of its model in ``/v1/models``, such as ``n_vocab``; empty for other servers."""
+        response = self._send("GET", "/v1/models")
+        try:
+            response.read()
+            facts = response.json()["data"][0]["meta"]
+        except (ValueError, LookupError, TypeError, RecursionError, httpx2.RequestError):
+            return {}
+        finally:
+            response.close()
+        return facts if isinstance(facts, dict) else {}
+
     def choose_model(self, asked: str | None, preferred: str) -> str:
         """Chooses the model to ask: the requested one, else one with our model's name, else the only one.
 

@@ -48,6 +48,8 @@ class Talk:
         self._client, self._model = client, model
         self._said: set[str] = set()
         self._reads_counters = True
+        self.slot_bytes: int | None = None
+        """Bytes of a cached token, where one server's cache is known to hold each token once; else unknown."""
         self._dialect = Dialect(lambda line: self.say_once(line, line))
 
     def say_once(self, kind: str, message: str) -> None:
@@ -223,6 +225,9 @@ class _State:
                 self._num_ids += len(ids)
                 self._last_id = ids[-1]
                 self._read_at = chunk.arrived
+                if self._talk.slot_bytes is not None:
+                    slots = len(self._prompt_ids) + self._num_ids - 1
+                    self.kv = KVUsage(slots, slots * self._talk.slot_bytes)
                 counts = (chunk.step or {}) if self._rounds is None else self._rounds.counts
                 return Step(
                     tokens=ids,

@@ -183,7 +183,7 @@ class LlamaCppSession:
             min_p=0.0,
             repeat_penalty=1.0,
         )
-        self._bytes_per_slot = _bytes_per_slot(method.target)
+        self._bytes_per_slot = bytes_per_slot(method.target)
 
     def prefill(self) -> Step:
         """Processes the prompt and emits the first token."""
@@ -228,6 +228,7 @@ def check_it_runs(path: Path) -> None:
         raise ModelError(f"llama.cpp can't run {path.name}: {lines[-1]}")
 
 
-def _bytes_per_slot(target: Target) -> int:
+def bytes_per_slot(target: Target) -> int:
+    """Bytes of one cached token in float16."""
     shape: LlamaShape = target.llama.shape
     return 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * F16_BYTES

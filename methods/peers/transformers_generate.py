@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hambench.decoding import Target
     from hambench.methods.peers.paused_generate import PausedGenerate
 
+SCHEDULES = ("constant", "heuristic", "dynamic")
 MODES = ("dynamic", "static", "assistant", "prompt_lookup")
 INT8 = "int8"
 MODEL_KEY = "transformers/target"
@@ -38,7 +39,11 @@ class TransformersConfig(MethodConfig):
     mode: str = "dynamic"
     """``dynamic``, ``static``, ``assistant`` or ``prompt_lookup``."""
     num_draft_tokens: int = 4
-    """Tokens drafted a step (``assistant``, ``prompt_lookup``); held constant, where transformers would adapt it."""
+    """Tokens drafted per step (``assistant``, ``prompt_lookup``); a schedule begins there, or goes no further."""
+    schedule: str = "constant"
+    """How ``assistant`` changes the draft's length: ``constant``; ``heuristic``, two more after a draft that was wholly
+    accepted, else one less; ``dynamic``, transformers' own default: a draft ends at low confidence, and the threshold
+    adapts. Each answer begins afresh."""
     max_ngram: int = 3
     """Longest n-gram looked up (``prompt_lookup``)."""
     assistant: str = INT8
@@ -47,6 +52,10 @@ class TransformersConfig(MethodConfig):
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
+        if self.schedule != "constant" and self.mode != "assistant":
+            raise ValueError(f"schedule={self.schedule} needs mode=assistant, got mode={self.mode}")
         if self.num_draft_tokens < 1:
             raise ValueError(f"num_draft_tokens (k) must be >= 1, got {self.num_draft_tokens}")
         if self.max_ngram < 1:
@@ -54,14 +63,13 @@ class TransformersConfig(MethodConfig):
 
     def build(self, target: Target) -> TransformersGenerate:
         """Loads the checkpoint again as a transformers model, once for all cells that use it."""
-        from hambench.methods.peers.transformers_models import load_assistant, load_model, with_draft_length
+        from hambench.methods.peers.transformers_models import load_assistant, load_model, with_schedule
 
         model = target.shared(MODEL_KEY, lambda: load_model(target.name, target.dtype, target.device))
         assistant = None
         if self.mode == "assistant":
-            assistant = with_draft_length(
-                load_assistant(self.assistant, model, target), self.num_draft_tokens
-            )
+            draft = load_assistant(self.assistant, model, target)
+            assistant = with_schedule(draft, self.num_draft_tokens, self.schedule)
         return TransformersGenerate(self.label, self, target, model, assistant)
 
 
@@ -159,6 +167,7 @@ def _paused_generate(
     from transformers import DynamicCache, StaticCache
 
     from hambench.methods.peers.paused_generate import PausedGenerate
+    from hambench.methods.peers.transformers_models import with_schedule
 
     _hush()
     config, model = method.config, method.model
@@ -170,7 +179,8 @@ def _paused_generate(
     else:
         options["past_key_values"] = DynamicCache(config=model.config)
     if config.mode == "assistant":
-        options["assistant_model"] = method.assistant
+        # what an adaptive schedule has learnt of one answer is not carried into the next
+        options["assistant_model"] = with_schedule(method.assistant, config.num_draft_tokens, config.schedule)
 
     def generate(streamer: Any) -> None:
         model.generate(

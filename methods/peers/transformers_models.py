@@ -67,17 +67,20 @@ def _load_other(name: str, model: Any, target: Target) -> Any:
     return draft
 
 
-def with_draft_length(assistant: Any, num_draft_tokens: int) -> Any:
-    """Sets the assistant to draft a fixed number of tokens per round.
+def with_schedule(assistant: Any, num_draft_tokens: int, schedule: str = "constant") -> Any:
+    """The assistant, set to draft that many tokens per round, or to adapt their number from there.
 
-    transformers would adapt the draft's length and stop it early at low confidence. Both are off, so that k means the
-    same as for ``speculative``.
+    With ``constant``, the adaptation and the end at low confidence are off, so that k means here what it means for
+    ``speculative``. transformers keeps what a schedule has learnt in the assistant: a new one of these forgets it.
     """
     configured = copy.copy(assistant)
     configured.generation_config = copy.deepcopy(assistant.generation_config)
     configured.generation_config.num_assistant_tokens = num_draft_tokens
-    configured.generation_config.num_assistant_tokens_schedule = "constant"
-    configured.generation_config.assistant_confidence_threshold = 0.0
+    configured.generation_config.num_assistant_tokens_schedule = (
+        "heuristic_transient" if schedule == "heuristic" else "constant"
+    )
+    # transformers' own default threshold
+    configured.generation_config.assistant_confidence_threshold = 0.4 if schedule == "dynamic" else 0.0
     return configured
 
 

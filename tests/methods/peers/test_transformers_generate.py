@@ -63,6 +63,30 @@ def test_an_assistant_drafts_exactly_k_tokens_while_there_is_room(loaded):
     assert all(step.draft_forwards >= step.drafted for step in trace.steps[1:-1])
 
 
+def test_an_adaptive_schedule_changes_the_drafts_and_not_the_tokens(loaded):
+    constant = decode(TransformersConfig(mode="assistant", num_draft_tokens=3), loaded)
+    heuristic = decode(TransformersConfig(mode="assistant", num_draft_tokens=3, schedule="heuristic"), loaded)
+    dynamic = decode(TransformersConfig(mode="assistant", num_draft_tokens=8, schedule="dynamic"), loaded)
+    assert constant.token_ids == heuristic.token_ids == dynamic.token_ids
+    # the int8 copy agrees with the target: its drafts grow by two per round
+    assert max(step.drafted for step in heuristic.steps) > 3
+    # random weights are never confident: a draft ends early
+    assert min(step.drafted for step in dynamic.steps[:-1]) < 8
+
+
+def test_an_answer_does_not_begin_where_another_answers_schedule_ended(loaded):
+    method = TransformersConfig(mode="assistant", num_draft_tokens=3, schedule="heuristic").build(loaded)
+    first, again = (generate(method, PROMPT, SamplingParams(max_new_tokens=24)) for _ in range(2))
+    assert [step.drafted for step in first.steps] == [step.drafted for step in again.steps]
+
+
+def test_a_schedule_without_an_assistant_is_refused():
+    with pytest.raises(ValueError, match="schedule=dynamic needs mode=assistant"):
+        TransformersConfig(schedule="dynamic")
+    with pytest.raises(ValueError, match="schedule must be one of constant, heuristic, dynamic"):
+        TransformersConfig(mode="assistant", schedule="fast")
+
+
 def test_an_assistants_cache_is_unknown_and_never_zero(loaded):
     trace = decode(TransformersConfig(mode="assistant"), loaded)
     assert {step.kv_bytes for step in trace.steps} == {None}
