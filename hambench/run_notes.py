@@ -18,6 +18,7 @@ NoteKind = Literal[
     "unscored",
     "missing",
     "left_out",
+    "order",
     "other",
 ]
 KINDS: tuple[NoteKind, ...] = get_args(NoteKind)
@@ -34,6 +35,7 @@ TITLES: dict[NoteKind, str] = {
     "unscored": "Scoring",
     "missing": "Missing task",
     "left_out": "Left out",
+    "order": "Order",
     "other": "Note",
 }
 """Title of each kind above its text in a report."""

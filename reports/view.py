@@ -48,8 +48,8 @@ class CellView:
 
     @property
     def method(self) -> str:
-        """Registry name of the method."""
-        return self.cell.method
+        """Name of its method, with a word for a variant of its own curve: ``hamburger verified``."""
+        return family_of(self.cell)
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class View:
 
     @cached_property
     def methods(self) -> tuple[str, ...]:
-        """Method names in report order."""
+        """Method names in report order, variants apart."""
         return tuple(dict.fromkeys(view.method for view in self.cells))
 
     @cached_property
@@ -215,30 +215,41 @@ class View:
 
 def view_cells(cells: Sequence[Cell]) -> tuple[CellView, ...]:
     """Returns the cells with their looks and short names."""
-    styles = method_styles([cell.method for cell in cells])
-    axes = {method: _axis([c for c in cells if c.method == method]) for method in styles}
+    families = {cell.label: family_of(cell) for cell in cells}
+    styles = method_styles(list(families.values()))
+    axes = {name: _axis([c for c in cells if families[c.label] == name]) for name in styles}
     views = []
     for cell in cells:
-        axis = axes[cell.method]
+        family = families[cell.label]
+        axis = axes[family]
         value = cell.knobs.get(axis) if axis else None
         order = float(value) if isinstance(value, int | float) else None
         views.append(
             CellView(
                 cell=cell,
-                style=styles[cell.method],
-                series=f"m{list(styles).index(cell.method)}",
-                short=_short(cell, cells),
+                style=styles[family],
+                series=f"m{list(styles).index(family)}",
+                short=_short(cell, [other for other in cells if families[other.label] == family]),
                 order=order,
-                strength=_strength(cell, cells),
+                strength=_strength(cell, [other for other in cells if families[other.label] == family]),
                 control=is_control(cell),
             )
         )
     return tuple(views)
 
 
-def _strength(cell: Cell, cells: Sequence[Cell]) -> float:
-    """Returns a strength from 1 for the first of a method's cells to 0.4 for its last."""
-    mine = [other.label for other in cells if other.method == cell.method]
+def family_of(cell: Cell) -> str:
+    """Returns the method's name, with the word of the variant that the cell's setting belongs to."""
+    try:
+        variant = method_config(cell.method).from_knobs(cell.knobs).variant
+    except HambenchError:
+        variant = ""
+    return f"{cell.method} {variant}".rstrip()
+
+
+def _strength(cell: Cell, family: Sequence[Cell]) -> float:
+    """Returns a strength from 1 for the first of a family's cells to 0.4 for its last."""
+    mine = [other.label for other in family]
     return 1 - 0.6 * mine.index(cell.label) / max(1, len(mine) - 1)
 
 
@@ -323,9 +334,18 @@ def _axis(cells: Sequence[Cell]) -> str | None:
     return varying[0] if len(varying) == 1 else None
 
 
-def _short(cell: Cell, cells: Sequence[Cell]) -> str:
-    if sum(other.method == cell.method for other in cells) == 1:
+def _short(cell: Cell, family: Sequence[Cell]) -> str:
+    if len(family) == 1:
         return ""
-    inside = cell.label.partition("[")[2]
-    text = inside.replace("]", "", 1) if inside else cell.label.removeprefix(cell.method)
+    common = set.intersection(*(set(_knob_texts(other)) for other in family))
+    text = ",".join(part for part in _knob_texts(cell) if part not in common) or _inside(cell)
     return text.replace("confidence=", "") or cell.label
+
+
+def _inside(cell: Cell) -> str:
+    inside = cell.label.partition("[")[2]
+    return inside.replace("]", "", 1) if inside else cell.label.removeprefix(cell.method)
+
+
+def _knob_texts(cell: Cell) -> list[str]:
+    return _inside(cell).split(",")

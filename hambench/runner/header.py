@@ -111,6 +111,13 @@ def warnings_of(prepared: Prepared) -> tuple[Note, ...]:
         notes.append(Note("limits", "EOS ignored: every answer has its full length, and nothing is scored."))
     notes += [Note("missing", f"{task} is missing: {reason}") for task, reason in captured.missing.items()]
     notes += [Note("left_out", text) for text in prepared.expansion.left_out]
+    by_order = [cell.label for cell in prepared.expansion.cells if config_of(cell).depends_on_order]
+    if by_order:
+        text = (
+            f"{', '.join(by_order)}: an answer's speed depends on the answers before it, so another order or a resumed "
+            "run gives other counts."
+        )
+        notes.append(Note("order", text))
     return tuple(notes)
 
 

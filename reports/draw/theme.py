@@ -116,7 +116,8 @@ def method_styles(methods: Sequence[str]) -> dict[str, MethodStyle]:
 
 
 def _stated(name: str) -> MethodStyle | None:
-    look = facts_of(name).look
+    # a variant has its method's look, unless that is taken
+    look = facts_of(name.partition(" ")[0]).look
     return None if look is None else MethodStyle(METHOD_HUES[look.hue], look.marker, look.dash)
 
 

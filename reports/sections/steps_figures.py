@@ -12,7 +12,8 @@ from hambench.groups import ALL
 from hambench.records import Estimate, GenerationTrace
 from hambench.reports.draw.canvas import INK, LINE, MUTED, PAGE, Canvas, padded, titles
 from hambench.reports.draw.labels import Label, place_labels
-from hambench.reports.sections.calibration import calibration_figure
+from hambench.reports.sections.steps.calibration import calibration_figure
+from hambench.reports.sections.steps.drafts import drafts_figure
 from hambench.reports.values import Column, Figure, Section, Table, number_cell, text_cell
 from hambench.reports.view import CellView, View
 from hambench.reports.words import clip, significant
@@ -28,7 +29,12 @@ FEWEST_STEPS = 20
 
 def steps_section(view: View) -> Section:
     """Shows step sizes as a histogram and by position, their worth in time, and the stop head's calibration."""
-    candidates = (histogram_figure(view), position_figure(view), worth_figure(view))
+    candidates = (
+        histogram_figure(view),
+        position_figure(view),
+        worth_figure(view),
+        drafts_figure(view),
+    )
     figures = [figure for figure in candidates if figure is not None]
     missing = []
     if not figures:

@@ -8,8 +8,8 @@ from dataclasses import replace
 from hambench.records import GenerationTrace, SampleRecord, StepRecord
 from hambench.reports.page.answers import steps_markup
 from hambench.reports.page.drilldown import drilldown
-from hambench.reports.sections.calibration import calibration_figure
 from hambench.reports.sections.example import example
+from hambench.reports.sections.steps.calibration import calibration_figure
 from hambench.reports.values import significant
 from hambench.reports.view import View
 from hambench.store import Run

@@ -294,3 +294,22 @@ def test_a_model_without_a_tokenizer_is_refused_with_the_mend(tiny_model, rows, 
         (folder / name).write_bytes((tiny_model / name).read_bytes())
     with pytest.raises(HambenchError, match=r"has no tokenizer.*--prompt-ids"):
         start_run(request(folder, rows), tmp_path / "run")
+
+
+def test_a_rule_that_needs_sampling_is_refused_before_the_model_is_loaded(tiny_model, rows, monkeypatch):
+    from hambench.runner.start import prepare
+
+    methods = ("vanilla", "prompt_lookup[accept=typical,c=0.3]")
+    greedy = request(tiny_model, rows, methods=methods)
+    monkeypatch.setattr("hambench.models.target.load", lambda *_, **__: pytest.fail("the model was loaded"))
+    with pytest.raises(HambenchError, match="accept='typical' needs sampling"):
+        prepare(greedy)
+
+
+def test_a_cell_that_remembers_answers_is_noted(tiny_model, rows):
+    from hambench.runner.header import warnings_of
+    from hambench.runner.start import prepare
+
+    prepared = prepare(request(tiny_model, rows, methods=("vanilla", "suffix[cache=2]")))
+    (note,) = [note for note in warnings_of(prepared) if note.kind == "order"]
+    assert note.text.startswith("suffix[cache=2]: an answer's speed depends on the answers before it")

@@ -99,6 +99,14 @@ class DraftCosts:
         return k, known[k]
 
     @property
+    def is_limited_by_cost(self) -> bool | None:
+        """Whether free drafts would gain more than perfect ones; ``None`` if the costs are unknown."""
+        perfect, free = self.best(acceptance=(1.0,)), self.best(delta=0.0)
+        if perfect is None or free is None or self.delta is None:
+            return None
+        return self.delta > 0 and free[1] > perfect[1]
+
+    @property
     def limit(self) -> str | None:
         """Returns the setting's limit as half a sentence; ``None`` if its costs are unknown.
 
@@ -111,7 +119,7 @@ class DraftCosts:
         head = f"{rate:.0%} accepted, δ {self.delta:.2f}: no k gains more than {best[1]:.2f}×"
         if self.delta == 0:
             return f"{head}; acceptance limits it: perfect drafts would give {perfect[1]:.2f}×"
-        side = "the draft's cost" if free[1] > perfect[1] else "acceptance"
+        side = "the draft's cost" if self.is_limited_by_cost else "acceptance"
         return (
             f"{head}; {side} limits it: free drafts would give {free[1]:.2f}×, perfect ones {perfect[1]:.2f}×"
         )
