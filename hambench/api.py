@@ -18,7 +18,7 @@ from hambench.store import Run, load_run
 if TYPE_CHECKING:
     import pandas as pd
 
-AXES = ("contexts", "max_new_tokens", "threads", "regimes", "kernels")
+AXES = ("batches", "contexts", "max_new_tokens", "threads", "regimes", "kernels")
 """Axes of a sweep that are not knobs of a method."""
 
 
@@ -125,7 +125,7 @@ def run(
         knobs: Axis values by knob, e.g. ``{"k": [2, 4], "confidence": [0.5, 0.8]}``.
         dtype: ``float32``, ``bfloat16`` or ``float16``.
         axes: Values of axes that are not knobs of a method, by field of :class:`hambench.runner.sweep.Sweep`:
-            ``contexts``, ``max_new_tokens``, ``threads``, ``regimes``, ``kernels`` (defaults to ``auto``).
+            ``batches``, ``contexts``, ``max_new_tokens``, ``threads``, ``regimes``, ``kernels`` (defaults to ``auto``).
         out: The run folder; defaults to a temporary one, whose path is in the results.
         request: Further fields of :class:`hambench.runner.request.RunRequest`, e.g. ``limit=5``.
 

@@ -40,6 +40,8 @@ class MethodConfig(ABC):
     """Field that ``--methods all`` sweeps, if any."""
     axis_values: ClassVar[tuple[KnobValue, ...]] = ()
     """Default values of the sweep."""
+    shares_forwards: ClassVar[bool] = True
+    """Whether its sessions request their forwards, so that a batch can share them; a peer runs its own engine."""
     in_all: ClassVar[bool] = True
     """Whether ``--methods all`` includes it; a peer with its own engine must be named explicitly."""
     all_settings: ClassVar[tuple[Mapping[str, KnobValue], ...]] = ({},)

@@ -52,15 +52,18 @@ class Cell:
     """Positions that prompt and answer may take, where the sweep sets them; else all that the model has."""
     max_new_tokens: int | None = None
     """Limit of every answer, where the sweep sets one; else the sample's own."""
+    batch: int = 1
+    """Sequences that are decoded together at most."""
     own_sizes: dict[str, KnobValue] = field(default_factory=dict)
     """Sizes of what the method adds to the model, as it stated them when the run began."""
     run: str = ""
     """Run that the cell was measured in, where a report joins several; empty in a run of its own."""
 
     @property
-    def conditions(self) -> tuple[str, str, int | None, int | None, int | None, str]:
+    def conditions(self) -> tuple[str, str, int | None, int | None, int | None, int, str]:
         """What is not the method's own: cells that agree in it differ by their method and its knobs alone."""
-        return (self.regime, self.kernels, self.threads, self.context, self.max_new_tokens, self.run)
+        limits = (self.threads, self.context, self.max_new_tokens, self.batch)
+        return (self.regime, self.kernels, *limits, self.run)
 
     def asks(self, sample: Sample) -> Sample:
         """The sample as this cell is asked it: with the cell's own limit, if it has one."""

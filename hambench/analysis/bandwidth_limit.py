@@ -95,7 +95,8 @@ def limits_of(run: Run) -> dict[str, Limit]:
     limits = {}
     for cell in run.header.cells:
         ceiling = ceiling_of(run, cell.run)
-        if ceiling is None:
+        # a batch reads weights once for several sequences, which the rules of one don't know
+        if ceiling is None or cell.batch > 1:
             continue
         records = run.answered(cell.label)
         traces = [record.trace for record in records if record.trace is not None]

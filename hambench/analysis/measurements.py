@@ -9,6 +9,7 @@ import numpy as np
 
 from hambench.analysis import fidelity
 from hambench.analysis.baselines import baseline_of
+from hambench.analysis.batches import figures
 from hambench.analysis.drafts.acceptance import (
     acceptance_conditional,
     acceptance_joint,
@@ -88,6 +89,9 @@ class Measurement:
     num_judged: int = 0
     """Answers that the target has judged."""
     kv_bytes_per_position: float | None = None
+    user_tps: float | None = None
+    mean_batch: float | None = None
+    batch_kv_bytes: float | None = None
     prefill_tps: float | None = None
     end_to_end_tps: float | None = None
     burst_p50_s: float | None = None
@@ -164,6 +168,9 @@ def measure(
         num_truncated=len({record.sample_id for record in answered if record.truncated_tokens}),
         num_tokens=num_tokens(traces),
         tps=tps(traces),
+        user_tps=figures.user_tps(traces),
+        mean_batch=figures.mean_batch(traces),
+        batch_kv_bytes=figures.batch_kv_bytes(traces),
         prefill_tps=prefill_tps(traces),
         end_to_end_tps=end_to_end_tps(traces),
         ttft_s=ttft_s(traces),

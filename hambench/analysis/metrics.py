@@ -19,6 +19,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from hambench.analysis import fidelity
+from hambench.analysis.batches import figures
 from hambench.analysis.statistics.intervals import macro_average
 from hambench.records import Estimate, GenerationTrace, SampleRecord, StepRecord
 
@@ -32,7 +33,10 @@ METRIC_CLASSES: tuple[MetricClass, ...] = get_args(MetricClass)
 
 
 def tps(traces: Traces) -> float | None:
-    """Decode tokens per second: Σ tokens after the first step / Σ seconds of the steps after the first."""
+    """Decode tokens per second: Σ tokens after the first step / Σ seconds of the steps after the first.
+
+    In a batch the total of all sequences: a step counts its part of the rounds, so that each round counts once.
+    """
     return _ratio(num_decode_tokens(traces), decode_seconds(traces))
 
 
@@ -55,7 +59,7 @@ def ttft_s(traces: Traces) -> float | None:
 
 def tpots(traces: Traces) -> list[float]:
     """Decode seconds / tokens after the first step, of each answer that has such tokens."""
-    each = (_ratio(decode_seconds([trace]), num_decode_tokens([trace])) for trace in traces)
+    each = (_ratio(figures.waited_seconds([trace]), num_decode_tokens([trace])) for trace in traces)
     return [value for value in each if value is not None]
 
 
@@ -267,6 +271,9 @@ METRICS: dict[str, MetricInfo] = {
     info.name: info
     for info in (
         _info(tps, "tokens/s", "higher", "speed"),
+        _info(figures.user_tps, "tokens/s", "higher", "speed"),
+        _info(figures.mean_batch, "sequences", "higher", "speed"),
+        _info(figures.batch_kv_bytes, "bytes", "lower", "near-exact"),
         _info(ttft_s, "s", "lower", "speed"),
         _info(tpot_p50_s, "s/token", "lower", "speed"),
         _info(tpot_p90_s, "s/token", "lower", "speed"),
@@ -308,8 +315,8 @@ def decode_steps(traces: Traces) -> Iterable[StepRecord]:
 
 
 def decode_seconds(traces: Traces) -> float:
-    """Σ seconds of the steps after the first."""
-    return sum(step.timed_s for step in decode_steps(traces))
+    """Σ seconds of the steps after the first; in a batch, of each round once."""
+    return sum(step.timed_s if step.share_s is None else step.share_s for step in decode_steps(traces))
 
 
 def num_decode_tokens(traces: Traces) -> int:

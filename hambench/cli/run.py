@@ -40,6 +40,7 @@ Examples:
   hambench run --suite longbench --data DIR --tasks lcc,gov_report --budget 10m
   hambench run --suite prompts.jsonl --methods vanilla,prompt_lookup
   hambench run --suite efficiency --methods vanilla,hamburger --threads 1,2 --max-new-tokens 64,256
+  hambench run --suite longbench --methods vanilla,speculative --batch 1,2,4,8 --budget 10m
   hambench run --config sweep.yaml --limit 5
   hambench run --resume runs/2026-01-31-longbench
 """
@@ -257,6 +258,7 @@ def request_from(
         "dtype",
         "methods",
         "method_args",
+        "batch",
         "threads",
         "regime",
         "kernels",

@@ -176,8 +176,12 @@ def allocator_peak_bytes(device: str) -> int | None:
     return peak_memory_bytes(device) if device.startswith("cuda") else None
 
 
-def free_memory_bytes() -> int:
-    """Returns the bytes that can be allocated without swapping."""
+def free_memory_bytes(device: str = "cpu") -> int:
+    """Returns the bytes that can be allocated without swapping, or on a GPU."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available)
 
 

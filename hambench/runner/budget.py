@@ -118,6 +118,7 @@ def calibrate(
     temperature: float = 0.0,
     top_p: float = 1.0,
     growth: Growth = Growth(),
+    batch: int = 1,
 ) -> Speed:
     """Measures a method's speeds on a synthetic prompt with the run's sampling parameters, after a warm-up."""
     method.warmup()
@@ -125,6 +126,9 @@ def calibrate(
     prompt = _made_up_prompt(num_prompt)
     limit = min(8 * CALIBRATION_STEPS, context_length - num_prompt)
     num_tokens = num_steps = 0
+    if batch > 1:
+        params = SamplingParams(max_new_tokens=limit, temperature=temperature, top_p=top_p)
+        return _calibrate_batch(method, prompt, params, batch, growth)
     with torch.inference_mode():
         began = time.perf_counter()
         params = SamplingParams(max_new_tokens=limit, temperature=temperature, top_p=top_p)
@@ -139,6 +143,42 @@ def calibrate(
         prefill_s_per_token=(prefilled - began) / num_prompt,
         decode_s_per_token=(done - prefilled) / max(1, num_tokens),
         step_s=(done - prefilled) / max(1, num_steps),
+        growth=growth,
+    )
+
+
+def _calibrate_batch(
+    method: DecodingMethod, prompt: list[int], params: SamplingParams, size: int, growth: Growth
+) -> Speed:
+    """Measures a full batch; each sequence counts its part of the rounds."""
+    from hambench.engine.requests.batch import Ask, Batch, SequenceFailed
+
+    batch: Batch[int] = Batch(method, size)
+    for number in range(size):
+        batch.add(number, Ask(prompt_ids=prompt, params=params))
+    begun: set[int] = set()
+    prefill_s, num_full = 0.0, 0
+    partial, full = list[tuple[float, int]](), list[tuple[float, int]]()
+    while batch.num_sequences and num_full < CALIBRATION_STEPS:
+        events = batch.round()
+        # prompts are read one after the other: only rounds of all sequences tell the speed of a full batch
+        is_full = len(begun) == size and len(events) == size
+        num_full += is_full
+        for event in events:
+            if isinstance(event, SequenceFailed):
+                raise event.error
+            share = event.step.share_s or 0.0
+            if event.key in begun:
+                (full if is_full else partial).append((share, len(event.step.tokens)))
+            else:
+                begun.add(event.key)
+                prefill_s += share
+    steps = full or partial
+    decode_s, num_tokens = sum(share for share, _ in steps), sum(number for _, number in steps)
+    return Speed(
+        prefill_s_per_token=prefill_s / (size * len(prompt)),
+        decode_s_per_token=decode_s / max(1, num_tokens),
+        step_s=decode_s / max(1, len(steps)),
         growth=growth,
     )
 

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import itertools
 import os
-import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
 from hambench.decoding import DecodingMethod, SamplingParams
 from hambench.errors import HambenchError
 from hambench.machine.bandwidth import measure_bandwidth
 from hambench.machine.load import CpuLoadMeter, allocator_peak_bytes, listening_processes, reset_peak_memory
 from hambench.machine.nvml import Gpu, gpu_of
-from hambench.records import ALONE_SHARE, BUSY_LOAD, Cell, Sample, SampleRecord
-from hambench.runner.backend import native_calls
+from hambench.records import ALONE_SHARE, BUSY_LOAD, Cell, GenerationTrace, Sample, SampleRecord
 from hambench.runner.conversations import Conversations
 from hambench.runner.sweep import config_of
-from hambench.store import RecordKey, RunWriter
+from hambench.runner.work import Job as Job
+from hambench.runner.work import Opening
+from hambench.runner.work import Progress as Progress
+from hambench.runner.work import Workload as Workload
+from hambench.runner.work import interleave_tasks as interleave_tasks
+from hambench.runner.work import schedule as schedule
+from hambench.runner.work import torch_threads as torch_threads
+from hambench.store import RunWriter
 
 if TYPE_CHECKING:
     from hambench.engine.requests.prompts import ReadPrompts
@@ -30,58 +34,6 @@ if TYPE_CHECKING:
 Prefill = Literal["shared", "each"]
 MAX_REMEASURED_SHARE = 0.2
 """Most extra work a noisy machine may cause, as a share of the run's records."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Job:
-    """One (cell, sample, repeat) to decode."""
-
-    cell: Cell
-    sample: Sample
-    repeat: int
-
-    @property
-    def key(self) -> RecordKey:
-        """Key of the record that this job makes."""
-        return (self.cell.label, self.sample.sample_id, self.repeat)
-
-
-Progress = Callable[[Job, int, int], None]
-"""Called after each job with the job, how many are done and how many there are."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Workload:
-    """The jobs that a run still needs, in order, and the callback told of each record."""
-
-    jobs: tuple[Job, ...]
-    num_total: int
-    """Records of the whole run, those that were there already included."""
-    progress: Progress | None = None
-
-    @classmethod
-    def of(
-        cls,
-        cells: Sequence[Cell],
-        samples: Sequence[Sample],
-        repeats: int,
-        *,
-        done: Collection[RecordKey] = (),
-        progress: Progress | None = None,
-    ) -> Self:
-        """Returns the jobs of a run that are not in ``done``, cells interleaved as :func:`schedule` says."""
-        jobs = list(schedule(cells, samples, repeats))
-        return cls(tuple(job for job in jobs if job.key not in done), len(jobs), progress)
-
-    @property
-    def num_done(self) -> int:
-        """Records that were there before."""
-        return self.num_total - len(self.jobs)
-
-    def tell(self, job: Job, num_made: int) -> None:
-        """Reports that a job is done, the ``num_made``-th of this workload."""
-        if self.progress is not None:
-            self.progress(job, self.num_done + num_made, self.num_total)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,28 +69,6 @@ def noise_seed(seed: int, sample_id: str, repeat: int) -> int:
     """Returns the seed of one answer (31 bits, which peers accept too), so that samples do not share their noise."""
     digest = hashlib.sha256(f"{seed}/{repeat}/{sample_id}".encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:4]) >> 1
-
-
-def interleave_tasks(samples: Sequence[Sample]) -> list[Sample]:
-    """Returns samples round-robin over tasks, each in document order: a run cut short covers tasks evenly."""
-    by_task: dict[tuple[str, str], list[Sample]] = {}
-    for sample in samples:
-        by_task.setdefault((sample.suite, sample.task), []).append(sample)
-    rounds = itertools.zip_longest(*by_task.values())
-    return [sample for turn in rounds for sample in turn if sample is not None]
-
-
-def schedule(cells: Sequence[Cell], samples: Sequence[Sample], repeats: int) -> Iterator[Job]:
-    """Returns every (cell, sample, repeat), with cells interleaved per sample in rotating order.
-
-    Machine drift then affects all cells alike, and no cell always runs first.
-    """
-    ordered = interleave_tasks(samples)
-    for repeat in range(repeats):
-        for index, sample in enumerate(ordered):
-            first = (index + repeat) % len(cells)
-            for cell in (*cells[first:], *cells[:first]):
-                yield Job(cell, sample, repeat)
 
 
 class Generator:
@@ -189,54 +119,79 @@ class Generator:
         self._probe(writer, "start")
         load = CpuLoadMeter()
         extra = int(MAX_REMEASURED_SHARE * len(work.jobs))
-        for num_made, job in enumerate(work.jobs, start=1):
-            for attempt in itertools.count():
-                record = self.record(job, load)
-                writer.append_record(record)
-                if not record.contaminated or attempt >= self.options.max_remeasured or extra <= 0:
-                    break
-                extra -= 1
-            work.tell(job, num_made)
+        num_made = 0
+        for cell, turn in itertools.groupby(work.jobs, key=lambda job: job.cell):
+            if cell.batch > 1:
+                from hambench.runner.batches import batch_records
+
+                method, device = self.method(cell), str(self.target.device)
+                for job, record in batch_records(self, method, list(turn), device=device):
+                    writer.append_record(record)
+                    num_made += 1
+                    work.tell(job, num_made)
+                continue
+            for job in turn:
+                for attempt in itertools.count():
+                    record = self.record(job, load)
+                    writer.append_record(record)
+                    if not record.contaminated or attempt >= self.options.max_remeasured or extra <= 0:
+                        break
+                    extra -= 1
+                num_made += 1
+                work.tell(job, num_made)
         self._probe(writer, "end")
 
     def record(self, job: Job, load: CpuLoadMeter) -> SampleRecord:
         """Makes one record; an exception becomes the record's error, and the run goes on."""
         from hambench.engine.loop import generate
-        from hambench.engine.text import answer_text, count_thinking, encode_prompt, step_texts
 
-        sample, target, options = job.cell.asks(job.sample), self.target, self.options
-        assert target.tokenizer is not None
-        base: dict[str, Any] = {
-            "cell": job.cell.label,
-            "sample_id": sample.sample_id,
-            "prompt_hash": sample.prompt_hash,
-            "repeat": job.repeat,
-            "started_at": time.time(),
-        }
         method = self.method(job.cell)
+        opening = Opening(job)
         try:
-            if sample.turn > 1:
-                sample = self._conversations.ask(sample, job.cell.label, job.repeat)
-                base["prompt"] = sample.prompt
-            positions = job.cell.positions(target.context_length)
-            prompt = encode_prompt(sample, target.tokenizer, context_length=positions)
+            ask = self.ask(opening)
             with torch_threads(job.cell.threads):
-                reset_peak_memory(str(target.device))
-                helpers = _helpers(method)
-                load.read(helpers)
-                calls_before = native_calls(job.cell.kernels)
-                trace = generate(
-                    method,
-                    prompt.ids,
-                    options.params(sample, job.repeat),
-                    eos_ids=() if options.ignore_eos else target.eos_ids,
-                    stop=() if options.ignore_eos else sample.stop,
-                    think_end=options.think_end,
-                    decode_text=target.tokenizer.decode,
-                    prompts=self._prompts_for(job),
-                )
-                calls = native_calls(job.cell.kernels)
-                meanwhile = load.read(helpers)
+                reset_peak_memory(str(self.target.device))
+                opening.begin(_helpers(method), load)
+                trace = generate(method, prompts=self._prompts_for(job), **ask)
+                opening.end()
+        # whatever one sample raises is that sample's: hours of others must not be lost to it
+        except Exception as error:
+            return opening.failed(error)
+        return self.finished(opening, trace)
+
+    def ask(self, opening: Opening) -> dict[str, Any]:
+        """Returns the arguments of :func:`hambench.engine.loop.generate` for a record's sample.
+
+        Raises:
+            HambenchError: If the sample can't be asked.
+        """
+        from hambench.engine.text import encode_prompt
+
+        job, target, options = opening.job, self.target, self.options
+        assert target.tokenizer is not None
+        sample = job.cell.asks(job.sample)
+        if sample.turn > 1:
+            sample = self._conversations.ask(sample, job.cell.label, job.repeat)
+            opening.base["prompt"] = sample.prompt
+        positions = job.cell.positions(target.context_length)
+        prompt = encode_prompt(sample, target.tokenizer, context_length=positions)
+        opening.sample, opening.num_truncated = sample, prompt.num_truncated
+        return {
+            "prompt_ids": prompt.ids,
+            "params": options.params(sample, job.repeat),
+            "eos_ids": () if options.ignore_eos else target.eos_ids,
+            "stop": () if options.ignore_eos else sample.stop,
+            "think_end": options.think_end,
+            "decode_text": target.tokenizer.decode,
+        }
+
+    def finished(self, opening: Opening, trace: GenerationTrace) -> SampleRecord:
+        """Returns the record of an answer."""
+        from hambench.engine.text import answer_text, count_thinking, step_texts
+
+        target, options, job, sample = self.target, self.options, opening.job, opening.sample
+        assert target.tokenizer is not None
+        try:
             throttles = (self._gpu.read().throttles or ()) if self._gpu is not None else ()
             text = answer_text(trace, target.tokenizer, sample.stop, think_end=options.think_end)
             pieces = step_texts(trace, target.tokenizer)
@@ -244,20 +199,17 @@ class Generator:
             thinking = None
             if options.think_end is not None:
                 thinking = count_thinking(trace, target.tokenizer, options.think_end)
-        # whatever one sample raises is that sample's: hours of others must not be lost to it
         except Exception as error:
-            return SampleRecord(**base, error=f"{type(error).__name__}: {error}"[:2000])
+            return opening.failed(error)
         record = SampleRecord(
-            **base,
+            **opening.base,
+            **opening.meanwhile,
             trace=trace,
             text=text,
             step_texts=pieces,
-            truncated_tokens=prompt.num_truncated,
+            truncated_tokens=opening.num_truncated,
             thinking_tokens=thinking,
             peak_memory_bytes=allocator_peak_bytes(str(target.device)),
-            other_load=meanwhile.other if meanwhile else None,
-            native_calls=calls.num - calls_before.num if calls and calls_before else None,
-            native_calls_alone=calls.num_alone - calls_before.num_alone if calls and calls_before else None,
             throttles=throttles,
         )
         return dataclasses.replace(record, contaminated=_is_contaminated(record))
@@ -266,7 +218,9 @@ class Generator:
     def _prompts(self) -> ReadPrompts | None:
         from hambench.engine.requests.prompts import ReadPrompts
 
-        shared = self.options.prefill == "shared" and self.target.device.type == "cpu"
+        # in a batch cells take turns per block of samples: nobody reads what another has just read
+        alone = all(cell.batch == 1 for cell in self.cells)
+        shared = self.options.prefill == "shared" and self.target.device.type == "cpu" and alone
         return ReadPrompts() if shared and len(self.cells) > 1 else None
 
     def _prompts_for(self, job: Job) -> ReadPrompts | None:
@@ -313,19 +267,3 @@ def _helpers(method: DecodingMethod) -> tuple[int, ...] | None:
     found = () if port is None else listening_processes(port)
     # a server in this very process is counted as our own already
     return None if found is None else tuple(pid for pid in found if pid != os.getpid())
-
-
-@contextlib.contextmanager
-def torch_threads(num_threads: int | None) -> Iterator[None]:
-    """Runs a block with this number of torch threads; ``None`` leaves it unchanged."""
-    if num_threads is None:
-        yield
-        return
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(num_threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -47,6 +47,7 @@ def prepare(request: RunRequest, *, calibrated: bool = False) -> Prepared:
         request = dataclasses.replace(request, sweep=_with_kernels_chosen(request.sweep, target))
     expansion = request.sweep.expand(target)
     _refuse_longer_context(request.sweep, target)
+    _refuse_batch(request, target)
     captured = _capture(request, target)
     if captured.speed_only:
         request = dataclasses.replace(
@@ -62,6 +63,10 @@ def prepare(request: RunRequest, *, calibrated: bool = False) -> Prepared:
     def count(text: str) -> int:
         return count_tokens(text, target.tokenizer) if target.tokenizer else 0
 
+    if max(request.sweep.batches) > 1:
+        from hambench.runner.batches import refuse_too_large
+
+        refuse_too_large(expansion.cells, samples, target, count)
     if calibrated or request.budget_s is not None:
         longest = max(prompt_sizes(samples, lambda sample: count(sample.prompt)).values(), default=0)
         growth = measure_growth(target, longest)
@@ -73,6 +78,7 @@ def prepare(request: RunRequest, *, calibrated: bool = False) -> Prepared:
                     temperature=request.decoding.temperature,
                     top_p=request.decoding.top_p,
                     growth=growth,
+                    batch=cell.batch,
                 )
     if request.budget_s is not None:
         samples = fit_budget(
@@ -242,6 +248,18 @@ def _refuse_longer_context(sweep: Sweep, target: TargetModel) -> None:
             raise HambenchError(
                 f"context must be <= {target.context_length}, the positions that {target.name} has, got {context}"
             )
+
+
+def _refuse_batch(request: RunRequest, target: TargetModel) -> None:
+    if max(request.sweep.batches) == 1:
+        return
+    if request.executor != "local":
+        raise HambenchError("--batch above 1 needs --executor local: Ray workers decode sample by sample")
+    if target.llama.reference is None:
+        raise HambenchError(
+            f"--batch above 1 needs the engine's own forward pass, and {target.name} runs through the transformers "
+            "adapter: give --batch 1"
+        )
 
 
 def _compare_with_the_beginning(

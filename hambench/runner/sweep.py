@@ -42,6 +42,8 @@ class Sweep:
     """Positions that prompt and answer may take; a longer prompt is cut or refused by its suite's rule."""
     max_new_tokens: tuple[int | None, ...] = (None,)
     """Limits that replace the tasks' own."""
+    batches: tuple[int, ...] = (1,)
+    """Sequences that are decoded together."""
     controls: bool = False
     """Whether each fine-tuned method's control cell is added where the axis does not hold it already."""
 
@@ -54,6 +56,7 @@ class Sweep:
             ("threads", self.threads, 1),
             ("context", self.contexts, 2),
             ("max_new_tokens", self.max_new_tokens, 1),
+            ("batch", self.batches, 1),
         ):
             for value in values:
                 if value is not None and value < least:
@@ -90,19 +93,21 @@ class Sweep:
         if unused:
             raise HambenchError(f"no chosen method has the knob {unused[0]!r}")
         cells = []
-        _refuse_too_many(
-            configs, self.regimes, self.kernels, self.threads, self.contexts, self.max_new_tokens
-        )
-        axes = itertools.product(
-            configs, self.regimes, self.kernels, self.threads, self.contexts, self.max_new_tokens
-        )
-        for config, regime, kernels, threads, context, max_new_tokens in axes:
+        axes = (self.regimes, self.kernels, self.threads, self.contexts, self.max_new_tokens, self.batches)
+        _refuse_too_many(configs, *axes)
+        for config in configs if max(self.batches) > 1 else ():
+            if (reason := batch_obstacle(config)) is not None:
+                raise HambenchError(reason)
+        for config, regime, kernels, threads, context, max_new_tokens, batch in itertools.product(
+            configs, *axes
+        ):
             extras = {
                 "regime": regime if len(self.regimes) > 1 else None,
                 "kernels": kernels if len(self.kernels) > 1 else None,
                 "threads": threads,
                 "context": context,
                 "max_new": max_new_tokens,
+                "batch": batch if len(self.batches) > 1 or batch > 1 else None,
             }
             cells.append(
                 Cell(
@@ -116,6 +121,7 @@ class Sweep:
                     threads=threads,
                     context=context,
                     max_new_tokens=max_new_tokens,
+                    batch=batch,
                 )
             )
         if not cells:
@@ -183,6 +189,18 @@ class Expansion:
     cells: tuple[Cell, ...]
     left_out: tuple[str, ...]
     """Methods that ``all`` can't include here, each with its reason."""
+
+
+def batch_obstacle(config: MethodConfig) -> str | None:
+    """Why a method can't decode several sequences together, ``None`` if it can."""
+    if not config.shares_forwards:
+        return (
+            f"{config.label} decodes with an engine of its own, whose forwards a batch can't share: leave it out, or "
+            "give --batch 1"
+        )
+    if config.depends_on_order:
+        return f"{config.label} reads earlier answers, and in a batch none is the earlier one: give --batch 1"
+    return None
 
 
 def config_of(cell: Cell) -> MethodConfig:

@@ -35,6 +35,7 @@ class EndpointConfig(MethodConfig):
 
     method: ClassVar[str] = "endpoint"
     in_all: ClassVar[bool] = False
+    shares_forwards: ClassVar[bool] = False
 
     url: str = "http://127.0.0.1:8000/v1"
     """Its address; by default that of ``hambench serve``."""

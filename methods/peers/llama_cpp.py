@@ -50,6 +50,7 @@ class LlamaCppConfig(MethodConfig):
 
     method: ClassVar[str] = "llama_cpp"
     in_all: ClassVar[bool] = False
+    shares_forwards: ClassVar[bool] = False
 
     gguf: str | None = None
     """GGUF file of the target model; by default the embedded model's own."""

@@ -35,6 +35,7 @@ class TransformersConfig(MethodConfig):
     lossless: ClassVar[bool] = True
     aliases: ClassVar[dict[str, str]] = {"k": "num_draft_tokens", "n": "max_ngram"}
     in_all: ClassVar[bool] = False
+    shares_forwards: ClassVar[bool] = False
 
     mode: str = "dynamic"
     """``dynamic``, ``static``, ``assistant`` or ``prompt_lookup``."""

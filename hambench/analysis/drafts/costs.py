@@ -152,7 +152,8 @@ def draft_costs(run: Run, cell: Cell) -> DraftCosts | None:
     traces = [trace for _, trace in _answers(run, cell)]
     acceptance = acceptance_conditional(traces)
     baseline = baseline_of(cell, run.header.cells)
-    if not acceptance or baseline is None:
+    # in a batch a verification shares its forward: rows of one sequence have no cost of their own
+    if not acceptance or baseline is None or cell.batch > 1:
         return None
     verify = verify_cost(run, baseline)
     lengths = drafted_histogram(traces)

@@ -1,0 +1,1 @@
+"""Answers that were decoded in batches: their figures and curves."""
