@@ -137,7 +137,7 @@ def test_a_run_killed_at_random_moments_equals_an_undisturbed_one(tmp_path, opti
     sweep[sweep.index("vanilla")] = "vanilla,speculative[k=2],prompt_lookup"
     sweep[sweep.index("multifieldqa_en")] = "multifieldqa_en,lcc"
     sweep[sweep.index("--max-new-tokens") + 1] = "12"
-    sweep += ["--temperature", "0.8", "--repeats", "6", "--seed", "11"]
+    sweep += ["--temperature", "0.8", "--repeats", "12", "--seed", "11"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
     def start(*arguments):
@@ -166,7 +166,7 @@ def test_a_run_killed_at_random_moments_equals_an_undisturbed_one(tmp_path, opti
             if records.exists() and records.stat().st_size > before:
                 break
             time.sleep(0.005)
-        time.sleep(moments.random() * (0.03 if kill % 2 else 4))
+        time.sleep(moments.random() * (0.03 if kill % 2 else 3))
         process.send_signal(signal.SIGKILL)
         _, err = process.communicate()
         done = load_run(folder).measured if records.exists() else ()
@@ -180,7 +180,8 @@ def test_a_run_killed_at_random_moments_equals_an_undisturbed_one(tmp_path, opti
         if kill % 2:
             assert process.returncode == -signal.SIGKILL, err
             assert records.stat().st_size > before, "nothing was written before the kill"
-    assert interrupted, "no kill came in the middle of the run"
+    # a fast machine may end the run between two kills; one that always does has not been killed
+    assert len(interrupted) >= examples(25) // 2, f"records after each kill in the middle: {interrupted}"
     last = start(
         *(("--resume", str(folder), "--no-report") if records.exists() else (*sweep, "--out", str(folder)))
     )
