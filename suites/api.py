@@ -17,7 +17,7 @@ from hambench.records import Edition, Sample, SampleRecord, Score
 from hambench.run_notes import Note
 from hambench.suites.catalogue import AVERAGES, SUITES
 from hambench.suites.floors import bounds_of
-from hambench.suites.offline import OFFLINE, OFFLINE_SUITE
+from hambench.suites.offline import OFFLINE, OFFLINE_SUITES
 from hambench.suites.own.capture import SOURCE, capture_own, check_rows, score_own
 from hambench.suites.own.files import path_of
 from hambench.suites.resolve import (
@@ -265,12 +265,7 @@ def own_suite_path(suite: str | None) -> Path | None:
 
     A suite's name goes before a folder of that name, which is written ``./NAME``.
     """
-    if (
-        suite is None
-        or suite in SUITES
-        or suite in OFFLINE_SUITE.values()
-        or suite.endswith((".yaml", ".yml"))
-    ):
+    if suite is None or suite in SUITES or suite in OFFLINE_SUITES or suite.endswith((".yaml", ".yml")):
         return None
     return path_of(suite)
 
@@ -294,7 +289,7 @@ def _capture_own(request: CaptureRequest, path: Path) -> Capture:
             f"--edition offline says nothing about prompts of one's own ({path}): leave it out"
         )
     stem = printable(path.resolve().name).partition(".")[0] or "prompts"
-    taken = stem in SUITES or stem in OFFLINE_SUITE.values()
+    taken = stem in SUITES or stem in OFFLINE_SUITES
     own = capture_own(
         path,
         name=f"own-{stem}" if taken else stem,

@@ -50,14 +50,14 @@ def bounds_of(task: str, seed: int = 0) -> Bounds:
 def compute_bounds(each: OfflineEntry, *, seed: int = 0) -> Bounds:
     """Computes the floor and ceiling of a task by scoring every guess on every row.
 
-    A task whose answers are programs has the floor 0 and the ceiling 100, because no program passes without knowing its
-    problem, and the problems' own solutions pass.
+    A task whose answers are programs has one problem's share as its floor, because no program passes two problems, and
+    the ceiling 100, because the problems' own solutions pass.
     """
     from hambench.suites.resolve import OFFLINE_EDITION, Asked
     from hambench.suites.task_requests import capture_task, scoring_task
 
     if each.entry.runs_code:
-        return Bounds(floor=0.0, floor_by="any program", ceiling=100.0)
+        return Bounds(floor=100 / each.entry.num_rows, floor_by="one problem's solution", ceiling=100.0)
     rows = each.build(each.entry.num_rows, seed=seed)
     samples, plan = capture_task(
         Asked(each.entry),

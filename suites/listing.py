@@ -12,7 +12,7 @@ from hambench.suites.catalogue import ENTRIES, SUITES, TaskEntry, tasks_of
 from hambench.suites.efficiency import EFFICIENCY
 from hambench.suites.floors import bounds_of
 from hambench.suites.harness.lm_tasks import SCORER_PACKAGES
-from hambench.suites.offline import OFFLINE, OFFLINE_SUITE, offline_tasks
+from hambench.suites.offline import OFFLINE, OFFLINE_SUITES, offline_tasks
 from hambench.suites.rows import find_file, read_task, unpacked
 from hambench.suites.sources import cached_data_set, hub_reachable, hub_rows
 
@@ -43,11 +43,7 @@ class TaskListing:
 
 def list_suites(data: Path | None = None) -> list[dict[str, Any]]:
     """Returns the rows of ``hambench ls suites``: every task of every suite, the offline edition included."""
-    listed = [
-        asdict(each)
-        for suite in (*SUITES, *dict.fromkeys(OFFLINE_SUITE.values()))
-        for each in describe(suite, data)
-    ]
+    listed = [asdict(each) for suite in (*SUITES, *OFFLINE_SUITES) for each in describe(suite, data)]
     return listed
 
 
@@ -59,10 +55,10 @@ def describe(suite: str, data: Path | None = None) -> list[TaskListing]:
     """
     if suite == "efficiency":
         return [_efficiency(name, about) for name, about in EFFICIENCY.items()]
-    if suite in OFFLINE_SUITE.values():
+    if suite in OFFLINE_SUITES:
         return [_offline(each.entry, each.about) for each in offline_tasks(suite)]
     if suite not in SUITES:
-        raise UnknownNameError("suite", suite, (*SUITES, *OFFLINE_SUITE.values()))
+        raise UnknownNameError("suite", suite, (*SUITES, *OFFLINE_SUITES))
     return [_official(entry, data) for entry in tasks_of(suite)]
 
 
@@ -124,7 +120,7 @@ def fetch(task: str) -> int:
 
 def _official(entry: TaskEntry, data: Path | None) -> TaskListing:
     stand_ins = [
-        each.entry.name for each in OFFLINE.values() if each.counterpart == entry.name.removesuffix("_e")
+        each.entry.name for each in OFFLINE.values() if each.stands_in_for(entry.name.removesuffix("_e"))
     ]
     source, missing = _source(entry, data)
     lacking = _lacking(entry)

@@ -12,7 +12,7 @@ from hambench.files import printable
 from hambench.records import Edition
 from hambench.suites.catalogue import ENTRIES, SUITES, TaskEntry, preset_of, tasks_of
 from hambench.suites.harness.lm_tasks import find_config, lm_eval_version
-from hambench.suites.offline import OFFLINE, OFFLINE_SUITE, offline_tasks
+from hambench.suites.offline import OFFLINE, OFFLINE_SUITE, OFFLINE_SUITES, offline_tasks
 from hambench.suites.rows import Row, find_file, read_rows, read_task
 from hambench.suites.sources import cached_data_set, hub_reachable, hub_rows
 from hambench.suites.suite_file import read_suite_file
@@ -64,10 +64,10 @@ def asked_tasks(
                 "nothing to run: name a suite (--suite longbench) or tasks (--tasks NAME,NAME)"
             )
         return "tasks", tuple(named_task(task) for task in tasks)
-    if suite in OFFLINE_SUITE.values():
+    if suite in OFFLINE_SUITES:
         return suite, _subset(tuple(Asked(each.entry) for each in offline_tasks(suite)), tasks)
     if suite not in SUITES:
-        raise UnknownNameError("suite", suite, (*SUITES, *dict.fromkeys(OFFLINE_SUITE.values())))
+        raise UnknownNameError("suite", suite, (*SUITES, *OFFLINE_SUITES))
     settings = preset_of(preset, suite)
     listed = tuple(
         _configured(entry, {} if settings is None else settings[entry.name])
@@ -137,15 +137,13 @@ def offline_counterparts(
     Settings of an offline task are kept; those of an official task do not apply to its replacement.
     """
     name = OFFLINE_SUITE.get(suite, suite)
-    stand_ins = [
-        each for each in OFFLINE.values() if name not in OFFLINE_SUITE.values() or each.entry.suite == name
-    ]
+    stand_ins = [each for each in OFFLINE.values() if name not in OFFLINE_SUITES or each.entry.suite == name]
     wanted = {each.entry.name.removesuffix("_e") for each in asked}
     whole_suite = {entry.name for entry in tasks_of(suite)} == {each.entry.name for each in asked}
     settings = {each.entry.name: each.settings for each in asked}
     chosen, covered = [], set()
     for each in stand_ins:
-        if whole_suite or each.counterpart in wanted or each.entry.name in wanted:
+        if whole_suite or any(map(each.stands_in_for, wanted)) or each.entry.name in wanted:
             chosen.append(_configured(each.entry, settings.get(each.entry.name, {})))
             covered |= {each.counterpart, each.entry.name}
     missing = (

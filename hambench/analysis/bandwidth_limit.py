@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +27,9 @@ PLAUSIBLE = (0.5, 1.02)
 
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _DRIFT = 1.2
+_LOW = "below half of the ceiling"
+_MOST_OF_IT = 0.7
+"""Share of the idle seconds that one cause must have to be named alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,17 +71,21 @@ class Ceiling:
         return max(self.readings) / min(self.readings)
 
 
-def ceiling_of(run: Run, part: str = "") -> Ceiling | None:
+def ceiling_of(run: Run, part: str = "", threads: int | None = None) -> Ceiling | None:
     """Reads a run's bandwidth probes; ``None`` without one, since a data sheet would describe another machine.
 
     Args:
         run: The run.
         part: Id of one of several joined runs.
+        threads: Those of the judged cell, since one thread can't read what all read; ``None`` takes every probe.
     """
     probes = [
         float(r["read"])
         for r in run.telemetry
-        if r.get("kind") == "bandwidth" and r.get("read") and r.get("run", "") == part
+        if r.get("kind") == "bandwidth"
+        and r.get("read")
+        and r.get("run", "") == part
+        and (threads is None or r.get("threads") in (None, threads))
     ]
     return Ceiling(tuple(probes)) if probes else None
 
@@ -92,9 +101,10 @@ def limits_of(run: Run) -> dict[str, Limit]:
     shape = shape_of(run)
     if shape is None:
         return {}
-    limits = {}
+    limits: dict[str, Limit] = {}
+    idle: dict[str, float] = {}
     for cell in run.header.cells:
-        ceiling = ceiling_of(run, cell.run)
+        ceiling = ceiling_of(run, cell.run, cell.threads)
         # a batch reads weights once for several sequences, which the rules of one don't know
         if ceiling is None or cell.batch > 1:
             continue
@@ -106,17 +116,49 @@ def limits_of(run: Run) -> dict[str, Limit]:
             continue
         loads = [record.other_load for record in records if record.other_load is not None]
         mbu = needed / seconds / ceiling.bandwidth
+        idle[cell.label] = _idle_share(mbu, seconds, traces)
         limits[cell.label] = Limit(
             cell=cell.label,
             bandwidth=ceiling.bandwidth,
             bytes_per_token=needed / tokens,
             predicted_tps=tokens * ceiling.bandwidth / needed,
             measured_tps=tokens / seconds,
-            flag=_reason(
-                mbu, ceiling, float(np.mean(loads)) if loads else 0.0, _idle_share(mbu, seconds, traces)
-            ),
+            flag=_reason(mbu, ceiling, float(np.mean(loads)) if loads else 0.0),
         )
+    for label, limit in limits.items():
+        if limit.flag == _LOW:
+            told = _told_apart(label, idle, run.header.cells)
+            flag = f"{_LOW}: {told}, {idle[label] * 1e3:.2g} ms of each step are no memory traffic"
+            limits[label] = dataclasses.replace(limit, flag=flag)
     return limits
+
+
+def _told_apart(label: str, idle: Mapping[str, float], cells: Sequence[Cell]) -> str:
+    """Says what takes the seconds of a step that are not memory traffic, if the cell ran with other threads too.
+
+    Threads share the arithmetic but not the overhead, so fitting A / threads + O to the fewest and the most threads
+    separates the two.
+    """
+    by_label = {cell.label: cell for cell in cells}
+    own = by_label[label]
+    alike = {
+        cell.threads: idle[cell.label]
+        for cell in cells
+        if cell.label in idle
+        and cell.threads is not None
+        and dataclasses.replace(cell, label="", threads=None)
+        == dataclasses.replace(own, label="", threads=None)
+    }
+    if own.threads is None or len(alike) < 2:
+        return "compute or overhead, not told apart"
+    fewest, most = min(alike), max(alike)
+    arithmetic = (alike[fewest] - alike[most]) / (1 / fewest - 1 / most) / own.threads
+    share = min(max(arithmetic / idle[label], 0.0), 1.0)
+    if share >= _MOST_OF_IT:
+        return f"compute-bound, since more threads shorten it ({fewest} and {most} were run)"
+    if share <= 1 - _MOST_OF_IT:
+        return f"overhead-bound, since more threads hardly shorten it ({fewest} and {most} were run)"
+    return f"compute and overhead alike, by what {fewest} and {most} threads took"
 
 
 def decode_bytes(traces: Traces, shape: ModelShape, cell: Cell) -> float | None:
@@ -150,7 +192,7 @@ def _idle_share(mbu: float, seconds: float, traces: Traces) -> float:
     return (1 - mbu) * seconds / max(1, sum(1 for _ in decode_steps(traces)))
 
 
-def _reason(mbu: float, ceiling: Ceiling, load: float, idle_s: float) -> str:
+def _reason(mbu: float, ceiling: Ceiling, load: float) -> str:
     low, high = PLAUSIBLE
     if low <= mbu <= high:
         return ""
@@ -160,6 +202,4 @@ def _reason(mbu: float, ceiling: Ceiling, load: float, idle_s: float) -> str:
         return "faster than the ceiling: part of the weights stays in a cache, or the ceiling is wrong"
     if load > BUSY_LOAD:
         return f"below half of the ceiling: others took {load:.0%} of the machine"
-    return (
-        f"below half of the ceiling: overhead-bound, {idle_s * 1e3:.2g} ms of each step are no memory traffic"
-    )
+    return _LOW

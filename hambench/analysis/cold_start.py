@@ -55,6 +55,19 @@ def start_ups(run: Run) -> dict[str, StartUp]:
     return found
 
 
+def unsettled(run: Run) -> str:
+    """Which cells' warm-up did not settle, in a sentence; empty where all did."""
+    starts = start_ups(run)
+    labels = [start.cell for start in starts.values() if not start.settled]
+    if not labels:
+        return ""
+    more = f" and {len(labels) - 3} more" if len(labels) > 3 else ""
+    return (
+        f"warm-up did not settle in {len(labels)} of {len(starts)} cells ({', '.join(labels[:3])}{more}): no three "
+        "passes in a row agreed within 2 %, so the machine's own pace varied by more"
+    )
+
+
 def pays_from(extra_bytes: int, candidate: Traces, baseline: Traces) -> int | None:
     """Returns the answer length at which a slower-growing cache has saved ``extra_bytes``.
 

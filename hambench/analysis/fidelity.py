@@ -27,6 +27,12 @@ REGRET_WORDS = (
 )
 
 
+SAMPLED_SAME = (
+    "same: answers were drawn at a temperature, and two draws part by chance: few equal ones say nothing of "
+    "a method."
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Divergence:
     """An answer's first difference from the baseline's, and the target's judgement there."""

@@ -17,10 +17,10 @@ from hambench.analysis.bandwidth_limit import limits_of
 from hambench.analysis.baselines import baseline_of, has_several
 from hambench.analysis.cautions.prefix_cache import cache_caution
 from hambench.analysis.cautions.thinking import counted_apart
-from hambench.analysis.cold_start import start_ups
+from hambench.analysis.cold_start import start_ups, unsettled
 from hambench.analysis.comparisons import COMPARED, compare_run
 from hambench.analysis.drafts.costs import draft_costs
-from hambench.analysis.fidelity import REGRET_WORDS, Identity, time_line, token_identity
+from hambench.analysis.fidelity import REGRET_WORDS, SAMPLED_SAME, Identity, time_line, token_identity
 from hambench.analysis.measurements import Measurement, measure_run, repetition_cautions
 from hambench.analysis.suite_averages import averages_of
 from hambench.groups import ALL, in_group
@@ -161,6 +161,8 @@ def render_table(run: Run, *, group: str = ALL, width: int = 150) -> str:
         console.print(Text(f"! {line}"), soft_wrap=True)
     if (cached := cache_caution(run)) is not None:
         console.print(Text(f"! {cached[0].upper()}{cached[1:]}"), soft_wrap=True)
+    if pace := unsettled(run):
+        console.print(Text(f"! {pace}."), soft_wrap=True)
     console.print(table)
     if line := timed_prefills(measured):
         console.print(Text(line), soft_wrap=True)
@@ -172,6 +174,8 @@ def render_table(run: Run, *, group: str = ALL, width: int = 150) -> str:
             console.print(Text(f"{cell.label}: {line}"), soft_wrap=True)
     if comparisons or judged:
         console.print()
+    if comparisons and run.header.temperature > 0:
+        console.print(Text(SAMPLED_SAME), soft_wrap=True)
     if judged:
         console.print(Text(f"{REGRET_WORDS} {time_line(run)}".rstrip()), soft_wrap=True)
     for cell in cells:

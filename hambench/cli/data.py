@@ -100,7 +100,7 @@ def verify(suite: str | None, tasks: str | None, data: Path | None, as_json: boo
 def _chosen(suite: str | None, tasks: str | None, known: tuple[str, ...]) -> list[str]:
     from hambench.errors import UnknownNameError
     from hambench.suites.catalogue import ENTRIES, SUITES
-    from hambench.suites.offline import OFFLINE, OFFLINE_SUITE
+    from hambench.suites.offline import OFFLINE, OFFLINE_SUITE, OFFLINE_SUITES
 
     entries = {**{name: each.entry for name, each in OFFLINE.items()}, **ENTRIES}
     suite_of = {
@@ -108,7 +108,7 @@ def _chosen(suite: str | None, tasks: str | None, known: tuple[str, ...]) -> lis
         for name in known
     }
     if suite is not None:
-        suites = {*SUITES, *OFFLINE_SUITE.values()}
+        suites = {*SUITES, *OFFLINE_SUITES}
         if suite not in suites:
             raise UnknownNameError("suite", suite, suites)
         here = (

@@ -249,8 +249,11 @@ class Generator:
             append_telemetry({"kind": "warmup", "cell": cell.label, **dataclasses.asdict(readings), **extra})
 
     def _probe(self, writer: RunWriter, when: str) -> None:
-        measured = measure_bandwidth(str(self.target.device))
-        writer.append_telemetry({"kind": "bandwidth", "when": when, **dataclasses.asdict(measured)})
+        # what all threads read is no ceiling of a cell that has fewer
+        for threads in dict.fromkeys(cell.threads for cell in self.cells) or (None,):
+            with torch_threads(threads):
+                measured = measure_bandwidth(str(self.target.device))
+            writer.append_telemetry({"kind": "bandwidth", "when": when, **dataclasses.asdict(measured)})
         # after the probe: a GPU that was idle has had time to raise its clocks
         if self._gpu is not None:
             writer.append_telemetry({"kind": "gpu", "when": when, **dataclasses.asdict(self._gpu.read())})

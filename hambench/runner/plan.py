@@ -127,7 +127,9 @@ def plan_run(request: RunRequest) -> Plan:
         extra_weight_bytes={cell.label: prepared.generator.method(cell).extra_weight_bytes for cell in cells},
         kv_bytes=probe.bytes_per_slot * longest,
         notes=warnings_of(prepared),
-        fixed_s=prepared.seconds + sum(speed.warm_up_s for speed in prepared.speeds.values()) + _PROBES_S,
+        fixed_s=prepared.seconds
+        + sum(speed.warm_up_s for speed in prepared.speeds.values())
+        + _PROBES_S * len({cell.threads for cell in cells}),
         beyond_all=what_all_leaves_out(request.sweep.methods),
         placement=get_executor(request.executor, ray_address=request.ray_address).placement(),
     )

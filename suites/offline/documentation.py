@@ -89,6 +89,42 @@ def module_purpose(num_rows: int, *, seed: int = 0) -> list[Row]:
     return rows
 
 
+def module_look_up(num_rows: int, *, seed: int = 0) -> list[Row]:
+    """Builds rows in ARC's schema that ask for the letter which a directory gives a module's purpose.
+
+    Two modules are looked up beforehand; every letter is equally often right.
+    """
+    synopses = {name: text for name in MODULES if (text := _synopsis(name)) is not None}
+    names = sorted(synopses)
+    rows = []
+    letters: list[str] = []
+    for number in range(num_rows):
+        if number % 4 == 0:
+            letters = random.Random(f"look-up letters {seed} {number}").sample("ABCD", 4)
+        rng = random.Random(f"look-up {seed} {number}")
+        name, *others = rng.sample(names, 4)
+        right = letters[number % 4]
+        chosen = [*others]
+        chosen.insert("ABCD".index(right), name)
+        texts = [synopses[each] for each in chosen]
+        directory = "\n".join(f"{text} (letter {letter})" for text, letter in zip(texts, "ABCD", strict=True))
+        solved = [each for each in rng.sample(chosen, 4) if each != name][:2]
+        examples = "\n".join(
+            f"Module {each}: {synopses[each]} (letter {'ABCD'[chosen.index(each)]})" for each in solved
+        )
+        rows.append(
+            {
+                "id": f"look-up-{number}",
+                "question": "These are the purposes of four Python modules, each with a letter.\n\n"
+                f"{directory}\n\n{examples}\n\nWhat is the letter of module {name}: {synopses[name]}?",
+                "begun": f"Module {name}: {synopses[name]} (letter",
+                "choices": {"text": texts, "label": list("ABCD")},
+                "answerKey": right,
+            }
+        )
+    return rows
+
+
 @cache
 def _synopsis(name: str) -> str | None:
     """Returns the first line of a module's documentation, without the module's own name in front."""

@@ -39,7 +39,7 @@ _ENDINGS = (
     "Have a nice day.",
     "More about it tomorrow.",
 )
-_MOST_WORDS = 70
+_MOST_WORDS = 80
 
 _KEYWORDS, _LENGTH, _BULLETS, _ENDING = (
     "keywords:existence",
@@ -61,7 +61,7 @@ _ROOM = _MOST_WORDS - 10
 CONSTANTS = tuple(
     _one_answer(_WORDS[start : start + _ROOM], bullets, _ENDINGS[bullets])
     for start in range(0, len(_WORDS), _ROOM)
-    for bullets in (2, 3, 4, 5)
+    for bullets in (2, 3, 4)
 )
 """Answers that each satisfy as many instructions as one fixed answer can."""
 
@@ -72,9 +72,9 @@ def built_instructions(num_rows: int, *, seed: int = 0) -> list[Row]:
     rows = []
     for number in range(num_rows):
         rng = random.Random(f"instructions {seed} {number}")
-        asked = f"Write {rng.choice(_FORMS)} {rng.choice(_SUBJECTS)}."
         names = list(_IN_TURN[number % len(_IN_TURN)])
         arguments = [_arguments(name, rng) for name in names]
+        asked = _asked(names[0], arguments[0], rng.choice(_SUBJECTS), rng.choice(_FORMS))
         texts = []
         for name, given in zip(names, arguments, strict=True):
             checker = registry[name](name)
@@ -90,11 +90,21 @@ def built_instructions(num_rows: int, *, seed: int = 0) -> list[Row]:
     return rows
 
 
+def _asked(name: str, arguments: dict[str, Any], subject: str, form: str) -> str:
+    """Returns the task, which says in plain words what the checker says in its own: a small model needs both."""
+    if name == _KEYWORDS:
+        first, second = arguments["keywords"]
+        return f"Write one sentence about {subject} in which the words {first} and {second} stand."
+    if name == _ENDING:
+        return f"Write one sentence about {subject}, and then the sentence: {arguments['end_phrase']}"
+    return f"Write {form} {subject}."
+
+
 def _arguments(name: str, rng: random.Random) -> dict[str, Any]:
     known: dict[str, dict[str, Any]] = {
         _LENGTH: {"num_words": _MOST_WORDS, "relation": "less than"},
         _KEYWORDS: {"keywords": rng.sample(_WORDS, 2)},
-        _BULLETS: {"num_bullets": rng.choice((2, 3, 4, 5))},
+        _BULLETS: {"num_bullets": rng.choice((2, 3, 4))},
         _ENDING: {"end_phrase": rng.choice(_ENDINGS)},
     }
     return known[name]

@@ -15,6 +15,9 @@ from hambench.suites.rows import read_rows
 
 Row = dict[str, Any]
 
+_NAMES = ("Ana", "Ben", "Carla", "Dan", "Ella", "Finn")
+_THINGS = ("stamps", "coins", "pens", "shells")
+
 
 def word_problems(num_rows: int, *, seed: int = 0) -> list[Row]:
     """Builds word problems with the columns ``question`` and ``answer`` (``#### n``).
@@ -31,6 +34,30 @@ def word_problems(num_rows: int, *, seed: int = 0) -> list[Row]:
             each = generated[number // 2]
             question, answer = each["question"].replace(tail, "").strip(), each["answer"]
         rows.append({"question": question, "answer": f"#### {answer}"})
+    return rows
+
+
+_PRODUCTS = (
+    "{name} has {first} {box} with {second} {thing} in each. How many {thing} does {name} have?",
+    "There are {first} {box} with {second} {thing} in each. How many {thing} are there?",
+    "{name} fills {first} {box} with {second} {thing} each. How many {thing} are in the {box}?",
+)
+
+
+def one_step_problems(num_rows: int, *, seed: int = 0) -> list[Row]:
+    """Builds word problems of one multiplication in GSM8K's schema."""
+    rows = []
+    for number in range(num_rows):
+        rng = random.Random(f"products {seed} {number}")
+        first, second = rng.randint(2, 12), rng.randint(2, 9)
+        question = _PRODUCTS[number % len(_PRODUCTS)].format(
+            name=rng.choice(_NAMES),
+            thing=rng.choice(_THINGS),
+            box=rng.choice(("boxes", "bags", "baskets", "shelves")),
+            first=first,
+            second=second,
+        )
+        rows.append({"question": question, "answer": f"#### {first * second}"})
     return rows
 
 
@@ -61,10 +88,7 @@ def sums(num_rows: int, *, seed: int = 0) -> list[Row]:
 
 def _one_step(rng: random.Random) -> tuple[str, str]:
     """Returns a problem with one addition, subtraction or multiplication."""
-    name, thing = (
-        rng.choice(("Ana", "Ben", "Carla", "Dan", "Ella", "Finn")),
-        rng.choice(("stamps", "coins", "pens", "shells")),
-    )
+    name, thing = rng.choice(_NAMES), rng.choice(_THINGS)
     first, second, each = rng.randint(3, 30), rng.randint(2, 12), rng.randint(2, 6)
     return rng.choice(
         (

@@ -105,7 +105,7 @@ def test_utilisation_is_measured_over_predicted_speed() -> None:
 @pytest.mark.parametrize(
     ("seconds", "options", "reason"),
     [
-        (0.1, {}, "overhead-bound"),
+        (0.1, {}, "compute or overhead, not told apart"),
         (0.1, {"load": 0.5}, "others took 50%"),
         (0.001, {}, "stays in a cache"),
         (0.001, {"probes": (46e9, 20e9)}, "probe was disturbed"),
@@ -115,6 +115,52 @@ def test_what_lies_outside_the_plausible_range_gets_its_likely_reason(
     seconds: float, options: dict[str, object], reason: str
 ) -> None:
     assert reason in limit_of(cell("vanilla"), trace(step(), *[step(seconds=seconds)] * 10), **options).flag
+
+
+def threaded(seconds: dict[int, float], probes: dict[int, float]) -> dict[str, Limit]:
+    """Vanilla cells of a run by their threads, each with the seconds of its steps; probes by theirs."""
+    cells = [dataclasses.replace(cell("vanilla"), label=f"vanilla[threads={n}]", threads=n) for n in seconds]
+    base = header(tuple(cells), num_samples=1)
+    base = dataclasses.replace(base, model={**base.model, **SHAPE.as_scalars()})
+    records = tuple(
+        SampleRecord(
+            cell=each.label,
+            sample_id="s",
+            prompt_hash="h",
+            trace=trace(step(), *[step(seconds=seconds[each.threads or 0])] * 10),
+        )
+        for each in cells
+    )
+    telemetry = tuple({"kind": "bandwidth", "read": value, "threads": n} for n, value in probes.items())
+    return limits_of(Run(Path("run"), base, {}, records, (), telemetry))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        # 6 ms of memory traffic at 46 GB/s, then what the threads share, then what they do not
+        ({1: 0.106, 2: 0.056}, "compute-bound"),
+        ({1: 0.106, 2: 0.105}, "overhead-bound"),
+        ({1: 0.106, 2: 0.081}, "compute and overhead alike"),
+        ({1: 0.106}, "not told apart"),
+    ],
+)
+def test_compute_and_overhead_are_told_apart_by_the_threads_where_they_varied(
+    seconds: dict[int, float], words: str
+) -> None:
+    limits = threaded(seconds, dict.fromkeys(seconds, 46e9))
+    assert words in limits["vanilla[threads=1]"].flag
+    assert "ms of each step are no memory traffic" in limits["vanilla[threads=1]"].flag
+
+
+def test_a_cell_is_judged_against_what_its_own_threads_read() -> None:
+    limits = threaded({1: 0.02, 2: 0.02}, {1: 20e9, 2: 46e9})
+    assert {label: limit.bandwidth for label, limit in limits.items()} == {
+        "vanilla[threads=1]": 20e9,
+        "vanilla[threads=2]": 46e9,
+    }
+    # no probe of one thread: what two read is not its ceiling
+    assert set(threaded({1: 0.02, 2: 0.02}, {2: 46e9})) == {"vanilla[threads=2]"}
 
 
 def test_without_a_probe_or_sizes_there_is_no_limit_rather_than_a_guess() -> None:

@@ -10,6 +10,8 @@ from hambench.analysis.summary import (
     render_table,
     to_json_line,
 )
+from hambench.reports.page.cautions import cautions
+from hambench.reports.view import View
 from hambench.store import load_run
 
 
@@ -95,6 +97,29 @@ def test_the_table_says_the_warnings_first_and_shows_every_cell(run):
     assert lines[0].startswith("! ")
     for cell in run.header.cells:
         assert any(line.startswith(cell.label) for line in lines)
+
+
+def test_what_did_not_settle_and_what_was_drawn_is_said(run):
+    warm = tuple(
+        {"kind": "warmup", "cell": cell.label, "cold_s": 1.0, "passes_s": [1.0] * 6, "settled": index > 1}
+        for index, cell in enumerate(run.header.cells)
+    )
+    rest = tuple(item for item in run.telemetry if item["kind"] != "warmup")
+    restless = dataclasses.replace(run, telemetry=(*rest, *warm))
+    table = render_table(restless, width=300)
+    first, second = (cell.label for cell in run.header.cells[:2])
+    assert (
+        f"! warm-up did not settle in 2 of {len(run.header.cells)} cells ({first}, {second}): no three"
+        in table
+    )
+    assert any(caution.title == "Unsettled" for caution in cautions(View(restless)))
+    assert "warm-up did not settle" not in render_table(
+        dataclasses.replace(run, telemetry=(*rest, *warm[2:]))
+    )
+    sampled = dataclasses.replace(run, header=dataclasses.replace(run.header, temperature=0.8))
+    assert "two draws part by chance" in render_table(sampled)
+    assert any("two draws part by chance" in caution.text for caution in cautions(View(sampled)))
+    assert "two draws part by chance" not in render_table(run)
 
 
 def test_only_the_baseline_is_once_its_own_speed(run):

@@ -176,3 +176,6 @@ def test_calibration_needs_the_one_token_control(run: Run) -> None:
     figure, reason = calibration_figure(View(replace(run, header=replace(run.header, cells=cells))))
     assert figure is None
     assert "one-token control" in reason
+    figure, reason = calibration_figure(View(replace(run, header=replace(run.header, temperature=0.8))))
+    assert figure is None
+    assert "another random draw" in reason

@@ -6,12 +6,15 @@ from collections import Counter
 from types import SimpleNamespace
 
 import torch
+from synthetic import write_run
 
 from hambench.machine import load
+from hambench.machine.bandwidth import Bandwidth
 from hambench.machine.load import CpuLoadMeter
 from hambench.methods.common.sampling import choose, generator_for
 from hambench.records import Cell, Sample
 from hambench.runner.generator import DecodingOptions, Generator, Job, noise_seed, schedule
+from hambench.store import RunWriter, load_run
 
 
 def sample(doc_id: int, *, prompt: str = "abcd") -> Sample:
@@ -129,3 +132,22 @@ def test_one_cell_alone_and_a_gpu_share_nothing(target, monkeypatch) -> None:
     # there an answer's peak of memory is its own
     monkeypatch.setattr(type(target), "device", torch.device("cuda"))
     assert Generator(target, CELLS, DecodingOptions())._prompts is None
+
+
+def test_every_number_of_threads_has_a_probe_of_its_own(target, tmp_path, monkeypatch) -> None:
+    def probe(device: str) -> Bandwidth:
+        return Bandwidth(device=device, read=1.0, copy=1.0, buffer_bytes=1, threads=torch.get_num_threads())
+
+    monkeypatch.setattr("hambench.runner.generator.measure_bandwidth", probe)
+    stored = load_run(write_run(tmp_path / "run"))
+    before = torch.get_num_threads()
+    for counts in ((1, 2, 1), (None,)):
+        cells = [
+            Cell(method="vanilla", label=f"{i}", knobs={}, model="m", dtype="float32", threads=threads)
+            for i, threads in enumerate(counts)
+        ]
+        with RunWriter.create(tmp_path / f"{len(counts)}", stored.header, []) as writer:
+            Generator(target, cells, DecodingOptions())._probe(writer, "start")
+        read = [item["threads"] for item in load_run(writer.folder).telemetry if item["kind"] == "bandwidth"]
+        assert read == [before if threads is None else threads for threads in dict.fromkeys(counts)]
+    assert torch.get_num_threads() == before

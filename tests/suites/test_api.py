@@ -165,7 +165,7 @@ def test_a_scorer_that_can_not_be_made_is_found_before_generating(gsm8k):
 
 
 def test_code_is_scored_only_when_running_it_is_allowed():
-    captured = capture(CaptureRequest("offline-standard", tasks=("function-bodies",), limit=1))
+    captured = capture(CaptureRequest("offline-hard", tasks=("function-bodies",), limit=1))
     solution = (
         " for i, a in enumerate(numbers):\n        for b in numbers[i + 1:]:\n"
         "            if abs(a - b) < threshold:\n                return True\n    return False\n```"
@@ -327,7 +327,7 @@ def test_a_template_that_raises_makes_its_tasks_missing_with_the_reason(raised):
         "standard", edition="offline", limit=1, apply_chat_template=chat_template(Tokenizer())
     )
     captured = capture(request)
-    assert "chat template refuses these messages" in captured.missing["word-problems"]
+    assert "chat template refuses these messages" in captured.missing["one-step-problems"]
     assert {each.task for each in captured.samples} >= {"built-instructions", "small-sums"}
 
 
@@ -367,7 +367,7 @@ def test_settings_of_an_official_task_are_not_silently_lost_offline(tmp_path):
     captured = capture(CaptureRequest(str(path), edition="offline", limit=1))
     assert {each.task: each.max_new_tokens for each in captured.samples} == {
         "small-sums": 7,
-        "module-purpose": 16,
+        "module-look-up": 4,
     }
     assert any("settings of arc_challenge_chat are not applied" in note.text for note in captured.notes)
 

@@ -21,6 +21,7 @@ QUICK = (
     "doc-key-fact",
     "doc-two-keys",
     "module-purpose",
+    "module-look-up",
     "small-sums",
 )
 
@@ -40,6 +41,11 @@ def test_points_above_chance_are_0_at_the_floor_and_100_at_the_ceiling():
 def test_the_floor_of_balanced_classes_is_their_share():
     assert compute_bounds(OFFLINE["module-purpose"]).floor == pytest.approx(25)
     assert compute_bounds(OFFLINE["stdlib-line-kind"]).floor == pytest.approx(12.5)
+
+
+def test_the_floor_of_a_program_is_the_share_of_one_problem():
+    assert compute_bounds(OFFLINE["next-function"]).floor == pytest.approx(100 / 60)
+    assert compute_bounds(OFFLINE["function-bodies"]).floor == pytest.approx(100 / 164)
 
 
 def test_the_floor_of_a_number_is_the_commonest_one_or_a_random_one_of_the_text():

@@ -38,6 +38,11 @@ def calibration_figure(view: View) -> tuple[Figure | None, str]:
             "Stop-head calibration needs the one-token control (HAMburger at a confidence above 1), whose tokens "
             "say what would have come."
         )
+    if view.run.header.temperature > 0:
+        return None, (
+            "Stop-head calibration needs greedy answers: at a temperature the one-token control is another random "
+            "draw, not what would have come."
+        )
     truth = {
         (r.sample_id, r.repeat): r.trace.token_ids for r in view.records[control.label] if r.trace is not None
     }

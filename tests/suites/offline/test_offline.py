@@ -14,7 +14,7 @@ from hambench.records import SampleRecord
 from hambench.suites import CaptureRequest, capture, check, score
 from hambench.suites.catalogue import tasks_of
 from hambench.suites.harness.longbench import edit_similarity
-from hambench.suites.offline import OFFLINE, offline_tasks
+from hambench.suites.offline import OFFLINE, OFFLINE_SUITES, offline_tasks
 from hambench.suites.offline.lengths import TOKENS, depth
 
 BUILT = [each for each in OFFLINE.values() if each.entry.name != "function-bodies"]
@@ -61,7 +61,7 @@ def test_every_category_of_the_official_suite_is_covered(official):
     }
 
 
-@pytest.mark.parametrize("suite", ["offline-long", "offline-standard"])
+@pytest.mark.parametrize("suite", OFFLINE_SUITES)
 def test_gold_answers_score_high_and_wrong_ones_low(suite):
     tasks = tuple(e.entry.name for e in offline_tasks(suite) if e.entry.name not in ("built-instructions",))
     captured = capture(CaptureRequest(suite, tasks=tasks, limit=3))
@@ -80,7 +80,7 @@ def test_gold_answers_score_high_and_wrong_ones_low(suite):
 
 
 def _right(sample):
-    if sample.task == "function-bodies":
+    if "canonical_solution" in sample.doc:
         return sample.doc["canonical_solution"].removeprefix("   ")
     return sample.references[0]
 
@@ -110,13 +110,44 @@ def test_instructions_are_checked_by_lm_evals_own_checkers():
     assert found == {str(number): expected for number, (_, _, expected) in enumerate(answers)}
 
 
-def test_the_body_of_a_function_is_begun():
-    captured = capture(CaptureRequest("offline-standard", tasks=("function-bodies",), limit=3))
+@pytest.mark.parametrize(
+    ("suite", "task"), [("offline-hard", "function-bodies"), ("offline-standard", "next-function")]
+)
+def test_the_body_of_a_function_is_begun(suite, task):
+    captured = capture(CaptureRequest(suite, tasks=(task,), limit=3))
     for sample in captured.samples:
         # after a blank line a small model goes on with a comment at the margin: a stop string, and an empty answer
         assert sample.prompt.endswith('"""\n   ')
         assert sample.prompt.endswith(sample.doc["prompt"])
-        assert "\n#" in sample.stop
+        assert ("\n#" if task == "function-bodies" else "\ndef") in sample.stop
+
+
+def test_no_program_passes_two_of_the_short_functions():
+    rows = OFFLINE["next-function"].build(60)
+    assert len({row["canonical_solution"] for row in rows}) == len(rows)
+    bodies = [row["canonical_solution"].strip() for row in rows]
+    passed = Counter()
+    for row in rows:
+        head = row["prompt"].rpartition("def ")[2].split(":")[0]
+        for body in bodies:
+            space = {}
+            exec(f"def {head}:\n    {body}\n{row['test']}", space)
+            try:
+                space["check"](space[row["entry_point"]])
+                passed[body] += 1
+            except (AssertionError, NameError):
+                continue
+    assert set(passed.values()) == {1}
+    assert set(passed) == set(bodies)
+
+
+def test_a_directory_names_the_letter_that_is_asked_for():
+    for row in OFFLINE["module-look-up"].build(12):
+        asked = row["begun"].removeprefix("Module ").removesuffix(" (letter").partition(": ")[2]
+        assert row["choices"]["text"]["ABCD".index(row["answerKey"])] == asked
+        directory, _, examples = row["question"].partition("\n\nModule ")
+        assert f"{asked} (letter {row['answerKey']})" in directory
+        assert asked not in examples.partition("What is the letter")[0]
 
 
 LONG = offline_tasks("offline-long")
@@ -179,9 +210,10 @@ def test_a_line_to_complete_stands_in_the_text_but_is_unlike_the_line_before(tas
 
 def test_every_kind_of_line_and_every_letter_is_asked_as_often():
     kinds = [row["answers"][0] for row in OFFLINE["stdlib-line-kind"].build(40)]
-    letters = [row["answerKey"] for row in OFFLINE["module-purpose"].build(40)]
     assert set(Counter(kinds).values()) == {5}
-    assert set(Counter(letters).values()) == {10}
+    for task in ("module-purpose", "module-look-up"):
+        letters = [row["answerKey"] for row in OFFLINE[task].build(40)]
+        assert set(Counter(letters).values()) == {10}
 
 
 def test_no_row_is_empty_or_too_long_for_a_small_context():
