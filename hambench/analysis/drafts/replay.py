@@ -140,13 +140,13 @@ def replay_answer(
 
 
 def replay_run(
-    run: Run, prompts: Mapping[str, Sequence[int]], configs: Sequence[MethodConfig]
+    run: Run, prompts: Mapping[tuple[str, int], Sequence[int]], configs: Sequence[MethodConfig]
 ) -> list[ReplayRow]:
     """Replays methods over a run's stored answers, each with its oracle.
 
     Args:
         run: The run.
-        prompts: Ids of each sample's prompt, by sample id.
+        prompts: Ids of each sample's prompt, by sample id and repeat.
         configs: Methods that propose from tokens alone.
 
     Raises:
@@ -168,7 +168,7 @@ def replay_run(
                 assert record.trace is not None
                 traces[record.sample_id, record.repeat] = replay_answer(
                     drafter,
-                    prompts[record.sample_id],
+                    prompts[record.sample_id, record.repeat],
                     record.trace,
                     max_new_tokens=cell.asks(run.samples[record.sample_id]).max_new_tokens,
                     seconds_of=costs,

@@ -132,3 +132,29 @@ def test_the_command_prints_rows_and_json(shared_data):
     first = json.loads(rows.output.splitlines()[0])
     assert first["method"] == "suffix"
     assert first["acceptance"]["1"] > 0.5
+
+
+def test_prompts_are_those_that_were_asked_later_turns_of_a_conversation_included(tmp_path, monkeypatch):
+    from fakes import ByteTokenizer
+
+    from hambench.errors import StoreError
+    from hambench.runner import stored_prompts
+
+    monkeypatch.setattr(stored_prompts, "locate", lambda name: (tmp_path, "", ""))
+    monkeypatch.setattr(stored_prompts, "load_tokenizer", lambda folder: ByteTokenizer())
+    run = load_run(write_run(tmp_path / "run", per_task=1))
+    cell = source_cell(run)
+
+    def asked(record, text):
+        length = len(ByteTokenizer()(text)["input_ids"])
+        trace = dataclasses.replace(record.trace, prompt_tokens=length)
+        return dataclasses.replace(record, trace=trace, prompt=text)
+
+    records = tuple(asked(r, f"turn of {r.sample_id}") for r in run.answered(cell.label))
+    turned = dataclasses.replace(run, records=records)
+    prompts = stored_prompts.prompt_ids_of(turned, cell)
+    first = records[0]
+    assert prompts[first.sample_id, 0] == ByteTokenizer()(f"turn of {first.sample_id}")["input_ids"]
+    other = (dataclasses.replace(first, prompt="other"), *records[1:])
+    with pytest.raises(StoreError, match="with the tokenizer that toy has now"):
+        stored_prompts.prompt_ids_of(dataclasses.replace(run, records=other), cell)
