@@ -87,3 +87,11 @@ def is_lossless(cell: Cell) -> bool:
         return method_config(cell.method).from_knobs(cell.knobs).is_lossless
     except HambenchError:
         return False
+
+
+def variant_of(cell: Cell) -> str:
+    """Returns the word of a cell's curve among those of its method; empty for a method that is not installed here."""
+    try:
+        return method_config(cell.method).from_knobs(cell.knobs).variant
+    except HambenchError:
+        return ""

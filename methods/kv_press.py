@@ -77,6 +77,11 @@ class KVPressConfig(MethodConfig):
         """True if nothing is evicted or rounded."""
         return self.ratio == 0 and self.kv_dtype == "model"
 
+    @property
+    def variant(self) -> str:
+        """Each rule and type of cache is a curve of its own over the ratio."""
+        return self.press if self.kv_dtype == "model" else f"{self.press} {self.kv_dtype}"
+
     @classmethod
     def ceilings(cls, sizes: ModelBytes, *, model: str, context: int) -> MethodCeilings:
         """All weights and the slots that stay, once per token."""

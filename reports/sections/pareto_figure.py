@@ -12,6 +12,7 @@ from hambench.analysis import pareto
 from hambench.analysis.metrics import METRICS
 from hambench.groups import ALL, group_title
 from hambench.records import Estimate
+from hambench.registry import variant_of
 from hambench.reports.draw.canvas import BAND, LINE, MUTED, PAGE, Canvas, padded, titles
 from hambench.reports.draw.labels import Label, place_labels
 from hambench.reports.values import Column, Figure, Table, TableCell, number_cell, text_cell
@@ -166,20 +167,19 @@ def draw_ground(canvas: Canvas, ax: Axes, x: Axis, y: Axis, points: Sequence[Poi
         ax.step(xs, ys, where=where, color=MUTED, linewidth=1, linestyle=(0, (1, 2)), zorder=1.5)
 
 
+def _curve_of(point: Point) -> tuple[object, ...]:
+    """Returns what the points of one line share: it follows one knob under one set of conditions."""
+    cell = point.cell.cell
+    return cell.method, variant_of(cell), cell.conditions
+
+
 def draw_points(
     canvas: Canvas, ax: Axes, x: Axis, y: Axis, points: Sequence[Point], *, labelled: bool, size: float = 8
 ) -> None:
     """Draws series lines, whiskers, marks and optionally labels."""
-    # a line follows one knob, so cells under other conditions have their own lines
-    for series in dict.fromkeys((p.cell.method, p.cell.cell.conditions) for p in points):
+    for curve in dict.fromkeys(_curve_of(p) for p in points):
         mine = sorted(
-            (
-                p
-                for p in points
-                if (p.cell.method, p.cell.cell.conditions) == series
-                and p.cell.order is not None
-                and not p.cell.control
-            ),
+            (p for p in points if _curve_of(p) == curve and p.cell.order is not None and not p.cell.control),
             key=lambda p: p.cell.order or 0.0,
         )
         if len(mine) > 1:

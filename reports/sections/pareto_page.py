@@ -1,4 +1,4 @@
-"""The Pareto page: four plots over all samples, and small multiples per task."""
+"""The Pareto page: five plots over all samples, and small multiples per task."""
 
 from __future__ import annotations
 
@@ -25,19 +25,20 @@ from hambench.reports.words import clip
 
 
 def pareto_section(view: View) -> Section:
-    """Shows four plots over all samples, and small multiples of the first per suite and task."""
+    """Shows five plots over all samples, and small multiples per category and task."""
     figures: list[Figure] = []
     missing: list[str] = []
-    for x, y in ((TPS, ACCURACY), (TPS, REGRET), (KV, ACCURACY), (KV, TPS)):
+    for x, y in ((TPS, ACCURACY), (TPS, REGRET), (KV, ACCURACY), (KV, REGRET), (KV, TPS)):
         figure = pareto_figure(view, x, y)
         if figure is None:
             missing.append(f"{y.short} against {x.short}: no cell has both numbers.")
         else:
             figures.append(figure)
     for noun, groups in (("category", view.wider_categories), ("task", view.tasks)):
-        many = small_multiples(view, groups, noun)
-        if many is not None:
-            figures.append(many)
+        for x in (TPS, KV) if saves_memory(view) else (TPS,):
+            many = small_multiples(view, groups, noun, x)
+            if many is not None:
+                figures.append(many)
     return Section(
         name="pareto",
         title="Pareto",
@@ -48,20 +49,33 @@ def pareto_section(view: View) -> Section:
     )
 
 
-def small_multiples(view: View, groups: Sequence[str], noun: str = "task") -> Figure | None:
-    """Draws accuracy against TPS per task or category, in one look with separate axes per panel.
+SMALLEST_SAVING = 0.05
+"""Share of the baseline's KV memory that a setting must save to make memory per task worth a figure."""
+
+
+def saves_memory(view: View) -> bool:
+    """Returns whether some setting holds clearly less KV memory per position than the baseline."""
+    base = view.baseline and view.estimate(view.baseline, KV.metric)
+    if not base:
+        return False
+    held = [estimate.value for cell in view.cells if (estimate := view.estimate(cell, KV.metric))]
+    return min(held) < base.value * (1 - SMALLEST_SAVING)
+
+
+def small_multiples(view: View, groups: Sequence[str], noun: str = "task", x: Axis = TPS) -> Figure | None:
+    """Draws accuracy against speed or memory per task or category, in one look with separate axes per panel.
 
     Where nothing was scored, regret takes the place of accuracy.
     """
-    y, panels = ACCURACY, _panels(view, ACCURACY, groups)
+    y, panels = ACCURACY, _panels(view, x, ACCURACY, groups)
     if not panels:
-        y, panels = REGRET, _panels(view, REGRET, groups)
+        y, panels = REGRET, _panels(view, x, REGRET, groups)
     if len(panels) < 2:
         return None
     columns = 4 if len(panels) > 3 and len(panels) != 6 else 3
     rows = -(-len(panels) // columns)
     plural = {"task": "tasks", "category": "categories"}[noun]
-    name = f"{view.prefix}pareto-{plural}"
+    name = f"{view.prefix}pareto-{plural}" + ("" if x is TPS else f"-{x.short.lower()}")
     canvas = Canvas(
         name,
         width=0.5 + 3.0 * columns,
@@ -74,26 +88,28 @@ def small_multiples(view: View, groups: Sequence[str], noun: str = "task") -> Fi
     )
     for ax in canvas.axes[len(panels) :]:
         ax.set_visible(False)
-    fastest = []
+    leading: list[str] = []
     for ax, (group, points) in zip(canvas.axes, panels, strict=False):
-        set_limits(ax, TPS, y, points)
-        draw_ground(canvas, ax, TPS, y, points, view)
-        draw_points(canvas, ax, TPS, y, points, labelled=False, size=5)
+        set_limits(ax, x, y, points)
+        draw_ground(canvas, ax, x, y, points, view)
+        draw_points(canvas, ax, x, y, points, labelled=False, size=5)
         n = max(point.y.n for point in points)
         titles(
             ax,
             title=f"{clip(group_title(group).rpartition('/')[2], 28)}  (n={n})",
             y="accuracy, points" if y is ACCURACY else y.title,
-            x="TPS",
+            x=x.title if x is KV else x.short,
         )
-        fastest.append(max(points, key=lambda p: p.x.value).cell.label)
+        ranked = sorted(points, key=lambda p: p.x.value)
+        leading.append(ranked[-1 if x.higher_is_better else 0].cell.label)
     methods = {point.cell.method: point.cell.style for _, points in panels for point in points}
     canvas.key(list(methods.items()))
-    common = max(set(fastest), key=lambda label: (fastest.count(label), label))
+    common = max(set(leading), key=lambda label: (leading.count(label), label))
+    word = "fastest" if x is TPS else "smallest"
     return Figure(
         name=name,
-        title=f"{y.short} against TPS per {noun}" if y is REGRET else f"The same per {noun}",
-        finding=f"{common} is the fastest in {fastest.count(common)} of {len(panels)} {plural}.",
+        title=f"{y.short[0].upper() + y.short[1:]} against {x.short} per {noun}",
+        finding=f"{common} is the {word} in {leading.count(common)} of {len(panels)} {plural}.",
         canvas=canvas,
         series=tuple(dict.fromkeys((p.cell.series, p.cell.method) for _, points in panels for p in points)),
         notes=(
@@ -102,6 +118,6 @@ def small_multiples(view: View, groups: Sequence[str], noun: str = "task") -> Fi
     )
 
 
-def _panels(view: View, y: Axis, groups: Sequence[str]) -> list[tuple[str, list[Point]]]:
-    panels = [(group, points_of(view, TPS, y, group)[0]) for group in groups]
+def _panels(view: View, x: Axis, y: Axis, groups: Sequence[str]) -> list[tuple[str, list[Point]]]:
+    panels = [(group, points_of(view, x, y, group)[0]) for group in groups]
     return [(group, points) for group, points in panels if points]
