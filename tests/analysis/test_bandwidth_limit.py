@@ -48,7 +48,8 @@ def limit_of(cell: Cell, trace: GenerationTrace, **options: object) -> Limit:
 
 
 def test_vanilla_reads_all_weights_and_its_cache_once_a_token_and_the_prefill_is_left_out() -> None:
-    one = trace(step(kv_slots=9, target_forwards=5), *[step(kv_slots=1000)] * 10)
+    cached = step(kv_slots=1000, kv_bytes=1000 * int(BYTES.kv_per_slot))
+    one = trace(step(kv_slots=9, target_forwards=5), *[cached] * 10)
     assert decode_bytes([one], SHAPE, cell("vanilla")) == 10 * BYTES.vanilla_bytes(context=1000)
 
 
