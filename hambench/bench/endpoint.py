@@ -1,14 +1,24 @@
-"""Load test: sends the same questions from 1, 2, 4, … users at once, and times them at the client."""
+"""Load test of a server, timed at the client.
+
+Closed loop: 1, 2, 4, … users, each of whom asks again as soon as it has its answer. Open loop: requests arrive at times
+of their own, whatever has become of those before; a time to first token counts from the arrival, so that a request
+that had to wait is not taken for a fast one.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import queue
 import threading
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hambench.analysis.metrics import percentile
+from hambench.bench.arrivals import Slo, peak_in_flight
 from hambench.errors import HambenchError
 from hambench.serving.client import EndpointClient
 from hambench.serving.counters import SpeculationCounters, read_counters
@@ -37,6 +47,8 @@ class Answer:
     """True if the token count is the server's own; otherwise every piece counts as one."""
     seconds: float = 0.0
     error: str | None = None
+    late_s: float = 0.0
+    """Seconds from its arrival until the client sent it: a client that is late does not offer the load it names."""
 
     @property
     def tpot_s(self) -> float | None:
@@ -46,9 +58,10 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """Figures of one level of load: so many users at once."""
+    """Figures of one level of load: so many users at once, or so many requests per second."""
 
     concurrency: int
+    """Users at once; in an open loop, the most requests that were under way."""
     num_requests: int
     num_errors: int
     first_error: str | None
@@ -68,6 +81,19 @@ class Level:
     approximate: bool
     """True if some answers had no count, so that pieces were counted as tokens."""
     num_retried: int
+    arrivals: str = "closed"
+    """``closed``, ``poisson``, ``constant`` or ``trace``."""
+    offered_rps: float | None = None
+    """Requests that arrived per second; ``None`` in a closed loop, which offers what the server takes."""
+    requests_per_s: float | None = None
+    """Answers per second."""
+    goodput_rps: float | None = None
+    """Answers per second that keep every bound of ``--slo``."""
+    good_share: float | None = None
+    """Share of all requests that keep every bound; a failed one keeps none."""
+    late_p99_s: float | None = None
+    """99th percentile of the client's own delay in an open loop, from 299 requests on."""
+    late_max_s: float | None = None
 
 
 def measure_level(
@@ -80,6 +106,8 @@ def measure_level(
     chat: bool,
     questions: Sequence[str] = QUESTIONS,
     dialect: Dialect | None = None,
+    slo: Slo | None = None,
+    cold: bool = True,
 ) -> Level:
     """Sends ``num_requests`` requests from ``concurrency`` users, each of whom asks again as soon as it has its answer.
 
@@ -92,6 +120,8 @@ def measure_level(
         chat: Send the questions as chat messages.
         questions: Questions to ask in turn.
         dialect: Dialect of the server, if already known.
+        slo: Bounds that a good answer keeps.
+        cold: Ask the server not to use prompts that it has cached: the questions come again and again.
     """
     dialect = dialect or Dialect()
     if concurrency < 1 or num_requests < 1:
@@ -107,9 +137,8 @@ def measure_level(
                 index = next(request_numbers, None)
             if index is None:
                 return
-            body = _body(model, questions[index % len(questions)], max_tokens, chat=chat)
-            path = "/v1/chat/completions" if chat else "/v1/completions"
-            answer = ask(client, path, body, dialect)
+            body = _body(model, questions[index % len(questions)], max_tokens, chat=chat, cold=cold)
+            answer = ask(client, _path(chat), body, dialect)
             with lock:
                 answers.append(answer)
 
@@ -126,7 +155,98 @@ def measure_level(
     for client in clients:
         client.close()
     counters = after.since(before) if before is not None and after is not None else None
-    return _summary(answers, concurrency, seconds, counters, num_retried)
+    return _summary(answers, concurrency, seconds, counters, num_retried, slo=slo)
+
+
+def measure_open_loop(
+    make_client: Callable[[], EndpointClient],
+    times: Sequence[float],
+    *,
+    arrivals: str,
+    model: str,
+    max_tokens: int,
+    chat: bool,
+    questions: Sequence[str] = QUESTIONS,
+    dialect: Dialect | None = None,
+    slo: Slo | None = None,
+    cold: bool = True,
+) -> Level:
+    """Sends a request at each of ``times``, whether or not earlier ones have been answered.
+
+    Args:
+        make_client: Returns a new client; one per request under way.
+        times: Seconds from the start, ascending.
+        arrivals: What the times are, for the figures.
+        model: Name of the model on the server.
+        max_tokens: Maximum tokens per answer.
+        chat: Send the questions as chat messages.
+        questions: Questions to ask in turn.
+        dialect: Dialect of the server, if already known.
+        slo: Bounds that a good answer keeps.
+        cold: Ask the server not to use prompts that it has cached.
+    """
+    dialect = dialect or Dialect()
+    idle: queue.SimpleQueue[EndpointClient] = queue.SimpleQueue()
+    clients: list[EndpointClient] = []
+    lock = threading.Lock()
+    answers: list[Answer] = []
+    spans: list[tuple[float, float]] = []
+
+    def send(index: int, due: float) -> None:
+        try:
+            client = idle.get_nowait()
+        except queue.Empty:
+            client = make_client()
+            with lock:
+                clients.append(client)
+        body = _body(model, questions[index % len(questions)], max_tokens, chat=chat, cold=cold)
+        sent = time.perf_counter()
+        answer = _since(ask(client, _path(chat), body, dialect), sent - due, time.perf_counter() - sent)
+        with lock:
+            answers.append(answer)
+            spans.append((due, time.perf_counter()))
+        idle.put(client)
+
+    with contextlib.closing(make_client()) as reader:
+        before = read_counters(reader.metrics_text())
+        threads = []
+        began = time.perf_counter()
+        for index, offset in enumerate(times):
+            time.sleep(max(0.0, began + offset - time.perf_counter()))
+            thread = threading.Thread(target=send, args=(index, began + offset))
+            thread.start()
+            threads.append(thread)
+        for thread in threads:
+            thread.join()
+        seconds = time.perf_counter() - began
+        after = read_counters(reader.metrics_text())
+    num_retried = sum(client.num_retried for client in clients)
+    for client in clients:
+        client.close()
+    counters = after.since(before) if before is not None and after is not None else None
+    level = _summary(answers, peak_in_flight(spans), seconds, counters, num_retried, slo=slo)
+    late = [answer.late_s for answer in answers]
+    span = times[-1] - times[0]
+    return dataclasses.replace(
+        level,
+        arrivals=arrivals,
+        offered_rps=(len(times) - 1) / span if span > 0 else None,
+        late_p99_s=percentile(late, 99),
+        late_max_s=max(late),
+    )
+
+
+def _since(answer: Answer, late: float, took: float) -> Answer:
+    """The answer with its times counted from its arrival: waits for the client and for retries are its user's too."""
+    if answer.error is not None:
+        return dataclasses.replace(answer, late_s=late)
+    waited = late + max(0.0, took - answer.seconds)
+    first = None if answer.ttft_s is None else answer.ttft_s + waited
+    return dataclasses.replace(answer, ttft_s=first, seconds=answer.seconds + waited, late_s=late)
+
+
+def _path(chat: bool) -> str:
+    return "/v1/chat/completions" if chat else "/v1/completions"
 
 
 def ask(client: EndpointClient, path: str, body: Mapping[str, Any], dialect: Dialect | None = None) -> Answer:
@@ -170,12 +290,15 @@ def _summary(
     seconds: float,
     counters: SpeculationCounters | None,
     num_retried: int,
+    *,
+    slo: Slo | None,
 ) -> Level:
     good = [answer for answer in answers if answer.error is None]
     ttfts = [answer.ttft_s for answer in good if answer.ttft_s is not None]
     tpots = [answer.tpot_s for answer in good if answer.tpot_s is not None]
     gaps = [gap for answer in good for gap in answer.gaps_s]
     num_tokens = sum(answer.num_tokens for answer in good)
+    kept = None if slo is None else sum(slo.holds(a.ttft_s, a.tpot_s, a.seconds) for a in good)
     return Level(
         concurrency=concurrency,
         num_requests=len(answers),
@@ -193,14 +316,19 @@ def _summary(
         mean_acceptance_length=counters.mean_acceptance_length if counters else None,
         approximate=any(not answer.counted_by_server for answer in good),
         num_retried=num_retried,
+        requests_per_s=len(good) / seconds if seconds > 0 else None,
+        goodput_rps=None if kept is None or seconds <= 0 else kept / seconds,
+        good_share=None if kept is None or not answers else kept / len(answers),
     )
 
 
-def _body(model: str, question: str, max_tokens: int, *, chat: bool) -> dict[str, Any]:
+def _body(model: str, question: str, max_tokens: int, *, chat: bool, cold: bool) -> dict[str, Any]:
     body: dict[str, Any] = {
         "model": model,
         "max_tokens": max_tokens,
         "temperature": 0,
         "stream_options": {"include_usage": True},
     }
+    if cold:
+        body |= {"cache_salt": uuid.uuid4().hex, "cache_prompt": False}
     return body | ({"messages": [{"role": "user", "content": question}]} if chat else {"prompt": question})

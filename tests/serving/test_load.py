@@ -52,3 +52,15 @@ def test_the_command_prints_a_row_per_level(speculative_url):
 def test_a_bad_axis_is_refused(speculative_url, concurrency):
     result = CliRunner().invoke(command, ["--url", speculative_url, "--concurrency", concurrency])
     assert "concurrency" in str(result.exception)
+
+
+def test_the_command_prints_a_row_per_rate_with_goodput_and_price(speculative_url):
+    arguments = ["--url", speculative_url, "--arrivals", "constant", "--rate", "20,40", "--requests", "3"]
+    arguments += ["--max-tokens", "8", "--slo", "e2e=60s", "--price", "3.60/h"]
+    result = CliRunner().invoke(command, arguments)
+    assert result.exit_code == 0, result.output
+    header, *rows = (line.split() for line in result.stdout.splitlines())
+    assert header[:2] == ["req/s", "peak"]
+    assert [row[0] for row in rows] == ["20.00", "40.00"]
+    assert [row[-2] for row in rows] == ["100%", "100%"]
+    assert all(float(row[-1]) > 0 for row in rows)

@@ -1,0 +1,31 @@
+"""Money per token, from the price of an hour of the machine."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from hambench.errors import HambenchError
+
+
+def parse_price(text: str) -> float:
+    """Dollars per hour from ``2.50/h``, ``$2.50/h`` or ``0.04/min``.
+
+    Raises:
+        HambenchError: For anything else.
+    """
+    match = re.fullmatch(r"\$?(\d+(?:\.\d+)?)\s*/\s*(h|hour|min|s)", text.strip())
+    price = float(match[1]) * {"h": 1, "hour": 1, "min": 60, "s": 3600}[match[2]] if match else 0.0
+    if not price > 0 or not math.isfinite(price):
+        raise HambenchError(f"--price is what the machine costs per hour, like 2.50/h, got {text!r}")
+    return price
+
+
+def dollars_per_million(tokens_per_second: float | None, price_per_hour: float | None) -> float | None:
+    """Dollars per million output tokens at a rate; ``None`` without a rate or a price.
+
+    price per hour / 3600 / tokens per second * 10^6. The rate must be that of all the machine does, prefills included.
+    """
+    if tokens_per_second is None or price_per_hour is None or not tokens_per_second > 0:
+        return None
+    return price_per_hour / 3600 / tokens_per_second * 1e6
