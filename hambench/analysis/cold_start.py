@@ -18,13 +18,16 @@ class StartUp:
     """One cell before its first sample; none of it is in any statistic."""
 
     cell: str
-    cold_start_s: float
-    """The method's own warm-up (compiling, capturing) and its first pass."""
+    cold_start_s: float | None
+    """The method's own warm-up (compiling, capturing) and its first pass; ``None`` where another cell had warmed up the
+    same method with the same weights."""
     num_passes: int
     settled: bool
     """Whether three passes in a row agreed within 2 % before the bound was reached."""
     extra_weight_bytes: int | None
     """Weights added to the target's; ``None`` in runs that did not store it."""
+    shares: str | None
+    """The cell that had warmed up the same method with the same weights."""
     pays_from_tokens: int | None
     """Length of an answer from which the smaller cache has saved those weights; ``None`` if it never does."""
 
@@ -41,12 +44,14 @@ def start_ups(run: Run) -> dict[str, StartUp]:
         if cell.label not in readings:
             continue
         reading, baseline = readings[cell.label], baseline_of(cell, cells)
+        shares = reading.get("shares")
         extra = reading.get("extra_weight_bytes")
         found[cell.label] = StartUp(
             cell=cell.label,
-            cold_start_s=float(reading["cold_s"]),
+            cold_start_s=None if shares else float(reading["cold_s"]),
             num_passes=len(reading["passes_s"]),
-            settled=bool(reading["settled"]),
+            settled=bool(readings.get(str(shares), reading)["settled"]),
+            shares=None if shares is None else str(shares),
             extra_weight_bytes=extra,
             pays_from_tokens=None
             if not extra or baseline is None

@@ -7,12 +7,16 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from hambench.machine.bandwidth import measure_bandwidth
 from hambench.machine.load import CpuLoadMeter
 from hambench.models.target import load
 from hambench.profiling.profile import IdleCost, idle_cost
 from hambench.records import SCHEMA_VERSION, Cell, RunHeader, Sample
+from hambench.runner.backend import choose_kernels
 from hambench.runner.executors import Executor, get_executor
 from hambench.runner.generator import DecodingOptions, Generator, Job, Workload
+from hambench.runner.request import RunRequest
+from hambench.runner.start import prepare
 from hambench.runner.sweep import Sweep
 from hambench.store import RunWriter, load_run
 
@@ -56,6 +60,7 @@ def measure_overhead(
     model: str,
     dtype: str,
     device: str | None,
+    kernels: str = "auto",
     methods: tuple[str, ...],
     num_records: int,
     max_new_tokens: int,
@@ -65,7 +70,8 @@ def measure_overhead(
     """Produces and stores records as a run does, and compares wall time with the time inside steps."""
     place = get_executor(executor, ray_address=ray_address)
     target = load(model, dtype=dtype, device=device)
-    cells = Sweep(model=model, methods=methods, dtype=dtype).expand().cells
+    sweep = Sweep(model=model, methods=methods, dtype=dtype, kernels=(choose_kernels(kernels, target),))
+    cells = sweep.expand().cells
     sample = Sample(
         sample_id="bench/overhead/0",
         suite="bench",
@@ -87,6 +93,23 @@ def measure_overhead(
         writer = RunWriter.create(Path(folder) / "run", _header(cells), [sample])
         with writer:
             return [_measure(generator, cell, sample, writer, num_records) for cell in cells]
+
+
+def measure_parts(
+    *,
+    model: str,
+    dtype: str,
+    device: str | None,
+    kernels: str,
+    methods: tuple[str, ...],
+    suite: str,
+) -> dict[str, float]:
+    """Returns the seconds of what a run with a budget does before its first sample, by part, in order."""
+    sweep = Sweep(model=model, methods=methods, dtype=dtype, kernels=(kernels,))
+    parts = dict(prepare(RunRequest(sweep=sweep, suite=suite, device=device), calibrated=True).parts)
+    began = time.perf_counter()
+    measure_bandwidth(device or "cpu")
+    return {**parts, "bandwidth probe": time.perf_counter() - began}
 
 
 def _measure(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from hambench.decoding import DecodingMethod, SamplingParams, SessionEndedError, Step, answered
+from hambench.decoding import DecodingMethod, Request, SamplingParams, SessionEndedError, Step, answered
+from hambench.engine.requests.forwards import ModelRequest
 
 SETTLED_WITHIN = 0.02
 """Largest spread of three consecutive passes, relative to the fastest, that counts as settled."""
@@ -29,7 +30,12 @@ class WarmUp:
 
 
 def warm_up(
-    method: DecodingMethod, context_length: int, *, temperature: float = 0.0, top_p: float = 1.0
+    method: DecodingMethod,
+    context_length: int,
+    *,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    is_warm: Callable[[frozenset[int]], bool] = lambda models: False,
 ) -> WarmUp:
     """Runs passes of a short prompt and a few steps until three in a row agree within 2 %, at most six passes.
 
@@ -38,47 +44,67 @@ def warm_up(
         context_length: Number of positions that the model has.
         temperature: Temperature of the answers to come; sampled and greedy steps take different paths.
         top_p: Nucleus of the answers to come.
+        is_warm: Asked once with the identities of the models that the first pass used: if true, that pass is all.
     """
+    models: set[int] = set()
+
+    def answer(request: Request) -> object:
+        if isinstance(request, ModelRequest):
+            models.add(id(request.model))
+        return request.answer()
+
     num_prompt = min(NUM_PROMPT_TOKENS, context_length // 2)
     limit = min(8 * NUM_STEPS, context_length - num_prompt)
     params = SamplingParams(max_new_tokens=limit, temperature=temperature, top_p=top_p)
     began = time.perf_counter()
     method.warmup()
-    passes: list[float] = [_one_pass(method, num_prompt, params)]
+    passes: list[float] = [_one_pass(method, num_prompt, params, answer)]
     cold_s = time.perf_counter() - began
+    if is_warm(frozenset(models)):
+        return WarmUp(cold_s=cold_s, passes_s=tuple(passes), settled=False)
     while len(passes) < MAX_PASSES and not _settled(passes):
         passes.append(_one_pass(method, num_prompt, params))
     return WarmUp(cold_s=cold_s, passes_s=tuple(passes), settled=_settled(passes))
 
 
 def made_up_steps(
-    method: DecodingMethod, prompt: Sequence[int], params: SamplingParams, *, num_steps: int
+    method: DecodingMethod,
+    prompt: Sequence[int],
+    params: SamplingParams,
+    *,
+    num_steps: int,
+    answer: Callable[[Request], object] = lambda request: request.answer(),
 ) -> Iterator[Step]:
     """Decodes a made-up prompt; yields the prefill, then up to ``num_steps`` steps.
 
     It ends early if the answer reaches the length that ``params`` allow, which a few long drafts do at once, or if a
-    peer's session ends by itself. A session has no room for steps past its limit.
+    peer's session ends by itself. A session has no room for steps past its limit. ``answer`` does the work of requests.
     """
     session = method.start(prompt, params)
-    step = answered(session.prefill())
+    step = answered(session.prefill(), answer)
     num_tokens = len(step.tokens)
     yield step
     for _ in range(num_steps):
         if num_tokens >= params.max_new_tokens:
             return
         try:
-            step = answered(session.step())
+            step = answered(session.step(), answer)
         except SessionEndedError:
             return
         num_tokens += len(step.tokens)
         yield step
 
 
-def _one_pass(method: DecodingMethod, num_prompt: int, params: SamplingParams) -> float:
+def _one_pass(
+    method: DecodingMethod,
+    num_prompt: int,
+    params: SamplingParams,
+    answer: Callable[[Request], object] = lambda request: request.answer(),
+) -> float:
     prompt = [1 + index % 7 for index in range(num_prompt)]
     with torch.inference_mode():
         began = time.perf_counter()
-        for _ in made_up_steps(method, prompt, params, num_steps=NUM_STEPS):
+        for _ in made_up_steps(method, prompt, params, num_steps=NUM_STEPS, answer=answer):
             pass
         return time.perf_counter() - began
 

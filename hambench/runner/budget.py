@@ -5,12 +5,13 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 
 from hambench.decoding import DecodingMethod, SamplingParams
+from hambench.engine.requests.prompts import Reader, ReadPrompts
 from hambench.engine.warmup import MAX_PASSES, NUM_PROMPT_TOKENS, NUM_STEPS, made_up_steps
 from hambench.errors import HambenchError
 from hambench.records import Cell, Sample
@@ -22,8 +23,12 @@ if TYPE_CHECKING:
 
 CALIBRATION_PROMPT, CALIBRATION_STEPS = 256, 12
 _GROWTH_STEPS = 5
+_GROWTH_PROMPT = 2048
+"""Longest prompt that growth is measured on: attention's share grows in proportion, so longer ones follow from it."""
 _JUDGED_ROW = 2.0
 """Prefill tokens that one judged token costs at most: its row of logits reads the head, which a prompt's rows don't."""
+PROBES_S = 4.0
+"""Bandwidth probes before and after a run, of each number of threads."""
 MARGIN = 1.25
 """Time kept for real samples over what calibration foretells: a judgement. In one run of ten cells on two Zen 3 cores
 (a scratch script compared them) samples took 1.11 times the foretold time, though their answers ended early."""
@@ -46,18 +51,25 @@ class Speed:
     """Rough speeds of one cell on a prompt of :data:`CALIBRATION_PROMPT` tokens."""
 
     prefill_s_per_token: float
+    """Of a cell that reads its prompt itself."""
     decode_s_per_token: float
     step_s: float
     """One decode step, however many tokens it gives."""
     growth: Growth = Growth()
     """Attention reads all that came before: longer prompts cost more per token."""
+    reads: Mapping[Reader, float] = field(default_factory=dict)
+    """The part of ``prefill_s_per_token`` that each model's reading takes, which another cell's reading may spare."""
 
     def seconds(self, num_prompt_tokens: int, num_new_tokens: int) -> float:
         """Returns the seconds of one sample."""
-        past = max(0, num_prompt_tokens - CALIBRATION_PROMPT)
         middle = max(0, num_prompt_tokens + num_new_tokens / 2 - CALIBRATION_PROMPT)
-        prefill = self.prefill_s_per_token * num_prompt_tokens * (1 + self.growth.prefill * past)
+        prefill = self.prompt_seconds(self.prefill_s_per_token, num_prompt_tokens)
         return prefill + self.decode_s_per_token * num_new_tokens * (1 + self.growth.decode * middle)
+
+    def prompt_seconds(self, s_per_token: float, num_prompt_tokens: int) -> float:
+        """Returns the seconds of work on a prompt that takes so long per token at the calibration's length."""
+        past = max(0, num_prompt_tokens - CALIBRATION_PROMPT)
+        return s_per_token * num_prompt_tokens * (1 + self.growth.prefill * past)
 
     @property
     def warm_up_s(self) -> float:
@@ -67,13 +79,13 @@ class Speed:
 
 @torch.inference_mode()
 def measure_growth(target: TargetModel, num_tokens: int) -> Growth:
-    """Times the target alone on a short prompt and on one as long as the longest of the run.
+    """Times the target alone on a short prompt and on one as long as the longest of the run, up to 2,048 tokens.
 
     Args:
         target: The model that all cells decode.
         num_tokens: Number of prompt tokens of the longest sample.
     """
-    longest = min(num_tokens, target.context_length - 2 * _GROWTH_STEPS)
+    longest = min(num_tokens, _GROWTH_PROMPT, target.context_length - 2 * _GROWTH_STEPS)
     short = min(CALIBRATION_PROMPT, longest)
     if short < 1:
         return Growth()
@@ -119,9 +131,22 @@ def calibrate(
     top_p: float = 1.0,
     growth: Growth = Growth(),
     batch: int = 1,
+    prompts: ReadPrompts | None = None,
 ) -> Speed:
-    """Measures a method's speeds on a synthetic prompt with the run's sampling parameters, after a warm-up."""
-    method.warmup()
+    """Measures a warm method's speeds on a synthetic prompt with the run's sampling parameters.
+
+    Args:
+        method: The method, warmed up.
+        context_length: Number of positions that the model has.
+        temperature: Temperature of the answers to come.
+        top_p: Nucleus of the answers to come.
+        growth: How the target slows with the context.
+        batch: Sequences that the cell decodes together.
+        prompts: Shared by several calls, so that each model reads the synthetic prompt once.
+    """
+    prompts = prompts or ReadPrompts(time.perf_counter)
+    prompts.take_asked()
+    keeping_s = prompts.keeping_s
     num_prompt = min(CALIBRATION_PROMPT, context_length // 2)
     prompt = _made_up_prompt(num_prompt)
     limit = min(8 * CALIBRATION_STEPS, context_length - num_prompt)
@@ -132,18 +157,21 @@ def calibrate(
     with torch.inference_mode():
         began = time.perf_counter()
         params = SamplingParams(max_new_tokens=limit, temperature=temperature, top_p=top_p)
-        steps = made_up_steps(method, prompt, params, num_steps=CALIBRATION_STEPS)
+        steps = made_up_steps(method, prompt, params, num_steps=CALIBRATION_STEPS, answer=prompts.answer)
         next(steps)
         prefilled = time.perf_counter()
         for step in steps:
             num_tokens += len(step.tokens)
             num_steps += 1
         done = time.perf_counter()
+    asked = prompts.take_asked()
+    spared = sum(seconds for seconds, was_read in asked.values() if not was_read)
     return Speed(
-        prefill_s_per_token=(prefilled - began) / num_prompt,
+        prefill_s_per_token=(prefilled - began - (prompts.keeping_s - keeping_s) + spared) / num_prompt,
         decode_s_per_token=(done - prefilled) / max(1, num_tokens),
         step_s=(done - prefilled) / max(1, num_steps),
         growth=growth,
+        reads={reader: seconds / num_prompt for reader, (seconds, _) in asked.items()},
     )
 
 
@@ -190,6 +218,7 @@ def sample_seconds(
     speeds: Mapping[str, Speed],
     *,
     judge: Growth | None = None,
+    is_shared: bool = False,
 ) -> float:
     """Returns an upper bound for one sample over all cells: every answer as long as its cell or task allows.
 
@@ -199,14 +228,23 @@ def sample_seconds(
         cells: Cells that answer it.
         speeds: Calibrated speeds by cell label.
         judge: Speed of the target if it judges the answers (counted as if all answers differed).
+        is_shared: Whether cells copy a prompt that another one has read with the same model.
     """
     total = 0.0
+    were_read: set[tuple[int, Reader]] = set()
     prompts: set[int] = set()
     num_judged = 0
     for cell in cells:
         num_new = cell.asks(sample).max_new_tokens
         num_prompt = max(0, min(num_prompt_tokens, cell.positions(num_prompt_tokens + num_new) - num_new))
-        total += speeds[cell.label].seconds(num_prompt, num_new)
+        speed = speeds[cell.label]
+        total += speed.seconds(num_prompt, num_new)
+        # turns of a conversation hold the cell's own answers: nobody else has read them
+        if is_shared and not sample.conversation:
+            for reader, s_per_token in speed.reads.items():
+                if (num_prompt, reader) in were_read:
+                    total -= speed.prompt_seconds(s_per_token, num_prompt)
+                were_read.add((num_prompt, reader))
         prompts.add(num_prompt)
         num_judged += num_new
     if judge is None:
@@ -227,18 +265,18 @@ def fit_budget(
     count_tokens: Callable[[str], int],
     spent_s: float = 0.0,
     judge: Growth | None = None,
+    is_shared: bool = False,
 ) -> tuple[Sample, ...]:
     """Selects the samples that fit into a time by the upper bounds, round-robin over tasks, in the given order.
 
     A task is closed once its next sample no longer fits; the other tasks go on, so every task gets the same chance.
-    ``spent_s`` is the time already used for loading and calibration. The warm-ups to come are counted here, and so is
-    judging the answers if there is a ``judge``.
+    ``spent_s`` is the time that goes into everything but samples: loading, warm-ups, calibration, probes. Judging the
+    answers is counted here if there is a ``judge``, and each prompt once per model if prompts are shared.
 
     Raises:
         HambenchError: If not even one sample fits.
     """
-    fixed_s = spent_s + sum(speeds[cell.label].warm_up_s for cell in cells)
-    left = (budget_s - fixed_s) / (MARGIN * repeats)
+    left = (budget_s - spent_s) / (MARGIN * repeats)
     chosen: set[str] = set()
     closed: set[tuple[str, str]] = set()
     cheapest = float("inf")
@@ -248,7 +286,9 @@ def fit_budget(
         task = (sample.suite, sample.task)
         if task in closed:
             continue
-        seconds = sample_seconds(sample, sizes[sample.sample_id], cells, speeds, judge=judge)
+        seconds = sample_seconds(
+            sample, sizes[sample.sample_id], cells, speeds, judge=judge, is_shared=is_shared
+        )
         cheapest = min(cheapest, seconds)
         if seconds > left:
             closed.add(task)
@@ -257,7 +297,7 @@ def fit_budget(
         chosen.add(sample.sample_id)
     if not chosen:
         raise HambenchError(
-            f"a budget of {budget_s:.0f} s fits no sample: {fixed_s:.0f} s go into loading and warming up, and the "
+            f"a budget of {budget_s:.0f} s fits no sample: {spent_s:.0f} s go into loading and warming up, and the "
             f"cheapest sample takes up to {cheapest * repeats * MARGIN:.0f} s over {len(cells)} cells; raise --budget, "
             f"name fewer methods, or lower --max-new-tokens"
         )

@@ -29,6 +29,7 @@ from hambench.store import RunWriter
 
 if TYPE_CHECKING:
     from hambench.engine.requests.prompts import ReadPrompts
+    from hambench.engine.text import Prompt
     from hambench.models.target import TargetModel
 
 Prefill = Literal["shared", "each"]
@@ -87,6 +88,10 @@ class Generator:
         # sample and repeat that prompts are kept for, and the cells that were asked
         self._asked: tuple[tuple[str, int], set[str]] | None = None
         self._targets: dict[tuple[str, str], TargetModel] = {}
+        self._warmed: dict[str, dict[str, Any]] = {}
+        # the first cell that was warmed up with a method, an engine, threads and models
+        self._warm_models: dict[tuple[Any, ...], str] = {}
+        self._encoded: dict[tuple[str, int, int], Prompt] = {}
         self._conversations = Conversations(target.tokenizer, options.chat_template_args)
 
     @cached_property
@@ -165,8 +170,6 @@ class Generator:
         Raises:
             HambenchError: If the sample can't be asked.
         """
-        from hambench.engine.text import encode_prompt
-
         job, target, options = opening.job, self.target, self.options
         assert target.tokenizer is not None
         sample = job.cell.asks(job.sample)
@@ -174,7 +177,7 @@ class Generator:
             sample = self._conversations.ask(sample, job.cell.label, job.repeat)
             opening.base["prompt"] = sample.prompt
         positions = job.cell.positions(target.context_length)
-        prompt = encode_prompt(sample, target.tokenizer, context_length=positions)
+        prompt = self._encode(sample, positions)
         opening.sample, opening.num_truncated = sample, prompt.num_truncated
         return {
             "prompt_ids": prompt.ids,
@@ -233,20 +236,65 @@ class Generator:
             self._asked[1].add(job.cell.label)
         return self._prompts
 
+    def _encode(self, sample: Sample, positions: int) -> Prompt:
+        """The sample's prompt as ids, encoded once for all cells that ask it in turn."""
+        from hambench.engine.text import encode_prompt
+
+        key = (sample.prompt, sample.max_new_tokens, positions)
+        if key not in self._encoded:
+            encoded = encode_prompt(sample, self.target.tokenizer, context_length=positions)
+            # a few at most: other limits, other contexts, other answers before
+            if len(self._encoded) >= 2 * len(self.cells):
+                self._encoded.clear()
+            self._encoded[key] = encoded
+        return self._encoded[key]
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether a prompt is read once for all cells with the same weights."""
+        return self._prompts is not None
+
     def warm_up(self, append_telemetry: Callable[[dict[str, Any]], None]) -> None:
-        """Builds and warms up the method of every cell; passes the readings to ``append_telemetry``."""
+        """Builds and warms up every cell's method where that has not been done; calls ``append_telemetry`` for each."""
+        for cell in self.cells:
+            append_telemetry(self.warm_up_cell(cell))
+
+    def warm_up_cell(self, cell: Cell) -> dict[str, Any]:
+        """Warms up one cell once and returns its reading.
+
+        On a CPU a cell of the same method, engine, threads and models as one that is warm needs one pass: there is
+        nothing left to pack, compile or page in. On a GPU each setting may capture graphs of its own.
+        """
         from hambench.engine.warmup import warm_up
 
-        for cell in self.cells:
-            with torch_threads(cell.threads):
-                readings = warm_up(
-                    self.method(cell),
-                    self.target.context_length,
-                    temperature=self.options.temperature,
-                    top_p=self.options.top_p,
-                )
-            extra = {"extra_weight_bytes": self.method(cell).extra_weight_bytes}
-            append_telemetry({"kind": "warmup", "cell": cell.label, **dataclasses.asdict(readings), **extra})
+        if cell.label in self._warmed:
+            return self._warmed[cell.label]
+        shares: str | None = None
+
+        def is_warm(models: frozenset[int]) -> bool:
+            nonlocal shares
+            key = (cell.method, cell.regime, cell.kernels, cell.threads, models)
+            if self.target.device.type == "cpu" and models:
+                shares = self._warm_models.get(key)
+            self._warm_models.setdefault(key, cell.label)
+            return shares is not None
+
+        with torch_threads(cell.threads):
+            readings = warm_up(
+                self.method(cell),
+                self.target.context_length,
+                temperature=self.options.temperature,
+                top_p=self.options.top_p,
+                is_warm=is_warm,
+            )
+        self._warmed[cell.label] = {
+            "kind": "warmup",
+            "cell": cell.label,
+            **dataclasses.asdict(readings),
+            "shares": shares,
+            "extra_weight_bytes": self.method(cell).extra_weight_bytes,
+        }
+        return self._warmed[cell.label]
 
     def _probe(self, writer: RunWriter, when: str) -> None:
         # what all threads read is no ceiling of a cell that has fewer

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from hambench.records import Sample
 from hambench.runner.request import RunRequest
 
-_PROBES_S = 4.0
-"""Bandwidth probes before and after a run."""
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskPlan:
@@ -55,7 +52,8 @@ class Plan:
     """Target cache of the longest sample."""
     notes: tuple[Note, ...]
     fixed_s: float = 0.0
-    """Loading, capturing and calibrating as it was here, warm-ups that don't settle, and bandwidth probes."""
+    """Loading, capturing, warming up and calibrating as it was here, and bandwidth probes; on a cluster also its
+    workers' warm-ups, as if none settled."""
     beyond_all: tuple[str, ...] = ()
     """Lines on what ``--methods all`` leaves out; none where methods were named."""
     placement: tuple[str, ...] = ()
@@ -84,7 +82,7 @@ def plan_run(request: RunRequest) -> Plan:
     """
     from hambench.runner.executors import get_executor
     from hambench.runner.header import warnings_of
-    from hambench.runner.start import prepare
+    from hambench.runner.start import prepare, seconds_to_come
 
     prepared = prepare(request, calibrated=True)
     tokenizer = prepared.target.tokenizer
@@ -99,6 +97,7 @@ def plan_run(request: RunRequest) -> Plan:
     for sample in prepared.samples:
         by_task.setdefault(f"{sample.suite}/{sample.task}", []).append((sample, sizes[sample.sample_id]))
     judge = prepared.growth if request.fidelity else None
+    shared = prepared.generator.shares_prompts
     tasks = tuple(
         TaskPlan(
             task=task,
@@ -106,7 +105,8 @@ def plan_run(request: RunRequest) -> Plan:
             num_prompt_tokens=sum(count for _, count in rows),
             max_new_tokens=sum(max(cell.asks(sample).max_new_tokens for cell in cells) for sample, _ in rows),
             seconds=sum(
-                sample_seconds(sample, count, cells, prepared.speeds, judge=judge) for sample, count in rows
+                sample_seconds(sample, count, cells, prepared.speeds, judge=judge, is_shared=shared)
+                for sample, count in rows
             ),
         )
         for task, rows in by_task.items()
@@ -127,9 +127,7 @@ def plan_run(request: RunRequest) -> Plan:
         extra_weight_bytes={cell.label: prepared.generator.method(cell).extra_weight_bytes for cell in cells},
         kv_bytes=probe.bytes_per_slot * longest,
         notes=warnings_of(prepared),
-        fixed_s=prepared.seconds
-        + sum(speed.warm_up_s for speed in prepared.speeds.values())
-        + _PROBES_S * len({cell.threads for cell in cells}),
+        fixed_s=prepared.seconds + seconds_to_come(request, cells, prepared.speeds),
         beyond_all=what_all_leaves_out(request.sweep.methods),
         placement=get_executor(request.executor, ray_address=request.ray_address).placement(),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -85,4 +86,6 @@ class Prepared:
     growth: Growth | None = None
     """How the target slows with the context; ``None`` where there are no speeds."""
     seconds: float = 0.0
-    """What loading, capturing and calibrating took."""
+    """What loading, capturing, warming up and calibrating took."""
+    parts: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """The same by what was done, in order."""

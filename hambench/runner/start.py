@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from hambench.decoding import SamplingParams
 from hambench.engine.chat import chat_template
 from hambench.engine.text import count_tokens
 from hambench.errors import HambenchError
-from hambench.records import RunHeader
+from hambench.records import Cell, RunHeader
 from hambench.runner.conversations import prompt_sizes, without_begun
 from hambench.runner.executors import get_executor
 from hambench.runner.generator import Generator, Progress, Workload, torch_threads
@@ -35,14 +36,24 @@ def prepare(request: RunRequest, *, calibrated: bool = False) -> Prepared:
         HambenchError: For a request that can't be run.
     """
     from hambench import suites
+    from hambench.engine.requests.prompts import ReadPrompts
     from hambench.models.target import load
     from hambench.runner.budget import calibrate, fit_budget, measure_growth
 
-    began = time.monotonic()
+    began = last = time.monotonic()
+    parts: dict[str, float] = {}
+
+    def lap() -> float:
+        nonlocal last
+        now = time.monotonic()
+        seconds, last = now - last, now
+        return seconds
+
     suites.check_own_rows(request.suite)
     # a wrong name or knob, or a rule that needs sampling, is refused before the model is loaded
     _refuse_other_sampling(request)
     target = load(request.sweep.model, dtype=request.sweep.dtype, device=request.device)
+    parts["model"] = lap()
     if "auto" in request.sweep.kernels:
         request = dataclasses.replace(request, sweep=_with_kernels_chosen(request.sweep, target))
     expansion = request.sweep.expand(target)
@@ -54,12 +65,17 @@ def prepare(request: RunRequest, *, calibrated: bool = False) -> Prepared:
             request, decoding=dataclasses.replace(request.decoding, ignore_eos=True)
         )
     samples = captured.samples
+    parts["suite"] = lap()
     generator = Generator(target, expansion.cells, request.decoding)
     # built before anything is written: a bad checkpoint or knob must not leave half a run behind
     methods = {cell.label: generator.method(cell) for cell in expansion.cells}
     speeds: dict[str, Speed] = {}
     growth = None
 
+    parts["methods"] = lap()
+
+    # a prompt is counted for its task, for the budget and for a plan
+    @functools.cache
     def count(text: str) -> int:
         return count_tokens(text, target.tokenizer) if target.tokenizer else 0
 
@@ -69,7 +85,13 @@ def prepare(request: RunRequest, *, calibrated: bool = False) -> Prepared:
         refuse_too_large(expansion.cells, samples, target, count)
     if calibrated or request.budget_s is not None:
         longest = max(prompt_sizes(samples, lambda sample: count(sample.prompt)).values(), default=0)
+        parts["counting tokens"] = lap()
+        # before anything else runs: a cold start is one
+        for cell in expansion.cells:
+            generator.warm_up_cell(cell)
+        parts["warm-ups"] = lap()
         growth = measure_growth(target, longest)
+        prompts = ReadPrompts()
         for cell in expansion.cells:
             with torch_threads(cell.threads):
                 speeds[cell.label] = calibrate(
@@ -79,7 +101,9 @@ def prepare(request: RunRequest, *, calibrated: bool = False) -> Prepared:
                     top_p=request.decoding.top_p,
                     growth=growth,
                     batch=cell.batch,
+                    prompts=prompts,
                 )
+        parts["calibration"] = lap()
     if request.budget_s is not None:
         samples = fit_budget(
             samples,
@@ -88,8 +112,9 @@ def prepare(request: RunRequest, *, calibrated: bool = False) -> Prepared:
             request.budget_s,
             repeats=request.repeats,
             count_tokens=count,
-            spent_s=time.monotonic() - began,
+            spent_s=time.monotonic() - began + seconds_to_come(request, expansion.cells, speeds),
             judge=growth if request.fidelity else None,
+            is_shared=generator.shares_prompts,
         )
     return Prepared(
         request,
@@ -101,7 +126,16 @@ def prepare(request: RunRequest, *, calibrated: bool = False) -> Prepared:
         speeds,
         growth=growth,
         seconds=time.monotonic() - began,
+        parts=parts,
     )
+
+
+def seconds_to_come(request: RunRequest, cells: Sequence[Cell], speeds: Mapping[str, Speed]) -> float:
+    """Bandwidth probes of each number of threads, and the warm-ups of a cluster's workers, which are cold."""
+    from hambench.runner.budget import PROBES_S
+
+    warm_ups = 0.0 if request.executor == "local" else sum(speed.warm_up_s for speed in speeds.values())
+    return PROBES_S * len({cell.threads for cell in cells}) + warm_ups
 
 
 def start_run(
@@ -124,6 +158,7 @@ def start_run(
     with RunWriter.claim(folder) as writer:
         prepared = prepare(request)
         writer.begin(make_header(prepared, folder), prepared.samples)
+        writer.append_telemetry({"kind": "preparation", "parts": dict(prepared.parts)})
         generator = prepared.generator
         work = Workload.of(generator.cells, prepared.samples, request.repeats, progress=progress)
         executor.run(generator, writer, work)

@@ -73,6 +73,8 @@ def identity(view: View, *, include_host: bool = False) -> list[Facts]:
 def _start(start: StartUp) -> str:
     settled = "settled" if start.settled else "did not settle"
     text = f"cold start {seconds_text(start.cold_start_s)}; {settled} in {start.num_passes} passes"
+    if start.shares is not None:
+        text = f"warm with {start.shares}, one pass of its own"
     if not start.extra_weight_bytes:
         return text
     repaid = (

@@ -51,3 +51,24 @@ def test_a_cells_start_is_its_first_reading_and_not_that_of_a_resume() -> None:
     start = starts["hamburger"]
     assert start.cold_start_s == pytest.approx(5)
     assert (start.num_passes, start.settled, start.pays_from_tokens) == (4, True, 100)
+    assert start.shares is None
+
+
+def test_a_cell_that_was_warm_with_anothers_weights_has_no_cold_start() -> None:
+    cells = tuple(
+        Cell(method="hamburger", label=name, knobs={}, model="m", dtype="float32")
+        for name in ("c=0.5", "c=0.9")
+    )
+    first = {
+        "kind": "warmup",
+        "cell": "c=0.5",
+        "passes_s": [3.0, 1.0, 1.0, 1.0],
+        "settled": True,
+        "cold_s": 5.0,
+    }
+    second = {**first, "cell": "c=0.9", "passes_s": [1.0], "settled": False, "cold_s": 1.5, "shares": "c=0.5"}
+    starts = start_ups(Run(Path("run"), header(cells, num_samples=1), {}, (), (), (first, second)))
+    assert (starts["c=0.5"].cold_start_s, starts["c=0.5"].shares) == (5.0, None)
+    assert (starts["c=0.9"].cold_start_s, starts["c=0.9"].shares) == (None, "c=0.5")
+    # as settled as the cell whose passes were counted
+    assert (starts["c=0.9"].num_passes, starts["c=0.9"].settled) == (1, True)

@@ -44,3 +44,18 @@ def test_the_command_prints_both_shares(tiny_model: Path) -> None:
     assert "profiling, off: 0.000% of the steps (0 ranges per record" in text
     item = json.loads(CliRunner().invoke(command, [*arguments, "--json"]).stdout)
     assert item["profiling_share"] == 0
+
+
+def test_the_fixed_costs_of_a_run_are_printed_by_part(tiny_model: Path) -> None:
+    arguments = ["--model", str(tiny_model), "--dtype", "float32", "--records", "1", "--max-new-tokens", "4"]
+    arguments += ["--suite", "efficiency"]
+    text = CliRunner().invoke(command, arguments, catch_exceptions=False).stdout
+    line = text.splitlines()[-1]
+    assert line.startswith("before the first sample of efficiency: ")
+    last = CliRunner().invoke(command, [*arguments, "--json"]).stdout.splitlines()[-1]
+    parts = json.loads(last)["parts"]
+    assert list(parts) == [
+        "model", "suite", "methods", "counting tokens", "warm-ups", "calibration", "bandwidth probe",
+    ]  # fmt: skip
+    assert all(f"{name} " in line for name in parts)
+    assert all(seconds >= 0 for seconds in parts.values())

@@ -1,4 +1,5 @@
 import time
+from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -6,10 +7,15 @@ import pytest
 import torch
 
 from hambench.decoding import Step, answered
+from hambench.engine import warmup
+from hambench.engine.llama import Llama
+from hambench.engine.requests.prompts import ReadPrompts
 from hambench.errors import HambenchError
 from hambench.methods.vanilla import VanillaConfig
 from hambench.records import Cell, Sample
+from hambench.runner import budget, start
 from hambench.runner.budget import (
+    CALIBRATION_PROMPT,
     MARGIN,
     Growth,
     Speed,
@@ -25,8 +31,7 @@ from hambench.runner.sweep import Sweep
 CELLS = [Cell(method="vanilla", label=label, knobs={}, model="m", dtype="float32") for label in ("a", "b")]
 SPEED = Speed(prefill_s_per_token=0.01, decode_s_per_token=0.1, step_s=0.2)
 SPEEDS = {"a": SPEED, "b": SPEED}
-# six passes of 64 prompt tokens and eight steps, in both cells
-WARM_UP_S = 2 * 6 * (64 * 0.01 + 8 * 0.2)
+SPENT_S = 27.0
 
 
 def samples(**counts):
@@ -48,8 +53,9 @@ def samples(**counts):
 
 def fit(rows, calibrated_s, repeats=1, **spent):
     """The ids of the samples that a budget takes which leaves so many seconds of calibrated time."""
-    budget_s = WARM_UP_S + MARGIN * calibrated_s
-    chosen = fit_budget(rows, CELLS, SPEEDS, budget_s, repeats=repeats, count_tokens=len, **spent)
+    budget_s = SPENT_S + MARGIN * calibrated_s
+    options = {"spent_s": SPENT_S, **spent}
+    chosen = fit_budget(rows, CELLS, SPEEDS, budget_s, repeats=repeats, count_tokens=len, **options)
     return [sample.sample_id for sample in chosen]
 
 
@@ -88,7 +94,7 @@ def test_a_budget_that_fits_nothing_says_what_the_cheapest_sample_takes():
 def test_what_loading_took_is_no_longer_there_for_samples():
     rows = samples(x=(9, 10))
     assert len(fit(rows, 18)) == 6
-    assert len(fit(rows, 18, spent_s=2 * 3 * MARGIN)) == 4
+    assert len(fit(rows, 18, spent_s=SPENT_S + 2 * 3 * MARGIN)) == 4
 
 
 def test_calibration_gives_positive_speeds(target):
@@ -96,6 +102,120 @@ def test_calibration_gives_positive_speeds(target):
     assert speed.prefill_s_per_token > 0
     assert speed.decode_s_per_token > 0
     assert speed.step_s >= speed.decode_s_per_token
+
+
+READER = (1, 2)
+
+
+def test_a_prompt_that_cells_share_is_foretold_once():
+    rates = {READER: 0.008}
+    speeds = {label: replace(SPEED, reads=rates) for label in SPEEDS}
+    (sample,) = samples(x=(1, 10))
+    each = 2 * (50 * 0.01 + 10 * 0.1)
+    assert sample_seconds(sample, 50, CELLS, speeds) == pytest.approx(each)
+    # the second cell has its own part of a prefill left
+    shared = sample_seconds(sample, 50, CELLS, speeds, is_shared=True)
+    assert shared == pytest.approx(each - 50 * 0.008)
+    # other weights, another cut of the prompt, or a turn behind a cell's own answer are read by each
+    others = {**speeds, "b": replace(SPEED, reads={(3, 4): 0.008})}
+    assert sample_seconds(sample, 50, CELLS, others, is_shared=True) == pytest.approx(each)
+    cut = [CELLS[0], replace(CELLS[1], context=40)]
+    assert sample_seconds(sample, 50, cut, speeds, is_shared=True) == sample_seconds(sample, 50, cut, speeds)
+    turn = replace(sample, conversation="c", turn=2)
+    assert sample_seconds(turn, 50, CELLS, speeds, is_shared=True) == pytest.approx(each)
+    # and a budget takes more samples
+    rows = samples(x=(20, 10))
+    taken = [
+        len(fit_budget(rows, CELLS, speeds, 40.0, repeats=1, count_tokens=len, is_shared=is_shared))
+        for is_shared in (False, True)
+    ]
+    assert taken[1] > taken[0]
+
+
+def test_calibration_reads_its_prompt_once_per_model_and_counts_it_for_every_cell(target, monkeypatch):
+    read, calls = type(target.llama).prefill, []
+
+    def counting(self, ids, *args, **kwargs):
+        calls.append(len(ids))
+        time.sleep(0.2)
+        return read(self, ids, *args, **kwargs)
+
+    monkeypatch.setattr(type(target.llama), "prefill", counting)
+    prompts = ReadPrompts()
+    method = VanillaConfig().build(target)
+    speeds = [calibrate(method, target.context_length, prompts=prompts) for _ in range(3)]
+    assert calls == [256]
+    for speed in speeds:
+        # what reading takes is in each cell's speed, whoever read
+        assert 256 * speed.prefill_s_per_token >= 0.2
+        assert sum(speed.reads.values()) <= speed.prefill_s_per_token
+        assert [reader[0] for reader in speed.reads] == [id(target.llama)]
+
+
+def counted(monkeypatch):
+    """Counts what is done before the first sample: passes of a warm-up by method, prompts read, texts encoded."""
+    counts = {"passes": [], "read": [], "encoded": []}
+    one_pass, read, encode = warmup._one_pass, Llama.prefill, start.count_tokens
+
+    def passing(method, *args):
+        counts["passes"].append(method.name)
+        return one_pass(method, *args)
+
+    def reading(self, ids, *args, **kwargs):
+        counts["read"].append(len(ids))
+        return read(self, ids, *args, **kwargs)
+
+    def encoding(text, *args, **kwargs):
+        counts["encoded"].append(text)
+        return encode(text, *args, **kwargs)
+
+    monkeypatch.setattr(warmup, "_one_pass", passing)
+    monkeypatch.setattr(Llama, "prefill", reading)
+    monkeypatch.setattr(start, "count_tokens", encoding)
+    return counts
+
+
+def test_what_precedes_the_samples_is_done_once_for_cells_that_share_it(
+    tiny_model, rows, tmp_path, monkeypatch
+):
+    """The accounting behind the share of a budget that samples get: fixed work does not grow with the settings."""
+    counts = counted(monkeypatch)
+    methods = ("vanilla", "prompt_lookup", *(f"speculative[k={k}]" for k in (1, 2, 3, 4)))
+    request = RunRequest(
+        sweep=Sweep(model=str(tiny_model), methods=methods, dtype="float32"),
+        suite="longbench",
+        tasks=("lcc", "multifieldqa_en"),
+        data=rows,
+        max_new_tokens=4,
+        limit=3,
+        budget_s=600,
+    )
+    run = start_run(request, tmp_path / "run")
+    # of four settings with the same weights one is warmed up until it settles
+    passes = Counter(counts["passes"])
+    assert [passes[f"speculative[k={k}]"] for k in (2, 3, 4)] == [1, 1, 1]
+    assert all(
+        3 <= passes[name] <= warmup.MAX_PASSES for name in ("vanilla", "prompt_lookup", "speculative[k=1]")
+    )
+    (reading,) = [
+        item for item in run.telemetry if item["kind"] == "warmup" and item["cell"] == "speculative[k=4]"
+    ]
+    assert reading["shares"] == "speculative[k=1]"
+    # growth reads its prompt twice, calibration once with the target and once with the draft
+    assert sum(num == CALIBRATION_PROMPT for num in counts["read"]) <= 4
+    # no text is encoded twice to be counted
+    assert max(Counter(counts["encoded"]).values()) == 1
+    (prepared,) = [item["parts"] for item in run.telemetry if item["kind"] == "preparation"]
+    assert list(prepared) == ["model", "suite", "methods", "counting tokens", "warm-ups", "calibration"]
+    assert all(seconds >= 0 for seconds in prepared.values())
+
+
+def test_the_longest_prompts_are_foretold_from_shorter_ones(target, monkeypatch):
+    timed = []
+    monkeypatch.setattr(budget, "_time_target", lambda _, num: timed.append(num) or (0.001, 0.01))
+    long = SimpleNamespace(llama=target.llama, context_length=8192, device="cpu")
+    measure_growth(long, 8000)
+    assert max(timed) == 2048
 
 
 class SlowingModel:

@@ -7,11 +7,12 @@ import json
 
 import click
 
-from hambench.cli._options import model_options
+from hambench.cli._options import kernels_option, model_options
 
 
 @click.command()
 @model_options
+@kernels_option
 @click.option("--methods", default="vanilla", show_default=True, metavar="LIST", help="Methods to measure.")
 @click.option(
     "--records",
@@ -28,6 +29,11 @@ from hambench.cli._options import model_options
     type=click.IntRange(min=2),
     help="Maximum tokens per answer.",
 )
+@click.option(
+    "--suite",
+    metavar="NAME",
+    help="Also time what precedes the first sample of a run of this suite with a --budget, by part.",
+)
 @click.option("--executor", type=click.Choice(["local", "ray"]), default="local", show_default=True)
 @click.option(
     "--ray-address",
@@ -39,9 +45,11 @@ def command(
     model: str,
     dtype: str,
     device: str | None,
+    kernels: str,
     methods: str,
     num_records: int,
     max_new_tokens: int,
+    suite: str | None,
     executor: str,
     ray_address: str | None,
     as_json: bool,
@@ -49,15 +57,17 @@ def command(
     """Measure the share of a run's wall time that the harness takes.
 
     It compares the wall time of making records with the time inside the methods' steps, and measures the cost of the
-    profiler's ranges while nothing is profiled.
+    profiler's ranges while nothing is profiled. With --suite it also prints a run's fixed costs: the rest of a --budget
+    is for samples.
     """
-    from hambench.bench.overhead import measure_overhead
+    from hambench.bench.overhead import measure_overhead, measure_parts
     from hambench.runner.axis_text import split_methods
 
     results = measure_overhead(
         model=model,
         dtype=dtype,
         device=device,
+        kernels=kernels,
         methods=split_methods(methods),
         num_records=num_records,
         max_new_tokens=max_new_tokens,
@@ -78,3 +88,13 @@ def command(
             if cost is not None and part is not None:
                 each = f"{cost.num_ranges} ranges per record, {cost.seconds_each * 1e9:.0f} ns each"
                 click.echo(f"  profiling, off: {part:.3%} of the steps ({each})")
+    if suite is None:
+        return
+    parts = measure_parts(
+        model=model, dtype=dtype, device=device, kernels=kernels, methods=split_methods(methods), suite=suite
+    )
+    if as_json:
+        click.echo(json.dumps({"parts": parts}))
+        return
+    listed = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in parts.items())
+    click.echo(f"before the first sample of {suite}: {sum(parts.values()):.1f} s ({listed})")

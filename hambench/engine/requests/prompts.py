@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hambench.decoding import Request
     from hambench.engine.language_model import LanguageModel
 
-_Key = tuple[int, int]
+Reader = tuple[int, int]
 """A model's identity, and the threads that torch reads a prompt with: another number may give other bits."""
 
 
@@ -28,6 +28,8 @@ class _Read:
     ids: list[int]
     layers: tuple[int, ...]
     out: ForwardOutput
+    seconds: float
+    """What reading took."""
     keys: torch.Tensor
     """``[layers, KVH, T, Dh]``."""
     values: torch.Tensor
@@ -51,9 +53,10 @@ class ReadPrompts:
         self.keeping_s = 0.0
         """Seconds that went into keeping what was read: no reader's own work."""
         self._clock = clock
-        self._kept: dict[_Key, _Read] = {}
+        self._kept: dict[Reader, _Read] = {}
         # layers that any session has asked a model for: whoever reads the next prompt reads them for all
-        self._layers: dict[_Key, frozenset[int]] = {}
+        self._layers: dict[Reader, frozenset[int]] = {}
+        self._asked: dict[Reader, tuple[float, bool]] = {}
 
     def answer(self, request: Request) -> Any:
         """Answers a request; every other one than to read a prompt into an empty cache does its own work."""
@@ -65,23 +68,33 @@ class ReadPrompts:
             return self._read(key, request)
         if not set(request.feature_layers) <= set(known.layers):
             return self._read(key, request)
+        self._asked[key] = (known.seconds, False)
         return self._copy(known, request)
+
+    def take_asked(self) -> dict[Reader, tuple[float, bool]]:
+        """Who was asked to read since the last call: what reading takes in seconds, and whether it was done then."""
+        asked, self._asked = self._asked, {}
+        return asked
 
     def forget(self) -> None:
         """Frees everything; the next reader of each prompt reads it itself."""
         self._kept.clear()
 
-    def _read(self, key: _Key, request: Prefill) -> ForwardOutput:
+    def _read(self, key: Reader, request: Prefill) -> ForwardOutput:
         wanted = self._layers.get(key, frozenset()) | set(request.feature_layers)
         self._layers[key] = wanted
         layers = tuple(sorted(wanted))
+        asked_at = self._clock()
         out = request.model.prefill(request.ids, request.cache, feature_layers=layers)
         self.num_read += 1
         began = self._clock()
+        self._asked[key] = (began - asked_at, True)
         # at once: what the session does next may write to the slots
         num_slots, cache = request.ids.shape[0], request.cache
         keys, values = (tensor[:, :, :num_slots].clone() for tensor in (cache.keys, cache.values))
-        self._kept[key] = _Read(request.model, request.ids.tolist(), layers, _own(out), keys, values)
+        self._kept[key] = _Read(
+            request.model, request.ids.tolist(), layers, _own(out), began - asked_at, keys, values
+        )
         self.keeping_s += self._clock() - began
         return _chosen(out, layers, request.feature_layers)
 
