@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from hambench.cli._options import DEFAULT_MODEL, FiniteRange
+from hambench.cli._options import DEFAULT_MODEL, FiniteRange, whole_numbers
 
 _DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
@@ -23,6 +23,9 @@ _DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 @click.option("--dtype", type=click.Choice(list(_DTYPE_BYTES)), default="bfloat16", show_default=True)
 @click.option("--int8-head", is_flag=True, help="Assume an int8 LM head for every method.")
 @click.option("--gap-us", type=FiniteRange(min=0), default=0.0, help="Microseconds lost per kernel launch.")
+@click.option(
+    "--batch", metavar="AXIS", help="Also predict sequences decoded together, all of them in total: 1,2,4,8."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     model: str,
@@ -32,6 +35,7 @@ def command(
     dtype: str,
     int8_head: bool,
     gap_us: float,
+    batch: str | None,
     as_json: bool,
 ) -> None:
     """Predict each method's speed limit and break-even points.
@@ -42,6 +46,7 @@ def command(
 
     from hambench.errors import HambenchError
     from hambench.models.sizes import find_shape
+    from hambench.roofline.batches import predict_batches, render_batches
     from hambench.roofline.byte_model import ByteModel
     from hambench.roofline.forecast import forecast, render_forecast
     from hambench.roofline.gpu_specs import find_gpu, parse_bandwidth
@@ -57,9 +62,11 @@ def command(
     else:
         machine, speed, source = _measure_here()
     width = _DTYPE_BYTES[dtype]
+    batches = whole_numbers(batch, "--batch")
+    # the int8 copy's scales have the dtype of the original weights
+    bytes_of = ByteModel(shape=shape, dtype_bytes=width, scale_bytes=width, int8_head=int8_head)
     result = forecast(
-        # the int8 copy's scales have the dtype of the original weights
-        ByteModel(shape=shape, dtype_bytes=width, scale_bytes=width, int8_head=int8_head),
+        bytes_of,
         speed,
         model=name,
         machine=machine,
@@ -68,7 +75,14 @@ def command(
         context=context,
         gap_s=gap_us * 1e-6,
     )
-    click.echo(json.dumps(result.as_dict()) if as_json else render_forecast(result))
+    together = predict_batches(bytes_of, speed, batches, model=name, context=context, gap_s=gap_us * 1e-6)
+    if as_json:
+        more = {"batches": [each.as_dict() for each in together]} if batches else {}
+        click.echo(json.dumps({**result.as_dict(), **more}))
+        return
+    click.echo(render_forecast(result))
+    if batches:
+        click.echo(f"\n{render_batches(together)}")
 
 
 def _measure_here() -> tuple[str, float, str]:
