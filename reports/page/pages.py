@@ -9,6 +9,7 @@ from hambench.reports.page import cautions, verdicts
 from hambench.reports.page.drilldown import Drilldown, drilldown
 from hambench.reports.page.verdicts import MethodVerdict
 from hambench.reports.sections import latency, memory, notes, overview, paper_figures, tables
+from hambench.reports.sections.batches import batches_section
 from hambench.reports.sections.example import Example, example
 from hambench.reports.sections.history_page import history_section
 from hambench.reports.sections.identity import Facts, identity
@@ -86,6 +87,7 @@ def build(view: View, options: ReportOptions) -> Page:
             ),
             latency.latency_section(view),
             steps_section(view),
+            *(() if (batches := batches_section(view)) is None else (batches,)),
             memory.memory_section(view),
             roofline_section(view),
             kernels_section(options.kernels, options.profile, prefix=view.prefix),
