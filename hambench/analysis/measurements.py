@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -46,6 +47,7 @@ from hambench.analysis.metrics import (
     tps,
     ttft_s,
 )
+from hambench.analysis.verdicts import decodes_on_gpu
 from hambench.groups import ALL, group_names, in_group
 from hambench.records import Estimate, Fidelity, Sample, SampleRecord, Score
 from hambench.registry import is_lossless
@@ -128,8 +130,12 @@ def measure_run(run: Run) -> list[Measurement]:
     """Measures every cell over all samples, then over each suite, category and task."""
     groups = group_names(run.samples.values())
     measurements = []
+    on_gpu = decodes_on_gpu(run)
     for cell in run.header.cells:
         records = run.of_cell(cell.label)
+        if not on_gpu:
+            # old runs stored the process's peak, which is that of every cell before
+            records = tuple(dataclasses.replace(record, peak_memory_bytes=None) for record in records)
         scores = [score for score in run.scores if score.cell == cell.label]
         measurements += [
             measure(records, scores, run.samples, cell=cell.label, group=group, judged=run.judged)

@@ -145,7 +145,7 @@ def num_drafted(traces: Traces) -> int | None:
 
 def num_accepted(traces: Traces) -> int | None:
     """Proposed tokens that were kept, in the decode phase."""
-    return _total(_counted(trace, "accepted") for trace in traces)
+    return _total(map(_num_kept, traces))
 
 
 def num_relaxed(traces: Traces) -> int | None:
@@ -352,6 +352,17 @@ def _counted(trace: GenerationTrace, name: str) -> int | None:
     """Sums a count over the decode steps; if a step lacks it, takes what the peer says of the whole answer."""
     counts = [getattr(step, name) for step in trace.steps[1:]]
     return getattr(trace.totals, name, None) if None in counts else sum(counts)
+
+
+def _num_kept(trace: GenerationTrace) -> int | None:
+    accepted = _counted(trace, "accepted")
+    if accepted is None:
+        return None
+    # old runs kept the count of a step whose tokens were cut at the end of the answer
+    cut = sum(
+        max(0, step.accepted - len(step.tokens)) for step in trace.steps[1:] if step.accepted is not None
+    )
+    return accepted - cut
 
 
 def _num_rounds(trace: GenerationTrace) -> int | None:

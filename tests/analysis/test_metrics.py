@@ -5,13 +5,15 @@ import dataclasses
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from synthetic import write_run
 
 from hambench.analysis import metrics
 from hambench.analysis.arms import RATES
-from hambench.analysis.measurements import Measurement, measure, metric_value
+from hambench.analysis.measurements import Measurement, measure, measure_run, metric_value
 from hambench.analysis.statistics.intervals import macro_average, proportion_interval
 from hambench.groups import group_names
 from hambench.records import GenerationTrace, Sample, SampleRecord, Score, StepRecord
+from hambench.store import load_run
 
 
 def step(num_tokens: int, seconds: float = 1.0, **counts: int) -> StepRecord:
@@ -239,3 +241,25 @@ def test_every_metric_is_a_field_with_a_definition_and_a_unit() -> None:
         assert name in fields
         assert len(metric.definition) > 20
         assert metric.unit
+
+
+def test_a_count_of_accepted_tokens_that_was_not_cut_with_them_is_cut_when_it_is_read() -> None:
+    steps = (
+        StepRecord(tokens=(1,), seconds=1.0),
+        StepRecord(tokens=(2, 3, 4), seconds=1.0, drafted=2, accepted=2),
+        StepRecord(tokens=(5,), seconds=1.0, drafted=4, accepted=4, discarded=4),
+    )
+    old = GenerationTrace(prompt_tokens=3, steps=steps, finish="eos")
+    new = dataclasses.replace(old, steps=(*steps[:2], dataclasses.replace(steps[2], accepted=1)))
+    assert metrics.num_accepted([old]) == metrics.num_accepted([new]) == 3
+    assert metrics.acceptance_rate([old]) == metrics.acceptance_rate([new]) == 0.5
+
+
+def test_the_peak_of_a_process_is_no_cells_peak(tmp_path) -> None:
+    run = load_run(write_run(tmp_path / "run"))
+    records = tuple(dataclasses.replace(record, peak_memory_bytes=2**30) for record in run.records)
+    run = dataclasses.replace(run, records=records)
+    for device, peak in (("cpu", None), ("cuda", 2**30)):
+        header = dataclasses.replace(run.header, model={**run.header.model, "device": device})
+        measured = measure_run(dataclasses.replace(run, header=header))
+        assert {m.peak_memory_bytes for m in measured} == {peak}
