@@ -42,11 +42,18 @@ Examples:
     help="Port to listen on; 0 picks a free one and prints it.",
 )
 @click.option(
+    "--batch",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Maximum number of prompts that are answered together.",
+)
+@click.option(
     "--max-waiting",
     type=click.IntRange(0),
     default=8,
     show_default=True,
-    help="Maximum number of waiting requests; further ones get 429.",
+    help="Maximum number of waiting requests; further ones get 503.",
 )
 @click.option(
     "--max-body",
@@ -58,12 +65,18 @@ Examples:
 )
 @click.option("--api-key-env", metavar="NAME", help="Require the API key in this environment variable.")
 def command(
-    host: str, port: int, max_waiting: int, max_body: int, api_key_env: str | None, **options: Any
+    host: str,
+    port: int,
+    batch: int,
+    max_waiting: int,
+    max_body: int,
+    api_key_env: str | None,
+    **options: Any,
 ) -> None:
     """Serve chat and text completions, streamed burst by burst.
 
-    Answers one request at a time. Ctrl-C and SIGTERM stop it after the running answers. Exit codes: 0 after Ctrl-C, 2
-    for wrong options or an address that can't be used.
+    Answers one request at a time, or --batch prompts together. Ctrl-C and SIGTERM stop it after the running answers.
+    Exit codes: 0 after Ctrl-C, 2 for wrong options or an address that can't be used.
     """
     cell = make_sweep(
         model=options["model"],
@@ -71,6 +84,7 @@ def command(
         methods=options["method"],
         own_options=knob_texts(options),
         method_args=options["method_args"],
+        batch=str(batch),
     ).single()
     api_key = _key(api_key_env)
     try:
@@ -93,6 +107,10 @@ def command(
     )
     if target.tokenizer is None:
         raise HambenchError(f"{target.name} has no tokenizer, so it can't be served")
+    if batch > 1 and target.llama.reference is None:
+        raise HambenchError(
+            f"{target.name} runs through the transformers adapter, which takes no batch: give --batch 1"
+        )
     check_arguments(target.tokenizer, arguments)
     target.chat_arguments = arguments
     method = config_of(cell).build(target)
@@ -105,6 +123,7 @@ def command(
     app = create_app(
         target,
         method,
+        batch=batch,
         max_waiting=max_waiting,
         max_body_bytes=max_body,
         allowed_hosts=allowed_hosts(host),

@@ -24,6 +24,7 @@ from hambench.models.target import TargetModel
 from hambench.records import GenerationTrace, StepRecord
 from hambench.serving.address import LOOPBACK
 from hambench.serving.answer_text import AnswerText
+from hambench.serving.batch_worker import BatchWorker
 from hambench.serving.body_limit import BodyLimit
 from hambench.serving.exposition import Exposition
 from hambench.serving.requests import ChatRequest, CompletionRequest, GenerationRequest, explain
@@ -38,8 +39,8 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         401: "The API key is missing or wrong.",
         404: "There is no such model.",
         413: "The body is too large.",
-        429: "Too many requests are waiting.",
         500: "The server failed; its log has the details under the error's number.",
+        503: "Too many requests are waiting.",
     }.items()
 }
 _LINE_ENDS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
@@ -63,6 +64,7 @@ def create_app(
     target: TargetModel,
     method: DecodingMethod,
     *,
+    batch: int = 1,
     max_waiting: int = 8,
     max_body_bytes: int = 4 * 2**20,
     allowed_hosts: Sequence[str] = LOOPBACK,
@@ -73,13 +75,14 @@ def create_app(
     Args:
         target: The model; it needs a tokenizer.
         method: The decoding method, built on the target.
-        max_waiting: Maximum number of waiting requests; further ones get a 429.
+        batch: Maximum number of prompts that are answered together.
+        max_waiting: Maximum number of waiting requests; further ones get a 503.
         max_body_bytes: Maximum size of a body; larger ones get a 413.
         allowed_hosts: Accepted ``Host`` headers, so that a web page can't reach a loopback server by another name;
             ``*`` accepts all.
         api_key: Key to require as a bearer token, if given.
     """
-    server = _Server(target, method, max_waiting)
+    server = _Server(target, method, batch, max_waiting)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -100,9 +103,9 @@ def create_app(
     @app.exception_handler(RefusedError)
     async def refused(_: Request, error: RefusedError) -> Response:
         server.exposition.count_request("refused")
-        kinds = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error"}
+        kinds = {401: "authentication_error", 500: "server_error", 503: "server_error"}
         kind = kinds.get(error.status, "invalid_request_error")
-        headers = {"Retry-After": str(RETRY_AFTER_S)} if error.status == 429 else None
+        headers = {"Retry-After": str(RETRY_AFTER_S)} if error.status == 503 else None
         return JSONResponse(error_body(error.message, kind=kind, code=error.code), error.status, headers)
 
     @app.exception_handler(RequestValidationError)
@@ -178,13 +181,17 @@ def create_app(
 class _Server:
     """State that the routes share."""
 
-    def __init__(self, target: TargetModel, method: DecodingMethod, max_waiting: int) -> None:
+    def __init__(self, target: TargetModel, method: DecodingMethod, batch: int, max_waiting: int) -> None:
         if target.tokenizer is None:
             raise ValueError(f"target must have a tokenizer to be served, {target.name} has none")
         self.target, self.method, self.tokenizer = target, method, target.tokenizer
         # do not publish the path of a model loaded from a folder
         self.name = Path(target.name).name if Path(target.name).is_dir() else target.name
-        self.worker = Worker(method, self.tokenizer.decode, max_waiting=max_waiting)
+        self.worker: Worker | BatchWorker
+        if batch == 1:
+            self.worker = Worker(method, self.tokenizer.decode, max_waiting=max_waiting)
+        else:
+            self.worker = BatchWorker(method, self.tokenizer.decode, size=batch, max_waiting=max_waiting)
         self.exposition = Exposition(lambda: self.worker.num_waiting)
 
     def encode(self, body: CompletionRequest) -> list[list[int]]:
@@ -241,7 +248,7 @@ class _Server:
         try:
             self.worker.submit(job)
         except QueueFullError as error:
-            raise RefusedError(429, str(error), "queue_full") from error
+            raise RefusedError(503, str(error), "queue_full") from error
         answer = _Answer(self, body, Reply(chat, self.name), prompts)
         steps = self._events(request, job, events)
         try:

@@ -143,16 +143,8 @@ class Worker:
         try:
             for index, prompt in enumerate(job.prompts):
                 self._decode(job, index, prompt)
-        except NotFiniteError as error:
-            log.error("request failed: %s", error)
-            job.emit(Failed(str(error), by_request=False))
-        except (HambenchError, ValueError) as error:
-            job.emit(Failed(str(error), by_request=True))
-        except Exception:
-            # send the client only a number, because a message of ours could contain a path
-            number = uuid.uuid4().hex[:8]
-            log.exception("request failed (%s)", number)
-            job.emit(Failed(f"internal error {number}", by_request=False))
+        except Exception as error:
+            job.emit(failure_of(error))
 
     def _decode(self, job: Job, index: int, prompt: Sequence[int]) -> None:
         run = stream(
@@ -171,3 +163,16 @@ class Worker:
                 return
             job.emit(Piece(index, step))
         run.close()
+
+
+def failure_of(error: Exception) -> Failed:
+    """Returns what a client is told of an exception; logs what it is not told."""
+    if isinstance(error, NotFiniteError):
+        log.error("request failed: %s", error)
+        return Failed(str(error), by_request=False)
+    if isinstance(error, HambenchError | ValueError):
+        return Failed(str(error), by_request=True)
+    # send the client only a number, because a message of ours could contain a path
+    number = uuid.uuid4().hex[:8]
+    log.error("request failed (%s)", number, exc_info=error)
+    return Failed(f"internal error {number}", by_request=False)

@@ -201,7 +201,7 @@ class Held:
     kv = KVUsage(1, 1)
 
 
-def test_a_full_line_answers_429_and_serves_the_ones_that_wait(served_target):
+def test_a_full_line_answers_503_and_serves_the_ones_that_wait(served_target):
     method = Held()
     replies = []
     body = {"model": "tiny", "prompt": "x", "max_tokens": 2}
@@ -221,7 +221,7 @@ def test_a_full_line_answers_429_and_serves_the_ones_that_wait(served_target):
         method.go.set()
         for thread in threads:
             thread.join(20)
-    assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
     assert [reply.json()["choices"][0]["text"] for reply in replies] == [
         served_target.tokenizer.decode([65, 65])
     ] * 2
