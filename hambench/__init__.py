@@ -6,13 +6,13 @@ from typing import Any
 
 from hambench._version import __version__
 
-__all__ = ["__version__", "run"]
+__all__ = ["__version__", "open_run", "run"]
 
 
 def __getattr__(name: str) -> Any:
     # import on first use, because `hambench --help` must not wait for pandas
-    if name == "run":
-        from hambench.api import run
+    if name in ("run", "open_run"):
+        from hambench import api
 
-        return run
+        return getattr(api, name)
     raise AttributeError(f"module 'hambench' has no attribute {name!r}")

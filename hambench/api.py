@@ -58,6 +58,13 @@ class Results:
         return pd.DataFrame(rows)
 
     @property
+    def steps(self) -> pd.DataFrame:
+        """One row per step of each measured answer: tokens, seconds, counts, KV memory and regret."""
+        from hambench.analysis.exports.frames import steps_frame
+
+        return steps_frame(self.run)
+
+    @property
     def samples(self) -> pd.DataFrame:
         """One row per measured answer, with its primary score."""
         import pandas as pd
@@ -146,6 +153,17 @@ def run(
     return Results(start_run(RunRequest(sweep=sweep, suite=suite, **request), folder))
 
 
-def load(path: str | Path) -> Results:
-    """Loads the results of a stored run."""
+def open_run(path: str | Path) -> Results:
+    """Opens a stored run, finished or not, as frames: ``cells``, ``tasks``, ``comparisons``, ``samples``, ``steps``.
+
+    Args:
+        path: The run folder.
+
+    Raises:
+        StoreError: If the folder is not a run.
+
+    Example:
+        >>> results = hambench.open_run("runs/2026-01-31-longbench")  # doctest: +SKIP
+        >>> results.steps.groupby("cell").seconds.median()  # doctest: +SKIP
+    """
     return Results(load_run(path))

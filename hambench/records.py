@@ -391,6 +391,8 @@ class RunHeader:
     """How often a contaminated timing was taken again."""
     suite_spec: dict[str, Any] = field(default_factory=dict)
     """What the suites need to build the same requests again: scores can be rebuilt from the stored text."""
+    price_per_hour: float | None = None
+    """Dollars per hour of the machine, if given: costs per token follow from it."""
     weights: dict[str, str] = field(default_factory=dict)
     """sha256 of the weights that methods loaded next to the target's (a draft, grafts), by what they are."""
     notes: tuple[Note, ...] = ()

@@ -85,6 +85,14 @@ class Run:
         """Returns measured records of a cell, including failed ones, in order of measurement."""
         return tuple(record for record in self.measured if record.cell == cell)
 
+    def priced(self, price_per_hour: float | None) -> Run:
+        """The run with another price of its machine; ``None`` leaves its own."""
+        if price_per_hour is None:
+            return self
+        return dataclasses.replace(
+            self, header=dataclasses.replace(self.header, price_per_hour=price_per_hour)
+        )
+
     @property
     def num_expected(self) -> int:
         """Number of records of a finished run."""

@@ -8,8 +8,9 @@ and :mod:`hambench.reports.export` write the values to files.
 from __future__ import annotations
 
 from hambench.reports.export import export, write_html
+from hambench.reports.latex import latex_table
 from hambench.reports.markdown import markdown_summary
 from hambench.reports.options import ReportOptions
 from hambench.reports.page.html import render_html
 
-__all__ = ["ReportOptions", "export", "markdown_summary", "render_html", "write_html"]
+__all__ = ["ReportOptions", "export", "latex_table", "markdown_summary", "render_html", "write_html"]

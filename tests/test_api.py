@@ -2,7 +2,7 @@ import pandas as pd
 import pytest
 
 import hambench
-from hambench.api import load
+from hambench.api import open_run
 from hambench.errors import UnknownNameError
 from hambench.kernels.cpu.build import find_compiler
 
@@ -72,5 +72,5 @@ def test_groups_go_down_to_tasks(results):
 
 
 def test_a_stored_run_gives_the_same_frames(results):
-    again = load(results.path)
+    again = open_run(results.path)
     pd.testing.assert_frame_equal(again.cells, results.cells)

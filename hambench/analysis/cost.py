@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 
 from hambench.errors import HambenchError
+from hambench.records import GenerationTrace
 
 
 def parse_price(text: str) -> float:
@@ -29,3 +31,17 @@ def dollars_per_million(tokens_per_second: float | None, price_per_hour: float |
     if tokens_per_second is None or price_per_hour is None or not tokens_per_second > 0:
         return None
     return price_per_hour / 3600 / tokens_per_second * 1e6
+
+
+def machine_tps(traces: Sequence[GenerationTrace]) -> float | None:
+    """Output tokens per second that the machine was busy, prefills included: Σ tokens / Σ seconds of all steps.
+
+    In a batch a step counts its part of the rounds. Only answers whose prefill was timed count; ``None`` without any.
+    """
+    timed = [trace for trace in traces if trace.seconds is not None]
+    seconds = sum(
+        (step.seconds or 0.0) if step.share_s is None else step.share_s
+        for trace in timed
+        for step in trace.steps
+    )
+    return sum(len(trace.token_ids) for trace in timed) / seconds if seconds > 0 else None

@@ -11,6 +11,7 @@ import numpy as np
 from hambench.analysis import fidelity
 from hambench.analysis.baselines import baseline_of
 from hambench.analysis.batches import figures
+from hambench.analysis.cost import machine_tps
 from hambench.analysis.drafts.acceptance import (
     acceptance_conditional,
     acceptance_joint,
@@ -96,6 +97,7 @@ class Measurement:
     batch_kv_bytes: float | None = None
     prefill_tps: float | None = None
     end_to_end_tps: float | None = None
+    machine_tps: float | None = None
     burst_p50_s: float | None = None
     burst_p99_s: float | None = None
     num_truncated: int = 0
@@ -179,6 +181,7 @@ def measure(
         batch_kv_bytes=figures.batch_kv_bytes(traces),
         prefill_tps=prefill_tps(traces),
         end_to_end_tps=end_to_end_tps(traces),
+        machine_tps=machine_tps(traces),
         ttft_s=ttft_s(traces),
         num_ttfts=sum(trace.ttft_s is not None for trace in traces),
         tpot_p50_s=tpot_p50_s(traces),

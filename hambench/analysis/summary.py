@@ -19,6 +19,7 @@ from hambench.analysis.cautions.prefix_cache import cache_caution
 from hambench.analysis.cautions.thinking import counted_apart
 from hambench.analysis.cold_start import start_ups, unsettled
 from hambench.analysis.comparisons import COMPARED, compare_run
+from hambench.analysis.cost import dollars_per_million
 from hambench.analysis.drafts.costs import draft_costs
 from hambench.analysis.fidelity import REGRET_WORDS, SAMPLED_SAME, Identity, time_line, token_identity
 from hambench.analysis.measurements import Measurement, measure_run, repetition_cautions
@@ -74,6 +75,10 @@ def cell_objects(run: Run) -> list[dict[str, Any]]:
                 **_drafting(run, cell),
                 "identity": dataclasses.asdict(identity) if identity else None,
                 "benchmark": averages.get(cell.label),
+                "price_per_hour": run.header.price_per_hour,
+                "dollars_per_million_tokens": dollars_per_million(
+                    measured.machine_tps, run.header.price_per_hour
+                ),
                 "edition": run.header.edition,
                 "complete": run.complete,
                 "run": str(run.path),
@@ -146,11 +151,16 @@ def render_table(run: Run, *, group: str = ALL, width: int = 150) -> str:
     table.add_column("agree", justify="right", no_wrap=True)
     table.add_column("same", justify="right", no_wrap=True)
     table.add_column("n", justify="right", no_wrap=True)
+    price = run.header.price_per_hour
+    if price is not None:
+        table.add_column("$/M tok", justify="right", no_wrap=True)
     for measurement in measured:
         baseline = baselines[measurement.cell]
         identity = token_identity(run, measurement.cell, baseline.label) if baseline else None
         against = comparisons.get(measurement.cell, [])
-        table.add_row(*_row(measurement, against, identity, baseline))
+        cost = dollars_per_million(measurement.machine_tps, price)
+        last = [] if price is None else [Text(_number(cost, 2))]
+        table.add_row(*_row(measurement, against, identity, baseline), *last)
     out = io.StringIO()
     console = Console(file=out, width=width, no_color=True, highlight=False)
     for note in run.header.notes:

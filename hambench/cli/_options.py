@@ -122,6 +122,26 @@ def chat_option(function: F) -> F:
     )(function)
 
 
+def price_option(function: F) -> F:
+    """``--price``."""
+    return click.option(
+        "--price",
+        metavar="$/h",
+        help="Price of the machine per hour, like 2.50/h: adds dollars per million output tokens.",
+    )(function)
+
+
+def price_per_hour(text: str | None) -> float | None:
+    """The price that ``--price`` gives.
+
+    Raises:
+        HambenchError: If it is no price.
+    """
+    from hambench.analysis.cost import parse_price
+
+    return None if text is None else parse_price(text)
+
+
 def kernels_option(function: F) -> F:
     """Adds ``--kernels`` to a command that runs one model with one engine."""
     return click.option(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hambench.cli._options import RunFolder, UserPath
+from hambench.cli._options import RunFolder, UserPath, price_option, price_per_hour
 from hambench.errors import HambenchError
 from hambench.files import write_text
 
@@ -29,6 +29,7 @@ Examples:
   hambench report runs/2026-01-31-longbench
   hambench report RUN_A RUN_B -o both.html --open
   hambench report RUN --export figures-for-the-paper
+  hambench report RUN --latex table.tex
   hambench report RUN --markdown - >> "$GITHUB_STEP_SUMMARY"
 """
 )
@@ -48,6 +49,12 @@ Examples:
 @click.option(
     "--markdown", metavar="FILE", help="Also write a summary for a pull request; - writes to stdout."
 )
+@click.option(
+    "--latex",
+    metavar="FILE",
+    help="Also write the table of settings for a paper (booktabs); - writes to stdout.",
+)
+@price_option
 @click.option(
     "--samples",
     default="200",
@@ -74,6 +81,8 @@ def command(
     output: Path | None,
     export_folder: Path | None,
     markdown: str | None,
+    latex: str | None,
+    price: str | None,
     samples: str,
     history: Path | None,
     kernels: Path | None,
@@ -85,7 +94,7 @@ def command(
     watch: bool,
 ) -> None:
     """Write a self-contained HTML report of one or more RUNs."""
-    from hambench.reports import ReportOptions, export, markdown_summary, write_html
+    from hambench.reports import ReportOptions, export, latex_table, markdown_summary, write_html
 
     options = ReportOptions(
         samples=sample_limit(samples),
@@ -98,37 +107,45 @@ def command(
         refresh_s=WATCH_SECONDS if watch else None,
     )
     path = output if output is not None else runs[0] / "report.html"
-    loaded = _load(runs)
+    hourly = price_per_hour(price)
+    loaded = _load(runs, hourly)
     write_html(loaded, path, options=options)
     if open_page:
         click.launch(path.resolve().as_uri())
     if watch:
-        loaded = _watch(runs, path, options)
+        loaded = _watch(runs, path, options, hourly)
     if export_folder is not None:
         written = export(loaded, export_folder, options=options)
         click.echo(f"exported {len(written)} files to {export_folder}", err=True)
     if markdown is not None:
-        text = "\n".join(markdown_summary(run) for run in loaded)
-        if markdown == "-":
-            click.echo(text)
-            return
-        write_text(Path(markdown), text)
-    click.echo(path)
+        _write_or_print(markdown, "\n".join(markdown_summary(run) for run in loaded))
+    if latex is not None:
+        _write_or_print(latex, "\n".join(latex_table(run) for run in loaded))
+    # a stream of Markdown or LaTeX holds nothing else
+    if "-" not in (markdown, latex):
+        click.echo(path)
 
 
-def _load(folders: tuple[Path, ...]) -> list[Run]:
+def _write_or_print(name: str, text: str) -> None:
+    if name == "-":
+        click.echo(text)
+    else:
+        write_text(Path(name), text)
+
+
+def _load(folders: tuple[Path, ...], hourly: float | None = None) -> list[Run]:
     from hambench.store import load_run
 
-    return [load_run(folder) for folder in dict.fromkeys(folders)]
+    return [load_run(folder).priced(hourly) for folder in dict.fromkeys(folders)]
 
 
-def _watch(folders: tuple[Path, ...], path: Path, options: ReportOptions) -> list[Run]:
+def _watch(folders: tuple[Path, ...], path: Path, options: ReportOptions, hourly: float | None) -> list[Run]:
     """Rewrites the page on new records until the runs are complete and scored."""
     import dataclasses
 
     from hambench.reports import write_html
 
-    loaded, seen = _load(folders), -1
+    loaded, seen = _load(folders, hourly), -1
     while True:
         size = sum(len(run.records) + len(run.scores) for run in loaded)
         finished = all(run.complete for run in loaded) and size == seen
@@ -141,7 +158,7 @@ def _watch(folders: tuple[Path, ...], path: Path, options: ReportOptions) -> lis
             click.echo(f"{path}: {sum(len(run.measured) for run in loaded)} answers", err=True)
         seen = size
         time.sleep(WATCH_SECONDS)
-        loaded = _load(folders)
+        loaded = _load(folders, hourly)
 
 
 def sample_limit(text: str) -> SampleLimit:

@@ -18,6 +18,8 @@ from hambench.cli._options import (
     config_option,
     make_sweep,
     model_options,
+    price_option,
+    price_per_hour,
     seconds,
     sweep_options,
     whole_numbers,
@@ -75,6 +77,7 @@ Examples:
     metavar="TIME",
     help="Take as many rows per task as surely fit in this time, loading included: 4m, 2h.",
 )
+@price_option
 @click.option("--repeats", type=int, default=1, show_default=True)
 @click.option(
     "--max-new-tokens",
@@ -281,6 +284,7 @@ def request_from(
         edition=options["edition"],
         preset=options["preset"],
         repeats=options["repeats"],
+        price_per_hour=price_per_hour(options["price"]),
         max_new_tokens=limits[0] if len(limits) == 1 else None,
         budget_s=seconds(options["budget"]),
         device=options["device"],

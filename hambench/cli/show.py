@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from hambench.cli._options import RunFolder
+from hambench.cli._options import RunFolder, price_option, price_per_hour
 from hambench.cli._streams import echo_json_text, echo_shown
 from hambench.errors import UnknownNameError
 from hambench.terminal_text import terminal_safe
@@ -22,15 +22,16 @@ from hambench.terminal_text import terminal_safe
     help="Rows to group answers by.",
 )
 @click.option("--tokens", metavar="SAMPLE", help="Print this sample's answers with a bar between steps.")
+@price_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per cell.")
-def command(run: Path, by: str, tokens: str | None, as_json: bool) -> None:
+def command(run: Path, by: str, tokens: str | None, price: str | None, as_json: bool) -> None:
     """Show RUN as a table, even while it is still running."""
     from hambench.analysis.summary import cell_objects, render_table, to_json_line
     from hambench.groups import ALL, group_kind, group_names, group_title
     from hambench.reports.terminal.averages import render_averages, render_bounds
     from hambench.store import load_run
 
-    loaded = load_run(run)
+    loaded = load_run(run).priced(price_per_hour(price))
     if tokens is not None:
         _show_tokens(loaded, tokens)
         return

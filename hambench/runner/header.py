@@ -45,6 +45,7 @@ def make_header(prepared: Prepared, folder: Path) -> RunHeader:
         num_samples=len(prepared.samples),
         limit=request.limit,
         repeats=request.repeats,
+        price_per_hour=request.price_per_hour,
         seed=request.decoding.seed,
         temperature=request.decoding.temperature,
         top_p=request.decoding.top_p,

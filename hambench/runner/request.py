@@ -35,6 +35,8 @@ class RunRequest:
     edition: EditionChoice = "auto"
     preset: str | None = None
     repeats: int = 1
+    price_per_hour: float | None = None
+    """Dollars per hour of the machine; tables and reports then give costs per token."""
     max_new_tokens: int | None = None
     """Replaces the tasks' own limits; the scores are then not the tasks'."""
     budget_s: float | None = None

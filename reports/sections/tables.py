@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from hambench.analysis.cost import dollars_per_million
 from hambench.analysis.fidelity import token_identity
 from hambench.analysis.measurements import Measurement
 from hambench.analysis.suite_averages import averages_of, left_out
@@ -64,7 +65,7 @@ def summary_table(view: View) -> Table:
         "/ Σ seconds, so long answers weigh more; TTFT and TPOT are medians over answers, whatever their task.",
         columns=(
             Column("Cell", numeric=False),
-            *COLUMNS,
+            *_columns(view),
             *([Column("Thinking", "tokens cut before scoring")] if _thinks(view) else []),
             Column("Same tokens", "answers equal to baseline's"),
             Column("First difference", "at token"),
@@ -136,7 +137,7 @@ def task_table(view: View) -> Table:
         columns=(
             Column("Task", numeric=False),
             Column("Cell", numeric=False),
-            *COLUMNS,
+            *_columns(view),
             *([Column("Floor", "without reading"), Column("Above chance", "0 to 100")] if bounds else []),
         ),
         rows=tuple(rows),
@@ -175,7 +176,7 @@ def _group_table(view: View, groups: Sequence[str], *, name: str, title: str, ca
     return Table(
         name=f"{view.prefix}{name}",
         caption=caption,
-        columns=(Column(title, numeric=False), Column("Cell", numeric=False), *COLUMNS),
+        columns=(Column(title, numeric=False), Column("Cell", numeric=False), *_columns(view)),
         rows=tuple(
             (text_cell(group_title(group)), text_cell(cell.label), *_row(view, cell, group))
             for group in groups
@@ -188,6 +189,19 @@ def _ttft(m: Measurement) -> str:
     """The TTFT, with its timings where a prompt was copied from another cell."""
     copied = m.num_ttfts < m.num_samples and m.ttft_s is not None
     return f"{seconds_text(m.ttft_s)} (n={m.num_ttfts})" if copied else seconds_text(m.ttft_s)
+
+
+def _columns(view: View) -> tuple[Column, ...]:
+    cost = Column("Cost", "$ per million output tokens")
+    return COLUMNS if view.run.header.price_per_hour is None else (*COLUMNS, cost)
+
+
+def _cost(view: View, machine_tps: float | None) -> tuple[TableCell, ...]:
+    price = view.run.header.price_per_hour
+    if price is None:
+        return ()
+    cost = dollars_per_million(machine_tps, price)
+    return (number_cell(cost, None if cost is None else f"{cost:.2f}", metric="dollars_per_million_tokens"),)
 
 
 def _row(view: View, cell: CellView, group: str) -> tuple[TableCell, ...]:
@@ -244,6 +258,7 @@ def _row(view: View, cell: CellView, group: str) -> tuple[TableCell, ...]:
         number_cell(m.prefill_tps, metric="prefill_tps"),
         number_cell(m.num_errors, str(m.num_errors), metric="num_errors", tone="bad" if m.num_errors else ""),
         number_cell(m.num_truncated, str(m.num_truncated), metric="num_truncated"),
+        *_cost(view, m.machine_tps),
     )
 
 

@@ -1,0 +1,87 @@
+"""The table of settings for a paper: LaTeX with booktabs, the numbers of the report."""
+
+from __future__ import annotations
+
+from hambench.reports.sections.tables import summary_table
+from hambench.reports.view import View
+from hambench.store import Run
+
+COLUMNS = (
+    "Cell",
+    "n",
+    "TPS",
+    "Speed",
+    "m",
+    "Acceptance",
+    "KV",
+    "KV out",
+    "TTFT",
+    "Accuracy",
+    "Δ accuracy",
+    "Regret",
+    "Cost",
+)
+"""Columns of the report's summary that the table has, where any setting has a value."""
+_SYMBOLS = {
+    "×": r"$\times$",
+    "Δ": r"$\Delta$",
+    "δ": r"$\delta$",
+    "−": "$-$",
+    "–": "--",
+    "µ": r"$\mu$",
+    "≤": r"$\le$",
+    "≥": r"$\ge$",
+    "…": r"\ldots{}",
+    "\u202f": r"\,",
+    "\xa0": "~",
+}
+
+
+def latex_table(run: Run) -> str:
+    """Returns a ``table`` environment with a row per setting; it needs the package booktabs.
+
+    Columns without a value in any row are left out, and the caption says what was measured on what.
+    """
+    import pandas as pd
+
+    view = View(run)
+    table = summary_table(view)
+    kept = [
+        index
+        for index, column in enumerate(table.columns)
+        if column.title in COLUMNS and any(row[index].value is not None for row in table.rows)
+    ]
+    titles = [table.columns[index].title for index in kept]
+    rows = [[row[index].text for index in kept] for row in table.rows]
+    header = run.header
+    device = header.environment.get("gpu") or header.environment.get("cpu") or header.model.get("device")
+    what = f"{view.model_name} on {', '.join(header.suites)} ({header.num_samples} samples, {device})"
+    caption = (
+        f"{what}; brackets: 95 % intervals; Speed is the paired ratio to the baseline. "
+        f"hambench {header.hambench_version}, run {header.run_id}."
+    )
+    text = pd.DataFrame(rows, columns=titles).to_latex(
+        index=False,
+        escape=True,
+        column_format="l" + "r" * (len(titles) - 1),
+        caption=_escaped(caption),
+        label=f"tab:{_label(header.run_id)}",
+        position="t",
+    )
+    return _with_symbols(text)
+
+
+def _escaped(text: str) -> str:
+    special = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}"}
+    special |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
+    return "".join(special.get(character, character) for character in text)
+
+
+def _label(text: str) -> str:
+    return "".join(character if character.isascii() and character.isalnum() else "-" for character in text)
+
+
+def _with_symbols(text: str) -> str:
+    for symbol, command in _SYMBOLS.items():
+        text = text.replace(symbol, command)
+    return text

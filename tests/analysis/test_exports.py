@@ -1,0 +1,136 @@
+"""A run for other programs: a tidy table of steps, lm-eval's samples, a table for a paper, costs per token."""
+
+import dataclasses
+import hashlib
+import json
+
+import pandas as pd
+import pytest
+import synthetic
+from click.testing import CliRunner
+
+import hambench
+from hambench.analysis.cost import machine_tps
+from hambench.analysis.exports.frames import steps_frame
+from hambench.analysis.summary import cell_objects, render_table
+from hambench.cli.export import command
+from hambench.cli.report import command as report_command
+from hambench.records import GenerationTrace, StepRecord
+from hambench.reports import latex_table
+from hambench.reports.sections.tables import summary_table
+from hambench.reports.view import View
+from hambench.store import load_run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    cells = synthetic.cells(confidences=(0.5,))
+    return synthetic.write_run(tmp_path_factory.mktemp("runs") / "run", cells, per_task=3, error_rate=0.1)
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+    return load_run(folder)
+
+
+def test_the_table_of_steps_has_every_step_and_every_failed_answer(run):
+    frame = steps_frame(run)
+    steps = sum(len(record.trace.steps) for record in run.measured if record.trace)
+    failed = sum(record.trace is None for record in run.measured)
+    assert failed > 0
+    assert len(frame) == steps + failed
+    assert frame["error"].notna().sum() == failed
+    tokens = sum(len(record.trace.token_ids) for record in run.measured if record.trace)
+    assert frame["num_tokens"].sum() == tokens
+    # a step begins where the one before it ended
+    answer = frame[(frame["sample_id"] == frame["sample_id"][0]) & (frame["cell"] == frame["cell"][0])]
+    assert list(answer["position"]) == [0, *answer["num_tokens"].cumsum()[:-1]]
+    assert frame["drafted"].dtype == "Int64"
+
+
+def test_parquet_and_csv_hold_the_same(folder, run, tmp_path):
+    for name in ("steps.parquet", "steps.csv"):
+        result = CliRunner().invoke(command, [str(folder), "-o", str(tmp_path / name)])
+        assert result.exit_code == 0, result.output
+    parquet, csv = pd.read_parquet(tmp_path / "steps.parquet"), pd.read_csv(tmp_path / "steps.csv")
+    assert list(parquet.columns) == list(csv.columns)
+    assert len(parquet) == len(csv) == len(steps_frame(run))
+    assert parquet["seconds"].sum() == pytest.approx(csv["seconds"].sum())
+    ids = next(record for record in run.measured if record.trace).trace.steps[0].tokens
+    assert tuple(parquet["token_ids"][0]) == ids
+    assert csv["token_ids"][0] == " ".join(map(str, ids))
+
+
+def test_another_ending_and_no_target_are_refused(folder, tmp_path):
+    result = CliRunner().invoke(command, [str(folder), "-o", str(tmp_path / "steps.xlsx")])
+    assert "must end in .parquet or .csv" in str(result.exception)
+    assert "name a file to write" in str(CliRunner().invoke(command, [str(folder)]).exception)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_samples_have_lm_evals_keys_and_its_hashes(folder, run, tmp_path):
+    result = CliRunner().invoke(command, [str(folder), "--lm-eval", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    files = sorted((tmp_path / "out").rglob("*.jsonl"))
+    tasks = {sample.task for sample in run.samples.values()}
+    assert len(files) == len(tasks) * len(run.header.cells)
+    assert all(path.name.startswith("samples_") for path in files)
+    lines = [json.loads(line) for path in files for line in path.read_text().splitlines()]
+    assert len(lines) == sum(record.text is not None for record in run.measured if record.repeat == 0)
+    keys = {"doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "metrics"}
+    keys |= {"doc_hash", "prompt_hash", "target_hash"}
+    for line in lines:
+        assert keys <= set(line)
+        assert set(line["metrics"]) <= set(line)
+        prompt = line["arguments"]["gen_args_0"]["arg_0"]
+        assert line["prompt_hash"] == hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()
+        assert len(line["filtered_resps"]) == len(line["resps"]) == 1
+
+
+def test_open_run_gives_frames(folder, run):
+    results = hambench.open_run(folder)
+    assert len(results.cells) == len(run.header.cells)
+    assert len(results.samples) == len(run.measured)
+    assert len(results.steps) == len(steps_frame(run))
+
+
+def test_the_table_for_a_paper_is_latex_with_the_reports_numbers(folder, run):
+    text = latex_table(run)
+    assert text.startswith("\\begin{table}")
+    for rule in ("\\toprule", "\\midrule", "\\bottomrule", "\\end{table}"):
+        assert rule in text
+    # nothing that LaTeX would trip over
+    assert not set("×Δ−–%_&") & set(text.replace("\\%", "").replace("\\_", "").replace(" & ", " ")) - set("_")
+    body = [line for line in text.splitlines() if line.endswith("\\\\")]
+    assert len(body) == 1 + len(run.header.cells)
+    table = summary_table(View(run))
+    place = [column.title for column in table.columns].index("TPS")
+    assert table.rows[0][place].text in body[1]
+    result = CliRunner().invoke(report_command, [str(folder), "-o", str(folder / "r.html"), "--latex", "-"])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.strip() == text.strip()
+
+
+def test_a_price_adds_a_column_everywhere_and_only_then(run):
+    assert "$/M tok" not in render_table(run)
+    assert cell_objects(run)[0]["dollars_per_million_tokens"] is None
+    priced = run.priced(3.6)
+    assert "$/M tok" in render_table(priced)
+    (first, *_), table = cell_objects(priced), summary_table(View(priced))
+    assert first["dollars_per_million_tokens"] == pytest.approx(1000 / first["machine_tps"])
+    place = [column.title for column in table.columns].index("Cost")
+    assert table.rows[0][place].value == pytest.approx(first["dollars_per_million_tokens"])
+    assert "Cost" in latex_table(priced)
+    assert run.priced(None) is run
+
+
+def test_the_machine_is_busy_for_prefills_too_and_shares_a_batch():
+    steps = (StepRecord(tokens=(1,), seconds=2.0), StepRecord(tokens=(2, 3), seconds=1.0))
+    alone = GenerationTrace(prompt_tokens=1, steps=steps, finish="length")
+    assert machine_tps([alone]) == pytest.approx(3 / 3.0)
+    shared = dataclasses.replace(steps[1], share_s=0.25)
+    batched = dataclasses.replace(alone, steps=(steps[0], shared))
+    assert machine_tps([batched]) == pytest.approx(3 / 2.25)
+    untimed = dataclasses.replace(alone, steps=(dataclasses.replace(steps[0], seconds=None), steps[1]))
+    assert machine_tps([untimed]) is None
+    assert machine_tps([alone, untimed]) == pytest.approx(3 / 3.0)
