@@ -60,7 +60,7 @@ class Cell:
     """Run that the cell was measured in, where a report joins several; empty in a run of its own."""
 
     @property
-    def conditions(self) -> tuple[str, str, int | None, int | None, int | None, int, str]:
+    def conditions(self) -> tuple[str | int | None, ...]:
         """What is not the method's own: cells that agree in it differ by their method and its knobs alone."""
         limits = (self.threads, self.context, self.max_new_tokens, self.batch)
         return (self.regime, self.kernels, *limits, self.run)
@@ -345,7 +345,7 @@ class Comparison:
     num_answers: int | None = None
     """Pairs of answers whose tokens were compared."""
     reason: str = ""
-    """Why the verdict is what it is, in one clause, where the numbers alone don't say it."""
+    """Why the verdict is what it is, in one clause, where the numbers don't say it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -387,6 +387,7 @@ class RunHeader:
     """Variables that were given to the model's chat template."""
     prefill: Literal["shared", "each"] = "each"
     """Whether cells with the same weights copied a prompt that one of them had read; see ``--prefill``."""
+    prefill_chunk: int | None = None  # rows of a prompt's pieces, by default the engine's own number
     max_remeasured: int = 2
     """How often a contaminated timing was taken again."""
     suite_spec: dict[str, Any] = field(default_factory=dict)

@@ -106,6 +106,13 @@ Examples:
     help="shared: on a CPU, cells with the same weights read a sample's prompt once, and only the reader has a TTFT; "
     "each: every cell reads it.",
 )
+@click.option(
+    "--prefill-chunk",
+    type=click.IntRange(min=1),
+    metavar="ROWS",
+    help="Read prompts in pieces of this many rows, in every cell; in a batch, others take a step between two. "
+    "[default: 2048]",
+)
 @click.option("--ignore-eos", is_flag=True, help="Decode fixed lengths; measures speed only, no scores.")
 @click.option(
     "--allow-code-execution", is_flag=True, help="Let HumanEval and MBPP run programs that the model wrote."
@@ -298,6 +305,7 @@ def request_from(
             seed=options["seed"],
             ignore_eos=options["ignore_eos"],
             prefill=options["prefill"],
+            prefill_chunk=options["prefill_chunk"],
             think_end=options["think_end"],
             chat_template_args=parse_arguments(options["chat_template_args"]),
         ),
@@ -334,6 +342,7 @@ def _refuse_other_options(folder: Path) -> None:
         **{name: getattr(header, name) for name in ("limit", "repeats", "seed", "temperature", "top_p")},
         "ignore_eos": header.ignore_eos,
         "prefill": header.prefill,
+        "prefill_chunk": header.prefill_chunk,
         "fidelity": header.fidelity,
         "max_new_tokens": None if header.max_new_tokens is None else str(header.max_new_tokens),
         "suite": header.suites[0] if len(header.suites) == 1 else None,

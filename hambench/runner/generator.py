@@ -53,6 +53,9 @@ class DecodingOptions:
     prefill: Prefill = "shared"
     """``shared``: a prompt is read once per sample for all cells with the same weights, and copied (on a CPU; a GPU's
     peak of memory belongs to one answer, which must read for itself). ``each``: every cell reads."""
+    prefill_chunk: int | None = None
+    """Rows of the pieces in which every cell reads its prompts, by default the engine's own number. In a batch the
+    others wait for a piece; in bfloat16 other pieces may give other bits."""
     max_remeasured: int = 2
     """How often a contaminated timing is taken again."""
 
@@ -84,6 +87,11 @@ class Generator:
     def __init__(self, target: TargetModel, cells: Sequence[Cell], options: DecodingOptions) -> None:
         self.target, self.cells, self.options = target, cells, options
         target.chat_arguments = options.chat_template_args
+        # before methods copy the model for their drafts
+        if target.llama.reference is not None:
+            from hambench.engine.llama import PREFILL_CHUNK
+
+            target.llama.reference.prefill_chunk = options.prefill_chunk or PREFILL_CHUNK
         self._methods: dict[str, DecodingMethod] = {}
         # sample and repeat that prompts are kept for, and the cells that were asked
         self._asked: tuple[tuple[str, int], set[str]] | None = None

@@ -55,6 +55,7 @@ def make_header(prepared: Prepared, folder: Path) -> RunHeader:
         think_end=request.decoding.think_end,
         chat_template_args=request.decoding.chat_template_args,
         prefill=request.decoding.prefill,
+        prefill_chunk=request.decoding.prefill_chunk,
         max_remeasured=request.decoding.max_remeasured,
         model={
             **dataclasses.asdict(target.identity),
@@ -110,6 +111,8 @@ def warnings_of(prepared: Prepared) -> tuple[Note, ...]:
         notes.append(Note("limits", text))
     if request.decoding.ignore_eos:
         notes.append(Note("limits", "EOS ignored: every answer has its full length, and nothing is scored."))
+    if max(request.sweep.batches) > 1 and target.device.type != "cpu":
+        notes.append(Note("limits", "Batches have never been run on a GPU before: check their tokens first."))
     notes += [Note("missing", f"{task} is missing: {reason}") for task, reason in captured.missing.items()]
     notes += [Note("left_out", text) for text in prepared.expansion.left_out]
     by_order = [cell.label for cell in prepared.expansion.cells if config_of(cell).depends_on_order]

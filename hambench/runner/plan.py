@@ -49,7 +49,7 @@ class Plan:
     extra_weight_bytes: dict[str, int]
     """Weights that a method adds to the target's."""
     kv_bytes: int
-    """Target cache of the longest sample."""
+    """Target cache of the longest sample, as often as the largest batch has sequences."""
     notes: tuple[Note, ...]
     fixed_s: float = 0.0
     """Loading, capturing, warming up and calibrating as it was here, and bandwidth probes; on a cluster also its
@@ -125,7 +125,7 @@ def plan_run(request: RunRequest) -> Plan:
         decode_tps={label: 1 / speed.decode_s_per_token for label, speed in prepared.speeds.items()},
         weight_bytes=prepared.target.weight_bytes,
         extra_weight_bytes={cell.label: prepared.generator.method(cell).extra_weight_bytes for cell in cells},
-        kv_bytes=probe.bytes_per_slot * longest,
+        kv_bytes=probe.bytes_per_slot * longest * max(cell.batch for cell in cells),
         notes=warnings_of(prepared),
         fixed_s=prepared.seconds + seconds_to_come(request, cells, prepared.speeds),
         beyond_all=what_all_leaves_out(request.sweep.methods),
@@ -162,7 +162,7 @@ def render_plan(plan: Plan, *, width: int = 110) -> str:
     console.print(
         f"{plan.num_records} records, at most {plan.seconds / 60:.1f} minutes (every answer at its limit and none like "
         f"another; {plan.fixed_s / 60:.1f} of them are loading and warm-ups; scoring is not counted); weights "
-        f"{plan.weight_bytes / 1e6:.0f} MB, KV cache of the longest sample {plan.kv_bytes / 1e6:.0f} MB."
+        f"{plan.weight_bytes / 1e6:.0f} MB, KV cache at most {plan.kv_bytes / 1e6:.0f} MB."
     )
     for line in plan.beyond_all:
         console.print(Text(line), soft_wrap=True)

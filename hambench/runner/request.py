@@ -67,6 +67,9 @@ class RunRequest:
             )
         except ValueError as error:
             raise HambenchError(str(error)) from error
+        chunk = self.decoding.prefill_chunk
+        if chunk is not None and chunk < 1:
+            raise HambenchError(f"prefill_chunk must be >= 1, got {chunk}")
         if self.decoding.think_end == "":
             raise HambenchError(
                 "think_end must not be empty: give the string that ends the thinking, like </think>"

@@ -15,7 +15,7 @@ from hambench.decoding import SamplingParams
 from hambench.engine.requests.batch import Ask, Batch, SequenceFailed, StepTaken
 from hambench.errors import HambenchError
 from hambench.machine.load import CpuLoadMeter
-from hambench.methods.vanilla import VanillaConfig
+from hambench.methods.vanilla import VanillaConfig, VanillaSession
 from hambench.records import Cell, Sample
 from hambench.runner import batches
 from hambench.runner.batches import batch_records, refuse_too_large
@@ -176,6 +176,28 @@ def test_a_place_is_given_on_as_soon_as_a_sequence_ends(target):
     assert batch.num_sequences == 1
 
 
+class EchoSession(VanillaSession):
+    """A plugin's session: it extends ours and knows nothing of batches."""
+
+    said = 0
+
+    def step(self):
+        type(self).said += 1
+        return super().step()
+
+
+def test_a_plugins_method_is_in_a_batch_without_a_change_in_it(target, monkeypatch):
+    from hambench.methods import vanilla
+
+    plain = records_of(target, cell(1), SAMPLES, ignore_eos=True)
+    monkeypatch.setattr(vanilla, "VanillaSession", EchoSession)
+    together = records_of(target, cell(3), SAMPLES, ignore_eos=True)
+    assert {key: record.trace.token_ids for key, record in together.items()} == {
+        key: record.trace.token_ids for key, record in plain.items()
+    }
+    assert EchoSession.said == sum(len(record.trace.steps) - 1 for record in together.values())
+
+
 def test_turns_of_a_conversation_wait_for_the_answer_before(target):
     turns = [
         dataclasses.replace(
@@ -288,6 +310,28 @@ def test_ray_and_the_adapter_take_no_batches(tiny_model, rows, tmp_path):
     sweep = Sweep(model=str(tiny_model), methods=("vanilla",), dtype="float32", batches=(2,))
     with pytest.raises(HambenchError, match="needs --executor local"):
         prepare(RunRequest(sweep=sweep, suite="longbench", tasks=("lcc",), data=rows, executor="ray"))
+
+
+def test_prompts_are_read_in_the_pieces_that_a_run_asks_for_in_every_cell(target):
+    read = []
+    stack = type(target.llama.stack)
+    original = stack.forward
+
+    def counting(self, hidden, cache, **options):
+        read.append(hidden.shape[0])
+        return original(self, hidden, cache, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stack, "forward", counting)
+        one = sample(0, prompt="abcdefghij", limit=1)
+        for size in (1, 2):
+            read.clear()
+            records_of(target, cell(size), [one], prefill_chunk=4)
+            assert read == [4, 4, 2]
+        read.clear()
+        # the next run of the same model is not bound to it
+        records_of(target, cell(1), [one])
+        assert read == [10]
 
 
 def test_calibration_of_a_batch_counts_each_sequences_part(target):
