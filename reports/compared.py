@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from hambench.analysis import comparisons
 from hambench.records import Comparison, Estimate, Verdict
-from hambench.reports.words import signed
+from hambench.reports.number_text import signed
 
 if TYPE_CHECKING:
     from hambench.reports.view import View

@@ -7,7 +7,7 @@ import re
 from hambench.groups import ALL
 from hambench.reports.html_text import printable
 from hambench.reports.page.cautions import cautions
-from hambench.reports.page.verdicts import answer, method_verdicts
+from hambench.reports.page.verdict_words import answer, method_verdicts
 from hambench.reports.sections.tables import summary_table
 from hambench.reports.view import View
 from hambench.store import Run

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from hambench.reports.words import (
+from hambench.reports.number_text import (
     ABSENT,
     significant,
 )

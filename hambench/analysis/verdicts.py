@@ -1,4 +1,4 @@
-"""The five verdicts of a comparison and their conditions; :mod:`hambench.reports.page.verdicts` words them.
+"""The five verdicts of a comparison and their conditions; :mod:`hambench.reports.page.verdict_words` words them.
 
 For a metric with a margin (the smallest effect to report):
 

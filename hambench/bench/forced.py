@@ -353,7 +353,7 @@ def _forced_plain(
 
 
 def _accepting(num_accepted: int) -> Any:
-    from hambench.methods.common.sampling import Accepted
+    from hambench.methods.common.acceptance import Accepted
 
     return lambda target_ids, drafted: Accepted(num_accepted, target_ids[num_accepted])
 

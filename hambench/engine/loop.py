@@ -22,7 +22,7 @@ from hambench.decoding import (
     Step,
     answered,
 )
-from hambench.engine.requests.prompts import ReadPrompts
+from hambench.engine.requests.shared_prefill import ReadPrompts
 from hambench.records import FinishReason, GenerationTrace, StepRecord
 
 Clock = Callable[[], float]

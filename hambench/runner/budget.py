@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from hambench.decoding import DecodingMethod, SamplingParams
-from hambench.engine.requests.prompts import Reader, ReadPrompts
+from hambench.engine.requests.shared_prefill import Reader, ReadPrompts
 from hambench.engine.warmup import MAX_PASSES, NUM_PROMPT_TOKENS, NUM_STEPS, made_up_steps
 from hambench.errors import HambenchError
 from hambench.records import Cell, Sample

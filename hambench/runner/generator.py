@@ -28,7 +28,7 @@ from hambench.runner.work import torch_threads as torch_threads
 from hambench.store import RunWriter
 
 if TYPE_CHECKING:
-    from hambench.engine.requests.prompts import ReadPrompts
+    from hambench.engine.requests.shared_prefill import ReadPrompts
     from hambench.engine.text import Prompt
     from hambench.models.target import TargetModel
 
@@ -227,7 +227,7 @@ class Generator:
 
     @cached_property
     def _prompts(self) -> ReadPrompts | None:
-        from hambench.engine.requests.prompts import ReadPrompts
+        from hambench.engine.requests.shared_prefill import ReadPrompts
 
         # in a batch cells take turns per block of samples: nobody reads what another has just read
         alone = all(cell.batch == 1 for cell in self.cells)

@@ -36,7 +36,7 @@ def prepare(request: RunRequest, *, calibrated: bool = False) -> Prepared:
         HambenchError: For a request that can't be run.
     """
     from hambench import suites
-    from hambench.engine.requests.prompts import ReadPrompts
+    from hambench.engine.requests.shared_prefill import ReadPrompts
     from hambench.models.target import load
     from hambench.runner.budget import calibrate, fit_budget, measure_growth
 

@@ -9,8 +9,15 @@ import torch
 from torch import Tensor
 
 from hambench.engine.greedy import most_probable
-from hambench.methods.common.acceptance import accept_block, accept_greedy_relaxed, accept_sampled_relaxed
-from hambench.methods.common.sampling import Accepted, accept_greedy, accept_sampled, probabilities
+from hambench.methods.common.acceptance import (
+    Accepted,
+    accept_block,
+    accept_greedy,
+    accept_greedy_relaxed,
+    accept_sampled,
+    accept_sampled_relaxed,
+)
+from hambench.methods.common.sampling import probabilities
 from hambench.methods.common.sequence import TargetSequence
 from hambench.methods.common.verification_rules import EXACT, Verification
 

@@ -22,7 +22,7 @@ from matplotlib.transforms import Bbox
 from hambench.reports.draw import svg
 from hambench.reports.draw.theme import LIGHT, SENTINEL, MethodStyle
 from hambench.reports.html_text import printable
-from hambench.reports.words import clip, significant
+from hambench.reports.number_text import clip, significant
 
 INK, MUTED, GRID, PAGE, BAND, LINE = (
     SENTINEL[name] for name in ("ink", "muted", "grid", "page", "band", "line")

@@ -11,7 +11,7 @@ from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
 from hambench.reports.draw.canvas import INK, Canvas
-from hambench.reports.words import clip
+from hambench.reports.number_text import clip
 
 
 @dataclass(frozen=True, slots=True)

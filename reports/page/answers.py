@@ -9,8 +9,8 @@ from markupsafe import Markup, escape
 from hambench.analysis.fidelity import Divergence, first_difference
 from hambench.records import Fidelity, GenerationTrace, SampleRecord, StepRecord
 from hambench.reports.html_text import printable
+from hambench.reports.number_text import seconds_text, significant
 from hambench.reports.view import CellView
-from hambench.reports.words import seconds_text, significant
 
 MAX_CHARACTERS = 20_000
 """Maximum number of characters to show of an answer."""

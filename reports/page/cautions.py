@@ -13,8 +13,8 @@ from hambench.analysis.measurements import repetition_cautions
 from hambench.groups import asks_accuracy
 from hambench.records import ALONE_SHARE, BUSY_LOAD
 from hambench.reports.html_text import without_paths
+from hambench.reports.number_text import listing
 from hambench.reports.view import View
-from hambench.reports.words import listing
 from hambench.run_notes import NOT_MEASURED, TITLES, WATERMARKED, Note
 
 Severity = Literal["bad", "warn"]

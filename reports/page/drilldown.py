@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from hambench.records import Sample, SampleRecord, Score
 from hambench.reports.html_text import printable
+from hambench.reports.number_text import clip, listing, significant
 from hambench.reports.page.answers import Answer, answer_of
 from hambench.reports.view import CellView, View
-from hambench.reports.words import clip, listing, significant
 
 PROMPT_HEAD, PROMPT_TAIL = 1200, 800
 """Characters to show from the start and the end of a long prompt."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hambench.reports.page import cautions, verdicts
+from hambench.reports.page import cautions, verdict_words
 from hambench.reports.page.drilldown import Drilldown, drilldown
-from hambench.reports.page.verdicts import MethodVerdict
+from hambench.reports.page.verdict_words import MethodVerdict
 from hambench.reports.sections import latency, memory, notes, overview, paper_figures, tables
 from hambench.reports.sections.batches import batches_section
 from hambench.reports.sections.example import Example, example
@@ -70,8 +70,8 @@ def build(view: View, options: ReportOptions) -> Page:
         subheading=f"{mark} · {header.created_at[:16].replace('T', ' ')} UTC",
         version=header.hambench_version,
         cautions=cautions.cautions(view),
-        answer=verdicts.answer(view),
-        verdicts=verdicts.method_verdicts(view),
+        answer=verdict_words.answer(view),
+        verdicts=verdict_words.method_verdicts(view),
         overview=() if glance is None else (glance,),
         identity=identity(view, include_host=options.include_host),
         sections=[

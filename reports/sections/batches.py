@@ -16,9 +16,9 @@ from hambench.analysis.batches.curve import (
 )
 from hambench.groups import ALL
 from hambench.reports.draw.canvas import MUTED, Canvas, titles
+from hambench.reports.number_text import ABSENT, bytes_text, listing, seconds_text, significant
 from hambench.reports.values import Column, Figure, Section, Table, TableCell, number_cell, text_cell
 from hambench.reports.view import View
-from hambench.reports.words import ABSENT, bytes_text, listing, seconds_text, significant
 
 
 def batches_section(view: View) -> Section | None:

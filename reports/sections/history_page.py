@@ -10,10 +10,10 @@ from hambench.history.archive import History, load_history, machine_id
 from hambench.history.shifts import Series, describe_series
 from hambench.reports.draw.canvas import LINE, MUTED, PAGE, Canvas, padded, titles
 from hambench.reports.draw.theme import SENTINEL
+from hambench.reports.number_text import clip
 from hambench.reports.sections.steps_figures import end_labels
 from hambench.reports.values import Column, Figure, Section, Table, number_cell, text_cell
 from hambench.reports.view import CellView, View
-from hambench.reports.words import clip
 
 METRIC = "tps_ratio"
 _SYMBOLS = {True: "▼", False: "≈", None: "?"}

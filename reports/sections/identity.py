@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from hambench.analysis.cold_start import StartUp, start_ups
 from hambench.records import Cell
 from hambench.reports.html_text import without_paths
+from hambench.reports.number_text import ABSENT, bytes_text, listing, seconds_text
 from hambench.reports.view import View
-from hambench.reports.words import ABSENT, bytes_text, listing, seconds_text
 
 _BYTES = ("_bytes",)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from hambench.errors import DataError
+from hambench.reports.number_text import bytes_text, seconds_text, significant
 from hambench.reports.values import Column, Section, Table, number_cell, text_cell
-from hambench.reports.words import bytes_text, seconds_text, significant
 
 IMPLEMENTATIONS = ("fused", "torch", "compiled")
 

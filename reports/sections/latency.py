@@ -11,9 +11,9 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLo
 from hambench.analysis import metrics
 from hambench.records import GenerationTrace
 from hambench.reports.draw.canvas import MUTED, Canvas, titles
+from hambench.reports.number_text import clip, seconds_text
 from hambench.reports.values import Column, Figure, Section, Table, number_cell, text_cell
 from hambench.reports.view import CellView, View
-from hambench.reports.words import clip, seconds_text
 
 MOST_POINTS = 120
 """Most points per curve; a million steps look the same."""

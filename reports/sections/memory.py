@@ -8,10 +8,10 @@ from hambench.analysis.cold_start import start_ups
 from hambench.records import SampleRecord
 from hambench.reports.draw.canvas import INK, MUTED, PAGE, Canvas, padded, titles
 from hambench.reports.draw.labels import beside_row
+from hambench.reports.number_text import bytes_text, clip, listing, significant
 from hambench.reports.sections.steps_figures import end_labels
 from hambench.reports.values import Column, Figure, Section, Table, number_cell, text_cell
 from hambench.reports.view import CellView, View
-from hambench.reports.words import bytes_text, clip, listing, significant
 
 MIB = 2**20
 

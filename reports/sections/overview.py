@@ -12,12 +12,12 @@ from hambench.groups import ALL
 from hambench.records import Comparison, Verdict
 from hambench.reports.compared import effect_of
 from hambench.reports.draw.canvas import BAND, INK, LINE, MUTED, PAGE, Canvas, padded
+from hambench.reports.number_text import clip, listing
 from hambench.reports.page.standing import accuracy_standing, is_faster
-from hambench.reports.page.verdicts import KV_METRIC, SYMBOLS
+from hambench.reports.page.verdict_words import KV_METRIC, SYMBOLS
 from hambench.reports.sections.pareto_figure import PAPER_MARGIN
 from hambench.reports.values import Column, Figure, Table, number_cell, text_cell
 from hambench.reports.view import CellView, View
-from hambench.reports.words import clip, listing
 
 PANELS = (
     ("tps", "speed, × baseline  (more is better →)"),

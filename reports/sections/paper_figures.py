@@ -15,12 +15,12 @@ from hambench.records import Estimate
 from hambench.registry import facts_of
 from hambench.reports.draw.canvas import BAND, INK, MUTED, Canvas, padded, tick_text, titles
 from hambench.reports.draw.labels import Label, place_labels
+from hambench.reports.number_text import clip, listing, slug
 from hambench.reports.published import published_tables
 from hambench.reports.sections.pareto_figure import PAPER_MARGIN
 from hambench.reports.sections.speed_bars import speed_bars
 from hambench.reports.values import Column, Figure, Section, Table, number_cell, text_cell
 from hambench.reports.view import CellView, View
-from hambench.reports.words import clip, listing, slug
 
 
 @dataclass(frozen=True, slots=True)

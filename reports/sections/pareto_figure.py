@@ -15,9 +15,9 @@ from hambench.records import Estimate
 from hambench.registry import variant_of
 from hambench.reports.draw.canvas import BAND, LINE, MUTED, PAGE, Canvas, padded, titles
 from hambench.reports.draw.labels import Label, place_labels
+from hambench.reports.number_text import bytes_text, clip, listing
 from hambench.reports.values import Column, Figure, Table, TableCell, number_cell, text_cell
 from hambench.reports.view import CellView, View
-from hambench.reports.words import bytes_text, clip, listing
 
 STANDING_WORDS: dict[pareto.Standing, str] = {
     "front": "shown to be on the front",

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from hambench.groups import group_title
 from hambench.reports.draw.canvas import Canvas, titles
+from hambench.reports.number_text import clip
 from hambench.reports.sections.pareto_figure import (
     ACCURACY,
     KV,
@@ -21,7 +22,6 @@ from hambench.reports.sections.pareto_figure import (
 )
 from hambench.reports.values import Figure, Section
 from hambench.reports.view import View
-from hambench.reports.words import clip
 
 
 def pareto_section(view: View) -> Section:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from hambench.analysis.bandwidth_limit import PLAUSIBLE, Ceiling, Limit, ceiling_of, limits_of, shape_of
 from hambench.reports.draw.canvas import INK, LINE, MUTED, PAGE, Canvas, padded, titles
 from hambench.reports.draw.labels import Label, beside_row, place_labels
+from hambench.reports.number_text import ABSENT, bytes_text, clip, listing, significant
 from hambench.reports.values import Column, Figure, Section, Table, number_cell, text_cell
 from hambench.reports.view import CellView, View
-from hambench.reports.words import ABSENT, bytes_text, clip, listing, significant
 from hambench.roofline.gpu_specs import bandwidth_text
 
 

@@ -8,9 +8,9 @@ from hambench.groups import group_title
 from hambench.records import Comparison
 from hambench.registry import facts_of
 from hambench.reports.draw.canvas import INK, MUTED, Canvas, titles
+from hambench.reports.number_text import clip
 from hambench.reports.values import Column, Figure, Table, number_cell, text_cell
 from hambench.reports.view import CellView, View
-from hambench.reports.words import clip
 
 MOST_TASKS = 8
 

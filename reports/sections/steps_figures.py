@@ -12,11 +12,11 @@ from hambench.groups import ALL
 from hambench.records import Estimate, GenerationTrace
 from hambench.reports.draw.canvas import INK, LINE, MUTED, PAGE, Canvas, padded, titles
 from hambench.reports.draw.labels import Label, place_labels
+from hambench.reports.number_text import clip, significant
 from hambench.reports.sections.steps.calibration import calibration_figure
 from hambench.reports.sections.steps.drafts import drafts_figure
 from hambench.reports.values import Column, Figure, Section, Table, number_cell, text_cell
 from hambench.reports.view import CellView, View
-from hambench.reports.words import clip, significant
 
 MOST_SHOWN = 5
 """Largest step size with its own bar; larger sizes share one."""

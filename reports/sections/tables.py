@@ -11,10 +11,10 @@ from hambench.analysis.suite_averages import averages_of, left_out
 from hambench.groups import ALL, Bounds, bounds_by_group, group_title
 from hambench.records import Estimate, Verdict
 from hambench.reports.compared import FIDELITY_WORDS, effect_of
-from hambench.reports.page.verdicts import ACCURACY_WORDS, SPEED_WORDS, SYMBOLS, TONES
+from hambench.reports.number_text import ABSENT, bytes_text, ratio_text, seconds_text, signed
+from hambench.reports.page.verdict_words import ACCURACY_WORDS, SPEED_WORDS, SYMBOLS, TONES
 from hambench.reports.values import Column, Table, TableCell, number_cell, text_cell
 from hambench.reports.view import CellView, View
-from hambench.reports.words import ABSENT, bytes_text, ratio_text, seconds_text, signed
 
 COLUMNS = (
     Column("n", "samples answered"),

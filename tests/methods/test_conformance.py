@@ -18,7 +18,7 @@ from hambench.errors import ContextOverflowError, HambenchError, NotFiniteError
 from hambench.kernels.cpu.macro_step import NativeGrafts
 from hambench.kernels.cpu.model import NativeModel
 from hambench.methods.hamburger import HamburgerConfig, weights_folder
-from hambench.methods.kv_press import PRESSES, KVPressConfig
+from hambench.methods.kv_press import KVPressConfig
 from hambench.methods.peers.transformers_generate import MODEL_KEY, TransformersConfig
 from hambench.methods.peers.transformers_models import load_model
 from hambench.methods.prompt_lookup import PromptLookupConfig
@@ -44,13 +44,9 @@ METHODS = [
     *(HamburgerConfig(confidence=confidence) for confidence in (0.0, 0.45, 1.1)),
     *(HamburgerConfig(confidence=confidence, verify=True) for confidence in (0.0, 0.45)),
     VanillaConfig(kv_dtype="int8"),
-    SpeculativeConfig(num_draft_tokens=4, kv_dtype="int8"),
-    PromptLookupConfig(kv_dtype="int8"),
     KVPressConfig(ratio=0.0),
-    KVPressConfig(press="snapkv", ratio=0.5, kv_dtype="int8"),
-    *(KVPressConfig(press=press, ratio=0.5) for press in PRESSES),
     KVPressConfig(press="knorm", ratio=0.75, decode_every=8),
-    KVPressConfig(press="snapkv", ratio=0.5, decode_every=2),
+    KVPressConfig(press="snapkv", ratio=0.5, decode_every=2, kv_dtype="int8"),
     *(TransformersConfig(mode=mode) for mode in ("dynamic", "static", "assistant", "prompt_lookup")),
 ]
 PROMPTS = [[5], [1, 2, 3, 1, 2, 3, 1, 2], list(range(40, 90)), [7] * 30]

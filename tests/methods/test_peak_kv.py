@@ -8,7 +8,7 @@ from fakes_hamburger import save_tiny_hamburger
 
 from hambench.decoding import SamplingParams, answered
 from hambench.engine.loop import generate
-from hambench.methods.common.sampling import Accepted
+from hambench.methods.common.acceptance import Accepted
 from hambench.registry import method_config
 
 PROMPT = [1, 2, 3, 1, 2, 3, 1, 2]

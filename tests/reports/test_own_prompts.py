@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from hambench.cli.show import command
 from hambench.groups import group_title
 from hambench.reports.page.cautions import cautions
-from hambench.reports.page.verdicts import answer
+from hambench.reports.page.verdict_words import answer
 from hambench.reports.sections.pareto_page import pareto_section, small_multiples
 from hambench.reports.sections.tables import all_tables, category_table, turn_table
 from hambench.reports.view import View

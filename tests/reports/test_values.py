@@ -7,8 +7,7 @@ import math
 import pytest
 
 from hambench.reports.html_text import printable, without_paths
-from hambench.reports.values import Column, Table, number_cell, text_cell
-from hambench.reports.words import (
+from hambench.reports.number_text import (
     ABSENT,
     bytes_text,
     clip,
@@ -19,6 +18,7 @@ from hambench.reports.words import (
     significant,
     slug,
 )
+from hambench.reports.values import Column, Table, number_cell, text_cell
 
 
 @pytest.mark.parametrize("value", [None, math.nan, math.inf, -math.inf])

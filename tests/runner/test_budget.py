@@ -9,7 +9,7 @@ import torch
 from hambench.decoding import Step, answered
 from hambench.engine import warmup
 from hambench.engine.llama import Llama
-from hambench.engine.requests.prompts import ReadPrompts
+from hambench.engine.requests.shared_prefill import ReadPrompts
 from hambench.errors import HambenchError
 from hambench.methods.vanilla import VanillaConfig
 from hambench.records import Cell, Sample

@@ -39,7 +39,7 @@ def command(run: Path, num_samples: int, samples: str, repeats: int, as_json: bo
     from hambench.bench.report import measure
     from hambench.cli.report import sample_limit
     from hambench.reports import ReportOptions
-    from hambench.reports.words import bytes_text
+    from hambench.reports.number_text import bytes_text
     from hambench.store import load_run
 
     options = ReportOptions(samples=sample_limit(samples))

@@ -6,9 +6,9 @@ from hambench.analysis.drafts.acceptance import PlaceCounts, place_counts
 from hambench.analysis.drafts.costs import DraftCosts, draft_costs
 from hambench.reports.draw.canvas import Canvas, titles
 from hambench.reports.draw.labels import Label, place_labels
+from hambench.reports.number_text import ABSENT, significant
 from hambench.reports.values import Column, Figure, Table, number_cell, text_cell
 from hambench.reports.view import CellView, View
-from hambench.reports.words import ABSENT, significant
 
 FEWEST_ROUNDS = 10
 """Fewest rounds of a place that is drawn; the table shows all."""

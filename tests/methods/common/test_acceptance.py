@@ -8,12 +8,13 @@ from scipy.stats import chisquare
 
 from hambench.methods.common.acceptance import (
     accept_block,
+    accept_greedy,
     accept_greedy_relaxed,
+    accept_sampled,
     accept_sampled_relaxed,
     block_acceptance,
     keeps,
 )
-from hambench.methods.common.sampling import accept_greedy, accept_sampled
 from hambench.methods.common.verification_rules import Relaxed, check_rule, check_share, relaxed_rule
 
 V = 3

@@ -10,9 +10,10 @@ from hambench.engine.int8 import quantize_int8
 from hambench.engine.llama import Llama
 from hambench.engine.norm import RMSNorm
 from hambench.errors import NotFiniteError
+from hambench.methods.common.acceptance import accept_greedy, accept_sampled
 from hambench.methods.common.draft_length import DraftCosts, DraftLength
 from hambench.methods.common.drafting import SeparateDrafter, SharedDrafter
-from hambench.methods.common.sampling import accept_greedy, accept_sampled, choose, probabilities
+from hambench.methods.common.sampling import choose, probabilities
 from hambench.methods.common.sequence import TargetSequence
 from hambench.methods.common.verification_rules import EXACT, Verification
 from hambench.methods.prompt_lookup import NgramIndex

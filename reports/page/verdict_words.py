@@ -12,9 +12,9 @@ from hambench.analysis.verdicts import best_of
 from hambench.groups import asks_accuracy
 from hambench.records import Comparison, Estimate, Verdict
 from hambench.reports.compared import effect_of, fidelity_words
+from hambench.reports.number_text import ABSENT, listing, ratio_text, signed
 from hambench.reports.page.standing import SAFE, TIERS, Standing, accuracy_standing, is_by_design, is_faster
 from hambench.reports.view import CellView, View
-from hambench.reports.words import ABSENT, listing, ratio_text, signed
 
 KV_METRIC = "kv_bytes_per_position"
 

@@ -14,7 +14,7 @@ from hambench.groups import ALL
 from hambench.records import Comparison, Estimate, Verdict
 from hambench.reports.compared import around
 from hambench.reports.page.cautions import cautions, watermark
-from hambench.reports.page.verdicts import (
+from hambench.reports.page.verdict_words import (
     ACCURACY_WORDS,
     KV_METRIC,
     KV_WORDS,

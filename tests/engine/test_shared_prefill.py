@@ -9,7 +9,7 @@ from hambench.decoding import SamplingParams
 from hambench.engine.llama import Llama
 from hambench.engine.loop import generate
 from hambench.engine.requests.forwards import Prefill
-from hambench.engine.requests.prompts import ReadPrompts
+from hambench.engine.requests.shared_prefill import ReadPrompts
 from hambench.methods.hamburger import HamburgerConfig
 from hambench.methods.kv_press import KVPressConfig
 from hambench.methods.prompt_lookup import PromptLookupConfig
