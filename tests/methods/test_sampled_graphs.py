@@ -20,6 +20,12 @@ METHODS = (
     ("speculative", {"num_draft_tokens": 3, "kv": "shared"}),
     ("prompt_lookup", {"num_draft_tokens": 3}),
     ("suffix", {"num_draft_tokens": 3}),
+    ("speculative", {"num_draft_tokens": 3, "confidence": 0.01}),
+    ("speculative", {"num_draft_tokens": 3, "kv": "shared", "draft_stop": "each", "gamma": 0.01}),
+    ("speculative", {"num_draft_tokens": 3, "draft_stop": "goodput", "verification": "block"}),
+    ("speculative", {"num_draft_tokens": 3, "accept": "relative", "confidence": 0.5}),
+    ("prompt_lookup", {"num_draft_tokens": 3, "confidence": 0.5}),
+    ("hamburger", {"confidence": 0.0, "verify": True}),
     ("hamburger", {"confidence": 0.0}),
     ("hamburger", {"confidence": 1.1}),
 )
