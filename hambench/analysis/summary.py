@@ -20,7 +20,7 @@ from hambench.analysis.cautions.thinking import counted_apart
 from hambench.analysis.cold_start import start_ups, unsettled
 from hambench.analysis.comparisons import COMPARED, compare_run
 from hambench.analysis.cost import dollars_per_million
-from hambench.analysis.drafts.costs import draft_costs
+from hambench.analysis.drafts.costs import DraftCosts, all_draft_costs
 from hambench.analysis.fidelity import REGRET_WORDS, SAMPLED_SAME, Identity, time_line, token_identity
 from hambench.analysis.measurements import Measurement, measure_run, repetition_cautions
 from hambench.analysis.suite_averages import averages_of
@@ -28,6 +28,8 @@ from hambench.groups import ALL, in_group
 from hambench.records import Cell, Comparison, Estimate
 from hambench.store import Run
 
+MOST_PLACES = 8
+"""Places of a draft whose acceptance is printed."""
 _SPOKEN = {"tps": "speed", "kv_bytes_per_position": "KV memory", "regret": "fidelity"}
 
 
@@ -35,6 +37,7 @@ def cell_objects(run: Run) -> list[dict[str, Any]]:
     """Returns one JSON object per cell with all its measurements over all samples; unknown values are ``None``."""
     overall = {m.cell: m for m in measure_run(run) if m.group == ALL}
     limits, starts = limits_of(run), start_ups(run)
+    drafting = all_draft_costs(run)
     speeds = {row.candidate: row for row in _comparisons(run, ALL, ("tps",))}
     averages = {each.average.cell: each.as_dict() for each in averages_of(run)}
     regrets = {row.candidate: row for row in _comparisons(run, ALL, ("regret",))}
@@ -72,7 +75,7 @@ def cell_objects(run: Run) -> list[dict[str, Any]]:
                 "warmup_settled": began.settled if began else None,
                 "extra_weight_bytes": began.extra_weight_bytes if began else None,
                 "pays_from_tokens": began.pays_from_tokens if began else None,
-                **_drafting(run, cell),
+                **_drafting(drafting.get(cell.label)),
                 "identity": dataclasses.asdict(identity) if identity else None,
                 "benchmark": averages.get(cell.label),
                 "price_per_hour": run.header.price_per_hour,
@@ -87,9 +90,8 @@ def cell_objects(run: Run) -> list[dict[str, Any]]:
     return objects
 
 
-def _drafting(run: Run, cell: Cell) -> dict[str, Any]:
-    """Returns the costs and possible gains of a cell's drafts; ``None`` for a cell without drafts."""
-    costs = draft_costs(run, cell)
+def _drafting(costs: DraftCosts | None) -> dict[str, Any]:
+    """Returns the costs and possible gains of a cell's drafts; ``None`` each for a cell without drafts."""
     best = costs.best() if costs else None
     return {
         "draft_cost": costs.delta if costs else None,
@@ -97,6 +99,19 @@ def _drafting(run: Run, cell: Cell) -> dict[str, Any]:
         "draft_speedup_bound": best[1] if best else None,
         "draft_limit": costs.limit if costs else None,
     }
+
+
+def _drafting_words(costs: DraftCosts) -> str:
+    """Acceptance by place, cost of the widest verification that was measured, and what limits the setting."""
+    shares = " ".join(f"{share:.2f}" for share in costs.acceptance[:MOST_PLACES])
+    more = " …" if len(costs.acceptance) > MOST_PLACES else ""
+    widest = costs.verify.widest
+    parts = [
+        f"drafts accepted by place {shares}{more}",
+        f"v({widest}) {costs.verify(widest):.2f}" if widest else "",
+        costs.limit or "what its drafts cost is unknown",
+    ]
+    return "; ".join(part for part in parts if part)
 
 
 def _as_builtins(row: Comparison | None) -> dict[str, Any] | None:
@@ -188,10 +203,8 @@ def render_table(run: Run, *, group: str = ALL, width: int = 150) -> str:
         console.print(Text(SAMPLED_SAME), soft_wrap=True)
     if judged:
         console.print(Text(f"{REGRET_WORDS} {time_line(run)}".rstrip()), soft_wrap=True)
-    for cell in cells:
-        costs = draft_costs(run, cell)
-        if costs is not None and costs.limit is not None:
-            console.print(Text(f"{cell.label}: {costs.limit}"), soft_wrap=True)
+    for label, costs in all_draft_costs(run).items():
+        console.print(Text(f"{label}: {_drafting_words(costs)}"), soft_wrap=True)
     if several:
         console.print(
             "Each ratio is to vanilla under the same conditions; of the other vanilla cells, to the first."

@@ -30,7 +30,7 @@ torch."""
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HamburgerConfig(MethodConfig):
-    """Emits up to four tokens per forward of the base and stores them in one KV slot; not lossless."""
+    """Emits up to four tokens per forward of the base and stores them in one KV slot; lossless only if verified."""
 
     method: ClassVar[str] = "hamburger"
     axis: ClassVar[str | None] = "confidence"

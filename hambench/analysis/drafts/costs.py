@@ -147,15 +147,31 @@ def verify_cost(run: Run, baseline: Cell) -> VerifyCost:
     )
 
 
-def draft_costs(run: Run, cell: Cell) -> DraftCosts | None:
-    """Returns costs and acceptance of a drafting cell; ``None`` for others, or without a vanilla cell."""
+def all_draft_costs(run: Run) -> dict[str, DraftCosts]:
+    """Computes the costs of every cell that drafts, by label."""
+    verify: dict[str, VerifyCost] = {}
+    costs = {cell.label: draft_costs(run, cell, known=verify) for cell in run.header.cells}
+    return {label: each for label, each in costs.items() if each is not None}
+
+
+def draft_costs(run: Run, cell: Cell, *, known: dict[str, VerifyCost] | None = None) -> DraftCosts | None:
+    """Computes costs and acceptance of a cell; ``None`` if it does not draft, or without a vanilla cell.
+
+    Args:
+        run: The run.
+        cell: The cell.
+        known: Costs of verification by baseline; extended here, so that several cells share them.
+    """
     traces = [trace for _, trace in _answers(run, cell)]
     acceptance = acceptance_conditional(traces)
     baseline = baseline_of(cell, run.header.cells)
     # in a batch a verification shares its forward: rows of one sequence have no cost of their own
     if not acceptance or baseline is None or cell.batch > 1:
         return None
-    verify = verify_cost(run, baseline)
+    known = {} if known is None else known
+    if baseline.label not in known:
+        known[baseline.label] = verify_cost(run, baseline)
+    verify = known[baseline.label]
     lengths = drafted_histogram(traces)
     return DraftCosts(
         delta=_delta(run, cell, baseline, verify),

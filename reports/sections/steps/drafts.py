@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hambench.analysis.drafts.acceptance import PlaceCounts, place_counts
-from hambench.analysis.drafts.costs import DraftCosts, draft_costs
+from hambench.analysis.drafts.costs import DraftCosts, all_draft_costs
 from hambench.reports.draw.canvas import Canvas, titles
 from hambench.reports.draw.labels import Label, place_labels
 from hambench.reports.number_text import ABSENT, significant
@@ -24,10 +24,11 @@ def drafts_figure(view: View) -> Figure | None:
     Returns ``None`` if no cell drafts.
     """
     drafting: list[Drafting] = []
+    costs = all_draft_costs(view.run)
     for cell in view.cells:
         counts = place_counts(view.traces(cell))
         if counts:
-            drafting.append((cell, counts, draft_costs(view.run, cell.cell)))
+            drafting.append((cell, counts, costs.get(cell.label)))
     if not drafting:
         return None
     name = f"{view.prefix}draft-places"

@@ -147,3 +147,18 @@ def test_the_demos_run_says_what_was_read_off_it_by_hand(shared_data):
     assert [round(share, 2) for share in costs.acceptance] == [0.99, 0.98, 0.99, 0.93]
     assert costs.delta == pytest.approx(0.8, abs=0.03)
     assert "the draft's cost limits it" in costs.limit
+
+
+def test_the_terminals_table_says_acceptance_by_place_and_what_limits_each_setting(tmp_path):
+    from hambench.analysis.summary import render_table
+
+    run = load_run(write_run(tmp_path / "run", per_task=2))
+    lines = [line for line in render_table(run).splitlines() if "drafts accepted by place" in line]
+    assert [line.split(":")[0] for line in lines] == [
+        "speculative[k=2]",
+        "speculative[k=4]",
+        "prompt_lookup[k=8]",
+    ]
+    costs = draft_costs(run, run.header.cells[2])
+    assert " ".join(f"{share:.2f}" for share in costs.acceptance) in lines[1]
+    assert costs.limit in lines[1]
