@@ -25,6 +25,14 @@ class Definition(NamedTuple):
 
 DERIVED = (
     Definition("num_samples", "samples", None, "count", "Samples answered at least once."),
+    Definition(
+        "num_ttfts", "answers", None, "count",
+        "Answers with a timed first token; of cells that share a prompt, only the first one processes it.",
+    ),
+    Definition(
+        "num_thinking_tokens", "tokens", None, "count",
+        "Tokens of the answers up to the end of the model's thinking; absent where its end is not known.",
+    ),
     Definition("num_errors", "samples", "lower", "count", "Samples with a failed record: prompt too long, no memory."),
     Definition("num_score_errors", "samples", "lower", "count", "Samples that were answered but whose scorer failed."),
     Definition("num_truncated", "samples", None, "count", "Samples whose prompt was cut by the suite's own rule."),
