@@ -33,6 +33,18 @@ DERIVED = (
         "num_thinking_tokens", "tokens", None, "count",
         "Tokens of the answers up to the end of the model's thinking; absent where its end is not known.",
     ),
+    Definition(
+        "machine_tps", "tokens/s", "higher", "speed",
+        "Output tokens per second that the machine was busy, prefills included: Σ tokens / Σ seconds of all steps, of "
+        "answers whose prefill was timed. In a batch a step counts its part of the rounds.",
+    ),
+    Definition(
+        "price_per_hour", "dollars/hour", None, "count", "The machine's price, as the run was told; absent otherwise."
+    ),
+    Definition(
+        "dollars_per_million_tokens", "dollars", "lower", "limit",
+        "Price per hour / 3600 / machine_tps × 10^6; absent without a price.",
+    ),
     Definition("num_errors", "samples", "lower", "count", "Samples with a failed record: prompt too long, no memory."),
     Definition("num_score_errors", "samples", "lower", "count", "Samples that were answered but whose scorer failed."),
     Definition("num_truncated", "samples", None, "count", "Samples whose prompt was cut by the suite's own rule."),
