@@ -119,6 +119,7 @@ def _forecast(result: PairedResult, margin: float, sampled: Sampled) -> str:
         return ""
     number = sampled.counted(more.num_blocks)
     told = f"about {number} would tell" if more.would_tell else f"even {number} may leave it open"
+    told += " unless there is no difference" if more.unless_none else ""
     there = result.num_blocks
     return f"{told}; there {'is' if there == 1 else 'are'} {there:,}"
 

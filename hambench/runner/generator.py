@@ -115,6 +115,12 @@ class Generator:
             self._targets[key] = run_by(self.target, kernels=cell.kernels, regime=cell.regime)
         return self._targets[key]
 
+    @property
+    def judge(self) -> TargetModel:
+        """The target as the first cell runs it on a CPU: its rounding is that of the answers that it judges."""
+        first = self.cells[0]
+        return self._target_for(first) if first.kernels == "native" else self.target
+
     def method(self, cell: Cell) -> DecodingMethod:
         """Returns the cell's method, built on first use."""
         if cell.label not in self._methods:

@@ -54,6 +54,7 @@ def judge(folder: Path, *, device: str | None = None) -> Run:
         HambenchError: If the model has changed since the run, or an answer holds a token that the model does not have.
     """
     from hambench.models.target import load
+    from hambench.runner.backend import native_obstacle, run_by
     from hambench.runner.resume import refuse_other_model
 
     run = load_run(folder)
@@ -62,6 +63,8 @@ def judge(folder: Path, *, device: str | None = None) -> Run:
     cell = run.header.cells[0]
     target = load(cell.model, dtype=cell.dtype, device=device)
     refuse_other_model(run.header, target)
+    if cell.kernels == "native" and native_obstacle(target) is None:
+        target = run_by(target, kernels="native")
     with RunWriter.resume(folder) as writer:
         judge_run(writer, target)
     return load_run(folder)
@@ -182,22 +185,19 @@ def read_answers(
     vocabulary = model.shape.vocab_size
     # a step may have emitted more than was kept, so an answer can end at the last position of the context
     cache = model.new_cache(len(prompt) + max(map(len, answers)))
-    if len(prompt) > 1:
-        model.prefill(torch.tensor(prompt[:-1], device=target.device), cache)
+    # the prompt is read as a method reads it: its last row gives the first answer token
+    first = model.prefill(torch.tensor(prompt, device=target.device), cache).logits[-1:]
     readings = []
     for answer in answers:
-        cache.truncate(len(prompt) - 1)
-        # row i predicts answer token i: the last prompt token first, the last answer token never
-        inputs = torch.tensor([prompt[-1], *answer[:-1]], device=target.device)
+        cache.truncate(len(prompt))
+        # row i predicts answer token i + 1, so the last answer token is never read
+        inputs = torch.tensor(answer[:-1], device=target.device, dtype=torch.int64)
         wanted = torch.tensor(answer, device=target.device)
-        parts = []
+        parts = [_judged(first, wanted[:1])]
         rows = max(1, MOST_LOGITS // vocabulary)
-        for ids, tokens in zip(torch.split(inputs, rows), torch.split(wanted, rows), strict=True):
-            logits = model.forward(ids, cache, num_logits=None).logits.float()
-            best = logits.topk(2, dim=-1).values
-            taken = logits.gather(1, tokens[:, None])[:, 0]
-            normaliser = torch.logsumexp(logits, dim=-1)
-            parts.append(torch.stack([best[:, 0] - taken, taken - normaliser, best[:, 0] - best[:, 1]]))
+        for ids, tokens in zip(torch.split(inputs, rows), torch.split(wanted[1:], rows), strict=True):
+            if len(ids):
+                parts.append(_judged(model.forward(ids, cache, num_logits=None).logits, tokens))
         if not bool(torch.cat(parts, dim=1).isfinite().all()):
             raise NotFiniteError(target.name)
         regrets, logprobs, gaps = (
@@ -205,3 +205,12 @@ def read_answers(
         )
         readings.append(Reading(regrets, logprobs, gaps))
     return readings
+
+
+def _judged(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Returns regret, log-probability and gap ``[3, rows]`` of each row's token."""
+    logits = logits.float()
+    best = logits.topk(2, dim=-1).values
+    taken = logits.gather(1, tokens[:, None])[:, 0]
+    normaliser = torch.logsumexp(logits, dim=-1)
+    return torch.stack([best[:, 0] - taken, taken - normaliser, best[:, 0] - best[:, 1]])

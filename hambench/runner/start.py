@@ -163,7 +163,7 @@ def start_run(
         work = Workload.of(generator.cells, prepared.samples, request.repeats, progress=progress)
         executor.run(generator, writer, work)
         if request.fidelity:
-            judge_run(writer, prepared.target, progress=judging)
+            judge_run(writer, generator.judge, progress=judging)
         score_run(writer, allow_code_execution=request.allow_code_execution)
     return load_run(folder)
 
@@ -210,7 +210,7 @@ def resume_run(
         work = Workload.of(generator.cells, samples, header.repeats, done=done, progress=progress)
         place.run(generator, writer, work)
         if header.fidelity:
-            judge_run(writer, target, progress=judging)
+            judge_run(writer, generator.judge, progress=judging)
         score_run(writer, allow_code_execution=allow_code_execution)
     return load_run(folder)
 

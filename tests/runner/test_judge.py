@@ -2,10 +2,12 @@ import dataclasses
 
 import pytest
 import torch
+from native_fixtures import need_compiler
 from synthetic import write_run
 
 from hambench.analysis.fidelity import divergences
 from hambench.analysis.proxy_rows import proxy_rows, render_proxies
+from hambench.engine.cpu.native_llama import NativeLlama
 from hambench.engine.text import encode_prompt
 from hambench.machine.load import CpuLoadMeter
 from hambench.records import Cell, GenerationTrace, Sample, SampleRecord, StepRecord, answer_key
@@ -109,6 +111,22 @@ def test_an_answer_that_leaves_the_baselines_is_judged_on_its_own(folder, target
     assert rows[1]["regret"] > rows[0]["regret"] == 0
     assert rows[1]["target_logprob_per_token"] < rows[0]["target_logprob_per_token"]
     assert "vanilla#2" in render_proxies(rows)
+
+
+def test_the_engine_that_answered_is_the_one_that_judges(target, tmp_path):
+    need_compiler()
+    cells = tuple(dataclasses.replace(cell, kernels="native") for cell in CELLS)
+    generator = Generator(target, cells, DecodingOptions())
+    assert isinstance(generator.judge.llama, NativeLlama)
+    assert generator.judge is generator._target_for(cells[0])
+    assert Generator(target, CELLS, DecodingOptions()).judge is target
+    header = dataclasses.replace(load_run(write_run(tmp_path / "other")).header, cells=cells, num_samples=1)
+    with RunWriter.create(tmp_path / "run", header, [SAMPLE]) as writer:
+        writer.append_records(generator.record(Job(cell, SAMPLE, 0), CpuLoadMeter()) for cell in cells)
+        judge_run(writer, generator.judge)
+    run = load_run(tmp_path / "run")
+    # the bits of one row and of many are the same: not a near-tie apart
+    assert {regret for item in run.fidelity.values() for regret in item.regrets} == {0.0}
 
 
 def test_an_answer_to_a_prompt_of_another_length_is_not_judged(folder, target):

@@ -38,6 +38,8 @@ class Forecast:
     num_blocks: int
     would_tell: bool
     """Whether so many would decide; else even so many may leave it open."""
+    unless_none: bool = False
+    """Whether they decide only if there is an effect: to show that there is none takes more than is of use."""
 
 
 def blocks_needed(result: PairedResult, *, margin: float) -> Forecast | None:
@@ -65,15 +67,19 @@ def blocks_needed(result: PairedResult, *, margin: float) -> Forecast | None:
     quantile = special.stdtrit(degrees * times, 0.5 + CONFIDENCE / 2) * (1 + (wider - 1) / np.sqrt(times))
     stretch = result.tail_stretch
     chance = _chance_of_a_verdict(true_effects, error, quantile * error, margin, stretch).mean(axis=(0, 2))
+    sizes = result.num_blocks * times[0, :, 0]
+    most = min(max(MOST_NAMED, 2 * result.num_blocks), int(sizes[-1]))
+    of_use = sizes <= most
+    as_seen = np.nonzero((chance >= _ASSURANCE) & of_use)[0]
     if abs(result.effect) <= result.half_width:
         none = _chance_of_a_verdict(np.zeros(1), error, quantile * error, margin, stretch).mean(axis=(0, 2))
         chance = np.minimum(chance, none)
-    sizes = result.num_blocks * times[0, :, 0]
-    most = min(max(MOST_NAMED, 2 * result.num_blocks), int(sizes[-1]))
-    enough = np.nonzero((chance >= _ASSURANCE) & (sizes <= most))[0]
-    if not len(enough):
-        return Forecast(_rounded_down(most), would_tell=False)
-    return Forecast(_rounded_up(float(sizes[enough[0]])), would_tell=True)
+    enough = np.nonzero((chance >= _ASSURANCE) & of_use)[0]
+    if len(enough):
+        return Forecast(_rounded_up(float(sizes[enough[0]])), would_tell=True)
+    if len(as_seen):
+        return Forecast(_rounded_up(float(sizes[as_seen[0]])), would_tell=True, unless_none=True)
+    return Forecast(_rounded_down(most), would_tell=False)
 
 
 def _rounded_up(number: float) -> int:

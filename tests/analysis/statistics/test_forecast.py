@@ -71,8 +71,14 @@ def forecasts(
     return named
 
 
-def share_decided(named: list[tuple[Forecast, bool]], *, would_tell: bool = True) -> float:
-    decided = [told for more, told in named if more.would_tell == would_tell]
+def share_decided(
+    named: list[tuple[Forecast, bool]], *, would_tell: bool = True, unless_none: bool | None = None
+) -> float:
+    decided = [
+        told
+        for more, told in named
+        if more.would_tell == would_tell and unless_none in (None, more.unless_none)
+    ]
     assert len(decided) > 5
     return sum(decided) / len(decided)
 
@@ -122,6 +128,18 @@ def test_a_number_that_helps_nobody_is_not_named() -> None:
             break
     _, reason = verdict_of(result, margin=POINTS, better="higher", sampled=Sampled(groups=8))
     assert reason.endswith("even 5,000 samples (625 of each task) may leave it open; there are 80")
+
+
+@pytest.mark.parametrize(("nats", "differ"), [(1.2, 0.4), (0.6, 0.5)])
+def test_a_large_loss_is_told_by_the_number_that_is_named_for_one(nats: float, differ: float) -> None:
+    """To show that there is none would take thousands: the number is named for the case that there is one."""
+    rng = np.random.default_rng(9)
+    named = forecasts(
+        lambda num: fidelity(rng, num, nats, differ), first=14, margin=NATS, runs=150, better="lower"
+    )
+    assert share_decided(named, unless_none=True) >= PROMISED - 0.1
+    conditional = next(more for more, _ in named if more.unless_none)
+    assert conditional.num_blocks < MOST_NAMED / 10
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 40])
