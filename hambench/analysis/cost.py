@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 from hambench.errors import HambenchError
-from hambench.records import GenerationTrace
+from hambench.records import GenerationTrace, StepRecord
 
 
 def parse_price(text: str) -> float:
@@ -36,12 +36,19 @@ def dollars_per_million(tokens_per_second: float | None, price_per_hour: float |
 def machine_tps(traces: Sequence[GenerationTrace]) -> float | None:
     """Output tokens per second that the machine was busy, prefills included: Σ tokens / Σ seconds of all steps.
 
-    In a batch a step counts its part of the rounds. Only answers whose prefill was timed count; ``None`` without any.
+    In a batch a step counts its part of the rounds. A prefill that was not timed, because another cell read the prompt,
+    counts at the speed of those that were; ``None`` if none was.
     """
-    timed = [trace for trace in traces if trace.seconds is not None]
-    seconds = sum(
-        (step.seconds or 0.0) if step.share_s is None else step.share_s
-        for trace in timed
-        for step in trace.steps
-    )
-    return sum(len(trace.token_ids) for trace in timed) / seconds if seconds > 0 else None
+    first = [(trace.prompt_tokens, _part(trace.steps[0])) for trace in traces if trace.steps]
+    timed = [(tokens, seconds) for tokens, seconds in first if seconds is not None]
+    if not timed or sum(tokens for tokens, _ in timed) == 0:
+        return None
+    per_token = sum(seconds for _, seconds in timed) / sum(tokens for tokens, _ in timed)
+    prefills = sum(tokens * per_token if seconds is None else seconds for tokens, seconds in first)
+    decoding = sum(_part(step) or 0.0 for trace in traces for step in trace.steps[1:])
+    seconds = prefills + decoding
+    return sum(len(trace.token_ids) for trace in traces) / seconds if seconds > 0 else None
+
+
+def _part(step: StepRecord) -> float | None:
+    return step.seconds if step.share_s is None else step.share_s

@@ -45,10 +45,19 @@ class RawFile:
 
 
 def path_of(suite: str) -> Path | None:
-    """The file or folder that ``--suite`` names; ``None`` for any other text. Names of suites are for the caller."""
+    """The file or folder that ``--suite`` names; ``None`` for any other text. Names of suites are for the caller.
+
+    Raises:
+        DataError: If it names a file of another kind.
+    """
     path = expanded(suite)
-    is_table = path.name.lower().endswith(TABLES)
-    return path if is_table or path.is_dir() else None
+    if path.name.lower().endswith(TABLES) or path.is_dir():
+        return path
+    if path.is_file():
+        raise DataError(
+            f"{path} must end in one of {', '.join(TABLES)} to be a suite; put a single text into a folder"
+        )
+    return None
 
 
 def read_rows(path: Path) -> RawFile:

@@ -133,4 +133,6 @@ def test_the_machine_is_busy_for_prefills_too_and_shares_a_batch():
     assert machine_tps([batched]) == pytest.approx(3 / 2.25)
     untimed = dataclasses.replace(alone, steps=(dataclasses.replace(steps[0], seconds=None), steps[1]))
     assert machine_tps([untimed]) is None
-    assert machine_tps([alone, untimed]) == pytest.approx(3 / 3.0)
+    # another cell read this prompt: it counts as one of these tokens does
+    longer = dataclasses.replace(untimed, prompt_tokens=3)
+    assert machine_tps([alone, longer]) == pytest.approx(6 / (2.0 + 1.0 + 3 * 2.0 + 1.0))

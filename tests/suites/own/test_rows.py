@@ -229,6 +229,17 @@ def test_a_missing_file_and_options_of_other_suites_are_refused(tmp_path):
         asked(path, tasks=("two",))
 
 
+def test_a_file_of_another_kind_is_told_what_it_should_be(tmp_path):
+    (tmp_path / "mine.txt").write_text("Why?")
+    with pytest.raises(
+        DataError, match=r"mine\.txt must end in one of \.jsonl, .*put a single text into a folder"
+    ):
+        asked(tmp_path / "mine.txt")
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "mine.txt").rename(tmp_path / "alone" / "mine.txt")
+    assert [each.prompt for each in asked(tmp_path / "alone").samples] == ["Why?"]
+
+
 def test_a_suites_name_goes_before_a_folder_of_that_name(tmp_path, monkeypatch):
     (tmp_path / "efficiency").mkdir()
     (tmp_path / "efficiency" / "a.txt").write_text("Prose")
