@@ -146,3 +146,22 @@ def swap_tokens(folder):
     )
     vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
     file.write_text(json.dumps(content))
+
+
+def wrap_prompts(folder):
+    """Lets a saved model's tokenizer put ``<bos>`` before every text and ``<eos>`` behind it, as some do."""
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text())
+    begin, end = ({"SpecialToken": {"id": token, "type_id": 0}} for token in ("<bos>", "<eos>"))
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    content["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [begin, text, end],
+        "pair": [begin, text, {"Sequence": {"id": "B", "type_id": 1}}, end],
+        "special_tokens": {
+            token: {"id": token, "ids": [index], "tokens": [token]}
+            for token, index in (("<bos>", 256), ("<eos>", EOS))
+        },
+    }
+    file.write_text(json.dumps(content))
+    return folder

@@ -439,6 +439,32 @@ def test_template_arguments_reach_the_prompt_or_are_refused(capsys, escaping_mod
     assert (code, "no effect with --raw" in err) == (2, True)
 
 
+def test_template_arguments_reach_the_prompts_of_a_run(capsys, escaping_model, rows, tmp_path):
+    words = (
+        "--dtype float32 --suite longbench --tasks multifieldqa_en --limit 1 --methods vanilla --no-report"
+    )
+    common = [*words.split(), "--max-new-tokens", "2", "--model", str(escaping_model), "--data", str(rows)]
+
+    def prompt(name, *arguments):
+        code, _, err = invoke(capsys, "run", *common, "--out", str(tmp_path / name), *arguments)
+        assert code == 0, err
+        (sample,) = load_run(tmp_path / name).samples.values()
+        return sample.prompt
+
+    thinking = prompt("thinking")
+    assert thinking.endswith("<think>")
+    plain = prompt("plain", "--chat-template-arg", "enable_thinking=false")
+    assert plain == thinking.removesuffix("<think>")
+
+
+def test_the_end_of_an_answer_is_not_shown(capsys, escaping_model):
+    (escaping_model / "generation_config.json").write_text(json.dumps({"eos_token_id": [257, 0]}))
+    _, shown, _ = generate_with(capsys, escaping_model, "hi")
+    assert shown == "\n"
+    _, whole, _ = generate_with(capsys, escaping_model, "hi", "--json")
+    assert (json.loads(whole)["text"], json.loads(whole)["finish"]) == ("", "eos")
+
+
 @pytest.mark.parametrize("limit", [1, 2, 3, 5, 8])
 def test_streamed_text_is_the_whole_text_wherever_the_limit_cuts_it(capsys, tiny_model, limit):
     arguments = ("--raw", "hello", "--ignore-eos", "--max-new-tokens", str(limit))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from fakes import save_tiny_model, wrap_prompts
 from native_fixtures import need_compiler
 
 from hambench.cli.profile import command
@@ -39,6 +40,12 @@ def test_a_profile_says_what_was_run_and_the_three_numbers_of_kv_memory(tiny_mod
     assert kv["allocator_bytes"] is None
     assert text.count("13 slots in use") == 2
     assert "allocator's difference not available" in text
+
+
+def test_a_profiled_prompt_begins_once_and_never_ends(tmp_path: Path) -> None:
+    folder = wrap_prompts(save_tiny_model(tmp_path / "tiny"))
+    (profile,) = json.loads(run(folder, "--prompt", "<bos>hi", "--json"))
+    assert profile["kv_slots"] == 3 + 5
 
 
 def test_memory_is_in_the_json_at_every_step(tiny_model: Path) -> None:

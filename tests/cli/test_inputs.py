@@ -66,6 +66,17 @@ def test_a_template_that_fails_is_one_line(capsys, tmp_path, template):
     assert "chat template" in line
 
 
+@pytest.mark.parametrize("prompt", ["hi", "<bos>hi"])
+def test_a_raw_prompt_begins_once_and_never_ends(capsys, tmp_path, prompt):
+    from fakes import save_tiny_model, wrap_prompts
+
+    folder = wrap_prompts(save_tiny_model(tmp_path / "tiny"))
+    options = ("--model", folder, "--dtype", "float32", "--raw", prompt, "--max-new-tokens", 1, "--json")
+    code, out, err = invoke(capsys, "generate", *options)
+    assert code == 0, err
+    assert json.loads(out)["prompt_ids"] == [256, 71, 72]
+
+
 def test_a_url_is_itself_in_brackets_and_as_an_argument(capsys, run_options):
     # nothing listens there: both say so, and neither takes the URL for a range
     plain = [*run_options]

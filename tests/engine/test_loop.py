@@ -67,6 +67,18 @@ def test_eos_at_the_limit_counts_as_eos():
     assert run([(1, EOS)], limit=2, eos_ids={EOS}).finish == "eos"
 
 
+@pytest.mark.parametrize("eos_ids", [{4, EOS}, {EOS, 9, 4}])
+def test_the_first_of_several_end_ids_ends_the_answer(eos_ids):
+    trace = run([(1, 2), (3, 4, EOS, 9)], eos_ids=eos_ids)
+    assert (trace.token_ids, trace.finish, trace.steps[-1].discarded) == ((1, 2, 3, 4), "eos", 2)
+
+
+@pytest.mark.parametrize(("stop", "finish"), [("ab", "stop"), ("bc", "length")])
+def test_a_stop_string_within_the_limit_is_the_reason(stop, finish):
+    trace = run([tuple(b"abcd")], limit=2, stop=[stop], decode_text=ByteTokenizer().decode)
+    assert (bytes(trace.token_ids), trace.finish) == (b"ab", finish)
+
+
 def test_a_stop_string_ends_with_the_token_that_completes_it():
     text = b"abc\n\nrest"
     steps = [tuple(text[:3]), tuple(text[3:])]

@@ -37,6 +37,12 @@ def test_what_makes_no_sense_is_refused(tmp_path, text):
         config(tmp_path, text)
 
 
+def test_a_file_with_a_mark_and_windows_line_ends_is_read(tmp_path):
+    path = tmp_path / "hambench.toml"
+    path.write_bytes(b"\xef\xbb\xbf[gate.exact]\r\nbaseline = 'b.json'\r\n")
+    assert read_config(path).exact.baseline == "b.json"
+
+
 def test_an_unknown_metric_answers_with_the_one_meant(tmp_path):
     with pytest.raises(UnknownNameError, match="kv_bytes"):
         config(tmp_path, '[[gate.primary]]\nmetric = "kv_byte"')

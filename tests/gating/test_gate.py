@@ -1,6 +1,7 @@
 """What a call of the gate runs, refuses and says; and another version of the code beside this one."""
 
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from click.testing import CliRunner
 from hambench.cli.calibrate import command as calibrate_command
 from hambench.cli.gate import command as gate_command
 from hambench.errors import HambenchError, IncompleteError
-from hambench.gating import gate
+from hambench.gating import checkout, gate
 from hambench.gating.blocks import Block
 from hambench.gating.checkout import Code, checked_out, same_dependencies
 from hambench.gating.checks import CrashedError
@@ -151,6 +152,34 @@ def test_dependencies_are_compared_as_sets_and_a_missing_project_is_named(tmp_pa
     assert not same_dependencies(tmp_path / "a", tmp_path / "c")
     with pytest.raises(HambenchError, match="pyproject"):
         same_dependencies(tmp_path / "a", tmp_path / "none")
+
+
+def test_dependencies_are_read_whatever_mark_the_file_begins_with(tmp_path):
+    plain, marked = tmp_path / "plain", tmp_path / "marked"
+    plain.write_text("[project]\ndependencies = ['x']\n")
+    marked.write_bytes(b"\xef\xbb\xbf" + plain.read_bytes())
+    assert same_dependencies(plain, marked)
+
+
+@pytest.mark.parametrize("where", ["bench", "bench/tests", "."])
+def test_a_project_may_be_a_folder_of_a_bigger_repository(tmp_path, monkeypatch, where):
+    installed = []
+
+    def install(tree, project, environment):
+        installed.append((tree.name, project, (tree / "pyproject.toml").read_text()))
+        return sys.executable
+
+    home = tmp_path if where == "." else tmp_path / "bench"
+    (tmp_path / where).mkdir(exist_ok=True, parents=True)
+    (home / "pyproject.toml").write_text("committed")
+    git = ("git", "-C", str(tmp_path), "-c", "user.name=me", "-c", "user.email=me@example.com")
+    for words in (("init", "-q"), ("add", "."), ("commit", "-q", "-m", "all")):
+        subprocess.run([*git, *words], check=True)
+    (home / "pyproject.toml").write_text("changed since")
+    monkeypatch.setattr(checkout, "_install", install)
+    with checked_out("HEAD", repository=tmp_path / where):
+        pass
+    assert installed == [("code" if where == "." else "bench", home, "committed")]
 
 
 def test_a_commit_that_is_none_is_a_usage_error(tmp_path):

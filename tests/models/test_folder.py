@@ -62,6 +62,20 @@ def test_end_tokens_are_one_several_or_none(folder):
         assert declared_eos(folder) == ids
 
 
+def test_the_marker_that_the_chat_template_ends_turns_with_ends_answers(folder):
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["<|turn_ends|>"] = vocabulary.pop("<unused>")
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    tokenizer["added_tokens"].append({"id": 259, "content": "<|turn_ends|>", "special": True, **flags})
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}<|turn_ends|>{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    assert load(str(folder), dtype="float32", device="cpu").eos_ids == {257, 259}
+
+
 @pytest.mark.parametrize("name", ["nonsense9", "cuda:x", "cuda:63", "meta", "", "cpu:"])
 def test_a_device_that_is_not_here_is_one_line(name):
     with pytest.raises(HambenchError, match="device"):

@@ -280,6 +280,7 @@ def test_repeats_of_a_sampled_answer_are_other_draws_and_of_a_greedy_one_the_sam
         ("max_new_tokens", 0, "max_new_tokens must be >= 1, got 0"),
         ("budget_s", 0.0, "budget must be > 0 seconds, got 0"),
         ("decoding", DecodingOptions(temperature=-1), "temperature must be >= 0"),
+        ("decoding", DecodingOptions(seed=2**64), "seed must be a whole number"),
     ],
 )
 def test_impossible_requests_are_refused_at_once(field, value, message):

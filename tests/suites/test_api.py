@@ -428,3 +428,18 @@ def test_data_hashes_follow_prompts_and_their_order(gsm8k):
     assert captured.data_hashes == prompt_hashes(captured.samples)
     assert prompt_hashes(captured.samples[::-1]) != captured.data_hashes
     assert len(captured.data_hashes["gsm8k_cot_llama"]) == 64
+
+
+@pytest.mark.parametrize("variable", ["HF_DATASETS_CACHE", "HF_HOME"])
+def test_a_tilde_in_the_place_of_cached_data_sets_is_the_home(tmp_path, monkeypatch, variable):
+    from hambench.suites.sources import cached_data_set
+
+    for name in ("HF_DATASETS_CACHE", "HF_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv(variable, "~/sets")
+    assert not cached_data_set("owner/rows")
+    (tmp_path / "sets" / ("" if variable == "HF_DATASETS_CACHE" else "datasets") / "owner___rows").mkdir(
+        parents=True
+    )
+    assert cached_data_set("owner/rows")

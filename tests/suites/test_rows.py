@@ -156,3 +156,15 @@ def test_longbench_rows_of_the_re_hosted_schema_get_their_question(tmp_path):
     row = {"question": "who?", "context": "c", "answers": ["a"]}
     write(tmp_path / "hotpotqa.jsonl", json.dumps(row) + "\n")
     assert read_task(tmp_path, ENTRIES["hotpotqa"]).rows[0]["input"] == "who?"
+
+
+def test_arc_answers_are_letters_whatever_their_keys_and_however_many_choices(tmp_path):
+    rows = [
+        {"question": "Q?", "choices": {"text": [*"wxyz"], "label": [*"1234"]}, "answerKey": "3"},
+        {"question": "Q?", "choices": {"text": [*"wxy"], "label": [*"ABC"]}, "answerKey": "B"},
+        {"question": "Q?", "choices": {"text": [*"vwxyz"], "label": [*"12345"]}, "answerKey": "1"},
+    ]
+    lines = [json.dumps({"id": str(number), **row}) for number, row in enumerate(rows)]
+    write(tmp_path / "arc_challenge/test.jsonl", "\n".join(lines))
+    captured = capture(CaptureRequest(None, tasks=("arc_challenge_chat",), data=tmp_path))
+    assert [sample.references for sample in captured.samples] == [("C",), ("B",), ("A",)]

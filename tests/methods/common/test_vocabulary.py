@@ -7,11 +7,13 @@ from fakes import TINY_SHAPE, save_tiny_model, swap_tokens, tiny_target
 
 from hambench.decoding import SamplingParams
 from hambench.engine.loop import generate
+from hambench.engine.text import answer_text
 from hambench.errors import ModelError
 from hambench.methods.common.vocabulary import check_tokens, with_rows
 from hambench.methods.speculative import SpeculativeConfig
 from hambench.methods.vanilla import VanillaConfig
 from hambench.models.target import load
+from hambench.serving.answer_text import AnswerText
 
 PROMPT = list(range(40, 60))
 
@@ -60,6 +62,26 @@ def test_a_draft_with_rows_less_than_a_padded_target_fits(tmp_path):
     params = SamplingParams(max_new_tokens=30)
     vanilla = generate(VanillaConfig().build(target), [265, 70, 271], params)
     assert generate(config.build(target), [265, 70, 271], params).token_ids == vanilla.token_ids
+
+
+@pytest.mark.parametrize("config", [VanillaConfig(), SpeculativeConfig(num_draft_tokens=3)])
+def test_ids_that_the_tokenizer_lacks_are_no_text_and_end_nothing(tmp_path, config):
+    from safetensors.torch import load_file, save_file
+
+    folder = save_tiny_model(tmp_path / "wide", dataclasses.replace(TINY_SHAPE, vocab_size=300))
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"][:260] *= 0.3
+    save_file(weights, folder / "model.safetensors")
+    target = load(str(folder), dtype="float32", device="cpu")
+    params, decode_text = SamplingParams(max_new_tokens=24), target.tokenizer.decode
+    trace = generate(config.build(target), PROMPT, params, stop=["never"], decode_text=decode_text)
+    beyond = [token for token in trace.token_ids if token >= 260]
+    assert (trace.finish, len(beyond) > 0) == ("length", True)
+    known = [token for token in trace.token_ids if token < 260]
+    served = AnswerText(target.tokenizer, ["never"])
+    pieces = [served.add(step.tokens) for step in trace.steps]
+    assert answer_text(trace, target.tokenizer, ["never"]) == decode_text(known, skip_special_tokens=True)
+    assert "".join(pieces) + served.rest() == decode_text(known, skip_special_tokens=True)
 
 
 def test_as_many_tokens_of_another_tokenizer_are_refused(loaded, tmp_path):
