@@ -44,7 +44,8 @@ sanitize: setup
 	runtime="$$($(BIN)/python -P tests/sanitizer_runtime.py)" || exit 1; LD_PRELOAD="$$runtime" \
 	ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc HAMBENCH_TEST_SANITIZERS=address,undefined \
 	timeout 600 $(BIN)/python -m pytest -n 0 -q -m "not model" -k "not portable" --timeout 600 \
-	tests/kernels/cpu/test_native_model.py tests/engine/cpu tests/methods/hamburger/device/test_native_step.py
+	tests/kernels/cpu/test_native_model.py tests/engine/cpu tests/engine/test_together.py \
+	tests/methods/hamburger/device/test_native_step.py
 
 # the native engine's pool of threads under ThreadSanitizer, in a program of its own
 sanitize-threads: setup

@@ -118,6 +118,55 @@ def test_slots_of_several_tokens_go_through_their_own_base(plain_llama):
     assert min(lengths) == 1 < max(lengths), "both bases must be used"
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
+@pytest.mark.parametrize("threads", [1, 3])
+@torch.inference_mode()
+def test_macro_steps_of_several_sequences_in_one_call_have_the_bits_of_single_ones(
+    plain_llama, architecture, threads, instruction_set, monkeypatch
+):
+    """Ragged: macro-steps of other lengths, some ask nothing, and more sequences than one call takes."""
+    monkeypatch.setattr(NativeLlama, "threads", threads)
+    model = HamburgerModel(native_of(plain_llama, instruction_set), tiny_checkpoint(architecture))
+    prompts = [[5 + i, 6, 7 + 3 * i, *range(20, 20 + 9 * (i % 3))] for i in range(20)]
+    confidences = [(0.3, 0.45, 0.55, 1.1)[i % 4] for i in range(20)]
+
+    def opened():
+        return [
+            sessions(model, model, prompt, confidence=confidence)[1]
+            for prompt, confidence in zip(prompts, confidences, strict=True)
+        ]
+
+    alone = [[answered(s.prefill()), *(answered(s.step()) for _ in range(6))] for s in opened()]
+    shared = opened()
+    together = [[answered(s.prefill())] for s in shared]
+    for _ in range(6):
+        # one round: each session's own request, answered in one go
+        asked = [session.step() for session in shared]
+        requests = [next(each) for each in asked]
+        assert len({request.together for request in requests}) == 1
+        answers = type(requests[0]).answer_together(requests)
+        for steps, each, answer in zip(together, asked, answers, strict=True):
+            with pytest.raises(StopIteration) as end:
+                each.send(answer)
+            steps.append(end.value.value)
+    assert together == alone
+    assert len({len(step.tokens) for steps in alone for step in steps}) > 1
+
+
+@torch.inference_mode()
+def test_a_sequence_whose_logits_are_no_numbers_fails_alone_among_macro_steps(plain_llama):
+    model = HamburgerModel(native_of(plain_llama), tiny_checkpoint())
+    shared = [sessions(model, model, [5, 6, 7 + i])[1] for i in range(3)]
+    alone = [sessions(model, model, [5, 6, 7 + i])[1] for i in range(3)]
+    for session in (*shared, *alone):
+        answered(session.prefill())
+    shared[1]._cache.values[:, :, 0] = torch.nan
+    requests = [next(session.step()) for session in shared]
+    first, broken, last = type(requests[0]).answer_together(requests)
+    assert isinstance(broken, NotFiniteError)
+    assert [first.tokens, last.tokens] == [answered(alone[i].step()).tokens for i in (0, 2)]
+
+
 @torch.inference_mode()
 def test_tokens_can_be_replaced_and_lengths_forced(plain_llama):
     checkpoint = tiny_checkpoint()
