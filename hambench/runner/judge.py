@@ -19,6 +19,7 @@ import torch
 from hambench.engine.text import encode_prompt
 from hambench.errors import HambenchError, NotFiniteError, StoreError
 from hambench.records import Cell, Fidelity, SampleRecord, answer_key
+from hambench.runner.generator import torch_threads
 from hambench.store import Run, RunWriter, load_run
 
 if TYPE_CHECKING:
@@ -78,11 +79,13 @@ def judge_run(writer: RunWriter, target: TargetModel, *, progress: Progress | No
         return
     began = time.perf_counter()
     num_done = 0
-    for judgements in _judge(run, waiting, target):
-        writer.append_fidelity(judgements)
-        num_done += len(judgements)
-        if progress is not None:
-            progress(num_done, len(waiting))
+    # torch's matrix products depend on the number of threads in their last bits
+    with torch_threads(run.header.cells[0].threads):
+        for judgements in _judge(run, waiting, target):
+            writer.append_fidelity(judgements)
+            num_done += len(judgements)
+            if progress is not None:
+                progress(num_done, len(waiting))
     seconds = time.perf_counter() - began
     num_answers = sum(record.trace is not None for record in run.measured)
     writer.append_telemetry(
