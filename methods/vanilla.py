@@ -46,7 +46,7 @@ class VanillaConfig(MethodConfig):
 
     def build(self, target: Target) -> Vanilla:
         """Wraps the target."""
-        return Vanilla(self.label, self, target, self.is_lossless)
+        return Vanilla(self.label, target, self, lossless=self.is_lossless)
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ class Vanilla:
     """The target with one token per step."""
 
     name: str
-    config: VanillaConfig
     target: Target
-    lossless: bool
+    config: VanillaConfig = VanillaConfig()
+    lossless: bool = True
     extra_weight_bytes: int = 0
 
     def warmup(self) -> None:
