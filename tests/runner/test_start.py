@@ -146,8 +146,10 @@ shell are started deaf to it."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_killed_run_is_readable_and_can_be_finished(tiny_model, rows, tmp_path, how):
+@pytest.mark.parametrize(
+    ("how", "batch"), [(signal.SIGKILL, "1"), (signal.SIGINT, "1"), (signal.SIGKILL, "1,2")]
+)
+def test_a_killed_run_is_readable_and_can_be_finished(tiny_model, rows, tmp_path, how, batch):
     folder = tmp_path / "run"
     arguments = [
         "run",
@@ -168,7 +170,7 @@ def test_a_killed_run_is_readable_and_can_be_finished(tiny_model, rows, tmp_path
         "--repeats",
         "3",
     ]
-    arguments += ["--no-report"]
+    arguments += ["--no-report", "--batch", batch]
     child = subprocess.Popen(
         [sys.executable, "-c", SLOW_RUN, *arguments, "--out", str(folder)],
         stderr=subprocess.PIPE,

@@ -150,6 +150,8 @@ class Batch(Generic[K]):
                 share_s=share,
                 in_round=in_round,
                 round_kv_bytes=round_kv,
+                # the method's own clock would count the others' work
+                draft_seconds=None,
             )
             events.append(StepTaken(sequence.key, record, finish))
             if finish is None:
