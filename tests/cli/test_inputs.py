@@ -1,5 +1,6 @@
 """Odd values on the command line and in files: one line that names the value, exit code 2, nothing written."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 from cli_calls import invoke
 
-from hambench.store import load_run
+from hambench.store import RunWriter, load_run
 
 
 def refused(capsys, *arguments):
@@ -230,6 +231,27 @@ def test_two_runs_begun_at_once_make_two_folders(run_options, tmp_path):
     folders = list((tmp_path / "runs").iterdir())
     assert len(folders) == 2
     assert all(load_run(folder).complete for folder in folders)
+
+
+def test_a_folder_that_another_run_took_meanwhile_is_passed_over(capsys, run_options, tmp_path, monkeypatch):
+    from hambench.runner import start
+
+    monkeypatch.chdir(tmp_path)
+    begin, tried = start.start_run, []
+    with contextlib.ExitStack() as others:
+
+        def start_run(request, folder, **options):
+            if not tried:
+                others.enter_context(RunWriter.claim(folder))
+            tried.append(folder)
+            return begin(request, folder, **options)
+
+        monkeypatch.setattr(start, "start_run", start_run)
+        code, _, err = invoke(capsys, "run", *run_options, "--limit", "1")
+    assert code == 0, err
+    assert len(tried) == 2
+    assert load_run(tried[1]).complete
+    assert not tried[0].exists()
 
 
 def test_bad_rows_of_own_prompts_are_a_line_each_and_exit_code_2(tmp_path, monkeypatch, capsys):
