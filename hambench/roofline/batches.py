@@ -132,7 +132,8 @@ def predict_batches(
                     row.bytes_per_token, bandwidth, kernels_per_token=row.kernels_per_token, gap_s=gap_s
                 )
                 rows.append((name, setting, tps))
-        vanilla = next(tps for name, _, tps in rows if name == "vanilla")
+        read = sizes.step + context * sizes.kv_per_slot
+        vanilla = tokens_per_second(read, bandwidth, kernels_per_token=sizes.kernels_per_forward, gap_s=gap_s)
         kv_bytes = batch * context * bytes_of.kv_per_slot
         predictions += [
             BatchPrediction(
