@@ -14,6 +14,8 @@ from hambench.errors import HambenchError, UnknownNameError
 from hambench.records import Cell
 
 ENTRY_POINT_GROUP = "hambench.methods"
+BASELINE = "vanilla"
+"""The method that all others are divided by."""
 
 BUILTIN = {
     "vanilla": "hambench.methods.vanilla:VanillaConfig",

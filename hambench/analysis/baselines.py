@@ -13,9 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hambench.records import Cell
-from hambench.registry import is_lossless
-
-BASELINE = "vanilla"
+from hambench.registry import BASELINE, is_lossless
 
 
 def baseline_cell(cells: Sequence[Cell]) -> Cell | None:

@@ -15,10 +15,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hambench.analysis.baselines import BASELINE
 from hambench.bench.forced_checks import SETTINGS, check_against_torch, check_loop
 from hambench.decoding import answered
 from hambench.errors import HambenchError
+from hambench.registry import BASELINE
 
 if TYPE_CHECKING:
     import torch

@@ -1,3 +1,4 @@
+import itertools
 import json
 import subprocess
 import sys
@@ -312,7 +313,7 @@ def test_a_budget_takes_samples_and_one_spent_on_loading_starts_no_run(
     arguments = [*words.split(), "--budget", "10m", "--model", str(tiny_model), "--data", str(rows)]
     assert invoke(capsys, *arguments, "--out", str(tmp_path / "run"))[0] == 0
     assert len(load_run(tmp_path / "run").samples) == 3
-    clock = iter([0.0, 600.0])
+    clock = itertools.chain([0.0], itertools.repeat(600.0))
     monkeypatch.setattr("hambench.runner.start.time", SimpleNamespace(monotonic=lambda: next(clock)))
     code, _, err = invoke(capsys, *arguments, "--out", str(tmp_path / "none"))
     assert code != 0

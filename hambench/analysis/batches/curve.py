@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hambench.analysis.bandwidth_limit import ceiling_of, shape_of
-from hambench.analysis.baselines import BASELINE
+from hambench.analysis.baselines import is_baseline
 from hambench.analysis.measurements import Measurement
 from hambench.records import Cell, Comparison, GenerationTrace
 from hambench.roofline.batches import SharedWeights
@@ -50,7 +50,7 @@ class BatchPoint:
     @property
     def is_baseline(self) -> bool:
         """Whether it is vanilla."""
-        return self.cell.method == BASELINE
+        return is_baseline(self.cell)
 
     @property
     def gain(self) -> float | None:
@@ -94,7 +94,7 @@ def batch_points(
             cell=cell,
             setting=setting,
             measured=measured[cell.label],
-            compared=None if cell.method == BASELINE else compared.get(cell.label),
+            compared=None if is_baseline(cell) else compared.get(cell.label),
         )
         for setting, alike in settings.items()
         if len({cell.batch for cell in alike}) > 1
