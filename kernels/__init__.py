@@ -17,7 +17,7 @@ Each file holds one op and has the name of its public function. `impl="auto" | "
 | :func:`~hambench.kernels.lm_head_argmax.lm_head_argmax` | greedy token of each row, no logits written |
 | :func:`~hambench.kernels.stop_head.stop_head` | stop MLP, threshold, emitted token, count and `done` on the device |
 | :func:`~hambench.kernels.merge_tokens.merge_tokens` | HAMburger's compositional embedder |
-| :func:`~hambench.kernels.verify_accept.verify_accept` | greedy longest accepted prefix and the slot rollback; no decode path uses it (ADR 14) |
+| :func:`~hambench.kernels.verify_accept.verify_accept` | greedy accepted prefix and slot rollback; unused (ADR 14) |
 
 Every op takes 1 to 8 rows. A fused op is M-invariant: row `i` of an M-row call has the bits of the 1-row call, so
 greedy speculation stays lossless in bf16. Data-dependent scalars (`done`, counts, slots) are 1-element tensors on the
