@@ -143,7 +143,7 @@ def arms_of_equal_settings(rng: np.random.Generator, num: int) -> tuple[dict[str
             records[str(i), 0] = SampleRecord(
                 cell=str(setting), sample_id=str(i), prompt_hash="h", trace=trace
             )
-        scores = {str(i): 100.0 * float(rng.random() < 0.5) for i in range(8)}
+        scores = {(str(i), 0): 100.0 * float(rng.random() < 0.5) for i in range(8)}
         arms[str(setting)] = Arm(str(setting), records, scores)
     return arms, samples
 

@@ -24,7 +24,8 @@ NAMES = ("lcc", "multifieldqa_en", "passage_retrieval_en", "gov_report")
 @pytest.fixture
 def folder(tmp_path):
     """A run whose suite says that its benchmark averages by category and by length."""
-    plans = {name: {"bounds": FLOOR} if name == "lcc" else {} for name in (*NAMES, "qasper")}
+    plans = {name: {"config": f"longbench/{name}.yaml"} for name in (*NAMES, "qasper")}
+    plans["lcc"]["bounds"] = FLOOR
     spec = {"suite": "longbench", "averages": "categories and lengths", "tasks": plans}
     cells = synthetic.cells(confidences=(0.5,))
     options = {"per_task": 4, "error_rate": 0.0, "header_changes": {"suite_spec": spec}}
