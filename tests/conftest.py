@@ -12,16 +12,30 @@ import torch
 from fakes import save_tiny_model, tiny_target
 
 from hambench.engine.cpu.native_library import NATIVE_CACHE
+from hambench.kernels.cpu.build import find_compiler
 from hambench.machine import bandwidth
 from hambench.paths import cache_dir
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with the most slow tests go first: the last file to end decides how long two processes take."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Files with the most slow tests go first: the last file to end decides how long two processes take.
+
+    Tests marked ``one_engine`` run on one engine only.
+    """
+    other = "native" if find_compiler() is None else "reference"
+    twice = [item for item in items if item.get_closest_marker("one_engine") and _engine_of(item) == other]
+    if twice:
+        config.hook.pytest_deselected(items=twice)
+        items[:] = [item for item in items if item not in set(twice)]
     num_slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -num_slow[item.path])
+
+
+def _engine_of(item: pytest.Item) -> object:
+    call = getattr(item, "callspec", None)
+    return call.params.get("target") if call is not None else None
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -31,27 +31,35 @@ from hambench.runner.budget import calibrate
 METHODS = [
     VanillaConfig(),
     *(SpeculativeConfig(num_draft_tokens=k, kv=kv) for k in (1, 2, 4) for kv in ("separate", "shared")),
+    PromptLookupConfig(),
+    SuffixConfig(),
+    *(HamburgerConfig(confidence=confidence) for confidence in (0.0, 0.45, 1.1)),
+    HamburgerConfig(confidence=0.45, verify=True),
+    KVPressConfig(press="snapkv", ratio=0.5, decode_every=2, kv_dtype="int8"),
+    *(TransformersConfig(mode=mode) for mode in ("dynamic", "static", "assistant", "prompt_lookup")),
+]
+VARIANTS = [
     SpeculativeConfig(num_draft_tokens=6, confidence=0.02),
     SpeculativeConfig(num_draft_tokens=6, draft_stop="each", gamma=0.02, kv="shared", verification="block"),
     SpeculativeConfig(num_draft_tokens=6, draft_stop="goodput"),
     SpeculativeConfig(accept="relative", confidence=0.5, exact_first=3),
     PromptLookupConfig(confidence=0.5),
-    SuffixConfig(confidence=1.0, factor=4.0),
-    PromptLookupConfig(),
     PromptLookupConfig(num_draft_tokens=1, max_ngram=1),
-    SuffixConfig(),
+    SuffixConfig(confidence=1.0, factor=4.0),
     SuffixConfig(num_draft_tokens=3, factor=4.0, min_probability=0.0),
-    *(HamburgerConfig(confidence=confidence) for confidence in (0.0, 0.45, 1.1)),
-    *(HamburgerConfig(confidence=confidence, verify=True) for confidence in (0.0, 0.45)),
+    HamburgerConfig(confidence=0.0, verify=True),
     VanillaConfig(kv_dtype="int8"),
     KVPressConfig(ratio=0.0),
     KVPressConfig(press="knorm", ratio=0.75, decode_every=8),
-    KVPressConfig(press="snapkv", ratio=0.5, decode_every=2, kv_dtype="int8"),
-    *(TransformersConfig(mode=mode) for mode in ("dynamic", "static", "assistant", "prompt_lookup")),
 ]
+"""Further settings; one engine is enough for them (the native one where there is a compiler, see tests/conftest.py)."""
 PROMPTS = [[5], [1, 2, 3, 1, 2, 3, 1, 2], list(range(40, 90)), [7] * 30]
 
-methods = pytest.mark.parametrize("config", METHODS, ids=lambda config: config.label)
+methods = pytest.mark.parametrize(
+    "config",
+    [*METHODS, *(pytest.param(config, marks=pytest.mark.one_engine) for config in VARIANTS)],
+    ids=lambda config: config.label,
+)
 prompts = pytest.mark.parametrize("prompt", PROMPTS, ids=["one", "repeating", "long", "constant"])
 
 
@@ -195,7 +203,7 @@ def test_a_batch_gives_what_single_runs_give(config, target, temperature, size):
 
 @pytest.mark.parametrize(
     "config",
-    [config for config in METHODS if not isinstance(config, TransformersConfig)],
+    [config for config in [*METHODS, *VARIANTS] if not isinstance(config, TransformersConfig)],
     ids=lambda config: config.label,
 )
 @pytest.mark.parametrize("temperature", [0.0, 0.9])

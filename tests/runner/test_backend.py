@@ -20,7 +20,7 @@ from hambench.methods.speculative import SpeculativeConfig
 from hambench.methods.vanilla import VanillaConfig
 from hambench.records import Cell, Sample
 from hambench.runner import backend
-from hambench.runner import generator as generator_module
+from hambench.runner import work as work_module
 from hambench.runner.backend import (
     NativeCalls,
     backend_facts,
@@ -151,7 +151,7 @@ def test_a_record_counts_native_calls_and_those_that_went_alone(monkeypatch):
     assert (record.error, record.native_calls, record.share_alone) == (None, 11, 0.0)
 
     counts = iter([NativeCalls(100, 3), NativeCalls(140, 5), NativeCalls(140, 5), NativeCalls(180, 8)])
-    monkeypatch.setattr(generator_module, "native_calls", lambda kernels: next(counts))
+    monkeypatch.setattr(work_module, "native_calls", lambda kernels: next(counts))
     monkeypatch.setattr(CpuLoadMeter, "read", lambda *_: None)
     just, over = (generator.record(Job(label, asked, 0), CpuLoadMeter()) for _ in range(2))
     assert (just.native_calls, just.native_calls_alone, just.contaminated) == (40, 2, False)

@@ -139,6 +139,8 @@ def requests(draw):
     if draw(st.integers(0, 4)) == 0:
         return path, draw(st.dictionaries(st.sampled_from(NAMES), values, max_size=5) | values)
     body = draw(st.fixed_dictionaries({"model": st.just("tiny"), **ASKED[path]}, optional=FINE))
+    if draw(st.booleans()):
+        body["stream"] = True
     for name in draw(st.lists(st.sampled_from(sorted(ODD)), max_size=2)):
         body[name] = draw(ODD[name])
     if draw(st.integers(0, 4)) == 0:
