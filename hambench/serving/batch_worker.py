@@ -94,9 +94,9 @@ class BatchWorker:
                 if not self._jobs:
                     return
                 self._forget_cancelled()
-                places = self._take_places()
-            for key in places:
-                self._add(key)
+                # under the lock: a prompt that is in neither the line nor the batch would look like a free place
+                for key in self._take_places():
+                    self._add(key)
             if self._batch.num_sequences:
                 for event in self._batch.round():
                     self._tell(event)

@@ -119,6 +119,41 @@ def test_a_full_queue_refuses_and_a_place_that_is_free_again_is_taken(make, monk
     assert len(answers(asked[3][1], 1)[0]) == 12
 
 
+def test_a_prompt_on_its_way_into_the_batch_has_its_place(make, monkeypatch):
+    """A prompt that was in neither the line nor the batch once looked like a free place."""
+    method, worker = make(VanillaConfig(), size=1, max_waiting=0)
+    go, waits = slow(method)
+    monkeypatch.setattr(type(method), "start", waits)
+    adding, add = (threading.Event() for _ in range(2))
+    really = worker._batch.add
+
+    def slowly(*args):
+        adding.set()
+        add.wait(20)
+        really(*args)
+
+    monkeypatch.setattr(worker._batch, "add", slowly)
+    (first, events), (second, _) = (job([[i]]) for i in (1, 2))
+    worker.submit(first)
+    assert adding.wait(20)
+    outcomes = []
+
+    def ask():
+        try:
+            outcomes.append(worker.submit(second))
+        except QueueFullError as error:
+            outcomes.append(error)
+
+    asks = threading.Thread(target=ask)
+    asks.start()
+    asks.join(0.2)
+    add.set()
+    asks.join(20)
+    go.set()
+    assert isinstance(outcomes[0], QueueFullError)
+    assert len(answers(events, 1)[0]) == 12
+
+
 def test_a_cancelled_job_ends_and_the_others_go_on(make, monkeypatch):
     method, worker = make(VanillaConfig(), size=2, max_waiting=4)
     go, waits = slow(method)
