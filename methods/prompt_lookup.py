@@ -10,20 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from hambench.decoding import SamplingParams
 from hambench.method_facts import Look, Phase, ShortOption
 from hambench.methods.common.facts import DRAFT_TOKENS, SAMPLE, VERIFY
-from hambench.methods.common.lookup import PROPOSE, TAKE_IN
-from hambench.methods.common.verification_rules import Verification
-from hambench.methods.common.verified import CONFIDENCE, VerifiedConfig
+from hambench.methods.common.lookup import PROPOSE, TAKE_IN, LookupConfig, LookupMethod
+from hambench.methods.common.verified import CONFIDENCE
 
 if TYPE_CHECKING:
     from hambench.decoding import Target
-    from hambench.methods.common.lookup import LookupSession
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptLookupConfig(VerifiedConfig):
+class PromptLookupConfig(LookupConfig):
     """Proposes what followed the current words before and verifies it, without a draft; lossless unless relaxed."""
 
     method: ClassVar[str] = "prompt_lookup"
@@ -40,8 +37,6 @@ class PromptLookupConfig(VerifiedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_draft_tokens < 1:
-            raise ValueError(f"num_draft_tokens (k) must be >= 1, got {self.num_draft_tokens}")
         if self.max_ngram < 1:
             raise ValueError(f"max_ngram (n) must be >= 1, got {self.max_ngram}")
 
@@ -53,42 +48,9 @@ class PromptLookupConfig(VerifiedConfig):
         """Returns the index; ``None`` if relaxed, because acceptance then does not follow from tokens."""
         return self.drafter() if self.is_lossless else None
 
-    def build(self, target: Target) -> PromptLookup:
+    def build(self, target: Target) -> LookupMethod:
         """Wraps the target; loads nothing."""
-        return PromptLookup(self.label, self, target)
-
-
-@dataclass(frozen=True)
-class PromptLookup:
-    """The target with proposals from its own context."""
-
-    name: str
-    config: PromptLookupConfig
-    target: Target
-    extra_weight_bytes: int = 0
-
-    @property
-    def lossless(self) -> bool:
-        """Whether only the target's own tokens are kept."""
-        return self.config.is_lossless
-
-    def warmup(self) -> None:
-        """Decodes a few tokens; the made-up prompt repeats itself, so verification warms up too."""
-        from hambench.methods.common.sequence import decode_a_little
-
-        decode_a_little(self)
-
-    def start(self, prompt_ids: Sequence[int], params: SamplingParams) -> LookupSession:
-        """Opens a session; see :class:`hambench.decoding.DecodingMethod`."""
-        from hambench.methods.common.lookup import LookupSession
-        from hambench.methods.common.sequence import TargetSequence, refuse
-
-        sequence = TargetSequence(self.target, prompt_ids, params, kv_dtype=self.config.kv_dtype)
-        # a short answer has no room for a long draft
-        refuse(self.config, params)
-        most_drafted = min(self.config.num_draft_tokens, params.max_new_tokens - 1)
-        sequence.prepare(range(1, most_drafted + 2), logits=self.config.relaxed is not None)
-        return LookupSession(sequence, self.config.drafter(), Verification(self.config.relaxed))
+        return LookupMethod(self.label, self, target)
 
 
 class NgramIndex:

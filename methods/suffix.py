@@ -11,17 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from hambench.decoding import KnobValue, SamplingParams
+from hambench.decoding import KnobValue
 from hambench.method_facts import Look, Phase, ShortOption
 from hambench.methods.common.facts import DRAFT_TOKENS, SAMPLE, VERIFY
-from hambench.methods.common.lookup import PROPOSE, TAKE_IN
+from hambench.methods.common.lookup import PROPOSE, TAKE_IN, LookupConfig, LookupMethod
 from hambench.methods.common.suffix_automaton import SEPARATOR, Continuation, Match, SuffixAutomaton
-from hambench.methods.common.verification_rules import Verification
-from hambench.methods.common.verified import CONFIDENCE, VerifiedConfig
+from hambench.methods.common.verified import CONFIDENCE
 
 if TYPE_CHECKING:
     from hambench.decoding import Target
-    from hambench.methods.common.lookup import LookupSession
     from hambench.methods.common.sequence import TargetSequence
 
 DEPTH = 32
@@ -29,7 +27,7 @@ DEPTH = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class SuffixConfig(VerifiedConfig):
+class SuffixConfig(LookupConfig):
     """Proposes what most often followed the longest matches of the text and verifies it; lossless unless relaxed."""
 
     method: ClassVar[str] = "suffix"
@@ -58,8 +56,6 @@ class SuffixConfig(VerifiedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_draft_tokens < 1:
-            raise ValueError(f"num_draft_tokens (k) must be >= 1, got {self.num_draft_tokens}")
         if not 0 < self.factor <= 1000:
             raise ValueError(f"factor must be in (0, 1000], got {self.factor}")
         if not 0 <= self.min_probability <= 1:
@@ -74,11 +70,17 @@ class SuffixConfig(VerifiedConfig):
 
     def token_drafter(self) -> SuffixDrafter | None:
         """Returns the drafter of one sequence; ``None`` with earlier answers or if relaxed."""
-        return None if self.earlier_answers or not self.is_lossless else SuffixDrafter(self)
+        return None if self.earlier_answers or not self.is_lossless else self.drafter()
 
-    def build(self, target: Target) -> Suffix:
+    def drafter(self) -> SuffixDrafter:
+        """Returns the drafter of one sequence."""
+        return SuffixDrafter(self)
+
+    def build(self, target: Target) -> LookupMethod:
         """Wraps the target; loads nothing."""
-        return Suffix(self.label, self, target)
+        if not self.earlier_answers:
+            return LookupMethod(self.label, self, target)
+        return Suffix(self.label, self, target, earlier=EarlierAnswers(self.earlier_answers))
 
 
 class SuffixDrafter:
@@ -150,40 +152,12 @@ class EarlierAnswers:
 
 
 @dataclass(frozen=True)
-class Suffix:
-    """The target with proposals from the text so far."""
+class Suffix(LookupMethod):
+    """Proposals from earlier answers too."""
 
-    name: str
     config: SuffixConfig
-    target: Target
-    extra_weight_bytes: int = 0
-    earlier: EarlierAnswers | None = None
+    earlier: EarlierAnswers = field(kw_only=True)
 
-    def __post_init__(self) -> None:
-        if self.config.earlier_answers and self.earlier is None:
-            object.__setattr__(self, "earlier", EarlierAnswers(self.config.earlier_answers))
-
-    @property
-    def lossless(self) -> bool:
-        """Whether only the target's own tokens are kept."""
-        return self.config.is_lossless
-
-    def warmup(self) -> None:
-        """Decodes a few tokens; the made-up prompt repeats itself, so verification warms up too."""
-        from hambench.methods.common.sequence import decode_a_little
-
-        decode_a_little(self)
-
-    def start(self, prompt_ids: Sequence[int], params: SamplingParams) -> LookupSession:
-        """Opens a session; see :class:`hambench.decoding.DecodingMethod`."""
-        from hambench.methods.common.lookup import LookupSession
-        from hambench.methods.common.sequence import TargetSequence, refuse
-
-        sequence = TargetSequence(self.target, prompt_ids, params, kv_dtype=self.config.kv_dtype)
-        # a short answer has no room for a long draft
-        refuse(self.config, params)
-        most_drafted = min(self.config.num_draft_tokens, params.max_new_tokens - 1)
-        sequence.prepare(range(1, most_drafted + 2), logits=self.config.relaxed is not None)
-        earlier = None if self.earlier is None else self.earlier.next(sequence)
-        drafter = SuffixDrafter(self.config, earlier)
-        return LookupSession(sequence, drafter, Verification(self.config.relaxed))
+    def drafter_of(self, sequence: TargetSequence) -> SuffixDrafter:
+        """Returns a drafter that begins with the earlier answers."""
+        return SuffixDrafter(self.config, self.earlier.next(sequence))

@@ -168,20 +168,30 @@ def _jsonl(path: Path, text: str) -> Iterator[tuple[int, Row]]:
         yield number, row
 
 
-def _json(path: Path, text: str) -> Iterator[tuple[int, Row]]:
+def json_document(path: Path, text: str) -> list[Any] | None:
+    """Returns the rows of one JSON document, a lone object as one row; ``None`` for several documents, one per line.
+
+    Raises:
+        DataError: Naming file, line and column.
+    """
     try:
         rows = json.loads(text)
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":
-            yield from _jsonl(path, text)
-            return
-        raise DataError(f"{path}, line {error.lineno}: broken JSON: {error.msg}") from error
+            return None
+        raise DataError(
+            f"{path}, line {error.lineno}: broken JSON: {error.msg} (column {error.colno})"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: broken JSON: {error}") from error
-    if isinstance(rows, dict):
-        rows = [rows]
-    if not isinstance(rows, list):
-        raise DataError(f"{path}: expected a JSON array of objects, got {type(rows).__name__}")
+    return rows if isinstance(rows, list) else [rows]
+
+
+def _json(path: Path, text: str) -> Iterator[tuple[int, Row]]:
+    rows = json_document(path, text)
+    if rows is None:
+        yield from _jsonl(path, text)
+        return
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
             raise DataError(f"{path}, element {number}: expected a JSON object, got {type(row).__name__}")

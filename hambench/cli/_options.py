@@ -111,6 +111,22 @@ def model_options(function: F) -> F:
     )(function)
 
 
+def method_option(command: F) -> F:
+    """Adds ``--method`` and ``--method-arg`` of a command that runs one method."""
+    for option in (
+        click.option(
+            "--method-arg",
+            "method_args",
+            multiple=True,
+            metavar="KNOB=VALUE",
+            help="Set any other knob; may be repeated.",
+        ),
+        click.option("--method", default="vanilla", show_default=True, metavar="NAME"),
+    ):
+        command = option(command)
+    return command
+
+
 def chat_option(function: F) -> F:
     """``--chat-template-arg``."""
     return click.option(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hambench.cli._method_options import knob_texts, method_options
-from hambench.cli._options import chat_option, kernels_option, make_sweep, model_options
+from hambench.cli._options import chat_option, kernels_option, make_sweep, method_option, model_options
 from hambench.errors import HambenchError
 from hambench.terminal_text import terminal_safe
 
@@ -31,14 +31,7 @@ Examples:
 @method_options
 @click.argument("prompt", required=False)
 @click.option("--prompt-ids", metavar="IDS", help="Token ids instead of PROMPT: 5,6,7.")
-@click.option("--method", default="vanilla", show_default=True, metavar="NAME")
-@click.option(
-    "--method-arg",
-    "method_args",
-    multiple=True,
-    metavar="KNOB=VALUE",
-    help="Set any other knob; may be repeated.",
-)
+@method_option
 @model_options
 @kernels_option
 @click.option("--max-new-tokens", type=int, default=256, show_default=True)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from hambench.cli._method_options import knob_texts, method_options
-from hambench.cli._options import chat_option, kernels_option, make_sweep, model_options
+from hambench.cli._options import chat_option, kernels_option, make_sweep, method_option, model_options
 from hambench.errors import HambenchError
 
 
@@ -22,14 +22,7 @@ Examples:
 """
 )
 @method_options
-@click.option("--method", default="vanilla", show_default=True, metavar="NAME")
-@click.option(
-    "--method-arg",
-    "method_args",
-    multiple=True,
-    metavar="KNOB=VALUE",
-    help="Set any other knob; may be repeated.",
-)
+@method_option
 @model_options
 @chat_option
 @kernels_option

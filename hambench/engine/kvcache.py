@@ -45,15 +45,21 @@ class KVCache:
     ) -> None:
         if capacity < 1:
             raise ValueError(f"capacity must be >= 1, got {capacity}")
-        size = (num_layers, num_kv_heads, capacity, head_dim)
-        self.keys = torch.empty(size, dtype=dtype, device=device)
-        self.values = torch.empty(size, dtype=dtype, device=device)
+        self._dtype = dtype
+        row, stored = self._row(head_dim)
+        size = (num_layers, num_kv_heads, capacity, row)
+        self.keys = torch.empty(size, dtype=stored, device=device)
+        self.values = torch.empty(size, dtype=stored, device=device)
         self._layers = list(zip(self.keys.unbind(0), self.values.unbind(0), strict=True))
         self.owns_storage = True
         """Whether nobody else uses the storage; a pool's must keep its size."""
         self._slots = 0
         self._num_evicted = 0
         self._fixed_slots = 0
+
+    def _row(self, head_dim: int) -> tuple[int, torch.dtype]:
+        """Returns elements and type of one head's row as it is stored."""
+        return head_dim, self._dtype
 
     @property
     def slots(self) -> int:
@@ -202,37 +208,13 @@ class Int8KVCache(KVCache):
     """Keys and values in 8 bits, ``[num_layers, KVH, capacity, Dh + 2]`` bytes each: (Dh + 2) / (2 Dh) of bfloat16's.
 
     A row of Dh elements is Dh symmetric codes and one scale. Rows are quantised as they are written and never again.
-
-    Args:
-        num_layers: Layers that write to the cache.
-        num_kv_heads: Key/value heads of a layer (KVH).
-        head_dim: Elements of one head (Dh), even.
-        capacity: Slots reserved.
-        dtype: Type of the elements that attention gets.
-        device: Where the storage lives.
+    ``dtype`` is the type of the elements that attention gets; ``head_dim`` must be even.
     """
 
-    def __init__(
-        self,
-        *,
-        num_layers: int,
-        num_kv_heads: int,
-        head_dim: int,
-        capacity: int,
-        dtype: torch.dtype,
-        device: torch.device | str,
-    ) -> None:
+    def _row(self, head_dim: int) -> tuple[int, torch.dtype]:
         if head_dim % 2:
             raise ValueError(f"head_dim must be even for an int8 cache, got {head_dim}")
-        super().__init__(
-            num_layers=num_layers,
-            num_kv_heads=num_kv_heads,
-            head_dim=head_dim + SCALE_BYTES,
-            capacity=capacity,
-            dtype=torch.uint8,
-            device=device,
-        )
-        self._dtype = dtype
+        return head_dim + SCALE_BYTES, torch.uint8
 
     @property
     def is_plain(self) -> bool:

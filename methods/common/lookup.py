@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hambench.decoding import KVUsage, Step
+from hambench.decoding import KVUsage, SamplingParams, Step
 from hambench.method_facts import Phase, TokenDrafter
 from hambench.methods.common.verification_rules import EXACT, Verification
+from hambench.methods.common.verified import VerifiedConfig
 
 if TYPE_CHECKING:
-    from hambench.decoding import Asking
+    from hambench.decoding import Asking, Target
     from hambench.methods.common.sequence import TargetSequence
 
 TAKE_IN = Phase("hambench.methods.common.lookup", "take_in", "draft")
@@ -26,6 +29,57 @@ def propose(drafter: TokenDrafter, sequence: TargetSequence) -> list[int]:
     """Returns proposals, except for the last token within the limit, which comes from the target itself."""
     room = sequence.num_left - 1
     return drafter.propose(sequence.tokens, room) if room > 0 else []
+
+
+class LookupConfig(VerifiedConfig):
+    """Knobs of a method whose proposals come from tokens alone."""
+
+    num_draft_tokens: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_draft_tokens < 1:
+            raise ValueError(f"num_draft_tokens (k) must be >= 1, got {self.num_draft_tokens}")
+
+    @abstractmethod
+    def drafter(self) -> TokenDrafter:
+        """Returns a fresh drafter of one sequence."""
+
+
+@dataclass(frozen=True)
+class LookupMethod:
+    """The target with proposals from the text so far."""
+
+    name: str
+    config: LookupConfig
+    target: Target
+    extra_weight_bytes: int = 0
+
+    @property
+    def lossless(self) -> bool:
+        """Whether only the target's own tokens are kept."""
+        return self.config.is_lossless
+
+    def warmup(self) -> None:
+        """Decodes a few tokens; the made-up prompt repeats itself, so verification warms up too."""
+        from hambench.methods.common.sequence import decode_a_little
+
+        decode_a_little(self)
+
+    def start(self, prompt_ids: Sequence[int], params: SamplingParams) -> LookupSession:
+        """Opens a session; see :class:`hambench.decoding.DecodingMethod`."""
+        from hambench.methods.common.sequence import TargetSequence, refuse
+
+        refuse(self.config, params)
+        sequence = TargetSequence(self.target, prompt_ids, params, kv_dtype=self.config.kv_dtype)
+        # a short answer has no room for a long draft
+        most_drafted = min(self.config.num_draft_tokens, params.max_new_tokens - 1)
+        sequence.prepare(range(1, most_drafted + 2), logits=self.config.relaxed is not None)
+        return LookupSession(sequence, self.drafter_of(sequence), Verification(self.config.relaxed))
+
+    def drafter_of(self, sequence: TargetSequence) -> TokenDrafter:
+        """Returns the drafter of a sequence."""
+        return self.config.drafter()
 
 
 @dataclass

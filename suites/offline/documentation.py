@@ -8,6 +8,7 @@ import inspect
 import random
 import re
 import tokenize
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -64,29 +65,45 @@ def module_synopsis(num_rows: int, *, seed: int = 0) -> list[Row]:
     return rows
 
 
+def _fours(
+    names: Sequence[str], num_rows: int, *, letters: str, rows: str
+) -> Iterator[tuple[int, random.Random, str, list[str], str]]:
+    """Draws four names per row, the asked one in a place that is equally often each letter.
+
+    Args:
+        names: Names to draw from.
+        num_rows: Number of rows.
+        letters: Seed of the letters' order.
+        rows: Seed of the rows.
+
+    Yields:
+        The row's number, its generator, the asked name, all four in order, and the asked one's letter.
+    """
+    order: list[str] = []
+    for number in range(num_rows):
+        if number % 4 == 0:
+            order = random.Random(f"{letters} {number}").sample("ABCD", 4)
+        rng = random.Random(f"{rows} {number}")
+        name, *chosen = rng.sample(names, 4)
+        right = order[number % 4]
+        chosen.insert("ABCD".index(right), name)
+        yield number, rng, name, chosen, right
+
+
 def module_purpose(num_rows: int, *, seed: int = 0) -> list[Row]:
     """Builds rows in ARC's schema that ask for a module's synopsis among four; every letter is equally often right."""
     synopses = {name: text for name in MODULES if (text := _synopsis(name)) is not None}
-    names = sorted(synopses)
-    rows = []
-    letters: list[str] = []
-    for number in range(num_rows):
-        if number % 4 == 0:
-            letters = random.Random(f"letters {seed} {number}").sample("ABCD", 4)
-        rng = random.Random(f"purpose {seed} {number}")
-        name, *others = rng.sample(names, 4)
-        texts = [synopses[each] for each in others]
-        right = letters[number % 4]
-        texts.insert("ABCD".index(right), synopses[name])
-        rows.append(
-            {
-                "id": f"purpose-{number}",
-                "question": f"What is the Python module {name.replace('/', '.')} for?",
-                "choices": {"text": texts, "label": list("ABCD")},
-                "answerKey": right,
-            }
+    return [
+        {
+            "id": f"purpose-{number}",
+            "question": f"What is the Python module {name.replace('/', '.')} for?",
+            "choices": {"text": [synopses[each] for each in chosen], "label": list("ABCD")},
+            "answerKey": right,
+        }
+        for number, _, name, chosen, right in _fours(
+            sorted(synopses), num_rows, letters=f"letters {seed}", rows=f"purpose {seed}"
         )
-    return rows
+    ]
 
 
 def module_look_up(num_rows: int, *, seed: int = 0) -> list[Row]:
@@ -95,17 +112,10 @@ def module_look_up(num_rows: int, *, seed: int = 0) -> list[Row]:
     Two modules are looked up beforehand; every letter is equally often right.
     """
     synopses = {name: text for name in MODULES if (text := _synopsis(name)) is not None}
-    names = sorted(synopses)
     rows = []
-    letters: list[str] = []
-    for number in range(num_rows):
-        if number % 4 == 0:
-            letters = random.Random(f"look-up letters {seed} {number}").sample("ABCD", 4)
-        rng = random.Random(f"look-up {seed} {number}")
-        name, *others = rng.sample(names, 4)
-        right = letters[number % 4]
-        chosen = [*others]
-        chosen.insert("ABCD".index(right), name)
+    for number, rng, name, chosen, right in _fours(
+        sorted(synopses), num_rows, letters=f"look-up letters {seed}", rows=f"look-up {seed}"
+    ):
         texts = [synopses[each] for each in chosen]
         directory = "\n".join(f"{text} (letter {letter})" for text, letter in zip(texts, "ABCD", strict=True))
         solved = [each for each in rng.sample(chosen, 4) if each != name][:2]

@@ -16,7 +16,7 @@ from typing import Any
 
 from hambench.errors import DataError
 from hambench.files import expanded, printable, reason_of
-from hambench.suites.rows import unpacked, without_halves
+from hambench.suites.rows import json_document, unpacked, without_halves
 
 TABLES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".csv", ".parquet")
 """Endings of files with one row per question."""
@@ -116,18 +116,11 @@ def _jsonl(path: Path, text: str) -> Iterator[RawRow]:
 
 
 def _json(path: Path, text: str) -> Iterator[RawRow]:
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data":
-            yield from _jsonl(path, text)
-            return
-        raise DataError(
-            f"{path}, line {error.lineno}: broken JSON: {error.msg} (column {error.colno})"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: broken JSON: {error}") from error
-    for number, row in enumerate(rows if isinstance(rows, list) else [rows], start=1):
+    rows = json_document(path, text)
+    if rows is None:
+        yield from _jsonl(path, text)
+        return
+    for number, row in enumerate(rows, start=1):
         yield _object(f"{path}, element {number}", row)
 
 
