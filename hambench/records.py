@@ -151,7 +151,7 @@ class StepRecord:
     in_round: int | None = None
     """Sequences that took part in the step's last round; ``None`` outside a batch."""
     round_kv_bytes: int | None = None
-    """Bytes of the batch's caches in use after that round."""
+    """Most bytes of the batch's caches in use in that round: the sum of its sequences' peaks."""
 
     @property
     def timed_s(self) -> float:

@@ -91,6 +91,7 @@ def _settings(cell: Cell) -> str:
         ("threads", cell.threads),
         ("context", cell.context),
         ("max_new_tokens", cell.max_new_tokens),
+        ("batch", cell.batch if cell.batch > 1 else None),
     ):
         conditions += [] if value is None else [f"{name}={value}"]
     knobs = ", ".join(f"{name}={value}" for name, value in cell.knobs.items())

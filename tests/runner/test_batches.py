@@ -8,9 +8,9 @@ import math
 
 import pytest
 
-from hambench.analysis.batches.figures import mean_batch, user_tps
+from hambench.analysis.batches.figures import batch_kv_bytes, mean_batch, user_tps
 from hambench.analysis.comparisons import compare_run
-from hambench.analysis.metrics import decode_seconds, tpots, tps
+from hambench.analysis.metrics import decode_seconds, peak_kv_bytes, tpots, tps
 from hambench.decoding import SamplingParams
 from hambench.engine.requests.batch import Ask, Batch, SequenceFailed, StepTaken
 from hambench.errors import HambenchError
@@ -76,6 +76,20 @@ def test_answers_of_a_batch_are_those_of_single_runs_each_with_its_own_steps(tar
         assert all(step.share_s is not None and step.seconds is not None for step in record.trace.steps)
         assert all(1 <= step.in_round <= 3 for step in record.trace.steps)
         assert all(step.round_kv_bytes >= step.kv_bytes for step in record.trace.steps)
+
+
+@pytest.mark.parametrize("method", ["prompt_lookup", "speculative"])
+def test_memory_of_a_batch_counts_what_its_sequences_hold_during_a_step(target, method):
+    alone = records_of(target, cell(1, method), SAMPLES, ignore_eos=True)
+    peaks = {key: peak_kv_bytes(record.trace) for key, record in alone.items()}
+    for each in SAMPLES[:3]:
+        ((key, record),) = records_of(target, cell(2, method), [each], ignore_eos=True).items()
+        assert any(step.peak_kv_bytes for step in record.trace.steps)
+        for step in record.trace.steps:
+            assert step.round_kv_bytes == max(step.kv_bytes, step.peak_kv_bytes or 0)
+        assert batch_kv_bytes([record.trace]) == peaks[key] == batch_kv_bytes([alone[key].trace])
+    together = records_of(target, cell(3, method), SAMPLES, ignore_eos=True)
+    assert batch_kv_bytes([each.trace for each in together.values()]) <= 3 * max(peaks.values())
 
 
 def test_shares_of_all_steps_add_up_to_the_time_of_all_rounds_and_a_user_waits_for_a_round(target):

@@ -1,4 +1,4 @@
-"""Metrics of answers that were decoded in a batch; ``None`` for answers that were not."""
+"""Metrics of answers that were decoded in a batch; only memory is known outside one too."""
 
 from __future__ import annotations
 
@@ -27,11 +27,16 @@ def mean_batch(traces: Traces) -> float | None:
 
 
 def batch_kv_bytes(traces: Traces) -> float | None:
-    """In a batch, the most bytes of KV cache in use by all its sequences at the end of a round."""
-    sums = [
-        step.round_kv_bytes for trace in traces for step in trace.steps if step.round_kv_bytes is not None
-    ]
-    return float(max(sums)) if sums else None
+    """Most bytes of KV cache in use at once, also during a step: by all sequences of a batch, else by one answer."""
+    steps = [step for trace in traces for step in trace.steps]
+    if any(step.share_s is not None for step in steps):
+        sums = [step.round_kv_bytes for step in steps]
+    else:
+        sums = [
+            None if step.kv_bytes is None else max(step.kv_bytes, step.peak_kv_bytes or 0) for step in steps
+        ]
+    known = [number for number in sums if number is not None]
+    return float(max(known)) if known and len(known) == len(sums) else None
 
 
 def is_batched(traces: Traces) -> bool:

@@ -132,7 +132,11 @@ class Batch(Generic[K]):
 
     def _events(self, in_round: int) -> list[StepTaken[K] | SequenceFailed[K]]:
         usages = [sequence.session.kv for sequence in self._sequences]
-        each = [usage.bytes for usage in usages]
+        # sequences that share a forward hold their drafts at the same time, so their peaks add up
+        each = [
+            None if usage.bytes is None else max(usage.bytes, sequence.peak_in_step)
+            for sequence, usage in zip(self._sequences, usages, strict=True)
+        ]
         round_kv = None if None in each else sum(number for number in each if number is not None)
         events: list[StepTaken[K] | SequenceFailed[K]] = []
         left = []
@@ -218,6 +222,11 @@ class _Sequence(Generic[K]):
         self.took_part = False
         self._pieces: Iterator[Any] | None = None
         self._has_read = False
+
+    @property
+    def peak_in_step(self) -> int:
+        """Most bytes in use at once during the step that has just ended; 0 where that is not more than after it."""
+        return 0 if self.step is None else self.step.peak_kv_bytes or 0
 
     def begin(self) -> None:
         """Begins a step: the prompt's, then the others'."""
