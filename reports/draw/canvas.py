@@ -6,7 +6,7 @@ import contextlib
 import io
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -188,18 +188,34 @@ class Canvas:
             box: Bbox = text.get_window_extent(renderer)
         return box
 
-    def key(self, entries: Sequence[tuple[str, MethodStyle]]) -> None:
-        """Draws the names of the looks along the top, for figures without room for direct labels."""
+    def key(
+        self, entries: Sequence[tuple[str, MethodStyle]], *, strengths: Mapping[str, float] | None = None
+    ) -> None:
+        """Draws the names of the looks along the top, for figures without room for direct labels.
+
+        Args:
+            entries: Names with their looks.
+            strengths: Opacity of a name's line, 0 to 1; 1 where there is none.
+        """
         with mpl.rc_context(_RC):
             handles = [
-                Line2D([], [], color=s.colour, marker=s.marker, linestyle=s.linestyle, markersize=5, label=n)
-                for n, s in entries
+                Line2D(
+                    [],
+                    [],
+                    color=style.colour,
+                    marker=style.marker,
+                    linestyle=style.linestyle,
+                    markersize=5,
+                    alpha=(strengths or {}).get(name, 1.0),
+                    label=name,
+                )
+                for name, style in entries
             ]
             key = self.figure.legend(
                 handles=handles,
                 loc="upper left",
                 bbox_to_anchor=(0.3 / self.width, 1 - 0.04 / self.height),
-                ncols=max(1, int(self.width // 1.9)),
+                ncols=key_columns(self.width),
                 fontsize=8,
                 handlelength=2.8,
                 borderaxespad=0,
@@ -207,6 +223,11 @@ class Canvas:
             )
             for text in key.get_texts():
                 text.set_color(INK)
+
+
+def key_columns(width: float) -> int:
+    """Returns the number of names per row of a key in a figure of this width in inches."""
+    return max(1, int(width // 1.9))
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 from matplotlib.axes import Axes
@@ -20,12 +21,14 @@ from hambench.analysis.batches.curve import (
 from hambench.analysis.fidelity import Identity
 from hambench.groups import ALL
 from hambench.records import Estimate
-from hambench.reports.draw.canvas import MUTED, Canvas, titles
+from hambench.reports.draw.canvas import MUTED, Canvas, key_columns, titles
 from hambench.reports.number_text import ABSENT, bytes_text, listing, seconds_text, significant
 from hambench.reports.page.standing import SAFE, Standing, accuracy_standing
 from hambench.reports.values import Column, Figure, Section, Table, TableCell, number_cell, text_cell
 from hambench.reports.view import View
 
+WIDTH = 9.4
+"""Of the figure, in inches."""
 NOT_TAKEN: dict[Standing, str] = {
     "open": "accuracy open",
     "unscored": "accuracy unknown",
@@ -65,14 +68,17 @@ def points_of(view: View) -> list[BatchPoint]:
 def batch_figure(view: View, points: Sequence[BatchPoint]) -> Figure:
     """Draws total and per-user speed over batch, one line per setting, and what bandwidth allows vanilla."""
     name = f"{view.prefix}batches-speed"
-    canvas = Canvas(name, width=9.4, height=3.9, columns=2, margins=(0.6, 0.2, 0.55, 0.8), wspace=0.25)
-    total, user = canvas.axes
     settings = dict.fromkeys(point.setting for point in points)
-    styles = {}
+    top = 0.45 + 0.18 * max(2, math.ceil(len(settings) / key_columns(WIDTH)))
+    canvas = Canvas(
+        name, width=WIDTH, height=3.1 + top, columns=2, margins=(0.6, 0.2, 0.55, top), wspace=0.25
+    )
+    total, user = canvas.axes
+    styles, strengths = {}, {}
     for setting in settings:
         mine = [point for point in points if point.setting == setting]
         look = view.by_label[mine[0].cell.label]
-        styles[setting] = look.style
+        styles[setting], strengths[setting] = look.style, look.strength
         for ax, values in (
             (total, [(p.batch, p.total_tps) for p in mine]),
             (user, [(p.batch, p.user_tps) for p in mine]),
@@ -109,8 +115,8 @@ def batch_figure(view: View, points: Sequence[BatchPoint]) -> Figure:
     for ax in (total, user):
         _over_batches(ax, batches)
     titles(total, title="all users together", x="batch (log)", y="decode tokens/s")
-    titles(user, title="one user", x="batch (log)")
-    canvas.key(list(styles.items()))
+    titles(user, title="one user", x="batch (log)", y="decode tokens/s")
+    canvas.key(list(styles.items()), strengths=strengths)
     same = identities(view.run, points)
     notes = [_identity_words(same)] if same else []
     if allowed:

@@ -172,12 +172,15 @@ def batched(record, label, longer):
     return dataclasses.replace(record, cell=label, trace=dataclasses.replace(record.trace, steps=steps))
 
 
-def write_batched(folder, run_id="batched", threads=None):
+LABELS = ("vanilla", "speculative[k=2]", "hamburger[confidence=0.5]")
+
+
+def write_batched(folder, run_id="batched", threads=None, labels=LABELS):
     """Vanilla, speculation and HAMburger at batches 1 and 4, where the answers of 4 are those of 1."""
     plain = [
         dataclasses.replace(each, threads=threads)
         for each in synthetic.cells(confidences=(0.5,))
-        if each.label in ("vanilla", "speculative[k=2]", "hamburger[confidence=0.5]")
+        if each.label in labels
     ]
     samples, records, scores = synthetic.simulate(plain, per_task=6, error_rate=0.0)
     cells, all_records, all_scores = [], [], []
@@ -337,6 +340,19 @@ def test_joined_runs_keep_their_own_curves_and_limits(batched_run, tmp_path):
     traces = {cell.label: view.traces(cell) for cell in view.cells}
     assert set(predicted_vanilla(joined, points, traces)) == {"vanilla @batched", "vanilla @again"}
     assert len(batches_section(view).tables[0].rows) == 4
+
+
+def test_settings_of_one_method_differ_in_the_key_as_their_lines_do(tmp_path):
+    labels = ("vanilla", "speculative[k=2]", "speculative[k=4]")
+    (figure,) = batches_section(View(write_batched(tmp_path / "run", labels=labels))).figures
+    (key,) = figure.canvas.figure.legends
+    shown = {
+        text.get_text(): handle.get_alpha()
+        for text, handle in zip(key.get_texts(), key.legend_handles, strict=True)
+    }
+    lines = figure.canvas.axes[0].get_lines()[: len(labels)]
+    assert shown == dict(zip(labels, (line.get_alpha() for line in lines), strict=True))
+    assert shown["speculative[k=2]"] != shown["speculative[k=4]"]
 
 
 @pytest.fixture(scope="module")
