@@ -94,22 +94,24 @@ METHOD_HUES: dict[Hue, str] = {"ink": "h0", "blue": "h1", "orange": "h2", "green
 def method_styles(methods: Sequence[str]) -> dict[str, MethodStyle]:
     """Returns a look per method name, always the same for the same names in the same order.
 
-    A method has the look that its config states. If an earlier method has that look, or the config states none, it gets
-    the next free one.
+    A method has the look that its config states. If an earlier method has that look, it gets the next free one of the
+    same hue, so that a variant of a method is seen to be one. If the config states none, it gets the next free one.
     """
     stated = {name: _stated(name) for name in methods}
     used_looks = {(style.hue, style.marker) for style in stated.values() if style is not None}
-    free = (
+    free = [
         MethodStyle(hue, marker, DASHES[index % len(DASHES)])
         for index, (marker, hue) in enumerate(product(MARKERS[2:] + MARKERS[:2], (HUES[3], *HUES[:3])))
         if (hue, marker) not in used_looks
-    )
+    ]
     styles: dict[str, MethodStyle] = {}
     used: set[tuple[str, str]] = set()
     for name, style in stated.items():
         if style is None or (style.hue, style.marker) in used:
+            alike = [look for look in free if style is not None and look.hue == style.hue]
             # beyond all combinations of hue and marker, looks repeat and only labels tell them apart
-            style = next(free, MethodStyle("h4", "p", DASHES[2]))
+            style = next(iter(alike or free), MethodStyle("h4", "p", DASHES[2]))
+            free = [look for look in free if look != style]
         styles[name] = style
         used.add((style.hue, style.marker))
     return styles

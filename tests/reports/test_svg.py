@@ -152,3 +152,10 @@ def test_ticks_have_true_minus_and_no_needless_zeros() -> None:
     assert tick_text(-2.5) == "−2.5"
     assert tick_text(2.0) == "2"
     assert tick_text(12000) == "12\u202f000"
+
+
+def test_a_variant_has_the_hue_of_its_method_and_a_marker_of_its_own() -> None:
+    styles = method_styles(["vanilla", "suffix", "hamburger", "hamburger verified"])
+    assert styles["hamburger verified"].hue == styles["hamburger"].hue
+    assert styles["hamburger verified"].marker != styles["hamburger"].marker
+    assert len({(style.hue, style.marker) for style in styles.values()}) == 4
