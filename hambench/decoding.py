@@ -282,7 +282,8 @@ class DecodingMethod(Protocol):
     """A method with its weights loaded and without per-sequence state.
 
     If a server on this machine does the work, an attribute ``local_port`` may give its TCP port, so that its load does
-    not count as other load.
+    not count as other load. If an answer's counts depend on earlier answers, a method ``forget()`` must drop them. It
+    is called before the first answer of each repeat, so that warm-ups and earlier repeats leave nothing behind.
     """
 
     @property

@@ -52,7 +52,7 @@ class SuffixConfig(LookupConfig):
     min_probability: float = 0.5
     """Proposals end where the product of relative frequencies falls under this."""
     earlier_answers: int = 0
-    """Newest answers whose tokens are searched too; the counts of an answer then depend on those before it."""
+    """Newest answers of the same repeat whose tokens are searched too; an answer's counts depend on those before it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -150,6 +150,10 @@ class EarlierAnswers:
                 self.automaton.add(token)
         return self.automaton
 
+    def forget(self) -> None:
+        """Drops all answers."""
+        self.answers, self.automaton, self.open = [], SuffixAutomaton(DEPTH), []
+
 
 @dataclass(frozen=True)
 class Suffix(LookupMethod):
@@ -161,3 +165,7 @@ class Suffix(LookupMethod):
     def drafter_of(self, sequence: TargetSequence) -> SuffixDrafter:
         """Returns a drafter that begins with the earlier answers."""
         return SuffixDrafter(self.config, self.earlier.next(sequence))
+
+    def forget(self) -> None:
+        """See :class:`hambench.decoding.DecodingMethod`."""
+        self.earlier.forget()

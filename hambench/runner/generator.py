@@ -95,6 +95,8 @@ class Generator:
         self._methods: dict[str, DecodingMethod] = {}
         # sample and repeat that prompts are kept for, and the cells that were asked
         self._asked: tuple[tuple[str, int], set[str]] | None = None
+        # the repeat that each cell is in
+        self._repeats: dict[str, int] = {}
         self._targets: dict[tuple[str, str], TargetModel] = {}
         self._warmed: dict[str, dict[str, Any]] = {}
         # the first cell that was warmed up with a method, an engine, threads and models
@@ -153,7 +155,7 @@ class Generator:
                 for attempt in itertools.count():
                     record = self.record(job, load)
                     writer.append_record(record)
-                    if not record.contaminated or attempt >= self.options.max_remeasured or extra <= 0:
+                    if not record.contaminated or attempt >= self._most_retakes(cell) or extra <= 0:
                         break
                     extra -= 1
                 num_made += 1
@@ -165,6 +167,7 @@ class Generator:
         from hambench.engine.loop import generate
 
         method = self.method(job.cell)
+        self._begin_repeat(job, method)
         opening = Opening(job)
         try:
             ask = self.ask(opening)
@@ -177,6 +180,18 @@ class Generator:
         except Exception as error:
             return opening.failed(error)
         return self.finished(opening, trace)
+
+    def _begin_repeat(self, job: Job, method: DecodingMethod) -> None:
+        """Makes a method forget earlier answers, the warm-up's and the last repeat's, where a cell begins a repeat."""
+        if self._repeats.get(job.cell.label) != job.repeat:
+            self._repeats[job.cell.label] = job.repeat
+            forget = getattr(method, "forget", None)
+            if forget is not None:
+                forget()
+
+    def _most_retakes(self, cell: Cell) -> int:
+        """How often a timing is taken again: never where the method would find its own answer among earlier ones."""
+        return 0 if config_of(cell).depends_on_order else self.options.max_remeasured
 
     def ask(self, opening: Opening) -> dict[str, Any]:
         """Returns the arguments of :func:`hambench.engine.loop.generate` for a record's sample.

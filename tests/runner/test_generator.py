@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections import Counter
 from types import SimpleNamespace
 
@@ -13,8 +15,9 @@ from hambench.machine.bandwidth import Bandwidth
 from hambench.machine.load import CpuLoadMeter
 from hambench.methods.common.sampling import choose, generator_for
 from hambench.records import Cell, Sample
-from hambench.runner.generator import DecodingOptions, Generator, Job, noise_seed, schedule
-from hambench.store import RunWriter, load_run
+from hambench.runner import generator as generator_module
+from hambench.runner.generator import DecodingOptions, Generator, Job, Workload, noise_seed, schedule
+from hambench.store import RECORDS, RunWriter, load_run
 
 
 def sample(doc_id: int, *, prompt: str = "abcd") -> Sample:
@@ -151,3 +154,44 @@ def test_every_number_of_threads_has_a_probe_of_its_own(target, tmp_path, monkey
         read = [item["threads"] for item in load_run(writer.folder).telemetry if item["kind"] == "bandwidth"]
         assert read == [before if threads is None else threads for threads in dict.fromkeys(counts)]
     assert torch.get_num_threads() == before
+
+
+REMEMBERING = Cell(
+    method="suffix", label="suffix[cache=4]", knobs={"earlier_answers": 4}, model="m", dtype="float32"
+)
+
+
+def counts_of(record):
+    return [(step.drafted, step.accepted) for step in record.trace.steps]
+
+
+def test_neither_a_warm_up_nor_an_earlier_repeat_is_among_the_earlier_answers(target) -> None:
+    """Made-up answers of the warm-up were, and the second repeat proposed the first one's answers."""
+    asked = [dataclasses.replace(sample(i, prompt="abcd" * (i + 1)), max_new_tokens=24) for i in range(2)]
+    options = DecodingOptions(ignore_eos=True)
+    cold = records_of(target, options, asked, cells=(REMEMBERING,), repeats=1)
+    generator = Generator(target, (REMEMBERING,), options)
+    generator.warm_up_cell(REMEMBERING)
+    warm = [generator.record(job, CpuLoadMeter()) for job in schedule((REMEMBERING,), asked, 2)]
+    assert [counts_of(record) for record in warm] == 2 * [counts_of(record) for record in cold]
+    # within a repeat they are remembered
+    alone = records_of(target, options, asked[1:], cells=(REMEMBERING,), repeats=1)
+    assert counts_of(alone[0]) != counts_of(cold[1])
+
+
+def test_a_disturbed_timing_is_taken_again_but_where_the_answer_would_find_itself(
+    target, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(generator_module, "_is_contaminated", lambda record: True)
+    monkeypatch.setattr(Generator, "_probe", lambda self, writer, when: None)
+    stored = load_run(write_run(tmp_path / "other"))
+    cells = (*CELLS[:1], REMEMBERING)
+    asked = [sample(i) for i in range(10)]
+    header = dataclasses.replace(stored.header, cells=cells, num_samples=len(asked))
+    with RunWriter.create(tmp_path / "run", header, asked) as writer:
+        Generator(target, cells, DecodingOptions()).run(writer, Workload.of(cells, asked, 1))
+    lines = (tmp_path / "run" / RECORDS).read_text().splitlines()
+    made = Counter(json.loads(line)["cell"] for line in lines)
+    assert made["suffix[cache=4]"] == len(asked)
+    # four extra: a fifth of the twenty records
+    assert made["vanilla"] == len(asked) + 4
