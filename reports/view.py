@@ -9,6 +9,7 @@ from typing import Any
 
 from hambench.analysis.arms import Arm
 from hambench.analysis.baselines import baseline_cell, baseline_of, has_several
+from hambench.analysis.cautions.shared_prompts import compared_prefills
 from hambench.analysis.fidelity import Divergence, divergences
 from hambench.analysis.measurements import Measurement, measure_run, metric_value
 from hambench.analysis.pareto import Relation, relation_along
@@ -198,6 +199,11 @@ class View:
             and record.sample_id in samples
             and in_group(samples[record.sample_id], group)
         ]
+
+    @cached_property
+    def timed_prefills(self) -> dict[str, frozenset[tuple[str, int]]]:
+        """Sample id and repeat of the answers whose prefill times compare with other cells', by cell label."""
+        return compared_prefills(self.run)
 
     @cached_property
     def primary_scores(self) -> dict[tuple[str, str, int], Score]:

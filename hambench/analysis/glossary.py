@@ -26,8 +26,12 @@ class Definition(NamedTuple):
 DERIVED = (
     Definition("num_samples", "samples", None, "count", "Samples answered at least once."),
     Definition(
+        "num_answers", "answers", None, "count", "Answers given, every repeat of a sample.",
+    ),
+    Definition(
         "num_ttfts", "answers", None, "count",
-        "Answers with a timed first token; of cells that share a prompt, only the first one processes it.",
+        "Answers that ttft_s and end_to_end_tps rest on. Of cells that share a prompt only the first one times it, so "
+        "they are the answers that every cell timed; 0 where cells timed different ones (`--prefill each` times all).",
     ),
     Definition(
         "num_thinking_tokens", "tokens", None, "count",

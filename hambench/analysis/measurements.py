@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from hambench.analysis import fidelity
 from hambench.analysis.baselines import baseline_of
 from hambench.analysis.batches import figures
+from hambench.analysis.cautions.shared_prompts import Key, compared_prefills
 from hambench.analysis.cost import machine_tps
 from hambench.analysis.drafts.acceptance import (
     acceptance_conditional,
@@ -70,7 +71,7 @@ class Measurement:
     tps: float | None
     ttft_s: float | None
     num_ttfts: int
-    """Answers whose prefill was timed: ``ttft_s`` rests on them."""
+    """Answers that ``ttft_s`` and ``end_to_end_tps`` rest on; 0 where cells timed different prompts."""
     tpot_p50_s: float | None
     tpot_p90_s: float | None
     tpot_p99_s: float | None
@@ -83,6 +84,8 @@ class Measurement:
     peak_memory_bytes: int | None
     accuracy: Estimate | None
     """Points, 0 to 100."""
+    num_answers: int = 0
+    """Answers given, all repeats of a sample."""
     regret: Estimate | None = None
     agreement: float | None = None
     target_logprob_per_token: float | None = None
@@ -133,6 +136,7 @@ def measure_run(run: Run) -> list[Measurement]:
     groups = group_names(run.samples.values())
     measurements = []
     on_gpu = decodes_on_gpu(run)
+    timed = compared_prefills(run)
     for cell in run.header.cells:
         records = run.of_cell(cell.label)
         if not on_gpu:
@@ -140,7 +144,15 @@ def measure_run(run: Run) -> list[Measurement]:
             records = tuple(dataclasses.replace(record, peak_memory_bytes=None) for record in records)
         scores = [score for score in run.scores if score.cell == cell.label]
         measurements += [
-            measure(records, scores, run.samples, cell=cell.label, group=group, judged=run.judged)
+            measure(
+                records,
+                scores,
+                run.samples,
+                cell=cell.label,
+                group=group,
+                judged=run.judged,
+                timed=timed[cell.label],
+            )
             for group in groups
         ]
     return measurements
@@ -154,16 +166,31 @@ def measure(
     cell: str,
     group: str = ALL,
     judged: Callable[[SampleRecord], Fidelity | None] = lambda record: None,
+    timed: Collection[Key] | None = None,
 ) -> Measurement:
-    """Measures one cell over one group of samples; ``judged`` returns the target's judgement of an answer.
+    """Measures one cell over one group of samples.
 
     ``num_samples`` counts the samples answered at least once, ``num_errors`` those with a failed record.
+
+    Args:
+        records: Records, also of other cells.
+        scores: Scores, also of other cells.
+        samples: Samples by id.
+        cell: The cell's label.
+        group: The group's name.
+        judged: Returns the target's judgement of an answer.
+        timed: Answers whose prefill times count; all that were timed by default.
     """
     wanted = {sample_id for sample_id, sample in samples.items() if in_group(sample, group)}
     mine = [r for r in records if r.cell == cell and not r.warmup and r.sample_id in wanted]
     answered = [record for record in mine if record.trace is not None]
     traces = [record.trace for record in answered if record.trace is not None]
     answers = {(record.sample_id, record.repeat) for record in answered}
+    waits = [
+        record.trace
+        for record in answered
+        if record.trace is not None and (timed is None or (record.sample_id, record.repeat) in timed)
+    ]
     primary = [s for s in scores if s.cell == cell and s.primary and (s.sample_id, s.repeat) in answers]
     loads = [record.other_load for record in answered if record.other_load is not None]
     judgements = [item for record in answered if (item := judged(record)) is not None]
@@ -180,10 +207,11 @@ def measure(
         mean_batch=figures.mean_batch(traces),
         batch_kv_bytes=figures.batch_kv_bytes(traces),
         prefill_tps=prefill_tps(traces),
-        end_to_end_tps=end_to_end_tps(traces),
+        end_to_end_tps=end_to_end_tps(waits),
         machine_tps=machine_tps(traces),
-        ttft_s=ttft_s(traces),
-        num_ttfts=sum(trace.ttft_s is not None for trace in traces),
+        ttft_s=ttft_s(waits),
+        num_ttfts=sum(trace.ttft_s is not None for trace in waits),
+        num_answers=len(answered),
         tpot_p50_s=tpot_p50_s(traces),
         tpot_p90_s=tpot_p90_s(traces),
         tpot_p99_s=tpot_p99_s(traces),

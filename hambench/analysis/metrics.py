@@ -47,13 +47,16 @@ def prefill_tps(traces: Traces) -> float | None:
 
 
 def end_to_end_tps(traces: Traces) -> float | None:
-    """Tokens per second as a user waits for them: Σ tokens / Σ seconds of all steps, where the prefill was timed."""
+    """Tokens per second as a user waits for them: Σ tokens / Σ seconds of all steps, over the answers of ``ttft_s``."""
     timed = [(trace, seconds) for trace in traces if (seconds := trace.seconds) is not None]
     return _ratio(num_tokens([trace for trace, _ in timed]), sum(seconds for _, seconds in timed))
 
 
 def ttft_s(traces: Traces) -> float | None:
-    """Time to first token: seconds from the request to its first tokens on the host; median over answers timed."""
+    """Time to first token: seconds from the request to its first tokens on the host; median over answers.
+
+    Where cells share prompts, over the answers that every cell timed; absent if they timed different ones.
+    """
     return percentile(_ttfts(traces), 50)
 
 

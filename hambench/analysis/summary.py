@@ -16,6 +16,7 @@ from rich.text import Text
 from hambench.analysis.bandwidth_limit import limits_of
 from hambench.analysis.baselines import baseline_of, has_several
 from hambench.analysis.cautions.prefix_cache import cache_caution
+from hambench.analysis.cautions.shared_prompts import timed_prefills
 from hambench.analysis.cautions.thinking import counted_apart
 from hambench.analysis.cold_start import start_ups, unsettled
 from hambench.analysis.comparisons import COMPARED, compare_run
@@ -212,24 +213,11 @@ def render_table(run: Run, *, group: str = ALL, width: int = 150) -> str:
     for label, against in comparisons.items():
         judge = baselines[label]
         beside = f" against {judge.label}" if several and judge else ""
-        console.print(Text(f"{label}{beside}: {verdict_words(against)}"), soft_wrap=True)
+        console.print(Text(f"{label}{beside}: {spoken_verdict(against)}"), soft_wrap=True)
     return out.getvalue().rstrip("\n")
 
 
-def timed_prefills(measured: Sequence[Measurement]) -> str:
-    """Returns the number of timings behind each TTFT, if not all answers were timed; else empty."""
-    counts = [m.num_ttfts for m in measured if m.num_samples]
-    if not counts or all(m.num_ttfts >= m.num_samples for m in measured):
-        return ""
-    fewest, most = min(counts), max(counts)
-    span = str(most) if fewest == most else f"{fewest} to {most}"
-    return (
-        f"TTFT rests on {span} timings per cell: cells with the same weights read a prompt once and copy it "
-        "(`--prefill each` times every cell)."
-    )
-
-
-def verdict_words(against: Sequence[Comparison]) -> str:
+def spoken_verdict(against: Sequence[Comparison]) -> str:
     """Formats the verdicts on one cell: ``speed better, KV memory worse, accuracy inconclusive (…)``."""
     parts = []
     for comparison in against:

@@ -103,7 +103,7 @@ Examples:
     type=click.Choice(["shared", "each"]),
     default="shared",
     show_default=True,
-    help="shared: on a CPU, cells with the same weights read a sample's prompt once, and only the reader has a TTFT; "
+    help="shared: on a CPU, cells with the same weights read a sample's prompt once, and only the reader times it; "
     "each: every cell reads it.",
 )
 @click.option(

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
 from hambench.analysis import metrics
+from hambench.analysis.cautions.shared_prompts import timed_prefills
 from hambench.records import GenerationTrace
 from hambench.reports.draw.canvas import MUTED, Canvas, titles
 from hambench.reports.number_text import clip, seconds_text
@@ -18,11 +19,12 @@ from hambench.reports.view import CellView, View
 MOST_POINTS = 120
 """Most points per curve; a million steps look the same."""
 
-Values = Callable[[Sequence[GenerationTrace]], list[float]]
+Values = Callable[[CellView], list[float]]
 
 
 def latency_section(view: View) -> Section:
     """Shows ECDFs of the three waits, with the size of the bursts that end them."""
+    caution = timed_prefills(view.measured(cell) for cell in view.cells)
     figures = [
         figure
         for figure in (
@@ -31,15 +33,16 @@ def latency_section(view: View) -> Section:
                 "ttft",
                 "Wait for the first token",
                 "seconds from the request to its first tokens (log)",
-                _ttfts,
+                lambda cell: _ttfts(view, cell),
                 "an answer's first token",
+                notes=(caution,) if caution else (),
             ),
             ecdf_figure(
                 view,
                 "burst",
                 "Wait between bursts",
                 "seconds of one step (log)",
-                _bursts,
+                lambda cell: _bursts(view.traces(cell)),
                 "the next burst of tokens",
             ),
             ecdf_figure(
@@ -47,7 +50,7 @@ def latency_section(view: View) -> Section:
                 "tpot",
                 "Time per token",
                 "decode seconds per token of an answer (log)",
-                metrics.tpots,
+                lambda cell: metrics.tpots(view.traces(cell)),
                 "a token on average",
             ),
         )
@@ -60,13 +63,21 @@ def latency_section(view: View) -> Section:
         "method that yields several tokens per step makes fewer and longer waits, so the time per token and the wait "
         "between bursts are two figures. Warm-ups are left out.",
         figures=tuple(figures),
-        missing=() if figures else ("No answer was timed.",),
+        missing=_missing(figures, caution),
     )
 
 
-def ecdf_figure(view: View, kind: str, title: str, x_title: str, values: Values, what: str) -> Figure | None:
+def _missing(figures: Sequence[Figure], caution: str) -> tuple[str, ...]:
+    if not figures:
+        return ("No answer was timed.",)
+    return (caution,) if caution and not any("ttft" in figure.name for figure in figures) else ()
+
+
+def ecdf_figure(
+    view: View, kind: str, title: str, x_title: str, values: Values, what: str, notes: tuple[str, ...] = ()
+) -> Figure | None:
     """Draws one ECDF per cell; returns ``None`` if there is nothing to draw."""
-    curves = [(cell, np.sort(values(view.traces(cell)))) for cell in view.cells]
+    curves = [(cell, np.sort(values(cell))) for cell in view.cells]
     curves = [(cell, waits[waits > 0]) for cell, waits in curves]
     curves = [(cell, waits) for cell, waits in curves if len(waits)]
     if not curves:
@@ -108,6 +119,7 @@ def ecdf_figure(view: View, kind: str, title: str, x_title: str, values: Values,
         canvas=canvas,
         series=tuple(dict.fromkeys((cell.series, cell.method) for cell, _ in curves)),
         table=_table(name, curves),
+        notes=notes,
     )
 
 
@@ -198,8 +210,16 @@ def _table(name: str, curves: Sequence[tuple[CellView, np.ndarray]]) -> Table:
     )
 
 
-def _ttfts(traces: Sequence[GenerationTrace]) -> list[float]:
-    return [seconds for trace in traces if (seconds := trace.ttft_s) is not None]
+def _ttfts(view: View, cell: CellView) -> list[float]:
+    """Times to first token over the prompts that all cells timed, or all of the cell's: others don't compare."""
+    timed = view.timed_prefills[cell.label]
+    return [
+        seconds
+        for record in view.records[cell.label]
+        if record.trace is not None
+        and (record.sample_id, record.repeat) in timed
+        and (seconds := record.trace.ttft_s) is not None
+    ]
 
 
 def _bursts(traces: Sequence[GenerationTrace]) -> list[float]:

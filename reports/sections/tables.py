@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from hambench.analysis.cautions.shared_prompts import timed_prefills
 from hambench.analysis.cost import dollars_per_million
 from hambench.analysis.fidelity import token_identity
 from hambench.analysis.measurements import Measurement
@@ -58,11 +59,13 @@ def all_tables(view: View) -> tuple[Table, ...]:
 
 def summary_table(view: View) -> Table:
     """Builds a table with one row per cell over all samples."""
+    caution = timed_prefills(view.measured(cell) for cell in view.cells)
     return Table(
         name=f"{view.prefix}summary",
         caption="All samples together. Accuracy is the mean over tasks; its own interval says how well this cell is "
         "known, and where two of them overlap nothing follows: Δ accuracy is the paired difference. Speed is Σ tokens "
-        "/ Σ seconds, so long answers weigh more; TTFT and TPOT are medians over answers, whatever their task.",
+        "/ Σ seconds, so long answers weigh more; TTFT and TPOT are medians over answers, whatever their task. "
+        f"{caution}".rstrip(),
         columns=(
             Column("Cell", numeric=False),
             *_columns(view),
@@ -186,8 +189,8 @@ def _group_table(view: View, groups: Sequence[str], *, name: str, title: str, ca
 
 
 def _ttft(m: Measurement) -> str:
-    """The TTFT, with its timings where a prompt was copied from another cell."""
-    copied = m.num_ttfts < m.num_samples and m.ttft_s is not None
+    """The TTFT, with its timings where prompts were copied from another cell."""
+    copied = m.num_ttfts < m.num_answers and m.ttft_s is not None
     return f"{seconds_text(m.ttft_s)} (n={m.num_ttfts})" if copied else seconds_text(m.ttft_s)
 
 

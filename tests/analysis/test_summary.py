@@ -5,6 +5,7 @@ import pytest
 from synthetic import write_run
 
 from hambench.analysis.fidelity import first_difference, token_identity
+from hambench.analysis.metrics import end_to_end_tps, ttft_s
 from hambench.analysis.summary import (
     cell_objects,
     render_table,
@@ -36,14 +37,15 @@ def test_there_is_one_object_per_cell_with_all_that_is_measured(run):
     assert vanilla["acceptance_rate"] is None
 
 
-def without_prefill_times(run, *, but):
-    """The run with copied prompts in all answers but so many of each cell."""
-    left = dict.fromkeys((cell.label for cell in run.header.cells), but)
+def without_prefill_times(run, *, timed):
+    """The run with copied prompts in all answers but those that ``timed`` (cell index, answer's index) names."""
+    places = {cell.label: index for index, cell in enumerate(run.header.cells)}
+    counts = dict.fromkeys(places, 0)
     records = []
     for record in run.records:
         if record.trace is not None:
-            left[record.cell] -= 1
-            if left[record.cell] < 0:
+            counts[record.cell] += 1
+            if not timed(places[record.cell], counts[record.cell] - 1):
                 first, *rest = record.trace.steps
                 steps = (dataclasses.replace(first, seconds=None), *rest)
                 record = dataclasses.replace(record, trace=dataclasses.replace(record.trace, steps=steps))
@@ -51,17 +53,51 @@ def without_prefill_times(run, *, but):
     return dataclasses.replace(run, records=tuple(records))
 
 
-def test_the_table_says_how_many_timings_a_ttft_rests_on(run):
-    said = "TTFT rests on 2 timings per cell: cells with the same weights read a prompt once"
-    assert said not in render_table(run)
-    some = without_prefill_times(run, but=2)
-    assert said in render_table(some)
-    for item in cell_objects(some):
-        assert (item["num_ttfts"], item["ttft_s"] is None) == (2, False)
-    none = without_prefill_times(run, but=0)
-    assert "TTFT rests on 0 timings per cell" in render_table(none)
+def test_a_ttft_is_over_the_answers_that_every_cell_timed(run):
+    assert "TTFT is" not in render_table(run)
+    assert "No TTFT" not in render_table(run)
+    # the first two answers of every cell, and a third of the first cell
+    some = without_prefill_times(run, timed=lambda cell, answer: answer < 2 + (cell == 0))
+    num_answers = cell_objects(some)[0]["num_answers"]
+    assert f"TTFT is over the 2 of {num_answers} answers that every cell timed" in render_table(some)
+    for cell, item in zip(run.header.cells, cell_objects(some), strict=True):
+        first = [record.trace for record in run.answered(cell.label)[:2]]
+        assert item["num_ttfts"] == 2
+        assert item["ttft_s"] == ttft_s(first)
+        assert item["end_to_end_tps"] == end_to_end_tps(first)
+    none = without_prefill_times(run, timed=lambda cell, answer: False)
+    assert "No TTFT of " in render_table(none)
+    assert "--prefill each" in render_table(none)
     for item in cell_objects(none):
-        assert (item["num_ttfts"], item["ttft_s"]) == (0, None)
+        assert (item["num_ttfts"], item["ttft_s"], item["end_to_end_tps"]) == (0, None, None)
+
+
+def test_cells_that_timed_different_prompts_have_no_ttft_next_to_each_other(run):
+    """Cells take turns at reading: the median of one is over other prompts than that of the next."""
+    last = len(run.header.cells) - 1
+    turns = without_prefill_times(run, timed=lambda cell, answer: cell == last or answer % last == cell)
+    *shared, own = cell_objects(turns)
+    for item in shared:
+        assert (item["num_ttfts"], item["ttft_s"], item["end_to_end_tps"]) == (0, None, None)
+        # per prompt token it compares
+        assert item["prefill_tps"] > 0
+    # weights of its own: it timed every prompt
+    assert own["num_ttfts"] == own["num_answers"]
+    assert own["ttft_s"] is not None
+    table = render_table(turns)
+    assert "so each timed other prompts" in table
+    row = next(line for line in table.splitlines() if line.startswith(shared[0]["cell"]))
+    assert row.split()[3] == "–"
+
+
+def test_the_caution_counts_answers_and_not_samples(run):
+    """Three repeats, of which one was timed, are not all timed."""
+    repeated = [dataclasses.replace(record, repeat=repeat) for record in run.records for repeat in range(3)]
+    whole = dataclasses.replace(run, records=tuple(repeated))
+    assert "TTFT is" not in render_table(whole)
+    first = without_prefill_times(whole, timed=lambda cell, answer: answer % 3 == 0)
+    num_answers = cell_objects(first)[0]["num_answers"]
+    assert f"TTFT is over the {num_answers // 3} of {num_answers} answers" in render_table(first)
 
 
 @pytest.mark.parametrize(
