@@ -29,6 +29,15 @@ class BackedByLlama:
         """See :class:`hambench.engine.language_model.LanguageModel`."""
         return self.reference.weight_bytes
 
+    @property
+    def prefill_chunk(self) -> int | None:
+        """See :class:`hambench.engine.language_model.LanguageModel`: the reference model's, which reads the prompts."""
+        return self.reference.prefill_chunk
+
+    @prefill_chunk.setter
+    def prefill_chunk(self, num_rows: int | None) -> None:
+        self.reference.prefill_chunk = num_rows
+
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """See :class:`hambench.engine.language_model.LanguageModel`."""
         return self.reference.embed(ids)

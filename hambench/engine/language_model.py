@@ -46,6 +46,13 @@ class LanguageModel(Protocol):
     def reference(self) -> Llama | None:
         """Reference model with the same weights; ``None`` if the engine's own forward can't run this architecture."""
 
+    @property
+    def prefill_chunk(self) -> int | None:
+        """Rows of the pieces in which prompts are read; ``None`` is the engine's own number. It can be set."""
+
+    @prefill_chunk.setter
+    def prefill_chunk(self, num_rows: int | None) -> None: ...
+
     def with_same_backend(self, other: Llama) -> LanguageModel:
         """Returns another model that runs the way this one does: with the same kernels and launches."""
 

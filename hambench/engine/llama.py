@@ -251,7 +251,8 @@ class Llama(GreedyDecoding):
         device: torch.device | str = "cpu",
     ) -> None:
         self.shape, self.dtype, self.device = shape, dtype, torch.device(device)
-        self.prefill_chunk = PREFILL_CHUNK
+        self.prefill_chunk: int | None = None
+        """See :class:`hambench.engine.language_model.LanguageModel`; by default :data:`PREFILL_CHUNK`."""
         try:
             self.embedding = weights["model.embed_tokens.weight"].to(device, dtype)
             self.norm = RMSNorm(weights["model.norm.weight"].to(device, dtype), shape.rms_norm_eps)
@@ -371,7 +372,7 @@ class Llama(GreedyDecoding):
         """Runs a prompt ``[T]`` chunk by chunk; yields ``None`` after each but the last, which has the output."""
         if ids.shape[0] == 0:
             raise ValueError("ids must hold at least one token, got none")
-        *chunks, last = torch.split(ids, self.prefill_chunk)
+        *chunks, last = torch.split(ids, self.prefill_chunk or PREFILL_CHUNK)
         for chunk in chunks:
             self.stack.forward(self.embed(chunk), cache, keep=0)
             yield None

@@ -106,6 +106,8 @@ class TransformersAdapter(GreedyDecoding):
         self.dtype: torch.dtype = model.dtype
         self.device: torch.device = model.device
         self.shape = _shape_of(config, model.get_output_embeddings().weight.shape[0])
+        self.prefill_chunk: int | None = None
+        """See :class:`hambench.engine.language_model.LanguageModel`; by default :data:`PREFILL_CHUNK`."""
         self._takes_logits_to_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     @property
@@ -190,7 +192,7 @@ class TransformersAdapter(GreedyDecoding):
         """See :meth:`hambench.engine.llama.Llama.prefill_pieces`."""
         if ids.shape[0] == 0:
             raise ValueError("ids must hold at least one token, got none")
-        *chunks, last = torch.split(ids, PREFILL_CHUNK)
+        *chunks, last = torch.split(ids, self.prefill_chunk or PREFILL_CHUNK)
         for chunk in chunks:
             self.forward(chunk, cache, num_logits=0)
             yield None

@@ -87,11 +87,8 @@ class Generator:
     def __init__(self, target: TargetModel, cells: Sequence[Cell], options: DecodingOptions) -> None:
         self.target, self.cells, self.options = target, cells, options
         target.chat_arguments = options.chat_template_args
-        # before methods copy the model for their drafts
-        if target.llama.reference is not None:
-            from hambench.engine.llama import PREFILL_CHUNK
-
-            target.llama.reference.prefill_chunk = options.prefill_chunk or PREFILL_CHUNK
+        # before methods are built, whose drafts and grafted bases read their prompts as the target does
+        target.llama.prefill_chunk = options.prefill_chunk
         self._methods: dict[str, DecodingMethod] = {}
         # sample and repeat that prompts are kept for, and the cells that were asked
         self._asked: tuple[tuple[str, int], set[str]] | None = None

@@ -64,6 +64,8 @@ def judge(folder: Path, *, device: str | None = None) -> Run:
     cell = run.header.cells[0]
     target = load(cell.model, dtype=cell.dtype, device=device)
     refuse_other_model(run.header, target)
+    # in bfloat16 other pieces of a prompt may give other bits
+    target.llama.prefill_chunk = run.header.prefill_chunk
     if cell.kernels == "native" and native_obstacle(target) is None:
         target = run_by(target, kernels="native")
     with RunWriter.resume(folder) as writer:

@@ -52,9 +52,17 @@ class Drafter(Protocol):
 def load_draft(name: str, target: Target) -> LanguageModel:
     """Loads the draft model once per target: an INT8 copy of the target, or another model by name.
 
+    It reads prompts in the target's pieces.
+
     Raises:
         ModelError: If another model's tokens differ from the target's.
     """
+    draft = _loaded_draft(name, target)
+    draft.prefill_chunk = target.llama.prefill_chunk
+    return draft
+
+
+def _loaded_draft(name: str, target: Target) -> LanguageModel:
     from hambench.engine.int8 import quantize_int8
     from hambench.models.target import load
 

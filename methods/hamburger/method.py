@@ -107,6 +107,7 @@ def build(config: HamburgerConfig, target: Target) -> Hamburger:
     """
     folder = find_weights(config.checkpoint, target.name)
     model, own_base_bytes = target.shared(f"hamburger:{folder}", lambda: _assemble(folder, target))
+    model.base.prefill_chunk = target.llama.prefill_chunk
     target.companions[f"HAMburger weights {config.checkpoint or 'shipped'}"] = checkpoints.digest(folder)
     convention = model.architecture.position_convention
     if config.position_convention is not None:
