@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -190,7 +190,8 @@ def resume_run(
         ray_address: Address of a running Ray cluster.
 
     Raises:
-        HambenchError: If the model's weights, or weights that a method uses, have changed since the run started.
+        HambenchError: If the model's weights, or weights that a method uses, have changed since the run started, or
+            the executor can't decode the run's batches.
     """
     from hambench.models.target import load
     from hambench.runner.judge import judge_run
@@ -199,6 +200,7 @@ def resume_run(
     with RunWriter.resume(folder) as writer:
         run = load_run(folder)
         header, cell = run.header, run.header.cells[0]
+        _refuse_batch_elsewhere((each.batch for each in header.cells), executor)
         device = header.model.get("device")
         target = load(cell.model, dtype=cell.dtype, device=None if device is None else str(device))
         refuse_other_model(header, target)
@@ -288,13 +290,18 @@ def _refuse_longer_context(sweep: Sweep, target: TargetModel) -> None:
 def _refuse_batch(request: RunRequest, target: TargetModel) -> None:
     if max(request.sweep.batches) == 1:
         return
-    if request.executor != "local":
-        raise HambenchError("--batch above 1 needs --executor local: Ray workers decode sample by sample")
+    _refuse_batch_elsewhere(request.sweep.batches, request.executor)
     if target.llama.reference is None:
         raise HambenchError(
             f"--batch above 1 needs the engine's own forward pass, and {target.name} runs through the transformers "
             "adapter: give --batch 1"
         )
+
+
+def _refuse_batch_elsewhere(batches: Iterable[int], executor: str) -> None:
+    # a worker would store answers of single runs under the batch's label
+    if max(batches) > 1 and executor != "local":
+        raise HambenchError("--batch above 1 needs --executor local: Ray workers decode sample by sample")
 
 
 def _compare_with_the_beginning(

@@ -7,12 +7,15 @@ import itertools
 import math
 
 import pytest
+import torch
+from fakes import tiny_target
 
 from hambench.analysis.batches.figures import batch_kv_bytes, mean_batch, user_tps
 from hambench.analysis.comparisons import compare_run
 from hambench.analysis.metrics import decode_seconds, peak_kv_bytes, tpots, tps
 from hambench.decoding import SamplingParams
 from hambench.engine.requests.batch import Ask, Batch, SequenceFailed, StepTaken
+from hambench.engine.transformers_adapter import TransformersAdapter, load_causal_lm
 from hambench.errors import HambenchError
 from hambench.machine.load import CpuLoadMeter
 from hambench.methods.vanilla import VanillaConfig, VanillaSession
@@ -320,10 +323,26 @@ def test_a_run_over_batches_is_resumed_like_any_other_and_compares_within_a_batc
     assert ("prompt_lookup[batch=2]", "vanilla[batch=1]") not in compared
 
 
-def test_ray_and_the_adapter_take_no_batches(tiny_model, rows, tmp_path):
+def test_ray_and_the_adapter_take_no_batches(tiny_model, rows, tmp_path, monkeypatch):
     sweep = Sweep(model=str(tiny_model), methods=("vanilla",), dtype="float32", batches=(2,))
+    request = RunRequest(sweep=sweep, suite="longbench", tasks=("lcc",), data=rows, limit=1, max_new_tokens=2)
     with pytest.raises(HambenchError, match="needs --executor local"):
-        prepare(RunRequest(sweep=sweep, suite="longbench", tasks=("lcc",), data=rows, executor="ray"))
+        prepare(dataclasses.replace(request, executor="ray"))
+
+    model, _ = load_causal_lm(tiny_model, torch.float32)
+    adapted = dataclasses.replace(tiny_target(), llama=TransformersAdapter(model))
+    monkeypatch.setattr("hambench.models.target.load", lambda *args, **options: adapted)
+    with pytest.raises(HambenchError, match="runs through the transformers adapter: give --batch 1"):
+        prepare(request)
+
+
+def test_a_run_of_batches_is_not_finished_by_ray(tiny_model, rows, tmp_path):
+    """Its workers decoded the rest sample by sample, and stored it under the batch's label."""
+    sweep = Sweep(model=str(tiny_model), methods=("vanilla",), dtype="float32", batches=(1, 2))
+    request = RunRequest(sweep=sweep, suite="longbench", tasks=("lcc",), data=rows, limit=2, max_new_tokens=2)
+    start_run(request, tmp_path / "run")
+    with pytest.raises(HambenchError, match="needs --executor local"):
+        resume_run(tmp_path / "run", executor="ray")
 
 
 def test_prompts_are_read_in_the_pieces_that_a_run_asks_for_in_every_cell(target):
