@@ -59,10 +59,6 @@ class _Plan(msgspec.Struct):
     runs_code: bool = False
     bounds: Bounds | None = None
 
-    def __post_init__(self) -> None:
-        if not self.own and not self.config:
-            raise ValueError("config must name a task file of lm-eval, got ''")
-
 
 class _Spec(msgspec.Struct):
     """The suite's fields in a header."""

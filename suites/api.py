@@ -178,10 +178,12 @@ def score(
         plan = plans.get(name)
         if plan is None:
             continue  # nothing is scored: a speed-only suite
+        plan = {"config": "", "settings": {}, "metric": "", **plan}
         scorers[name] = scorer_of(plan["config"])
         if plan["metric"]:
             primary[name] = plan["metric"]
         try:
+            check_plans({"tasks": {name: plan}})
             tasks[name] = scoring_task(name, plan, asked)
         except (
             Exception
@@ -198,6 +200,20 @@ def score(
         allow_code_execution=allow_code_execution,
         scorers=scorers,
     )
+
+
+def check_plans(spec: Mapping[str, Any]) -> None:
+    """Checks that a run's header says how each of its tasks is scored.
+
+    Raises:
+        DataError: If a task names no task file of lm-eval, and is not of one's own prompts.
+    """
+    for name, plan in spec.get("tasks", {}).items():
+        if not plan.get("own") and not plan.get("config"):
+            raise DataError(
+                f"the task {name!r} of this run can't be scored: its config in run.json must name a task file of "
+                "lm-eval; run it again"
+            )
 
 
 def check(captured: Capture, *, allow_code_execution: bool = False) -> dict[str, str]:

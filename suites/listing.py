@@ -13,7 +13,7 @@ from hambench.suites.efficiency import EFFICIENCY
 from hambench.suites.floors import bounds_of
 from hambench.suites.harness.lm_tasks import SCORER_PACKAGES
 from hambench.suites.offline import OFFLINE, OFFLINE_SUITES, offline_tasks
-from hambench.suites.rows import find_file, read_task, unpacked
+from hambench.suites.rows import find_file, kind_of, read_task, unpacked
 from hambench.suites.sources import cached_data_set, hub_reachable, hub_rows
 
 
@@ -156,15 +156,9 @@ def _source(entry: TaskEntry, data: Path | None) -> tuple[str, str]:
 
 
 def _count(path: Path, entry: TaskEntry, data: Path) -> int:
-    if path.suffix == ".jsonl":
-        with path.open("rb") as file:
-            return (
-                sum(1 for line in file if line.strip())
-                if entry.name != "mbpp_instruct"
-                else _read(entry, data)
-            )
-    if path.name.endswith(".jsonl.gz"):
-        return sum(1 for line in unpacked(path, path.read_bytes()).splitlines() if line.strip())
+    # MBPP's file holds other splits too
+    if kind_of(path) == ".jsonl" and entry.name != "mbpp_instruct":
+        return sum(1 for line in unpacked(path, path.read_bytes()).split(b"\n") if line.strip())
     return _read(entry, data)
 
 

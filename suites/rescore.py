@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from hambench.errors import count
 from hambench.records import Score
 
 _CLOSE = 1e-9
@@ -21,6 +23,8 @@ class Changes:
     num_errors: int
     changed: tuple[tuple[Score, Score], ...]
     """Pairs (stored, new) with different values."""
+    failures: dict[str, int]
+    """Number of scores by reason of their failure."""
     scorers: tuple[str, ...]
     """Scorers of the stored scores, with versions."""
     scorer: str
@@ -47,7 +51,9 @@ class Changes:
         return f"{line}; stored ones are by {', '.join(others)}" if others else line
 
     def details(self) -> Iterator[str]:
-        """Yields a line per change."""
+        """Yields a line per change, and per reason of a failure."""
+        for reason, number in self.failures.items():
+            yield f"  {count(number, 'score')} failed: {' '.join(reason.split())[:300]}"
         for before, after in self.changed:
             yield f"  {after.cell} {after.sample_id} {after.metric}: {before.value} → {after.value}"
 
@@ -61,6 +67,7 @@ def changes(stored: Iterable[Score], new: Iterable[Score]) -> Changes:
         num_scores=len(after),
         num_new=len(after) - len(pairs),
         num_errors=sum(each.points is None for each in after.values()),
+        failures=Counter(each.error for each in after.values() if each.error),
         changed=tuple(pair for pair in pairs if not _same(pair[0].value, pair[1].value)),
         scorers=tuple(sorted({each.scorer for each in before.values() if each.scorer})),
         scorer=next((each.scorer for each in after.values()), ""),

@@ -80,8 +80,7 @@ def read_rows(path: Path, columns: Sequence[str] = ()) -> RowFile:
         raise DataError(f"can't read {path}: {error}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from error
-    kind = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
-    parse = {".tsv": _tsv, ".json": _json}.get(kind, _jsonl)
+    parse = {".tsv": _tsv, ".json": _json}.get(kind_of(path), _jsonl)
     rows, lines, repaired = [], [], []
     may_hold_halves = _HALF_ESCAPED.search(text) is not None
     for number, row in parse(path, text):
@@ -108,13 +107,22 @@ def read_rows(path: Path, columns: Sequence[str] = ()) -> RowFile:
     )
 
 
+def kind_of(path: Path) -> str:
+    """Returns the ending that says what a data file holds, in small letters: ``.jsonl`` of ``x.JSONL.gz``."""
+    return (Path(path.stem) if _is_packed(path) else path).suffix.lower()
+
+
+def _is_packed(path: Path) -> bool:
+    return path.suffix.lower() == ".gz"
+
+
 def unpacked(path: Path, raw: bytes) -> bytes:
     """Returns the bytes of a data file, decompressed if its name ends with ``.gz``.
 
     Raises:
         DataError: If the archive is damaged.
     """
-    if path.suffix != ".gz":
+    if not _is_packed(path):
         return raw
     try:
         return gzip.decompress(raw)
@@ -132,7 +140,7 @@ def read_task(folder: Path, entry: TaskEntry) -> RowFile | None:
     if path is None:
         return None
     # a TSV has no header; adapt() makes its columns
-    file = read_rows(path, () if ".tsv" in path.suffixes else entry.columns)
+    file = read_rows(path, () if kind_of(path) == ".tsv" else entry.columns)
     for row, line in zip(file.rows, file.lines, strict=True):
         check_row(entry, row, f"{path}, line {line}")
     return replace(file, rows=tuple(adapt(entry, file.rows)))

@@ -86,16 +86,8 @@ def read_trace(path: Path) -> list[float]:
     Raises:
         HambenchError: If the file can't be read, or a line holds no time or one before the last; it names the line.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise HambenchError(f"can't read {path}: {reason_of(error)}") from error
-    except UnicodeDecodeError as error:
-        raise HambenchError(f"{path} is not UTF-8: {error.reason}") from error
     times: list[float] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    for number, line in text_lines(path):
         time = _time(line)
         if time is None:
             raise HambenchError(
@@ -112,6 +104,24 @@ def read_trace(path: Path) -> list[float]:
     return [time - times[0] for time in times]
 
 
+def text_lines(path: Path) -> list[tuple[int, str]]:
+    """Returns the lines of a text file that are not blank, with their numbers from 1.
+
+    Raises:
+        HambenchError: If the file can't be read, or is not UTF-8.
+    """
+    try:
+        # not splitlines(): a text may hold U+2028 and other marks that it would cut at
+        lines = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").split("\n")
+    except OSError as error:
+        raise HambenchError(f"can't read {path}: {reason_of(error)}") from error
+    except UnicodeDecodeError as error:
+        raise HambenchError(
+            f"{path} is not UTF-8: {error.reason} at byte {error.start}; save it as UTF-8"
+        ) from error
+    return [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+
+
 def _time(line: str) -> float | None:
     try:
         value = json.loads(line)
@@ -120,9 +130,13 @@ def _time(line: str) -> float | None:
     scale = 1.0
     if isinstance(value, dict):
         value, scale = value.get("timestamp"), 1e-3
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) * scale
+    try:
+        time = float(value) * scale
+    except OverflowError:  # a whole number of hundreds of digits
+        return None
+    return time if math.isfinite(time) else None
 
 
 def peak_in_flight(spans: Sequence[tuple[float, float]]) -> int:

@@ -22,7 +22,7 @@ from hambench.cli._streams import (
     accept_any_text,
     echo_shown,
 )
-from hambench.errors import BadRowsError, HambenchError, UnknownNameError
+from hambench.errors import BadRowsError, HambenchError, IncompleteError, UnknownNameError
 from hambench.files import printable, reason_of
 
 
@@ -86,6 +86,7 @@ def cli() -> None:
 def main(argv: list[str] | None = None) -> None:
     """Runs the command line; an error that the user can fix becomes one line on stderr and exit code 2.
 
+    The exit code is 3 if there was nothing to measure, compare or write.
     ``HAMBENCH_DEBUG=1`` keeps the traceback.
     """
     accept_any_text()
@@ -103,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
             abandon_output()
         for line in error.lines if isinstance(error, BadRowsError) else (_line_of(error),):
             echo_shown(f"hambench: {' '.join(printable(line).split())}", err=True)
-        sys.exit(2)
+        sys.exit(3 if isinstance(error, IncompleteError) else 2)
     except (KeyboardInterrupt, click.Abort):
         echo_shown("hambench: interrupted", err=True)
         sys.exit(130)

@@ -21,14 +21,20 @@ def command(run: Path, allow_code_execution: bool, dry_run: bool, as_json: bool)
     New scores are added to the run and replace older ones wherever scores are read. The older ones stay in the file,
     with the version of their scorer.
     """
-    from hambench.errors import HambenchError
+    from hambench.errors import HambenchError, IncompleteError
+    from hambench.groups import asks_accuracy
     from hambench.store import RunWriter, load_run
-    from hambench.suites import score
+    from hambench.suites import check_plans, score
     from hambench.suites.rescore import changes
 
     loaded = load_run(run)
     if not loaded.header.suite_spec.get("tasks"):
         raise HambenchError(f"{run} has nothing to score: its suite measures speed only")
+    if not asks_accuracy(loaded.header.suite_spec):
+        raise HambenchError(f"{run} has nothing to score: no row of its prompts has a reference and a metric")
+    if not loaded.measured:
+        raise IncompleteError(f"{run} has no answers to score: nothing was measured")
+    check_plans(loaded.header.suite_spec)
     scores = score(
         loaded.header.suite_spec, loaded.samples, loaded.measured, allow_code_execution=allow_code_execution
     )

@@ -1,4 +1,4 @@
-"""Checks server addresses before anything is sent or stored."""
+"""Checks server addresses and time limits before anything is sent or stored."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from urllib.parse import urlsplit
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 """Names of this machine that a request to a loopback server may use as its ``Host``."""
+
+LONGEST_TIMEOUT_S = 86400.0
+"""A day; the operating system refuses waits that it can't count."""
 
 
 def is_loopback(host: str) -> bool:
@@ -22,6 +25,16 @@ def is_loopback(host: str) -> bool:
 def allowed_hosts(host: str) -> tuple[str, ...]:
     """Returns the ``Host`` headers to accept on a listening address; ``*`` if other machines can reach it."""
     return (*LOOPBACK, host, f"[{host}]") if is_loopback(host) else ("*",)
+
+
+def check_timeout(seconds: float) -> None:
+    """Refuses a time limit that no connection can have.
+
+    Raises:
+        ValueError: If it is not above zero and at most a day.
+    """
+    if not 0 < seconds <= LONGEST_TIMEOUT_S:
+        raise ValueError(f"timeout_s must be > 0 and at most {LONGEST_TIMEOUT_S:g} seconds, got {seconds:g}")
 
 
 def check_url(url: str) -> str:

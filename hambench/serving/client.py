@@ -14,8 +14,8 @@ from typing import Any
 
 import httpx2
 
-from hambench.errors import UnknownNameError
-from hambench.serving.address import check_url
+from hambench.errors import UnknownNameError, listed
+from hambench.serving.address import check_timeout, check_url
 from hambench.serving.events import Chunk, EndpointError, error_message, error_param, parse_event
 
 RETRIED = (408, 429, 502, 503, 504)
@@ -46,6 +46,7 @@ class EndpointClient:
         transport: httpx2.BaseTransport | None = None,
     ) -> None:
         base = check_url(url)
+        check_timeout(timeout_s)
         self.root = base.removesuffix("/v1")
         self.timeout_s, self._retries, self._sleep, self._key = timeout_s, retries, sleep, key
         headers = {"authorization": f"Bearer {key}"} if key else {}
@@ -82,11 +83,12 @@ class EndpointClient:
             response.close()
         return facts if isinstance(facts, dict) else {}
 
-    def choose_model(self, asked: str | None, preferred: str) -> str:
+    def choose_model(self, asked: str | None, preferred: str | None = None) -> str:
         """Chooses the model to ask: the requested one, else one with our model's name, else the only one.
 
         Raises:
             UnknownNameError: If the server does not have it.
+            EndpointError: If the server has no model, or several of which none was named.
         """
         names = self.models()
         if asked is not None:
@@ -97,6 +99,12 @@ class EndpointClient:
             return preferred
         if len(names) == 1:
             return names[0]
+        if not names:
+            raise EndpointError(f"{self.root} serves no model: load one there")
+        if preferred is None:
+            raise EndpointError(
+                f"{self.root} serves {len(names)} models: name one of {listed(names, 8)} as served_model"
+            )
         raise UnknownNameError(f"model on {self.root}", preferred, names)
 
     def stream(self, path: str, body: Mapping[str, Any]) -> Iterator[Chunk]:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from hambench.decoding import MethodConfig, SamplingParams
 from hambench.errors import HambenchError
-from hambench.serving.address import check_url, is_loopback
+from hambench.serving.address import check_timeout, check_url, is_loopback
 
 if TYPE_CHECKING:
     from hambench.decoding import Target
@@ -68,8 +68,7 @@ class EndpointConfig(MethodConfig):
             raise ValueError(f"prompt must be one of {', '.join(PROMPTS)}, got {self.prompt!r}")
         if self.api == "chat" and self.prompt == "ids":
             raise ValueError("prompt='ids' needs api='completions': a chat message is text")
-        if not self.timeout_s > 0:
-            raise ValueError(f"timeout_s must be > 0, got {self.timeout_s:g}")
+        check_timeout(self.timeout_s)
         if self.retries < 0:
             raise ValueError(f"retries must be >= 0, got {self.retries}")
         check_url(self.url)

@@ -14,6 +14,7 @@ from hambench.run_notes import Note
 from hambench.suites.harness.shims import fast_lm_eval, longbench_metrics
 from hambench.suites.own.files import RawRow, read_rows
 from hambench.suites.own.metrics import METRICS, value_of
+from hambench.suites.own.patterns import PatternError, patterns_end
 from hambench.suites.own.questions import (
     MT_BENCH,
     MT_BENCH_AS_ONE,
@@ -75,7 +76,8 @@ def capture_own(
         DataError: If the file can't be read, or asks nothing.
     """
     file = read_rows(path)
-    placed, num_empty = _placed(file.rows, path)
+    with patterns_end():
+        placed, num_empty = _placed(file.rows, path)
     known = tuple(dict.fromkeys(each.task for each in placed))
     for task in tasks:
         if task not in known:
@@ -118,7 +120,8 @@ def check_rows(path: Path) -> None:
         BadRowsError: With a line for each row that can't be asked.
         DataError: If the file can't be read.
     """
-    _placed(read_rows(path).rows, path)
+    with patterns_end():
+        _placed(read_rows(path).rows, path)
 
 
 def score_own(samples: Mapping[str, Sample], records: Iterable[SampleRecord]) -> list[Score]:
@@ -128,7 +131,7 @@ def score_own(samples: Mapping[str, Sample], records: Iterable[SampleRecord]) ->
     if not records:
         return scores
     longbench_metrics()  # what fast_lm_eval() makes quick must be there
-    with fast_lm_eval():
+    with fast_lm_eval(), patterns_end():
         for record in records:
             scores += _scores(record, samples[record.sample_id])
     return scores
@@ -146,10 +149,8 @@ def _scores(record: SampleRecord, sample: Sample) -> list[Score]:
     else:
         try:
             value = value_of(metric, record.text, sample.references)
-        except TimeoutError:
-            error = (
-                "the pattern takes longer than five seconds on this answer: write it with less backtracking"
-            )
+        except PatternError as reason:
+            error = str(reason)
     score = Score(
         cell=record.cell,
         sample_id=record.sample_id,

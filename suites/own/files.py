@@ -5,6 +5,7 @@ A row that can't be read is an error of that row alone, so that one look tells e
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -16,10 +17,14 @@ from typing import Any
 
 from hambench.errors import DataError
 from hambench.files import expanded, printable, reason_of
-from hambench.suites.rows import json_document, unpacked, without_halves
+from hambench.suites.rows import json_document, kind_of, unpacked, without_halves
 
 TABLES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".csv", ".parquet")
 """Endings of files with one row per question."""
+_JSON_COLUMNS = ("messages", "turns", "conversations", "body")
+"""Columns of a CSV file whose cells are JSON."""
+_LIST_COLUMNS = ("reference", "stop")
+"""Columns of a CSV file whose cells are texts, or lists of texts in JSON."""
 TEXTS = (".txt", ".md")
 """Endings of the files of a folder; each is one prompt."""
 
@@ -81,8 +86,7 @@ def read_rows(path: Path) -> RawFile:
             raise DataError(
                 f"{path} is not UTF-8: {error.reason} at byte {error.start}; save it as UTF-8"
             ) from error
-        kind = Path(path.stem).suffix if path.suffix.lower() == ".gz" else path.suffix
-        parse = {".csv": _csv, ".json": _json}.get(kind.lower(), _jsonl)
+        parse = {".csv": _csv, ".json": _json}.get(kind_of(path), _jsonl)
         rows = list(parse(path, text))
     if not rows:
         raise DataError(f'{path} holds no rows: give one question per line, like {{"prompt": "…"}}')
@@ -148,22 +152,41 @@ def _csv(path: Path, text: str) -> Iterator[RawRow]:
                 yield RawRow(where, {}, f"{counts}: put quotes around text with commas")
                 continue
             # an empty cell is a column that this row does not have
-            row = {name: _from_cell(cell) for name, cell in zip(columns, cells, strict=True) if cell.strip()}
-            yield RawRow(where, row)
+            texts = {name: cell for name, cell in zip(columns, cells, strict=True) if cell.strip()}
+            try:
+                row = {name: _from_cell(name, cell) for name, cell in texts.items()}
+            except (ValueError, RecursionError) as error:
+                yield RawRow(where, {}, f"{error}: write a list or object of JSON, its quotes doubled")
+            else:
+                yield RawRow(where, row)
     except csv.Error as error:
         yield RawRow(
             f"{path}, line {reader.line_num}", {}, f"is not CSV ({error}): double the quotes inside a cell"
         )
 
 
-def _from_cell(cell: str) -> Any:
-    """A cell's text, or the list or object that it spells: CSV has no other way to hold turns."""
-    if cell.lstrip()[:1] in ("[", "{"):
+def _from_cell(name: str, cell: str) -> Any:
+    """A cell's text, or the list or object that it spells, where the column holds such: CSV has no other way.
+
+    Raises:
+        ValueError: If a column that holds nothing but JSON holds broken JSON.
+    """
+    if name in _JSON_COLUMNS and cell.lstrip()[:1] in ("[", "{"):
         try:
             return json.loads(cell)
-        except (ValueError, RecursionError):
-            return cell
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{name} is broken JSON ({error.msg}, character {error.pos + 1})") from error
+    if name in _LIST_COLUMNS and cell.lstrip()[:1] == "[":
+        with contextlib.suppress(ValueError, RecursionError):
+            value = json.loads(cell)
+            # a pattern such as [0] is JSON too, but no list of texts
+            if value and all(_is_texts(each) for each in value):
+                return value
     return cell
+
+
+def _is_texts(value: Any) -> bool:
+    return value is None or isinstance(value, str) or (isinstance(value, list) and all(map(_is_texts, value)))
 
 
 def _parquet(path: Path, raw: bytes) -> Iterator[RawRow]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import regex
+from hambench.suites.own.patterns import is_found
 
 METRICS = {
     "exact": "the answer is the reference; blanks around both don't count",
@@ -14,23 +14,12 @@ METRICS = {
 }
 """Name → what it tells; 0 to 1 each, the best over several references."""
 
-_PATTERN_SECONDS = 5.0
-
-
-def bad_pattern(pattern: str) -> str | None:
-    """Why a text is not a regular expression; ``None`` if it is one."""
-    try:
-        regex.compile(pattern)
-    except regex.error as error:
-        return str(error)
-    return None
-
 
 def value_of(metric: str, answer: str, references: tuple[str, ...]) -> float:
     """The metric of one answer, 0..1: the best over its references, at least one.
 
     Raises:
-        TimeoutError: If a pattern takes longer than five seconds on the answer.
+        PatternError: If a pattern is none, or takes too long on the answer.
         KeyError: For a metric that is none of :data:`METRICS`.
     """
     score = {
@@ -53,7 +42,7 @@ def _contains(answer: str, reference: str) -> float:
 
 
 def _regex(answer: str, pattern: str) -> float:
-    return float(regex.search(pattern, answer, timeout=_PATTERN_SECONDS) is not None)
+    return float(is_found(pattern, answer))
 
 
 def _rouge_l(answer: str, reference: str) -> float:

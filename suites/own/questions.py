@@ -12,7 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hambench.suites.own.metrics import METRICS, bad_pattern
+from hambench.suites.own.metrics import METRICS
+from hambench.suites.own.patterns import bad_pattern
+from hambench.suites.own.patterns import shown as _shown
 
 Message = dict[str, str]
 Row = Mapping[str, Any]
@@ -39,6 +41,8 @@ MT_BENCH_AS_ONE = "mt_bench"
 
 _BENCH_TOKENS = 1024
 """Longest answer of MT-Bench and Spec-Bench."""
+_BENCH_COLUMNS = ("question_id", "turns", "category", "max_new_tokens", "stop", "reference", "metric")
+_BODY_FIELDS = ("messages", "prompt", "max_tokens", "max_completion_tokens", "stop")
 _SPEAKERS = {
     **dict.fromkeys(("human", "user"), "user"),
     **dict.fromkeys(("gpt", "chatgpt", "assistant", "bing", "bard"), "assistant"),
@@ -100,16 +104,9 @@ def _own(row: Row) -> Question:
         raise RowError(
             "chat is false: give the text as prompt, as only that can be asked without a chat template"
         )
-    metric = _metric(row.get("metric"))
-    references = _references(row.get("reference"), len(turns))
-    if metric is not None and not any(references):
-        raise RowError(f"has metric {metric} without a reference: add reference, or leave out metric")
+    metric, references = _scored(row, len(turns))
     if metric is None and any(references):
         raise RowError(f"has a reference without a metric: add metric, one of {', '.join(METRICS)}")
-    if metric == "regex":
-        for pattern in (each for texts in references for each in texts):
-            if reason := bad_pattern(pattern):
-                raise RowError(f"reference {_shown(pattern)} must be a regular expression ({reason})")
     return Question(
         schema="own",
         turns=turns,
@@ -120,28 +117,30 @@ def _own(row: Row) -> Question:
         stop=_stop(row.get("stop")),
         references=references,
         metric=metric,
-        unread=_unread(row),
+        unread=(*_unread(row), *_unread_of_messages(row)),
     )
 
 
 def _bench(row: Row) -> Question:
     turns = _turns(row, "turns")
-    metric = _metric(row.get("metric"))
+    unread = _others(row, _BENCH_COLUMNS)
     try:
-        references = _references(row.get("reference"), len(turns))
+        metric, references = _scored(row, len(turns))
     except RowError:
         # model answers for a judge come in many shapes, and nothing here reads them
-        if metric is not None:
+        if row.get("metric") is not None:
             raise
-        references = ()
+        metric, references, unread = None, (), (*unread, "reference")
     return Question(
         schema="question.jsonl",
         turns=turns,
         name=_name(row["question_id"], "question_id"),
         category=_name(row.get("category"), "category"),
         max_new_tokens=_limit(row.get("max_new_tokens"), "max_new_tokens") or _BENCH_TOKENS,
+        stop=_stop(row.get("stop")),
         references=references,
         metric=metric,
+        unread=unread,
     )
 
 
@@ -164,7 +163,12 @@ def _share_gpt(row: Row) -> Question:
         elif role == "user" and text.strip():
             turns.append((*before, {"role": "user", "content": text}))
             before = []
-    return Question(schema="ShareGPT", turns=tuple(turns), name=_name(row.get("id"), "id"))
+    return Question(
+        schema="ShareGPT",
+        turns=tuple(turns),
+        name=_name(row.get("id"), "id"),
+        unread=_others(row, ("id", "conversations")),
+    )
 
 
 def _batch(row: Row) -> Question:
@@ -189,6 +193,10 @@ def _batch(row: Row) -> Question:
         name=_name(row.get("custom_id"), "custom_id"),
         max_new_tokens=_limit(limits[0], "max_tokens") if limits else None,
         stop=_stop(body.get("stop")),
+        unread=(
+            *_others(row, ("custom_id", "method", "url", "body")),
+            *(f"body.{name}" for name in (*_others(body, _BODY_FIELDS), *_unread_of_messages(body))),
+        ),
     )
 
 
@@ -230,6 +238,19 @@ def _message(value: Row, number: int) -> Message:
     return {"role": "system" if role == "developer" else role, "content": content}
 
 
+def _scored(row: Row, num_turns: int) -> tuple[str | None, tuple[tuple[str, ...], ...]]:
+    """The metric, and the references of each turn."""
+    metric = _metric(row.get("metric"))
+    references = _references(row.get("reference"), num_turns)
+    if metric is not None and not any(references):
+        raise RowError(f"has metric {metric} without a reference: add reference, or leave out metric")
+    if metric == "regex":
+        for pattern in (each for texts in references for each in texts):
+            if reason := bad_pattern(pattern):
+                raise RowError(f"reference {_shown(pattern)} {reason}")
+    return metric, references
+
+
 def _references(value: Any, num_turns: int) -> tuple[tuple[str, ...], ...]:
     """The references of each turn; a conversation has a list with one entry per turn."""
     if value is None:
@@ -246,12 +267,16 @@ def _references(value: Any, num_turns: int) -> tuple[tuple[str, ...], ...]:
 
 def _alternatives(value: Any) -> tuple[str, ...]:
     texts = value if isinstance(value, list) else [value]
-    # a CSV reader or a careless writer makes numbers of references: they are compared as they are spelled
-    spelled = [
-        str(each) if isinstance(each, int | float) and not isinstance(each, bool) else each for each in texts
-    ]
+    # a careless writer makes numbers of references; a whole number has one spelling, any other has several
+    spelled = [str(each) if isinstance(each, int) and not isinstance(each, bool) else each for each in texts]
+    if any(isinstance(each, float) for each in spelled):
+        raise RowError(
+            f'reference must be text, got the number {_shown(value)}: write it as the answer should, like "42"'
+        )
     if not spelled or not all(isinstance(each, str) for each in spelled):
         raise RowError(f"reference must be a text or a list of texts, got {_shown(value)}")
+    if not all(each.strip() for each in spelled):
+        raise RowError(f"reference must not be blank, got {_shown(value)}: write the answer, or leave it out")
     return tuple(spelled)
 
 
@@ -306,13 +331,17 @@ def _switch(value: Any) -> bool:
 
 
 def _unread(row: Row) -> tuple[str, ...]:
-    others = tuple(str(column) for column in row if column not in COLUMNS)
+    others = _others(row, COLUMNS)
     for column in others:
         if close := difflib.get_close_matches(column.lower(), COLUMNS, n=1, cutoff=0.8):
             raise RowError(f"has a column {column!r}: did you mean {close[0]!r}? Rename it, or take it out")
     return others
 
 
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def _others(row: Row, read: Sequence[str]) -> tuple[str, ...]:
+    return tuple(str(column) for column in row if column not in read)
+
+
+def _unread_of_messages(row: Row) -> tuple[str, ...]:
+    names = (name for each in row.get("messages") or () for name in _others(each, ("role", "content")))
+    return tuple(dict.fromkeys(f"messages.{name}" for name in names))

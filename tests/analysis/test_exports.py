@@ -7,6 +7,7 @@ import json
 import pandas as pd
 import pytest
 import synthetic
+from cli_calls import invoke
 from click.testing import CliRunner
 
 import hambench
@@ -46,6 +47,21 @@ def test_the_table_of_steps_has_every_step_and_every_failed_answer(run):
     answer = frame[(frame["sample_id"] == frame["sample_id"][0]) & (frame["cell"] == frame["cell"][0])]
     assert list(answer["position"]) == [0, *answer["num_tokens"].cumsum()[:-1]]
     assert frame["drafted"].dtype == "Int64"
+
+
+@pytest.mark.parametrize(
+    "arguments", [("-o", "steps.parquet"), ("-o", "steps.csv"), ("--lm-eval", "samples")]
+)
+def test_a_run_without_answers_exports_nothing_and_says_so(tmp_path, capsys, arguments):
+    cells = synthetic.cells(confidences=(0.5,))
+    folder = synthetic.write_run(tmp_path / "run", cells, per_task=1)
+    (folder / "records.jsonl").write_bytes(b"")
+    (folder / "scores.jsonl").write_bytes(b"")
+    option, name = arguments
+    code, _, said = invoke(capsys, "export", folder, option, tmp_path / name)
+    assert (code, said.count("\n")) == (3, 1)
+    assert "has no answers to write: nothing was measured" in said
+    assert not (tmp_path / name).exists()
 
 
 def test_parquet_and_csv_hold_the_same(folder, run, tmp_path):

@@ -5,12 +5,11 @@ import statistics
 import threading
 
 import pytest
-from click.testing import CliRunner
+from cli_calls import invoke
 
 from hambench.analysis.cost import dollars_per_million, parse_price
-from hambench.bench.arrivals import Slo, arrival_times, parse_slo, peak_in_flight, read_trace
+from hambench.bench.arrivals import Slo, arrival_times, parse_slo, peak_in_flight, read_trace, text_lines
 from hambench.bench.endpoint import Answer, _since, _summary, measure_open_loop
-from hambench.cli.bench.endpoint import command
 from hambench.errors import HambenchError
 from hambench.serving.events import Chunk
 
@@ -48,6 +47,8 @@ def test_a_trace_is_seconds_or_timestamps_from_its_first_line_on(tmp_path):
         ("1\nsoon\n", "line 2: must be seconds"),
         ('{"time": 3}\n', "line 1: must be seconds"),
         ("true\n", "line 1: must be seconds"),
+        (f"1{'0' * 400}\n", "line 1: must be seconds"),
+        ("1e400\n", "line 1: must be seconds"),
         ("2\n1\n", "line 2: arrives before the line above it"),
     ],
 )
@@ -159,8 +160,36 @@ def test_the_price_of_a_million_tokens():
         (["--arrivals", "constant", "--rate", "fast"], "--rate must be numbers"),
         (["--slo", "ttft=1"], "--slo"),
         (["--price", "2"], "--price"),
+        (["--timeout", "0"], "'--timeout': 0.0 is not in the range"),
+        (["--timeout", "-1"], "'--timeout'"),
+        (["--timeout", "nan"], "'--timeout': 'nan' is not a finite number"),
+        (["--timeout", "1e9"], "'--timeout'"),
+        (["--concurrency", "0"], "--concurrency must be whole numbers >= 1, got '0'"),
+        (["--concurrency", "1,-2"], "--concurrency must be whole numbers >= 1, got '-2'"),
+        (["--concurrency", "9" * 5000], "--concurrency must be whole numbers >= 1"),
     ],
 )
-def test_options_that_do_not_fit_are_refused_before_the_server_is_asked(arguments, message):
-    result = CliRunner().invoke(command, ["--url", "http://127.0.0.1:9", *arguments])
-    assert message in str(result.exception)
+def test_options_that_do_not_fit_are_refused_before_the_server_is_asked(capsys, arguments, message):
+    code, _, said = invoke(capsys, "bench", "endpoint", "--url", "http://127.0.0.1:9", *arguments)
+    assert message in said
+    assert code == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"Why?\n\xff\n", "is not UTF-8: invalid start byte at byte 5; save it as UTF-8"),
+        (b" \n\n", "holds no questions: write one per line"),
+    ],
+)
+def test_a_file_of_questions_that_can_not_be_asked_is_one_line(tmp_path, capsys, content, message):
+    (tmp_path / "q.txt").write_bytes(content)
+    code, _, said = invoke(
+        capsys, "bench", "endpoint", "--url", "http://127.0.0.1:9", "--prompts", tmp_path / "q.txt"
+    )
+    assert (code, said) == (2, f"hambench: {tmp_path / 'q.txt'} {message}\n")
+
+
+def test_lines_of_a_text_are_cut_at_line_ends_alone(tmp_path):
+    (tmp_path / "q.txt").write_bytes("\ufeffone\u2028more\r\n\r\ntwo\x0cmore\n".encode())
+    assert text_lines(tmp_path / "q.txt") == [(1, "one\u2028more"), (3, "two\x0cmore")]

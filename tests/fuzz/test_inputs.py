@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import shutil
 from pathlib import Path
@@ -124,8 +126,36 @@ OWN_ROWS = [
     {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]},
     {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]},
     {"custom_id": "1", "url": "/v1/completions", "body": {"prompt": "x", "max_tokens": 4, "temperature": 0}},
+    {"question_id": 1, "turns": ["a", "b"], "metric": "regex", "reference": [["[0-9]+", "b"], None]},
+    {"prompt": '{"a": [1]}', "metric": "regex", "reference": "[0]", "stop": "["},
 ]
 """A row of each form that own prompts may have."""
+
+
+def csv_of(items):
+    """A CSV file with the same rows: a cell is text as it stands, or JSON; an absent value is an empty cell."""
+    rows = [each for each in items if isinstance(each, dict)]
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    file = io.StringIO()
+    writer = csv.writer(file)
+    writer.writerow(columns)
+    for row in rows:
+        values = [row.get(name) for name in columns]
+        writer.writerow(
+            "" if each is None else each if isinstance(each, str) else json.dumps(each) for each in values
+        )
+    # half a surrogate pair is no text of a file
+    return file.getvalue().encode("utf-8", "replace").decode()
+
+
+def test_rows_of_each_form_are_asked_from_a_csv_as_from_json(tmp_path):
+    def asked(name, content):
+        (tmp_path / name).write_text(content, "utf-8")
+        return capture(CaptureRequest(suite=str(tmp_path / name))).samples
+
+    for row in OWN_ROWS:
+        (tmp_path / "mine.csv").unlink(missing_ok=True)
+        assert asked("mine.csv", csv_of([row])) == asked("mine.jsonl", json.dumps(row)), row
 
 
 @pytest.mark.slow
@@ -140,7 +170,7 @@ def test_any_file_of_own_prompts_is_read_or_each_bad_row_named(tmp_path, data):
     items = rows if isinstance(rows, list) else [rows]
     content = json.dumps(items) if name == "mine.json" else "\n".join(map(json.dumps, items))
     if name == "mine.csv":
-        content = "prompt,category\n" + "\n".join(f'"{json.dumps(each)}",a' for each in items)
+        content = csv_of(items)
     raw = content.encode()
     (tmp_path / name).write_bytes(data.draw(damaged_bytes(raw)) if data.draw(st.booleans()) else raw)
     try:

@@ -6,6 +6,7 @@ import httpx2
 import pytest
 
 from hambench.errors import HambenchError
+from hambench.methods.peers.endpoint import EndpointConfig
 from hambench.serving.address import check_url
 from hambench.serving.client import EndpointClient, EndpointError, parse_event
 from hambench.serving.counters import read_counters
@@ -152,6 +153,24 @@ def test_a_model_the_server_does_not_have_is_named_with_those_it_has():
         made.choose_model("onn", "two")
     with pytest.raises(HambenchError, match="'ours'; known: one, two"):
         made.choose_model(None, "ours")
+    with pytest.raises(HambenchError, match=r"serves 2 models: name one of one, two as served_model$"):
+        made.choose_model(None)
+    with pytest.raises(HambenchError, match="''; known: one, two"):
+        made.choose_model("")
+
+
+def test_a_server_without_models_is_told():
+    made, _ = client(lambda request: httpx2.Response(200, json={"data": []}))
+    with pytest.raises(EndpointError, match=r"serves no model: load one there"):
+        made.choose_model(None, "ours")
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf"), 1e12])
+def test_a_time_limit_that_no_connection_can_have_is_refused(seconds):
+    with pytest.raises(ValueError, match=r"timeout_s must be > 0 and at most 86400 seconds, got"):
+        EndpointClient("http://127.0.0.1:9", timeout_s=seconds)
+    with pytest.raises(ValueError, match=r"timeout_s must be > 0 and at most 86400 seconds, got"):
+        EndpointConfig(timeout_s=seconds)
 
 
 @pytest.mark.parametrize(

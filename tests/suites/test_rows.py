@@ -89,6 +89,17 @@ def test_a_capture_says_which_rows_were_repaired_and_asks_them_all(tmp_path):
     json.dumps(captured.spec).encode()
 
 
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.JSONL.GZ", "a.jsonl.Gz", "a.json.gz", "a.JSON"])
+def test_the_ending_says_what_a_file_holds_in_small_and_large_letters(tmp_path, name):
+    content = (
+        json.dumps([{"prompt": "a"}]) if "json." in name.lower() or name == "a.JSON" else '{"prompt": "a"}\n'
+    )
+    raw = content.encode()
+    (tmp_path / name).write_bytes(gzip.compress(raw) if name.lower().endswith("gz") else raw)
+    assert read_rows(tmp_path / name).rows == ({"prompt": "a"},)
+    assert [each.prompt for each in capture(CaptureRequest(suite=str(tmp_path / name))).samples] == ["a"]
+
+
 def test_a_damaged_archive_or_encoding_is_a_data_error(tmp_path):
     whole = gzip.compress(b'{"question": "a"}\n' * 200)
     (tmp_path / "a.jsonl.gz").write_bytes(b"not gzip")
@@ -110,6 +121,16 @@ def test_a_damaged_archive_or_encoding_is_a_data_error(tmp_path):
     for name, message in expected.items():
         with pytest.raises(DataError, match=message):
             read_rows(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["mbpp.jsonl", "mbpp.jsonl.gz", "mbpp.json"])
+def test_the_listing_counts_the_rows_that_are_asked(tmp_path, name):
+    rows = [{"task_id": n, "text": "t", "code": "c", "test_list": ["assert f()"]} for n in (1, 11, 12, 600)]
+    lines = json.dumps(rows) if name.endswith(".json") else "\n".join(map(json.dumps, rows))
+    content = lines.encode()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    listed = {each.task: each for each in describe("standard", tmp_path)}
+    assert listed["mbpp_instruct"].source == f"{tmp_path / name} (2 rows)"
 
 
 def test_a_damaged_archive_is_said_by_the_listing(tmp_path):

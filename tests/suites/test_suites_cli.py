@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+from cli_calls import invoke as call
 from click.testing import CliRunner
 
 from hambench.cli import data, score
@@ -176,6 +177,53 @@ def test_a_run_without_scores_says_that_there_is_nothing_to_score(run):
     (run / "run.json").write_text(json.dumps(header))
     with pytest.raises(HambenchError, match="nothing to score"):
         invoke(score.command, run)
+
+
+def change_header(run, change):
+    header = json.loads((run / "run.json").read_text())
+    change(header)
+    (run / "run.json").write_text(json.dumps(header))
+
+
+def test_prompts_of_ones_own_without_a_metric_say_that_there_is_nothing_to_score(run, capsys):
+    change_header(run, lambda header: header["suite_spec"].update(asks_accuracy=False))
+    before = (run / "scores.jsonl").read_bytes()
+    code, _, said = call(capsys, "score", run)
+    assert (code, said) == (
+        2,
+        f"hambench: {run} has nothing to score: no row of its prompts has a reference and a metric\n",
+    )
+    assert (run / "scores.jsonl").read_bytes() == before
+
+
+def test_a_run_without_answers_says_that_nothing_was_measured(run, capsys):
+    (run / "records.jsonl").write_bytes(b"")
+    (run / "scores.jsonl").write_bytes(b"")
+    assert call(capsys, "score", run)[0] == 3
+
+
+def test_a_task_that_names_no_scorer_is_refused_where_it_is_scored_and_shown_elsewhere(run, capsys):
+    change_header(run, lambda header: header["suite_spec"]["tasks"]["gsm8k_cot_llama"].pop("config"))
+    code, shown, _ = call(capsys, "show", run)
+    assert code == 0
+    assert "vanilla" in shown
+    code, _, said = call(capsys, "score", run)
+    assert (code, said.count("\n")) == (2, 1)
+    assert "the task 'gsm8k_cot_llama' of this run can't be scored: its config in run.json must name" in said
+    loaded = load_run(run)
+    scores = score_answers(loaded.header.suite_spec, loaded.samples, loaded.measured)
+    assert {each.value for each in scores} == {None}
+    assert "must name a task file of lm-eval" in scores[0].error
+
+
+def test_why_scores_failed_is_a_line(run, monkeypatch, capsys):
+    from hambench import suites
+
+    def failing(*args, **kwargs):
+        return [dataclasses.replace(each, value=None, error="no\nscorer") for each in load_run(run).scores]
+
+    monkeypatch.setattr(suites, "score", failing)
+    assert "  2 scores failed: no scorer\n" in call(capsys, "score", run)[1]
 
 
 def test_bench_suites_measures_in_a_fresh_process():

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hambench.errors import HambenchError
+from hambench.errors import HambenchError, IncompleteError
 from hambench.files import replacing
 from hambench.records import Cell, Sample, SampleRecord
 from hambench.store import Run
@@ -40,11 +40,15 @@ def write_steps(run: Run, path: Path) -> int:
     """Writes :func:`steps_frame` as Parquet or CSV, by the file's ending; returns the number of rows.
 
     Raises:
-        HambenchError: If the ending is another, or the file can't be written.
+        HambenchError: If the ending is another.
+        IncompleteError: If the run has no answers.
+        OSError: If the file can't be written.
     """
     if path.suffix.lower() not in ENDINGS:
         raise HambenchError(f"the file to write must end in {' or '.join(ENDINGS)}, got {path.name!r}")
     frame = steps_frame(run)
+    if frame.empty:
+        raise IncompleteError(f"{run.header.run_id} has no answers to write: nothing was measured")
     with replacing(path) as temporary:
         if path.suffix.lower() == ".parquet":
             frame.to_parquet(temporary, index=False)

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from hambench.errors import IncompleteError
 from hambench.files import write_text
 from hambench.records import Sample, SampleRecord, Score
 from hambench.store import Run
@@ -18,6 +19,9 @@ def write_lm_eval_samples(run: Run, folder: Path) -> list[Path]:
 
     A line has lm-eval's keys, every metric of the answer, and its text before and after the task's own cut. Of several
     repeats the first is taken, and answers that failed are left out: lm-eval has no word for them.
+
+    Raises:
+        IncompleteError: If no answer is left.
     """
     scores: dict[tuple[str, str], list[Score]] = {}
     for score in run.scores:
@@ -31,6 +35,10 @@ def write_lm_eval_samples(run: Run, folder: Path) -> list[Path]:
         given = scores.get((record.cell, record.sample_id), [])
         line = json.dumps(_example(sample, record, given), ensure_ascii=False, default=str)
         lines.setdefault((record.cell, sample.task), []).append(line)
+    if not lines:
+        raise IncompleteError(
+            f"{run.header.run_id} has no answers to write: nothing was measured, or every answer failed"
+        )
     time = re.sub(r"[^0-9T.-]", "-", run.header.created_at.partition("+")[0])
     written = []
     for (cell, task), texts in lines.items():

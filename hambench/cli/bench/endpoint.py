@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hambench.cli._options import UserPath
+from hambench.cli._options import FiniteRange, UserPath, price_option, price_per_hour, whole_numbers
 from hambench.errors import HambenchError
+from hambench.serving.address import LONGEST_TIMEOUT_S
 
 if TYPE_CHECKING:
     from hambench.bench.endpoint import Level
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 @click.option(
     "--slo", metavar="LIST", help="Bounds of a good answer, for goodput: ttft=1s,tpot=50ms,e2e=10s."
 )
-@click.option("--price", metavar="$/h", help="Price of the server per hour, like 2.50/h.")
+@price_option
 @click.option(
     "--cached/--cold",
     default=False,
@@ -79,6 +80,7 @@ if TYPE_CHECKING:
 @click.option(
     "--timeout",
     "timeout_s",
+    type=FiniteRange(min=0, min_open=True, max=LONGEST_TIMEOUT_S),
     default=60.0,
     show_default=True,
     metavar="SECONDS",
@@ -108,10 +110,10 @@ def command(
 
     Each number of concurrent users (--concurrency) is one level; with --arrivals, each rate (--rate) is.
     """
-    from hambench.analysis.cost import dollars_per_million, parse_price
+    from hambench.analysis.cost import dollars_per_million
 
     try:
-        from hambench.bench.arrivals import parse_slo
+        from hambench.bench.arrivals import parse_slo, text_lines
         from hambench.bench.endpoint import QUESTIONS, measure_level, measure_open_loop
         from hambench.serving.client import EndpointClient
         from hambench.serving.dialect import Dialect
@@ -119,9 +121,10 @@ def command(
         raise HambenchError(f"{error.name} is not installed: pip install 'hambench[endpoint]'") from error
     levels = _levels(arrivals, concurrency, rate, trace, num_requests, seed)
     bounds = None if slo is None else parse_slo(slo)
-    price_per_hour = None if price is None else parse_price(price)
-    lines = prompts.read_text(encoding="utf-8").splitlines() if prompts else []
-    questions = tuple(line for line in lines if line.strip()) or QUESTIONS
+    hourly = price_per_hour(price)
+    questions = QUESTIONS if prompts is None else tuple(line for _, line in text_lines(prompts))
+    if not questions:
+        raise HambenchError(f"{prompts} holds no questions: write one per line")
 
     def make_client() -> EndpointClient:
         try:
@@ -130,9 +133,10 @@ def command(
             raise HambenchError(str(error)) from error
 
     asked = make_client()
-    names = asked.models() if served_model is None else []
-    model = asked.choose_model(served_model, names[0] if len(names) == 1 else "")
-    asked.close()
+    try:
+        model = asked.choose_model(served_model)
+    finally:
+        asked.close()
     if not as_json:
         click.echo(
             _header(open_loop=arrivals != "closed", with_slo=slo is not None, with_price=price is not None)
@@ -152,7 +156,7 @@ def command(
             measured = measure_level(make_client, concurrency=level, num_requests=num_requests, **common)
         else:
             measured = measure_open_loop(make_client, level, arrivals=arrivals, **common)
-        cost = dollars_per_million(measured.total_tps, price_per_hour)
+        cost = dollars_per_million(measured.total_tps, hourly)
         if as_json:
             click.echo(json.dumps({**dataclasses.asdict(measured), "dollars_per_million_tokens": cost}))
         else:
@@ -200,10 +204,7 @@ def _levels(
         except ValueError as error:
             raise HambenchError(f"--rate must be numbers > 0, got {rate!r}") from error
         return [arrival_times(arrivals, each, num_requests, seed=seed) for each in rates]
-    try:
-        return [int(text) for text in expand_values(concurrency)]
-    except ValueError as error:
-        raise HambenchError(f"--concurrency must be whole numbers >= 1, got {concurrency!r}") from error
+    return list(whole_numbers(concurrency, "--concurrency"))
 
 
 def _header(*, open_loop: bool, with_slo: bool, with_price: bool) -> str:

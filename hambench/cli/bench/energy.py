@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from hambench.cli._options import kernels_option, model_options
+from hambench.cli._options import FiniteRange, kernels_option, model_options
 
 
 @click.command()
@@ -19,7 +19,12 @@ from hambench.cli._options import kernels_option, model_options
     help="Maximum tokens per answer.",
 )
 @click.option(
-    "--window", "window_s", default=12.0, show_default=True, help="Seconds per method; at least 10."
+    "--window",
+    "window_s",
+    type=FiniteRange(),
+    default=12.0,
+    show_default=True,
+    help="Seconds per method; at least 10.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from hambench.engine.text import encode_text
 from hambench.errors import DataError, ModelError
 from hambench.files import replacing
 from hambench.methods.hamburger.base import tokenizer_of
@@ -127,7 +128,9 @@ def _windows(trainer: Trainer, count: int, report: Callable[[str], None]) -> lis
         )
     windows = list(
         read_windows(
-            lambda text: tokenizer(text, add_special_tokens=False).input_ids, count, seed=trainer.options.seed
+            lambda text: encode_text(text, tokenizer, add_special_tokens=False),
+            count,
+            seed=trainer.options.seed,
         )
     )
     report(f"{len(windows)} windows of installed text")

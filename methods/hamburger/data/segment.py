@@ -9,7 +9,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hambench.errors import DataError
+from hambench.engine.chat import render_chat
+from hambench.engine.text import encode_text
+from hambench.errors import DataError, HambenchError
 from hambench.files import replacing
 from hambench.methods.hamburger.data.segmentation import Metric, Strategy, check_lengths
 
@@ -81,7 +83,7 @@ def read_conversations(path: Path, tokenizer: Any, *, eos_id: int | None) -> Ite
             try:
                 row = json.loads(line)
                 prompt, response = _ids_of(row, tokenizer)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except (HambenchError, ValueError, KeyError, TypeError, AttributeError) as error:
                 raise DataError(
                     f"{where}: want messages, prompt and response, or prompt_ids and response_ids ({error})"
                 ) from error
@@ -101,12 +103,11 @@ def _ids_of(row: dict[str, Any], tokenizer: Any) -> tuple[list[int], list[int]]:
         *before, last = row["messages"]
         if last["role"] != "assistant":
             raise ValueError("the last message must be the assistant's")
-        text = tokenizer.apply_chat_template(before, tokenize=False, add_generation_prompt=True)
-        prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
+        prompt = encode_text(render_chat(tokenizer, before), tokenizer, add_special_tokens=False)
         response = last["content"]
     else:
-        prompt, response = tokenizer(row["prompt"])["input_ids"], row["response"]
-    return list(prompt), list(tokenizer(response, add_special_tokens=False)["input_ids"]) if response else []
+        prompt, response = encode_text(row["prompt"], tokenizer), row["response"]
+    return prompt, encode_text(response, tokenizer, add_special_tokens=False) if response else []
 
 
 def segment(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hambench.engine.chat import render_chat
 from hambench.engine.text import encode_text
 from hambench.methods.hamburger.data.batched import decode_batch
 
@@ -22,13 +23,8 @@ def prompt_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
     """Encodes a prompt, inside the model's chat template if it has one and the prompt asks for it."""
     if not (prompt.chat and tokenizer.chat_template):
         return encode_text(prompt.text, tokenizer)
-    return render_chat(tokenizer, [{"role": "user", "content": prompt.text}])
-
-
-def render_chat(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]:
-    """Encodes a conversation up to and including the opening of the assistant's turn."""
-    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-    return list(tokenizer(text, add_special_tokens=False).input_ids)
+    text = render_chat(tokenizer, [{"role": "user", "content": prompt.text}])
+    return encode_text(text, tokenizer, add_special_tokens=False)
 
 
 @torch.inference_mode()
@@ -72,7 +68,7 @@ def sample_user_turns(
     """Samples user turns from the instruct model, prompted with its template up to the start of a user's turn."""
     marker = "\u2402"
     text = tokenizer.apply_chat_template([{"role": "user", "content": marker}], tokenize=False)
-    opening = tokenizer(text.partition(marker)[0], add_special_tokens=False).input_ids
+    opening = encode_text(text.partition(marker)[0], tokenizer, add_special_tokens=False)
     torch.manual_seed(seed)
     turns = []
     for _, ids in generate(model, [opening] * count, max_new_tokens=80, eos_ids=eos_ids, temperature=0.9):

@@ -9,6 +9,7 @@ import pytest
 
 from hambench.errors import BadRowsError, DataError, HambenchError
 from hambench.suites import CaptureRequest, capture
+from hambench.suites.own import patterns
 from hambench.suites.own.questions import RowError, question_of
 
 
@@ -113,6 +114,25 @@ def test_a_folder_of_texts_is_a_suite_with_a_category_per_folder(tmp_path):
             {"prompt": "a", "metric": "regex", "reference": "("},
             r"reference '\(' must be a regular expression",
         ),
+        (
+            {"prompt": "a", "metric": "regex", "reference": "(" * 5000 + ")" * 5000},
+            r"reference '\(.*\.\.\. nests too deeply: write it with fewer brackets",
+        ),
+        (
+            {"prompt": "a", "metric": "regex", "reference": "(?au)a"},
+            r"reference '\(\?au\)a' must be a regular expression \(ASCII, .*\): correct it",
+        ),
+        (
+            {"question_id": 1, "turns": ["a"], "metric": "regex", "reference": "("},
+            r"reference '\(' must be a regular expression \(missing \) at position 1\): correct it, or use",
+        ),
+        ({"question_id": 1, "turns": ["a"], "metric": "exact"}, "has metric exact without a reference"),
+        ({"prompt": "a", "metric": "contains", "reference": " "}, "reference must not be blank, got ' '"),
+        ({"prompt": "a", "metric": "exact", "reference": ["a", ""]}, r"must not be blank, got \['a', ''\]"),
+        (
+            {"prompt": "a", "metric": "exact", "reference": 42.0},
+            'reference must be text, got the number 42.0: write it as the answer should, like "42"',
+        ),
         ({"turns": ["a", "b"], "metric": "exact", "reference": "b"}, "one entry per turn"),
         ({"prompt": "a", "refrence": "b"}, "has a column 'refrence': did you mean 'reference'"),
         ({"prompt": "a", "id": "two\nlines"}, "id must be one line"),
@@ -191,6 +211,75 @@ def test_the_lines_of_a_csv_are_those_of_the_file(tmp_path):
     assert [line.partition(": ")[0].rpartition("line ")[2] for line in lines] == ["4", "5", "6"]
     assert "has 3 cells where the header has 2: put quotes around" in lines[1]
     assert "is not CSV" in lines[2]
+
+
+def test_a_pattern_that_compiles_forever_is_a_bad_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(patterns, "PATTERN_SECONDS", 0.3)
+    monkeypatch.setattr(patterns, "MEMORY_BYTES", 8 << 30)  # time must end first
+    pattern = "a{1000}"
+    for _ in range(4):
+        pattern = f"({pattern}){{1000}}"
+    rows = [{"prompt": "a", "metric": "regex", "reference": each} for each in ("a+", pattern, "b+")]
+    with pytest.raises(BadRowsError, match=r"line 2: reference .* takes longer than 0.3 seconds: write"):
+        asked(write(tmp_path, "x.jsonl", *rows))
+
+
+@pytest.mark.parametrize("prompt", ['["a"]', '{"a": 1}', "[1, 2] + [3]", "[", "{"])
+def test_a_text_of_a_csv_that_looks_like_json_stays_a_text(tmp_path, prompt):
+    pd.DataFrame([{"prompt": prompt, "category": "[c]"}]).to_csv(tmp_path / "x.csv", index=False)
+    (sample,) = asked(tmp_path / "x.csv").samples
+    assert (sample.prompt, sample.task) == (prompt, "[c]")
+
+
+@pytest.mark.parametrize(
+    ("cell", "references"),
+    [
+        ("[0]", ("[0]",)),
+        ("[0-9]+", ("[0-9]+",)),
+        ("42.0", ("42.0",)),
+        ('["a", "b"]', ("a", "b")),
+        ('{"a": 1}', ('{"a": 1}',)),
+    ],
+)
+def test_a_reference_of_a_csv_is_a_text_or_a_list_of_texts(tmp_path, cell, references):
+    row = {
+        "prompt": "x",
+        "metric": "regex" if "[0" in cell else "exact",
+        "reference": cell,
+        "stop": '["\\n"]',
+    }
+    pd.DataFrame([row]).to_csv(tmp_path / "x.csv", index=False)
+    (sample,) = asked(tmp_path / "x.csv").samples
+    assert (sample.references, sample.stop) == (references, ("\n",))
+
+
+def test_references_of_turns_stand_in_a_csv_too(tmp_path):
+    row = {"turns": '["a", "b"]', "metric": "exact", "reference": '[["x", "y"], null]'}
+    pd.DataFrame([row]).to_csv(tmp_path / "x.csv", index=False)
+    assert [each.references for each in asked(tmp_path / "x.csv").samples] == [("x", "y"), ()]
+
+
+def test_broken_json_of_a_csv_cell_is_named(tmp_path):
+    path = write(tmp_path, "x.csv", "turns", '"[""a"", b]"', '"[""a""]"', f'"{"[" * 5000}"')
+    with pytest.raises(BadRowsError) as raised:
+        asked(path)
+    _, first, second = raised.value.lines
+    assert first.endswith(
+        "line 2: turns is broken JSON (Expecting value, character 7): write a list or object of JSON, its quotes "
+        "doubled"
+    )
+    assert "line 4: " in second
+
+
+def test_numbers_that_a_parquet_column_with_gaps_made_fractions_are_refused(tmp_path):
+    rows = [{"prompt": "a", "metric": "exact", "reference": 42}, {"prompt": "b"}]
+    pd.DataFrame(rows).to_parquet(tmp_path / "x.parquet")
+    with pytest.raises(
+        BadRowsError, match=r"row 1: reference must be text, got the number 42\.0: write it as"
+    ):
+        asked(tmp_path / "x.parquet")
+    pd.DataFrame(rows[:1]).to_parquet(tmp_path / "x.parquet")
+    assert asked(tmp_path / "x.parquet").samples[0].references == ("42",)
 
 
 def test_a_prompt_of_a_csv_may_be_longer_than_the_readers_own_limit(tmp_path):

@@ -128,7 +128,9 @@ def test_conversations_come_in_three_forms(tmp_path):
     from fakes import EOS, ByteTokenizer
 
     class Tokenizer(ByteTokenizer):
-        def apply_chat_template(self, messages, tokenize, add_generation_prompt):
+        chat_template = "one"
+
+        def apply_chat_template(self, messages, **options):
             return "".join(f"{m['role']}:{m['content']};" for m in messages)
 
     rows = [
@@ -141,9 +143,31 @@ def test_conversations_come_in_three_forms(tmp_path):
     assert read == [([97, 98, 99, EOS], 2), ([1, 2, 3], 2), ([*b"user:x;y", EOS], 7)]
 
 
+def test_a_prompt_of_a_conversation_begins_once_and_never_ends(tmp_path):
+    from fakes import EOS, ByteTokenizer
+
+    class Appending(ByteTokenizer):
+        """Begins every text and ends it, as some tokenizers' post-processors do."""
+
+        bos_token, bos_token_id = "<bos>", 256
+
+        def __call__(self, text, add_special_tokens=True):
+            ids = [256] * text.startswith("<bos>") + list(text.removeprefix("<bos>").encode())
+            return {"input_ids": [256, *ids, EOS] if add_special_tokens else ids}
+
+    rows = [{"prompt": "<bos>ab", "response": "c"}, {"prompt": "ab", "response": "c"}]
+    (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    read = list(read_conversations(tmp_path / "d.jsonl", Appending(), eos_id=EOS))
+    assert read == [([256, 97, 98, 99, EOS], 3)] * 2
+    (tmp_path / "d.jsonl").write_text(json.dumps({"prompt": "a \ud83d", "response": "b"}))
+    with pytest.raises(DataError, match=r"d\.jsonl:1: .*half a surrogate pair"):
+        list(read_conversations(tmp_path / "d.jsonl", Appending(), eos_id=EOS))
+
+
 @pytest.mark.parametrize(
     "line",
     [
+        '{"prompt": "a", "response": 3}',
         '{"prompt": "a", "response": ""}',
         '{"prompt_ids": [], "response_ids": [1]}',
         '{"text": "a"}',
