@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import typing
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -215,10 +216,7 @@ class MethodConfig(ABC):
     @classmethod
     def knob_types(cls, field: str) -> frozenset[type]:
         """Returns the types of a field, including ``NoneType`` if it may be ``None``."""
-        hint = typing.get_type_hints(cls)[field]
-        if typing.get_origin(hint) is Literal:
-            return frozenset(map(type, typing.get_args(hint)))
-        return frozenset(typing.get_args(hint) or (hint,))
+        return _knob_types(cls)[field]
 
     @classmethod
     def _checked(cls, field: str, name: str, value: Any) -> Any:
@@ -252,3 +250,15 @@ def _format_knob(value: KnobValue) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+@functools.cache
+def _knob_types(config: type[MethodConfig]) -> dict[str, frozenset[type]]:
+    """Types of each field of a class, resolved once: a report builds thousands of configs from stored knobs."""
+    return {name: _types_of(hint) for name, hint in typing.get_type_hints(config).items()}
+
+
+def _types_of(hint: Any) -> frozenset[type]:
+    if typing.get_origin(hint) is Literal:
+        return frozenset(map(type, typing.get_args(hint)))
+    return frozenset(typing.get_args(hint) or (hint,))
