@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def progress_bar() -> Iterator[tuple[Progress | None, JudgeProgress | None]]:
-    """Yields the callbacks of :func:`hambench.runner.start.start_run` for records and for judging afterwards;
+    """Yields the callbacks of :func:`hambench.runner.start.start_run` for records and for judging what is left;
     ``None`` when stderr is not a terminal.
     """  # noqa: D205
     if not sys.stderr.isatty():

@@ -218,6 +218,7 @@ def sample_seconds(
     speeds: Mapping[str, Speed],
     *,
     judge: Growth | None = None,
+    judge_reader: Reader | None = None,
     is_shared: bool = False,
 ) -> float:
     """Returns an upper bound for one sample over all cells: every answer as long as its cell or task allows.
@@ -228,10 +229,11 @@ def sample_seconds(
         cells: Cells that answer it.
         speeds: Calibrated speeds by cell label.
         judge: Speed of the target if it judges the answers (counted as if all answers differed).
+        judge_reader: Who reads the judge's prompts: if a cell's prompt is read by the same, the judge copies it.
         is_shared: Whether cells copy a prompt that another one has read with the same model.
     """
     total = 0.0
-    were_read: set[tuple[int, Reader]] = set()
+    were_read: set[tuple[int, Reader | None]] = set()
     prompts: set[int] = set()
     num_judged = 0
     for cell in cells:
@@ -252,7 +254,8 @@ def sample_seconds(
     # each distinct prompt once; a row of an answer has logits of its own, which a prompt's rows have not
     longest = max(prompts, default=0)
     rate = judge.prefill_s_per_token * (1 + judge.prefill * max(0, longest - CALIBRATION_PROMPT))
-    return total + rate * (sum(prompts) + _JUDGED_ROW * num_judged)
+    to_read = sum(size for size in prompts if (size, judge_reader) not in were_read)
+    return total + rate * (to_read + _JUDGED_ROW * num_judged)
 
 
 def fit_budget(
@@ -265,13 +268,14 @@ def fit_budget(
     count_tokens: Callable[[str], int],
     spent_s: float = 0.0,
     judge: Growth | None = None,
+    judge_reader: Reader | None = None,
     is_shared: bool = False,
 ) -> tuple[Sample, ...]:
     """Selects the samples that fit into a time by the upper bounds, round-robin over tasks, in the given order.
 
     A task is closed once its next sample no longer fits; the other tasks go on, so every task gets the same chance.
     ``spent_s`` is the time that goes into everything but samples: loading, warm-ups, calibration, probes. Judging the
-    answers is counted here if there is a ``judge``, and each prompt once per model if prompts are shared.
+    answers is counted here if there is a ``judge``, and each prompt once per reader if prompts are shared.
 
     Raises:
         HambenchError: If not even one sample fits.
@@ -287,7 +291,13 @@ def fit_budget(
         if task in closed:
             continue
         seconds = sample_seconds(
-            sample, sizes[sample.sample_id], cells, speeds, judge=judge, is_shared=is_shared
+            sample,
+            sizes[sample.sample_id],
+            cells,
+            speeds,
+            judge=judge,
+            judge_reader=judge_reader,
+            is_shared=is_shared,
         )
         cheapest = min(cheapest, seconds)
         if seconds > left:

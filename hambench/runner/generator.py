@@ -25,14 +25,15 @@ from hambench.runner.work import Workload as Workload
 from hambench.runner.work import interleave_tasks as interleave_tasks
 from hambench.runner.work import schedule as schedule
 from hambench.runner.work import torch_threads as torch_threads
-from hambench.store import RunWriter
+from hambench.store import RunWriter, record_key
 
 if TYPE_CHECKING:
-    from hambench.engine.requests.shared_prefill import ReadPrompts
+    from hambench.engine.requests.shared_prefill import Reader, ReadPrompts
     from hambench.engine.text import Prompt
     from hambench.models.target import TargetModel
 
 Prefill = Literal["shared", "each"]
+AfterSample = Callable[[Sequence[SampleRecord], "ReadPrompts"], None]
 MAX_REMEASURED_SHARE = 0.2
 """Most extra work a noisy machine may cause, as a share of the run's records."""
 
@@ -89,6 +90,9 @@ class Generator:
         target.chat_arguments = options.chat_template_args
         # before methods are built, whose drafts and grafted bases read their prompts as the target does
         target.llama.prefill_chunk = options.prefill_chunk
+        self.after_sample: AfterSample | None = None
+        """Called with the records of all cells for a sample and what was read of its prompt, where cells share prompts:
+        the work that needs the prompt once more."""
         self._methods: dict[str, DecodingMethod] = {}
         # sample and repeat that prompts are kept for, and the cells that were asked
         self._asked: tuple[tuple[str, int], set[str]] | None = None
@@ -120,6 +124,13 @@ class Generator:
         first = self.cells[0]
         return self._target_for(first) if first.kernels == "native" else self.target
 
+    @property
+    def judge_reader(self) -> Reader:
+        """Who reads the prompts for the judge."""
+        import torch
+
+        return id(self.judge.llama), self.cells[0].threads or torch.get_num_threads()
+
     def method(self, cell: Cell) -> DecodingMethod:
         """Returns the cell's method, built on first use."""
         if cell.label not in self._methods:
@@ -138,6 +149,7 @@ class Generator:
         load = CpuLoadMeter()
         extra = int(MAX_REMEASURED_SHARE * len(work.jobs))
         num_made = 0
+        sample_records: list[SampleRecord] = []
         for cell, turn in itertools.groupby(work.jobs, key=lambda job: job.cell):
             if cell.batch > 1:
                 from hambench.runner.batches import batch_records
@@ -149,15 +161,24 @@ class Generator:
                     work.tell(job, num_made)
                 continue
             for job in turn:
+                if sample_records and record_key(sample_records[0])[1:] != job.key[1:]:
+                    self._end_sample(sample_records)
                 for attempt in itertools.count():
                     record = self.record(job, load)
                     writer.append_record(record)
                     if not record.contaminated or attempt >= self._most_retakes(cell) or extra <= 0:
                         break
                     extra -= 1
+                sample_records.append(record)
                 num_made += 1
                 work.tell(job, num_made)
+        self._end_sample(sample_records)
         self._probe(writer, "end")
+
+    def _end_sample(self, records: list[SampleRecord]) -> None:
+        if records and self.after_sample is not None and self._prompts is not None:
+            self.after_sample(records, self._prompts)
+        records.clear()
 
     def record(self, job: Job, load: CpuLoadMeter) -> SampleRecord:
         """Makes one record; an exception becomes the record's error, and the run goes on."""

@@ -1,28 +1,32 @@
 """Judges fidelity to the target: scores every answer of a run token by token with the target model.
 
 Each answer is teacher-forced in the run's dtype: one prefill per distinct prompt, then one pass over the rows of each
-*distinct* answer on the prompt's cache. Cells with the same answer share the pass. Judging follows generation and is
-not part of any speed.
+*distinct* answer on the prompt's cache. Cells with the same answer share the pass. Where cells share prompts, a
+sample's answers are judged once all cells have given theirs, on the prompt that they have read; everything else is
+judged after generation. Neither is part of any speed.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from hambench.engine.requests.forwards import Prefill
 from hambench.engine.text import encode_prompt
 from hambench.errors import HambenchError, NotFiniteError, StoreError
-from hambench.records import Cell, Fidelity, SampleRecord, answer_key
+from hambench.records import Cell, Fidelity, RunHeader, Sample, SampleRecord, answer_key
 from hambench.runner.generator import torch_threads
 from hambench.store import Run, RunWriter, load_run
 
 if TYPE_CHECKING:
+    from hambench.engine.output import ForwardOutput
+    from hambench.engine.requests.shared_prefill import ReadPrompts
     from hambench.models.target import TargetModel
 
 MOST_LOGITS = 2**24
@@ -30,6 +34,9 @@ MOST_LOGITS = 2**24
 
 Progress = Callable[[int, int], None]
 """Called with how many distinct answers are judged and how many there are."""
+
+Read = Callable[[Prefill], "ForwardOutput"]
+"""Reads a prompt into the request's cache, or copies what was read of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +90,7 @@ def judge_run(writer: RunWriter, target: TargetModel, *, progress: Progress | No
     num_done = 0
     # torch's matrix products depend on the number of threads in their last bits
     with torch_threads(run.header.cells[0].threads):
-        for judgements in _judge(run, waiting, target):
+        for judgements in _judge(_Asked.of(run), waiting, target):
             writer.append_fidelity(judgements)
             num_done += len(judgements)
             if progress is not None:
@@ -95,6 +102,70 @@ def judge_run(writer: RunWriter, target: TargetModel, *, progress: Progress | No
     )
 
 
+class JudgeBySample:
+    """Judges a sample's answers as soon as all cells have given theirs, on the prompt that they share.
+
+    Args:
+        writer: Gets the judgements.
+        header: Header of the run.
+        samples: Samples of the run.
+        target: The judge.
+    """
+
+    def __init__(
+        self, writer: RunWriter, header: RunHeader, samples: Sequence[Sample], target: TargetModel
+    ) -> None:
+        self._writer, self._target, self._threads = writer, target, header.cells[0].threads
+        self._asked = _Asked(
+            writer.folder,
+            {cell.label: cell for cell in header.cells},
+            {item.sample_id: item for item in samples},
+        )
+        self._seconds, self._num_distinct, self._num_answers = 0.0, 0, 0
+
+    def __call__(self, records: Sequence[SampleRecord], prompts: ReadPrompts) -> None:
+        """Judges the answers of all cells to one sample.
+
+        Args:
+            records: One record per cell.
+            prompts: What was read of the sample's prompt.
+        """
+        began = time.perf_counter()
+        answered = [record for record in records if record.trace is not None and record.trace.token_ids]
+        waiting = {answer_key(record): record for record in answered}
+        with torch_threads(self._threads):
+            for judgements in _judge(self._asked, waiting, self._target, read=prompts.answer):
+                self._writer.append_fidelity(judgements)
+        self._seconds += time.perf_counter() - began
+        self._num_distinct += len(waiting)
+        self._num_answers += sum(record.trace is not None for record in records)
+
+    def finish(self) -> None:
+        """Records the time that judging took."""
+        if self._num_answers:
+            self._writer.append_telemetry(
+                {
+                    "kind": "fidelity",
+                    "seconds": self._seconds,
+                    "num_distinct": self._num_distinct,
+                    "num_answers": self._num_answers,
+                }
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a run asked, to build its prompts again."""
+
+    folder: Path
+    cells: Mapping[str, Cell]
+    samples: Mapping[str, Sample]
+
+    @classmethod
+    def of(cls, run: Run) -> _Asked:
+        return cls(run.path, {cell.label: cell for cell in run.header.cells}, run.samples)
+
+
 def unjudged(run: Run) -> dict[str, SampleRecord]:
     """Returns one record per distinct answer without a judgement, by :func:`hambench.records.answer_key`."""
     waiting: dict[str, SampleRecord] = {}
@@ -104,8 +175,9 @@ def unjudged(run: Run) -> dict[str, SampleRecord]:
     return waiting
 
 
-def _judge(run: Run, waiting: dict[str, SampleRecord], target: TargetModel) -> Iterator[list[Fidelity]]:
-    cells = {cell.label: cell for cell in run.header.cells}
+def _judge(
+    run: _Asked, waiting: Mapping[str, SampleRecord], target: TargetModel, *, read: Read = Prefill.answer
+) -> Iterator[list[Fidelity]]:
     prompts: dict[tuple[str, int, int, str | None], dict[str, SampleRecord]] = {}
     for key, record in waiting.items():
         assert record.trace is not None
@@ -121,8 +193,8 @@ def _judge(run: Run, waiting: dict[str, SampleRecord], target: TargetModel) -> I
         if first is None:
             continue
         try:
-            prompt = _prompt_ids(run, first, cells[first.cell], target)
-            readings = read_answers(target, prompt, answers)
+            prompt = _prompt_ids(run, first, target)
+            readings = read_answers(target, prompt, answers, read=read)
         except (HambenchError, RuntimeError, ValueError) as error:
             reason = f"{type(error).__name__}: {error}"[:500]
             yield [Fidelity(sample_id=sample_id, answer=key, error=reason) for key in records]
@@ -151,22 +223,23 @@ def _alien(record: SampleRecord, target: TargetModel) -> str:
     )
 
 
-def _prompt_ids(run: Run, record: SampleRecord, cell: Cell, target: TargetModel) -> list[int]:
+def _prompt_ids(run: _Asked, record: SampleRecord, target: TargetModel) -> list[int]:
     if target.tokenizer is None:
         raise StoreError(
-            f"{run.path} can't be judged: {target.name} has no tokenizer to read its prompts with"
+            f"{run.folder} can't be judged: {target.name} has no tokenizer to read its prompts with"
         )
+    cell = run.cells[record.cell]
     sample = cell.asks(run.samples[record.sample_id])
     if record.prompt is not None:
         sample = dataclasses.replace(sample, prompt=record.prompt)
     positions = cell.positions(target.context_length)
     prompt = encode_prompt(sample, target.tokenizer, context_length=positions).ids
     if not prompt:
-        raise StoreError(f"{run.path}: {record.sample_id} can't be judged: its prompt has no token")
+        raise StoreError(f"{run.folder}: {record.sample_id} can't be judged: its prompt has no token")
     assert record.trace is not None
     if len(prompt) != record.trace.prompt_tokens:
         raise StoreError(
-            f"{run.path}: {record.sample_id} can't be judged: its prompt has {len(prompt)} tokens now and had "
+            f"{run.folder}: {record.sample_id} can't be judged: its prompt has {len(prompt)} tokens now and had "
             f"{record.trace.prompt_tokens} when it was answered: another tokenizer or chat template"
         )
     return prompt
@@ -174,7 +247,11 @@ def _prompt_ids(run: Run, record: SampleRecord, cell: Cell, target: TargetModel)
 
 @torch.inference_mode()
 def read_answers(
-    target: TargetModel, prompt: Sequence[int], answers: Sequence[Sequence[int]]
+    target: TargetModel,
+    prompt: Sequence[int],
+    answers: Sequence[Sequence[int]],
+    *,
+    read: Read = Prefill.answer,
 ) -> list[Reading]:
     """Teacher-forces several answers to one prompt on a shared prompt cache.
 
@@ -182,6 +259,7 @@ def read_answers(
         target: The judge.
         prompt: Token ids of the prompt, at least one.
         answers: Token ids of each answer, at least one each, all in the target's vocabulary.
+        read: Reads the prompt.
 
     Raises:
         NotFiniteError: If the target's logits are not finite.
@@ -191,7 +269,7 @@ def read_answers(
     # a step may have emitted more than was kept, so an answer can end at the last position of the context
     cache = model.new_cache(len(prompt) + max(map(len, answers)))
     # the prompt is read as a method reads it: its last row gives the first answer token
-    first = model.prefill(torch.tensor(prompt, device=target.device), cache).logits[-1:]
+    first = read(Prefill(model, torch.tensor(prompt, device=target.device), cache)).logits[-1:]
     readings = []
     for answer in answers:
         cache.truncate(len(prompt))

@@ -105,7 +105,15 @@ def plan_run(request: RunRequest) -> Plan:
             num_prompt_tokens=sum(count for _, count in rows),
             max_new_tokens=sum(max(cell.asks(sample).max_new_tokens for cell in cells) for sample, _ in rows),
             seconds=sum(
-                sample_seconds(sample, count, cells, prepared.speeds, judge=judge, is_shared=shared)
+                sample_seconds(
+                    sample,
+                    count,
+                    cells,
+                    prepared.speeds,
+                    judge=judge,
+                    judge_reader=prepared.generator.judge_reader,
+                    is_shared=shared,
+                )
                 for sample, count in rows
             ),
         )

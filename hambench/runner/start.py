@@ -13,9 +13,9 @@ from hambench.decoding import SamplingParams
 from hambench.engine.chat import chat_template
 from hambench.engine.text import count_tokens
 from hambench.errors import HambenchError
-from hambench.records import Cell, RunHeader
+from hambench.records import Cell, RunHeader, Sample
 from hambench.runner.conversations import prompt_sizes, without_begun
-from hambench.runner.executors import get_executor
+from hambench.runner.executors import Executor, get_executor
 from hambench.runner.generator import Generator, Progress, Workload, torch_threads
 from hambench.runner.request import Prepared, RunRequest
 from hambench.runner.resume import decoding_options, refuse_other_instruction_set, refuse_other_model
@@ -114,6 +114,7 @@ def prepare(request: RunRequest, *, calibrated: bool = False) -> Prepared:
             count_tokens=count,
             spent_s=time.monotonic() - began + seconds_to_come(request, expansion.cells, speeds),
             judge=growth if request.fidelity else None,
+            judge_reader=generator.judge_reader,
             is_shared=generator.shares_prompts,
         )
     return Prepared(
@@ -157,11 +158,12 @@ def start_run(
     # claimed before the model is loaded: a refusal should not take a minute, nor find out after another's header
     with RunWriter.claim(folder) as writer:
         prepared = prepare(request)
-        writer.begin(make_header(prepared, folder), prepared.samples)
+        header = make_header(prepared, folder)
+        writer.begin(header, prepared.samples)
         writer.append_telemetry({"kind": "preparation", "parts": dict(prepared.parts)})
         generator = prepared.generator
         work = Workload.of(generator.cells, prepared.samples, request.repeats, progress=progress)
-        executor.run(generator, writer, work)
+        _generate(executor, writer, generator, header, prepared.samples, work)
         if request.fidelity:
             judge_run(writer, generator.judge, progress=judging)
         score_run(writer, allow_code_execution=request.allow_code_execution)
@@ -210,11 +212,33 @@ def resume_run(
         done = without_begun({record_key(record) for record in run.measured}, run.samples)
         samples = list(run.samples.values())
         work = Workload.of(generator.cells, samples, header.repeats, done=done, progress=progress)
-        place.run(generator, writer, work)
+        _generate(place, writer, generator, header, samples, work)
         if header.fidelity:
             judge_run(writer, generator.judge, progress=judging)
         score_run(writer, allow_code_execution=allow_code_execution)
     return load_run(folder)
+
+
+def _generate(
+    place: Executor,
+    writer: RunWriter,
+    generator: Generator,
+    header: RunHeader,
+    samples: Sequence[Sample],
+    work: Workload,
+) -> None:
+    """Makes the records; where this process has the prompts, their answers are judged on the way."""
+    from hambench.runner.judge import JudgeBySample
+
+    if not header.fidelity:
+        place.run(generator, writer, work)
+        return
+    judging = JudgeBySample(writer, header, samples, generator.judge)
+    generator.after_sample = judging
+    try:
+        place.run(generator, writer, work)
+    finally:
+        judging.finish()
 
 
 def score_run(writer: RunWriter, *, allow_code_execution: bool) -> None:

@@ -291,3 +291,18 @@ def test_judging_costs_a_prompt_once_and_each_answer_its_rows():
     alone = sample_seconds(sample, 50, CELLS, SPEEDS)
     # a prompt of 50 tokens, then two answers of 10 that cost twice a prompt token each
     assert sample_seconds(sample, 50, CELLS, SPEEDS, judge=judge) == pytest.approx(alone + 0.01 * (50 + 40))
+
+
+def test_a_judge_that_copies_a_cells_prompt_reads_none():
+    (sample,) = samples(x=(1, 10))
+    judge = Growth(prefill_s_per_token=0.01)
+    speeds = {label: replace(SPEED, reads={READER: 0.008}) for label in SPEEDS}
+
+    def more(**how):
+        return sample_seconds(sample, 50, CELLS, speeds, judge=judge, **how) - sample_seconds(
+            sample, 50, CELLS, speeds, is_shared=how.get("is_shared", False)
+        )
+
+    assert more(is_shared=True, judge_reader=READER) == pytest.approx(0.01 * 40)
+    for how in ({"is_shared": True, "judge_reader": (9, 9)}, {"judge_reader": READER}, {"is_shared": True}):
+        assert more(**how) == pytest.approx(0.01 * (50 + 40)), how

@@ -5,14 +5,14 @@ import torch
 from native_fixtures import need_compiler
 from synthetic import write_run
 
-from hambench.analysis.fidelity import divergences
+from hambench.analysis.fidelity import divergences, time_line
 from hambench.analysis.proxy_rows import proxy_rows, render_proxies
 from hambench.engine.cpu.native_llama import NativeLlama
 from hambench.engine.text import encode_prompt
 from hambench.machine.load import CpuLoadMeter
 from hambench.records import Cell, GenerationTrace, Sample, SampleRecord, StepRecord, answer_key
-from hambench.runner.generator import DecodingOptions, Generator, Job
-from hambench.runner.judge import judge_run, read_answers, unjudged
+from hambench.runner.generator import DecodingOptions, Generator, Job, Workload
+from hambench.runner.judge import JudgeBySample, judge_run, read_answers, unjudged
 from hambench.store import FIDELITY, RunWriter, load_run
 
 CELLS = tuple(
@@ -39,6 +39,49 @@ def judged(folder, target):
     with RunWriter.resume(folder) as writer:
         judge_run(writer, target)
     return load_run(folder)
+
+
+def made(target, folder, *, kernels="reference", by_sample):
+    """A run of two cells and two samples, judged on the way or afterwards; and what was read of its prompts."""
+    cells = tuple(dataclasses.replace(cell, kernels=kernels) for cell in CELLS)
+    samples = [SAMPLE, dataclasses.replace(SAMPLE, sample_id="s/t/1", doc_id=1, prompt="dcba")]
+    generator = Generator(target, cells, DecodingOptions())
+    header = load_run(write_run(folder / "other")).header
+    header = dataclasses.replace(header, cells=cells, num_samples=2)
+    with RunWriter.create(folder / "run", header, samples) as writer:
+        if by_sample:
+            generator.after_sample = JudgeBySample(writer, header, samples, generator.judge)
+        generator.run(writer, Workload.of(cells, samples, 1))
+        if by_sample:
+            generator.after_sample.finish()
+            assert not unjudged(load_run(folder / "run"))
+        else:
+            judge_run(writer, generator.judge)
+    return load_run(folder / "run"), generator._prompts
+
+
+@pytest.mark.parametrize("kernels", ["reference", "native"])
+def test_judging_on_the_way_gives_the_same_judgements_and_reads_no_prompt(target, tmp_path, kernels):
+    if kernels == "native":
+        need_compiler()
+    way, prompts = made(target, tmp_path / "way", kernels=kernels, by_sample=True)
+    after, others = made(target, tmp_path / "after", kernels=kernels, by_sample=False)
+    assert len(way.fidelity) == 2
+    assert way.fidelity == after.fidelity
+    # one reading of each prompt; the second cell and the judge copy it
+    assert (prompts.num_read, prompts.num_copied) == (2, 4)
+    assert (others.num_read, others.num_copied) == (2, 2)
+    (reading,) = [item for item in way.telemetry if item["kind"] == "fidelity"]
+    assert (reading["num_distinct"], reading["num_answers"]) == (2, 4)
+    assert time_line(way).startswith("fidelity: 2 distinct answers of 4 judged by the target in ")
+
+
+def test_an_answer_that_nobody_judged_on_the_way_is_judged_afterwards(target, tmp_path):
+    """A run that was stopped within a sample."""
+    way, _ = made(target, tmp_path, by_sample=True)
+    lines = (way.path / FIDELITY).read_bytes().splitlines(keepends=True)
+    (way.path / FIDELITY).write_bytes(lines[0])
+    assert judged(way.path, target).fidelity == way.fidelity
 
 
 def with_token(folder, index, token):
