@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import weakref
 from collections.abc import Callable, Sequence
 from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
@@ -223,3 +224,16 @@ def load_library(cache: Path, *, say: Callable[[str], None] | None = None, retry
         BuildError: If it is not available here; the message gives the reason in one line.
     """
     return Library(build_library(cache, say=say, retry=retry))
+
+
+def free_with(owner: object, free: Callable[[int], None], handle: int) -> None:
+    """Frees memory of the library together with its owner, but not at the end of the program.
+
+    At the program's end, daemon threads may still be in a call that reads the memory, and the system frees it anyway.
+
+    Args:
+        owner: Object whose end frees the memory.
+        free: The library's function.
+        handle: What the function frees.
+    """
+    weakref.finalize(owner, free, handle).atexit = False

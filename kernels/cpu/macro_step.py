@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-import weakref
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from hambench.kernels.cpu.library import NOT_FINITE, STOP_NOT_FINITE, Grafts, Macro, Part
+from hambench.kernels.cpu.library import NOT_FINITE, STOP_NOT_FINITE, Grafts, Macro, Part, free_with
 from hambench.kernels.cpu.model import NativeModel, raise_for
 from hambench.kernels.cpu.operands import LinearWeight, check_tensor, dense_weight
 from hambench.kernels.cpu.parts import NO_MAXIMUM, CachePart, NonFiniteLogitError
@@ -134,7 +133,7 @@ class NativeGrafts:
         if not handle:
             raise MemoryError("there is not enough memory for the native engine's weights")
         self._handle = handle
-        weakref.finalize(self, functions.hb_grafts_free, handle)
+        free_with(self, functions.hb_grafts_free, handle)
 
     @property
     def micro_slot_bytes(self) -> int:

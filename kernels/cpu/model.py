@@ -9,7 +9,6 @@ This module checks every length, type, stride and offset before a call, because 
 from __future__ import annotations
 
 import ctypes
-import weakref
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -26,6 +25,7 @@ from hambench.kernels.cpu.library import (
     Library,
     Part,
     Shape,
+    free_with,
 )
 from hambench.kernels.cpu.operands import (
     FLOATS,
@@ -110,7 +110,7 @@ class NativeModel:
             raise MemoryError("there is not enough memory for the native engine's weights")
         self.handle = handle
         """Of the library."""
-        weakref.finalize(self, functions.hb_model_free, handle)
+        free_with(self, functions.hb_model_free, handle)
         heads, kv_heads = shape.num_heads * head_dim, shape.num_kv_heads * head_dim
         for layer in layers:
             native_layer = Layer(
