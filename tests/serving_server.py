@@ -28,3 +28,11 @@ def running(app):
     finally:
         server.should_exit = True
         thread.join(timeout=20)
+
+
+def until(holds, *, timeout=20):
+    """Waits until something holds; fails if it never does."""
+    deadline = time.monotonic() + timeout
+    while not holds():
+        assert time.monotonic() < deadline, "it never came to hold"
+        time.sleep(0.005)

@@ -6,8 +6,9 @@ import math
 import re
 from collections.abc import Sequence
 
+from hambench.analysis.metrics import machine_s
 from hambench.errors import HambenchError
-from hambench.records import GenerationTrace, StepRecord
+from hambench.records import GenerationTrace
 
 
 def parse_price(text: str) -> float:
@@ -39,16 +40,12 @@ def machine_tps(traces: Sequence[GenerationTrace]) -> float | None:
     In a batch a step counts its part of the rounds. A prefill that was not timed, because another cell read the prompt,
     counts at the speed of those that were; ``None`` if none was.
     """
-    first = [(trace.prompt_tokens, _part(trace.steps[0])) for trace in traces if trace.steps]
+    first = [(trace.prompt_tokens, machine_s(trace.steps[0])) for trace in traces if trace.steps]
     timed = [(tokens, seconds) for tokens, seconds in first if seconds is not None]
     if not timed or sum(tokens for tokens, _ in timed) == 0:
         return None
     per_token = sum(seconds for _, seconds in timed) / sum(tokens for tokens, _ in timed)
     prefills = sum(tokens * per_token if seconds is None else seconds for tokens, seconds in first)
-    decoding = sum(_part(step) or 0.0 for trace in traces for step in trace.steps[1:])
+    decoding = sum(machine_s(step) or 0.0 for trace in traces for step in trace.steps[1:])
     seconds = prefills + decoding
     return sum(len(trace.token_ids) for trace in traces) / seconds if seconds > 0 else None
-
-
-def _part(step: StepRecord) -> float | None:
-    return step.seconds if step.share_s is None else step.share_s

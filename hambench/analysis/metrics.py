@@ -317,6 +317,11 @@ def decode_steps(traces: Traces) -> Iterable[StepRecord]:
     return (step for trace in traces for step in trace.steps[1:])
 
 
+def machine_s(step: StepRecord) -> float | None:
+    """Seconds that a step took of the machine: in a batch, its part of the rounds. ``None`` if it was not timed."""
+    return step.seconds if step.share_s is None else step.share_s
+
+
 def decode_seconds(traces: Traces) -> float:
     """Σ seconds of the steps after the first; in a batch, of each round once."""
     return sum(step.timed_s if step.share_s is None else step.share_s for step in decode_steps(traces))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
-import json
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,18 @@ from hambench.serving.batch_worker import BatchWorker
 from hambench.serving.body_limit import BodyLimit
 from hambench.serving.exposition import Exposition
 from hambench.serving.requests import ChatRequest, CompletionRequest, GenerationRequest, explain
-from hambench.serving.wire import ErrorReply, Reply, error_body, step_extension, usage
-from hambench.serving.worker import Event, Failed, Finished, Job, Piece, QueueFullError, Worker
+from hambench.serving.wire import ErrorReply, RefusedError, Reply, error_body, sse, step_extension, usage
+from hambench.serving.worker import (
+    Event,
+    Failed,
+    Finished,
+    Job,
+    ModelThread,
+    NotServingError,
+    Piece,
+    QueueFullError,
+    Worker,
+)
 
 RETRY_AFTER_S = 1
 _ERRORS: dict[int | str, dict[str, Any]] = {
@@ -40,24 +49,9 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         404: "There is no such model.",
         413: "The body is too large.",
         500: "The server failed; its log has the details under the error's number.",
-        503: "Too many requests are waiting.",
+        503: "Too many requests are waiting, or the server is closing or has failed.",
     }.items()
 }
-_LINE_ENDS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
-
-
-class RefusedError(Exception):
-    """Raised for a request that gets an error instead of an answer.
-
-    Args:
-        status: HTTP status.
-        message: Message for the client, without paths or tracebacks.
-        code: OpenAI's error code, if there is one.
-    """
-
-    def __init__(self, status: int, message: str, code: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.message, self.code = status, message, code
 
 
 def create_app(
@@ -102,10 +96,11 @@ def create_app(
 
     @app.exception_handler(RefusedError)
     async def refused(_: Request, error: RefusedError) -> Response:
-        server.exposition.count_request("refused")
+        if not error.counted:
+            server.exposition.count_request("refused")
         kinds = {401: "authentication_error", 500: "server_error", 503: "server_error"}
         kind = kinds.get(error.status, "invalid_request_error")
-        headers = {"Retry-After": str(RETRY_AFTER_S)} if error.status == 503 else None
+        headers = {"Retry-After": str(RETRY_AFTER_S)} if error.code == "queue_full" else None
         return JSONResponse(error_body(error.message, kind=kind, code=error.code), error.status, headers)
 
     @app.exception_handler(RequestValidationError)
@@ -123,14 +118,16 @@ def create_app(
         return JSONResponse(error_body("internal error", kind="server_error"), 500)
 
     @app.get("/health")
-    async def health() -> dict[str, Any]:
-        return {
-            "status": "ok",
+    async def health() -> Response:
+        state = server.worker.state
+        told = {
+            "status": state,
             "model": server.name,
             "method": method.name,
             "busy": server.worker.busy,
             "waiting": server.worker.num_waiting,
         }
+        return JSONResponse(told, 200 if state == "ok" else 503)
 
     @app.get("/metrics", dependencies=[Depends(authorize)], response_class=PlainTextResponse)
     async def metrics() -> Response:
@@ -187,7 +184,7 @@ class _Server:
         self.target, self.method, self.tokenizer = target, method, target.tokenizer
         # do not publish the path of a model loaded from a folder
         self.name = Path(target.name).name if Path(target.name).is_dir() else target.name
-        self.worker: Worker | BatchWorker
+        self.worker: ModelThread
         if batch == 1:
             self.worker = Worker(method, self.tokenizer.decode, max_waiting=max_waiting)
         else:
@@ -249,6 +246,8 @@ class _Server:
             self.worker.submit(job)
         except QueueFullError as error:
             raise RefusedError(503, str(error), "queue_full") from error
+        except NotServingError as error:
+            raise RefusedError(503, str(error), "not_serving") from error
         answer = _Answer(self, body, Reply(chat, self.name), prompts)
         steps = self._events(request, job, events)
         try:
@@ -256,7 +255,7 @@ class _Server:
         except StopAsyncIteration:
             return Response(status_code=499)
         if isinstance(first, Failed):
-            raise RefusedError(400 if first.by_request else 500, first.message)
+            raise RefusedError(400 if first.by_request else 500, first.message, counted=True)
         if body.stream:
             return StreamingResponse(answer.stream(first, steps), media_type="text/event-stream")
         return await answer.whole(first, steps)
@@ -330,7 +329,7 @@ class _Answer:
         choices: list[dict[str, Any]] = []
         async for event in _chain(first, events):
             if isinstance(event, Failed):
-                raise RefusedError(400 if event.by_request else 500, event.message)
+                raise RefusedError(400 if event.by_request else 500, event.message, counted=True)
             texts[event.index] += self._text_of(event)
             if isinstance(event, Finished):
                 choice = self._reply.whole(event.index, texts[event.index], event.finish)
@@ -346,7 +345,7 @@ class _Answer:
         begun = set[int]()
         async for event in _chain(first, events):
             if isinstance(event, Failed):
-                yield _sse(error_body(event.message, kind="server_error"))
+                yield sse(error_body(event.message, kind="server_error"))
                 return
             text = self._text_of(event)
             finish = event.finish if isinstance(event, Finished) else None
@@ -357,11 +356,11 @@ class _Answer:
             choice = self._reply.piece(event.index, text, finish, first=is_first)
             if self._body.return_token_ids:
                 choice |= self._ids_of(event, is_first=is_first)
-            yield _sse(self._reply.envelope([choice], chunk=True))
+            yield sse(self._reply.envelope([choice], chunk=True))
         if len(self._traces) < len(self._prompts):
             return
         if self._body.include_usage:
-            yield _sse(self._reply.envelope([], chunk=True) | {"usage": self._usage()})
+            yield sse(self._reply.envelope([], chunk=True) | {"usage": self._usage()})
         yield b"data: [DONE]\n\n"
 
     def _text_of(self, event: Piece | Finished) -> str:
@@ -392,9 +391,3 @@ async def _departure(request: Request) -> None:
     """Waits until the client disconnects."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def _sse(item: dict[str, Any]) -> bytes:
-    """Encodes one server-sent event; escapes Unicode line separators, because many clients split at those as well."""
-    text = json.dumps(item, ensure_ascii=False).translate(_LINE_ENDS)
-    return f"data: {text}\n\n".encode("utf-8", "replace")

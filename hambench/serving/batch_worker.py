@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
+from collections.abc import Iterable
 
 from hambench.decoding import DecodingMethod
 from hambench.engine.loop import DecodeText
 from hambench.engine.requests.batch import Ask, Batch, SequenceFailed, StepTaken
-from hambench.serving.worker import Finished, Job, Piece, QueueFullError, failure_of
+from hambench.serving.worker import (
+    Failed,
+    Finished,
+    Job,
+    ModelThread,
+    Piece,
+    QueueFullError,
+    failure_of,
+    internal_failure,
+)
 
-_Key = tuple[int, int]
-"""A job's number, and the place of the prompt in it."""
+_Key = tuple[Job, int]
+"""A job, and the index of one of its prompts."""
 
 
-class BatchWorker:
+class BatchWorker(ModelThread):
     """Answers up to ``size`` prompts together; one that ends leaves its place to the next in the queue.
-
-    It has the calls of :class:`hambench.serving.worker.Worker`.
 
     Args:
         method: The decoding method, whose sessions share their forwards.
@@ -31,132 +38,164 @@ class BatchWorker:
     ) -> None:
         if max_waiting < 0:
             raise ValueError(f"max_waiting must be >= 0, got {max_waiting}")
+        super().__init__()
+        # the thread's own: a round, or the start of a session, never holds the lock
         self._batch: Batch[_Key] = Batch(method, size)
-        self._decode_text, self._size, self._max_waiting = decode_text, size, max_waiting
-        # prompts that wait for a place, in order; jobs that are not done, by number
+        self._method, self._decode_text, self._size, self._max_waiting = (
+            method,
+            decode_text,
+            size,
+            max_waiting,
+        )
+        # number of prompts of each open job that are not done; jobs of which a prompt has had a place
+        self._left: dict[Job, int] = {}
+        self._begun: set[Job] = set()
+        # prompts are in line only while all places are taken: a free one is taken at once
         self._line: deque[_Key] = deque()
-        self._jobs: dict[int, Job] = {}
-        self._left: dict[int, int] = {}
-        self._begun: set[int] = set()
-        self._next_number = 0
-        self._changed = threading.Condition()
-        self._closing = False
-        self._thread = threading.Thread(target=self._work, name="hambench-serve", daemon=True)
-        self._thread.start()
+        # a prompt keeps its place until the batch has dropped it; those in `_arrived` are not in the batch yet
+        self._placed: set[_Key] = set()
+        self._arrived: list[_Key] = []
+        self._start()
 
     @property
     def num_waiting(self) -> int:
         """Number of jobs of which no prompt has a place yet."""
         with self._changed:
-            return len(self._jobs.keys() - self._begun)
+            return len(self._left.keys() - self._begun)
 
     @property
     def busy(self) -> bool:
         """Whether a job is running."""
-        return bool(self._jobs)
+        with self._changed:
+            return bool(self._left)
 
     def submit(self, job: Job) -> None:
         """Queues a job.
 
         Raises:
             QueueFullError: If the queue is full.
+            NotServingError: If the thread is ending or has ended.
         """
         with self._changed:
-            # places that are free now are taken before anybody waits
-            free = max(0, self._size - self._batch.num_sequences - len(self._line))
-            if not free and self.num_waiting >= self._max_waiting:
+            self._check_serving()
+            if len(self._placed) >= self._size and self.num_waiting >= self._max_waiting:
                 raise QueueFullError(
                     f"the server answers {self._size} prompts together and {self.num_waiting} requests are waiting: "
                     "try again later"
                 )
-            number = self._next_number
-            self._next_number += 1
-            self._jobs[number], self._left[number] = job, len(job.prompts)
-            self._line.extend((number, index) for index in range(len(job.prompts)))
-            self._changed.notify()
+            self._left[job] = len(job.prompts)
+            self._line.extend((job, index) for index in range(len(job.prompts)))
+            self._take_places()
 
     def cancel(self, job: Job) -> None:
-        """Cancels a job: at once if it is queued, else after the current round."""
+        """Cancels a job: prompts that are not in the batch at once, the others after the current round."""
         job.cancelled.set()
         with self._changed:
-            self._changed.notify()
+            self._leave(job, self._arrived)
 
-    def close(self) -> None:
-        """Ends the thread after the queued jobs."""
-        with self._changed:
-            self._closing = True
-            self._changed.notify()
+    def _open_jobs(self) -> list[Job]:
+        return list(self._left)
+
+    def _forget_all(self) -> None:
+        for each in (self._left, self._begun, self._line, self._placed, self._arrived):
+            each.clear()
 
     def _work(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._jobs or self._closing)
-                if not self._jobs:
-                    return
-                self._forget_cancelled()
-                # under the lock: a prompt that is in neither the line nor the batch would look like a free place
-                for key in self._take_places():
-                    self._add(key)
-            if self._batch.num_sequences:
-                for event in self._batch.round():
-                    self._tell(event)
+        while self._wait():
+            try:
+                self._go_on()
+            except Exception as error:
+                self._start_afresh(error)
 
-    def _take_places(self) -> list[_Key]:
-        free = self._size - self._batch.num_sequences
-        keys = [self._line.popleft() for _ in range(min(free, len(self._line)))]
-        self._begun.update(number for number, _ in keys)
-        return keys
+    def _wait(self) -> bool:
+        """Waits for a prompt with a place; returns false if the thread is to end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._placed or self._closing)
+            return bool(self._placed)
 
-    def _forget_cancelled(self) -> None:
-        for number in [number for number, job in self._jobs.items() if job.cancelled.is_set()]:
-            self._end(number)
+    def _go_on(self) -> None:
+        """Drops what was cancelled, adds what has arrived, and runs a round."""
+        with self._changed:
+            gone = {job for job, _ in self._placed if job.cancelled.is_set()}
+        for job in gone:
+            self._drop(job)
+        with self._changed:
+            arrived, self._arrived = self._arrived, []
+        for key in arrived:
+            self._add(key)
+        if self._batch.num_sequences:
+            for event in self._batch.round():
+                self._tell(event)
 
-    def _end(self, number: int) -> None:
-        """Forgets a job and everything of it."""
-        job = self._jobs.pop(number, None)
-        for index in range(len(job.prompts) if job else 0):
-            self._batch.drop((number, index))
-        self._line = deque(key for key in self._line if key[0] != number)
-        self._left.pop(number, None)
-        self._begun.discard(number)
+    def _take_places(self) -> None:
+        """Gives the free places to the first in line; called under the lock."""
+        while self._line and len(self._placed) < self._size:
+            key = self._line.popleft()
+            self._placed.add(key)
+            self._arrived.append(key)
+            self._begun.add(key[0])
+        self._changed.notify()
+
+    def _leave(self, job: Job, placed: Iterable[_Key]) -> None:
+        """Frees places of a job and takes its other prompts out of the line; called under the lock."""
+        self._placed -= {key for key in placed if key[0] is job}
+        self._arrived = [key for key in self._arrived if key in self._placed]
+        self._line = deque(key for key in self._line if key[0] is not job)
+        if not any(each is job for each, _ in self._placed):
+            self._left.pop(job, None)
+            self._begun.discard(job)
+        self._take_places()
+
+    def _drop(self, job: Job) -> None:
+        """Takes a job out of the batch and forgets it."""
+        for index in range(len(job.prompts)):
+            self._batch.drop((job, index))
+        with self._changed:
+            self._leave(job, list(self._placed))
 
     def _add(self, key: _Key) -> None:
-        number, index = key
-        job = self._jobs.get(number)
-        if job is None:
+        job, index = key
+        if job not in self._left or job.cancelled.is_set():
             return
+        ask = Ask(
+            prompt_ids=job.prompts[index],
+            params=job.params[index],
+            eos_ids=job.eos_ids,
+            stop=job.stop,
+            decode_text=self._decode_text,
+        )
         try:
-            self._batch.add(
-                key,
-                Ask(
-                    prompt_ids=job.prompts[index],
-                    params=job.params[index],
-                    eos_ids=job.eos_ids,
-                    stop=job.stop,
-                    decode_text=self._decode_text,
-                ),
-            )
+            self._batch.add(key, ask)
         except Exception as error:
-            self._fail(number, error)
+            self._fail(job, failure_of(error))
 
     def _tell(self, event: StepTaken[_Key] | SequenceFailed[_Key]) -> None:
-        number, index = event.key
-        job = self._jobs.get(number)
-        if job is None:
+        job, index = event.key
+        if job not in self._left:
             return
         if isinstance(event, SequenceFailed):
-            self._fail(number, event.error)
+            self._fail(job, failure_of(event.error))
             return
-        job.emit(Piece(index, event.step))
-        if event.finish is not None:
-            job.emit(Finished(index, event.finish))
-            with self._changed:
-                self._left[number] -= 1
-                if not self._left[number]:
-                    self._end(number)
-
-    def _fail(self, number: int, error: Exception) -> None:
-        job = self._jobs[number]
+        job.tell(Piece(index, event.step))
+        if event.finish is None:
+            return
         with self._changed:
-            self._end(number)
-        job.emit(failure_of(error))
+            self._left[job] -= 1
+            self._placed.discard(event.key)
+            if not self._left[job]:
+                self._leave(job, ())
+            self._take_places()
+        # its place is free again before its client can ask for the next
+        job.tell(Finished(index, event.finish))
+
+    def _fail(self, job: Job, failure: Failed) -> None:
+        self._drop(job)
+        job.tell(failure)
+
+    def _start_afresh(self, error: Exception) -> None:
+        """Fails the jobs in the batch, whose state is unknown, and goes on with the others in a new batch."""
+        with self._changed:
+            failed = {job for job, _ in self._placed.difference(self._arrived)}
+        self._batch = Batch(self._method, self._size)
+        for job in failed:
+            self._fail(job, internal_failure(error))

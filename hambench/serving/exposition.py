@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from hambench.analysis.metrics import machine_s
 from hambench.records import StepRecord
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -23,18 +24,27 @@ class Exposition:
         self._requests = self._counter("hambench:requests", "Requests by outcome", ["outcome"])
         self._prompt_tokens = self._counter("hambench:prompt_tokens", "Prompt tokens processed")
         self._tokens = self._counter("hambench:generation_tokens", "Tokens emitted")
-        self._forwards = self._counter("hambench:target_forwards", "Target forwards, if known")
+        self._forwards = self._counter(
+            "hambench:target_forwards",
+            "Target forwards, if known; one that a batch shares counts for each prompt",
+        )
+        self._busy = self._counter(
+            "hambench:busy_seconds", "Seconds of all steps, each round of a batch counted once"
+        )
         self._drafts = self._counter("hambench:spec_decode_num_drafts", "Rounds of drafting")
         self._drafted = self._counter("hambench:spec_decode_num_draft_tokens", "Tokens drafted")
         self._accepted = self._counter("hambench:spec_decode_num_accepted_tokens", "Accepted draft tokens")
         self._first = Histogram(
             "hambench:time_to_first_token_seconds",
-            "Prefill seconds, without queue time",
+            "Prefill seconds, without queue time; in a batch, of the rounds until the first token",
             buckets=SECONDS,
             registry=self._registry,
         )
         self._burst = Histogram(
-            "hambench:step_seconds", "Seconds of a decode step", buckets=SECONDS, registry=self._registry
+            "hambench:step_seconds",
+            "Seconds of a decode step; in a batch, of the round",
+            buckets=SECONDS,
+            registry=self._registry,
         )
         waiting = Gauge("hambench:requests_waiting", "Requests in the queue", registry=self._registry)
         waiting.set_function(num_waiting)
@@ -50,6 +60,8 @@ class Exposition:
             self._first.observe(step.timed_s)
         else:
             self._burst.observe(step.timed_s)
+        # a client waits for a whole round, but the machine's time of a round is to be counted once
+        self._busy.inc(machine_s(step) or 0.0)
         self._tokens.inc(len(step.tokens))
         self._forwards.inc(step.target_forwards or 0)
         if step.drafted:

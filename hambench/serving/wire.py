@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 import time
 import uuid
 from collections.abc import Sequence
@@ -10,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from hambench.analysis.metrics import acceptance_rate, num_tokens, tokens_per_target_forward
+from hambench.analysis.metrics import acceptance_rate, machine_s, num_tokens, tokens_per_target_forward
 from hambench.records import FinishReason, GenerationTrace, StepRecord
 
 STEP_FIELDS = (
@@ -24,6 +26,7 @@ STEP_FIELDS = (
     "peak_kv_bytes",
 )
 """Fields of a step in the extension ``hambench`` of a streamed choice."""
+_LINE_ENDS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +77,10 @@ def step_extension(step: StepRecord) -> dict[str, int | None]:
 
 
 def usage(traces: Sequence[GenerationTrace], method: str) -> dict[str, Any]:
-    """Returns token counts, with m and the acceptance rate as an extension; unknown values are ``null``."""
+    """Returns token counts, with m, the acceptance rate and the machine's seconds as an extension.
+
+    In a batch the seconds are the answers' part of the rounds. Unknown values are ``null``.
+    """
     prompt, completion = sum(trace.prompt_tokens for trace in traces), num_tokens(traces)
     return {
         "prompt_tokens": prompt,
@@ -85,7 +91,7 @@ def usage(traces: Sequence[GenerationTrace], method: str) -> dict[str, Any]:
             "steps": sum(len(trace.steps) for trace in traces),
             "tokens_per_target_forward": tokens_per_target_forward(traces),
             "acceptance_rate": acceptance_rate(traces),
-            "seconds": sum(step.timed_s for trace in traces for step in trace.steps),
+            "seconds": math.fsum(machine_s(step) or 0.0 for trace in traces for step in trace.steps),
         },
     }
 
@@ -105,6 +111,21 @@ class ErrorReply(BaseModel):
     error: ErrorDetail
 
 
+class RefusedError(Exception):
+    """Raised for a request that gets an error instead of an answer.
+
+    Args:
+        status: HTTP status.
+        message: Message for the client, without paths or tracebacks.
+        code: OpenAI's error code, if there is one.
+        counted: Whether its outcome is counted already, because it was accepted and then failed.
+    """
+
+    def __init__(self, status: int, message: str, code: str | None = None, *, counted: bool = False) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code, self.counted = status, message, code, counted
+
+
 def error_body(
     message: str, *, kind: str, code: str | None = None, param: str | None = None
 ) -> dict[str, Any]:
@@ -114,3 +135,9 @@ def error_body(
 
 def _encodable(text: str | None) -> str | None:
     return None if text is None else text.encode("utf-8", "backslashreplace").decode()
+
+
+def sse(item: dict[str, Any]) -> bytes:
+    """Encodes one server-sent event; escapes Unicode line separators, because many clients split at those as well."""
+    text = json.dumps(item, ensure_ascii=False).translate(_LINE_ENDS)
+    return f"data: {text}\n\n".encode("utf-8", "replace")

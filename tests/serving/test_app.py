@@ -7,7 +7,7 @@ import httpx2
 import openai
 import pytest
 from fastapi.testclient import TestClient
-from serving_server import running
+from serving_server import running, until
 
 from hambench.decoding import KVUsage, SamplingParams, Step
 from hambench.engine.loop import generate
@@ -215,8 +215,7 @@ def test_a_full_line_answers_503_and_serves_the_ones_that_wait(served_target):
         threads[0].start()
         assert method.running.wait(20)
         threads[1].start()
-        while httpx2.get(f"{url}/health").json()["waiting"] < 1:
-            pass
+        until(lambda: httpx2.get(f"{url}/health").json()["waiting"] == 1)
         refused = httpx2.post(f"{url}/v1/completions", json=body)
         method.go.set()
         for thread in threads:
@@ -240,8 +239,7 @@ def test_a_client_that_leaves_frees_the_server(served_target):
     with running(create_app(served_target, method)) as url:
         with httpx2.stream("POST", f"{url}/v1/completions", json=body) as reply:
             next(reply.iter_lines())
-        while httpx2.get(f"{url}/health").json()["busy"]:
-            pass
+        until(lambda: not httpx2.get(f"{url}/health").json()["busy"])
     assert method.num_steps < 400
 
 
@@ -259,8 +257,7 @@ def test_a_client_that_leaves_before_its_whole_answer_frees_the_server(served_ta
             httpx2.post(
                 f"{url}/v1/completions", json={"model": "tiny", "prompt": "x", "max_tokens": 500}, timeout=0.5
             )
-        while httpx2.get(f"{url}/health").json()["busy"]:
-            pass
+        until(lambda: not httpx2.get(f"{url}/health").json()["busy"])
         metrics = httpx2.get(f"{url}/metrics").text
     assert method.num_steps < 400
     assert 'hambench:requests_total{outcome="cancelled"} 1.0' in metrics
@@ -275,8 +272,7 @@ def test_a_client_that_leaves_while_it_waits_gives_its_place_back(served_target)
         assert method.running.wait(20)
         with pytest.raises(httpx2.ReadTimeout):
             httpx2.post(f"{url}/v1/completions", json=body, timeout=0.5)
-        while httpx2.get(f"{url}/health").json()["waiting"]:
-            pass
+        until(lambda: not httpx2.get(f"{url}/health").json()["waiting"])
         assert httpx2.get(f"{url}/health").json()["busy"], "the first is still answered"
         method.go.set()
         assert httpx2.post(f"{url}/v1/completions", json=body).status_code == 200

@@ -1,21 +1,21 @@
 """A server that answers several requests together."""
 
 import queue
+import subprocess
+import sys
 import threading
 
-import httpx2
 import pytest
 from fakes import tiny_target
-from serving_server import running
+from serving_server import until
 
 from hambench.decoding import SamplingParams
 from hambench.engine.loop import generate
 from hambench.errors import HambenchError
 from hambench.methods.speculative import SpeculativeConfig
 from hambench.methods.vanilla import VanillaConfig
-from hambench.serving.app import create_app
 from hambench.serving.batch_worker import BatchWorker
-from hambench.serving.worker import Failed, Finished, Job, Piece, QueueFullError
+from hambench.serving.worker import Failed, Finished, Job, NotServingError, Piece, QueueFullError, Worker
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def make(target):
 
     yield made
     for worker in workers:
-        worker.close()
+        worker.stop()
 
 
 @pytest.mark.parametrize("config", [VanillaConfig(), SpeculativeConfig(num_draft_tokens=3)], ids=str)
@@ -78,86 +78,90 @@ def test_requests_that_are_answered_together_get_what_they_would_get_alone(make,
             assert tuple(given[index]) == alone.token_ids
 
 
-def slow(method):
-    """The method with steps that wait for the test."""
-    go, start = threading.Event(), type(method).start
+def test_requests_share_their_rounds(make):
+    _, worker = make(VanillaConfig(), size=3, max_waiting=8)
+    one, events = job([[1], [2], [3]])
+    worker.submit(one)
+    together = []
+    for _ in range(3 * 12 + 3):
+        event = events.get(timeout=30)
+        together += [event.step.in_round] if isinstance(event, Piece) else []
+    # a prompt is read per round: once all three are, every step is one of three
+    assert together.count(3) > 20
 
-    def waits(self, *args):
-        session = start(self, *args)
-        step = session.step
 
-        def held():
-            go.wait(20)
-            return step()
+class Held:
+    """A method whose sessions wait for the test, before they start or with every step."""
 
-        session.step = held
-        return session
+    def __init__(self, monkeypatch, method):
+        self.started, self.go, self.may_start = (threading.Event() for _ in range(3))
+        self.may_start.set()
+        start = type(method).start
 
-    return go, waits
+        def held_start(method, *args):
+            self.started.set()
+            self.may_start.wait(20)
+            session = start(method, *args)
+            step = session.step
+
+            def held_step():
+                self.go.wait(20)
+                return step()
+
+            session.step = held_step
+            return session
+
+        monkeypatch.setattr(type(method), "start", held_start)
 
 
 def test_a_full_queue_refuses_and_a_place_that_is_free_again_is_taken(make, monkeypatch):
+    """Prompts with a free place never count as waiting, however fast they come."""
     method, worker = make(VanillaConfig(), size=2, max_waiting=1)
-    go, waits = slow(method)
-    monkeypatch.setattr(type(method), "start", waits)
+    held = Held(monkeypatch, method)
     asked = [job([[1 + i]]) for i in range(4)]
-    for one, _ in asked[:3]:
+    for number, (one, _) in enumerate(asked[:3]):
         worker.submit(one)
-        if one is asked[1][0]:
-            while worker.num_waiting:
-                pass
+        assert worker.num_waiting == max(0, number - 1)
     with pytest.raises(
         QueueFullError, match="the server answers 2 prompts together and 1 requests are waiting"
     ):
         worker.submit(asked[3][0])
-    go.set()
+    held.go.set()
     for _, events in asked[:3]:
         assert len(answers(events, 1)[0]) == 12
-    while worker.busy:
-        pass
     worker.submit(asked[3][0])
     assert len(answers(asked[3][1], 1)[0]) == 12
+    until(lambda: not worker.busy)
 
 
-def test_a_prompt_on_its_way_into_the_batch_has_its_place(make, monkeypatch):
-    """A prompt that was in neither the line nor the batch once looked like a free place."""
+def test_a_prompt_on_its_way_into_the_batch_has_its_place_and_holds_up_nobody(make, monkeypatch):
     method, worker = make(VanillaConfig(), size=1, max_waiting=0)
-    go, waits = slow(method)
-    monkeypatch.setattr(type(method), "start", waits)
-    adding, add = (threading.Event() for _ in range(2))
-    really = worker._batch.add
-
-    def slowly(*args):
-        adding.set()
-        add.wait(20)
-        really(*args)
-
-    monkeypatch.setattr(worker._batch, "add", slowly)
+    held = Held(monkeypatch, method)
+    held.may_start.clear()
     (first, events), (second, _) = (job([[i]]) for i in (1, 2))
     worker.submit(first)
-    assert adding.wait(20)
-    outcomes = []
+    assert held.started.wait(20)
+    outcomes = queue.Queue()
 
     def ask():
         try:
-            outcomes.append(worker.submit(second))
+            outcomes.put(worker.submit(second))
         except QueueFullError as error:
-            outcomes.append(error)
+            outcomes.put((error, worker.num_waiting, worker.busy))
 
-    asks = threading.Thread(target=ask)
-    asks.start()
-    asks.join(0.2)
-    add.set()
-    asks.join(20)
-    go.set()
-    assert isinstance(outcomes[0], QueueFullError)
+    threading.Thread(target=ask, daemon=True).start()
+    # the session starts for as long as it likes, and the answer comes meanwhile
+    error, num_waiting, busy = outcomes.get(timeout=10)
+    assert isinstance(error, QueueFullError)
+    assert (num_waiting, busy) == (0, True)
+    held.may_start.set()
+    held.go.set()
     assert len(answers(events, 1)[0]) == 12
 
 
 def test_a_cancelled_job_ends_and_the_others_go_on(make, monkeypatch):
     method, worker = make(VanillaConfig(), size=2, max_waiting=4)
-    go, waits = slow(method)
-    monkeypatch.setattr(type(method), "start", waits)
+    held = Held(monkeypatch, method)
     (gone, gone_events), (stays, events), (waiting, waiting_events) = (
         job([[i]], limit=60) for i in (1, 2, 3)
     )
@@ -165,11 +169,52 @@ def test_a_cancelled_job_ends_and_the_others_go_on(make, monkeypatch):
         worker.submit(one)
     gone_events.get(timeout=30)
     worker.cancel(gone)
-    go.set()
+    held.go.set()
     assert len(answers(events, 1)[0]) == 60
     assert len(answers(waiting_events, 1)[0]) == 60
     ended = [event for event in gone_events.queue if isinstance(event, Finished)]
     assert ended == []
+
+
+def test_a_job_that_is_cancelled_in_the_queue_gives_its_place_back_at_once(make, monkeypatch):
+    """The round that is running may take long: nobody waits for its end."""
+    method, worker = make(VanillaConfig(), size=1, max_waiting=1)
+    held = Held(monkeypatch, method)
+    (first, events), (gone, gone_events), (last, last_events) = (job([[i]]) for i in (1, 2, 3))
+    worker.submit(first)
+    assert held.started.wait(20)
+    worker.submit(gone)
+    worker.cancel(gone)
+    assert worker.num_waiting == 0
+    worker.submit(last)
+    held.go.set()
+    for each in (events, last_events):
+        assert len(answers(each, 1)[0]) == 12
+    assert gone_events.empty()
+
+
+def test_prompts_that_have_a_place_but_no_session_yet_give_it_back_at_once(make, monkeypatch):
+    method, worker = make(VanillaConfig(), size=2, max_waiting=1)
+    held = Held(monkeypatch, method)
+    held.may_start.clear()
+    (first, events), (gone, gone_events), (second, second_events) = (job([[i], [i]]) for i in (1, 2, 3))
+    single, single_events = job([[4]])
+    worker.submit(single)
+    assert held.started.wait(20)
+    # one of its prompts takes the second place, the other waits for one
+    worker.submit(gone)
+    worker.submit(first)
+    assert worker.num_waiting == 1
+    worker.cancel(gone)
+    assert worker.num_waiting == 0
+    worker.submit(second)
+    held.may_start.set()
+    held.go.set()
+    for each, num_prompts in ((single_events, 1), (events, 2), (second_events, 2)):
+        assert all(len(tokens) == 12 for tokens in answers(each, num_prompts).values())
+    assert gone_events.empty()
+    until(lambda: not worker.busy)
+    assert (worker._placed, worker._arrived, list(worker._line)) == (set(), [], [])
 
 
 def test_a_request_that_fails_fails_alone(make, monkeypatch):
@@ -195,22 +240,186 @@ def test_a_request_that_fails_fails_alone(make, monkeypatch):
         assert len(answers(asked[token][1], 1)[0]) == 12
 
 
-def test_the_server_answers_clients_at_once_each_its_own_text(target):
+def test_a_prompt_that_fails_takes_the_others_of_its_request_along(make, monkeypatch):
+    method, worker = make(VanillaConfig(), size=2, max_waiting=4)
+    start = type(method).start
+
+    def refuses(self, prompt_ids, params):
+        if prompt_ids == [9]:
+            raise HambenchError("no nines")
+        return start(self, prompt_ids, params)
+
+    monkeypatch.setattr(type(method), "start", refuses)
+    (fails, failed), (stays, events) = job([[1], [2], [9], [3]]), job([[4]])
+    worker.submit(fails)
+    worker.submit(stays)
+    assert len(answers(events, 1)[0]) == 12
+    told = list(failed.queue)
+    assert told[-1] == Failed("no nines", by_request=True)
+    assert not any(isinstance(event, Failed) for event in told[:-1])
+    until(lambda: not worker.busy)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, ValueError, HambenchError])
+def test_a_round_that_fails_fails_those_in_it_and_the_queue_goes_on(make, monkeypatch, error):
+    """An exception once ended the thread, and every client waited forever."""
+    method, worker = make(VanillaConfig(), size=2, max_waiting=2)
+    held = Held(monkeypatch, method)
+    really, failing = type(worker._batch).round, [True]
+
+    def breaks(batch):
+        events = really(batch)
+        if failing and batch.num_sequences == 2:
+            failing.clear()
+            raise error("secret in /home/somebody")
+        return events
+
+    monkeypatch.setattr(type(worker._batch), "round", breaks)
+    held.may_start.clear()
+    asked = [job([[1 + i]]) for i in range(4)]
+    for one, _ in asked:
+        worker.submit(one)
+    held.may_start.set()
+    held.go.set()
+    for _, events in asked[:2]:
+        told = [events.get(timeout=30)]
+        while not isinstance(told[-1], Failed):
+            told.append(events.get(timeout=30))
+        assert told[-1].message.startswith("internal error ")
+        assert not told[-1].by_request
+    for _, events in asked[2:]:
+        assert len(answers(events, 1)[0]) == 12
+    assert worker.state == "ok"
+    until(lambda: not worker.busy)
+    assert worker.num_waiting == 0
+
+
+def make_one(kind, method, target, *, max_waiting=8):
+    return (
+        Worker(method, target.tokenizer.decode, max_waiting=max_waiting)
+        if kind is Worker
+        else BatchWorker(method, target.tokenizer.decode, size=2, max_waiting=max_waiting)
+    )
+
+
+@pytest.mark.parametrize("kind", [Worker, BatchWorker])
+def test_a_receiver_that_fails_harms_nobody_else(target, kind):
+    worker = make_one(kind, VanillaConfig().build(target), target)
+
+    def fails(event):
+        raise LookupError("nobody listens")
+
+    deaf = Job(
+        prompts=[[1], [2]],
+        params=[SamplingParams(max_new_tokens=12)] * 2,
+        eos_ids=(),
+        stop=(),
+        emit=fails,
+    )
+    other, events = job([[3]])
+    worker.submit(deaf)
+    worker.submit(other)
+    assert len(answers(events, 1)[0]) == 12
+    until(lambda: not worker.busy)
+    assert worker.state == "ok"
+    worker.stop()
+
+
+@pytest.mark.parametrize("kind", [Worker, BatchWorker])
+def test_a_thread_that_dies_tells_everybody_who_waits_and_takes_no_more(target, kind, monkeypatch):
     method = VanillaConfig().build(target)
-    replies = {}
+    begin = threading.Event()
 
-    def ask(url, number):
-        body = {"model": target.name, "prompt": [number, 2, 3], "max_tokens": 10}
-        body |= {"ignore_eos": True, "return_token_ids": True}
-        replies[number] = httpx2.post(f"{url}/v1/completions", json=body, timeout=60)
+    def dies(self, *args):
+        begin.wait(20)
+        raise SystemExit
 
-    with running(create_app(target, method, batch=4)) as url:
-        threads = [threading.Thread(target=ask, args=(url, number)) for number in range(1, 7)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60)
-    for number, reply in replies.items():
-        assert reply.status_code == 200, reply.text
-        alone = generate(method, [number, 2, 3], SamplingParams(max_new_tokens=10))
-        assert tuple(reply.json()["choices"][0]["token_ids"]) == alone.token_ids
+    monkeypatch.setattr(type(method), "start", dies)
+    worker = make_one(kind, method, target)
+    asked = [job([[1 + i]]) for i in range(4)]
+    for one, _ in asked:
+        worker.submit(one)
+    begin.set()
+    for _, events in asked:
+        told = events.get(timeout=30)
+        assert told.message.startswith("internal error ")
+        assert not told.by_request
+    assert worker.state == "failed"
+    assert (worker.busy, worker.num_waiting) == (False, 0)
+    with pytest.raises(NotServingError, match=r"model thread has ended \(internal error .*\): restart it"):
+        worker.submit(asked[0][0])
+
+
+@pytest.mark.parametrize("kind", [Worker, BatchWorker])
+def test_a_closed_worker_answers_what_it_has_and_takes_no_more(target, kind, monkeypatch):
+    method = VanillaConfig().build(target)
+    held = Held(monkeypatch, method)
+    worker = make_one(kind, method, target)
+    asked = [job([[1 + i]]) for i in range(4)]
+    for one, _ in asked[:3]:
+        worker.submit(one)
+    worker.close()
+    assert worker.state == "closing"
+    with pytest.raises(NotServingError, match="the server is closing"):
+        worker.submit(asked[3][0])
+    held.go.set()
+    for _, events in asked[:3]:
+        assert len(answers(events, 1)[0]) == 12
+    worker.stop()
+    assert not worker._thread.is_alive()
+
+
+ENDLESS = """
+import queue, sys, types
+import torch
+from hambench.decoding import KVUsage, SamplingParams, Step
+from hambench.serving.batch_worker import BatchWorker
+from hambench.serving.worker import Job, Worker
+
+torch.set_num_threads(1)
+a = torch.ones(64, 64)
+
+
+class Session:
+    kv = KVUsage(1, 1)
+
+    def prefill(self):
+        for _ in range(200):
+            torch.softmax(a, -1)
+        return self.taken() if sys.argv[1] == "batch" else Step(tokens=(1,))
+
+    step = prefill
+
+    def taken(self):
+        return Step(tokens=(1,))
+        yield
+
+
+method = types.SimpleNamespace(start=lambda ids, params: Session())
+if sys.argv[1] == "batch":
+    worker = BatchWorker(method, str, size=2, max_waiting=9)
+else:
+    worker = Worker(method, str, max_waiting=9)
+events = queue.Queue()
+for _ in range(4):
+    worker.submit(
+        Job(prompts=[[1]], params=[SamplingParams(max_new_tokens=10**6)], eos_ids=(), stop=(), emit=events.put)
+    )
+events.get(timeout=60)
+if sys.argv[2] == "exit":
+    sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize("kind", ["one", "batch"])
+@pytest.mark.parametrize(("ending", "code"), [("end", 0), ("exit", 3)])
+def test_a_program_that_ends_in_the_middle_of_answers_ends_in_order(kind, ending, code):
+    """torch ended it by "terminate called without an active exception", as its calls came back to no interpreter."""
+    done = subprocess.run(
+        [sys.executable, "-c", ENDLESS, kind, ending],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (code, "")

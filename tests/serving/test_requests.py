@@ -8,8 +8,9 @@ from fastapi.testclient import TestClient
 
 from hambench.methods.vanilla import VanillaConfig
 from hambench.models.target import load
-from hambench.serving.app import _sse, create_app
+from hambench.serving.app import create_app
 from hambench.serving.requests import MAX_PROMPTS
+from hambench.serving.wire import sse
 
 TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}]{{ m.content }}<unused>\n{% endfor %}"
@@ -192,7 +193,7 @@ def test_whatever_a_template_raises_is_told_in_one_line(client, target, trouble,
 
 def test_one_event_is_one_line_for_clients_that_split_at_every_kind_of_line_end():
     item = {"text": "a\u2028b\u2029c\u0085d\x0be\x1cf"}
-    lines = [line for line in _sse(item).decode().splitlines() if line]
+    lines = [line for line in sse(item).decode().splitlines() if line]
     assert len(lines) == 1
     assert json.loads(lines[0].removeprefix("data: ")) == item
 
