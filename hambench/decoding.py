@@ -78,8 +78,9 @@ class Step:
     """Tokens proposed by a drafter."""
     accepted: int | None = 0
     """Accepted proposals; neither count includes the bonus token."""
-    relaxed: int | None = 0
-    """Accepted tokens that are not the target's own, under a relaxed acceptance rule."""
+    relaxed: tuple[int, ...] | None = ()
+    """Places in ``tokens`` of accepted ones that are not the target's own, under a relaxed acceptance rule. Those past
+    the end of the answer don't count."""
     draft_seconds: float | None = None
     """Seconds of the step spent on drafting, if the method drafts with a model."""
     continue_probs: tuple[float, ...] = ()

@@ -284,7 +284,7 @@ class SpeculativeSession:
             draft_forwards=len(drafted),
             drafted=len(drafted),
             accepted=accepted.num_accepted,
-            relaxed=accepted.num_relaxed,
+            relaxed=accepted.relaxed,
             draft_seconds=draft_seconds if drafted else None,
             peak_kv_bytes=peak,
         )

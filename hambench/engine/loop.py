@@ -201,7 +201,7 @@ def measured(step: Step, tokens: tuple[int, ...], seconds: float | None, kv: KVU
         drafted=step.drafted,
         # drafted tokens come first, so only a bonus token can follow them
         accepted=None if step.accepted is None else min(step.accepted, len(tokens)),
-        relaxed=None if step.relaxed is None else min(step.relaxed, len(tokens)),
+        relaxed=None if step.relaxed is None else sum(place < len(tokens) for place in step.relaxed),
         draft_seconds=step.draft_seconds,
         kv_slots=kv.slots,
         kv_bytes=kv.bytes,

@@ -20,8 +20,8 @@ class Accepted(NamedTuple):
     """Number of accepted draft tokens."""
     next_token: int
     """The bonus token (all kept) or the correction at the first rejection."""
-    num_relaxed: int = 0
-    """Kept tokens that are not the target's own: a relaxed rule kept them."""
+    relaxed: tuple[int, ...] = ()
+    """Places of accepted draft tokens that are not the target's own: a relaxed rule kept them."""
 
 
 def accept_greedy(wanted: list[int], drafted: list[int]) -> Accepted:
@@ -88,15 +88,15 @@ def accept_greedy_relaxed(logits: Tensor, drafted: list[int], rule: Relaxed, *, 
     wanted = most_probable(logits)
     # p(d) / max p is the exponential of the logits' difference, without a softmax over the vocabulary
     least = math.log(rule.threshold) if rule.threshold > 0 else -math.inf
-    num_relaxed = 0
+    relaxed: list[int] = []
     for index, token in enumerate(drafted):
         if token == wanted[index]:
             continue
         behind = float(logits[index, token].float() - logits[index, wanted[index]].float())
         if num_emitted + index < rule.exact_first or behind < least:
-            return Accepted(index, wanted[index], num_relaxed)
-        num_relaxed += 1
-    return Accepted(len(drafted), wanted[len(drafted)], num_relaxed)
+            return Accepted(index, wanted[index], tuple(relaxed))
+        relaxed.append(index)
+    return Accepted(len(drafted), wanted[len(drafted)], tuple(relaxed))
 
 
 def accept_sampled_relaxed(
@@ -121,17 +121,16 @@ def accept_sampled_relaxed(
         num_emitted: Tokens of the answer before these.
     """
     uniforms = torch.rand(len(drafted), generator=generator, device=target_probs.device).tolist()
-    num_relaxed = 0
+    relaxed: list[int] = []
     for index, token in enumerate(drafted):
         p, q = float(target_probs[index, token]), float(draft_probs[index, token])
         if uniforms[index] * q < p:
             continue
         if num_emitted + index < rule.exact_first or not keeps(rule, target_probs[index], token):
-            return Accepted(
-                index, draw_residual(target_probs[index], draft_probs[index], generator), num_relaxed
-            )
-        num_relaxed += 1
-    return Accepted(len(drafted), draw(target_probs[len(drafted)], generator), num_relaxed)
+            instead = draw_residual(target_probs[index], draft_probs[index], generator)
+            return Accepted(index, instead, tuple(relaxed))
+        relaxed.append(index)
+    return Accepted(len(drafted), draw(target_probs[len(drafted)], generator), tuple(relaxed))
 
 
 def keeps(rule: Relaxed, probs: Tensor, token: int) -> bool:

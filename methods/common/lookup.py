@@ -108,7 +108,7 @@ class LookupSession:
             tokens=tuple(sequence.tokens[-accepted.num_accepted - 1 :]),
             drafted=len(drafted),
             accepted=accepted.num_accepted,
-            relaxed=accepted.num_relaxed,
+            relaxed=accepted.relaxed,
             peak_kv_bytes=sequence.most_slots * sequence.cache.bytes_per_slot,
         )
 

@@ -17,6 +17,7 @@ from hambench.methods.prompt_lookup import PromptLookupConfig
 from hambench.methods.speculative import Speculative, SpeculativeConfig
 from hambench.methods.suffix import SuffixConfig
 from hambench.methods.vanilla import VanillaConfig
+from hambench.runner.judge import read_answers
 
 PROMPT = [1, 2, 3, 1, 2, 3, 1, 2]
 PARAMS = SamplingParams(max_new_tokens=40)
@@ -121,6 +122,22 @@ def test_relaxed_tokens_are_counted_and_the_control_keeps_none(target, config):
         (s.drafted, s.accepted, s.relaxed) for s in other.steps
     ]
     assert sum(step.relaxed for step in one.steps) == 0
+
+
+def test_relaxed_tokens_past_the_end_of_an_answer_are_not_counted(target):
+    """Every accepted draft of the last step counted that fitted into what was left of it."""
+    prompt, params = list(range(260)), SamplingParams(max_new_tokens=80)
+    config = SpeculativeConfig(accept="relative", confidence=0.0, num_draft_tokens=6)
+    method = doubtful(config, target)
+    whole = generate(method, prompt, params).token_ids
+    cut_inside = 0
+    for eos in sorted(set(whole)):
+        trace = generate(method, prompt, params, eos_ids={eos})
+        (reading,) = read_answers(target, prompt, [trace.token_ids])
+        num_foreign = sum(regret > 0 for regret in reading.regrets)
+        assert sum(step.relaxed for step in trace.steps) == num_foreign
+        cut_inside += trace.steps[-1].discarded > 0
+    assert cut_inside > 5
 
 
 def test_the_control_is_the_exact_method_when_sampling_too(target):

@@ -178,13 +178,13 @@ LOGITS = torch.log(torch.tensor([[0.5, 0.4, 0.1], [0.1, 0.2, 0.7], [0.6, 0.3, 0.
 @pytest.mark.parametrize(
     ("drafted", "threshold", "expected"),
     [
-        ([0, 2], 0.5, (2, 0, 0)),
-        ([1, 2], 0.79, (2, 0, 1)),
-        ([1, 2], 0.81, (0, 0, 0)),
-        ([1, 1], 0.28, (2, 0, 2)),
-        ([1, 1], 0.5, (1, 2, 1)),
-        ([2, 0], 0.0, (2, 0, 2)),
-        ([], 0.5, (0, 0, 0)),
+        ([0, 2], 0.5, (2, 0, ())),
+        ([1, 2], 0.79, (2, 0, (0,))),
+        ([1, 2], 0.81, (0, 0, ())),
+        ([1, 1], 0.28, (2, 0, (0, 1))),
+        ([1, 1], 0.5, (1, 2, (0,))),
+        ([2, 0], 0.0, (2, 0, (0, 1))),
+        ([], 0.5, (0, 0, ())),
     ],
 )
 def test_a_greedy_draft_is_kept_while_it_is_nearly_the_best(drafted, threshold, expected):
@@ -194,18 +194,18 @@ def test_a_greedy_draft_is_kept_while_it_is_nearly_the_best(drafted, threshold, 
 
 def test_the_first_tokens_of_an_answer_can_be_kept_exact():
     rule = Relaxed("relative", 0.1, exact_first=5)
-    assert accept_greedy_relaxed(LOGITS, [1, 1], rule, num_emitted=4) == (0, 0, 0)
-    assert accept_greedy_relaxed(LOGITS, [0, 1], rule, num_emitted=4) == (2, 0, 1)
-    assert accept_greedy_relaxed(LOGITS, [1, 1], rule, num_emitted=5) == (2, 0, 2)
+    assert accept_greedy_relaxed(LOGITS, [1, 1], rule, num_emitted=4) == (0, 0, ())
+    assert accept_greedy_relaxed(LOGITS, [0, 1], rule, num_emitted=4) == (2, 0, (1,))
+    assert accept_greedy_relaxed(LOGITS, [1, 1], rule, num_emitted=5) == (2, 0, (0, 1))
 
 
 def test_of_equally_probable_tokens_the_lowest_is_the_targets_own_and_the_other_is_relaxed():
     logits = torch.tensor([[2.0, 2.0, 0.0], [0.0, 1.0, 0.0]])
     kept = accept_greedy_relaxed(logits, [1], Relaxed("relative", 0.999), num_emitted=0)
-    assert kept == (1, 1, 1)
+    assert kept == (1, 1, (0,))
     # confidence 1 is no rule at all: a tie is then decided as greedy decoding decides it
     assert relaxed_rule("relative", 1.0, 0) is None
-    assert accept_greedy([0, 1], [1]) == (0, 0, 0)
+    assert accept_greedy([0, 1], [1]) == (0, 0, ())
 
 
 @pytest.mark.parametrize("kind", ["relative", "typical"])
