@@ -35,6 +35,7 @@ def growth_figure(view: View) -> Figure | None:
     if sample_id is None:
         return None
     lines: list[tuple[CellView, list[int], list[float]]] = []
+    peaks: dict[str, list[float]] = {}
     for cell in view.cells:
         record = next((r for r in view.records[cell.label] if r.sample_id == sample_id), None)
         if record is None or record.trace is None or cell.control:
@@ -47,13 +48,19 @@ def growth_figure(view: View) -> Figure | None:
             total += len(step.tokens)
             tokens.append(total)
         lines.append((cell, tokens, [value / MIB for value in in_use]))
+        # rejected drafts and micro-steps are gone after the step
+        peaks[cell.label] = [
+            max(value, step.peak_kv_bytes or 0) / MIB
+            for value, step in zip(in_use, record.trace.steps, strict=True)
+        ]
     if not lines:
         return None
     name = f"{view.prefix}memory-growth"
     canvas = Canvas(name, width=6.9, height=3.6, margins=(0.55, 1.4, 0.55, 0.35))
     ax = canvas.axes[0]
     ax.set_xlim(0, max(tokens[-1] for _, tokens, _ in lines) * 1.02)
-    ax.set_ylim(*padded([value for _, _, values in lines for value in values], floor=0))
+    heights = [value for _, _, values in lines for value in values]
+    ax.set_ylim(*padded([*heights, *(max(mine) for mine in peaks.values())], floor=0))
     for cell, tokens, values in lines:
         (line,) = ax.plot(
             tokens,
@@ -64,11 +71,12 @@ def growth_figure(view: View) -> Figure | None:
             linewidth=1.5,
             alpha=cell.strength,
         )
-        canvas.tag(line, tip=f"{cell.label}: peak {max(values):.2f} MiB", series=cell.series)
-        peak = max(range(len(values)), key=values.__getitem__)
+        mine = peaks[cell.label]
+        canvas.tag(line, tip=f"{cell.label}: peak {max(mine):.2f} MiB", series=cell.series)
+        peak = max(range(len(mine)), key=mine.__getitem__)
         (mark,) = ax.plot(
             [tokens[peak]],
-            [values[peak]],
+            [mine[peak]],
             marker=cell.style.marker,
             markersize=5,
             color=cell.style.colour,
@@ -76,26 +84,28 @@ def growth_figure(view: View) -> Figure | None:
         )
         canvas.tag(
             mark,
-            tip=f"{cell.label}: peak {values[peak]:.2f} MiB after {tokens[peak]} tokens",
+            tip=f"{cell.label}: peak {mine[peak]:.2f} MiB in the step to token {tokens[peak]}",
             series=cell.series,
             point=cell.label,
             x=repr(float(tokens[peak])),
-            y=repr(values[peak]),
+            y=repr(mine[peak]),
         )
     end_labels(canvas, ax, [(values[-1], float(tokens[-1]), cell) for cell, tokens, values in lines])
     titles(ax, x="tokens of the answer", y="KV in use, MiB (the axis need not begin at 0)")
-    least = min(lines, key=lambda item: max(item[2]))
-    most = max(lines, key=lambda item: max(item[2]))
-    record = next(r for r in view.records[least[0].label] if r.sample_id == sample_id)
+    least, most = (choose(peaks, key=lambda label: max(peaks[label])) for choose in (min, max))
+    record = next(r for r in view.records[least] if r.sample_id == sample_id)
     prompt = record.trace.prompt_tokens if record.trace else 0
     return Figure(
         name=name,
         title="KV memory while the longest answer grows",
-        finding=f"{least[0].label} peaks lowest at {max(least[2]):.1f} MiB, {most[0].label} highest at "
-        f"{max(most[2]):.1f} MiB; {prompt} prompt tokens are in all of them.",
+        finding=f"{least} peaks lowest at {max(peaks[least]):.1f} MiB, {most} highest at {max(peaks[most]):.1f} MiB; "
+        f"{prompt} prompt tokens are in all of them.",
         canvas=canvas,
         series=tuple(dict.fromkeys((cell.series, cell.method) for cell, _, _ in lines)),
-        notes=(f"Sample {sample_id}. A step keeps its height until the next one; marks are peaks.",),
+        notes=(
+            f"Sample {sample_id}. Lines are what is held after a step, until the next one. Marks are peaks, which a "
+            "step may reach before it drops rejected drafts or micro-steps.",
+        ),
     )
 
 
@@ -106,7 +116,7 @@ def totals_figure(view: View) -> Figure | None:
     rows = [
         (cell, float((starts[cell.label].extra_weight_bytes if cell.label in starts else None) or 0), kv)
         for cell in view.cells
-        if (kv := view.measured(cell).kv_bytes) is not None
+        if (kv := _kv_in_use(view, cell)) is not None
     ]
     if not rows or not isinstance(weights, int | float) or isinstance(weights, bool):
         return None
@@ -128,7 +138,7 @@ def totals_figure(view: View) -> Figure | None:
         canvas=canvas,
         notes=(
             "Weights of the target, one copy, then what the method adds to them (a quantised draft, grafted layers), "
-            "then KV: the mean over answers of each answer's peak.",
+            "then KV: the mean over answers of each answer's peak; in a batch, the most of all its sequences at once.",
             *(
                 (f"What {listing(unknown)} may add to the weights is not in this run, and in no bar.",)
                 if unknown
@@ -185,6 +195,11 @@ def _total_bars(canvas: Canvas, ax: Axes, rows: list[tuple[CellView, float, floa
         canvas.tag(bar, tip=f"{cell.label}: KV {bytes_text(kv)}")
         beside_row(ax, row, f"KV {significant(kv / MIB)} MiB")
     titles(ax, x="MiB: weights, hatched what the method adds to them, then KV")
+
+
+def _kv_in_use(view: View, cell: CellView) -> float | None:
+    measured = view.measured(cell)
+    return measured.batch_kv_bytes if cell.cell.batch > 1 else measured.kv_bytes
 
 
 def _longest(view: View) -> str | None:

@@ -75,8 +75,8 @@ def overview_figure(view: View) -> Figure | None:
         notes=(
             "Bars are 95 % intervals of paired comparisons over all samples, cut where they leave a panel. Filled "
             "marks are verdicts, rings are undecided. "
-            f"Band: accuracy within {PAPER_MARGIN} points. KV memory is per position of prompt and answer, so "
-            "that a short answer is no merit.",
+            f"Band: accuracy within {PAPER_MARGIN} points. KV memory is what is held after each decode step, summed "
+            "over steps, per position of prompt and answer so far; a peak during a step does not count in it.",
         ),
     )
 

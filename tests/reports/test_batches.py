@@ -23,6 +23,7 @@ from hambench.records import Cell, Comparison, Estimate
 from hambench.reports.number_text import bytes_text, seconds_text
 from hambench.reports.page.html import render_html
 from hambench.reports.sections.batches import batches_section, finding, points_of
+from hambench.reports.sections.memory import totals_figure
 from hambench.reports.view import View, merge
 from hambench.runner.request import RunRequest
 from hambench.runner.start import start_run
@@ -295,6 +296,16 @@ def test_vanillas_growth_is_paired_and_equal_answers_are_counted(batched_run):
     (figure,) = batches_section(View(run)).figures
     num = len(run.answered("vanilla[batch=4]"))
     assert figure.notes[0].startswith(f"{3 * num - 1} of {3 * num} answers of a batch are those of")
+
+
+def test_the_memory_of_a_batch_next_to_the_weights_is_that_of_all_its_sequences(batched_run):
+    view = View(batched_run)
+    table = totals_figure(view).table
+    shown = {row[0].text: row[3].value for row in table.rows}
+    for point in points_of(view):
+        in_use = point.kv_bytes if point.batch > 1 else point.measured.kv_bytes
+        assert shown[point.cell.label] == in_use
+    assert shown["vanilla[batch=4]"] > 2 * shown["vanilla[batch=1]"]
 
 
 def test_bandwidth_allows_a_batch_to_read_the_weights_once(batched_run):
