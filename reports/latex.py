@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from hambench.reports.html_text import printable
+from hambench.reports.page.cautions import cautions
 from hambench.reports.sections.tables import summary_table
 from hambench.reports.view import View
+from hambench.run_notes import TITLES
 from hambench.store import Run
 
 COLUMNS = (
@@ -36,11 +39,15 @@ _SYMBOLS = {
     "\xa0": "~",
 }
 
+_IN_FULL = {TITLES[kind] for kind in ("model", "unscored", "missing", "left_out", "order", "other")}
+"""Titles of cautions that say nothing without their text."""
+
 
 def latex_table(run: Run) -> str:
     """Returns a ``table`` environment with a row per setting; it needs the package booktabs.
 
-    Columns without a value in any row are left out, and the caption says what was measured on what.
+    Columns without a value in any row are left out. The caption says what was measured on what, and the report's
+    cautions: those that make numbers doubtful in full, the others by name.
     """
     import pandas as pd
 
@@ -58,7 +65,7 @@ def latex_table(run: Run) -> str:
     what = f"{view.model_name} on {', '.join(header.suites)} ({header.num_samples} samples, {device})"
     caption = (
         f"{what}; brackets: 95 % intervals; Speed is the paired ratio to the baseline. "
-        f"hambench {header.hambench_version}, run {header.run_id}."
+        f"hambench {header.hambench_version}, run {header.run_id}.{_cautions(view)}"
     )
     text = pd.DataFrame(rows, columns=titles).to_latex(
         index=False,
@@ -71,10 +78,22 @@ def latex_table(run: Run) -> str:
     return _with_symbols(text)
 
 
+def _cautions(view: View) -> str:
+    """Returns the report's cautions as sentences that follow a full stop; empty without any."""
+    full, named = [], []
+    for caution in cautions(view):
+        if caution.severity == "bad" or caution.title in _IN_FULL:
+            full.append(f" {caution.title}: {printable(caution.text).replace('`', '').rstrip('.')}.")
+        else:
+            named.append(caution.title if caution.title.isupper() else caution.title.lower())
+    return "".join(full) + (f" Cautions: {', '.join(named)}." if named else "")
+
+
 def _escaped(text: str) -> str:
     special = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}"}
     special |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
-    return "".join(special.get(character, character) for character in text)
+    # two hyphens of an option are not a dash
+    return "".join(special.get(character, character) for character in text).replace("--", "-{}-")
 
 
 def _label(text: str) -> str:

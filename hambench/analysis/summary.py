@@ -63,6 +63,7 @@ def cell_objects(run: Run) -> list[dict[str, Any]]:
                 "threads": cell.threads,
                 "context": cell.context,
                 "max_new_tokens": cell.max_new_tokens,
+                "batch": cell.batch,
                 "baseline": baseline.label if baseline else None,
                 **{name: value for name, value in numbers.items() if name not in ("cell", "group")},
                 "tps_ratio": ratio.value if ratio else None,

@@ -13,13 +13,16 @@ from click.testing import CliRunner
 import hambench
 from hambench.analysis.cost import machine_tps
 from hambench.analysis.exports.frames import steps_frame
+from hambench.analysis.exports.lm_eval_samples import write_lm_eval_samples
 from hambench.analysis.summary import cell_objects, render_table
 from hambench.cli.export import command
 from hambench.cli.report import command as report_command
-from hambench.records import GenerationTrace, StepRecord
+from hambench.records import Cell, GenerationTrace, StepRecord
 from hambench.reports import latex_table
+from hambench.reports.page.cautions import cautions
 from hambench.reports.sections.tables import summary_table
 from hambench.reports.view import View
+from hambench.run_notes import Note
 from hambench.store import load_run
 
 
@@ -62,6 +65,43 @@ def test_a_run_without_answers_exports_nothing_and_says_so(tmp_path, capsys, arg
     assert (code, said.count("\n")) == (3, 1)
     assert "has no answers to write: nothing was measured" in said
     assert not (tmp_path / name).exists()
+
+
+def test_exports_have_every_condition_of_a_cell_and_every_number_of_a_step(run):
+    """A field that a later release adds to the records must be exported, or be left out here by name."""
+    conditions = {field.name for field in dataclasses.fields(Cell)} - {"label", "own_sizes", "run"}
+    numbers = {field.name for field in dataclasses.fields(StepRecord)} - {"tokens", "continue_probs"}
+    frame = steps_frame(run)
+    assert conditions | numbers <= set(frame.columns)
+    assert conditions <= set(cell_objects(run)[0])
+    first = next(record for record in run.measured if record.trace)
+    told = {"relaxed": 2, "discarded": 3, "draft_seconds": 0.25, "share_s": 0.5, "in_round": 4}
+    told |= {"round_kv_bytes": 5, "peak_kv_bytes": 6, "drafted": 7, "accepted": 8}
+    steps = tuple(dataclasses.replace(step, **told) for step in first.trace.steps)
+    changed = dataclasses.replace(first, trace=dataclasses.replace(first.trace, steps=steps))
+    cells = tuple(dataclasses.replace(cell, batch=9, max_new_tokens=11) for cell in run.header.cells)
+    one = dataclasses.replace(
+        run, header=dataclasses.replace(run.header, cells=cells), records=(changed,), fidelity={}
+    )
+    row = steps_frame(one).iloc[0]
+    assert {name: row[name] for name in told} == told
+    assert (row["batch"], row["max_new_tokens"]) == (9, 11)
+    assert cell_objects(dataclasses.replace(one, records=run.records))[0]["batch"] == 9
+
+
+def test_samples_for_lm_eval_have_the_limit_that_their_cell_was_asked_with(run, tmp_path):
+    limits = dict(zip((cell.label for cell in run.header.cells), (None, *range(5, 50)), strict=False))
+    cells = tuple(dataclasses.replace(cell, max_new_tokens=limits[cell.label]) for cell in run.header.cells)
+    limited = dataclasses.replace(run, header=dataclasses.replace(run.header, cells=cells))
+    files = write_lm_eval_samples(limited, tmp_path / "out")
+    own = {sample.doc_id: sample.max_new_tokens for sample in run.samples.values() if sample.task == "lcc"}
+    for path in (path for path in files if "_lcc_" in path.name):
+        label = next(
+            cell.label for cell in cells if path.parent.name == cell.label.replace("[", "_").rstrip("]")
+        )
+        for line in map(json.loads, path.read_text().splitlines()):
+            asked = line["arguments"]["gen_args_0"]["arg_1"]["max_gen_toks"]
+            assert asked == (limits[label] or own[line["doc_id"]])
 
 
 def test_parquet_and_csv_hold_the_same(folder, run, tmp_path):
@@ -125,6 +165,27 @@ def test_the_table_for_a_paper_is_latex_with_the_reports_numbers(folder, run):
     result = CliRunner().invoke(report_command, [str(folder), "-o", str(folder / "r.html"), "--latex", "-"])
     assert result.exit_code == 0, result.output
     assert result.stdout.strip() == text.strip()
+
+
+def test_the_table_for_a_paper_carries_the_reports_cautions(run):
+    notes = (
+        *run.header.notes,
+        Note("missing", "Missing task: no rows of `a_b` with --data"),
+        Note("cpu", "on a CPU"),
+    )
+    partial = dataclasses.replace(
+        run, header=dataclasses.replace(run.header, notes=notes), records=run.records[:-3]
+    )
+    caption = next(line for line in latex_table(partial).splitlines() if line.startswith("\\caption"))
+    shown = caption.replace("\\", "")
+    assert "Simulated: times and answers were invented by a test, nothing was measured." in shown
+    assert "Partial run: " in shown
+    assert "finish it with hambench run -{}-resume." in shown
+    assert "Missing task: no rows of a_b with -{}-data." in shown
+    assert "CPU, " in shown.partition("Cautions: ")[2]
+    for caution in cautions(View(partial)):
+        assert caution.title.lower() in shown.lower()
+    assert "Partial run" not in latex_table(run)
 
 
 def test_a_price_adds_a_column_everywhere_and_only_then(run):

@@ -21,7 +21,8 @@ ENDINGS = (".parquet", ".csv")
 def steps_frame(run: Run) -> pd.DataFrame:
     """Returns a frame with a row per step of each measured answer; an answer that failed has one row, with its error.
 
-    Counts and seconds are those of the step; ``position`` is the number of tokens before it in the answer.
+    Counts and seconds are those of the step; ``position`` is the number of tokens before it in the answer. In a batch
+    ``seconds`` is what a user waited, and the sum of ``share_s`` counts each round once.
     """
     import pandas as pd
 
@@ -81,6 +82,7 @@ def _rows(
         "regime": cell.regime,
         "threads": cell.threads,
         "context": cell.context,
+        "max_new_tokens": cell.max_new_tokens,
         "batch": cell.batch,
         "suite": sample.suite,
         "category": sample.category,
@@ -116,9 +118,15 @@ def _rows(
             "micro_forwards": step.micro_forwards,
             "drafted": step.drafted,
             "accepted": step.accepted,
+            "relaxed": step.relaxed,
+            "discarded": step.discarded,
+            "draft_seconds": step.draft_seconds,
+            "share_s": step.share_s,
+            "in_round": step.in_round,
             "kv_slots": step.kv_slots,
             "kv_bytes": step.kv_bytes,
             "peak_kv_bytes": step.peak_kv_bytes,
+            "round_kv_bytes": step.round_kv_bytes,
             "regret": sum(regrets) if len(regrets) == size and judged is not None else None,
         }
         position += size

@@ -27,11 +27,12 @@ def write_lm_eval_samples(run: Run, folder: Path) -> list[Path]:
     for score in run.scores:
         if score.repeat == 0:
             scores.setdefault((score.cell, score.sample_id), []).append(score)
+    cells = {cell.label: cell for cell in run.header.cells}
     lines: dict[tuple[str, str], list[str]] = {}
     for record in run.measured:
         if record.repeat != 0 or record.text is None:
             continue
-        sample = run.samples[record.sample_id]
+        sample = cells[record.cell].asks(run.samples[record.sample_id])
         given = scores.get((record.cell, record.sample_id), [])
         line = json.dumps(_example(sample, record, given), ensure_ascii=False, default=str)
         lines.setdefault((record.cell, sample.task), []).append(line)
