@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -31,6 +33,24 @@ from hambench.store import Run
 
 MOST_PLACES = 8
 """Places of a draft whose acceptance is printed."""
+TITLES = (
+    "method",
+    "tok/s",
+    "× vanilla [95 %]",
+    "TTFT ms",
+    "TPOT ms",
+    "m",
+    "accept",
+    "KV MiB",
+    "KV out×",
+    "KV all×",
+    "accuracy [95 %]",
+    "regret",
+    "agree",
+    "same",
+    "n",
+)
+"""Columns of the table for a terminal."""
 _SPOKEN = {"tps": "speed", "kv_bytes_per_position": "KV memory", "regret": "fidelity"}
 
 
@@ -139,47 +159,33 @@ def to_json_line(item: dict[str, Any]) -> str:
 def render_table(run: Run, *, group: str = ALL, width: int = 150) -> str:
     """Formats the run as a table for a terminal, warnings first.
 
-    ``same`` counts the answers that equal the baseline's token by token, over the whole run.
+    ``same`` counts the answers that equal the baseline's token by token.
+
+    Args:
+        run: The run.
+        group: Samples that the numbers and verdicts are about; warnings are the whole run's.
+        width: Columns of the terminal. A longer label is broken between its settings.
     """
     measured = [m for m in measure_run(run) if m.group == group]
+    part = _part(run, group)
     cells = run.header.cells
     baselines = {cell.label: baseline_of(cell, cells) for cell in cells}
     several = has_several(cells)
     comparisons: dict[str, list[Comparison]] = {}
     for row in _comparisons(run, group):
         comparisons.setdefault(row.candidate, []).append(row)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    # the label gives way, never a number
-    table.add_column("method", overflow="fold")
-    for title in (
-        "tok/s",
-        "× vanilla [95 %]",
-        "TTFT ms",
-        "TPOT ms",
-        "m",
-        "accept",
-        "KV MiB",
-        "KV out×",
-        "KV all×",
-    ):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("accuracy [95 %]", justify="right", no_wrap=True)
-    table.add_column("regret", justify="right", no_wrap=True)
-    table.add_column("agree", justify="right", no_wrap=True)
-    table.add_column("same", justify="right", no_wrap=True)
-    table.add_column("n", justify="right", no_wrap=True)
     price = run.header.price_per_hour
-    if price is not None:
-        table.add_column("$/M tok", justify="right", no_wrap=True)
+    rows = []
     for measurement in measured:
         baseline = baselines[measurement.cell]
-        identity = token_identity(run, measurement.cell, baseline.label) if baseline else None
+        identity = token_identity(part, measurement.cell, baseline.label) if baseline else None
         against = comparisons.get(measurement.cell, [])
         cost = dollars_per_million(measurement.machine_tps, price)
         last = [] if price is None else [Text(_number(cost, 2))]
-        table.add_row(*_row(measurement, against, identity, baseline), *last)
+        rows.append([*_row(measurement, against, identity, baseline), *last])
+    table = _table(rows, width, has_price=price is not None)
     out = io.StringIO()
-    console = Console(file=out, width=width, no_color=True, highlight=False)
+    console = Console(file=out, width=max(width, _width_of(table)), no_color=True, highlight=False)
     for note in run.header.notes:
         console.print(Text(f"! {note}"), soft_wrap=True)
     if not run.complete:
@@ -196,16 +202,16 @@ def render_table(run: Run, *, group: str = ALL, width: int = 150) -> str:
     judged = any(measurement.num_judged for measurement in measured)
     shown = {m.cell for m in measured}
     for cell in cells:
-        asked = (r for r in run.answered(cell.label) if in_group(run.samples[r.sample_id], group))
-        if cell.label in shown and (line := counted_apart(asked)):
+        if cell.label in shown and (line := counted_apart(part.answered(cell.label))):
             console.print(Text(f"{cell.label}: {line}"), soft_wrap=True)
     if comparisons or judged:
         console.print()
     if comparisons and run.header.temperature > 0:
         console.print(Text(SAMPLED_SAME), soft_wrap=True)
     if judged:
-        console.print(Text(f"{REGRET_WORDS} {time_line(run)}".rstrip()), soft_wrap=True)
-    for label, costs in all_draft_costs(run).items():
+        judging = time_line(run) if group == ALL else ""
+        console.print(Text(f"{REGRET_WORDS} {judging}".rstrip()), soft_wrap=True)
+    for label, costs in all_draft_costs(part).items():
         console.print(Text(f"{label}: {_drafting_words(costs)}"), soft_wrap=True)
     if several:
         console.print(
@@ -216,6 +222,51 @@ def render_table(run: Run, *, group: str = ALL, width: int = 150) -> str:
         beside = f" against {judge.label}" if several and judge else ""
         console.print(Text(f"{label}{beside}: {spoken_verdict(against)}"), soft_wrap=True)
     return out.getvalue().rstrip("\n")
+
+
+def _part(run: Run, group: str) -> Run:
+    """Returns the run with the samples of a group only."""
+    if group == ALL:
+        return run
+    samples = {key: sample for key, sample in run.samples.items() if in_group(sample, group)}
+    records = tuple(record for record in run.records if record.sample_id in samples)
+    return dataclasses.replace(run, samples=samples, records=records)
+
+
+def _table(rows: Sequence[Sequence[Text]], width: int, *, has_price: bool) -> Table:
+    """Returns the table in a width if it fits: labels give way, never a number."""
+    whole = _columns(has_price=has_price)
+    for row in rows:
+        whole.add_row(*row)
+    longest = max(map(cell_len, (TITLES[0], *(row[0].plain for row in rows))))
+    room = width - (_width_of(whole) - longest)
+    if longest <= room:
+        return whole
+    broken = _columns(has_price=has_price)
+    for label, *numbers in rows:
+        broken.add_row(Text("\n".join(_lines(label.plain, room))), *numbers)
+    return broken
+
+
+def _columns(*, has_price: bool) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in TITLES if not has_price else (*TITLES, "$/M tok"):
+        table.add_column(title, justify="left" if title == "method" else "right", no_wrap=True)
+    return table
+
+
+def _width_of(table: Table) -> int:
+    return Console(width=10_000).measure(table).maximum
+
+
+def _lines(label: str, room: int) -> list[str]:
+    """Breaks a label before its bracket, after a comma or before the name of its run, and nowhere else."""
+    lines = [""]
+    for piece in re.findall(r"(?:\[| @)?[^,\[]*?(?:,|(?=\[| @)|\Z)", label):
+        if piece and lines[-1] and cell_len(lines[-1] + piece) > room:
+            lines.append("")
+        lines[-1] += piece
+    return lines
 
 
 def spoken_verdict(against: Sequence[Comparison]) -> str:

@@ -2,7 +2,7 @@ import dataclasses
 import json
 
 import pytest
-from synthetic import write_run
+from synthetic import TASKS, cells, write_run
 
 from hambench.analysis.fidelity import first_difference, token_identity
 from hambench.analysis.metrics import end_to_end_tps, ttft_s
@@ -11,6 +11,7 @@ from hambench.analysis.summary import (
     render_table,
     to_json_line,
 )
+from hambench.groups import ALL, group_names, in_group
 from hambench.reports.page.cautions import cautions
 from hambench.reports.view import View
 from hambench.store import load_run
@@ -193,3 +194,60 @@ def test_a_run_with_nothing_measured_shows_dashes_not_zeros(run):
     rows = [line for line in text.splitlines() if line.startswith("vanilla")]
     assert "–" in rows[0]
     assert "0.0" not in rows[0]
+
+
+def test_a_table_of_a_group_is_about_its_answers_alone(run):
+    """Equal answers, costs of drafts and judging are those of the group; the run's time of judging is left out."""
+    group = group_names(run.samples.values())[-1]
+    assert group != ALL
+    mine = {key for key, sample in run.samples.items() if in_group(sample, group)}
+    label = "speculative[k=4]"
+
+    def told(record):
+        """Answers outside the group differ from vanilla's, and all their drafts are rejected."""
+        if record.trace is None or record.cell != label or record.sample_id in mine:
+            return record
+        steps = tuple(
+            dataclasses.replace(step, tokens=tuple(token + 1 for token in step.tokens), accepted=0)
+            for step in record.trace.steps
+        )
+        return dataclasses.replace(record, trace=dataclasses.replace(record.trace, steps=steps))
+
+    changed = dataclasses.replace(run, records=tuple(map(told, run.records)))
+    of_group, of_all = render_table(changed, group=group, width=300), render_table(changed, width=300)
+    num = sum(r.sample_id in mine for r in changed.answered(label))
+    num_all = len(changed.answered(label))
+    assert f"{num}/{num}" in next(line for line in of_group.splitlines() if line.startswith(label))
+    assert f"{num}/{num_all}" in next(line for line in of_all.splitlines() if line.startswith(label))
+    drafts = f"{label}: drafts accepted by place"
+    own = next(line for line in of_group.splitlines() if line.startswith(drafts))
+    assert own == next(
+        line for line in render_table(run, group=group, width=300).splitlines() if line.startswith(drafts)
+    )
+    assert own != next(line for line in of_all.splitlines() if line.startswith(drafts))
+    judged = dataclasses.replace(
+        run, telemetry=({"kind": "fidelity", "seconds": 1.0, "num_distinct": 7, "num_answers": 9},)
+    )
+    assert "7 distinct answers of 9" in render_table(judged)
+    assert "7 distinct answers of 9" not in render_table(judged, group=group)
+
+
+@pytest.mark.parametrize(
+    ("width", "lines"),
+    [
+        (200, ["speculative[k=4,draft=int8,batch=16]"]),
+        (150, ["speculative[k=4,", "draft=int8,batch=16]"]),
+        (60, ["speculative", "[k=4,", "draft=int8,", "batch=16]"]),
+    ],
+)
+def test_a_label_breaks_between_its_settings_and_numbers_stay_whole(tmp_path, width, lines):
+    label = "speculative[k=4,draft=int8,batch=16]"
+    plain, drafting = cells()[0], cells()[2]
+    drafting = dataclasses.replace(drafting, label=label)
+    run = load_run(write_run(tmp_path / "run", (plain, drafting), tasks=TASKS[:1], per_task=8))
+    rows = render_table(run, width=width).splitlines()
+    first = next(number for number, line in enumerate(rows) if line.startswith("speculative"))
+    assert [row[: max(map(len, lines))].rstrip() for row in rows[first : first + len(lines)]] == lines
+    whole = next(line for line in render_table(run, width=300).splitlines() if line.startswith(label))
+    assert rows[first].removeprefix(lines[0]).split() == whole.removeprefix(label).split()
+    assert not any("…" in row for row in rows[: first + len(lines)])
