@@ -75,12 +75,18 @@ DERIVED = (
     Definition(
         "verify_cost", "vanilla steps", "lower", "limit",
         "v(r): seconds of one verification over r rows over those of a vanilla step of the same sample, by r, where "
-        "at least five steps had so many rows.",
+        "at least five steps had so many rows. From the cell's own steps; where they don't tell it, from one other "
+        "lossless cell's under the same conditions.",
     ),
     Definition(
-        "draft_speedup_bound", "× vanilla", "higher", "limit",
-        "Greatest S(k) = E / (v(k + 1) + k δ) over k up to 16, E = 1 + a1 + a1 a2 + … from the acceptance by place; "
-        "rounds that find nothing to draft count as vanilla steps.",
+        "draft_best_speedup", "× vanilla", "higher", "limit",
+        "Greatest S(k) = E / (v(k + 1) + k δ) over k from 1 to draft_most_k, E = 1 + a1 + a1 a2 + … from the "
+        "acceptance by place; rounds that find nothing to draft count as vanilla steps. An estimate, not a bound.",
+    ),
+    Definition("draft_best_k", "tokens", None, "limit", "The k of draft_best_speedup."),
+    Definition(
+        "draft_most_k", "tokens", None, "limit",
+        "Longest draft that is asked about: ten rounds tried each of its places, and so many rows were verified.",
     ),
     Definition(
         "draft_limit", "words", None, "limit",

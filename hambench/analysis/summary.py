@@ -118,7 +118,9 @@ def _drafting(costs: DraftCosts | None) -> dict[str, Any]:
     return {
         "draft_cost": costs.delta if costs else None,
         "verify_cost": dict(sorted(costs.verify.by_rows.items())) if costs else None,
-        "draft_speedup_bound": best[1] if best else None,
+        "draft_best_speedup": best[1] if best else None,
+        "draft_best_k": best[0] if best else None,
+        "draft_most_k": costs.most_drafted if costs else None,
         "draft_limit": costs.limit if costs else None,
     }
 
@@ -131,7 +133,7 @@ def _drafting_words(costs: DraftCosts) -> str:
     parts = [
         f"drafts accepted by place {shares}{more}",
         f"v({widest}) {costs.verify(widest):.2f}" if widest else "",
-        costs.limit or "what its drafts cost is unknown",
+        costs.limit or costs.unknown,
     ]
     return "; ".join(part for part in parts if part)
 

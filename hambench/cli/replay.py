@@ -27,10 +27,10 @@ def command(run: Path, methods: str, as_json: bool) -> None:
     """Replay METHODS on RUN's stored greedy answers, exactly and without a model, in seconds.
 
     Tokens per forward, acceptance by place and drafted rows are exact; the speed is foretold from what verifications
-    of so many rows cost in the run. Each method is followed by its oracle: the same proposals, cut where the target
-    rejects them.
+    of so many rows cost in the run, unless its answers were given in batches. Each method is followed by its oracle:
+    the same proposals, cut where the target rejects them.
     """
-    from hambench.analysis.drafts.replay import render_replay, replay_run, replayable, source_cell
+    from hambench.analysis.drafts.replay import no_speed, render_replay, replay_run, replayable, source_cell
     from hambench.runner.axis_text import split_methods
     from hambench.runner.stored_prompts import prompt_ids_of
     from hambench.runner.sweep import Sweep, config_of
@@ -46,4 +46,4 @@ def command(run: Path, methods: str, as_json: bool) -> None:
         for row in rows:
             echo_json(dataclasses.asdict(row))
     else:
-        echo_shown(render_replay(rows, source.label))
+        echo_shown(render_replay(rows, source.label, why_no_speed=no_speed(stored)))

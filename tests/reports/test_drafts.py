@@ -6,7 +6,7 @@ import dataclasses
 
 from synthetic import write_run
 
-from hambench.records import Cell
+from hambench.records import Cell, StepRecord
 from hambench.reports.sections.pareto_figure import ACCURACY, TPS, pareto_figure
 from hambench.reports.sections.steps.drafts import drafts_figure
 from hambench.reports.view import View, family_of, view_cells
@@ -76,7 +76,24 @@ def test_the_figure_shows_each_place_of_each_drafting_cell_and_its_limit(run: Ru
     # places that a cell never drafts are absent, not 0
     assert four["Place 5"].value is None
     assert "speculative (k=" in figure.finding
-    assert "no k gains more than" in figure.finding
+    assert ", k = " in figure.finding
+    assert "gives most" in figure.finding
+
+
+def test_too_few_rounds_are_said_to_be_too_few(run: Run) -> None:
+    cells = tuple(each for each in run.header.cells if each.method in ("vanilla", "prompt_lookup"))
+    rounds = (StepRecord(tokens=(1, 2), seconds=0.02, drafted=2, accepted=1),) * 9
+    first = next(r for r in run.records if r.cell == cells[1].label)
+    vanilla = [r for r in run.records if r.cell == "vanilla"]
+    only = dataclasses.replace(
+        first, trace=dataclasses.replace(first.trace, steps=(first.trace.steps[0], *rounds))
+    )
+    few = dataclasses.replace(
+        run, header=dataclasses.replace(run.header, cells=cells), records=(*vanilla, only), scores=()
+    )
+    figure = drafts_figure(View(few))
+    assert figure is not None
+    assert figure.finding == "Fewer than 10 rounds drafted: too few to say what limits it."
 
 
 def test_a_run_without_drafts_has_no_such_figure(tmp_path) -> None:

@@ -6,18 +6,22 @@ proposals and their acceptance. Counts are exact; seconds are predicted from the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from hambench.analysis import metrics
+from hambench.analysis.arms import Arm, Key
 from hambench.analysis.baselines import is_baseline
+from hambench.analysis.comparisons import compare_arms
 from hambench.analysis.drafts.acceptance import acceptance_conditional
 from hambench.analysis.drafts.costs import VerifyCost, step_seconds, verify_cost
+from hambench.analysis.verdicts import Margins
 from hambench.decoding import GREEDY_BELOW
 from hambench.errors import HambenchError
+from hambench.groups import ALL
 from hambench.method_config import MethodConfig
 from hambench.method_facts import TokenDrafter
-from hambench.records import Cell, GenerationTrace, SampleRecord, StepRecord
+from hambench.records import Cell, Estimate, GenerationTrace, SampleRecord, StepRecord
 from hambench.registry import is_lossless, method_config
 from hambench.store import Run
 
@@ -39,17 +43,19 @@ class ReplayRow:
     acceptance: dict[int, float]
     """Conditional, by place."""
     speedup: float | None
-    """Foretold over the stored cell's own seconds; ``None`` where the run tells no cost of a verification."""
+    """Foretold over the stored cell's own seconds on the same answers; ``None`` where no seconds can be foretold."""
     num_measured: int = 0
-    """Answers that the run's own cell of this setting gave with the stored tokens; the rest is over these."""
+    """Answers that the run's own cell of this setting under the same conditions gave with the stored tokens; the rest
+    is over these, on both sides."""
     measured_m: float | None = None
     replayed_m: float | None = None
-    measured_speedup: float | None = None
+    measured_speedup: Estimate | None = None
+    """Paired by sample."""
     replayed_speedup: float | None = None
 
 
 def source_cell(run: Run) -> Cell:
-    """Returns the cell whose answers to replay: the first vanilla cell, else the first lossless one.
+    """Returns the cell whose answers to replay: vanilla before other lossless ones, single sequences before batches.
 
     Raises:
         HambenchError: If the run's answers were sampled, or all its methods are lossy.
@@ -59,7 +65,7 @@ def source_cell(run: Run) -> Cell:
             f"{run.path} can't be replayed: its answers were sampled (temperature {run.header.temperature:g}), and "
             "only a greedy answer tells what the target would have kept"
         )
-    cells = sorted(run.header.cells, key=lambda cell: not is_baseline(cell))
+    cells = sorted(run.header.cells, key=lambda cell: (not is_baseline(cell), cell.batch > 1))
     found = next((cell for cell in cells if is_lossless(cell) and run.answered(cell.label)), None)
     if found is None:
         raise HambenchError(
@@ -89,7 +95,7 @@ def replay_answer(
     answer: GenerationTrace,
     *,
     max_new_tokens: int,
-    seconds_of: Mapping[int, float] | VerifyCost | None = None,
+    seconds_of: Callable[[int], float | None] | None = None,
     unit_s: float = 0.0,
     oracle: bool = False,
 ) -> GenerationTrace:
@@ -120,11 +126,11 @@ def replay_answer(
         if oracle:
             drafted = drafted[:num_kept]
         emitted = tokens[place : place + num_kept + 1]
-        cost = 0.0 if seconds_of is None else _cost(seconds_of, 1 + len(drafted))
+        cost = None if seconds_of is None else seconds_of(1 + len(drafted))
         steps.append(
             StepRecord(
                 tokens=tuple(emitted),
-                seconds=unit_s * cost,
+                seconds=unit_s * (cost or 0.0),
                 drafted=len(drafted),
                 accepted=num_kept,
                 kv_slots=None,
@@ -154,12 +160,12 @@ def replay_run(
     """
     replayable(configs)
     cell = source_cell(run)
-    verify = verify_cost(run, cell)
-    costs = verify if verify.widest is not None else None
     units = step_seconds(run, cell)
     records = run.answered(cell.label)
     rows = []
     for config in configs:
+        same = _cell_of(run, config, cell)
+        costs = _foretelling(run, cell, same)
         for oracle in (False, True):
             traces = {}
             for record in records:
@@ -175,15 +181,42 @@ def replay_run(
                     unit_s=units.get(record.sample_id, 0.0),
                     oracle=oracle,
                 )
-            rows.append(_row(run, config, records, traces, oracle=oracle, has_costs=costs is not None))
+            row = _row(config, records, traces, oracle=oracle, has_costs=costs is not None)
+            rows.append(row if same is None or oracle else _with_measured(run, cell, same, traces, row))
     return rows
 
 
-Traces = Mapping[tuple[str, int], GenerationTrace]
+def no_speed(run: Run) -> str:
+    """Returns why no speed is foretold for any method; empty if it may be."""
+    cell = source_cell(run)
+    if cell.batch > 1:
+        return f"its answers were given in batches of {cell.batch}, where a verification shares its forward"
+    if not is_baseline(cell):
+        return f"a round of {cell.label} is not a step over one row, and the run has no vanilla"
+    if verify_cost(run, cell).widest is None:
+        return "no cell of the run tells what a verification of several rows costs"
+    return ""
+
+
+def _foretelling(run: Run, cell: Cell, same: Cell | None) -> VerifyCost | None:
+    """Returns what verifications of a method cost, from its own cell if the run has one; ``None`` if it is unknown."""
+    if cell.batch > 1 or not is_baseline(cell):
+        return None
+    verify = verify_cost(run, cell, same)
+    return None if verify.widest is None else verify
+
+
+def _cell_of(run: Run, config: MethodConfig, source: Cell) -> Cell | None:
+    """Returns the run's own cell of a setting, under the conditions of the replayed one."""
+    return next(
+        (c for c in run.header.cells if c.conditions == source.conditions and _is_setting(c, config)), None
+    )
+
+
+Traces = Mapping[Key, GenerationTrace]
 
 
 def _row(
-    run: Run,
     config: MethodConfig,
     records: Sequence[SampleRecord],
     traces: Traces,
@@ -193,7 +226,7 @@ def _row(
 ) -> ReplayRow:
     each = list(traces.values())
     stored = [record.trace for record in records if record.trace is not None]
-    row = ReplayRow(
+    return ReplayRow(
         method=f"{ORACLE} of {config.label}" if oracle else config.label,
         num_answers=len(each),
         m=metrics.tokens_per_target_forward(each),
@@ -203,36 +236,44 @@ def _row(
         acceptance=acceptance_conditional(each),
         speedup=_ratio(metrics.tps(each), metrics.tps(stored)) if has_costs else None,
     )
-    return row if oracle else _with_measured(run, config, records, traces, row)
 
 
-def _with_measured(
-    run: Run, config: MethodConfig, records: Sequence[SampleRecord], traces: Traces, row: ReplayRow
-) -> ReplayRow:
+def _with_measured(run: Run, source: Cell, same: Cell, traces: Traces, row: ReplayRow) -> ReplayRow:
     """Adds the measurements of the run's own cell of this setting, over answers equal to the stored ones."""
-    same = next((c for c in run.header.cells if _is_setting(c, config)), None)
-    if same is None:
+    stored, measured = Arm.of(run, source.label), Arm.of(run, same.label)
+    keys = [key for key in traces if _equal(stored.records.get(key), measured.records.get(key))]
+    if not keys:
         return row
-    stored = {(r.sample_id, r.repeat): r.trace for r in records if r.trace is not None}
-    measured = {
-        (r.sample_id, r.repeat): r.trace
-        for r in run.answered(same.label)
-        if r.trace is not None
-        and (r.sample_id, r.repeat) in stored
-        and r.trace.token_ids == stored[r.sample_id, r.repeat].token_ids
-    }
-    if not measured:
-        return row
-    theirs, replayed = list(measured.values()), [traces[key] for key in measured]
-    unit = metrics.tps([stored[key] for key in measured])
+    theirs, unit = (_traces(arm, keys) for arm in (measured, stored))
+    replayed = [traces[key] for key in keys]
     return replace(
         row,
-        num_measured=len(measured),
+        num_measured=len(keys),
         measured_m=metrics.tokens_per_target_forward(theirs),
         replayed_m=metrics.tokens_per_target_forward(replayed),
-        measured_speedup=_ratio(metrics.tps(theirs), unit),
-        replayed_speedup=None if row.speedup is None else _ratio(metrics.tps(replayed), unit),
+        measured_speedup=_paired_speedup(run, measured, stored, keys),
+        replayed_speedup=None if row.speedup is None else _ratio(metrics.tps(replayed), metrics.tps(unit)),
     )
+
+
+def _equal(one: SampleRecord | None, other: SampleRecord | None) -> bool:
+    if one is None or other is None or one.trace is None or other.trace is None:
+        return False
+    return one.trace.token_ids == other.trace.token_ids
+
+
+def _traces(arm: Arm, keys: Sequence[Key]) -> list[GenerationTrace]:
+    return [trace for key in keys if (trace := arm.records[key].trace) is not None]
+
+
+def _paired_speedup(run: Run, candidate: Arm, baseline: Arm, keys: Sequence[Key]) -> Estimate | None:
+    """Returns the ratio of two cells' decode speeds over given answers, paired by sample."""
+    mine, other = (
+        replace(arm, records={key: arm.records[key] for key in keys}) for arm in (candidate, baseline)
+    )
+    asked = {sample_id: run.samples[sample_id] for sample_id, _ in keys}
+    (row,) = compare_arms(mine, other, asked, metrics=("tps",), groups=(ALL,), margins=Margins.of(run))
+    return row.effect
 
 
 def _is_setting(cell: Cell, config: MethodConfig) -> bool:
@@ -244,20 +285,17 @@ def _is_setting(cell: Cell, config: MethodConfig) -> bool:
         return False
 
 
-def _cost(seconds_of: Mapping[int, float] | VerifyCost, rows: int) -> float:
-    return seconds_of(rows) if isinstance(seconds_of, VerifyCost) else seconds_of[rows]
-
-
 def _ratio(a: float | None, b: float | None) -> float | None:
     return a / b if a and b else None
 
 
-def render_replay(rows: Sequence[ReplayRow], source: str) -> str:
+def render_replay(rows: Sequence[ReplayRow], source: str, *, why_no_speed: str = "") -> str:
     """Formats the rows for a terminal.
 
     Args:
         rows: Result of :func:`replay_run`.
         source: Label of the cell whose answers were replayed.
+        why_no_speed: Result of :func:`no_speed`.
     """
     import io
 
@@ -295,18 +333,23 @@ def render_replay(rows: Sequence[ReplayRow], source: str) -> str:
     out = io.StringIO()
     Console(file=out, width=150, no_color=True, highlight=False).print(table)
     answers = rows[0].num_answers if rows else 0
-    notes = [f"{answers} greedy answers of {source}, token by token. × is over {source}'s own seconds."]
-    if any(row.speedup is None for row in rows):
-        notes.append(
-            "No speed is foretold: no cell of the run tells what a verification of several rows costs."
+    notes = [f"{answers} greedy answers of {source}, token by token."]
+    if why_no_speed:
+        notes.append(f"No speed is foretold: {why_no_speed}.")
+    else:
+        notes[0] += f" × is over {source}'s own seconds for them."
+    for row in rows:
+        if not row.num_measured:
+            continue
+        line = (
+            f"{row.method} is a cell of the run: on its {row.num_measured} answers with these tokens m was "
+            f"{_number(row.measured_m, '{:.3f}')}, replayed {_number(row.replayed_m, '{:.3f}')}"
         )
-    notes += [
-        f"{row.method} is a cell of the run: on its {row.num_measured} answers with these tokens m was "
-        f"{_number(row.measured_m, '{:.3f}')}, replayed {_number(row.replayed_m, '{:.3f}')}; speed "
-        f"{_number(row.measured_speedup, '{:.2f}')}×, foretold {_number(row.replayed_speedup, '{:.2f}')}×."
-        for row in rows
-        if row.num_measured
-    ]
+        speed = row.measured_speedup
+        if speed is not None:
+            span = "" if speed.low is None or speed.high is None else f" [{speed.low:.2f}, {speed.high:.2f}]"
+            line += f"; speed {speed.value:.2f}×{span}, foretold {_number(row.replayed_speedup, '{:.2f}×')}"
+        notes.append(f"{line}.")
     return "\n".join([out.getvalue().rstrip("\n"), *notes])
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from hambench.analysis.drafts.acceptance import PlaceCounts, place_counts
-from hambench.analysis.drafts.costs import DraftCosts, all_draft_costs
+from hambench.analysis.drafts.costs import MIN_ROUNDS, DraftCosts, all_draft_costs
 from hambench.reports.draw.canvas import Canvas, titles
 from hambench.reports.draw.labels import Label, place_labels
 from hambench.reports.number_text import ABSENT, significant
 from hambench.reports.values import Column, Figure, Table, number_cell, text_cell
 from hambench.reports.view import CellView, View
 
-FEWEST_ROUNDS = 10
-"""Fewest rounds of a place that is drawn; the table shows all."""
 MOST_PLACES = 8
 """Places drawn."""
 
@@ -43,7 +41,7 @@ def drafts_figure(view: View) -> Figure | None:
         drawn = [
             (place, share, count.tried)
             for place, count in enumerate(counts[:longest], start=1)
-            if count.tried >= FEWEST_ROUNDS and (share := count.conditional) is not None
+            if count.tried >= MIN_ROUNDS and (share := count.conditional) is not None
         ]
         if not drawn:
             continue
@@ -87,9 +85,10 @@ def drafts_figure(view: View) -> Figure | None:
         series=tuple(dict.fromkeys((cell.series, cell.method) for cell, _, _ in drafting)),
         table=_table(name, drafting),
         notes=(
-            f"Places of fewer than {FEWEST_ROUNDS} rounds are in the table only. δ is the time of a draft forward and "
-            "v(r) the time of a verification of r rows, both relative to a vanilla step of the same sample. With E "
-            "tokens per round, k drafted tokens give S = E / (v(k + 1) + kδ) times the speed of vanilla. The limit is "
+            f"Places of fewer than {MIN_ROUNDS} rounds are in the table only; longer drafts are not asked about. δ is "
+            "the time of a draft forward and v(r) the time of a verification of r rows, both relative to a vanilla "
+            "step of the same sample. With E tokens per round, k drafted tokens give S = E / (v(k + 1) + kδ) times the "
+            "speed of vanilla, an estimate. The limit is "
             "whatever would gain more if it were ideal: drafts that cost nothing, or drafts that are all accepted.",
         ),
     )
@@ -107,10 +106,12 @@ def _finding(drafting: list[Drafting]) -> str:
             name = f"{cell.method} ({cell.short})" if cell.short else cell.method
             best[cell.method] = (
                 bound[1],
-                f"{name}: {costs.rate:.0%} accepted, δ {costs.delta:.2f}, no k gains more than {bound[1]:.2f}× ({side} "
-                "limits it)",
+                f"{name}: {costs.rate:.0%} accepted, δ {costs.delta:.2f}, {costs.best_words} ({side} limits it)",
             )
     if not best:
+        told = [costs.unknown for _, _, costs in drafting if costs is not None and costs.delta is not None]
+        if told:
+            return f"{told[0][0].upper()}{told[0][1:]}."
         return "What drafting costs is unknown: no cell tells the time of drafts from that of verifications."
     return "; ".join(sentence for _, sentence in best.values()) + "."
 
@@ -150,7 +151,7 @@ def _table(name: str, drafting: list[Drafting]) -> Table:
             Column("Acceptance", "accepted/drafted"),
             Column("δ", "draft forward / vanilla step"),
             Column("v", "verification / vanilla step", numeric=False),
-            Column("At most", "× vanilla"),
+            Column("Best k", "× vanilla, estimated"),
             *(Column(f"Place {place}", "conditional") for place in range(1, longest + 1)),
         ),
         rows=tuple(rows),

@@ -68,11 +68,20 @@ def test_a_cost_is_measured_interpolated_or_on_the_line_from_one_row():
     assert cost(2) == pytest.approx(1.1)
     assert cost(4) == pytest.approx(1.4)
     assert cost(9) == pytest.approx(1.6 + 4 * 0.15)
-    assert VerifyCost()(7) == 1
+
+
+def test_a_verification_that_nobody_measured_is_not_free():
+    assert VerifyCost()(1) == 1
+    assert VerifyCost()(7) is None
+    costs = DraftCosts(0.0, VerifyCost(), (0.9,), (50,))
+    assert costs.speedup(1) is None
+    assert costs.best() is None
+    assert costs.limit is None
+    assert costs.unknown == "what its verifications cost is unknown"
 
 
 def test_the_formula_of_the_speed_up():
-    costs = DraftCosts(0.5, VerifyCost({2: 1.1, 3: 1.2}), (0.8, 0.5))
+    costs = DraftCosts(0.5, VerifyCost({2: 1.1, 3: 1.2}), (0.8, 0.5), (50, 40))
     assert costs.speedup(1) == pytest.approx(1.8 / 1.6)
     assert costs.speedup(2) == pytest.approx((1 + 0.8 + 0.4) / 2.2)
     # a third place is taken to be like the second
@@ -84,21 +93,41 @@ def test_the_formula_of_the_speed_up():
 @pytest.mark.parametrize(
     ("costs", "words"),
     [
-        (DraftCosts(0.81, VerifyCost(), (0.95,)), "the draft's cost limits it"),
-        (DraftCosts(0.02, VerifyCost(), (0.3,)), "; acceptance limits it: free drafts"),
-        (DraftCosts(0.0, VerifyCost({2: 1.1}), (0.3,)), "δ 0.00: .*; acceptance limits it: perfect drafts"),
+        (DraftCosts(0.81, VerifyCost({3: 1.0}), (0.95, 0.9), (99, 94)), "the draft's cost limits it"),
+        (DraftCosts(0.02, VerifyCost({2: 1.0}), (0.3,), (99,)), "; acceptance limits it: free drafts"),
+        (
+            DraftCosts(0.0, VerifyCost({2: 1.1}), (0.3,), (99,)),
+            "δ 0.00: .*; acceptance limits it: perfect drafts",
+        ),
     ],
 )
 def test_the_limit_is_what_would_gain_more_if_it_were_ideal(costs, words):
     import re
 
     assert re.search(words, costs.limit)
-    best = costs.best()
-    assert f"no k gains more than {best[1]:.2f}×" in costs.limit
+    assert f": {costs.best_words}; " in costs.limit
 
 
-def test_a_draft_of_unknown_cost_has_no_bound():
-    costs = DraftCosts(None, VerifyCost(), (0.9,))
+def test_only_lengths_that_were_looked_at_are_compared():
+    cheap = DraftCosts(0.01, VerifyCost({5: 1.1}), (0.9, 0.9, 0.9, 0.9), (50, 45, 40, 9))
+    # nine rounds tried the fourth place
+    assert cheap.most_drafted == 3
+    assert cheap.best()[0] == 3
+    assert cheap.best(acceptance=(1.0,))[0] == 3
+    assert cheap.best_words == f"of k = 1 to 3, k = 3 gives most: {cheap.speedup(3):.2f}×"
+    # no verification was as wide as four drafts need
+    narrow = dataclasses.replace(cheap, verify=VerifyCost({3: 1.1}), tried=(50, 45, 40, 36))
+    assert narrow.most_drafted == 2
+    assert "of k = 1 to 2, k = 2 gives most" in narrow.limit
+    few = dataclasses.replace(cheap, tried=(9, 8, 7, 6))
+    assert (few.most_drafted, few.best(), few.limit) == (0, None, None)
+    assert few.unknown.startswith("fewer than 10 rounds drafted")
+    one = dataclasses.replace(cheap, tried=(50, 9, 8, 7))
+    assert one.best_words == f"k = 1 gives {one.speedup(1):.2f}×"
+
+
+def test_a_draft_of_unknown_cost_has_no_best_length():
+    costs = DraftCosts(None, VerifyCost({2: 1.1}), (0.9,), (50,))
     assert costs.speedup(3) is None
     assert costs.best() is None
     assert costs.limit is None
@@ -130,14 +159,79 @@ def spec_run(tmp_path, **fields):
 def test_costs_are_found_again_whether_drafting_was_timed_or_not(tmp_path, told):
     run = spec_run(tmp_path, told=told)
     by_method = {cell.method: cell for cell in run.header.cells}
-    verify = verify_cost(run, by_method["vanilla"])
-    assert verify.by_rows
-    for rows, cost in verify.by_rows.items():
-        assert cost == pytest.approx(1 + 0.05 * (rows - 1))
+    for cell in (None, by_method["speculative"], by_method["prompt_lookup"]):
+        verify = verify_cost(run, by_method["vanilla"], cell)
+        assert verify.by_rows
+        for rows, cost in verify.by_rows.items():
+            assert cost == pytest.approx(1 + 0.05 * (rows - 1))
     drafted = draft_costs(run, by_method["speculative"])
     assert drafted.delta == pytest.approx(0.4)
     assert draft_costs(run, by_method["prompt_lookup"]).delta == 0
     assert draft_costs(run, by_method["vanilla"]) is None
+
+
+def slower(run, label, factor):
+    """The run with all decode steps of one cell slower."""
+    records = []
+    for record in run.records:
+        if record.cell == label and record.trace is not None:
+            first, *rest = record.trace.steps
+            rest = [
+                dataclasses.replace(
+                    step,
+                    seconds=step.seconds * factor,
+                    draft_seconds=None if step.draft_seconds is None else step.draft_seconds * factor,
+                )
+                for step in rest
+            ]
+            trace = dataclasses.replace(record.trace, steps=(first, *rest))
+            record = dataclasses.replace(record, trace=trace)
+        records.append(record)
+    return dataclasses.replace(run, records=tuple(records))
+
+
+def test_the_cost_of_verifying_is_a_cells_own_and_not_a_mean_over_cells_that_cost_differently(tmp_path):
+    run = spec_run(tmp_path, told=True)
+    vanilla, two, four, lookup = (
+        next(cell for cell in run.header.cells if cell.label == label)
+        for label in ("vanilla", "speculative[k=2]", "speculative[k=4]", "prompt_lookup[k=8]")
+    )
+    mixed = slower(run, lookup.label, 3.0)
+    for cell in (two, four):
+        assert draft_costs(mixed, cell) == draft_costs(run, cell)
+    assert list(draft_costs(run, two).verify.by_rows) == [3]
+    for rows, cost in draft_costs(mixed, lookup).verify.by_rows.items():
+        assert cost == pytest.approx(3 * (1 + 0.05 * (rows - 1)))
+    # one that does not tell its verifications apart is given those of one cell: of a lookup, which has no draft model
+    untold = spec_run(tmp_path / "untold", told=False)
+    assert draft_costs(untold, two).verify == verify_cost(untold, vanilla, lookup)
+
+
+def test_a_cell_without_vanilla_under_its_conditions_has_no_costs(tmp_path):
+    run = spec_run(tmp_path, told=True)
+    cells = tuple(
+        dataclasses.replace(cell, threads=2) if cell.method == "speculative" else cell
+        for cell in run.header.cells
+    )
+    other = dataclasses.replace(run, header=dataclasses.replace(run.header, cells=cells))
+    assert draft_costs(run, run.header.cells[1]) is not None
+    assert draft_costs(other, cells[1]) is None
+
+
+def test_a_draft_model_that_nothing_times_is_not_free(tmp_path):
+    run = spec_run(tmp_path, told=True)
+    drafting = next(cell for cell in run.header.cells if cell.method == "speculative")
+    # no sample of vanilla has a step to compare with
+    records = tuple(
+        dataclasses.replace(r, trace=dataclasses.replace(r.trace, steps=r.trace.steps[:1]))
+        if r.cell == "vanilla" and r.trace is not None
+        else r
+        for r in run.records
+    )
+    assert draft_costs(dataclasses.replace(run, records=records), drafting).delta is None
+    # the verifications of another cell took longer than its whole steps
+    untold = slower(spec_run(tmp_path / "untold", told=False), "prompt_lookup[k=8]", 50.0)
+    assert draft_costs(untold, drafting).delta is None
 
 
 def test_the_demos_run_says_what_was_read_off_it_by_hand(shared_data):

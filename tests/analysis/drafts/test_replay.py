@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from fakes import tiny_target
 from synthetic import write_run
 
-from hambench.analysis.drafts.replay import replay_answer, replay_run, source_cell
+from hambench.analysis.drafts.replay import no_speed, render_replay, replay_answer, replay_run, source_cell
 from hambench.cli import cli
 from hambench.decoding import SamplingParams
 from hambench.engine.loop import generate
@@ -19,6 +19,8 @@ from hambench.methods.prompt_lookup import PromptLookupConfig
 from hambench.methods.speculative import SpeculativeConfig
 from hambench.methods.suffix import SuffixConfig
 from hambench.methods.vanilla import VanillaConfig
+from hambench.records import Cell
+from hambench.registry import method_config
 from hambench.store import load_run
 
 CONFIGS = [
@@ -68,7 +70,7 @@ def test_the_oracle_drafts_what_is_accepted_and_nothing_else():
     stored = generate(VanillaConfig().build(target), PROMPTS[1], SamplingParams(max_new_tokens=40))
     plain, oracle = (
         replay_answer(
-            config.token_drafter(), PROMPTS[1], stored, max_new_tokens=40, seconds_of={n: n for n in range(9)},
+            config.token_drafter(), PROMPTS[1], stored, max_new_tokens=40, seconds_of=float,
             unit_s=1.0, oracle=cut,
         )
         for cut in (False, True)
@@ -100,6 +102,102 @@ def test_a_method_whose_proposals_need_a_model_can_not_be_replayed(tmp_path):
         replay_run(run, {}, [SpeculativeConfig()])
 
 
+TEXTS = ([1, 2, 3, 1, 2, 3, 1, 2], [7] * 30, [5, 6] * 12, [9, 8, 7, 9, 8, 7, 9])
+
+
+def real_run(tmp_path, *cells, row_s=0.1):
+    """A run of real answers: a step of vanilla takes 1 s on one thread, 3 s on two, and each further row 0.1 s more."""
+    tmp_path.mkdir(exist_ok=True)
+    run = load_run(write_run(tmp_path / "run", cells, per_task=1))
+    target, params = tiny_target(), SamplingParams(max_new_tokens=40)
+    samples = list(run.samples)[: len(TEXTS)]
+    records = []
+    for cell in cells:
+        config = method_config(cell.method).from_knobs(cell.knobs)
+        unit = 3.0 if cell.threads == 2 else 1.0
+        for sample, prompt in zip(samples, TEXTS, strict=True):
+            like = next(r for r in run.records if r.cell == cell.label and r.sample_id == sample)
+            answer = generate(config.build(target), prompt, params)
+            steps = [
+                dataclasses.replace(step, seconds=unit * (1 + row_s * (step.drafted or 0)))
+                for step in answer.steps
+            ]
+            trace = dataclasses.replace(answer, steps=tuple(steps))
+            records.append(dataclasses.replace(like, trace=trace, error=None))
+    header = dataclasses.replace(run.header, max_new_tokens=40)
+    whole = dataclasses.replace(run, header=header, records=tuple(records), scores=())
+    return whole, {(sample, 0): prompt for sample, prompt in zip(samples, TEXTS, strict=True)}
+
+
+LOOKUP = PromptLookupConfig(num_draft_tokens=2)
+
+
+def cell_of(method, label, **fields):
+    knobs = {"num_draft_tokens": 2} if method == "prompt_lookup" else {}
+    return Cell(method=method, label=label, knobs=knobs, model="toy", dtype="float32", **fields)
+
+
+def test_a_cell_under_other_conditions_is_not_what_was_replayed(tmp_path):
+    vanilla = cell_of("vanilla", "vanilla", threads=1)
+    other = cell_of("prompt_lookup", "prompt_lookup[threads=2]", threads=2)
+    own = cell_of("prompt_lookup", "prompt_lookup", threads=1)
+    run, prompts = real_run(tmp_path / "two", vanilla, other)
+    row = replay_run(run, prompts, [LOOKUP])[0]
+    assert (row.num_measured, row.measured_speedup) == (0, None)
+    run, prompts = real_run(tmp_path / "three", vanilla, other, own)
+    row = replay_run(run, prompts, [LOOKUP])[0]
+    assert row.num_measured == len(TEXTS)
+    assert row.measured_m == row.replayed_m
+    # paired by sample, with what it is worth, and over the same answers as the foretold one
+    assert row.measured_speedup.n == len(TEXTS)
+    assert row.measured_speedup.value == pytest.approx(row.replayed_speedup, rel=0.05)
+    assert "[" in render_replay([row], "vanilla").splitlines()[-1]
+
+
+def test_a_measured_speed_is_over_the_answers_that_are_equal_on_both_sides(tmp_path):
+    vanilla, own = cell_of("vanilla", "vanilla"), cell_of("prompt_lookup", "prompt_lookup")
+    run, prompts = real_run(tmp_path, vanilla, own)
+    first, *others = run.answered("prompt_lookup")
+    last = first.trace.steps[-1]
+    wrong = dataclasses.replace(last, tokens=(*last.tokens[:-1], 99), seconds=1e6)
+    changed = dataclasses.replace(first.trace, steps=(*first.trace.steps[:-1], wrong))
+    records = (*run.answered("vanilla"), dataclasses.replace(first, trace=changed), *others)
+    row = replay_run(dataclasses.replace(run, records=records), prompts, [LOOKUP])[0]
+    assert row.num_measured == len(TEXTS) - 1
+    without = tuple(r for r in run.records if r.sample_id != first.sample_id)
+    expected = replay_run(dataclasses.replace(run, records=without), prompts, [LOOKUP])[0]
+    assert row.measured_speedup == expected.measured_speedup
+
+
+@pytest.mark.parametrize(
+    ("cells", "reason"),
+    [
+        (
+            (cell_of("vanilla", "vanilla", batch=4), cell_of("prompt_lookup", "lookup", batch=4)),
+            "in batches of 4",
+        ),
+        ((cell_of("prompt_lookup", "lookup"),), "a round of lookup is not a step over one row"),
+        ((cell_of("vanilla", "vanilla"),), "no cell of the run tells"),
+    ],
+    ids=["batch", "no vanilla", "no verification"],
+)
+def test_no_speed_is_foretold_where_the_run_can_not_tell_it_and_the_counts_stay(tmp_path, cells, reason):
+    run, prompts = real_run(tmp_path, *cells)
+    rows = replay_run(run, prompts, [LOOKUP])
+    assert [row.speedup for row in rows] == [None, None]
+    assert rows[0].m > 1
+    shown = render_replay(rows, cells[0].label, why_no_speed=no_speed(run))
+    assert "No speed is foretold: " in shown
+    assert reason in shown
+    assert "× is over" not in shown
+
+
+def test_single_sequences_are_replayed_before_batches(tmp_path):
+    batch, alone = cell_of("vanilla", "vanilla[batch=4]", batch=4), cell_of("vanilla", "vanilla")
+    run, _ = real_run(tmp_path, batch, alone)
+    assert source_cell(run) == alone
+
+
 def test_the_demos_run_replays_to_what_it_measured(shared_data):
     from hambench.runner.stored_prompts import prompt_ids_of
 
@@ -113,7 +211,8 @@ def test_the_demos_run_replays_to_what_it_measured(shared_data):
     assert lookup.num_measured == 13
     assert lookup.replayed_m == pytest.approx(lookup.measured_m, abs=1e-9)
     assert lookup.measured_m == pytest.approx(2.363, abs=0.001)
-    assert lookup.replayed_speedup == pytest.approx(lookup.measured_speedup, rel=0.05)
+    assert lookup.replayed_speedup == pytest.approx(lookup.measured_speedup.value, rel=0.05)
+    assert lookup.measured_speedup.low < lookup.measured_speedup.value < lookup.measured_speedup.high
     assert (lookup.m, suffix.m) == (pytest.approx(1.89, abs=0.01), pytest.approx(1.87, abs=0.01))
     # the same m from half the drafted rows
     assert suffix.num_drafted < 0.5 * lookup.num_drafted
