@@ -1,9 +1,10 @@
-"""A lean forward pass for Llama-family models: one sequence, no batch dimension.
+"""A lean forward pass for Llama-family models: rows of one sequence or of several, no batch dimension.
 
 Letters in shapes: T query rows, D hidden size, H query heads, KVH key/value heads, Dh head size, V vocabulary,
 S slots that a query may see. Row ``t`` of a forward goes to slot ``cache.slots + t`` and sees every slot up to its own
 (the lower right corner of the causal triangle), so prefill, one decode step and the verify pass of speculation are
-the same call. Slots order the cache. ``positions`` rotate queries and keys, and default to the slot numbers.
+the same call. Slots order the cache. ``positions`` rotate queries and keys, and default to the numbers of slots,
+evicted ones included.
 """
 
 from __future__ import annotations

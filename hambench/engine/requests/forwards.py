@@ -84,7 +84,7 @@ class Forward(ModelRequest):
         model: The model that runs.
         inputs: Ids ``[T]`` or embeddings ``[T, D]``.
         cache: Grows by T slots.
-        positions: Rotary positions ``[T]``; by default they continue from ``cache.slots``.
+        positions: Rotary positions ``[T]``; by default they continue from ``cache.next_position``.
         num_logits: Logits for this many last rows; ``None`` for all.
         feature_layers: Layers whose hidden state to return.
     """

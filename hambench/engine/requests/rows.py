@@ -17,7 +17,7 @@ class Rows(NamedTuple):
     cache: Any
     """Its own cache; grows by T slots."""
     positions: torch.Tensor | None = None
-    """Rotary positions ``[T]``; by default they continue from ``cache.slots``."""
+    """Rotary positions ``[T]``; by default they continue from ``cache.next_position``."""
     num_logits: int | None = 1
     """Logits for this many last rows; ``None`` for all."""
 
