@@ -216,15 +216,17 @@ class Speculative:
 
     def warmup(self) -> None:
         """Decodes a few tokens with both models; times them where a rule weighs their costs."""
+        import torch
+
         from hambench.methods.common.draft_timing import measure_costs
         from hambench.methods.common.sequence import decode_a_little
 
         decode_a_little(self)
         if self.config.stop_rule == "goodput":
             most = self.config.num_draft_tokens
-            # once per model: cells that share it decide alike
+            # once per model and number of threads: cells that share them decide alike
             costs = self.target.shared(
-                f"draft costs/{self.config.draft}/{most}",
+                f"draft costs/{self.config.draft}/{most}/{torch.get_num_threads()} threads",
                 lambda: measure_costs(self.target, self.draft, most),
             )
             self.measured[:] = [costs]

@@ -12,12 +12,15 @@ from hambench.engine.int8 import quantize_int8
 from hambench.engine.loop import generate
 from hambench.engine.norm import RMSNorm
 from hambench.errors import HambenchError
+from hambench.methods.common import draft_timing
+from hambench.methods.common.draft_length import DraftCosts
 from hambench.methods.common.draft_timing import measure_costs
 from hambench.methods.prompt_lookup import PromptLookupConfig
 from hambench.methods.speculative import Speculative, SpeculativeConfig
 from hambench.methods.suffix import SuffixConfig
 from hambench.methods.vanilla import VanillaConfig
 from hambench.runner.judge import read_answers
+from hambench.runner.work import torch_threads
 
 PROMPT = [1, 2, 3, 1, 2, 3, 1, 2]
 PARAMS = SamplingParams(max_new_tokens=40)
@@ -78,6 +81,26 @@ def test_the_warm_up_times_what_goodput_weighs_and_nothing_else(target):
     plain = SpeculativeConfig().build(target)
     plain.warmup()
     assert plain.measured == []
+
+
+def test_cells_with_other_threads_weigh_costs_of_their_own(monkeypatch):
+    """The first cell's were every cell's, whatever its threads."""
+    measured = []
+
+    def measure(target, draft, most):
+        measured.append(torch.get_num_threads())
+        return DraftCosts(1 / torch.get_num_threads())
+
+    monkeypatch.setattr(draft_timing, "measure_costs", measure)
+    target = tiny_target()
+    costs = []
+    for threads in (1, 2, 2):
+        method = SpeculativeConfig(draft_stop="goodput").build(target)
+        with torch_threads(threads):
+            method.warmup()
+        costs.append(method.costs.draft)
+    assert costs == [1, 0.5, 0.5]
+    assert measured == [1, 2]
 
 
 def test_costs_never_fall_with_more_rows(target):
