@@ -87,13 +87,11 @@ def points_of(
 
 def find_shifts(
     points: Sequence[Point], *, better: Better = "higher", threshold: float = DEFAULT_THRESHOLD
-) -> list[Finding]:
-    """Returns shifts and outliers of every segment; a segment of fewer than nine runs has none."""
-    return _walk(points, better, threshold)[0]
+) -> tuple[list[Finding], int]:
+    """Returns shifts and outliers of every segment, and the number of accepted runs that the newest was held against.
 
-
-def _walk(points: Sequence[Point], better: Better, threshold: float) -> tuple[list[Finding], int]:
-    """Findings, and how many accepted runs the newest was held against."""
+    A segment of fewer than nine runs has no findings.
+    """
     num_before = 0
     findings: list[Finding] = []
     accepted: list[float] = []
@@ -264,7 +262,7 @@ def describe_series(
         for point in points
         if point.run_id == pin.run_id and point.value
     }
-    findings, num_before = _walk(points, tracked.better, threshold)
+    findings, num_before = find_shifts(points, better=tracked.better, threshold=threshold)
     return Series(
         metric=metric,
         cell=cell,

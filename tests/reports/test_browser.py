@@ -139,29 +139,60 @@ def test_markers_lie_within_a_pixel_of_their_data(open_page: OpenPage, page_path
         assert math.hypot(point["px"] - x, point["py"] - y) <= 1.0, point["label"]
 
 
-def test_front_in_the_page_equals_a_brute_force_oracle(
-    open_page: OpenPage, page_path: Path, view: View
+@pytest.mark.parametrize(
+    ("figure", "x", "y", "kinds"),
+    [
+        ("tps-accuracy", "tps", "accuracy", {"front", "open"}),
+        ("tps-regret", "tps", "regret", {"front", "open", "dominated"}),
+        ("kv-tps", "kv_bytes_per_position", "tps", {"front", "open", "dominated"}),
+    ],
+)
+def test_standings_in_the_page_equal_a_brute_force_oracle(
+    open_page: OpenPage, page_path: Path, view: View, figure: str, x: str, y: str, kinds: set[str]
 ) -> None:
     page = open_page(page_path)
     drawn = page.evaluate(
-        """() => [...document.querySelectorAll('#fig-pareto-tps-accuracy [data-standing]')]
-                 .map(mark => [mark.dataset.point, mark.dataset.standing])"""
+        f"""() => [...document.querySelectorAll('#fig-pareto-{figure} [data-standing]')]
+                 .map(mark => [mark.dataset.point, mark.dataset.standing, mark.dataset.x, mark.dataset.y])"""
     )
-    points = {}
-    for cell in view.cells:
-        measured = view.measured(cell)
-        if measured.tps is not None and measured.accuracy is not None:
-            points[cell.label] = (measured.tps, measured.accuracy.value)
-    oracle = {
-        label
-        for label, (x, y) in points.items()
-        if not any(a >= x and b >= y and (a > x or b > y) for a, b in points.values())
+    sign = {"higher": 1, "lower": -1}
+    values = {
+        cell.label: tuple(
+            sign[metrics.METRICS[name].better] * value
+            for name in (x, y)
+            if (value := metric_value(view.measured(cell), name)) is not None
+        )
+        for cell in view.cells
     }
-    standings = dict(drawn)
-    assert set(standings) == set(points)
+    assert {label for label, *_ in drawn} == {label for label, both in values.items() if len(both) == 2}
+    best = {
+        label
+        for label, (a, b) in values.items()
+        if not any(c >= a and d >= b and (c > a or d > b) for c, d in values.values())
+    }
+    along = [view.relation(name, ALL) for name in (x, y)]
+    expected = {}
+    for label in values:
+        words = [[relation(other, label) for relation in along] for other in values if other != label]
+        if any("better" in pair and set(pair) <= {"better", "equivalent"} for pair in words):
+            expected[label] = "dominated"
+        elif all("worse" in pair for pair in words):
+            expected[label] = "front"
+        else:
+            expected[label] = "open"
+    standings = {label: standing for label, standing, *_ in drawn}
+    assert standings == expected
+    # each kind is there, or the rest would say nothing of it
+    assert set(standings.values()) == kinds
     # what is shown to be on the front is on the plain one, and nothing on the plain one is shown to be dominated
-    assert {label for label, standing in standings.items() if standing == "front"} <= oracle
-    assert not {label for label, standing in standings.items() if standing == "dominated"} & oracle
+    assert {label for label, standing in standings.items() if standing == "front"} <= best
+    assert not {label for label, standing in standings.items() if standing == "dominated"} & best
+    # and marks of other points in the places of these would be noticed
+    for label, _, px, py in drawn:
+        a, b = values[label]
+        scale = {"kv_bytes_per_position": 2**10}
+        assert float(px) * scale.get(x, 1) == pytest.approx(abs(a))
+        assert float(py) * scale.get(y, 1) == pytest.approx(abs(b))
 
 
 def test_everything_is_there_without_a_script(open_page: OpenPage, page_path: Path) -> None:
