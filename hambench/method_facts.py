@@ -101,6 +101,10 @@ class ModelBytes(Protocol):
         """One cached key/value entry over all layers."""
 
     @property
+    def int8_kv_per_slot(self) -> int:
+        """The same in 8 bits, with a scale per key or value of a head."""
+
+    @property
     def kernels_per_forward(self) -> int:
         """Kernels that one forward launches, including its head's."""
 
@@ -119,6 +123,10 @@ class Ceiling:
     """Kernels launched per token; each costs the gap that the caller assumes."""
     column: str = ""
     """Second coordinate of the setting, e.g. ``k=4``; settings that have one are shown as a grid."""
+    kv_per_position: float | None = None
+    """Bytes of all caches for each position of the prompt; ``None`` if the method does not say."""
+    kv_per_token: float | None = None
+    """Bytes that each further token adds to them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -91,6 +91,8 @@ class KVPressConfig(MethodConfig):
                     setting=f"ratio={ratio:g}",
                     bytes_per_token=sizes.step + context * (1 - ratio) * sizes.kv_per_slot,
                     kernels_per_token=sizes.kernels_per_forward,
+                    kv_per_position=(1 - ratio) * sizes.kv_per_slot,
+                    kv_per_token=sizes.kv_per_slot,
                 )
                 for ratio in (0.25, 0.5, 0.75, 0.9)
             )

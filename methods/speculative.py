@@ -147,6 +147,8 @@ class SpeculativeConfig(VerifiedConfig):
             setting="all int8, not lossless",
             bytes_per_token=sizes.int8_draft + context * sizes.kv_per_slot,
             kernels_per_token=sizes.kernels_per_forward,
+            kv_per_position=sizes.kv_per_slot,
+            kv_per_token=sizes.kv_per_slot,
         )
         grid = [
             Ceiling(
@@ -154,6 +156,9 @@ class SpeculativeConfig(VerifiedConfig):
                 column=f"k={k}",
                 bytes_per_token=rule.per_token(k, a, context=context),
                 kernels_per_token=rule.kernels_per_token(k, a),
+                # the draft keeps a cache of its own
+                kv_per_position=2 * sizes.kv_per_slot,
+                kv_per_token=2 * sizes.kv_per_slot,
             )
             for a in ACCEPTANCES
             for k in DRAFTS

@@ -38,10 +38,18 @@ class VanillaConfig(MethodConfig):
 
     @classmethod
     def ceilings(cls, sizes: ModelBytes, *, model: str, context: int) -> MethodCeilings:
-        """Returns the ceiling of reading all weights and the cache once per token."""
-        read = sizes.step + context * sizes.kv_per_slot
+        """Returns the ceilings of reading all weights and the cache once per token, with either type of cache."""
         return MethodCeilings(
-            rows=(Ceiling(setting="", bytes_per_token=read, kernels_per_token=sizes.kernels_per_forward),)
+            rows=tuple(
+                Ceiling(
+                    setting=setting,
+                    bytes_per_token=sizes.step + context * per_slot,
+                    kernels_per_token=sizes.kernels_per_forward,
+                    kv_per_position=per_slot,
+                    kv_per_token=per_slot,
+                )
+                for setting, per_slot in (("", sizes.kv_per_slot), ("kv_dtype=int8", sizes.int8_kv_per_slot))
+            )
         )
 
     def build(self, target: Target) -> Vanilla:

@@ -73,6 +73,11 @@ class SharedWeights:
         return self.one.kv_per_slot
 
     @property
+    def int8_kv_per_slot(self) -> int:
+        """Its own 8-bit cache, whole."""
+        return self.one.int8_kv_per_slot
+
+    @property
     def kernels_per_forward(self) -> float:
         """A share of the kernels."""
         return self.one.kernels_per_forward / self.batch
@@ -93,8 +98,8 @@ class BatchPrediction:
     user_tps: float
     speedup: float
     """Over vanilla at the same batch."""
-    kv_bytes: int
-    """Caches of the target, of all sequences."""
+    kv_bytes: float | None
+    """All caches of all sequences behind their prompts; ``None`` if the method does not say."""
 
     def as_dict(self) -> dict[str, object]:
         """Returns plain values for JSON."""
@@ -123,7 +128,7 @@ def predict_batches(
     predictions = []
     for batch in batches:
         sizes = cast("ModelBytes", SharedWeights(bytes_of, batch))
-        rows: list[tuple[str, str, float]] = []
+        rows: list[tuple[str, str, float, float | None]] = []
         for name in method_names():
             said = facts_of(name).ceilings(sizes, model=model, context=context)
             for row in () if said is None else said.rows:
@@ -131,10 +136,10 @@ def predict_batches(
                 tps = tokens_per_second(
                     row.bytes_per_token, bandwidth, kernels_per_token=row.kernels_per_token, gap_s=gap_s
                 )
-                rows.append((name, setting, tps))
+                held = None if row.kv_per_position is None else batch * context * row.kv_per_position
+                rows.append((name, setting, tps, held))
         read = sizes.step + context * sizes.kv_per_slot
         vanilla = tokens_per_second(read, bandwidth, kernels_per_token=sizes.kernels_per_forward, gap_s=gap_s)
-        kv_bytes = batch * context * bytes_of.kv_per_slot
         predictions += [
             BatchPrediction(
                 batch=batch,
@@ -145,7 +150,7 @@ def predict_batches(
                 speedup=tps / vanilla,
                 kv_bytes=kv_bytes,
             )
-            for name, setting, tps in rows
+            for name, setting, tps, kv_bytes in rows
         ]
     return predictions
 
@@ -167,13 +172,20 @@ def render_batches(predictions: Sequence[BatchPrediction], *, width: int = 110) 
     for method, setting in dict.fromkeys((each.method, each.setting) for each in predictions):
         row = [at[method, setting, batch] for batch in batches]
         table.add_row(method, setting, *(f"{each.total_tps:.0f} ({each.speedup:.2f})" for each in row))
-    caches = {each.batch: each.kv_bytes for each in predictions}
+    caches: dict[int, BatchPrediction] = {}
+    for each in predictions:
+        if each.kv_bytes is not None:
+            caches.setdefault(each.batch, each)
     out = io.StringIO()
     console = Console(file=out, width=width, no_color=True, highlight=False, markup=False, emoji=False)
     console.print(
         "batches, all sequences together: weights once per round, each sequence's cache; no computing"
     )
     console.print(table)
-    sizes = ", ".join(f"{kv_bytes / 1e6:.0f} MB at {batch}" for batch, kv_bytes in caches.items())
-    console.print(f"keys and values of all sequences: {sizes}", soft_wrap=True)
+    if caches:
+        held = ", ".join(
+            f"{(each.kv_bytes or 0.0) / 1e6:.0f} MB at {batch}" for batch, each in caches.items()
+        )
+        method = next(iter(caches.values())).method
+        console.print(f"keys and values of all sequences with {method}: {held}", soft_wrap=True)
     return out.getvalue().rstrip("\n")

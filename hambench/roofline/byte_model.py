@@ -13,6 +13,7 @@ from functools import cached_property
 
 from hambench.models.sizes import ModelShape
 
+INT8_KV_SCALE_BYTES = 2
 _KERNELS_PER_LAYER = 5
 _KERNELS_PER_HEAD = 3
 _KERNELS_PER_MERGE = 3
@@ -71,6 +72,12 @@ class ByteModel:
     def kv_per_slot(self) -> int:
         """Bytes of one cached key/value entry over all layers."""
         return 2 * self.shape.num_layers * self.shape.num_kv_heads * self.shape.head_dim * self.dtype_bytes
+
+    @cached_property
+    def int8_kv_per_slot(self) -> int:
+        """Bytes of one entry of an 8-bit cache: its elements, and a scale of two bytes per key or value of a head."""
+        shape = self.shape
+        return 2 * shape.num_layers * shape.num_kv_heads * (shape.head_dim + INT8_KV_SCALE_BYTES)
 
     @property
     def _int8_head(self) -> int:

@@ -29,6 +29,10 @@ class Prediction:
     tps: float
     speedup: float
     """Speed-up over vanilla at the same bandwidth, context and launch gap."""
+    kv_bytes: float | None
+    """Bytes of all caches behind a prompt of the context's length; ``None`` if the method does not say."""
+    kv_per_token: float | None
+    """Bytes that each further token adds to them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +108,8 @@ def forecast(
                     bytes_per_token=row.bytes_per_token,
                     tps=tps,
                     speedup=tps / vanilla_tps,
+                    kv_bytes=None if row.kv_per_position is None else context * row.kv_per_position,
+                    kv_per_token=row.kv_per_token,
                 )
             )
     return Forecast(
@@ -139,12 +145,21 @@ def render_forecast(forecast: Forecast, *, width: int = 110) -> str:
     table = Table(box=None, pad_edge=False)
     table.add_column("method")
     table.add_column("setting")
-    for title in ("MB/token", "tok/s", "× vanilla"):
+    held = (f"KV MB at {forecast.context:,}",) if forecast.context else ()
+    for title in ("MB/token", "tok/s", "× vanilla", *held, "KV kB/token"):
         table.add_column(title, justify="right")
     for row in forecast.rows:
         if not row.column:
-            megabytes = f"{row.bytes_per_token / 1e6:.1f}"
-            table.add_row(row.method, row.setting, megabytes, _speed(row.tps), f"{row.speedup:.2f}")
+            kept = (_scaled(row.kv_bytes, 1e6),) if held else ()
+            table.add_row(
+                row.method,
+                row.setting,
+                _scaled(row.bytes_per_token, 1e6),
+                _speed(row.tps),
+                f"{row.speedup:.2f}",
+                *kept,
+                _scaled(row.kv_per_token, 1e3),
+            )
     console.print(table)
     for grid in _grids(forecast):
         console.print()
@@ -176,6 +191,10 @@ def _grid(title: str, rows: Sequence[Prediction]) -> Table:
             setting, *("–" if row is None else f"{_speed(row.tps)} ({row.speedup:.2f})" for row in cells)
         )
     return table
+
+
+def _scaled(number: float | None, unit: float) -> str:
+    return "–" if number is None else f"{number / unit:.1f}"
 
 
 def _speed(tps: float) -> str:

@@ -145,6 +145,8 @@ class HamburgerBytes:
                     setting=f"m={m:g}",
                     bytes_per_token=self.per_token(m, context=context),
                     kernels_per_token=self.kernels_per_token(m),
+                    kv_per_position=self.sizes.kv_per_slot,
+                    kv_per_token=self.sizes.kv_per_slot / m,
                 )
                 for m in GROUPS
             ),

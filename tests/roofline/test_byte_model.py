@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from hambench.engine.kvcache import Int8KVCache
 from hambench.errors import HambenchError, ModelError, UnknownNameError
 from hambench.models.sizes import SHAPES, ModelShape, find_shape
 from hambench.roofline.byte_model import ByteModel, tokens_per_second
@@ -122,3 +124,9 @@ def test_bandwidths_have_units(text: str, expected: float) -> None:
 def test_a_bandwidth_without_a_unit_is_refused(text: str) -> None:
     with pytest.raises(HambenchError, match="bandwidth"):
         parse_bandwidth(text)
+
+
+def test_an_8_bit_cache_holds_the_bytes_that_are_foretold() -> None:
+    shape = SHAPES["smollm2-135m"]
+    cache = Int8KVCache(shape.num_layers, shape.num_kv_heads, shape.head_dim, 3, torch.bfloat16, "cpu")
+    assert ByteModel(shape=shape).int8_kv_per_slot == cache.bytes_per_slot

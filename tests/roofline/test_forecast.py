@@ -72,3 +72,27 @@ def test_context_and_launch_gaps_are_said_and_slow_things_down() -> None:
     speeds = [json.loads(run.output)["rows"][0]["tps"] for run in runs]
     assert speeds[0] > speeds[1] > 0
     assert speeds[0] > speeds[2] > 0
+
+
+def test_the_bytes_of_caches_are_said_for_every_method_that_saves_or_adds_some() -> None:
+    sizes = ByteModel(shape=SHAPES["llama-3.2-1b"])
+    result = predicted(context=2000)
+    rows = {(row.method, row.setting): row for row in result.rows if not row.column}
+    plain = rows["vanilla", ""]
+    assert plain.kv_bytes is not None
+    assert plain.kv_bytes == 2000 * sizes.kv_per_slot
+    small = rows["vanilla", "kv_dtype=int8"]
+    # bfloat16 elements against codes with a scale of two bytes: (Dh + 2) / (2 Dh)
+    assert small.kv_bytes == pytest.approx(plain.kv_bytes * (64 + 2) / (2 * 64))
+    assert small.tps > plain.tps
+    assert rows["kv_press", "ratio=0.75"].kv_bytes == pytest.approx(plain.kv_bytes / 4)
+    # a press evicts from the prompt; merged slots are those of the answer
+    assert rows["kv_press", "ratio=0.75"].kv_per_token == plain.kv_per_token == sizes.kv_per_slot
+    assert rows["hamburger", "m=2"].kv_per_token == sizes.kv_per_slot / 2
+    assert rows["hamburger", "m=2"].kv_bytes == plain.kv_bytes
+    drafts = [row for row in result.rows if row.method == "speculative" and row.column]
+    assert {row.kv_bytes for row in drafts} == {2 * plain.kv_bytes}
+    text = render_forecast(result)
+    assert "KV MB at 2,000" in text
+    assert f"{plain.kv_bytes / 1e6:.1f}" in text
+    assert "KV MB" not in render_forecast(predicted())
