@@ -1,8 +1,9 @@
 """INT8 weight-only copy of a model, the draft of the paper's speculative baseline.
 
 Rounds each output channel of a weight to the nearest of 255 levels between ± its largest magnitude (symmetric, no
-calibration). Activations, norms and embeddings keep their type. The LM head is quantised as well, because a decode step
-reads it like any other weight.
+calibration). Activations, norms and embeddings keep their type; the native CPU kernels round the rows that meet int8
+weights to 15 bits per 128 inputs. The LM head is quantised as well, because a decode step reads it like any other
+weight.
 """
 
 from __future__ import annotations

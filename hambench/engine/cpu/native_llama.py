@@ -30,7 +30,8 @@ class NativeLlama(BackedByLlama):
     """A language model on the native kernels, with a :class:`~hambench.engine.llama.Llama` for prompts.
 
     It satisfies :class:`hambench.engine.language_model.LanguageModel`. Activations and sums are float32 whatever the
-    weights are; keys and values are rounded to the model's type when they are stored.
+    weights are, but rows that meet int8 weights are rounded to 15 bits; keys and values are rounded to the model's type
+    when they are stored.
 
     Args:
         llama: The model, on a CPU. Its weights are copied in the kernels' order; the embedding is shared.

@@ -26,7 +26,7 @@ float* Buffer::ensure(size_t count) {
   return values_;
 }
 
-void Workspace::prepare(const Shape& shape, int num_rows, int64_t slots, int threads) {
+void Workspace::prepare(const Shape& shape, int num_rows, int64_t slots, int threads, int64_t inputs) {
   const int64_t rows = num_rows, head = shape.head_padded();
   const int64_t widest = shape.heads_width() > shape.hidden ? shape.heads_width() : shape.hidden;
   max_chunks = static_cast<int>((slots + kChunk - 1) / kChunk);
@@ -36,6 +36,11 @@ void Workspace::prepare(const Shape& shape, int num_rows, int64_t slots, int thr
   act.ensure(rows * Runner::stride(shape.intermediate));
   own_size = rows * Runner::stride(widest);
   own.ensure(threads * own_size);
+  for (const int64_t size : {widest, static_cast<int64_t>(shape.intermediate)}) {
+    inputs = size > inputs ? size : inputs;
+  }
+  codes_size = rows * code_bytes(inputs) / static_cast<int64_t>(sizeof(float));
+  codes.ensure(threads * codes_size);
   turns_size = rows * shape.head_dim;
   turns.ensure(threads * turns_size);
   best.resize(static_cast<size_t>(threads) * kMaxRows);
@@ -78,17 +83,17 @@ void Runner::layers(const Model& model, const Part* parts, int num_parts, int nu
     barrier();
     mix(model, parts, num_parts);
     kernels_.project_add(layer.out, normed(), stride(shape.heads_width()), num_rows, begin_of(layer.out.num_blocks()),
-                         end_of(layer.out.num_blocks()), workspace_.stream.get(), hidden_stride);
+                         end_of(layer.out.num_blocks()), codes(), workspace_.stream.get(), hidden_stride);
     const int pairs = layer.gate_up.num_blocks() / 2;
     fetch(layer.gate_up, 2 * begin_of(pairs));
     barrier();
     norm_rows(model, layer.mlp_norm, num_rows);
-    kernels_.project_gated(layer.gate_up, normed(), hidden_stride, num_rows, begin_of(pairs), end_of(pairs),
+    kernels_.project_gated(layer.gate_up, normed(), hidden_stride, num_rows, begin_of(pairs), end_of(pairs), codes(),
                            workspace_.act.get(), act_stride);
     fetch(layer.down, begin_of(layer.down.num_blocks()));
     barrier();
     kernels_.project_add(layer.down, workspace_.act.get(), act_stride, num_rows, begin_of(layer.down.num_blocks()),
-                         end_of(layer.down.num_blocks()), workspace_.stream.get(), hidden_stride);
+                         end_of(layer.down.num_blocks()), codes(), workspace_.stream.get(), hidden_stride);
     const bool last = index + 1 == shape.num_layers;
     const Matrix& next = last ? model.head : model.layers[index + 1].qkv;
     fetch(next, begin_of(next.num_blocks()));
@@ -124,8 +129,8 @@ void Runner::project_heads(const Model& model, int layer, const Part* parts, int
 
   // queries and keys: whole heads, because a head is normed and turned as a whole
   const int first = begin_of(turned), last = end_of(turned);
-  kernels_.project(weights.qkv, normed(), stride(shape.hidden), num_rows, first * head_blocks, last * head_blocks, qkv,
-                   row_stride);
+  kernels_.project(weights.qkv, normed(), stride(shape.hidden), num_rows, first * head_blocks, last * head_blocks, codes(),
+                   qkv, row_stride);
   for (int p = 0; p < num_parts; ++p) {
     const Part& part = parts[p];
     for (int r = 0; r < part.num_rows; ++r) {
@@ -156,8 +161,8 @@ void Runner::project_heads(const Model& model, int layer, const Part* parts, int
   const int unit = by_heads ? head_blocks : 1, units = shape.num_kv_heads * head_blocks / unit;
   const int first_value = begin_of(units) * unit, last_value = end_of(units) * unit;
   const int before = turned * head_blocks;
-  kernels_.project(weights.qkv, normed(), stride(shape.hidden), num_rows, before + first_value, before + last_value, qkv,
-                   row_stride);
+  kernels_.project(weights.qkv, normed(), stride(shape.hidden), num_rows, before + first_value, before + last_value, codes(),
+                   qkv, row_stride);
   for (int p = 0; p < num_parts; ++p) {
     const Part& part = parts[p];
     for (int r = 0; r < part.num_rows; ++r) {
@@ -267,7 +272,7 @@ void Runner::best_tokens(const Model& model, int num_rows, int64_t* tokens, bool
   const int blocks = model.head.num_blocks();
   Best* all = workspace_.best.data();
   kernels_.project_best(model.head, normed(), stride(model.shape.hidden), num_rows, begin_of(blocks), end_of(blocks),
-                        model.shape.vocab, all + static_cast<size_t>(thread_) * kMaxRows);
+                        codes(), model.shape.vocab, all + static_cast<size_t>(thread_) * kMaxRows);
   fetch(model.layers[0].qkv, begin_of(model.layers[0].qkv.num_blocks()));
   barrier();
   // threads own ascending ranges of ids: the first of equals has the lowest
@@ -291,7 +296,7 @@ void Runner::logits(const Model& model, int num_rows, float* logits) {
   const int whole = static_cast<int>(vocab / kBlock), blocks = model.head.num_blocks();
   const int first = begin_of(blocks), last = end_of(blocks), last_whole = last < whole ? last : whole;
   if (first < last_whole) {
-    kernels_.project(model.head, normed(), stride(model.shape.hidden), num_rows, first, last_whole, logits, vocab);
+    kernels_.project(model.head, normed(), stride(model.shape.hidden), num_rows, first, last_whole, codes(), logits, vocab);
   }
   if (last > whole && first <= whole) {
     // a block of which only a part are logits
@@ -301,7 +306,7 @@ void Runner::logits(const Model& model, int num_rows, float* logits) {
     end.outputs = kBlock;
     end.scales = end.scales == nullptr ? nullptr : end.scales + static_cast<int64_t>(whole) * kBlock;
     end.bias = end.bias == nullptr ? nullptr : end.bias + static_cast<int64_t>(whole) * kBlock;
-    kernels_.project(end, normed(), stride(model.shape.hidden), num_rows, 0, 1, tile, kBlock);
+    kernels_.project(end, normed(), stride(model.shape.hidden), num_rows, 0, 1, codes(), tile, kBlock);
     for (int t = 0; t < num_rows; ++t) {
       std::memcpy(logits + t * vocab + static_cast<int64_t>(whole) * kBlock, tile + t * kBlock,
                   (vocab - static_cast<int64_t>(whole) * kBlock) * sizeof(float));

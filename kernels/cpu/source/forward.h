@@ -32,14 +32,17 @@ struct Workspace {
   Buffer partials;  // [T][H][chunks][kPartialHead + padded Dh]
   Buffer act;       // [T][intermediate stride]
   Buffer own;       // for each thread: its copy of normed rows or mixed heads
+  Buffer codes;     // for each thread: rows rounded for int8 weights, [T][code_bytes]
   Buffer turns;     // for each thread: cosines and sines [T][Dh / 2]
   std::vector<Best> best;  // [threads][kMaxRows]
   int64_t own_size = 0;
+  int64_t codes_size = 0;
   int64_t turns_size = 0;
   int max_chunks = 0;
 
-  // makes room for `num_rows` rows of such a model, whose longest sequence will have `slots` slots
-  void prepare(const Shape& shape, int num_rows, int64_t slots, int threads);
+  // makes room for `num_rows` rows of such a model, whose longest sequence will have `slots` slots, and for other weights
+  // of up to `inputs` inputs
+  void prepare(const Shape& shape, int num_rows, int64_t slots, int threads, int64_t inputs = 0);
 };
 
 // Where a forward's intermediate results go.
@@ -71,6 +74,8 @@ class Runner {
 
   float* normed() const { return workspace_.own.get() + thread_ * workspace_.own_size; }
   float* stream(const Model& model, int row) const { return workspace_.stream.get() + row * stride(model.shape.hidden); }
+  // this thread's room for rows as int8 weights want them
+  char* codes() const { return reinterpret_cast<char*>(workspace_.codes.get() + thread_ * workspace_.codes_size); }
   void barrier() { team_.barrier(thread_); }
   int thread() const { return thread_; }
   const Kernels& kernels() const { return kernels_; }

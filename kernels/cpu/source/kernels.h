@@ -8,18 +8,19 @@ namespace hb {
 struct Kernels {
   const char* name;
 
-  // out[t][o] = (W x[t])[o] for the outputs of blocks first..last-1, scaled and biased
-  void (*project)(const Matrix& weight, const float* rows, int64_t stride, int num_rows, int first, int last, float* out,
-                  int64_t out_stride);
+  // out[t][o] = (W x[t])[o] for the outputs of blocks first..last-1, scaled and biased. `codes` has room for the rows as
+  // int8 weights want them, code_bytes(W.inputs) each; others leave it alone
+  void (*project)(const Matrix& weight, const float* rows, int64_t stride, int num_rows, int first, int last, char* codes,
+                  float* out, int64_t out_stride);
   // adds the same to out
-  void (*project_add)(const Matrix& weight, const float* rows, int64_t stride, int num_rows, int first, int last, float* out,
-                      int64_t out_stride);
+  void (*project_add)(const Matrix& weight, const float* rows, int64_t stride, int num_rows, int first, int last, char* codes,
+                      float* out, int64_t out_stride);
   // out[t][o] = silu(gate x[t])[o] * (up x[t])[o] for pairs of blocks first..last-1
   void (*project_gated)(const Matrix& weight, const float* rows, int64_t stride, int num_rows, int first, int last,
-                        float* out, int64_t out_stride);
+                        char* codes, float* out, int64_t out_stride);
   // the largest of outputs 0..vocab-1 in blocks first..last-1, the lowest id of equals; best[t] is overwritten
-  void (*project_best)(const Matrix& weight, const float* rows, int64_t stride, int num_rows, int first, int last, int vocab,
-                       Best* best);
+  void (*project_best)(const Matrix& weight, const float* rows, int64_t stride, int num_rows, int first, int last, char* codes,
+                       int vocab, Best* best);
 
   // x / sqrt(mean(x^2) + eps) * weight of one padded row
   void (*rms_norm)(const float* row, const float* weight, int size, float eps, float* out);

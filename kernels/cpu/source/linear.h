@@ -1,9 +1,11 @@
 // Products of packed weights with a few rows of activations.
 //
 // One order of additions per output, whatever the number of rows or threads: even inputs in one sum, odd inputs in another,
-// each in the order of inputs, then the two together. A block of 16 outputs is read once from memory for all rows.
+// each in the order of inputs, then the two together; of int8 weights as codes.h says. A block of 16 outputs is read once
+// from memory for all rows.
 #pragma once
 
+#include "codes.h"
 #include "kernels.h"
 #include "simd.h"
 
@@ -30,20 +32,16 @@ HB_INLINE void load_two_inputs(const char* block, int input, int part, Native& f
   if constexpr (kType == Type::bf16) {
     const auto* p = reinterpret_cast<const uint16_t*>(block) + input * kBlock + part * 2 * kNative;
     n_from_bf16_pairs(p, first, second);
-  } else if constexpr (kType == Type::f32) {
+  } else {
     const auto* p = reinterpret_cast<const float*>(block) + input * kBlock + part * kNative;
     first = n_load(p);
     second = n_load(p + kBlock);
-  } else {
-    const auto* p = reinterpret_cast<const int8_t*>(block) + input * kBlock + part * kNative;
-    first = n_from_i8(p);
-    second = n_from_i8(p + kBlock);
   }
 }
 
 template <Type kType>
 HB_INLINE void fetch_ahead(const char* block, int input) {
-  constexpr int kBytes = kBlock * (kType == Type::f32 ? 4 : kType == Type::bf16 ? 2 : 1);
+  constexpr int kBytes = kBlock * (kType == Type::f32 ? 4 : 2);
   const char* p = block + static_cast<size_t>(input) * kBytes + kAhead;
   __builtin_prefetch(p);
   if constexpr (kType == Type::f32) {
@@ -110,9 +108,27 @@ void dot_rows(const char* block, size_t block_bytes, int num_blocks, int inputs,
   }
 }
 
+// What a weight is multiplied with: rows [T][stride], and of int8 weights their codes.
+struct Operand {
+  const float* rows;
+  int64_t stride;
+  const char* codes;
+  int64_t codes_stride;
+};
+
+HB_INLINE Operand operand_of(const Matrix& weight, const float* rows, int64_t stride, int num_rows, char* codes) {
+  const int64_t codes_stride = hb::code_bytes(weight.inputs);
+  if (weight.type == Type::i8) {
+    HB_ASSERT(codes != nullptr);
+    for (int t = 0; t < num_rows; ++t) {
+      encode_row(rows + t * stride, weight.inputs, has_vnni(), codes + t * codes_stride);
+    }
+  }
+  return {rows, stride, codes, codes_stride};
+}
+
 template <Type kType>
-void dot_typed(const Matrix& weight, int first_block, int num_blocks, const float* rows, int64_t stride, int num_rows,
-               float* tile) {
+void dot_typed(const Matrix& weight, int first_block, int num_blocks, const Operand& operand, int num_rows, float* tile) {
   const char* block = weight.block(first_block);
   const size_t bytes = weight.block_bytes();
   const int64_t tile_stride = static_cast<int64_t>(num_rows) * kBlock;
@@ -120,13 +136,16 @@ void dot_typed(const Matrix& weight, int first_block, int num_blocks, const floa
   const int passes = (num_rows + kMostRows - 1) / kMostRows;
   for (int pass = 0, row = 0; pass < passes; ++pass) {
     const int count = (num_rows - row + passes - pass - 1) / (passes - pass);
-    const float* x = rows + row * stride;
     float* out = tile + static_cast<int64_t>(row) * kBlock;
     switch (count) {
 #define HB_CASE(n)                                                                                    \
   case n:                                                                                             \
-    if constexpr (n <= kMostRows) {                                                                   \
-      dot_rows<kType, n>(block, bytes, num_blocks, weight.inputs, x, stride, out, tile_stride);       \
+    if constexpr (n <= kMostRows && kType == Type::i8) {                                              \
+      const char* x = operand.codes + row * operand.codes_stride;                                     \
+      dot_codes<n>(block, bytes, num_blocks, weight.inputs, x, operand.codes_stride, out, tile_stride); \
+    } else if constexpr (n <= kMostRows) {                                                            \
+      const float* x = operand.rows + row * operand.stride;                                           \
+      dot_rows<kType, n>(block, bytes, num_blocks, weight.inputs, x, operand.stride, out, tile_stride); \
     }                                                                                                 \
     break;
       HB_CASE(1)
@@ -144,19 +163,18 @@ void dot_typed(const Matrix& weight, int first_block, int num_blocks, const floa
 }
 
 // the finished outputs of one or two blocks: tile[b][t][o], scaled and biased
-HB_INLINE void dot(const Matrix& weight, int first_block, int num_blocks, const float* rows, int64_t stride, int num_rows,
-                   float* tile) {
+HB_INLINE void dot(const Matrix& weight, int first_block, int num_blocks, const Operand& operand, int num_rows, float* tile) {
   HB_ASSERT(num_rows >= 1 && num_rows <= hb::kMaxRows && first_block >= 0);
   HB_ASSERT((first_block + num_blocks) * kBlock <= weight.outputs);
   switch (weight.type) {
     case Type::f32:
-      dot_typed<Type::f32>(weight, first_block, num_blocks, rows, stride, num_rows, tile);
+      dot_typed<Type::f32>(weight, first_block, num_blocks, operand, num_rows, tile);
       break;
     case Type::bf16:
-      dot_typed<Type::bf16>(weight, first_block, num_blocks, rows, stride, num_rows, tile);
+      dot_typed<Type::bf16>(weight, first_block, num_blocks, operand, num_rows, tile);
       break;
     case Type::i8:
-      dot_typed<Type::i8>(weight, first_block, num_blocks, rows, stride, num_rows, tile);
+      dot_typed<Type::i8>(weight, first_block, num_blocks, operand, num_rows, tile);
       break;
   }
   for (int b = 0; b < num_blocks; ++b) {
@@ -177,9 +195,10 @@ constexpr int kAtOnce = 2;  // blocks of one call of dot
 
 #define HB_FOR_BLOCKS(body)                                                              \
   alignas(64) float tile[kAtOnce * hb::kMaxRows * kBlock];                               \
+  const Operand operand = operand_of(weight, rows, stride, num_rows, codes);             \
   for (int block = first; block < last; block += kAtOnce) {                              \
     const int count = last - block < kAtOnce ? last - block : kAtOnce;                   \
-    dot(weight, block, count, rows, stride, num_rows, tile);                             \
+    dot(weight, block, count, operand, num_rows, tile);                                  \
     for (int b = 0; b < count; ++b) {                                                    \
       for (int t = 0; t < num_rows; ++t) {                                               \
         const float* values = tile + (static_cast<int64_t>(b) * num_rows + t) * kBlock;  \
@@ -189,13 +208,13 @@ constexpr int kAtOnce = 2;  // blocks of one call of dot
     }                                                                                    \
   }
 
-void project(const Matrix& weight, const float* rows, int64_t stride, int num_rows, int first, int last, float* out,
-             int64_t out_stride) {
+void project(const Matrix& weight, const float* rows, int64_t stride, int num_rows, int first, int last, char* codes,
+             float* out, int64_t out_stride) {
   HB_FOR_BLOCKS({ w_store(out + t * out_stride + output, w_load(values)); })
 }
 
-void project_add(const Matrix& weight, const float* rows, int64_t stride, int num_rows, int first, int last, float* out,
-                 int64_t out_stride) {
+void project_add(const Matrix& weight, const float* rows, int64_t stride, int num_rows, int first, int last, char* codes,
+                 float* out, int64_t out_stride) {
   HB_FOR_BLOCKS({
     float* sum = out + t * out_stride + output;
     w_store(sum, w_add(w_load(sum), w_load(values)));
@@ -206,11 +225,12 @@ HB_INLINE Wide silu_of(const Wide& x) {
   return w_div(x, w_add(w_splat(1.0f), w_exp(w_sub(w_zero(), x))));
 }
 
-void project_gated(const Matrix& weight, const float* rows, int64_t stride, int num_rows, int first, int last, float* out,
-                   int64_t out_stride) {
+void project_gated(const Matrix& weight, const float* rows, int64_t stride, int num_rows, int first, int last, char* codes,
+                   float* out, int64_t out_stride) {
   alignas(64) float tile[2 * hb::kMaxRows * kBlock];
+  const Operand operand = operand_of(weight, rows, stride, num_rows, codes);
   for (int pair = first; pair < last; ++pair) {
-    dot(weight, 2 * pair, 2, rows, stride, num_rows, tile);
+    dot(weight, 2 * pair, 2, operand, num_rows, tile);
     for (int t = 0; t < num_rows; ++t) {
       const Wide gate = w_load(tile + t * kBlock), up = w_load(tile + (num_rows + t) * kBlock);
       w_store(out + t * out_stride + static_cast<int64_t>(pair) * kBlock, w_mul(silu_of(gate), up));
@@ -218,8 +238,8 @@ void project_gated(const Matrix& weight, const float* rows, int64_t stride, int 
   }
 }
 
-void project_best(const Matrix& weight, const float* rows, int64_t stride, int num_rows, int first, int last, int vocab,
-                  hb::Best* best) {
+void project_best(const Matrix& weight, const float* rows, int64_t stride, int num_rows, int first, int last, char* codes,
+                  int vocab, hb::Best* best) {
   const float lowest = -__builtin_inff();
   // by lane: the largest so far, and the number of its block; a later equal one does not replace it
   alignas(64) float largest[hb::kMaxRows][kBlock];

@@ -134,9 +134,10 @@ class MacroSteps {
     float* query = job_.extra.merging.get();
     float* keyed = query + padded(hidden_);
     const int query_blocks = grafts_.query.num_blocks(), keyed_blocks = grafts_.keyed.num_blocks();
-    kernels_.project(grafts_.query, mean, stride, 1, runner_.begin_of(query_blocks), runner_.end_of(query_blocks), query, 0);
-    kernels_.project(grafts_.keyed, rows, stride, num, runner_.begin_of(keyed_blocks), runner_.end_of(keyed_blocks), keyed,
-                     pair);
+    kernels_.project(grafts_.query, mean, stride, 1, runner_.begin_of(query_blocks), runner_.end_of(query_blocks),
+                     runner_.codes(), query, 0);
+    kernels_.project(grafts_.keyed, rows, stride, num, runner_.begin_of(keyed_blocks), runner_.end_of(keyed_blocks),
+                     runner_.codes(), keyed, pair);
     runner_.barrier();
     float* mixed = mean + stride;
     mix(query, keyed, pair, num, mixed);
@@ -145,7 +146,7 @@ class MacroSteps {
     const int blocks = grafts_.out.num_blocks(), first = runner_.begin_of(blocks), last = runner_.end_of(blocks);
     std::memcpy(residual + static_cast<int64_t>(first) * kBlock, start + static_cast<int64_t>(first) * kBlock,
                 static_cast<size_t>(last - first) * kBlock * sizeof(float));
-    kernels_.project_add(grafts_.out, mixed, stride, 1, first, last, residual, 0);
+    kernels_.project_add(grafts_.out, mixed, stride, 1, first, last, runner_.codes(), residual, 0);
     // the next sequence's query and keys take the place of these
     runner_.barrier();
   }
@@ -207,7 +208,7 @@ class MacroSteps {
     int64_t stride = Runner::stride(hidden_);
     for (int layer = 0; layer < 2; ++layer) {
       const int blocks = grafts_.stop[layer].num_blocks(), first = runner_.begin_of(blocks), last = runner_.end_of(blocks);
-      kernels_.project(grafts_.stop[layer], input, stride, num_active_, first, last, inner[layer], width);
+      kernels_.project(grafts_.stop[layer], input, stride, num_active_, first, last, runner_.codes(), inner[layer], width);
       for (int a = 0; a < num_active_; ++a) {
         kernels_.silu(inner[layer] + a * width + static_cast<int64_t>(first) * kBlock,
                       static_cast<int64_t>(last - first) * kBlock);
@@ -217,7 +218,7 @@ class MacroSteps {
       stride = width;
     }
     alignas(64) float logits[kMaxRows * kBlock];
-    kernels_.project(grafts_.stop[2], input, width, num_active_, 0, 1, logits, kBlock);
+    kernels_.project(grafts_.stop[2], input, width, num_active_, 0, 1, runner_.codes(), logits, kBlock);
     bool goes_on[kMaxRows];
     for (int a = 0; a < num_active_; ++a) {
       const int index = active_[a];
@@ -314,7 +315,7 @@ void macro_steps(const Grafts& grafts, const Kernels& kernels, int threads, Macr
   for (const MacroSequence& sequence : call.sequences) {
     reach = sequence.part.past + 1 > reach ? sequence.part.past + 1 : reach;
   }
-  extra.workspace.prepare(shape, own_rows > micro_rows ? own_rows : micro_rows, reach, threads);
+  extra.workspace.prepare(shape, own_rows > micro_rows ? own_rows : micro_rows, reach, threads, grafts.stop_width);
   const size_t micro_size = static_cast<size_t>(grafts.micro->shape.num_layers) * shape.num_kv_heads * slots * shape.head_dim;
   extra.features.ensure(static_cast<size_t>(num_features) * num * shape.hidden);
   extra.micro_keys.ensure(num * micro_size);

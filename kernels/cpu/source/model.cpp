@@ -66,9 +66,15 @@ Matrix pack_rows(Arena& arena, const Dense& dense, int64_t num_blocks, Source so
           pack_lane<uint16_t, 2>(from, dense.inputs, lane, block);
           break;
         case Type::i8:
-          pack_lane<int8_t, 1>(from, dense.inputs, lane, block);
+          pack_lane<uint8_t, 4>(from, dense.inputs, lane, block);
           break;
       }
+    }
+  }
+  if (dense.type == Type::i8) {
+    // turning the highest bit over adds 128, to padding too
+    for (size_t i = 0; i < block_bytes * num_blocks; ++i) {
+      blocks[i] = static_cast<char>(blocks[i] ^ 0x80);
     }
   }
   matrix.blocks = blocks;

@@ -23,10 +23,18 @@ constexpr int kPartialHead = 16;  // floats before the values of an attention pa
 
 constexpr int64_t padded(int64_t size) { return (size + kBlock - 1) / kBlock * kBlock; }
 
+// Rows that meet int8 weights are rounded to 15 bits in groups of inputs: of a row two bytes for each input, then for each
+// group a scale and a sum of codes.
+constexpr int kGroupInputs = 128;
+constexpr int64_t num_groups(int64_t inputs) { return (inputs + kGroupInputs - 1) / kGroupInputs; }
+constexpr int64_t code_bytes(int64_t inputs) {
+  return (2 * padded(inputs) + 8 * num_groups(inputs) + 63) / 64 * 64;
+}
+
 enum class Type : int32_t { f32 = 0, bf16 = 1, i8 = 2 };
 
 // A weight [outputs, inputs] in blocks of 16 outputs, both sizes padded with zeros. In a block inputs follow one another,
-// each with its 16 outputs; of bfloat16, two inputs at a time, side by side for each output.
+// each with its 16 outputs; of bfloat16, two inputs at a time, side by side for each output; of int8 four, codes + 128.
 struct Matrix {
   Type type = Type::f32;
   int32_t outputs = 0;      // padded

@@ -19,6 +19,8 @@ from hambench.errors import ContextOverflowError, ModelError, NotFiniteError
 ODD = dataclasses.replace(
     TINY_SHAPE, vocab_size=97, hidden_size=40, intermediate_size=52, num_layers=2, head_dim=10
 )
+WIDE = dataclasses.replace(TINY_SHAPE, hidden_size=264, intermediate_size=390, num_layers=2)
+"""Its weights have inputs of several groups, the last of which is not whole."""
 SHAPES = {
     "llama": TINY_SHAPE,
     "tied": dataclasses.replace(TINY_SHAPE, tie_embeddings=True, num_layers=2),
@@ -45,6 +47,8 @@ SHAPES = {
 SETS = ("avx512", "avx2", "portable")
 TOLERANCE = 2e-4
 """Of float32 logits of order 10, summed in another order."""
+ROUNDED = 3e-3
+"""Of the same logits where every product's rows are rounded to 15 bits: a unit is 6e-5 of a group's largest input."""
 
 
 def weights_of(shape, seed=0):
@@ -164,14 +168,14 @@ def test_a_row_has_the_same_bits_on_any_number_of_threads(
 def test_two_wide_instruction_sets_give_the_same_bits(library):
     if not {"avx512", "avx2"} <= set(library.instruction_sets()):
         pytest.skip("this machine does not have both AVX-512 and AVX2")
-    for shape in (TINY_SHAPE, ODD):
+    for shape in (TINY_SHAPE, ODD, WIDE):
         for dtype in (torch.float32, torch.bfloat16):
             llama = plain(shape, dtype)
-            rows = [
-                _rows(native_of(llama, library, name), ids_of(150), [1, 9, 16, 64, 60])[0]
-                for name in ("avx512", "avx2")
-            ]
-            assert torch.equal(*rows)
+            natives = [native_of(llama, library, name) for name in ("avx512", "avx2")]
+            # of int8 weights one set may multiply by VNNI and the other not
+            for pair in (natives, [quantize_int8(native) for native in natives]):
+                rows = [_rows(native, ids_of(150), [1, 9, 16, 64, 60])[0] for native in pair]
+                assert torch.equal(*rows)
 
 
 def test_greedy_tokens_are_the_argmaxes_and_ties_go_to_the_lowest_id(instruction_set, library):
@@ -286,24 +290,77 @@ def test_greedy_calls_of_many_rows_give_the_tokens_of_single_steps(extra, librar
     assert torch.equal(cache.keys[:, :, : cache.slots], single_cache.keys[:, :, : cache.slots])
 
 
-@pytest.mark.parametrize("name", ["llama", "tied", "qwen2 biases", "nothing divides 16"])
+def _rounded(rows):
+    """Float32 rows as int8 weights meet them: 15 bits with one scale per group of 128 inputs."""
+    groups = torch.split(rows, 128, dim=-1)
+    largest = [group.abs().amax(-1, keepdim=True) for group in groups]
+    codes = [
+        (group * (torch.tensor(16383.0) / most)).round().double()
+        for group, most in zip(groups, largest, strict=True)
+    ]
+    return torch.cat([c * (most / 16383).double() for c, most in zip(codes, largest, strict=True)], dim=-1)
+
+
+@pytest.mark.parametrize(
+    "shape", [SHAPES[name] for name in ("llama", "tied", "qwen2 biases", "nothing divides 16")] + [WIDE]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_int8_copy_multiplies_the_codes_it_was_given(name, dtype, instruction_set, library, monkeypatch):
-    # torch's own int8 product rounds to bfloat16 on the way
-    monkeypatch.setattr(int8, "MOST_ROWS_UNPACKED", 0)
-    llama = plain(SHAPES[name], dtype)
+def test_an_int8_copy_multiplies_the_codes_it_was_given(shape, dtype, instruction_set, library, monkeypatch):
+    llama = plain(shape, dtype)
     native = quantize_int8(native_of(llama, library, instruction_set))
     assert isinstance(native, NativeLlama)
     assert native.native.packed_bytes < 0.75 * native_of(llama, library).native.packed_bytes
     ids = ids_of(11)
     out = native.forward(ids, native.new_cache(20), num_logits=None)
-    # float32 products of what the codes stand for
-    exact = quantize_int8(llama)
-    expected = exact.forward(ids, exact.new_cache(20), num_logits=None)
-    tolerance = TOLERANCE if dtype == torch.float32 else 0.05 * float(expected.logits.abs().max())
+    # the head's product of the row that went in, number by number
+    head = quantize_int8(llama).head
+    if dtype == torch.float32:
+        exact = _rounded(out.hidden) @ head.codes.double().T * head.scales.double()
+        torch.testing.assert_close(out.logits.double(), exact, atol=2e-5, rtol=1e-5)
+    # float32 products of what the codes stand for; torch's own int8 product rounds to bfloat16 on the way
+    monkeypatch.setattr(int8, "MOST_ROWS_UNPACKED", 0)
+    whole = quantize_int8(llama)
+    expected = whole.forward(ids, whole.new_cache(20), num_logits=None)
+    tolerance = ROUNDED if dtype == torch.float32 else 0.05 * float(expected.logits.abs().max())
     torch.testing.assert_close(out.logits, expected.logits, atol=tolerance, rtol=1e-4)
     single = [native.forward(one[None], cache).logits for cache in [native.new_cache(20)] for one in ids]
     assert torch.equal(torch.cat(single), out.logits)
+
+
+def test_an_int8_row_has_the_same_bits_whatever_rows_are_next_to_it(instruction_set, library, monkeypatch):
+    monkeypatch.setattr(NativeLlama, "threads", 3)
+    native = quantize_int8(native_of(plain(WIDE, torch.bfloat16), library, instruction_set))
+    ids = ids_of(16 * 10)
+    single, single_cache = _rows(native, ids, [1] * len(ids))
+    for sizes in ([*range(1, 17), 24], [64, 64, 32], [5] * 32):
+        several, cache = _rows(native, ids, sizes)
+        assert torch.equal(several, single)
+        assert torch.equal(cache.values, single_cache.values)
+
+
+def test_an_outlier_coarsens_its_own_group_of_inputs_only(instruction_set, library):
+    # one input of the down product is a million times the others, and no output looks at it
+    weights = {name: tensor for name, tensor in weights_of(WIDE).items()}
+    layer = f"model.layers.{WIDE.num_layers - 1}.mlp"
+    plain_logits, loud_logits = [], []
+    ids = ids_of(3)
+    for scale, logits in ((1.0, plain_logits), (1e6, loud_logits)):
+        changed = {**weights, f"{layer}.down_proj.weight": weights[f"{layer}.down_proj.weight"].clone()}
+        changed[f"{layer}.up_proj.weight"] = weights[f"{layer}.up_proj.weight"].clone()
+        changed[f"{layer}.up_proj.weight"][0] *= scale
+        changed[f"{layer}.down_proj.weight"][:, :128] = 0
+        native = quantize_int8(native_of(Llama(WIDE, changed, torch.float32), library, instruction_set))
+        logits.append(native.forward(ids, native.new_cache(4), num_logits=None).logits)
+    assert torch.equal(plain_logits[0], loud_logits[0])
+
+
+@pytest.mark.parametrize("damage", [float("nan"), float("inf")])
+def test_an_int8_copy_does_not_hide_damage(damage, instruction_set, library):
+    weights = weights_of(WIDE)
+    weights["model.norm.weight"][200] = damage
+    native = quantize_int8(native_of(Llama(WIDE, weights, torch.float32), library, instruction_set))
+    with pytest.raises(NotFiniteError):
+        native.greedy([1, 2], native.new_cache(8))
 
 
 @pytest.mark.parametrize("damage", [float("nan"), float("inf")])
