@@ -285,6 +285,8 @@ class DecodingMethod(Protocol):
     If a server on this machine does the work, an attribute ``local_port`` may give its TCP port, so that its load does
     not count as other load. If an answer's counts depend on earlier answers, a method ``forget()`` must drop them. It
     is called before the first answer of each repeat, so that warm-ups and earlier repeats leave nothing behind.
+    If its caches are not one of the target's own, an attribute ``kv_bytes_per_position`` may give the bytes of all of
+    them per position, by which a batch that would not fit is refused.
     """
 
     @property

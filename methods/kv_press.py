@@ -124,6 +124,13 @@ class KVPress:
     lossless: bool
     extra_weight_bytes: int = 0
 
+    @property
+    def kv_bytes_per_position(self) -> int:
+        """See :class:`hambench.decoding.DecodingMethod`."""
+        from hambench.methods.common.sequence import kv_bytes_per_position
+
+        return kv_bytes_per_position(self.target.llama, self.config.kv_dtype)
+
     def warmup(self) -> None:
         """Decodes a few tokens, an eviction included."""
         from hambench.methods.common.sequence import decode_a_little

@@ -219,6 +219,14 @@ class Speculative:
         """The draft's weights."""
         return self.draft.weight_bytes
 
+    @property
+    def kv_bytes_per_position(self) -> int:
+        """Bytes of the target's cache and of the draft's own, if it has one."""
+        from hambench.methods.common.sequence import kv_bytes_per_position
+
+        models = [self.target.llama] if self.config.kv == "shared" else [self.target.llama, self.draft]
+        return sum(kv_bytes_per_position(model, self.config.kv_dtype) for model in models)
+
     def warmup(self) -> None:
         """Decodes a few tokens with both models; times them where a rule weighs their costs."""
         import torch

@@ -67,6 +67,13 @@ class Vanilla:
     lossless: bool = True
     extra_weight_bytes: int = 0
 
+    @property
+    def kv_bytes_per_position(self) -> int:
+        """See :class:`hambench.decoding.DecodingMethod`."""
+        from hambench.methods.common.sequence import kv_bytes_per_position
+
+        return kv_bytes_per_position(self.target.llama, self.config.kv_dtype)
+
     def warmup(self) -> None:
         """Decodes a few tokens, so that no timed answer pays for packing, page-in and allocation."""
         from hambench.methods.common.sequence import decode_a_little

@@ -13,6 +13,7 @@ from hambench.engine.requests.batch import Ask, Batch, SequenceFailed
 from hambench.errors import HambenchError
 from hambench.machine.load import CpuLoadMeter, free_memory_bytes, reset_peak_memory
 from hambench.records import Cell, GenerationTrace, Sample, SampleRecord, StepRecord
+from hambench.runner.conversations import prompt_sizes
 from hambench.runner.work import Job, Opening, torch_threads
 
 if TYPE_CHECKING:
@@ -85,12 +86,15 @@ def batch_records(
 
 
 def refuse_too_large(
-    cells: Sequence[Cell], samples: Sequence[Sample], target: TargetModel, count: Callable[[str], int]
+    cells: Sequence[tuple[Cell, DecodingMethod]],
+    samples: Sequence[Sample],
+    target: TargetModel,
+    count: Callable[[str], int],
 ) -> None:
     """Refuses a batch whose caches would not fit into memory.
 
     Args:
-        cells: Of the run.
+        cells: Of the run, each with its method, built.
         samples: What is asked.
         target: The loaded model.
         count: Tokens of a text.
@@ -98,30 +102,35 @@ def refuse_too_large(
     Raises:
         HambenchError: With the largest batch that would fit.
     """
-    tokens = {prompt: count(prompt) for prompt in {sample.prompt for sample in samples}}
     free = free_memory_bytes(str(target.device))
-    per_slot = target.llama.new_cache(1).bytes_per_slot
-    for cell in cells:
+    own_cache = target.llama.new_cache(1).bytes_per_slot
+    tokens = prompt_sizes(
+        samples,
+        lambda sample: count(sample.prompt),
+        longest_answer=max(cell.max_new_tokens or 0 for cell, _ in cells),
+    )
+    for cell, method in cells:
         if cell.batch == 1:
             continue
+        per_position = getattr(method, "kv_bytes_per_position", own_cache)
+        longest: dict[str, int] = {}
+        for sample in samples:
+            size = min(
+                tokens[sample.sample_id] + cell.asks(sample).max_new_tokens,
+                cell.positions(target.context_length),
+            )
+            # of a conversation one turn is in the batch at a time
+            asked = sample.conversation or sample.sample_id
+            longest[asked] = max(size, longest.get(asked, 0))
         # the longest answers may be in one batch
-        sizes = sorted(
-            (
-                min(
-                    tokens[sample.prompt] + cell.asks(sample).max_new_tokens,
-                    cell.positions(target.context_length),
-                )
-                for sample in samples
-            ),
-            reverse=True,
-        )
-        needed = [per_slot * size for size in sizes[: cell.batch]]
+        sizes = sorted(longest.values(), reverse=True)
+        needed = [per_position * size for size in sizes[: cell.batch]]
         if sum(needed) <= free:
             continue
         fitting = sum(1 for total in itertools.accumulate(needed) if total <= free)
         raise HambenchError(
-            f"batch {cell.batch} holds up to {sum(needed) / 1e9:.1f} GB of keys and values, and {free / 1e9:.1f} GB of "
-            f"memory are free: "
+            f"{cell.label}: batch {cell.batch} holds up to {sum(needed) / 1e9:.1f} GB of keys and values, and "
+            f"{free / 1e9:.1f} GB of memory are free: "
             + (f"the largest batch that fits is {fitting}" if fitting else "not even one sequence fits")
         )
 

@@ -82,7 +82,7 @@ def prepare(request: RunRequest, *, calibrated: bool = False) -> Prepared:
     if max(request.sweep.batches) > 1:
         from hambench.runner.batches import refuse_too_large
 
-        refuse_too_large(expansion.cells, samples, target, count)
+        refuse_too_large([(cell, methods[cell.label]) for cell in expansion.cells], samples, target, count)
     if calibrated or request.budget_s is not None:
         longest = max(prompt_sizes(samples, lambda sample: count(sample.prompt)).values(), default=0)
         parts["counting tokens"] = lap()

@@ -60,6 +60,13 @@ class LookupMethod:
         """Whether only the target's own tokens are kept."""
         return self.config.is_lossless
 
+    @property
+    def kv_bytes_per_position(self) -> int:
+        """See :class:`hambench.decoding.DecodingMethod`."""
+        from hambench.methods.common.sequence import kv_bytes_per_position
+
+        return kv_bytes_per_position(self.target.llama, self.config.kv_dtype)
+
     def warmup(self) -> None:
         """Decodes a few tokens; the made-up prompt repeats itself, so verification warms up too."""
         from hambench.methods.common.sequence import decode_a_little

@@ -129,6 +129,11 @@ def new_cache(model: LanguageModel, capacity: int, kv_dtype: str) -> KVCache:
     return model.reference.stack.new_cache(capacity, kind=Int8KVCache)
 
 
+def kv_bytes_per_position(model: LanguageModel, kv_dtype: str) -> int:
+    """Returns the bytes of one position in a cache of :func:`new_cache`."""
+    return new_cache(model, 1, kv_dtype).bytes_per_slot
+
+
 def decode_a_little(method: DecodingMethod, *, num_steps: int = 4) -> None:
     """Decodes a few tokens of a made-up prompt, for a method's ``warmup``."""
     with torch.inference_mode():

@@ -271,17 +271,62 @@ def test_what_cannot_be_in_a_batch_is_refused_in_one_line(method, message):
     assert Sweep(model="m", methods=(method,)).expand(ask_availability=False).cells
 
 
+def built(target, *cells):
+    generator = Generator(target, cells, DecodingOptions())
+    return [(each, generator.method(each)) for each in cells]
+
+
 def test_a_batch_that_does_not_fit_is_refused_with_the_largest_that_does(target, monkeypatch):
     samples = [sample(i, limit=100, prompt="a" * (10 + i)) for i in range(8)]
     slot = target.llama.new_cache(1).bytes_per_slot
     monkeypatch.setattr(batches, "free_memory_bytes", lambda device: slot * 345)
     with pytest.raises(HambenchError, match="the largest batch that fits is 2"):
-        refuse_too_large([cell(1), cell(4)], samples, target, len)
+        refuse_too_large(built(target, cell(1), cell(4)), samples, target, len)
     monkeypatch.setattr(batches, "free_memory_bytes", lambda device: slot * 50)
     with pytest.raises(HambenchError, match="not even one sequence fits"):
-        refuse_too_large([cell(4)], samples, target, len)
+        refuse_too_large(built(target, cell(4)), samples, target, len)
     monkeypatch.setattr(batches, "free_memory_bytes", lambda device: slot * 1000)
-    refuse_too_large([cell(4)], samples, target, len)
+    refuse_too_large(built(target, cell(4)), samples, target, len)
+
+
+@pytest.mark.parametrize(
+    ("method", "knobs", "num_fitting"),
+    [
+        ("vanilla", {}, 4),
+        ("speculative", {}, 2),
+        ("speculative", {"kv": "shared"}, 4),
+        ("vanilla", {"kv_dtype": "int8"}, 14),
+        ("prompt_lookup", {"kv_dtype": "int8"}, 14),
+        ("kv_press", {"kv_dtype": "int8"}, 14),
+        ("speculative", {"kv_dtype": "int8"}, 7),
+    ],
+)
+def test_a_batch_needs_the_caches_of_its_method(target, monkeypatch, method, knobs, num_fitting):
+    """A draft's cache was forgotten, and a rounded one counted as if it were not."""
+    samples = [sample(i, limit=100, prompt="a" * 28) for i in range(20)]
+    slot = target.llama.new_cache(1).bytes_per_slot
+    # four answers in float32; int8 has a row of 18 bytes for 16 elements of 4
+    monkeypatch.setattr(batches, "free_memory_bytes", lambda device: slot * 4 * 128 + 1)
+    refuse_too_large(built(target, cell(num_fitting, method, **knobs)), samples, target, len)
+    with pytest.raises(HambenchError, match=rf"batch=20\]: .* that fits is {num_fitting}$"):
+        refuse_too_large(built(target, cell(20, method, **knobs)), samples, target, len)
+
+
+def test_a_later_turn_needs_room_for_the_answers_before_it(target, monkeypatch):
+    """It counted as the words that it adds; and of one conversation two turns are never asked at once."""
+    turns = [
+        dataclasses.replace(
+            sample(10 * talk + turn, limit=20, prompt="a" * 10), conversation=f"t{talk}", turn=turn
+        )
+        for talk in range(3)
+        for turn in (1, 2, 3)
+    ]
+    slot = target.llama.new_cache(1).bytes_per_slot
+    # the third turn: its words, and twice a question with its answer
+    monkeypatch.setattr(batches, "free_memory_bytes", lambda device: slot * 2 * 90)
+    refuse_too_large(built(target, cell(2)), turns, target, len)
+    with pytest.raises(HambenchError, match="the largest batch that fits is 2"):
+        refuse_too_large(built(target, cell(3)), turns, target, len)
 
 
 def run_of(tiny_model, rows, folder):
