@@ -140,8 +140,10 @@ def encode_chat(
     tokenizer: Any,
     messages: Sequence[Mapping[str, str]],
     arguments: Mapping[str, TemplateValue] | None = None,
+    *,
+    add_generation_prompt: bool = True,
 ) -> list[int]:
-    """Encodes a conversation with the assistant's turn opened; only the template can insert control tokens.
+    """Encodes a conversation, rendered as by :func:`render_chat`; only the template can insert control tokens.
 
     Raises:
         ChatTemplateError: If the template raises anything.
@@ -149,7 +151,8 @@ def encode_chat(
     controls = _controls(tokenizer)
     spelled = re.compile("|".join(map(re.escape, sorted(controls, key=len, reverse=True))) or "(?!)")
     if not any(spelled.search(message["content"]) for message in messages):
-        return encode_text(render_chat(tokenizer, messages, arguments), tokenizer, add_special_tokens=False)
+        text = render_chat(tokenizer, messages, arguments, add_generation_prompt=add_generation_prompt)
+        return encode_text(text, tokenizer, add_special_tokens=False)
     written = "".join(message["content"] for message in messages)
     unused = (chr(code) for code in _UNUSED if chr(code) not in written)
     stand_ins = dict(zip(controls, unused, strict=False))
@@ -157,7 +160,7 @@ def encode_chat(
         {**message, "content": spelled.sub(lambda found: stand_ins[found[0]], message["content"])}
         for message in messages
     ]
-    text = render_chat(tokenizer, masked, arguments)
+    text = render_chat(tokenizer, masked, arguments, add_generation_prompt=add_generation_prompt)
     originals = str.maketrans({stand_in: control for control, stand_in in stand_ins.items()})
     ids: list[int] = []
     for control, plain in _pieces(text, spelled, controls):

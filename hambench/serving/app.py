@@ -212,7 +212,9 @@ class _Server:
         turns = [{"role": message.role, "content": message.text} for message in body.messages]
         arguments = {**self.target.chat_arguments, **(body.chat_template_kwargs or {})}
         try:
-            return encode_chat(self.tokenizer, turns, arguments)
+            return encode_chat(
+                self.tokenizer, turns, arguments, add_generation_prompt=not body.continue_final_message
+            )
         except ChatTemplateError as error:
             raise RefusedError(400, str(error)) from error
 

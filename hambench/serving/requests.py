@@ -199,8 +199,22 @@ class ChatRequest(GenerationRequest):
     chat_template_kwargs: dict[str, str | int | float | bool | None] | None = None
     """Variables of the chat template, as in vLLM; rejects those that the template does not use."""
     modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None = None
-    add_generation_prompt: Literal[True] | None = None
-    continue_final_message: Literal[False] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    """Whether to go on with the last message, which is the assistant's, as in vLLM."""
+
+    @model_validator(mode="after")
+    def _opens_or_continues(self) -> ChatRequest:
+        if bool(self.continue_final_message) != (self.add_generation_prompt is False):
+            raise ValueError(
+                "continue_final_message=true and add_generation_prompt=false go together: the answer either opens a "
+                "turn or goes on with the last message"
+            )
+        if self.continue_final_message and (
+            self.messages[-1].role != "assistant" or not self.messages[-1].text
+        ):
+            raise ValueError("continue_final_message=true needs a last message of the assistant with text")
+        return self
 
     @property
     def limit(self) -> int | None:

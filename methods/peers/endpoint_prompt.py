@@ -16,7 +16,7 @@ def messages_of(
     """The turns of a prompt; a text that the template did not make is one message of the user.
 
     Args:
-        text: The prompt, the assistant's turn opened.
+        text: The prompt, the assistant's turn opened or begun. If begun, the last message is the assistant's.
         tokenizer: Its chat template made the prompt.
         arguments: Variables of the template.
     """
@@ -30,16 +30,25 @@ def messages_of(
         return whole
     opening, closing = plain
     before: list[dict[str, str]] = []
-    if not text.startswith(opening) and system is not None and text.startswith(system[0]):
-        content, found, rest = text[len(system[0]) :].partition(system[1])
+    rest = text
+    if not rest.startswith(opening) and system is not None and rest.startswith(system[0]):
+        content, found, rest = rest[len(system[0]) :].partition(system[1])
         if not found:
             return whole
-        before, text, opening = [{"role": "system", "content": content}], rest, ""
-    if not (text.startswith(opening) and text.endswith(closing) and len(text) >= len(opening + closing)):
+        before, opening = [{"role": "system", "content": content}], ""
+    if not rest.startswith(opening):
         return whole
-    body = text[len(opening) : len(text) - len(closing)]
+    rest = rest[len(opening) :]
     separators = None if talk is None else talk[1:3]
-    return [*before, *_turns(body, separators)]
+    if rest.endswith(closing):
+        return [*before, *_turns(rest[: len(rest) - len(closing)], separators)]
+    answer = _parts(tokenizer, ("user", "assistant"), arguments, begun=True)
+    body, found, begun = rest.rpartition(answer[1]) if answer is not None and answer[1] else ("", "", "")
+    if not begun:
+        return whole
+    messages = [*before, *_turns(body, separators), {"role": "assistant", "content": begun}]
+    # a text that only looks like a begun answer is not sent as one
+    return messages if found and _rendered(tokenizer, messages, arguments, begun=True) == text else whole
 
 
 def _turns(body: str, separators: tuple[str, ...] | None) -> list[dict[str, str]]:
@@ -56,13 +65,16 @@ def _turns(body: str, separators: tuple[str, ...] | None) -> list[dict[str, str]
 
 
 def _parts(
-    tokenizer: Any, roles: tuple[str, ...], arguments: Mapping[str, TemplateValue] | None
+    tokenizer: Any,
+    roles: tuple[str, ...],
+    arguments: Mapping[str, TemplateValue] | None,
+    *,
+    begun: bool = False,
 ) -> tuple[str, ...] | None:
     """What the template writes before, between and after messages of these roles; ``None`` if it refuses them."""
     messages = [{"role": role, "content": mark} for role, mark in zip(roles, _MARKS, strict=False)]
-    try:
-        rest = render_chat(tokenizer, messages, arguments)
-    except ChatTemplateError:
+    rest = _rendered(tokenizer, messages, arguments, begun=begun)
+    if rest is None:
         return None
     parts = []
     for message in messages:
@@ -71,3 +83,17 @@ def _parts(
             return None
         parts.append(before)
     return (*parts, rest)
+
+
+def _rendered(
+    tokenizer: Any,
+    messages: list[dict[str, str]],
+    arguments: Mapping[str, TemplateValue] | None,
+    *,
+    begun: bool,
+) -> str | None:
+    """The prompt of these messages, the last one continued if it is ``begun``; ``None`` if the template refuses."""
+    try:
+        return render_chat(tokenizer, messages, arguments, add_generation_prompt=not begun)
+    except ChatTemplateError:
+        return None

@@ -132,6 +132,9 @@ class Talk:
             messages = messages_of(self._text(ids), self.tokenizer, self.target.chat_arguments)
             if self.config.guard == "nonce":
                 messages[0]["content"] = _nonce() + messages[0]["content"]
+            if messages[-1]["role"] == "assistant":
+                # the answer goes on where the prompt begins it: the names of vLLM and SGLang
+                body |= {"continue_final_message": True, "add_generation_prompt": False}
             return "/v1/chat/completions", body | {"messages": messages}
         if self.config.prompt == "ids":
             return "/v1/completions", body | {"prompt": list(ids)}

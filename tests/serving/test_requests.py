@@ -80,6 +80,8 @@ def test_a_request_holds_a_bounded_number_of_prompts(client, prompt):
         {"reasoning_effort": "low"},
         {"continue_final_message": True},
         {"add_generation_prompt": False},
+        {"continue_final_message": False, "add_generation_prompt": False},
+        {"continue_final_message": True, "add_generation_prompt": False},
         {"stream_options": {"unknown": True}},
         {"max_tokens": "3"},
         {"max_tokens": True},
@@ -112,6 +114,20 @@ def test_a_field_that_cannot_be_honoured_is_refused_by_its_name(client, field):
 )
 def test_values_that_ask_for_nothing_are_accepted(client, field):
     assert chat(client, **field).status_code == 200
+
+
+def test_an_answer_that_is_begun_is_gone_on_with(client, target):
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "I am"}]
+    options = {"continue_final_message": True, "add_generation_prompt": False, "return_token_ids": True}
+    reply = chat(client, turns, **options)
+    assert reply.status_code == 200, reply.text
+    text = target.tokenizer.decode(reply.json()["choices"][0]["prompt_token_ids"])
+    assert text.endswith("[assistant]I am")
+    # it only goes on with an answer, and only with one that is begun
+    for last in ({"role": "user", "content": "I am"}, {"role": "assistant", "content": ""}):
+        reply = chat(client, [turns[0], last], **options)
+        assert reply.status_code == 400
+        assert "a last message of the assistant with text" in reply.json()["error"]["message"]
 
 
 def test_an_answer_as_openais_client_keeps_it_can_be_sent_back(client):

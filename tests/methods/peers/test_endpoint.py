@@ -84,6 +84,15 @@ def test_chat_unwraps_the_template_and_the_server_wraps_it_again(tiny, served):
     assert remote.token_ids == local.token_ids
 
 
+@pytest.mark.parametrize("guard", ["salt", "none"])
+def test_an_answer_that_the_prompt_begins_goes_on_at_the_server(tiny, served, guard):
+    text = "[user]Why is the sky blue?\n[assistant]Because of"
+    remote = decode(EndpointConfig(url=served, api="chat", guard=guard).build(tiny), tiny, text)
+    local = decode(SpeculativeConfig(num_draft_tokens=3).build(tiny), tiny, text)
+    opened = decode(SpeculativeConfig(num_draft_tokens=3).build(tiny), tiny, text.removesuffix("Because of"))
+    assert remote.token_ids == local.token_ids != opened.token_ids
+
+
 def test_a_stop_string_ends_the_answer_and_frees_the_server(tiny, served):
     local = decode(SpeculativeConfig(num_draft_tokens=3).build(tiny), tiny, "x")
     stop = tiny.tokenizer.decode(local.token_ids[5:7])

@@ -12,15 +12,19 @@ from hambench.serving.events import Chunk
 class Template:
     chat_template = "x"
 
-    def __init__(self, default="", refuses=()):
-        self.default, self.refuses = default, refuses
+    def __init__(self, default="", refuses=(), thinks=""):
+        self.default, self.refuses, self.thinks = default, refuses, thinks
 
     def apply_chat_template(self, messages, *, add_generation_prompt=True, **_):
         if any(each["role"] in self.refuses for each in messages):
             raise ChatTemplateError("no")
         said = "" if messages[0]["role"] == "system" else self.default
-        said += "".join(f"<{each['role']}>{each['content']}</{each['role']}>\n" for each in messages)
-        return said + "<assistant>"
+        said += "".join(f"<{each['role']}>{each['content'].strip()}</{each['role']}>\n" for each in messages)
+        return (
+            f"{said}<assistant>{self.thinks}"
+            if add_generation_prompt
+            else said.removesuffix("</assistant>\n")
+        )
 
 
 def say(*contents, first="user"):
@@ -47,6 +51,41 @@ def say(*contents, first="user"):
 def test_the_messages_of_a_templated_prompt_are_found_again(messages, default):
     tokenizer = Template(default)
     assert messages_of(tokenizer.apply_chat_template(messages), tokenizer) == messages
+
+
+@pytest.mark.parametrize("thinks", ["", "<think></think>"])
+@pytest.mark.parametrize("default", ["", "<system>Be helpful.</system>\n"])
+@pytest.mark.parametrize(
+    "messages",
+    [
+        say("Why?", "Because"),
+        say("one", "ONE", "two", "TWO\n\ndef f(x):"),
+        say("Be kind.", "Hello", 'Summary: "', first="system"),
+        say("Be kind.", "one", "ONE", "two", "def f(x):\n    ", first="system"),
+    ],
+)
+def test_an_answer_that_the_prompt_begins_is_the_last_message(messages, default, thinks):
+    """The whole prompt, markup included, was once sent as one message of the user."""
+    tokenizer = Template(default, thinks=thinks)
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=False)
+    found = messages_of(prompt, tokenizer)
+    # the template strips what a message ends with
+    assert found == [{**each, "content": each["content"].strip()} for each in messages]
+    assert tokenizer.apply_chat_template(found, add_generation_prompt=False) == prompt
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<user>Why?</user>\n",
+        "<user>Why?</user>\n<assistant>",
+        "<user>Why?</user>\n<assistant> spaced, which the template would not write",
+        "Why?</user>\n<assistant>Because",
+        "<user>Why?<assistant>Because",
+    ],
+)
+def test_a_text_that_only_looks_like_a_begun_answer_is_one_message(text):
+    assert messages_of(text, Template(thinks="<think></think>")) == [{"role": "user", "content": text}]
 
 
 @pytest.mark.parametrize(
