@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from hambench.decoding import MethodConfig
+from hambench.methods.peers.base import PeerConfig
 from hambench.registry import BUILTIN, facts_of, method_config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -90,3 +91,15 @@ def test_methods_that_ship_with_hambench_are_told_apart_by_their_looks():
 def test_a_method_that_is_not_installed_has_the_defaults():
     assert facts_of("of another machine") is MethodConfig
     assert MethodConfig.phases == ()
+
+
+def test_every_peer_states_what_all_peers_share():
+    """llama_server once could be asked for in a batch, because it had forgotten to say that it can't be in one."""
+    peers = {name for name in BUILTIN if ".peers." in method_config(name).__module__}
+    assert peers == {name for name in BUILTIN if issubclass(method_config(name), PeerConfig)}
+    assert peers == {"transformers", "llama_cpp", "llama_server", "endpoint"}
+    for name in peers:
+        assert "in_all" not in vars(method_config(name))
+        assert "shares_forwards" not in vars(method_config(name))
+    assert not PeerConfig.in_all
+    assert not PeerConfig.shares_forwards

@@ -59,22 +59,27 @@ def read_counters(text: str | None) -> SpeculationCounters | None:
 
 
 CACHED = ("prefix_cache_hits_total", "gpu_prefix_cache_hits_total", "cached_tokens_total")
-"""Prompt tokens read out of the cache, as vLLM, older vLLMs and SGLang name them after their prefix."""
+"""Prompt tokens read from the cache, by the names after the prefix of vLLM, older vLLMs and SGLang."""
 
 
 def read_cached_tokens(text: str | None) -> int | None:
-    """Prompt tokens that a server has read out of its prefix cache since it began, over everyone it served.
+    """Returns the prompt tokens that a server has read from its prefix cache since its start, over all its clients.
 
-    ``None`` if it does not count them, or if what it says is no Prometheus text.
+    Sums over engines and sources, under one name: a vLLM between two versions has the same count under two.
+
+    Returns ``None`` if the server does not count tokens (the first vLLMs counted blocks), or if the text is not in
+    Prometheus format.
     """
     if text is None:
         return None
-    total, is_counted = 0.0, False
+    totals: dict[str, float] = {}
     try:
         for family in text_string_to_metric_families(text):
+            if "blocks" in family.documentation:
+                continue
             for sample in family.samples:
-                if sample.name.rpartition(":")[2] in CACHED:
-                    total, is_counted = total + sample.value, True
+                name = sample.name.rpartition(":")[2]
+                totals[name] = totals.get(name, 0.0) + sample.value
     except ValueError:
         return None
-    return int(total) if is_counted else None
+    return next((int(totals[name]) for name in CACHED if name in totals), None)

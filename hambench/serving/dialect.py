@@ -23,9 +23,10 @@ _TOLD = {
     "top_p": "answers are sampled with the server's own top_p",
     "seed": "sampled answers can't be repeated",
     "ignore_eos": "the server decides where answers end",
-    "cache_prompt": "it may read prompts out of its cache (guard=nonce keeps it from that)",
+    "add_special_tokens": "it may add special tokens to those of the prompt (prompt=ids keeps it from that)",
 }
-_MOST_CHANGES = 8
+_GUARDS = frozenset({"cache_salt", "cache_prompt"})
+"""Fields of different servers against cached prompts: one that is accepted is enough."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +89,8 @@ class Dialect:
             EndpointError: If the server refuses every form, or breaks off.
         """
         manner = self._manner
-        for _ in range(_MOST_CHANGES):
+        # each change leaves out a field or renames one, so there is a last one
+        while True:
             said = manner.body(body)
             before_sending()
             chunks = client.stream(path, said)
@@ -104,10 +106,15 @@ class Dialect:
                 if first is not None:
                     yield from itertools.chain([first], chunks)
                 return
-        raise EndpointError(f"{client.root} refuses the request in every form")
 
     def _adopt(self, manner: _Manner, body: Mapping[str, Any]) -> None:
         for name in sorted(manner.without - self._manner.without):
             if name in body and name in _TOLD:
                 self._tell(f"the server refuses {name}={body[name]}: {_TOLD[name]}")
+        guards = _GUARDS & body.keys()
+        if guards and guards <= manner.without and not guards <= self._manner.without:
+            self._tell(
+                f"the server refuses {' and '.join(sorted(guards))}: it may read prompts out of its cache (guard=nonce "
+                "keeps it from that)"
+            )
         self._manner = manner

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 from urllib.parse import urlsplit
 
-from hambench.decoding import MethodConfig, SamplingParams
+from hambench.decoding import SamplingParams
 from hambench.errors import HambenchError
+from hambench.methods.peers.base import PeerConfig
 from hambench.serving.address import check_timeout, check_url, is_loopback
 
 if TYPE_CHECKING:
@@ -27,15 +28,13 @@ GUARDS = ("salt", "nonce", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
-class EndpointConfig(MethodConfig):
+class EndpointConfig(PeerConfig):
     """Asks an OpenAI-compatible server for its tokens, as a peer to compare with.
 
     No knob is secret: the key stays in the environment.
     """
 
     method: ClassVar[str] = "endpoint"
-    in_all: ClassVar[bool] = False
-    shares_forwards: ClassVar[bool] = False
 
     url: str = "http://127.0.0.1:8000/v1"
     """Its address; by default that of ``hambench serve``."""

@@ -17,10 +17,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hambench.decoding import KVUsage, MethodConfig, SamplingParams, SessionEndedError, Step
+from hambench.decoding import KVUsage, SamplingParams, SessionEndedError, Step
 from hambench.errors import ModelError
 from hambench.files import expanded
 from hambench.method_facts import KnobValue, ModelBytes
+from hambench.methods.peers.base import PeerConfig
 from hambench.models.embedded import EMBEDDED, ensure_gguf, gguf_path, hash_cache
 from hambench.models.safetensors import digest
 
@@ -45,12 +46,10 @@ F16_BYTES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class LlamaCppConfig(MethodConfig):
+class LlamaCppConfig(PeerConfig):
     """Decodes a GGUF file with llama.cpp, as a peer to compare with."""
 
     method: ClassVar[str] = "llama_cpp"
-    in_all: ClassVar[bool] = False
-    shares_forwards: ClassVar[bool] = False
 
     gguf: str | None = None
     """GGUF file of the target model; by default the embedded model's own."""

@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
-from hambench.decoding import MethodConfig
 from hambench.errors import ModelError
 from hambench.files import expanded
+from hambench.methods.peers.base import PeerConfig
 from hambench.methods.peers.endpoint import Endpoint, EndpointConfig
 from hambench.methods.peers.llama_cpp import bytes_per_slot
 from hambench.models.embedded import EMBEDDED, ensure_gguf, hash_cache
@@ -45,19 +45,18 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 
 @dataclass(frozen=True, kw_only=True)
-class LlamaServerConfig(MethodConfig):
+class LlamaServerConfig(PeerConfig):
     """Decodes a GGUF file with llama.cpp's server, plain or speculatively, as a peer to compare with."""
 
     method: ClassVar[str] = "llama_server"
     aliases: ClassVar[dict[str, str]] = {"k": "num_draft_tokens", "n": "max_ngram"}
-    in_all: ClassVar[bool] = False
 
     mode: str = "none"
     """``none``; ``draft``, with a draft model; ``ngram``, out of the text so far."""
     num_draft_tokens: int = 4
     """Most tokens drafted per round (``draft``, ``ngram``)."""
     max_ngram: int = 3
-    """Tokens that are looked up (``ngram``)."""
+    """Tokens that are looked up, and fewest tokens drafted (``ngram``)."""
     gguf: str | None = None
     """GGUF file of the target model; by default the embedded model's own."""
     draft: str | None = None
@@ -76,6 +75,11 @@ class LlamaServerConfig(MethodConfig):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be >= 1, got {value}")
+        if self.mode == "ngram" and self.num_draft_tokens < self.max_ngram:
+            raise ValueError(
+                "num_draft_tokens (k) must be >= max_ngram (n) with mode=ngram, because llama.cpp drops drafts that "
+                f"are shorter than what it looked up, got k={self.num_draft_tokens} and n={self.max_ngram}"
+            )
         if self.draft is not None and self.mode != "draft":
             raise ValueError(f"draft={self.draft} needs mode=draft, got mode={self.mode}")
 

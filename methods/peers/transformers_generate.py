@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hambench.decoding import KVUsage, MethodConfig, SamplingParams, SessionEndedError, Step
+from hambench.decoding import KVUsage, SamplingParams, SessionEndedError, Step
+from hambench.methods.peers.base import PeerConfig
 
 if TYPE_CHECKING:
     from hambench.decoding import Target
@@ -28,14 +29,12 @@ MODEL_KEY = "transformers/target"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransformersConfig(MethodConfig):
+class TransformersConfig(PeerConfig):
     """Decodes with transformers' own generate, plain or with a draft, as a peer to compare with."""
 
     method: ClassVar[str] = "transformers"
     lossless: ClassVar[bool] = True
     aliases: ClassVar[dict[str, str]] = {"k": "num_draft_tokens", "n": "max_ngram"}
-    in_all: ClassVar[bool] = False
-    shares_forwards: ClassVar[bool] = False
 
     mode: str = "dynamic"
     """``dynamic``, ``static``, ``assistant`` or ``prompt_lookup``."""

@@ -18,8 +18,10 @@ from hambench.engine.requests.batch import Ask, Batch, SequenceFailed, StepTaken
 from hambench.engine.transformers_adapter import TransformersAdapter, load_causal_lm
 from hambench.errors import HambenchError
 from hambench.machine.load import CpuLoadMeter
+from hambench.methods.peers.base import PeerConfig
 from hambench.methods.vanilla import VanillaConfig, VanillaSession
 from hambench.records import Cell, Sample
+from hambench.registry import BUILTIN, method_config
 from hambench.runner import batches
 from hambench.runner.batches import batch_records, refuse_too_large
 from hambench.runner.budget import calibrate
@@ -258,10 +260,16 @@ def test_a_batch_is_an_axis_and_each_cell_has_a_baseline_of_its_own_batch():
     assert (alone.label, alone.batch) == ("vanilla", 1)
 
 
+PEERS = [name for name in BUILTIN if issubclass(method_config(name), PeerConfig)]
+
+
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        ("transformers", "an engine of its own, whose forwards a batch can't share: leave it out, or"),
+        *(
+            (peer, "an engine of its own, whose forwards a batch can't share: leave it out, or")
+            for peer in PEERS
+        ),
         ("suffix[cache=4]", "reads earlier answers, and in a batch none is the earlier one"),
     ],
 )

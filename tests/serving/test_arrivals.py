@@ -134,5 +134,22 @@ def test_cached_tokens_are_read_under_every_name():
     name = "vllm:prefix_cache_hits_total"
     assert read_cached_tokens(f'{name}{{engine="0"}} 5.0\n{name}{{engine="1"}} 2.0\n') == 7
     assert read_cached_tokens("sglang:cached_tokens_total 4.0\n") == 4
+    sources = "".join(
+        f'sglang:cached_tokens_total{{cache_source="{each}"}} 4.0\n' for each in ("device", "host")
+    )
+    assert read_cached_tokens(sources) == 8
+    assert read_cached_tokens("vllm:gpu_prefix_cache_hits_total 3.0\n") == 3
     assert read_cached_tokens("vllm:external_prefix_cache_hits_total 4.0\n") is None
     assert read_cached_tokens(None) is None
+
+
+def test_a_count_under_two_names_is_counted_once_and_blocks_are_no_tokens():
+    """vLLM 0.9 has one count under its old and its new name; its first versions counted blocks of 16 tokens."""
+    both = "vllm:gpu_prefix_cache_hits_total 32.0\nvllm:prefix_cache_hits_total 32.0\n"
+    assert read_cached_tokens(both) == 32
+    name = "vllm:gpu_prefix_cache_hits_total"
+    for unit, tokens in (("blocks", None), ("tokens", 2)):
+        text = (
+            f"# HELP {name} Prefix cache hits, in terms of number of cached {unit}.\n# TYPE {name} counter\n"
+        )
+        assert read_cached_tokens(f"{text}{name} 2.0\n") == tokens

@@ -332,6 +332,42 @@ def test_several_refusals_are_followed_one_by_one():
     assert len(asked) == 4
 
 
+def test_a_server_that_refuses_all_we_can_leave_out_field_by_field_is_followed_to_the_end():
+    fields = ("return_token_ids", "ignore_eos", "add_special_tokens", "cache_salt", "cache_prompt")
+    fields += ("stream_options", "seed", "top_p", "temperature", "max_tokens")
+    made, asked = refusing(
+        lambda body: next((error for name in fields if (error := blames(name)(body))), None)
+    )
+    assert ask(Dialect(), made, {"model": "one", **dict.fromkeys(fields, 1)}) == ["a"]
+    assert asked[-1] == {"model": "one", "max_completion_tokens": 1, "stream": True}
+    assert len(asked) == len(fields) + 1
+
+
+@pytest.mark.parametrize(
+    ("refused", "told_of"),
+    [
+        (("cache_salt",), None),
+        (("cache_prompt",), None),
+        (
+            ("cache_salt", "cache_prompt"),
+            "refuses cache_prompt and cache_salt: it may read prompts out of its cache",
+        ),
+        (("add_special_tokens",), "refuses add_special_tokens=False: it may add special tokens"),
+    ],
+)
+def test_one_guard_against_cached_prompts_is_enough_and_what_changes_the_prompt_is_said(refused, told_of):
+    made, asked = refusing(
+        lambda body: next((error for name in refused if (error := blames(name)(body))), None)
+    )
+    body = {"max_tokens": 7, "cache_salt": "a1", "cache_prompt": False, "add_special_tokens": False}
+    told = []
+    dialect = Dialect(told.append)
+    assert ask(dialect, made, body) == ask(dialect, made, body) == ["a"]
+    assert not set(refused) & set(asked[-1])
+    assert len(told) == (told_of is not None)
+    assert told_of is None or told_of in told[0]
+
+
 def test_a_refusal_that_no_change_mends_is_raised_and_changes_nothing():
     made, asked = refusing(lambda body: {"message": "the prompt is too long"})
     dialect = Dialect()

@@ -13,7 +13,13 @@ from pathlib import Path
 import pytest
 from fakes import TINY_SHAPE, save_tiny_model
 
-from hambench.analysis.metrics import acceptance_rate, kv_bytes, tokens_per_target_forward
+from hambench.analysis.metrics import (
+    acceptance_rate,
+    kv_bytes,
+    num_accepted,
+    num_drafted,
+    tokens_per_target_forward,
+)
 from hambench.decoding import SamplingParams
 from hambench.engine.loop import generate
 from hambench.errors import ModelError
@@ -60,6 +66,10 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         sent = drafted = accepted = 0
         drafts = "--spec-type" in arguments
+        if drafts and after("--spec-type") == "ngram-simple":
+            # as llama.cpp: a draft is never shorter than what was looked up
+            least, most = (int(after(f"--spec-ngram-simple-size-{{each}}")) for each in "nm")
+            drafts = least <= 3 <= most
         while sent < asked["n_predict"]:
             # the prompt's own token, then rounds of three drafted of which two are accepted
             burst = 3 if drafts and sent else 1
@@ -165,7 +175,22 @@ def test_n_grams_come_from_the_server_too(fake, tiny):
     assert command[command.index("--spec-type") + 1] == "ngram-simple"
     assert command[command.index("--spec-ngram-simple-size-n") + 1] == "2"
     assert command[command.index("--spec-ngram-simple-size-m") + 1] == "5"
+    trace = decode(method)
+    assert [len(step.tokens) for step in trace.steps] == [1, 3, 3, 1]
+    assert (num_drafted([trace]), num_accepted([trace])) == (9, 5)
+    # the text so far is all that it drafts from: there is no cache but the target's
+    assert kv_bytes([trace]) > 0
     method.server.stop()
+
+
+def test_n_grams_that_never_could_be_drafted_are_refused():
+    """llama.cpp drops a draft that is shorter than what it looked up: it would have run as a plain server."""
+    with pytest.raises(
+        ValueError, match=r"num_draft_tokens \(k\) must be >= max_ngram \(n\) .* got k=2 and n=3"
+    ):
+        LlamaServerConfig(mode="ngram", num_draft_tokens=2)
+    assert LlamaServerConfig(mode="ngram", num_draft_tokens=2, max_ngram=2)
+    assert LlamaServerConfig(mode="draft", num_draft_tokens=2)
 
 
 def test_a_server_ends_with_its_method(fake, tiny):
@@ -217,13 +242,15 @@ def test_what_is_wrong_is_one_line(fake, tiny):
 @pytest.mark.parametrize("knobs", [{}, {"mode": "draft", "num_draft_tokens": 3}, {"mode": "ngram"}])
 def test_the_real_server_gives_the_same_tokens_in_every_mode(knobs):
     target = load("smollm2-135m", dtype="bfloat16", device="cpu")
-    prompt = target.tokenizer("def f(x):\n    return x\n\ndef f(x):\n    return")["input_ids"]
+    # whatever comes next was there before: n-grams are found
+    prompt = target.tokenizer("def f(x):\n    return x\n\n" * 4 + "def f(x):\n    return")["input_ids"]
     plain = LlamaServerConfig().build(target)
     method = LlamaServerConfig(**knobs).build(target)
-    expected = generate(plain, prompt, SamplingParams(max_new_tokens=12))
-    trace = generate(method, prompt, SamplingParams(max_new_tokens=12))
+    expected = generate(plain, prompt, SamplingParams(max_new_tokens=24))
+    trace = generate(method, prompt, SamplingParams(max_new_tokens=24))
     # a batch of several rows sums in another order: a near tie may flip late, never at once
     assert trace.token_ids[:6] == expected.token_ids[:6]
+    assert ((num_drafted([trace]) or 0) > 0) == ("mode" in knobs)
     if knobs.get("mode") == "draft":
         # the draft is the target's own file
         assert acceptance_rate([trace]) > 0.8
