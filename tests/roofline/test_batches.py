@@ -16,7 +16,7 @@ BANDWIDTH = 1e12
 
 def vanilla(batches, **options):
     rows = predict_batches(SIZES, BANDWIDTH, batches, model="m", **options)
-    return {row.batch: row for row in rows if row.method == "vanilla"}
+    return {row.batch: row for row in rows if (row.method, row.setting) == ("vanilla", "")}
 
 
 def test_without_a_cache_the_total_grows_with_the_batch_and_a_user_keeps_the_speed():

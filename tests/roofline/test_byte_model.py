@@ -128,5 +128,12 @@ def test_a_bandwidth_without_a_unit_is_refused(text: str) -> None:
 
 def test_an_8_bit_cache_holds_the_bytes_that_are_foretold() -> None:
     shape = SHAPES["smollm2-135m"]
-    cache = Int8KVCache(shape.num_layers, shape.num_kv_heads, shape.head_dim, 3, torch.bfloat16, "cpu")
+    cache = Int8KVCache(
+        num_layers=shape.num_layers,
+        num_kv_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim,
+        capacity=3,
+        dtype=torch.bfloat16,
+        device="cpu",
+    )
     assert ByteModel(shape=shape).int8_kv_per_slot == cache.bytes_per_slot
