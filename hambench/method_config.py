@@ -219,6 +219,12 @@ class MethodConfig(ABC):
         return _knob_types(cls)[field]
 
     @classmethod
+    def knob_words(cls, field: str) -> frozenset[str]:
+        """Returns the words that a field's type names (a ``Literal``); empty for any other type."""
+        hint = typing.get_type_hints(cls)[field]
+        return frozenset(word for word in _words_of(hint) if isinstance(word, str))
+
+    @classmethod
     def _checked(cls, field: str, name: str, value: Any) -> Any:
         """Checks a knob's value against its field's type; converts only whole numbers to floats."""
         if not isinstance(value, int | float | str | None) and hasattr(value, "item"):
@@ -259,6 +265,13 @@ def _knob_types(config: type[MethodConfig]) -> dict[str, frozenset[type]]:
 
 
 def _types_of(hint: Any) -> frozenset[type]:
+    parts = (hint,) if typing.get_origin(hint) is Literal else typing.get_args(hint) or (hint,)
+    plain = {part for part in parts if typing.get_origin(part) is not Literal}
+    return frozenset(plain | {type(word) for word in _words_of(hint)})
+
+
+def _words_of(hint: Any) -> tuple[Any, ...]:
+    """The values of a ``Literal``, alone or next to ``None``."""
     if typing.get_origin(hint) is Literal:
-        return frozenset(map(type, typing.get_args(hint)))
-    return frozenset(typing.get_args(hint) or (hint,))
+        return typing.get_args(hint)
+    return tuple(word for part in typing.get_args(hint) for word in _words_of(part))

@@ -22,6 +22,7 @@ from hambench.methods.common.verification_rules import (
     DRAFT_STOP,
     EXACT,
     VERIFICATION,
+    DraftStop,
     Verification,
     check_rule,
     check_share,
@@ -77,7 +78,7 @@ class SpeculativeConfig(VerifiedConfig):
     writes its proposals there, where the verify pass overwrites them with exact values."""
     draft: str = INT8
     """``int8`` for a copy of the target, or the name or folder of another model with the same vocabulary."""
-    draft_stop: str | None = None
+    draft_stop: DraftStop | None = None
     """What ends a draft early: ``none``; ``product`` of the draft's highest probabilities under ``gamma``; ``each`` of
     them under it; ``goodput``, the length of most tokens per second by the acceptance so far and the times of the
     warm-up. By default product where a confidence is given and acceptance is exact, else none."""

@@ -34,7 +34,8 @@ def parse_knob(config_class: type[MethodConfig], name: str, text: str) -> KnobVa
         config_class.from_knobs({name: text})  # raises, naming the knobs there are
         raise HambenchError(f"method {config_class.method!r} has no knob {name!r}")
     kinds = config_class.knob_types(field)
-    if type(None) in kinds and text.lower() == "none":
+    # a rule may be called so: then the word is the rule, not the absence of one
+    if type(None) in kinds and text.lower() == "none" and "none" not in config_class.knob_words(field):
         return None
     try:
         if bool in kinds:

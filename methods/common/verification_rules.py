@@ -5,10 +5,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 ACCEPT = ("exact", "relative", "typical")
 """What is kept of a draft: the target's own tokens only, or also tokens that it finds nearly as probable."""
-DRAFT_STOP = ("none", "product", "each", "goodput")
+DraftStop = Literal["none", "product", "each", "goodput"]
+DRAFT_STOP: tuple[DraftStop, ...] = ("none", "product", "each", "goodput")
 """What ends a draft before its longest: nothing; the product of the draft's highest probabilities, or each of them,
 under a confidence; or the length at which most tokens per second can be expected."""
 VERIFICATION = ("token", "block")

@@ -3,6 +3,8 @@ from pathlib import Path
 import pytest
 
 from hambench.errors import HambenchError, UnknownNameError
+from hambench.methods.hamburger import HamburgerConfig
+from hambench.methods.kv_press import KVPressConfig
 from hambench.methods.speculative import SpeculativeConfig
 from hambench.runner.axis_text import expand_values, split_methods
 from hambench.runner.knobs import parse_axes, what_all_leaves_out
@@ -115,6 +117,23 @@ def test_text_becomes_the_type_of_each_methods_own_field():
         "hamburger.confidence": (1.0, 0.5),
         "hamburger.checkpoint": (None,),
     }
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        SpeculativeConfig(confidence=0.5, draft_stop="none"),
+        SpeculativeConfig(draft_stop="goodput", kv="shared"),
+        HamburgerConfig(verify=True, position_convention="hf"),
+        KVPressConfig(press="knorm", kv_dtype="int8"),
+    ],
+    ids=lambda config: config.label,
+)
+def test_a_label_asks_for_the_very_setting_that_it_names(config):
+    """``draft_stop=none`` was read as no rule given, which with a confidence is the rule ``product``."""
+    (cell,) = Sweep(model="m", methods=(config.label,)).expand(ask_availability=False).cells
+    assert config_of(cell) == config
+    assert config.from_knobs(config.knobs()) == config
 
 
 @pytest.mark.parametrize(
