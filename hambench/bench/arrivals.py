@@ -26,10 +26,16 @@ class Slo:
     tpot: float | None = None
     e2e: float | None = None
 
-    def holds(self, ttft_s: float | None, tpot_s: float | None, seconds: float) -> bool:
-        """Whether an answer keeps every bound; an answer of one token has no time per token to keep."""
-        first = self.ttft is None or (ttft_s is not None and ttft_s <= self.ttft)
-        each = self.tpot is None or tpot_s is None or tpot_s <= self.tpot
+    def holds(self, ttft_s: float | None, tpot_s: float | None, seconds: float, *, num_tokens: int) -> bool:
+        """Whether an answer was measured and keeps every bound.
+
+        An answer without a piece has no times. One of a single token has no time per token to keep; several tokens that
+        came in one piece have a time that nobody measured, which is no reason to count it as short.
+        """
+        if ttft_s is None:
+            return False
+        first = self.ttft is None or ttft_s <= self.ttft
+        each = self.tpot is None or num_tokens == 1 or (tpot_s is not None and tpot_s <= self.tpot)
         return first and each and (self.e2e is None or seconds <= self.e2e)
 
 

@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hambench.analysis.metrics import percentile
@@ -47,6 +47,8 @@ class Answer:
     """True if the token count is the server's own; otherwise every piece counts as one."""
     seconds: float = 0.0
     error: str | None = None
+    retried_s: float = 0.0
+    """Seconds from its first attempt until the last one was sent, from which its other times count."""
     late_s: float = 0.0
     """Seconds from its arrival until the client sent it: a client that is late does not offer the load it names."""
 
@@ -90,40 +92,63 @@ class Level:
     goodput_rps: float | None = None
     """Answers per second that keep every bound of ``--slo``."""
     good_share: float | None = None
-    """Share of all requests that keep every bound; a failed one keeps none."""
+    """Share of all requests that keep every bound; one that failed or was not measured keeps none."""
     late_p99_s: float | None = None
     """99th percentile of the client's own delay in an open loop, from 299 requests on."""
     late_max_s: float | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The requests of a load test, and what its answers are held to."""
+
+    model: str
+    """Name of the model on the server."""
+    max_tokens: int
+    """Maximum tokens per answer."""
+    chat: bool
+    """Send the questions as chat messages."""
+    questions: Sequence[str] = QUESTIONS
+    """Questions to ask in turn."""
+    dialect: Dialect = field(default_factory=Dialect)
+    """Dialect of the server."""
+    slo: Slo | None = None
+    """Bounds that a good answer keeps."""
+    cold: bool = True
+    """Ask the server not to use prompts that it has cached: the questions come again and again."""
+
+    @property
+    def path(self) -> str:
+        """Where the requests go."""
+        return "/v1/chat/completions" if self.chat else "/v1/completions"
+
+    def body(self, index: int) -> dict[str, Any]:
+        """Returns the request of an index."""
+        question = self.questions[index % len(self.questions)]
+        body: dict[str, Any] = {
+            "model": self.model,
+            "max_tokens": self.max_tokens,
+            "temperature": 0,
+            "stream_options": {"include_usage": True},
+        }
+        if self.cold:
+            body |= {"cache_salt": uuid.uuid4().hex, "cache_prompt": False}
+        return body | (
+            {"messages": [{"role": "user", "content": question}]} if self.chat else {"prompt": question}
+        )
+
+
 def measure_level(
-    make_client: Callable[[], EndpointClient],
-    *,
-    model: str,
-    concurrency: int,
-    num_requests: int,
-    max_tokens: int,
-    chat: bool,
-    questions: Sequence[str] = QUESTIONS,
-    dialect: Dialect | None = None,
-    slo: Slo | None = None,
-    cold: bool = True,
+    make_client: Callable[[], EndpointClient], asked: Asked, *, concurrency: int, num_requests: int
 ) -> Level:
     """Sends ``num_requests`` requests from ``concurrency`` users, each of whom asks again as soon as it has its answer.
 
     Args:
         make_client: Returns a new client for a user.
-        model: Name of the model on the server.
+        asked: The requests.
         concurrency: Number of users.
         num_requests: Number of requests of all users together.
-        max_tokens: Maximum tokens per answer.
-        chat: Send the questions as chat messages.
-        questions: Questions to ask in turn.
-        dialect: Dialect of the server, if already known.
-        slo: Bounds that a good answer keeps.
-        cold: Ask the server not to use prompts that it has cached: the questions come again and again.
     """
-    dialect = dialect or Dialect()
     if concurrency < 1 or num_requests < 1:
         raise HambenchError(f"concurrency and requests must be >= 1, got {concurrency} and {num_requests}")
     clients = [make_client() for _ in range(concurrency)]
@@ -137,8 +162,7 @@ def measure_level(
                 index = next(request_numbers, None)
             if index is None:
                 return
-            body = _body(model, questions[index % len(questions)], max_tokens, chat=chat, cold=cold)
-            answer = ask(client, _path(chat), body, dialect)
+            answer = ask(client, asked.path, asked.body(index), asked.dialect)
             with lock:
                 answers.append(answer)
 
@@ -155,37 +179,20 @@ def measure_level(
     for client in clients:
         client.close()
     counters = after.since(before) if before is not None and after is not None else None
-    return _summary(answers, concurrency, seconds, counters, num_retried, slo=slo)
+    return _summary(answers, concurrency, seconds, counters, num_retried, slo=asked.slo)
 
 
 def measure_open_loop(
-    make_client: Callable[[], EndpointClient],
-    times: Sequence[float],
-    *,
-    arrivals: str,
-    model: str,
-    max_tokens: int,
-    chat: bool,
-    questions: Sequence[str] = QUESTIONS,
-    dialect: Dialect | None = None,
-    slo: Slo | None = None,
-    cold: bool = True,
+    make_client: Callable[[], EndpointClient], asked: Asked, times: Sequence[float], *, arrivals: str
 ) -> Level:
     """Sends a request at each of ``times``, whether or not earlier ones have been answered.
 
     Args:
         make_client: Returns a new client; one per request under way.
+        asked: The requests.
         times: Seconds from the start, ascending.
         arrivals: What the times are, for the figures.
-        model: Name of the model on the server.
-        max_tokens: Maximum tokens per answer.
-        chat: Send the questions as chat messages.
-        questions: Questions to ask in turn.
-        dialect: Dialect of the server, if already known.
-        slo: Bounds that a good answer keeps.
-        cold: Ask the server not to use prompts that it has cached.
     """
-    dialect = dialect or Dialect()
     idle: queue.SimpleQueue[EndpointClient] = queue.SimpleQueue()
     clients: list[EndpointClient] = []
     lock = threading.Lock()
@@ -199,9 +206,9 @@ def measure_open_loop(
             client = make_client()
             with lock:
                 clients.append(client)
-        body = _body(model, questions[index % len(questions)], max_tokens, chat=chat, cold=cold)
-        sent = time.perf_counter()
-        answer = _since(ask(client, _path(chat), body, dialect), sent - due, time.perf_counter() - sent)
+        body = asked.body(index)
+        late = time.perf_counter() - due
+        answer = _since(ask(client, asked.path, body, asked.dialect), late)
         with lock:
             answers.append(answer)
             spans.append((due, time.perf_counter()))
@@ -224,7 +231,7 @@ def measure_open_loop(
     for client in clients:
         client.close()
     counters = after.since(before) if before is not None and after is not None else None
-    level = _summary(answers, peak_in_flight(spans), seconds, counters, num_retried, slo=slo)
+    level = _summary(answers, peak_in_flight(spans), seconds, counters, num_retried, slo=asked.slo)
     late = [answer.late_s for answer in answers]
     span = times[-1] - times[0]
     return dataclasses.replace(
@@ -236,22 +243,18 @@ def measure_open_loop(
     )
 
 
-def _since(answer: Answer, late: float, took: float) -> Answer:
+def _since(answer: Answer, late: float) -> Answer:
     """The answer with its times counted from its arrival: waits for the client and for retries are its user's too."""
     if answer.error is not None:
         return dataclasses.replace(answer, late_s=late)
-    waited = late + max(0.0, took - answer.seconds)
+    waited = late + answer.retried_s
     first = None if answer.ttft_s is None else answer.ttft_s + waited
     return dataclasses.replace(answer, ttft_s=first, seconds=answer.seconds + waited, late_s=late)
 
 
-def _path(chat: bool) -> str:
-    return "/v1/chat/completions" if chat else "/v1/completions"
-
-
 def ask(client: EndpointClient, path: str, body: Mapping[str, Any], dialect: Dialect | None = None) -> Answer:
     """Sends one request and times its pieces from the last attempt on; stores a failure as the answer's error."""
-    began = last = time.perf_counter()
+    entered = began = last = time.perf_counter()
 
     def restart() -> None:
         nonlocal began, last
@@ -281,6 +284,7 @@ def ask(client: EndpointClient, path: str, body: Mapping[str, Any], dialect: Dia
         num_tokens=num_pieces if counted is None else counted,
         counted_by_server=counted is not None,
         seconds=last - began,
+        retried_s=began - entered,
     )
 
 
@@ -298,7 +302,11 @@ def _summary(
     tpots = [answer.tpot_s for answer in good if answer.tpot_s is not None]
     gaps = [gap for answer in good for gap in answer.gaps_s]
     num_tokens = sum(answer.num_tokens for answer in good)
-    kept = None if slo is None else sum(slo.holds(a.ttft_s, a.tpot_s, a.seconds) for a in good)
+    kept = (
+        None
+        if slo is None
+        else sum(slo.holds(a.ttft_s, a.tpot_s, a.seconds, num_tokens=a.num_tokens) for a in good)
+    )
     return Level(
         concurrency=concurrency,
         num_requests=len(answers),
@@ -320,15 +328,3 @@ def _summary(
         goodput_rps=None if kept is None or seconds <= 0 else kept / seconds,
         good_share=None if kept is None or not answers else kept / len(answers),
     )
-
-
-def _body(model: str, question: str, max_tokens: int, *, chat: bool, cold: bool) -> dict[str, Any]:
-    body: dict[str, Any] = {
-        "model": model,
-        "max_tokens": max_tokens,
-        "temperature": 0,
-        "stream_options": {"include_usage": True},
-    }
-    if cold:
-        body |= {"cache_salt": uuid.uuid4().hex, "cache_prompt": False}
-    return body | ({"messages": [{"role": "user", "content": question}]} if chat else {"prompt": question})

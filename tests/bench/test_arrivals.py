@@ -3,13 +3,15 @@
 import itertools
 import statistics
 import threading
+from types import SimpleNamespace
 
 import pytest
 from cli_calls import invoke
 
 from hambench.analysis.cost import dollars_per_million, parse_price
+from hambench.bench import endpoint
 from hambench.bench.arrivals import Slo, arrival_times, parse_slo, peak_in_flight, read_trace, text_lines
-from hambench.bench.endpoint import Answer, _since, _summary, measure_open_loop
+from hambench.bench.endpoint import Answer, Asked, _since, _summary, ask, measure_open_loop
 from hambench.errors import HambenchError
 from hambench.serving.events import Chunk
 
@@ -69,12 +71,27 @@ def test_bounds_are_read_with_their_units_and_nothing_else():
 
 def test_an_answer_is_good_if_it_keeps_every_bound():
     slo = Slo(ttft=1.0, tpot=0.1)
-    assert slo.holds(1.0, 0.1, 9.0)
-    assert not slo.holds(1.1, 0.1, 9.0)
-    assert not slo.holds(1.0, 0.2, 9.0)
-    assert not slo.holds(None, 0.1, 9.0)
-    assert slo.holds(0.5, None, 9.0)
-    assert not Slo(e2e=1.0).holds(0.1, 0.1, 2.0)
+    assert slo.holds(1.0, 0.1, 9.0, num_tokens=5)
+    assert not slo.holds(1.1, 0.1, 9.0, num_tokens=5)
+    assert not slo.holds(1.0, 0.2, 9.0, num_tokens=5)
+    assert not slo.holds(None, 0.1, 9.0, num_tokens=5)
+    assert slo.holds(0.5, None, 9.0, num_tokens=1)
+    assert not Slo(e2e=1.0).holds(0.1, 0.1, 2.0, num_tokens=5)
+
+
+def test_an_answer_that_was_not_measured_is_not_good():
+    # five tokens in one piece: their time per token is unknown
+    assert not Slo(tpot=0.1).holds(0.5, None, 0.5, num_tokens=5)
+    assert Slo(ttft=1.0, e2e=1.0).holds(0.5, None, 0.5, num_tokens=5)
+    # no piece came, so its end is not known either
+    assert not Slo(e2e=1.0).holds(None, None, 0.0, num_tokens=0)
+    answers = [
+        Answer(ttft_s=0.5, num_tokens=5, seconds=0.5),
+        Answer(),
+        Answer(ttft_s=0.5, gaps_s=(0.1,), num_tokens=2, seconds=0.6),
+    ]
+    level = _summary(answers, 1, 3.0, None, 0, slo=Slo(tpot=0.2, e2e=2.0))
+    assert (level.goodput_rps, level.good_share) == (1 / 3, 1 / 3)
 
 
 def test_goodput_counts_failed_answers_as_none():
@@ -91,11 +108,37 @@ def test_goodput_counts_failed_answers_as_none():
 
 
 def test_waits_of_the_client_and_of_retries_are_its_users_too():
-    answer = Answer(ttft_s=0.2, gaps_s=(0.1,), num_tokens=2, seconds=0.3)
-    since = _since(answer, 0.5, 1.3)
+    answer = Answer(ttft_s=0.2, gaps_s=(0.1,), num_tokens=2, seconds=0.3, retried_s=1.0)
+    since = _since(answer, 0.5)
     assert since.ttft_s == pytest.approx(0.2 + 0.5 + 1.0)
     assert since.seconds == pytest.approx(0.3 + 0.5 + 1.0)
     assert since.tpot_s == answer.tpot_s
+
+
+class Trailing:
+    """A client whose first attempt fails after 2 s, and whose stream ends 50 s after its last piece."""
+
+    def __init__(self, monkeypatch):
+        self.now = 100.0
+        monkeypatch.setattr(endpoint, "time", SimpleNamespace(perf_counter=lambda: self.now))
+
+    def ask(self, client, path, body, before_sending):
+        before_sending()
+        self.now += 2.0
+        before_sending()
+        for text in "ab":
+            self.now += 0.25
+            yield Chunk(text=text, arrived=self.now)
+        self.now += 50.0
+
+
+def test_what_a_stream_does_after_its_last_piece_is_in_no_wait(monkeypatch):
+    stream = Trailing(monkeypatch)
+    answer = ask(None, "/v1/completions", {}, stream)
+    assert stream.now == 152.5
+    assert (answer.ttft_s, answer.seconds, answer.retried_s) == (0.25, 0.5, 2.0)
+    since = _since(answer, 1.0)
+    assert (since.ttft_s, since.seconds) == (3.25, 3.5)
 
 
 def test_the_most_requests_under_way_at_once():
@@ -129,11 +172,9 @@ def test_requests_of_an_open_loop_wait_for_no_answer():
     barrier, bodies = threading.Barrier(5), []
     level = measure_open_loop(
         lambda: Holding(barrier, bodies),
+        Asked(model="m", max_tokens=4, chat=True),
         [0.0, 0.01, 0.02, 0.03, 0.04],
         arrivals="constant",
-        model="m",
-        max_tokens=4,
-        chat=True,
     )
     assert (level.num_requests, level.num_errors, level.concurrency) == (5, 0, 5)
     assert level.offered_rps == pytest.approx(100)

@@ -3,7 +3,7 @@
 import pytest
 from click.testing import CliRunner
 
-from hambench.bench.endpoint import measure_level
+from hambench.bench.endpoint import Asked, measure_level
 from hambench.cli.bench.endpoint import command
 from hambench.serving.client import EndpointClient
 
@@ -11,11 +11,9 @@ from hambench.serving.client import EndpointClient
 def test_a_level_counts_every_request_and_reads_the_servers_acceptance(speculative_url):
     level = measure_level(
         lambda: EndpointClient(speculative_url),
-        model="tiny",
+        Asked(model="tiny", max_tokens=12, chat=True),
         concurrency=2,
         num_requests=5,
-        max_tokens=12,
-        chat=True,
     )
     assert (level.num_requests, level.num_errors, level.approximate) == (5, 0, False)
     assert 0 <= level.acceptance_rate <= 1
@@ -29,11 +27,9 @@ def test_a_level_counts_every_request_and_reads_the_servers_acceptance(speculati
 def test_errors_are_counted_and_one_is_told(speculative_url):
     level = measure_level(
         lambda: EndpointClient(speculative_url),
-        model="no",
+        Asked(model="no", max_tokens=4, chat=False),
         concurrency=1,
         num_requests=2,
-        max_tokens=4,
-        chat=False,
     )
     assert (level.num_errors, level.total_tps, level.ttft_p50_s) == (2, None, None)
     assert "no model 'no'" in level.first_error

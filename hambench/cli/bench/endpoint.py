@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -114,7 +115,7 @@ def command(
 
     try:
         from hambench.bench.arrivals import parse_slo, text_lines
-        from hambench.bench.endpoint import QUESTIONS, measure_level, measure_open_loop
+        from hambench.bench.endpoint import QUESTIONS, Asked, measure_level, measure_open_loop
         from hambench.serving.client import EndpointClient
         from hambench.serving.dialect import Dialect
     except ImportError as error:
@@ -132,30 +133,26 @@ def command(
         except ValueError as error:
             raise HambenchError(str(error)) from error
 
-    asked = make_client()
-    try:
-        model = asked.choose_model(served_model)
-    finally:
-        asked.close()
+    with contextlib.closing(make_client()) as first:
+        model = first.choose_model(served_model)
     if not as_json:
         click.echo(
             _header(open_loop=arrivals != "closed", with_slo=slo is not None, with_price=price is not None)
         )
-    dialect = Dialect(lambda line: click.echo(f"  {line}", err=True))
-    common: dict[str, Any] = {
-        "model": model,
-        "max_tokens": max_tokens,
-        "chat": api == "chat",
-        "questions": questions,
-        "dialect": dialect,
-        "slo": bounds,
-        "cold": not cached,
-    }
+    asked = Asked(
+        model=model,
+        max_tokens=max_tokens,
+        chat=api == "chat",
+        questions=questions,
+        dialect=Dialect(lambda line: click.echo(f"  {line}", err=True)),
+        slo=bounds,
+        cold=not cached,
+    )
     for level in levels:
         if isinstance(level, int):
-            measured = measure_level(make_client, concurrency=level, num_requests=num_requests, **common)
+            measured = measure_level(make_client, asked, concurrency=level, num_requests=num_requests)
         else:
-            measured = measure_open_loop(make_client, level, arrivals=arrivals, **common)
+            measured = measure_open_loop(make_client, asked, level, arrivals=arrivals)
         cost = dollars_per_million(measured.total_tps, hourly)
         if as_json:
             click.echo(json.dumps({**dataclasses.asdict(measured), "dollars_per_million_tokens": cost}))
