@@ -322,7 +322,7 @@ def _compare_accuracy(a: Arm, b: Arm, overlap: Overlap, group: str, margins: Mar
             reason = _of_equal_answers(equal, bound, margins.accuracy, strata, clusters)
         elif by_design and pairs:
             fidelity = compare_regret(a, b, overlap, group, margins)
-            borne_out = fidelity is None or num_equal == len(pairs) or fidelity.verdict == "equivalent"
+            borne_out = num_equal == len(pairs) or (fidelity is not None and fidelity.verdict == "equivalent")
             reason = join_reasons(design_words(equal, borne_out), reason)
     return Comparison(
         candidate=a.cell,

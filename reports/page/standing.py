@@ -61,7 +61,7 @@ def is_faster(view: View, cell: CellView) -> bool | None:
 def is_by_design(view: View, cell: CellView, accuracy: Comparison) -> bool:
     """Returns whether a lossless method's answers confirm its design.
 
-    Different tokens that the target judged must not have cost regret.
+    If tokens differ, the target must have judged them, and they must not have cost regret.
 
     Args:
         view: The view.
@@ -72,6 +72,6 @@ def is_by_design(view: View, cell: CellView, accuracy: Comparison) -> bool:
         return False
     fidelity = view.compared(cell, "regret")
     all_equal = accuracy.num_equal == accuracy.num_answers
-    if not all_equal and fidelity is not None and fidelity.verdict != "equivalent":
+    if not all_equal and (fidelity is None or fidelity.verdict != "equivalent"):
         return False
     return accuracy.num_equal >= EQUAL_BY_DESIGN * accuracy.num_answers

@@ -40,7 +40,7 @@ VERDICTS = (
         "lossless by design",
         "The method is meant to follow the target's own distribution, and its answers bear that out: all are equal to "
         "the baseline's token by token, or the target gives up no more by the others than by the baseline's (regret "
-        "equivalent). Without the target's judgement at least half must be equal, and why others differ is open. "
+        "equivalent) and at least half are equal. If nobody judged the others, it is only meant to be lossless. "
         "How many are equal stands beside it.",
     ),
     Term(

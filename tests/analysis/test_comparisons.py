@@ -202,6 +202,10 @@ def test_a_lossless_method_whose_answers_differ_is_judged_by_its_scores_and_says
     a.records[key] = dataclasses.replace(a.records[key], trace=longer)
     row = verdicts(a, b, samples)["accuracy"]
     assert row.verdict == "inconclusive"
+    # nobody judged the other one
+    assert row.reason.startswith("meant to be lossless, 19 of 20 answers equal token by token")
+    judged = [dataclasses.replace(arm, judged=dict.fromkeys(arm.records, (0.0, 10))) for arm in (a, b)]
+    row = verdicts(*judged, samples)["accuracy"]
     assert row.reason.startswith("lossless by design, 19 of 20 answers equal token by token")
 
 

@@ -187,7 +187,7 @@ def test_a_lossless_method_is_taken_at_its_word_only_where_its_regret_allows_it(
     view = judged(run, spec2=("better", 1.3, "inconclusive"), fidelity=fidelity)
     key = ("speculative[k=2]", ALL, "accuracy")
     view.comparisons[key] = replace(view.comparisons[key], num_equal=num_equal, num_answers=18)
-    borne_out = fidelity in (None, "equivalent") or (num_equal == 18 and fidelity != "worse")
+    borne_out = fidelity == "equivalent" or (num_equal == 18 and fidelity != "worse")
     glance = overview_figure(view)
     assert glance is not None
     assert answer(view).startswith("Ship ") == borne_out
@@ -232,9 +232,14 @@ def test_a_run_without_scores_calls_nothing_less_accurate(tmp_path: Path) -> Non
 
 
 def test_a_lossless_method_is_shipped_by_design_with_the_number_of_equal_answers(run: Run) -> None:
-    view = judged(run, spec2=("better", 1.3, "inconclusive"))
-    found = view.comparisons["speculative[k=2]", ALL, "accuracy"]
-    for num_equal, ships in ((18, True), (9, True), (8, False)):
+    for num_equal, fidelity, ships in (
+        (18, None, True),
+        (17, None, False),
+        (9, "equivalent", True),
+        (8, "equivalent", False),
+    ):
+        view = judged(run, spec2=("better", 1.3, "inconclusive"), fidelity=fidelity)
+        found = view.comparisons["speculative[k=2]", ALL, "accuracy"]
         told = replace(found, num_equal=num_equal, num_answers=18)
         view.comparisons["speculative[k=2]", ALL, "accuracy"] = told
         text = answer(view)
