@@ -189,20 +189,31 @@ def gate_speed(
     )
 
 
-def _kernels_note(blocks: Sequence[Block]) -> str | None:
-    """Returns which kernels ran; worth a warning if the sides had different ones."""
+def _kernels_that_ran(blocks: Sequence[Block]) -> dict[Side, str]:
+    """Returns the kernels of each side's turns; empty where a side's code does not tell them."""
     ran = {
         side: sorted(
             {turn.kernels for block in blocks for turn in block.turns if turn.side == side and turn.kernels}
         )
         for side in SIDES
     }
-    base, head = (" and ".join(ran[side]) for side in SIDES)
-    if not base or not head:
+    return {side: " and ".join(names) for side, names in ran.items()}
+
+
+def _kernels_note(blocks: Sequence[Block]) -> str | None:
+    """Returns which kernels ran, of both sides if they had different ones."""
+    ran = _kernels_that_ran(blocks)
+    if not ran["base"] or not ran["head"]:
         return None
-    if base != head:
-        return f"the sides ran on different kernels: base on {base}, head on {head}"
-    return f"measured on the {head} kernels"
+    return _other_kernels(blocks) or f"measured on the {ran['head']} kernels"
+
+
+def _other_kernels(blocks: Sequence[Block]) -> str:
+    """Returns on which different kernels the sides ran, which no verdict may rest on; empty if on the same."""
+    ran = _kernels_that_ran(blocks)
+    if not ran["base"] or not ran["head"] or ran["base"] == ran["head"]:
+        return ""
+    return f"the sides ran on different kernels: base on {ran['base']}, head on {ran['head']}"
 
 
 def _judge(label: str, blocks: Sequence[Block], num_blocks: int, threshold: float) -> Check:
@@ -214,6 +225,8 @@ def _judge(label: str, blocks: Sequence[Block], num_blocks: int, threshold: floa
     if disturbed and loads:
         note = f"{len(disturbed)} of {len(used)} blocks disturbed: others took {np.mean(loads):.0%} of the machine"
     check = speed_check(label, [block.log_ratio for block in used], threshold=threshold, note=note)
+    if other := _other_kernels(blocks):
+        return replace(check, verdict="not comparable", reason=_join(other, check.reason))
     if throttled:
         why = ", ".join(sorted({reason for block in throttled for reason in block.throttled}))
         reason = f"the GPU lowered its clocks in {len(throttled)} of {len(used)} blocks ({why})"
@@ -228,7 +241,7 @@ def _counts(pair: Pair, blocks: Sequence[Block]) -> list[Check]:
         return []
     first = alive[0]
     sides = {side: _answers(first.answers(side)) for side in SIDES}
-    exact = pair.base.cell.dtype == pair.head.cell.dtype == "float32"
+    exact = pair.base.cell.dtype == pair.head.cell.dtype == "float32" and not _other_kernels(blocks)
     return compare_answers(pair.label, sides["base"], sides["head"], same_numerics=exact)
 
 

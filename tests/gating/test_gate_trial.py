@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from fakes import tiny_target
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -28,26 +29,47 @@ def gates(*verdicts):
     ]
 
 
-def test_the_slowed_method_waits_for_a_share_of_each_step(trial, monkeypatch):
+@pytest.fixture
+def slowed(trial, monkeypatch):
+    """The step that the slowed arm has, by a clock that only this test moves."""
     from hambench.methods import vanilla
 
     now = [0.0]
-
-    def step(self):
-        now[0] += 2.0
-        return "emitted"
 
     def clock():
         now[0] += 0.01
         return now[0]
 
-    monkeypatch.setattr(vanilla.VanillaSession, "step", step)
     # what the interpreter runs at its start in the slowed arm; the patch is undone with the fixture
+    monkeypatch.setattr(vanilla.VanillaSession, "step", vanilla.VanillaSession.step)
     names = {}
     exec(trial.SLOWED.replace("SHARE", "0.1"), names)
     names["time"] = SimpleNamespace(perf_counter=clock)
-    assert vanilla.VanillaSession.step(None) == "emitted"
-    assert now[0] == pytest.approx(2.0 * 1.1, abs=0.05)
+    return now
+
+
+def test_the_slowed_method_waits_for_a_share_of_each_step_its_forward_included(slowed, monkeypatch):
+    from hambench.decoding import SamplingParams, answered
+    from hambench.engine.loop import generate
+    from hambench.methods.vanilla import VanillaConfig
+
+    method, params = VanillaConfig().build(tiny_target()), SamplingParams(max_new_tokens=5)
+    session = method.start([1, 2, 3], params)
+    answered(session.prefill())
+    slowed[0] = 0.0
+    step = session.step()
+    request = next(step)
+    # nothing has been waited for before the forward
+    assert slowed[0] == pytest.approx(0.01)
+    slowed[0] += 2.0
+    with pytest.raises(StopIteration) as ended:
+        step.send(request.answer())
+    assert len(ended.value.value.tokens) == 1
+    assert slowed[0] == pytest.approx(2.0 * 1.1, abs=0.05)
+    # the engine's loop decodes the same with it
+    plain = generate(method, [1, 2, 3], params)
+    monkeypatch.undo()
+    assert generate(method, [1, 2, 3], params).token_ids == plain.token_ids
 
 
 @pytest.mark.parametrize(

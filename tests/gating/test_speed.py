@@ -538,6 +538,39 @@ def test_a_gate_says_which_kernels_it_measured(base, head, note):
     assert outcome.notes == (note,)
 
 
+def test_a_ratio_of_different_kernels_is_no_verdict_on_a_change():
+    """Where a base can't build its kernels, its side runs on others: the head is not faster for that."""
+    wanted_blocks = []
+
+    def measured(kernels):
+        def measure(arms, wanted):
+            wanted_blocks.append(wanted)
+            return [
+                Block(
+                    number=number,
+                    turns=tuple(
+                        Turn(side=side, prompt=0, trace=plain_trace(5), kernels=kernels[side])
+                        for side in ("base", "head")
+                    ),
+                )
+                for number in range(wanted)
+            ]
+
+        pair = Pair(label="a", base=Arm(cell=CELL), head=Arm(cell=CELL))
+        outcome = gate_speed([pair], WORK, num_blocks=6, threshold=0.05, base="b", head="h", measure=measure)
+        return next(check for check in outcome.checks if check.metric == "tps")
+
+    for side in ("base", "head"):
+        check = measured({"base": "native", "head": "native", side: "reference"})
+        assert check.verdict == "not comparable"
+        assert "the sides ran on different kernels" in check.reason
+    # not measured again: fresh blocks would run on the same two
+    assert wanted_blocks == [6, 6]
+    assert measured({"base": "native", "head": "native"}).verdict == "equivalent"
+    # a base of before kernels were told
+    assert measured({"base": None, "head": "native"}).verdict == "equivalent"
+
+
 def test_unknown_kernels_of_a_gate_are_refused():
     with pytest.raises(UnknownNameError, match="did you mean native"):
         validate_speed(SpeedGate(kernels="natve"))
