@@ -19,13 +19,12 @@ from hambench.errors import HambenchError
 from hambench.models.sizes import SHAPES, ModelShape
 from hambench.records import BUSY_LOAD, Cell
 from hambench.registry import method_config
-from hambench.roofline.byte_model import ByteModel
+from hambench.roofline.byte_model import DTYPE_BYTES, ByteModel
 from hambench.store import Run
 
 PLAUSIBLE = (0.5, 1.02)
 """Measured over predicted speed that needs no explanation."""
 
-_DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _DRIFT = 1.2
 _LOW = "below half of the ceiling"
 _MOST_OF_IT = 0.7
@@ -167,7 +166,7 @@ def decode_bytes(traces: Traces, shape: ModelShape, cell: Cell) -> float | None:
     Returns ``None`` if the method can't tell: a draft that is another model, counts that a peer does not report, a
     method that is not installed here, weights of another dtype.
     """
-    width = _DTYPE_BYTES.get(cell.dtype)
+    width = DTYPE_BYTES.get(cell.dtype)
     if width is None:
         return None
     sizes = ByteModel(shape=shape, dtype_bytes=width, scale_bytes=width)

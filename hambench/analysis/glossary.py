@@ -39,8 +39,9 @@ DERIVED = (
     ),
     Definition(
         "machine_tps", "tokens/s", "higher", "speed",
-        "Output tokens per second that the machine was busy, prefills included: Σ tokens / Σ seconds of all steps, of "
-        "answers whose prefill was timed. In a batch a step counts its part of the rounds.",
+        "Output tokens per second that the machine was busy, prefills included: Σ tokens / Σ seconds of all steps. A "
+        "prompt that was copied from another cell counts at the seconds per token of the prompts that this cell timed; "
+        "absent if it timed none. In a batch a step counts its part of the rounds.",
     ),
     Definition(
         "price_per_hour", "dollars/hour", None, "count", "The machine's price, as the run was told; absent otherwise."

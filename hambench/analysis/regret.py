@@ -86,7 +86,8 @@ def compare_regret(a: Arm, b: Arm, overlap: Overlap, group: str, margins: Margin
             )
             reason += f"; {needed:,} equal ones would show that fidelity holds" if needed else ""
     elif not by_design and 0 < result.num_informative < MIN_DIFFERING and verdict == "inconclusive":
-        reason = f"{result.num_informative} of {result.num_blocks} samples differ: too few to say by how much"
+        differ = f"{result.num_informative} of {result.num_blocks} samples differ in regret"
+        reason = f"{differ}: too few to know their spread, so the interval is a bound"
     return Comparison(
         candidate=a.cell,
         baseline=b.cell,

@@ -5,8 +5,7 @@ from __future__ import annotations
 import click
 
 from hambench.cli._options import DEFAULT_MODEL, FiniteRange, whole_numbers
-
-_DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+from hambench.roofline.byte_model import DTYPE_BYTES
 
 
 @click.command()
@@ -20,7 +19,7 @@ _DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 @click.option("--gpu", metavar="NAME", help="A GPU, with the bandwidth of its data sheet: h200, rtx4090, …")
 @click.option("--bandwidth", metavar="SPEED", help="A bandwidth instead of a GPU: 4.3TB/s, 46GB/s.")
 @click.option("--context", type=click.IntRange(min=0), default=0, show_default=True, help="Cached positions.")
-@click.option("--dtype", type=click.Choice(list(_DTYPE_BYTES)), default="bfloat16", show_default=True)
+@click.option("--dtype", type=click.Choice(list(DTYPE_BYTES)), default="bfloat16", show_default=True)
 @click.option("--int8-head", is_flag=True, help="Assume an int8 LM head for every method.")
 @click.option("--gap-us", type=FiniteRange(min=0), default=0.0, help="Microseconds lost per kernel launch.")
 @click.option(
@@ -61,7 +60,7 @@ def command(
         machine, speed, source = "a machine", parse_bandwidth(bandwidth), "as given"
     else:
         machine, speed, source = _measure_here()
-    width = _DTYPE_BYTES[dtype]
+    width = DTYPE_BYTES[dtype]
     batches = whole_numbers(batch, "--batch")
     # the int8 copy's scales have the dtype of the original weights
     bytes_of = ByteModel(shape=shape, dtype_bytes=width, scale_bytes=width, int8_head=int8_head)

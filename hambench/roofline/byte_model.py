@@ -13,6 +13,8 @@ from functools import cached_property
 
 from hambench.models.sizes import ModelShape
 
+DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+"""Bytes of one element, by a model's type."""
 INT8_KV_SCALE_BYTES = 2
 _KERNELS_PER_LAYER = 5
 _KERNELS_PER_HEAD = 3

@@ -13,7 +13,7 @@ from hambench.store import Run, load_run
 
 NO_NUMBER = {
     "cell", "method", "knobs", "model", "dtype", "regime", "kernels", "threads", "context", "max_new_tokens",
-    "baseline", "benchmark", "mbu_flag", "edition", "complete", "run",
+    "batch", "baseline", "benchmark", "mbu_flag", "edition", "complete", "run",
 }  # fmt: skip
 """Keys that say what a cell is, or the reason for a number."""
 
