@@ -21,6 +21,19 @@ if TYPE_CHECKING:
 AXES = ("batches", "contexts", "max_new_tokens", "threads", "regimes", "kernels")
 """Axes of a sweep that are not knobs of a method."""
 
+CONDITIONS = (
+    "method",
+    "model",
+    "dtype",
+    "kernels",
+    "regime",
+    "threads",
+    "context",
+    "max_new_tokens",
+    "batch",
+)
+"""Fields of a cell that :attr:`Results.cells` and :attr:`Results.tasks` repeat; its knobs are in its label."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Results:
@@ -35,7 +48,7 @@ class Results:
 
     @property
     def cells(self) -> pd.DataFrame:
-        """One row per cell: everything measured over all samples."""
+        """One row per cell: its conditions and everything measured over all samples."""
         return self._measurements().query("group == 'all'").reset_index(drop=True)
 
     @property
@@ -101,8 +114,14 @@ class Results:
         import pandas as pd
 
         rows = []
+        cells = {cell.label: cell for cell in self.run.header.cells}
         for measured in measure_run(self.run):
-            row: dict[str, Any] = dataclasses.asdict(measured)
+            cell = cells[measured.cell]
+            row: dict[str, Any] = {
+                "cell": cell.label,
+                **{name: getattr(cell, name) for name in CONDITIONS},
+                **dataclasses.asdict(measured),
+            }
             accuracy = row.pop("accuracy") or {}
             row["accuracy"] = accuracy.get("value")
             row["accuracy_low"], row["accuracy_high"] = accuracy.get("low"), accuracy.get("high")

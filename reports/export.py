@@ -73,6 +73,13 @@ def report_object(view: View, page: pages.Page, *, include_host: bool = False) -
             "answer": page.answer,
             "verdicts": [{"cell": v.cell.label, "sentence": v.sentence} for v in page.verdicts],
             "findings": {figure.name: figure.finding for figure in page.figures()},
+            "cells": [
+                {
+                    **_told(dataclasses.asdict(cell), include_host),
+                    "knobs": _told(cell.knobs, include_host),
+                }
+                for cell in view.run.header.cells
+            ],
             "measurements": list(view.measurements.values()),
             "comparisons": list(view.comparisons.values()),
         }

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pandas as pd
 import pytest
 
@@ -5,6 +7,7 @@ import hambench
 from hambench.api import open_run
 from hambench.errors import UnknownNameError
 from hambench.kernels.cpu.build import find_compiler
+from hambench.records import Cell
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +48,11 @@ def test_axes_are_those_of_the_command_line(tiny_model, rows, tmp_path):
         out=tmp_path / "run",
     )
     assert list(results.cells["cell"]) == ["vanilla[threads=1,context=100]", "vanilla[threads=1,context=400]"]
+    assert (
+        list(results.cells["context"]) == list(results.tasks.query("group == 'all'")["context"]) == [100, 400]
+    )
+    fields = {field.name for field in dataclasses.fields(Cell)} - {"label", "knobs", "own_sizes", "run"}
+    assert fields <= set(results.cells.columns)
     # by default as on the command line: native where it can be had
     expected = "reference" if find_compiler() is None else "native"
     assert {cell.kernels for cell in results.run.header.cells} == {expected}

@@ -67,6 +67,8 @@ def test_the_json_is_strict_and_complete(exported: Path, small_run: Run) -> None
     assert report["run_id"] == small_run.header.run_id
     assert len(report["measurements"]) == len(View(small_run).groups) * len(small_run.header.cells)
     assert report["comparisons"]
+    conditions = [(cell["label"], cell["method"], cell["knobs"], cell["batch"]) for cell in report["cells"]]
+    assert conditions == [(c.label, c.method, c.knobs, c.batch) for c in small_run.header.cells]
     assert report["cautions"][0]["title"] == "Simulated"
 
 
