@@ -69,7 +69,7 @@ def batch_figure(view: View, points: Sequence[BatchPoint]) -> Figure:
     """Draws total and per-user speed over batch, one line per setting, and what bandwidth allows vanilla."""
     name = f"{view.prefix}batches-speed"
     settings = dict.fromkeys(point.setting for point in points)
-    top = 0.45 + 0.18 * max(2, math.ceil(len(settings) / key_columns(WIDTH)))
+    top = 0.5 + 0.18 * max(2, math.ceil(len(settings) / key_columns(WIDTH)))
     canvas = Canvas(
         name, width=WIDTH, height=3.1 + top, columns=2, margins=(0.6, 0.2, 0.55, top), wspace=0.25
     )

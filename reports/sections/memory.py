@@ -138,7 +138,11 @@ def totals_figure(view: View) -> Figure | None:
         canvas=canvas,
         notes=(
             "Weights of the target, one copy, then what the method adds to them (a quantised draft, grafted layers), "
-            "then KV: the mean over answers of each answer's peak; in a batch, the most of all its sequences at once.",
+            + (
+                "then KV: the most in use at once, by all sequences of a batch."
+                if _has_batches(view)
+                else "then KV: the mean over answers of each answer's peak."
+            ),
             *(
                 (f"What {listing(unknown)} may add to the weights is not in this run, and in no bar.",)
                 if unknown
@@ -197,9 +201,14 @@ def _total_bars(canvas: Canvas, ax: Axes, rows: list[tuple[CellView, float, floa
     titles(ax, x="MiB: weights, hatched what the method adds to them, then KV")
 
 
+def _has_batches(view: View) -> bool:
+    return any(cell.cell.batch > 1 for cell in view.cells)
+
+
 def _kv_in_use(view: View, cell: CellView) -> float | None:
+    # a mean over answers can't be compared with what several answers hold together
     measured = view.measured(cell)
-    return measured.batch_kv_bytes if cell.cell.batch > 1 else measured.kv_bytes
+    return measured.batch_kv_bytes if _has_batches(view) else measured.kv_bytes
 
 
 def _longest(view: View) -> str | None:
