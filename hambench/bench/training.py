@@ -1,0 +1,349 @@
+"""Times each stage of training HAMburger weights, next to the machine's fastest matrix product.
+
+The stages run as in ``hambench hamburger train``, a few steps each, over answers and windows made for the purpose. A
+stage's operations are those that its result needs by arithmetic: padding, repeated work and conversions count as
+nothing, so the share of the peak says how much of the machine training uses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from hambench.errors import ModelError
+
+if TYPE_CHECKING:
+    from hambench.engine.shape import LlamaShape
+    from hambench.methods.hamburger.architecture import Architecture
+    from hambench.methods.hamburger.training.lessons import Lessons
+    from hambench.methods.hamburger.training.recipes import Recipe
+    from hambench.methods.hamburger.training.trainer import Trainer
+
+PEAK_ROWS = 2048
+PEAK_CALLS = 5
+"""Products of each shape in a repeat; the fastest counts."""
+
+
+class Work(NamedTuple):
+    """Work of one run of a stage."""
+
+    count: int
+    """Tokens or macro-steps."""
+    operations: float
+    """Multiplications and additions that they need."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StagePace:
+    """Seconds of one stage in each repeat."""
+
+    stage: str
+    unit: str
+    """``tokens`` or ``macro-steps``."""
+    count: int
+    """Units in a repeat."""
+    operations: float
+    """Operations that they need, see :class:`Work`."""
+    seconds: tuple[float, ...]
+
+    @property
+    def per_second(self) -> float:
+        """Units per second in the median repeat."""
+        return self.count / statistics.median(self.seconds)
+
+    @property
+    def operations_per_second(self) -> float:
+        """Needed operations per second in the median repeat."""
+        return self.operations / statistics.median(self.seconds)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingBenchmark:
+    """Everything that ``hambench bench training`` prints."""
+
+    model: str
+    cpu: str | None
+    device: str
+    threads: int
+    peak: float
+    """Operations per second of the fastest product of the stages' shapes, in the median repeat."""
+    peak_dtype: str
+    """Type in which it was the fastest."""
+    paces: tuple[StagePace, ...]
+
+    def peak_share(self, pace: StagePace) -> float:
+        """Returns the share of the peak at which a stage's needed operations ran."""
+        return pace.operations_per_second / self.peak
+
+
+def benchmark_training(
+    model: str,
+    *,
+    num_answers: int = 24,
+    answer_tokens: int = 48,
+    num_windows: int = 24,
+    steps: int = 12,
+    repeats: int = 3,
+    threads: int | None = None,
+    say: Callable[[str], None] = lambda line: None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> TrainingBenchmark:
+    """Runs every stage in turn, ``repeats`` times after a warm-up.
+
+    Args:
+        model: The base.
+        num_answers: Prompts that the base answers.
+        answer_tokens: Most tokens per answer.
+        num_windows: Windows of installed text to read and to train on.
+        steps: Optimiser steps of ``micro`` and ``student``; ``reader`` takes a quarter.
+        repeats: Timings per stage.
+        threads: Number of CPU threads; by default torch's choice.
+        say: Receives a line before each repeat.
+        clock: Returns seconds from any fixed point.
+
+    Raises:
+        ModelError: If the base has no tokenizer, or can't be trained.
+    """
+    import torch
+
+    from hambench.machine.fingerprint import cpu_model
+    from hambench.methods.hamburger.training.budget import RunOptions
+    from hambench.methods.hamburger.training.recipes import SMALL
+    from hambench.methods.hamburger.training.trainer import Trainer
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(model, SMALL, RunOptions(out=Path(folder)))
+        trainer.model.to(trainer.accelerator.device)
+        say("making data")
+        stages = _Stages(trainer, num_answers, answer_tokens, num_windows, steps)
+        works: dict[str, Work] = {}
+        seconds: dict[str, list[float]] = {name: [] for name in stages.runs}
+        peaks: dict[str, list[float]] = {}
+        for repeat in range(repeats + 1):
+            say("warm-up" if repeat == 0 else f"repeat {repeat} of {repeats}")
+            for dtype, peak in matrix_peaks(trainer.shape, trainer.accelerator.device, clock=clock).items():
+                peaks.setdefault(dtype, []).append(peak)
+            for name, run in stages.runs.items():
+                began = clock()
+                works[name] = run()
+                if repeat > 0:
+                    seconds[name].append(clock() - began)
+        medians = {dtype: statistics.median(each[1:]) for dtype, each in peaks.items()}
+        peak_dtype = max(medians, key=medians.__getitem__)
+        device = trainer.accelerator.device
+    return TrainingBenchmark(
+        model=model,
+        cpu=cpu_model(),
+        device=str(device),
+        threads=torch.get_num_threads(),
+        peak=medians[peak_dtype],
+        peak_dtype=peak_dtype,
+        paces=tuple(
+            StagePace(
+                stage=name,
+                unit="macro-steps" if name in ("micro", "student") else "tokens",
+                count=works[name].count,
+                operations=works[name].operations,
+                seconds=tuple(each),
+            )
+            for name, each in seconds.items()
+        ),
+    )
+
+
+def matrix_peaks(
+    shape: LlamaShape, device: object, *, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
+    """Returns operations per second of the fastest product of a layer's shapes, by type."""
+    import torch
+
+    hidden, inner = shape.hidden_size, shape.intermediate_size
+    fastest = {}
+    for dtype in (torch.bfloat16, torch.float32):
+        best = 0.0
+        for inputs, outputs in ((hidden, inner), (inner, hidden), (hidden, hidden)):
+            rows = torch.randn(PEAK_ROWS, inputs).to(device, dtype)  # type: ignore[call-overload]
+            weight = torch.randn(outputs, inputs).to(device, dtype)  # type: ignore[call-overload]
+            for _ in range(PEAK_CALLS):
+                began = clock()
+                projected = torch.nn.functional.linear(rows, weight)
+                # reading an element waits for a device
+                projected[0, 0].item()
+                best = max(best, 2 * PEAK_ROWS * inputs * outputs / max(clock() - began, 1e-9))
+        fastest[str(dtype).removeprefix("torch.")] = best
+    return fastest
+
+
+class _Stages:
+    """The stages' runs over data that the constructor makes."""
+
+    def __init__(
+        self, trainer: Trainer, num_answers: int, answer_tokens: int, num_windows: int, steps: int
+    ) -> None:
+        import torch
+
+        from hambench.methods.hamburger.base import tokenizer_of
+        from hambench.methods.hamburger.data.prompts import build_prompts
+        from hambench.methods.hamburger.data.self_distill import prompt_ids
+        from hambench.methods.hamburger.data.windows import read_windows
+        from hambench.methods.hamburger.training.lessons import Lessons
+        from hambench.methods.hamburger.training.teacher import Corpus, study
+
+        tokenizer, self.eos_ids = tokenizer_of(trainer.folder)
+        if tokenizer is None:
+            raise ModelError(f"{trainer.model_name} has no tokenizer, so there is nothing to train it on")
+        self.trainer, self.answer_tokens, self.steps = trainer, answer_tokens, steps
+        built = (prompt_ids(tokenizer, prompt) for prompt in build_prompts(4 * num_answers, seed=0))
+        self.prompts = [ids for ids in built if 0 < len(ids) <= 512][:num_answers]
+        # any text will do, so it is torch's, which is always there
+        files = {"torch": sorted(Path(torch.__file__).parent.glob("nn/modules/*.py"))}
+        self.windows = list(
+            read_windows(
+                lambda text: tokenizer(text, add_special_tokens=False).input_ids, num_windows, files=files
+            )
+        )
+        layers = trainer.architecture.feature_layers
+        with trainer.as_it_was() as base:
+            studied = sorted(study(base, self.windows, feature_layers=layers), key=lambda pair: pair[0])
+        corpus = Corpus.of(self.windows, [lesson for _, lesson in studied])
+        train = list(range(len(self.windows)))
+        self.lessons = Lessons(
+            corpus, trainer.recipe, trainer.architecture.max_micro_steps, train=train, held=[]
+        )
+        self.runs = {
+            "answering": self._answer,
+            "reading": self._read,
+            "micro": self._micro,
+            "reader": self._reader,
+            "student": self._student,
+        }
+
+    def _answer(self) -> Work:
+        from hambench.methods.hamburger.data.self_distill import generate
+
+        with self.trainer.as_it_was() as base:
+            answers = [
+                answer
+                for _, answer in generate(
+                    base, self.prompts, max_new_tokens=self.answer_tokens, eos_ids=self.eos_ids
+                )
+            ]
+        count = sum(map(len, answers))
+        read = count + sum(map(len, self.prompts))
+        shape = self.trainer.shape
+        return Work(
+            count, read * forward_operations(shape) + count * head_operations(shape.vocab_size, shape)
+        )
+
+    def _read(self) -> Work:
+        from hambench.methods.hamburger.training.teacher import study
+
+        shape, rows = self.trainer.shape, 0
+        with self.trainer.as_it_was() as base:
+            for _, lesson in study(
+                base, self.windows, feature_layers=self.trainer.architecture.feature_layers
+            ):
+                rows += len(lesson.entropies)
+        count = sum(len(ids) for ids, _ in self.windows)
+        return Work(
+            count, count * forward_operations(shape) + rows * head_operations(shape.vocab_size, shape)
+        )
+
+    def _micro(self) -> Work:
+        from hambench.methods.hamburger.training.micro_stage import micro_stage
+
+        trainer, recipe = self.trainer, self.trainer.recipe
+        epochs = self.steps * recipe.micro_batch / len(self.lessons.trained_rows())
+        with _settings(trainer, dataclasses.replace(recipe, micro_epochs=epochs), self.steps):
+            micro_stage(trainer, self.lessons)
+            count = trainer.step * recipe.micro_batch
+        return Work(count, count * micro_operations(trainer.shape, trainer.architecture, recipe))
+
+    def _reader(self) -> Work:
+        from hambench.methods.hamburger.training.merge_stage import fused_stage
+
+        trainer, lessons = self.trainer, self.lessons
+        with _settings(trainer, trainer.recipe, math.ceil(self.steps / 4)):
+            fused_stage(
+                trainer, lessons.train, lessons.batch_of, lessons.lengths, epochs=1, first_layers_only=True
+            )
+            sequences = trainer.step * trainer.recipe.batch_size
+        tokens, slots = _mean_sizes(lessons)
+        layers = trainer.architecture.feature_layers[0] + 1
+        # forward, and backward towards the inputs: the base's weights are frozen
+        each = 2 * layers * forward_operations(trainer.shape) / trainer.shape.num_layers
+        return Work(round(sequences * tokens), sequences * slots * each)
+
+    def _student(self) -> Work:
+        from hambench.methods.hamburger.training.micro_stage import student_stage
+
+        trainer, recipe = self.trainer, self.trainer.recipe
+        with _settings(trainer, recipe, self.steps):
+            student_stage(trainer, self.lessons)
+            count = trainer.step * recipe.micro_batch
+        _, slots = _mean_sizes(self.lessons)
+        prompt = self.windows[0][1] if self.windows else 0
+        base = forward_operations(trainer.shape) * slots / max(1.0, slots - prompt)
+        return Work(count, count * (base + micro_operations(trainer.shape, trainer.architecture, recipe)))
+
+
+@contextmanager
+def _settings(trainer: Trainer, recipe: Recipe, steps: int) -> Iterator[None]:
+    """Gives a trainer a recipe and a number of steps while the context lasts, and starts its count anew."""
+    before = trainer.recipe, trainer.options
+    trainer.recipe, trainer.step = recipe, 0
+    trainer.options = dataclasses.replace(trainer.options, steps=steps)
+    try:
+        yield
+    finally:
+        trainer.recipe, trainer.options = before
+
+
+def _mean_sizes(lessons: Lessons) -> tuple[float, float]:
+    """Returns the mean number of tokens and of slots per sequence, at the middle of the recipe's thresholds."""
+    low, high = lessons.recipe.thresholds or (0.3, 0.3)
+    slots: Sequence[int] = [
+        lessons.corpus.sequence(i)[1] + len(lessons.segments(i, math.sqrt(low * high))) for i in lessons.train
+    ]
+    return statistics.mean(lessons.lengths), statistics.mean(slots)
+
+
+def layer_weights(shape: LlamaShape) -> int:
+    """Returns the number of weights in the matrices of one layer."""
+    heads = 2 * shape.num_heads + 2 * shape.num_kv_heads
+    return shape.hidden_size * (heads * shape.head_dim + 3 * shape.intermediate_size)
+
+
+def forward_operations(shape: LlamaShape) -> float:
+    """Returns the operations of one token through all layers; attention's own products are left out."""
+    return 2.0 * shape.num_layers * layer_weights(shape)
+
+
+def head_operations(num_tokens: int, shape: LlamaShape) -> float:
+    """Returns the operations of one row through a head of ``num_tokens``."""
+    return 2.0 * num_tokens * shape.hidden_size
+
+
+def micro_operations(shape: LlamaShape, architecture: Architecture, recipe: Recipe) -> float:
+    """Returns the operations of training on one macro-step: forward, and both gradients of every weight.
+
+    The last layer reads the features' rows but needs no result there. Of the head, only the second token's row counts,
+    forward and towards its input: later ones depend on what the decoder gets right.
+    """
+    written = architecture.max_micro_steps - 1
+    rows = architecture.num_features + written
+    keys = 2 * shape.hidden_size * shape.num_kv_heads * shape.head_dim
+    layers = (architecture.num_micro_layers - 1) * rows * layer_weights(shape)
+    last = rows * keys + written * (layer_weights(shape) - keys)
+    stop = (written + 1) * (2 * shape.hidden_size**2 + shape.hidden_size)
+    head = 2 * head_operations(recipe.shortlist or shape.vocab_size, shape)
+    return 3 * 2.0 * (layers + last + stop) + head
