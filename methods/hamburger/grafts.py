@@ -13,6 +13,7 @@ from torch import nn
 from hambench.engine.llama import rotate
 from hambench.engine.shape import LlamaShape, rope_frequencies
 from hambench.methods.hamburger.architecture import Architecture
+from hambench.methods.hamburger.cpu_training import rms_norm, short_attention
 
 
 class CompositionalEmbedder(nn.Module):
@@ -66,6 +67,8 @@ class _RMSNorm(nn.Module):
         self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        if self.training and rows.device.type == "cpu":
+            return rms_norm(rows, self.weight, self.eps)
         return F.rms_norm(rows, self.weight.shape, self.weight.to(rows.dtype), self.eps)
 
 
@@ -90,16 +93,20 @@ class _Attention(nn.Module):
         k = self.k_norm(self.k_proj(rows).unflatten(-1, split)).transpose(1, 2)
         v = self.v_proj(rows).unflatten(-1, split).transpose(1, 2)
         cos, sin = cos.to(q.dtype), sin.to(q.dtype)
-        # for a whole square, use the kernel's own causal form
+        q, k = rotate(q, cos[first:], sin[first:]), rotate(k, cos, sin)
         seen = torch.ones(rows.shape[1], rows.shape[1], dtype=torch.bool, device=rows.device).tril()
-        mixed = F.scaled_dot_product_attention(
-            rotate(q, cos[first:], sin[first:]),
-            rotate(k, cos, sin),
-            v,
-            attn_mask=seen[first:] if first else None,
-            is_causal=first == 0,
-            enable_gqa=self.shape.num_heads != self.shape.num_kv_heads,
-        )
+        if self.training and rows.device.type == "cpu":
+            mixed = short_attention(q, k, v, seen[first:])
+        else:
+            # for a whole square, use the kernel's own causal form
+            mixed = F.scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                attn_mask=seen[first:] if first else None,
+                is_causal=first == 0,
+                enable_gqa=self.shape.num_heads != self.shape.num_kv_heads,
+            )
         projected: torch.Tensor = self.o_proj(mixed.transpose(1, 2).flatten(-2))
         return projected
 

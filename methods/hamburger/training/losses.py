@@ -45,23 +45,30 @@ class _FrozenHead(torch.autograd.Function):
         bias: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         total = hidden.new_zeros((), dtype=torch.float32)
-        gradient = torch.empty_like(hidden)
+        # a held-out loss needs no gradient, which is half of the products
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         best = []
         for start in range(0, hidden.shape[0], _CHUNK):
             rows = slice(start, start + _CHUNK)
             logits = (hidden[rows].to(head.dtype) @ head.T).float()
             if bias is not None:
                 logits += bias
-            best.append(logits.argmax(-1))
-            scale = logits.logsumexp(-1, keepdim=True)
+            highest, chosen = logits.max(-1, keepdim=True)
+            best.append(chosen[:, 0])
             target_ids, share, weight = ids[rows].long(), probs[rows].float(), weights[rows].float()[:, None]
             gathered = logits.gather(1, target_ids)
+            # one exponential serves the loss and its slope, in place
+            exponentials = logits.sub_(highest).exp_()
+            sums = exponentials.sum(-1, keepdim=True)
+            scale = highest + sums.log()
             mass = share.sum(1, keepdim=True)
             total = total + (weight * (mass * scale - (share * gathered).sum(1, keepdim=True))).sum()
-            slope = logits.sub_(scale).exp_().mul_(weight * mass)
-            slope.scatter_add_(1, target_ids, -share * weight)
-            gradient[rows] = (slope.to(head.dtype) @ head).to(hidden.dtype)
-        ctx.save_for_backward(gradient)
+            if gradient is not None:
+                slope = exponentials.mul_(weight * mass / sums)
+                slope.scatter_add_(1, target_ids, -share * weight)
+                gradient[rows] = (slope.to(head.dtype) @ head).to(hidden.dtype)
+        if gradient is not None:
+            ctx.save_for_backward(gradient)
         argmax = torch.cat(best) if best else ids.new_empty(0, dtype=torch.long)
         ctx.mark_non_differentiable(argmax)
         return total, argmax

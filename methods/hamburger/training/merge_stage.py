@@ -45,7 +45,11 @@ def fused_stage(
         total = run.options.steps
     trained = [p for p in run.student.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
-        _parameter_groups(run), lr=recipe.graft_lr, betas=recipe.betas, weight_decay=recipe.weight_decay
+        _parameter_groups(run),
+        lr=recipe.graft_lr,
+        betas=recipe.betas,
+        weight_decay=recipe.weight_decay,
+        fused=True,
     )
     student = accelerator.prepare_model(run.student)
     run.restore(optimizer)

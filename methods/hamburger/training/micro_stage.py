@@ -94,6 +94,7 @@ class _Steps:
             lr=peak,
             betas=recipe.betas,
             weight_decay=recipe.weight_decay,
+            fused=True,
         )
         run.restore(self.optimizer)
         self.embedding = run.base.get_input_embeddings().weight.detach().to(run.accelerator.device)

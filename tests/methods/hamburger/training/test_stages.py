@@ -8,12 +8,14 @@ import torch
 from click.testing import CliRunner
 from fakes import random_weights, save_tiny_model, tiny_target
 from fakes_hamburger import TINY_ARCHITECTURE, hf_twin, tiny_checkpoint, tiny_grafts, with_shape
+from torch.utils.flop_counter import FlopCounterMode
 
 from hambench.cli.hamburger import command
 from hambench.decoding import SamplingParams, answered
 from hambench.engine.llama import Llama
 from hambench.methods.hamburger.agreement import measure
 from hambench.methods.hamburger.base import LORA_SCALE, add_low_rank, gate_low_rank, low_rank_tensors
+from hambench.methods.hamburger.cpu_training import rms_norm
 from hambench.methods.hamburger.method import Hamburger, with_low_rank
 from hambench.methods.hamburger.model import HamburgerModel
 from hambench.methods.hamburger.session import HamburgerSession
@@ -157,13 +159,49 @@ def test_the_stop_head_is_asked_only_where_the_text_went_the_bases_way():
     assert out.num_stops == out.asked.sum()
 
 
-def test_sparing_the_features_rows_changes_no_hidden_state():
+def test_training_computes_the_hidden_states_and_gradients_of_the_published_order():
     grafts = tiny_grafts()
-    features, embedded = torch.randn(3, 4, 64), torch.randn(3, 3, 64)
-    with torch.no_grad():
-        torch.testing.assert_close(
-            grafts.train().micro(features, embedded), grafts.eval().micro(features, embedded)
-        )
+    torch.manual_seed(0)
+    features, embedded, slope = torch.randn(3, 4, 64), torch.randn(3, 3, 64), torch.randn(3, 4, 64)
+
+    def run():
+        inputs = features.clone().requires_grad_()
+        hidden = grafts.micro(inputs, embedded)
+        trained = dict(grafts.micro.named_parameters())
+        gradients = torch.autograd.grad((hidden * slope).sum(), [inputs, *trained.values()])
+        return hidden, dict(zip(["inputs", *trained], gradients, strict=True))
+
+    grafts.eval()
+    published, expected = run()
+    grafts.train()
+    trained, gradients = run()
+    torch.testing.assert_close(trained, published)
+    assert set(gradients) == set(expected)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[name], msg=name, rtol=1e-4, atol=1e-4)
+
+
+def test_a_rounded_norm_is_as_near_to_the_exact_one_as_torchs():
+    torch.manual_seed(0)
+    rows, weight = torch.randn(40, 64).bfloat16(), torch.randn(64)
+    exact = torch.nn.functional.rms_norm(rows.double(), (64,), weight.double(), 1e-5)
+    theirs = torch.nn.functional.rms_norm(rows, (64,), weight.bfloat16(), 1e-5)
+    ours = rms_norm(rows, weight, 1e-5)
+    assert ours.dtype == torch.bfloat16
+    assert (ours - exact).abs().mean() <= (theirs - exact).abs().mean()
+
+
+def test_a_loss_without_gradient_is_the_same_loss():
+    torch.manual_seed(0)
+    hidden, head = torch.randn(7, 8), torch.randn(30, 8)
+    ids, probs, weights = torch.randint(0, 30, (7, 3)), torch.rand(7, 3), torch.rand(7)
+    targets = {"ids": ids, "probs": probs, "weights": weights}
+    counter = FlopCounterMode(display=False)
+    with counter:
+        plain = frozen_head_loss(hidden, head, **targets)
+    trained = frozen_head_loss(hidden.requires_grad_(), head, **targets)
+    assert plain.loss == trained.loss
+    assert counter.get_total_flops() == 2 * 7 * 8 * 30, "a loss alone needs one product"
 
 
 @pytest.fixture
