@@ -34,7 +34,7 @@ PEAK_CALLS = 5
 class Work(NamedTuple):
     """Work of one run of a stage."""
 
-    count: int
+    units: int
     """Tokens or macro-steps."""
     operations: float
     """Multiplications and additions that they need."""
@@ -151,7 +151,7 @@ def benchmark_training(
             StagePace(
                 stage=name,
                 unit="macro-steps" if name in ("micro", "student") else "tokens",
-                count=works[name].count,
+                count=works[name].units,
                 operations=works[name].operations,
                 seconds=tuple(each),
             )

@@ -71,14 +71,18 @@ def add_low_rank(model: nn.Module, rank: int, *, num_layers: int | None = None) 
 
 @contextmanager
 def first_layers(model: Any, num_layers: int) -> Iterator[None]:
-    """Cuts the base while the context lasts: leaves its first layers and no final norm."""
+    """Runs no layer after the first ``num_layers`` while the context lasts, and no final norm unless these are all.
+
+    The layers stay where they are: transformers records hidden states of those that it finds at its first call.
+    """
     decoder = model.get_decoder()
-    layers, norm = decoder.layers, decoder.norm
-    decoder.layers, decoder.norm = layers[:num_layers], nn.Identity()
+    norm, num_all = decoder.norm, decoder.config.num_hidden_layers
+    if num_layers < num_all:
+        decoder.config.num_hidden_layers, decoder.norm = num_layers, nn.Identity()
     try:
         yield
     finally:
-        decoder.layers, decoder.norm = layers, norm
+        decoder.config.num_hidden_layers, decoder.norm = num_all, norm
 
 
 def low_rank_parameters(adapted: nn.Module) -> dict[str, nn.Parameter]:

@@ -25,11 +25,11 @@ def short_attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
         seen: ``[Q, T]``: true where a query sees a key.
     """
     groups, repeats = k.shape[1], q.shape[1] // k.shape[1]
-    grouped = q.unflatten(1, (groups, repeats)).flatten(2, 3)
+    grouped = q.reshape(len(q), groups, -1, q.shape[-1])
     hidden = torch.zeros(seen.shape, device=q.device).masked_fill_(~seen, float("-inf")).repeat(repeats, 1)
     scores = torch.add(hidden, (grouped @ k.transpose(-1, -2)).float(), alpha=q.shape[-1] ** -0.5)
     mixed = torch.softmax(scores, -1).to(v.dtype) @ v
-    return mixed.unflatten(2, (repeats, -1)).flatten(1, 2)
+    return mixed.reshape(q.shape)
 
 
 def rms_norm(rows: Tensor, weight: Tensor, eps: float) -> Tensor:

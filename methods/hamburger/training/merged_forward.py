@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hambench.methods.hamburger.base import FusedGate
+from hambench.methods.hamburger.base import FusedGate, first_layers
 from hambench.methods.hamburger.data.segmentation import check_lengths
 from hambench.methods.hamburger.grafts import CompositionalEmbedder, Grafts
+from hambench.methods.hamburger.training.packed_base import packed_layers
 from hambench.methods.hamburger.training.teacher import hidden_layers
 
 
@@ -104,27 +105,53 @@ def fuse(batch: FusedBatch, embedding: Tensor, embedder: CompositionalEmbedder) 
     return single.index_put(several, merged.to(single.dtype))
 
 
+def merged_layers(
+    model: Any,
+    grafts: Grafts,
+    batch: FusedBatch,
+    layers: Sequence[int],
+    gate: FusedGate | None = None,
+) -> list[Tensor]:
+    """Runs the base on merged inputs up to the last of ``layers``.
+
+    Returns, after each layer, the hidden states ``[M, D]`` that each macro-step is decoded from. With a ``gate``, the
+    base's low-rank changes apply only at slots of several tokens.
+    """
+    inputs = fuse(batch, model.get_input_embeddings().weight, grafts.embedder)
+    at, slot = batch.sources.T
+    if inputs.device.type == "cpu":
+        real = batch.mask.bool()
+        lengths = batch.mask.sum(1)
+        merged = None if gate is None else (batch.lengths[real] > 1).nonzero()[:, 0]
+        streams = packed_layers(
+            model,
+            layers,
+            inputs[real],
+            lengths=lengths.tolist(),
+            positions=batch.positions[real],
+            changed=merged,
+        )
+        rows = (lengths.cumsum(0) - lengths)[at] + slot
+        return [stream[rows] for stream in streams]
+    with first_layers(model, layers[-1] + 1), gate.only(batch.lengths > 1) if gate else nullcontext():
+        streams = hidden_layers(
+            model,
+            layers,
+            inputs_embeds=inputs,
+            attention_mask=batch.mask,
+            position_ids=batch.positions,
+        )
+    return [stream[at, slot] for stream in streams]
+
+
 def base_features(
     model: Any,
     grafts: Grafts,
     batch: FusedBatch,
     gate: FusedGate | None = None,
 ) -> Tensor:
-    """Runs the base on merged inputs; returns the features ``[M, F, D]`` that each macro-step is decoded from.
-
-    With a ``gate``, the base's low-rank changes apply only at slots of several tokens.
-    """
-    inputs = fuse(batch, model.get_input_embeddings().weight, grafts.embedder)
-    with nullcontext() if gate is None else gate.only(batch.lengths > 1):
-        streams = hidden_layers(
-            model,
-            grafts.architecture.feature_layers,
-            inputs_embeds=inputs,
-            attention_mask=batch.mask,
-            position_ids=batch.positions,
-        )
-    at, slot = batch.sources.T
-    return torch.stack([stream[at, slot] for stream in streams], dim=1)
+    """Returns the features ``[M, F, D]`` that each macro-step is decoded from; see :func:`merged_layers`."""
+    return torch.stack(merged_layers(model, grafts, batch, grafts.architecture.feature_layers, gate), dim=1)
 
 
 def teacher_forced(

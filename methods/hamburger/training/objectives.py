@@ -6,18 +6,21 @@ Letters in shapes: M macro-steps, S most tokens per macro-step, F feature layers
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hambench.methods.hamburger.base import FusedGate, first_layers
+from hambench.methods.hamburger.base import FusedGate
 from hambench.methods.hamburger.grafts import Grafts
 from hambench.methods.hamburger.training.losses import MicroTargets, frozen_head_loss, micro_loss
-from hambench.methods.hamburger.training.merged_forward import FusedBatch, base_features, fuse, teacher_forced
+from hambench.methods.hamburger.training.merged_forward import (
+    FusedBatch,
+    base_features,
+    merged_layers,
+    teacher_forced,
+)
 from hambench.methods.hamburger.training.recipes import Recipe
-from hambench.methods.hamburger.training.teacher import hidden_layers
 
 Losses = dict[str, Tensor]
 
@@ -100,18 +103,9 @@ class Student(nn.Module):
     def _read(self, batch: FusedBatch, lesson: BatchLesson) -> Losses:
         """Returns the distance of the first feature from the unmerged one, with merged slots counting three times."""
         first = self.grafts.architecture.feature_layers[0]
-        inputs = fuse(batch, self.model.get_input_embeddings().weight, self.grafts.embedder)  # type: ignore[operator]
-        gated = nullcontext() if self.gate is None else self.gate.only(batch.lengths > 1)
-        with gated, first_layers(self.model, first + 1):
-            (stream,) = hidden_layers(
-                self.model,
-                (first,),
-                inputs_embeds=inputs,
-                attention_mask=batch.mask,
-                position_ids=batch.positions,
-            )
+        (stream,) = merged_layers(self.model, self.grafts, batch, (first,), self.gate)
         at, slot = batch.sources.T
-        distance = (stream[at, slot].float() - lesson.features[:, 0].float()) / lesson.spread[0]
+        distance = (stream.float() - lesson.features[:, 0].float()) / lesson.spread[0]
         errors = distance.clamp(-10, 10).square().mean(-1)
         weights = torch.where(batch.lengths[at, slot] > 1, 3.0, 1.0)
         return {"loss": (weights * errors).sum() / weights.sum()}

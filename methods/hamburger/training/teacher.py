@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hambench.files import replacing
+from hambench.methods.hamburger.training.packed_base import packed_layers
 
 TOP_TOKENS = 16
 """Entries of the teacher's distribution to store; on greedy answers they hold nearly all of its mass."""
@@ -57,31 +58,45 @@ def study(
     head = model.get_output_embeddings().weight
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i][0]))
     for chosen in _batches(order, [len(ids) for ids, _ in sequences], batch_tokens):
-        width = max(len(sequences[i][0]) for i in chosen)
-        rows = [list(sequences[i][0]) + [0] * (width - len(sequences[i][0])) for i in chosen]
-        ids = torch.tensor(rows, device=head.device)
-        # always pass a mask: without one, transformers reads positions that skip as packed sequences
-        mask = torch.tensor(
-            [[1] * len(sequences[i][0]) + [0] * (width - len(sequences[i][0])) for i in chosen],
-            device=head.device,
-        )
-        streams = hidden_layers(model, feature_layers, input_ids=ids, attention_mask=mask)
+        streams = _streams(model, feature_layers, [sequences[i][0] for i in chosen])
         for place, index in enumerate(chosen):
             tokens, prompt = sequences[index]
-            features = torch.stack([s[place, prompt - 1 : len(tokens) - 1] for s in streams], dim=1)
+            features = torch.stack([s[place][prompt - 1 : len(tokens) - 1] for s in streams], dim=1)
             response = torch.tensor(tokens[prompt:], device=head.device)
             yield index, _lesson(features, response, head)
+
+
+def _streams(
+    model: Any, layers: Sequence[int], sequences: Sequence[Sequence[int]]
+) -> list[Sequence[torch.Tensor]]:
+    """Returns hidden states after each layer, ``[at least T, D]`` for each sequence."""
+    embed = model.get_input_embeddings()
+    device = embed.weight.device
+    lengths = [len(ids) for ids in sequences]
+    if device.type == "cpu":
+        rows = embed(torch.tensor([token for ids in sequences for token in ids]))
+        positions = torch.cat([torch.arange(length) for length in lengths])
+        streams = packed_layers(model, layers, rows, lengths=lengths, positions=positions)
+        return [torch.split(stream, lengths) for stream in streams]
+    width = max(lengths)
+    ids = torch.tensor([list(ids) + [0] * (width - len(ids)) for ids in sequences], device=device)
+    # always pass a mask: without one, transformers reads positions that skip as packed sequences
+    mask = torch.tensor([[1] * length + [0] * (width - length) for length in lengths], device=device)
+    return [list(stream) for stream in hidden_layers(model, layers, input_ids=ids, attention_mask=mask)]
 
 
 def _lesson(features: torch.Tensor, response: torch.Tensor, head: torch.Tensor) -> Lesson:
     parts = []
     for rows, wanted in zip(torch.split(features[:, -1], 256), torch.split(response, 256), strict=True):
-        logs = torch.log_softmax((rows @ head.T).float(), dim=-1)
-        top = logs.topk(min(TOP_TOKENS, logs.shape[-1]), dim=-1)
-        entropies = -(logs.exp() * logs).sum(-1)
-        parts.append(
-            (top.indices, torch.softmax(top.values, -1), entropies, logs.gather(1, wanted[:, None])[:, 0])
-        )
+        logits = (rows @ head.T).float()
+        top = logits.topk(min(TOP_TOKENS, logits.shape[-1]), dim=-1)
+        # one exponential serves sum, probability and entropy; the vocabulary is long
+        below = logits.sub_(top.values[:, :1])
+        chosen = below.gather(1, wanted[:, None])[:, 0]
+        exponentials = below.exp()
+        sums = exponentials.sum(-1)
+        entropies = sums.log() - exponentials.mul_(below).sum(-1) / sums
+        parts.append((top.indices, torch.softmax(top.values, -1), entropies, chosen - sums.log()))
     ids, probs, entropies, chosen = (torch.cat(column) for column in zip(*parts, strict=True))
     return Lesson(
         features=features.to(torch.bfloat16).cpu(),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -14,7 +15,13 @@ from hambench.cli.hamburger import command
 from hambench.decoding import SamplingParams, answered
 from hambench.engine.llama import Llama
 from hambench.methods.hamburger.agreement import measure
-from hambench.methods.hamburger.base import LORA_SCALE, add_low_rank, gate_low_rank, low_rank_tensors
+from hambench.methods.hamburger.base import (
+    LORA_SCALE,
+    add_low_rank,
+    first_layers,
+    gate_low_rank,
+    low_rank_tensors,
+)
 from hambench.methods.hamburger.cpu_training import rms_norm
 from hambench.methods.hamburger.method import Hamburger, with_low_rank
 from hambench.methods.hamburger.model import HamburgerModel
@@ -23,9 +30,9 @@ from hambench.methods.hamburger.training.budget import Clock, learning_rate_shar
 from hambench.methods.hamburger.training.calibration import fit, fold
 from hambench.methods.hamburger.training.lessons import Lessons
 from hambench.methods.hamburger.training.losses import MicroTargets, frozen_head_loss, micro_loss
-from hambench.methods.hamburger.training.merged_forward import collate, teacher_forced
+from hambench.methods.hamburger.training.merged_forward import collate, fuse, merged_layers, teacher_forced
 from hambench.methods.hamburger.training.recipes import PAPER, SMALL
-from hambench.methods.hamburger.training.teacher import Corpus, study
+from hambench.methods.hamburger.training.teacher import Corpus, hidden_layers, study
 from hambench.methods.hamburger.training.vocabulary import Shortlist
 
 PROMPT = [5, 6, 7, 80, 9]
@@ -202,6 +209,80 @@ def test_a_loss_without_gradient_is_the_same_loss():
     trained = frozen_head_loss(hidden.requires_grad_(), head, **targets)
     assert plain.loss == trained.loss
     assert counter.get_total_flops() == 2 * 7 * 8 * 30, "a loss alone needs one product"
+
+
+MERGED = [
+    ([5, 6, 7, 80, 9, 3, 4, 11], 2, [1, 3, 2]),
+    ([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12], 3, [2, 1, 4, 1, 1]),
+    ([7, 8, 9], 1, [1, 1]),
+]
+"""Sequences of several lengths, with and without merged slots."""
+
+
+def padded_layers(model, grafts, batch, layers, gate):
+    """The merged forward as transformers computes it: padded, masked and gated."""
+    inputs = fuse(batch, model.get_input_embeddings().weight, grafts.embedder)
+    with nullcontext() if gate is None else gate.only(batch.lengths > 1):
+        streams = hidden_layers(
+            model,
+            layers,
+            inputs_embeds=inputs,
+            attention_mask=batch.mask,
+            position_ids=batch.positions,
+        )
+    at, slot = batch.sources.T
+    return [stream[at, slot] for stream in streams]
+
+
+@pytest.mark.parametrize("layers", [(0, 1, 2, 3), (1,)])
+@pytest.mark.parametrize("is_gated", [True, False])
+def test_packed_sequences_have_the_hidden_states_and_gradients_of_padded_ones(gated, layers, is_gated):
+    adapted, gate, _ = gated
+    gate, grafts, batch = gate if is_gated else None, tiny_grafts(), collate(MERGED, 4)
+    trained = {n: p for n, p in adapted.named_parameters() if p.requires_grad}
+    trained |= dict(grafts.embedder.named_parameters())
+
+    def run(forward):
+        streams = forward(adapted, grafts, batch, layers, gate)
+        loss = sum((stream * torch.linspace(-1, 1, stream.shape[-1])).sum() for stream in streams)
+        gradients = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+        return streams, dict(zip(trained, gradients, strict=True))
+
+    padded, expected = run(padded_layers)
+    packed, gradients = run(merged_layers)
+    torch.testing.assert_close(packed, padded, rtol=1e-4, atol=1e-4)
+    assert any(gradient is not None and gradient.abs().max() > 0 for gradient in expected.values())
+    for name, gradient in gradients.items():
+        if expected[name] is None or gradient is None:
+            # a layer after the last one that is read has no gradient, or zeros
+            assert all(g is None or not g.any() for g in (gradient, expected[name])), name
+        else:
+            torch.testing.assert_close(gradient, expected[name], msg=name, rtol=1e-3, atol=1e-4)
+
+
+def test_the_base_without_its_adapters_is_read_without_them(gated):
+    adapted, _, _ = gated
+    sequences = [(ids, prompt) for ids, prompt, _ in MERGED]
+    with adapted.disable_adapter():
+        packed = dict(study(adapted.get_base_model(), sequences, feature_layers=(1, 3)))
+    plain = dict(study(hf_twin(), sequences, feature_layers=(1, 3)))
+    changed = dict(study(adapted, sequences, feature_layers=(1, 3)))
+    for number in range(len(sequences)):
+        torch.testing.assert_close(packed[number].features, plain[number].features)
+        assert not torch.allclose(changed[number].features, plain[number].features, atol=1e-2)
+
+
+def test_a_base_that_was_cut_first_gives_all_its_layers_afterwards():
+    model = hf_twin()
+    ids = torch.tensor([[1, 2, 3]])
+    with first_layers(model, 2):
+        (cut,) = hidden_layers(model, (1,), input_ids=ids)
+    whole = hidden_layers(hf_twin(), (1, 3), input_ids=ids)
+    after = hidden_layers(model, (1, 3), input_ids=ids)
+    torch.testing.assert_close(cut, whole[0])
+    torch.testing.assert_close(after, whole)
+    with first_layers(model, 4):
+        torch.testing.assert_close(hidden_layers(model, (3,), input_ids=ids)[0], whole[1])
 
 
 @pytest.fixture
