@@ -33,9 +33,9 @@ METRIC_CLASSES: tuple[MetricClass, ...] = get_args(MetricClass)
 
 
 def tps(traces: Traces) -> float | None:
-    """Decode tokens per second: Σ tokens after the first step / Σ seconds of the steps after the first.
+    """Decode tokens per second: Σ tokens / Σ seconds of the steps after the first; in a batch, of all sequences.
 
-    In a batch the total of all sequences: a step counts its part of the rounds, so that each round counts once.
+    A step of a batch counts its part of the rounds, so that each round counts once.
     """
     return _ratio(num_decode_tokens(traces), decode_seconds(traces))
 
@@ -53,9 +53,9 @@ def end_to_end_tps(traces: Traces) -> float | None:
 
 
 def ttft_s(traces: Traces) -> float | None:
-    """Time to first token: seconds from the request to its first tokens on the host; median over answers.
+    """Time to first token: median seconds from a request to its first tokens, over answers that every cell timed.
 
-    Where cells share prompts, over the answers that every cell timed; absent if they timed different ones.
+    Where cells share prompts, they seldom time the same one: absent if they timed different ones.
     """
     return percentile(_ttfts(traces), 50)
 

@@ -243,6 +243,11 @@ def test_every_metric_is_a_field_with_a_definition_and_a_unit() -> None:
         assert metric.unit
 
 
+def test_a_definition_says_over_what_in_the_paragraph_that_is_printed() -> None:
+    assert metrics.METRICS["tps"].definition.endswith("in a batch, of all sequences.")
+    assert metrics.METRICS["ttft_s"].definition.endswith("over answers that every cell timed.")
+
+
 def test_a_count_of_accepted_tokens_that_was_not_cut_with_them_is_cut_when_it_is_read() -> None:
     steps = (
         StepRecord(tokens=(1,), seconds=1.0),

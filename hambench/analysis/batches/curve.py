@@ -13,10 +13,8 @@ from hambench.analysis.fidelity import Identity, token_identity
 from hambench.analysis.measurements import Measurement
 from hambench.groups import ALL
 from hambench.records import Cell, Comparison, Estimate, GenerationTrace
-from hambench.roofline.byte_model import ByteModel
+from hambench.roofline.byte_model import DTYPE_BYTES, ByteModel
 from hambench.store import Run
-
-_DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,7 +254,7 @@ def predicted_vanilla(
     allowed: dict[str, list[Allowance]] = {}
     for point in points:
         ceiling = ceiling_of(run, point.cell.run, point.cell.threads)
-        width = _DTYPE_BYTES.get(point.cell.dtype)
+        width = DTYPE_BYTES.get(point.cell.dtype)
         if not point.is_baseline or shape is None or ceiling is None or width is None:
             continue
         weights = ByteModel(shape=shape, dtype_bytes=width, scale_bytes=width).step
