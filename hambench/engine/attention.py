@@ -61,7 +61,7 @@ def attend(
 
 def causal_mask(num_rows: int, past: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor | None:
     """Returns what to add to the scores ``[T, S]``, ``None`` if no mask is needed; one mask serves all layers."""
-    if num_rows == 1 or past == 0 or _is_long(num_rows, device):
+    if num_rows <= 1 or past == 0 or _is_long(num_rows, device):
         return None
     return torch.full((num_rows, past + num_rows), -math.inf, dtype=dtype, device=device).triu_(past + 1)
 

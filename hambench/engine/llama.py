@@ -3,8 +3,7 @@
 Letters in shapes: T query rows, D hidden size, H query heads, KVH key/value heads, Dh head size, V vocabulary,
 S slots that a query may see. Row ``t`` of a forward goes to slot ``cache.slots + t`` and sees every slot up to its own
 (the lower right corner of the causal triangle), so prefill, one decode step and the verify pass of speculation are
-the same call. Slots order the cache. ``positions`` rotate queries and keys, and default to the numbers of slots,
-evicted ones included.
+the same call. Slots order the cache. ``positions`` rotate queries and keys; by default they count evicted slots too.
 """
 
 from __future__ import annotations
@@ -213,7 +212,11 @@ class DecoderStack:
         shape, num_rows, num_heads = self.shape, qk.shape[0], self.shape.num_heads
         keys, values = cache.write(index, qk[:, num_heads:].transpose(0, 1), v.transpose(0, 1))
         queries = qk[first:, :num_heads].transpose(0, 1)
-        mixed = attend(queries, keys, values, None if mask is None else mask[first:])
+        if first:
+            # where all rows needed no mask, by causality alone or in another form, several kept ones do
+            size = num_rows - first, keys.shape[1] - num_rows + first
+            mask = causal_mask(*size, self.dtype, self.device) if mask is None else mask[first:]
+        mixed = attend(queries, keys, values, mask)
         return mixed.transpose(0, 1).reshape(num_rows - first, num_heads * shape.head_dim)
 
     def _rotation(
@@ -252,8 +255,7 @@ class Llama(GreedyDecoding):
         device: torch.device | str = "cpu",
     ) -> None:
         self.shape, self.dtype, self.device = shape, dtype, torch.device(device)
-        self.prefill_chunk: int | None = None
-        """See :class:`hambench.engine.language_model.LanguageModel`; by default :data:`PREFILL_CHUNK`."""
+        self.prefill_chunk: int | None = None  # PREFILL_CHUNK
         try:
             self.embedding = weights["model.embed_tokens.weight"].to(device, dtype)
             self.norm = RMSNorm(weights["model.norm.weight"].to(device, dtype), shape.rms_norm_eps)

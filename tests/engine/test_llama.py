@@ -121,6 +121,24 @@ def test_prefill_in_chunks_equals_one_forward(llama, monkeypatch):
     close(chunked.features, whole.features[:, -1:])
 
 
+@pytest.mark.parametrize("past", [0, 7])
+@pytest.mark.parametrize(("num_rows", "keep"), [(40, 1), (40, 5), (200, 2), (200, 40), (200, 150)])
+def test_rows_that_are_kept_see_what_they_see_among_all(llama, num_rows, keep, past):
+    """The mask of all rows was for them: where all needed none, several kept rows saw the slots behind them."""
+    ids = ids_of(past + num_rows)
+
+    def last(keep):
+        cache = llama.new_cache(len(ids))
+        if past:
+            llama.forward(ids[:past], cache)
+        hidden, _ = llama.stack.forward(llama.embed(ids[past:]), cache, keep=keep)
+        return hidden
+
+    kept = last(keep)
+    assert kept.shape[0] == keep
+    close(kept, last(None)[num_rows - keep :])
+
+
 @torch.no_grad()
 def test_a_wide_chunk_behind_a_past_equals_transformers(models):
     reference, llama = models
