@@ -29,7 +29,7 @@ Row = dict[str, Any]
 OFFLINE_SUITE = {"standard": "offline-standard", "longbench": "offline-long", "longbench-e": "offline-long"}
 """Maps official suites to the offline suites that replace them."""
 OFFLINE_SUITES = ("offline-standard", "offline-long", "offline-hard")
-"""Every offline suite; that of hard tasks replaces none, because the shipped model is at their floors."""
+"""Every offline suite; that of hard tasks replaces none, because the shipped model is hardly above their floors."""
 
 
 class Builder(Protocol):
