@@ -16,7 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hambench.engine.llama import rotate
-from hambench.methods.hamburger.cpu_training import rms_norm
+from hambench.methods.hamburger.cpu_training import rms_norm, short_attention
+
+SHORT_ROWS = 256
+"""Rows up to which plain products, with their gradients, are faster than torch's kernel; forward alone they are not."""
 
 
 def packed_layers(
@@ -76,12 +79,18 @@ def _turned(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _attended(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Returns each row's attention over its own sequence up to itself, ``[N, H, Dh]``."""
     mixed = []
     for parts in zip(*(torch.split(each, list(lengths)) for each in (q, k, v)), strict=True):
         queries, keys, values = (part.transpose(0, 1)[None] for part in parts)
-        attended = F.scaled_dot_product_attention(
-            queries, keys, values, is_causal=True, enable_gqa=q.shape[1] != k.shape[1]
-        )
+        length = queries.shape[2]
+        if q.requires_grad and length <= SHORT_ROWS:
+            seen = torch.ones(length, length, dtype=torch.bool).tril()
+            attended = short_attention(queries, keys, values, seen)
+        else:
+            attended = F.scaled_dot_product_attention(
+                queries, keys, values, is_causal=True, enable_gqa=q.shape[1] != k.shape[1]
+            )
         mixed.append(attended[0].transpose(0, 1))
     return torch.cat(mixed)
 

@@ -26,6 +26,7 @@ from hambench.methods.hamburger.cpu_training import rms_norm
 from hambench.methods.hamburger.method import Hamburger, with_low_rank
 from hambench.methods.hamburger.model import HamburgerModel
 from hambench.methods.hamburger.session import HamburgerSession
+from hambench.methods.hamburger.training import packed_base
 from hambench.methods.hamburger.training.budget import Clock, learning_rate_share
 from hambench.methods.hamburger.training.calibration import fit, fold
 from hambench.methods.hamburger.training.lessons import Lessons
@@ -236,7 +237,11 @@ def padded_layers(model, grafts, batch, layers, gate):
 
 @pytest.mark.parametrize("layers", [(0, 1, 2, 3), (1,)])
 @pytest.mark.parametrize("is_gated", [True, False])
-def test_packed_sequences_have_the_hidden_states_and_gradients_of_padded_ones(gated, layers, is_gated):
+@pytest.mark.parametrize("short_rows", [0, 6, 256])
+def test_packed_sequences_have_the_hidden_states_and_gradients_of_padded_ones(
+    gated, layers, is_gated, short_rows, monkeypatch
+):
+    monkeypatch.setattr(packed_base, "SHORT_ROWS", short_rows)
     adapted, gate, _ = gated
     gate, grafts, batch = gate if is_gated else None, tiny_grafts(), collate(MERGED, 4)
     trained = {n: p for n, p in adapted.named_parameters() if p.requires_grad}
