@@ -168,6 +168,28 @@ def test_a_sequence_that_fails_inside_a_round_fails_alone(target):
     assert ended == {0: "length", 1: "NotFiniteError", 2: "length"}
 
 
+def test_a_sequence_whose_end_cannot_be_told_fails_alone(target):
+    """A stop string needs the text so far: what raises there once raised out of the round, for everybody."""
+    batch = Batch(VanillaConfig().build(target), 2)
+
+    def no_text(ids):
+        raise LookupError("no such token")
+
+    params = SamplingParams(max_new_tokens=5)
+    batch.add("good", Ask(prompt_ids=[1, 2], params=params))
+    batch.add("bad", Ask(prompt_ids=[1, 3], params=params, stop=["x"], decode_text=no_text))
+    tokens, errors = [], []
+    while batch.num_sequences:
+        for event in batch.round():
+            if isinstance(event, SequenceFailed):
+                errors.append((event.key, str(event.error)))
+            else:
+                assert event.key == "good"
+                tokens += event.step.tokens
+    assert len(tokens) == 5
+    assert errors == [("bad", "no such token")]
+
+
 def test_prompts_are_read_in_pieces_between_the_steps_of_others(target, monkeypatch):
     monkeypatch.setattr(target.llama, "prefill_chunk", 4)
     batch = Batch(VanillaConfig().build(target), 2)

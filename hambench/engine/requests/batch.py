@@ -19,7 +19,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from hambench.decoding import Asking, DecodeSession, DecodingMethod, Request, SamplingParams, Step
+from hambench.decoding import Asking, DecodeSession, DecodingMethod, KVUsage, Request, SamplingParams, Step
 from hambench.engine.loop import Clock, DecodeText, Ending, measured
 from hambench.errors import HambenchError
 from hambench.records import FinishReason, StepRecord
@@ -131,26 +131,27 @@ class Batch(Generic[K]):
         return self._events(len(taking_part))
 
     def _events(self, in_round: int) -> list[StepTaken[K] | SequenceFailed[K]]:
-        usages = [sequence.session.kv for sequence in self._sequences]
+        for sequence in self._sequences:
+            sequence.end_round()
         # sequences that share a forward hold their drafts at the same time, so their peaks add up
         each = [
-            None if usage.bytes is None else max(usage.bytes, sequence.peak_in_step)
-            for sequence, usage in zip(self._sequences, usages, strict=True)
+            None if sequence.kv.bytes is None else max(sequence.kv.bytes, sequence.peak_in_step)
+            for sequence in self._sequences
         ]
         round_kv = None if None in each else sum(number for number in each if number is not None)
         events: list[StepTaken[K] | SequenceFailed[K]] = []
         left = []
-        for sequence, kv in zip(self._sequences, usages, strict=True):
+        for sequence in self._sequences:
             if sequence.error is not None:
                 events.append(SequenceFailed(sequence.key, sequence.error))
                 continue
-            if sequence.step is None:
+            if sequence.step is None or sequence.kept is None:
                 left.append(sequence)
                 continue
             step, seconds, share = sequence.step, self._elapsed - sequence.began, sequence.share
-            tokens, finish = sequence.ending.trim(step.tokens)
+            tokens, finish = sequence.kept
             record = dataclasses.replace(
-                measured(step, tokens, seconds, kv),
+                measured(step, tokens, seconds, sequence.kv),
                 share_s=share,
                 in_round=in_round,
                 round_kv_bytes=round_kv,
@@ -220,6 +221,9 @@ class _Sequence(Generic[K]):
         self.error: Exception | None = None
         self.began = self.share = self.round_share = 0.0
         self.took_part = False
+        # after a round: the caches, and the tokens that count of a step that is over, with why the answer ends there
+        self.kv = KVUsage(None, None)
+        self.kept: tuple[tuple[int, ...], FinishReason | None] | None = None
         self._pieces: Iterator[Any] | None = None
         self._has_read = False
 
@@ -266,9 +270,18 @@ class _Sequence(Generic[K]):
         else:
             self._advance(lambda: asking.send(answer))
 
+    def end_round(self) -> None:
+        """Takes stock after a round; an error is this sequence's alone."""
+        try:
+            self.kv = self.session.kv
+            if self.step is not None and self.error is None:
+                self.kept = self.ending.trim(self.step.tokens)
+        except Exception as error:
+            self.error = error
+
     def next_step(self) -> None:
         """Gets ready for the next step."""
-        self.asking = self.step = None
+        self.asking = self.step = self.kept = None
         self.share = 0.0
 
     def close(self) -> None:
