@@ -133,12 +133,13 @@ class EarlierAnswers:
     most: int
     answers: list[tuple[int, ...]] = field(default_factory=list)
     automaton: SuffixAutomaton = field(default_factory=lambda: SuffixAutomaton(DEPTH))
-    open: list[TargetSequence] = field(default_factory=list)
+    # the growing tokens of the newest answer and where it begins; its session would keep the KV cache alive
+    open: list[tuple[list[int], int]] = field(default_factory=list)
 
     def next(self, sequence: TargetSequence) -> SuffixAutomaton:
         """Adds the complete answers; returns the automaton for the next answer's drafter."""
-        done = [tuple(each.tokens[len(each.prompt_ids) :]) for each in self.open]
-        self.open = [sequence]
+        done = [tuple(tokens[start:]) for tokens, start in self.open]
+        self.open = [(sequence.tokens, len(sequence.prompt_ids))]
         self.answers += [answer for answer in done if answer]
         if len(self.answers) > self.most:
             # a drafter that still reads the old automaton keeps it

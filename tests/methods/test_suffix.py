@@ -1,5 +1,8 @@
 """Suffix decoding: its knobs, and what an answer takes from those before it."""
 
+import gc
+import weakref
+
 import pytest
 from fakes import tiny_target
 
@@ -36,6 +39,15 @@ def test_only_the_newest_answers_are_kept():
     again = generate(method, PROMPT, PARAMS)
     fresh = generate(SuffixConfig(factor=4.0).build(target), PROMPT, PARAMS)
     assert again.token_ids == fresh.token_ids
+
+
+def test_an_answer_that_is_remembered_gives_its_cache_back():
+    method = SuffixConfig(earlier_answers=2).build(tiny_target())
+    session = method.start(PROMPT, PARAMS)
+    cache = weakref.ref(session.sequence.cache)
+    del session
+    gc.collect()
+    assert cache() is None
 
 
 def test_a_setting_that_remembers_answers_is_order_dependent_and_can_not_be_gated():
