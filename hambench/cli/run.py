@@ -103,8 +103,8 @@ Examples:
     type=click.Choice(["shared", "each"]),
     default="shared",
     show_default=True,
-    help="shared: on a CPU, cells with the same weights read a sample's prompt once, and only the reader times it; "
-    "each: every cell reads it.",
+    help="shared: on a CPU, cells with the same weights read a sample's prompt once and copy it; only the first three "
+    "prompts are read and timed by every cell. each: every cell reads every prompt.",
 )
 @click.option(
     "--prefill-chunk",

@@ -16,7 +16,7 @@ from hambench.engine.warmup import MAX_PASSES, NUM_PROMPT_TOKENS, NUM_STEPS, mad
 from hambench.errors import HambenchError
 from hambench.records import Cell, Sample
 from hambench.runner.conversations import prompt_sizes
-from hambench.runner.generator import interleave_tasks
+from hambench.runner.work import NUM_TIMED_PROMPTS, interleave_tasks
 
 if TYPE_CHECKING:
     from hambench.models.target import TargetModel
@@ -297,7 +297,8 @@ def fit_budget(
             speeds,
             judge=judge,
             judge_reader=judge_reader,
-            is_shared=is_shared,
+            # the first few are read by every cell
+            is_shared=is_shared and len(chosen) >= NUM_TIMED_PROMPTS,
         )
         cheapest = min(cheapest, seconds)
         if seconds > left:

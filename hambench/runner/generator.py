@@ -53,7 +53,8 @@ class DecodingOptions:
     """Variables of the model's chat template."""
     prefill: Prefill = "shared"
     """``shared``: a prompt is read once per sample for all cells with the same weights, and copied (on a CPU; a GPU's
-    peak of memory belongs to one answer, which must read for itself). ``each``: every cell reads."""
+    peak of memory belongs to one answer, which must read for itself). A few prompts are still read by every cell, for
+    times to first token that compare. ``each``: every cell reads every prompt."""
     prefill_chunk: int | None = None
     """Rows of the pieces in which every cell reads its prompts, by default the engine's own number. In a batch the
     others wait for a piece; in bfloat16 other pieces may give other bits."""
@@ -274,13 +275,14 @@ class Generator:
         return ReadPrompts() if shared and len(self.cells) > 1 else None
 
     def _prompts_for(self, job: Job) -> ReadPrompts | None:
-        """What other cells have read of this sample; nothing where a cell is asked again, which is then timed."""
+        """What other cells have read of this sample; nothing where a cell is to be timed, or is asked again."""
         if self._prompts is not None:
             key = (job.sample.sample_id, job.repeat)
-            if self._asked is None or self._asked[0] != key or job.cell.label in self._asked[1]:
+            asked = self._asked
+            if asked is None or asked[0] != key or job.cell.label in asked[1] or job.reads_prompt:
                 self._prompts.forget()
-                self._asked = (key, set())
-            self._asked[1].add(job.cell.label)
+                asked = self._asked = (key, set())
+            asked[1].add(job.cell.label)
         return self._prompts
 
     def _encode(self, sample: Sample, positions: int) -> Prompt:

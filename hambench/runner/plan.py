@@ -16,6 +16,7 @@ from hambench.runner.knobs import what_all_leaves_out
 if TYPE_CHECKING:
     from hambench.records import Sample
 from hambench.runner.request import RunRequest
+from hambench.runner.work import timed_prompts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,7 +98,7 @@ def plan_run(request: RunRequest) -> Plan:
     for sample in prepared.samples:
         by_task.setdefault(f"{sample.suite}/{sample.task}", []).append((sample, sizes[sample.sample_id]))
     judge = prepared.growth if request.fidelity else None
-    shared = prepared.generator.shares_prompts
+    shared, timed = prepared.generator.shares_prompts, timed_prompts(prepared.samples)
     tasks = tuple(
         TaskPlan(
             task=task,
@@ -112,7 +113,7 @@ def plan_run(request: RunRequest) -> Plan:
                     prepared.speeds,
                     judge=judge,
                     judge_reader=prepared.generator.judge_reader,
-                    is_shared=shared,
+                    is_shared=shared and sample.sample_id not in timed,
                 )
                 for sample, count in rows
             ),

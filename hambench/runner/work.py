@@ -14,6 +14,8 @@ from hambench.records import Cell, Sample, SampleRecord
 from hambench.runner.backend import native_calls
 from hambench.store import RecordKey
 
+NUM_TIMED_PROMPTS = 3
+"""Samples that every cell reads itself: enough for a median, and a few per cent of a run's time."""
 BLOCK_BATCHES = 4
 """Samples of one turn of a cell, in largest batches: full but for its end, and drift still hits all cells alike."""
 
@@ -25,6 +27,8 @@ class Job:
     cell: Cell
     sample: Sample
     repeat: int
+    reads_prompt: bool = False
+    """Whether the cell reads the prompt itself although another one has, so that all cells time this one."""
 
     @property
     def key(self) -> RecordKey:
@@ -79,6 +83,16 @@ def interleave_tasks(samples: Sequence[Sample]) -> list[Sample]:
     return [sample for turn in rounds for sample in turn if sample is not None]
 
 
+def timed_prompts(samples: Sequence[Sample]) -> frozenset[str]:
+    """Returns the ids of the samples whose prompt every cell reads itself, also where cells share prompts.
+
+    Times to first token are comparable over the same prompts only. Turns after the first of a conversation are never
+    shared.
+    """
+    first = [sample for sample in interleave_tasks(samples) if not sample.conversation]
+    return frozenset(sample.sample_id for sample in first[:NUM_TIMED_PROMPTS])
+
+
 def schedule(cells: Sequence[Cell], samples: Sequence[Sample], repeats: int) -> Iterator[Job]:
     """Returns every (cell, sample, repeat), with cells interleaved per sample in rotating order.
 
@@ -88,12 +102,13 @@ def schedule(cells: Sequence[Cell], samples: Sequence[Sample], repeats: int) -> 
     # a batch needs samples at once: cells then take turns per block of them
     most = max(cell.batch for cell in cells)
     size = 1 if most == 1 else BLOCK_BATCHES * most
+    timed = timed_prompts(samples)
     for repeat in range(repeats):
         for index, start in enumerate(range(0, len(ordered), size)):
             block, first = ordered[start : start + size], (index + repeat) % len(cells)
             for cell in (*cells[first:], *cells[:first]):
                 for sample in block:
-                    yield Job(cell, sample, repeat)
+                    yield Job(cell, sample, repeat, reads_prompt=repeat == 0 and sample.sample_id in timed)
 
 
 class Opening:

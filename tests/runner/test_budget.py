@@ -27,6 +27,7 @@ from hambench.runner.budget import (
 from hambench.runner.plan import plan_run
 from hambench.runner.start import RunRequest, start_run
 from hambench.runner.sweep import Sweep
+from hambench.runner.work import NUM_TIMED_PROMPTS
 
 CELLS = [Cell(method="vanilla", label=label, knobs={}, model="m", dtype="float32") for label in ("a", "b")]
 SPEED = Speed(prefill_s_per_token=0.01, decode_s_per_token=0.1, step_s=0.2)
@@ -306,3 +307,19 @@ def test_a_judge_that_copies_a_cells_prompt_reads_none():
     assert more(is_shared=True, judge_reader=READER) == pytest.approx(0.01 * 40)
     for how in ({"is_shared": True, "judge_reader": (9, 9)}, {"judge_reader": READER}, {"is_shared": True}):
         assert more(**how) == pytest.approx(0.01 * (50 + 40)), how
+
+
+def test_a_budget_counts_the_prompts_that_every_cell_reads():
+    rows = samples(x=(20, 10))
+    speeds = {label: replace(SPEED, reads={READER: 0.008}) for label in SPEEDS}
+    each = sample_seconds(rows[0], len(rows[0].prompt), CELLS, speeds)
+    shared = sample_seconds(rows[0], len(rows[0].prompt), CELLS, speeds, is_shared=True)
+    assert shared < each
+    # as many as are read by every cell, and one more that is shared
+    enough = MARGIN * (NUM_TIMED_PROMPTS * each + shared)
+
+    def taken(budget):
+        return len(fit_budget(rows, CELLS, speeds, budget, repeats=1, count_tokens=len, is_shared=True))
+
+    assert taken(1.001 * enough) == NUM_TIMED_PROMPTS + 1
+    assert taken(0.999 * enough) == NUM_TIMED_PROMPTS

@@ -17,6 +17,7 @@ from hambench.methods.common.sampling import choose, generator_for
 from hambench.records import Cell, Sample
 from hambench.runner import generator as generator_module
 from hambench.runner.generator import DecodingOptions, Generator, Job, Workload, noise_seed, schedule
+from hambench.runner.work import NUM_TIMED_PROMPTS, timed_prompts
 from hambench.store import RECORDS, RunWriter, load_run
 
 
@@ -84,7 +85,7 @@ def records_of(target, options, samples, *, cells=CELLS, repeats=2):
 
 
 def test_a_prompt_is_read_once_per_sample_and_every_cell_is_timed_in_its_turn(target) -> None:
-    samples = [sample(number, prompt=f"abcd{number}" * 4) for number in range(3)]
+    samples = [sample(number, prompt=f"abcd{number}" * 4) for number in range(NUM_TIMED_PROMPTS + 3)]
     each = records_of(target, DecodingOptions(prefill="each"), samples)
     shared = records_of(target, DecodingOptions(), samples)
     assert all(record.trace.ttft_s is not None for record in each)
@@ -93,10 +94,24 @@ def test_a_prompt_is_read_once_per_sample_and_every_cell_is_timed_in_its_turn(ta
     for record in shared:
         if record.trace.ttft_s is not None:
             by_sample.setdefault((record.sample_id, record.repeat), []).append(record.cell)
-    # who comes first reads for all, and a repeat reads again
-    assert len(by_sample) == 6
+    # every cell reads the first few, so that times to first token compare; a repeat of them does not
+    labels = [cell.label for cell in CELLS]
+    for number in range(NUM_TIMED_PROMPTS):
+        assert sorted(by_sample.pop((f"s/t/{number}", 0))) == sorted(labels)
+    # who comes first reads for all others, and a repeat reads again
+    assert len(by_sample) == 2 * len(samples) - NUM_TIMED_PROMPTS
     assert all(len(timed) == 1 for timed in by_sample.values())
-    assert {cell for timed in by_sample.values() for cell in timed} == {cell.label for cell in CELLS}
+    assert {cell for timed in by_sample.values() for cell in timed} == set(labels)
+
+
+def test_the_prompts_that_all_cells_time_are_the_first_of_each_task_and_no_conversations() -> None:
+    rows = [
+        dataclasses.replace(sample(n), sample_id=f"{task}/{n}", task=task) for task in "ab" for n in range(4)
+    ]
+    assert timed_prompts(rows) == {"a/0", "b/0", "a/1"}
+    talks = [dataclasses.replace(row, conversation="c") for row in rows[:4]]
+    assert timed_prompts([*talks, *rows[4:]]) == {"b/0", "b/1", "b/2"}
+    assert timed_prompts(talks) == frozenset()
 
 
 def test_a_cell_that_is_asked_again_reads_again(target) -> None:

@@ -13,6 +13,7 @@ from hambench.machine.load import CpuLoadMeter
 from hambench.records import Cell, GenerationTrace, Sample, SampleRecord, StepRecord, answer_key
 from hambench.runner.generator import DecodingOptions, Generator, Job, Workload
 from hambench.runner.judge import JudgeBySample, judge_run, read_answers, unjudged
+from hambench.runner.work import NUM_TIMED_PROMPTS
 from hambench.store import FIDELITY, RunWriter, load_run
 
 CELLS = tuple(
@@ -42,12 +43,15 @@ def judged(folder, target):
 
 
 def made(target, folder, *, kernels="reference", by_sample):
-    """A run of two cells and two samples, judged on the way or afterwards; and what was read of its prompts."""
+    """A run of two cells and five samples, judged on the way or afterwards; and what was read of its prompts."""
     cells = tuple(dataclasses.replace(cell, kernels=kernels) for cell in CELLS)
-    samples = [SAMPLE, dataclasses.replace(SAMPLE, sample_id="s/t/1", doc_id=1, prompt="dcba")]
+    samples = [
+        dataclasses.replace(SAMPLE, sample_id=f"s/t/{n}", doc_id=n, prompt="abcd" + "efghi"[n])
+        for n in range(NUM_TIMED_PROMPTS + 2)
+    ]
     generator = Generator(target, cells, DecodingOptions())
     header = load_run(write_run(folder / "other")).header
-    header = dataclasses.replace(header, cells=cells, num_samples=2)
+    header = dataclasses.replace(header, cells=cells, num_samples=len(samples))
     with RunWriter.create(folder / "run", header, samples) as writer:
         if by_sample:
             generator.after_sample = JudgeBySample(writer, header, samples, generator.judge)
@@ -66,14 +70,14 @@ def test_judging_on_the_way_gives_the_same_judgements_and_reads_no_prompt(target
         need_compiler()
     way, prompts = made(target, tmp_path / "way", kernels=kernels, by_sample=True)
     after, others = made(target, tmp_path / "after", kernels=kernels, by_sample=False)
-    assert len(way.fidelity) == 2
+    assert len(way.fidelity) == 5
     assert way.fidelity == after.fidelity
-    # one reading of each prompt; the second cell and the judge copy it
-    assert (prompts.num_read, prompts.num_copied) == (2, 4)
-    assert (others.num_read, others.num_copied) == (2, 2)
+    # both cells read the first three prompts; of the others the second cell makes a copy; the judge copies all five
+    assert (prompts.num_read, prompts.num_copied) == (2 * 3 + 2, 2 + 5)
+    assert (others.num_read, others.num_copied) == (2 * 3 + 2, 2)
     (reading,) = [item for item in way.telemetry if item["kind"] == "fidelity"]
-    assert (reading["num_distinct"], reading["num_answers"]) == (2, 4)
-    assert time_line(way).startswith("fidelity: 2 distinct answers of 4 judged by the target in ")
+    assert (reading["num_distinct"], reading["num_answers"]) == (5, 10)
+    assert time_line(way).startswith("fidelity: 5 distinct answers of 10 judged by the target in ")
 
 
 def test_an_answer_that_nobody_judged_on_the_way_is_judged_afterwards(target, tmp_path):
