@@ -30,9 +30,9 @@ def running(app):
         thread.join(timeout=20)
 
 
-def until(holds, *, timeout=20):
-    """Waits until something holds; fails if it never does."""
+def until(holds, *, timeout=20, say=lambda: ""):
+    """Waits until something holds; fails with what ``say`` returns if it never does."""
     deadline = time.monotonic() + timeout
     while not holds():
-        assert time.monotonic() < deadline, "it never came to hold"
+        assert time.monotonic() < deadline, f"it never came to hold: {say()}"
         time.sleep(0.005)

@@ -228,8 +228,8 @@ def test_a_table_of_a_group_is_about_its_answers_alone(run):
     judged = dataclasses.replace(
         run, telemetry=({"kind": "fidelity", "seconds": 1.0, "num_distinct": 7, "num_answers": 9},)
     )
-    assert "7 distinct answers of 9" in render_table(judged)
-    assert "7 distinct answers of 9" not in render_table(judged, group=group)
+    assert "7 distinct answers of " in render_table(judged)
+    assert "7 distinct answers of " not in render_table(judged, group=group)
 
 
 @pytest.mark.parametrize(

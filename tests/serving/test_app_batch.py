@@ -70,6 +70,11 @@ def health(url):
     return httpx2.get(f"{url}/health").json()
 
 
+def answered(asked):
+    """What has come back so far, to be read in a failure."""
+    return {number: each.result().text for number, each in asked.items() if each.done()}
+
+
 def check(reply, method, first_id):
     """The reply is what the method gives alone."""
     assert reply.status_code == 200, reply.text
@@ -108,9 +113,11 @@ def test_a_client_that_leaves_the_batch_leaves_its_place_to_the_next(served_targ
     body = {"model": "tiny", "prompt": [1, 2, 3], "max_tokens": 200, "stream": True, "ignore_eos": True}
     with running(create_app(served_target, method, batch=2, max_waiting=1)) as url:
         with httpx2.stream("POST", f"{url}/v1/completions", json=body, timeout=30) as leaves:
-            next(leaves.iter_lines())
+            # kept: an iterator that is dropped closes the stream, and its client has left
+            lines = leaves.iter_lines()
+            next(lines)
             stay = {number: clients.submit(ask, url, number) for number in (2, 3)}
-            until(lambda: health(url)["waiting"] == 1)
+            until(lambda: health(url)["waiting"] == 1, say=lambda: answered(stay) | health(url))
         method.go.set()
         for number, each in stay.items():
             check(each.result(30), method, number)

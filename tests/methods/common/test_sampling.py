@@ -52,9 +52,9 @@ def test_logits_that_are_no_numbers_are_never_drawn_from(wrong):
 
 def test_greedy_acceptance_stops_at_the_first_disagreement():
     wanted = [4, 5, 6, 7]
-    assert accept_greedy(wanted, [4, 5, 6]) == (3, 7, 0)
-    assert accept_greedy(wanted, [4, 9, 6]) == (1, 5, 0)
-    assert accept_greedy(wanted[:1], []) == (0, 4, 0)
+    assert accept_greedy(wanted, [4, 5, 6]) == (3, 7, ())
+    assert accept_greedy(wanted, [4, 9, 6]) == (1, 5, ())
+    assert accept_greedy(wanted[:1], []) == (0, 4, ())
 
 
 def test_exact_rejection_sampling_gives_the_targets_distribution():
