@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from hambench._version import __version__
+
+# Threads of torch's OpenMP spin for some 20 ms after each parallel part, on cores that the native engine's own threads
+# want for the next call; 1 ms is enough for the next torch operation. It counts if torch is imported later, as usual.
+if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+    os.environ["GOMP_SPINCOUNT"] = "10000"
 
 __all__ = ["__version__", "open_run", "run"]
 

@@ -101,6 +101,14 @@ def keep_to_instruction_set(facts: Mapping[str, object]) -> None:
         force_instruction_set(str(wanted))
 
 
+def forget_native_waits(kernels: str) -> None:
+    """Lets the next native call run on all its threads: what made waiting expensive was another cell's work."""
+    if kernels == "native":
+        from hambench.engine.cpu.native_library import native_library
+
+        native_library().forget_waits()
+
+
 def native_calls(kernels: str) -> NativeCalls | None:
     """How many calls the native engine has made in this process; ``None`` for cells that other kernels run."""
     if kernels != "native":

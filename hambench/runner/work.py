@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from hambench.machine.load import CpuLoadMeter
 from hambench.records import Cell, Sample, SampleRecord
-from hambench.runner.backend import native_calls
+from hambench.runner.backend import forget_native_waits, native_calls
 from hambench.store import RecordKey
 
 NUM_TIMED_PROMPTS = 3
@@ -133,6 +133,7 @@ class Opening:
         """Begins to watch the machine; ``helpers`` are processes that work for the method."""
         self._helpers, self._load = helpers, load
         load.read(helpers)
+        forget_native_waits(self.job.cell.kernels)
         self._calls = native_calls(self.job.cell.kernels)
 
     def end(self) -> None:

@@ -148,6 +148,7 @@ FUNCTIONS = {
     ),
     "hb_pool_counts": (None, [POINTER(Counts)]),
     "hb_pool_may_go_alone": (None, [c_int32]),
+    "hb_pool_forget_waits": (None, []),
 }
 
 
@@ -210,6 +211,10 @@ class Library:
     def let_calls_go_alone(self, allowed: bool) -> None:
         """Sets whether a call may run on one thread if waiting is expensive; tests turn this off."""
         self.functions.hb_pool_may_go_alone(allowed)
+
+    def forget_waits(self) -> None:
+        """Lets the next call run on several threads again, however expensive waiting was in earlier ones."""
+        self.functions.hb_pool_forget_waits()
 
 
 def load_library(cache: Path, *, say: Callable[[str], None] | None = None, retry: bool = False) -> Library:

@@ -1,7 +1,11 @@
 """Which kernels run a model: auto means the fastest there is, and what can't be had is one clear line."""
 
 import dataclasses
+import itertools
 import logging
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -189,3 +193,44 @@ def test_lossless_methods_equal_vanilla_bit_for_bit_in_bfloat16(threads, request
         assert len(set(expected)) > 5
         for config in configs:
             assert generate(config.build(target), prompt, params).token_ids == expected, config.label
+
+
+@needs_compiler
+def test_each_record_begins_with_all_threads_whatever_the_one_before_met(monkeypatch):
+    """A cell whose torch threads held the cores made its neighbour's answers run on one thread."""
+    cell = Cell(method="vanilla", label="vanilla", knobs={}, model="m", dtype="float32", kernels="native")
+    asked = Sample(
+        sample_id="s/t/0",
+        suite="s",
+        task="t",
+        category="c",
+        doc_id=0,
+        prompt="abcd",
+        stop=(),
+        max_new_tokens=12,
+    )
+    generator = Generator(tiny_target(), (cell,), DecodingOptions(ignore_eos=True))
+    generator.record(Job(cell, asked, 0), CpuLoadMeter())
+    native, forgotten = native_library.native_library(), []
+    monkeypatch.setattr(type(native), "forget_waits", lambda self: forgotten.append(self.pool_counts().calls))
+    made = [generator.record(Job(cell, asked, repeat), CpuLoadMeter()) for repeat in (1, 2, 3)]
+    # once for each record, before its calls
+    assert [late - early for early, late in itertools.pairwise(forgotten)] == [
+        record.native_calls for record in made[:2]
+    ]
+    assert len(forgotten) == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+)
+def test_torchs_threads_spin_briefly_unless_the_user_says_how_they_wait(given, spins):
+    kept = {
+        key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    }
+    code = "import hambench, os; print(os.environ.get('GOMP_SPINCOUNT'))"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, env=kept | given, check=True
+    )
+    assert done.stdout.strip() == spins

@@ -217,3 +217,5 @@ void hb_pool_counts(hb_counts* counts) {
 }
 
 void hb_pool_may_go_alone(int32_t allowed) { hb::pool_may_go_alone(allowed != 0); }
+
+void hb_pool_forget_waits() { hb::pool_forget_waits(); }

@@ -115,4 +115,6 @@ HB_PUBLIC int32_t hb_macro_steps(const void* grafts, const char* instruction_set
 HB_PUBLIC void hb_pool_counts(hb_counts* counts);
 // whether a call may go on alone where waiting is dear: tests of several threads forbid it
 HB_PUBLIC void hb_pool_may_go_alone(int32_t allowed);
+// the next call runs on several threads again, whatever waiting has cost before
+HB_PUBLIC void hb_pool_forget_waits();
 }

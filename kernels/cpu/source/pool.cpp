@@ -122,6 +122,14 @@ class Pool {
     judge(ns_since(start));
   }
 
+  void forget_waits() {
+    std::lock_guard<std::mutex> turn(turn_);
+    dear_calls_ = 0;
+    good_calls_ = 0;
+    pause_ = kFirstPause;
+    alone_until_ = {};
+  }
+
   PoolCounts counts() {
     std::lock_guard<std::mutex> turn(turn_);
     return counts_;
@@ -235,6 +243,8 @@ void Team::barrier(int thread) {
 void run_together(int threads, Work work, void* context) { pool().run(threads, work, context); }
 
 PoolCounts pool_counts() { return pool().counts(); }
+
+void pool_forget_waits() { pool().forget_waits(); }
 
 void pool_may_go_alone(bool allowed) { may_go_alone.store(allowed, std::memory_order_relaxed); }
 

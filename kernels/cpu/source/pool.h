@@ -44,4 +44,7 @@ PoolCounts pool_counts();
 // Whether calls may go on alone where waiting is dear; outlives a fork.
 void pool_may_go_alone(bool allowed);
 
+// The next call runs on several threads again, whatever waiting has cost before: it is another's work that begins.
+void pool_forget_waits();
+
 }  // namespace hb

@@ -119,6 +119,14 @@ int main() {
   hb::pool_may_go_alone(true);
   wrong += drive(60, true);
   const hb::PoolCounts mixed = hb::pool_counts();
+  // within the pause of a call that went alone, another's first call runs together
+  for (int64_t alone = mixed.alone; alone == hb::pool_counts().alone;) {
+    wrong += drive(kThreads, true);
+  }
+  const int64_t before = hb::pool_counts().together;
+  hb::pool_forget_waits();
+  wrong += drive(2, false);
+  const bool is_forgotten = hb::pool_counts().together == before + 1;
   const pid_t child = fork();
   if (child == 0) {
     _exit(drive(50, false) == 0 ? 0 : 1);
@@ -128,7 +136,8 @@ int main() {
   wrong += status != 0;
   wrong += drive(20, false);
   const int64_t num_forbidden = together.alone, num_together = together.together, num_alone = mixed.alone;
-  std::printf("wrong %d, together %lld, alone %lld, alone though forbidden %lld\n", wrong,
-              static_cast<long long>(num_together), static_cast<long long>(num_alone), static_cast<long long>(num_forbidden));
+  std::printf("wrong %d, together %lld, alone %lld, alone though forbidden %lld, forgotten %d\n", wrong,
+              static_cast<long long>(num_together), static_cast<long long>(num_alone), static_cast<long long>(num_forbidden),
+              is_forgotten);
   return 0;
 }
