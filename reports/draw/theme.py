@@ -87,6 +87,8 @@ class MethodStyle:
         return (0, self.dash) if self.dash else "solid"
 
 
+MOST_OF_ONE_HUE = 2
+"""Looks of one hue that a drawing can hold before their lines are confused."""
 METHOD_HUES: dict[Hue, str] = {"ink": "h0", "blue": "h1", "orange": "h2", "green": "h3", "purple": "h4"}
 """Colours that a method may request, with their names in :data:`LIGHT` and :data:`DARK`."""
 
@@ -95,7 +97,8 @@ def method_styles(methods: Sequence[str]) -> dict[str, MethodStyle]:
     """Returns a look per method name, always the same for the same names in the same order.
 
     A method has the look that its config states. If an earlier method has that look, it gets the next free one of the
-    same hue, so that a variant of a method is seen to be one. If the config states none, it gets the next free one.
+    same hue, so that a variant of a method is seen to be one; a third of one hue gets another hue. If the config states
+    none, it gets the next free one.
     """
     stated = {name: _stated(name) for name in methods}
     used_looks = {(style.hue, style.marker) for style in stated.values() if style is not None}
@@ -109,6 +112,8 @@ def method_styles(methods: Sequence[str]) -> dict[str, MethodStyle]:
     for name, style in stated.items():
         if style is None or (style.hue, style.marker) in used:
             alike = [look for look in free if style is not None and look.hue == style.hue]
+            if sum(style is not None and hue == style.hue for hue, _ in used) >= MOST_OF_ONE_HUE:
+                alike = []
             # beyond all combinations of hue and marker, looks repeat and only labels tell them apart
             style = next(iter(alike or free), MethodStyle("h4", "p", DASHES[2]))
             free = [look for look in free if look != style]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from xml.etree import ElementTree
 
 import pytest
@@ -159,3 +160,13 @@ def test_a_variant_has_the_hue_of_its_method_and_a_marker_of_its_own() -> None:
     assert styles["hamburger verified"].hue == styles["hamburger"].hue
     assert styles["hamburger verified"].marker != styles["hamburger"].marker
     assert len({(style.hue, style.marker) for style in styles.values()}) == 4
+
+
+def test_five_variants_are_not_all_of_one_hue() -> None:
+    names = [
+        "vanilla",
+        *(f"kv_press {rule}" for rule in ("streaming", "knorm", "keydiff", "snapkv", "random")),
+    ]
+    styles = method_styles(names)
+    assert len({(style.hue, style.marker) for style in styles.values()}) == 6
+    assert max(Counter(style.hue for style in styles.values()).values()) <= 2
