@@ -1,5 +1,6 @@
 """The README is the product's face: its commands run, its links lead somewhere."""
 
+import os
 import re
 import shlex
 import shutil
@@ -8,6 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+
+from hambench.cli import cli
+from hambench.errors import HambenchError
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -71,6 +76,26 @@ def test_commands_of_the_readme_run(command, tmp_path):
     assert result.stdout.strip()
 
 
+def test_commands_whose_tables_the_readme_shows_are_runs_of_several_cells(monkeypatch, tmp_path):
+    """They take minutes: their words are read and their cells built."""
+    server = tmp_path / "llama-server"
+    server.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    blocks = re.findall(r"```text\n\$ (hambench run (?:.*\\\n)*.*)\n", README)
+    assert len(blocks) == 4
+    sizes = []
+
+    def start(request, *_, **__):
+        sizes.append(len(request.sweep.expand().cells))
+        raise HambenchError("far enough")
+
+    monkeypatch.setattr("hambench.runner.start.start_run", start)
+    for block in blocks:
+        said = CliRunner().invoke(cli, shlex.split(block.replace("\\\n", " "))[1:])
+        assert "far enough" in str(said.exception), said.output
+    assert sizes == [21, 40, 24, 7]
+
+
 @pytest.mark.slow
 @pytest.mark.model
 def test_the_python_of_the_readme_runs_and_prints_what_is_shown(tmp_path):
@@ -88,7 +113,6 @@ def test_the_python_of_the_readme_runs_and_prints_what_is_shown(tmp_path):
 
 
 def test_the_readme_names_every_command_and_method():
-    from hambench.cli import cli
     from hambench.registry import BUILTIN
 
     assert [
