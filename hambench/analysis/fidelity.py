@@ -142,6 +142,7 @@ def time_line(run: Run) -> str:
         return ""
     seconds = sum(item["seconds"] for item in passes)
     num_distinct = sum(item["num_distinct"] for item in passes)
+    # of the whole run: a resumed one was judged in parts
     num_answers = sum(record.trace is not None for record in run.measured)
     return (
         f"fidelity: {num_distinct} distinct answers of {num_answers} judged by the target in {seconds:.1f} s, outside "

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -95,11 +95,7 @@ def judge_run(writer: RunWriter, target: TargetModel, *, progress: Progress | No
             num_done += len(judgements)
             if progress is not None:
                 progress(num_done, len(waiting))
-    seconds = time.perf_counter() - began
-    num_answers = sum(record.trace is not None for record in run.measured)
-    writer.append_telemetry(
-        {"kind": "fidelity", "seconds": seconds, "num_distinct": num_done, "num_answers": num_answers}
-    )
+    _tell(writer, time.perf_counter() - began, num_done, num_answered(run.measured))
 
 
 class JudgeBySample:
@@ -131,26 +127,18 @@ class JudgeBySample:
             prompts: What was read of the sample's prompt.
         """
         began = time.perf_counter()
-        answered = [record for record in records if record.trace is not None and record.trace.token_ids]
-        waiting = {answer_key(record): record for record in answered}
+        waiting = distinct_answers(records)
         with torch_threads(self._threads):
             for judgements in _judge(self._asked, waiting, self._target, read=prompts.answer):
                 self._writer.append_fidelity(judgements)
         self._seconds += time.perf_counter() - began
         self._num_distinct += len(waiting)
-        self._num_answers += sum(record.trace is not None for record in records)
+        self._num_answers += num_answered(records)
 
     def finish(self) -> None:
         """Records the time that judging took."""
         if self._num_answers:
-            self._writer.append_telemetry(
-                {
-                    "kind": "fidelity",
-                    "seconds": self._seconds,
-                    "num_distinct": self._num_distinct,
-                    "num_answers": self._num_answers,
-                }
-            )
+            _tell(self._writer, self._seconds, self._num_distinct, self._num_answers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,11 +156,28 @@ class _Asked:
 
 def unjudged(run: Run) -> dict[str, SampleRecord]:
     """Returns one record per distinct answer without a judgement, by :func:`hambench.records.answer_key`."""
-    waiting: dict[str, SampleRecord] = {}
-    for record in run.measured:
-        if record.trace is not None and record.trace.token_ids and run.judged(record) is None:
-            waiting.setdefault(answer_key(record), record)
-    return waiting
+    return distinct_answers(record for record in run.measured if run.judged(record) is None)
+
+
+def distinct_answers(records: Iterable[SampleRecord]) -> dict[str, SampleRecord]:
+    """Returns the first record of each distinct answer that has a token, by :func:`hambench.records.answer_key`."""
+    distinct: dict[str, SampleRecord] = {}
+    for record in records:
+        if record.trace is not None and record.trace.token_ids:
+            distinct.setdefault(answer_key(record), record)
+    return distinct
+
+
+def num_answered(records: Iterable[SampleRecord]) -> int:
+    """Returns how many records have an answer."""
+    return sum(record.trace is not None for record in records)
+
+
+def _tell(writer: RunWriter, seconds: float, num_distinct: int, num_answers: int) -> None:
+    """Stores what judging took."""
+    writer.append_telemetry(
+        {"kind": "fidelity", "seconds": seconds, "num_distinct": num_distinct, "num_answers": num_answers}
+    )
 
 
 def _judge(

@@ -35,6 +35,17 @@ from hambench.runner.backend import (
 from hambench.runner.generator import DecodingOptions, Generator, Job
 
 needs_compiler = pytest.mark.usefixtures("compiler")
+NATIVE_CELL = Cell(method="vanilla", label="vanilla", knobs={}, model="m", dtype="float32", kernels="native")
+ASKED = Sample(
+    sample_id="s/t/0",
+    suite="s",
+    task="t",
+    category="c",
+    doc_id=0,
+    prompt="abcd",
+    stop=(),
+    max_new_tokens=12,
+)
 
 
 @pytest.fixture
@@ -138,17 +149,8 @@ def test_a_process_keeps_to_the_instruction_set_of_a_run(monkeypatch):
 @needs_compiler
 def test_a_record_counts_native_calls_and_those_that_went_alone(monkeypatch):
     """The times of calls that wanted more threads than they got are not those of a quiet machine."""
-    label = Cell(method="vanilla", label="vanilla", knobs={}, model="m", dtype="float32", kernels="native")
-    asked = Sample(
-        sample_id="s/t/0",
-        suite="s",
-        task="t",
-        category="c",
-        doc_id=0,
-        prompt="abcd",
-        stop=(),
-        max_new_tokens=12,
-    )
+    label = NATIVE_CELL
+    asked = ASKED
     generator = Generator(tiny_target(), (label,), DecodingOptions(ignore_eos=True))
     record = generator.record(Job(label, asked, 0), CpuLoadMeter())
     # the first token comes from torch's prefill, each other one from a call
@@ -198,17 +200,8 @@ def test_lossless_methods_equal_vanilla_bit_for_bit_in_bfloat16(threads, request
 @needs_compiler
 def test_each_record_begins_with_all_threads_whatever_the_one_before_met(monkeypatch):
     """A cell whose torch threads held the cores made its neighbour's answers run on one thread."""
-    cell = Cell(method="vanilla", label="vanilla", knobs={}, model="m", dtype="float32", kernels="native")
-    asked = Sample(
-        sample_id="s/t/0",
-        suite="s",
-        task="t",
-        category="c",
-        doc_id=0,
-        prompt="abcd",
-        stop=(),
-        max_new_tokens=12,
-    )
+    cell = NATIVE_CELL
+    asked = ASKED
     generator = Generator(tiny_target(), (cell,), DecodingOptions(ignore_eos=True))
     generator.record(Job(cell, asked, 0), CpuLoadMeter())
     native, forgotten = native_library.native_library(), []

@@ -89,6 +89,24 @@ def test_a_run_has_every_record_scored(finished):
     assert {(score.cell, score.sample_id) for score in finished.scores if score.primary} == answered
 
 
+def test_a_samples_answers_are_judged_before_the_next_sample_is_asked(tiny_model, rows, tmp_path):
+    """On the prompt that its cells have read: afterwards every prompt would be read again."""
+    folder, judged = tmp_path / "run", []
+
+    def look(job, num_done, num_jobs):
+        path = folder / "fidelity.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        judged.append({json.loads(line)["sample_id"] for line in lines})
+
+    run = start_run(request(tiny_model, rows), folder, progress=look)
+    order = list(dict.fromkeys(record.sample_id for record in run.measured))
+    assert len(order) == 4
+    num_cells = len(run.header.cells)
+    assert judged == [set(order[: index // num_cells]) for index in range(len(judged))]
+    # nothing is left for afterwards
+    assert sum(item["kind"] == "fidelity" for item in run.telemetry) == 1
+
+
 def test_lossless_methods_give_the_same_tokens_in_a_run(finished):
     by_cell = {}
     for (label, sample_id, _), tokens in tokens_of(finished).items():

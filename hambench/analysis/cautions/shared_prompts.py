@@ -1,7 +1,7 @@
-"""Times to first token of cells that share prompts: given only where all cells timed the same prompts.
+"""Times to first token of cells that share prompts: given only over prompts that all cells timed.
 
-A cell that copies a prompt from another has no time for it, and cells take turns at being first. So each one times a
-few prompts, other ones than its neighbours, and prompts of other lengths take other times.
+A cell that copies a prompt from another has no time for it, and cells take turns at being first. So apart from the
+first few, which all read, each one times other prompts than its neighbours, and those take other times.
 """
 
 from __future__ import annotations
