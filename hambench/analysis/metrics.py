@@ -55,7 +55,7 @@ def end_to_end_tps(traces: Traces) -> float | None:
 def ttft_s(traces: Traces) -> float | None:
     """Time to first token: median seconds from a request to its first tokens, over answers that every cell timed.
 
-    Where cells share prompts, they seldom time the same one: absent if they timed different ones.
+    Cells that share prompts each time the first few. They have no TTFT if there is no answer that every cell timed.
     """
     return percentile(_ttfts(traces), 50)
 
