@@ -14,7 +14,7 @@ from hambench.analysis.arms import Arm, Key
 from hambench.analysis.baselines import is_baseline
 from hambench.analysis.comparisons import compare_arms
 from hambench.analysis.drafts.acceptance import acceptance_conditional
-from hambench.analysis.drafts.costs import VerifyCost, step_seconds, verify_cost
+from hambench.analysis.drafts.costs import step_seconds, verify_cost
 from hambench.analysis.verdicts import Margins
 from hambench.decoding import GREEDY_BELOW
 from hambench.errors import HambenchError
@@ -162,10 +162,11 @@ def replay_run(
     cell = source_cell(run)
     units = step_seconds(run, cell)
     records = run.answered(cell.label)
+    is_foretold = not no_speed(run)
     rows = []
     for config in configs:
         same = _cell_of(run, config, cell)
-        costs = _foretelling(run, cell, same)
+        costs = verify_cost(run, cell, same) if is_foretold else None
         for oracle in (False, True):
             traces = {}
             for record in records:
@@ -181,7 +182,7 @@ def replay_run(
                     unit_s=units.get(record.sample_id, 0.0),
                     oracle=oracle,
                 )
-            row = _row(config, records, traces, oracle=oracle, has_costs=costs is not None)
+            row = _row(config, records, traces, oracle=oracle, is_foretold=is_foretold)
             rows.append(row if same is None or oracle else _with_measured(run, cell, same, traces, row))
     return rows
 
@@ -196,14 +197,6 @@ def no_speed(run: Run) -> str:
     if verify_cost(run, cell).widest is None:
         return "no cell of the run tells what a verification of several rows costs"
     return ""
-
-
-def _foretelling(run: Run, cell: Cell, same: Cell | None) -> VerifyCost | None:
-    """Returns what verifications of a method cost, from its own cell if the run has one; ``None`` if it is unknown."""
-    if cell.batch > 1 or not is_baseline(cell):
-        return None
-    verify = verify_cost(run, cell, same)
-    return None if verify.widest is None else verify
 
 
 def _cell_of(run: Run, config: MethodConfig, source: Cell) -> Cell | None:
@@ -222,7 +215,7 @@ def _row(
     traces: Traces,
     *,
     oracle: bool,
-    has_costs: bool,
+    is_foretold: bool,
 ) -> ReplayRow:
     each = list(traces.values())
     stored = [record.trace for record in records if record.trace is not None]
@@ -234,7 +227,7 @@ def _row(
         num_drafted=metrics.num_drafted(each) or 0,
         num_target_forwards=metrics.num_target_forwards(each) or 0,
         acceptance=acceptance_conditional(each),
-        speedup=_ratio(metrics.tps(each), metrics.tps(stored)) if has_costs else None,
+        speedup=_ratio(metrics.tps(each), metrics.tps(stored)) if is_foretold else None,
     )
 
 
