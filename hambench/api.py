@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hambench.analysis.comparisons import compare_run
+from hambench.analysis.exports.frames import conditions_of
 from hambench.analysis.measurements import measure_run
 from hambench.decoding import KnobValue, MethodConfig
 from hambench.errors import UnknownNameError
@@ -20,19 +21,6 @@ if TYPE_CHECKING:
 
 AXES = ("batches", "contexts", "max_new_tokens", "threads", "regimes", "kernels")
 """Axes of a sweep that are not knobs of a method."""
-
-CONDITIONS = (
-    "method",
-    "model",
-    "dtype",
-    "kernels",
-    "regime",
-    "threads",
-    "context",
-    "max_new_tokens",
-    "batch",
-)
-"""Fields of a cell that :attr:`Results.cells` and :attr:`Results.tasks` repeat; its knobs are in its label."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +107,9 @@ class Results:
             cell = cells[measured.cell]
             row: dict[str, Any] = {
                 "cell": cell.label,
-                **{name: getattr(cell, name) for name in CONDITIONS},
+                # its knobs are in its label
+                "method": cell.method,
+                **conditions_of(cell),
                 **dataclasses.asdict(measured),
             }
             accuracy = row.pop("accuracy") or {}

@@ -24,6 +24,7 @@ from hambench.analysis.cold_start import start_ups, unsettled
 from hambench.analysis.comparisons import COMPARED, compare_run
 from hambench.analysis.cost import dollars_per_million
 from hambench.analysis.drafts.costs import DraftCosts, all_draft_costs
+from hambench.analysis.exports.frames import conditions_of
 from hambench.analysis.fidelity import REGRET_WORDS, SAMPLED_SAME, Identity, time_line, token_identity
 from hambench.analysis.measurements import Measurement, measure_run, repetition_cautions
 from hambench.analysis.suite_averages import averages_of
@@ -76,14 +77,7 @@ def cell_objects(run: Run) -> list[dict[str, Any]]:
                 "cell": cell.label,
                 "method": cell.method,
                 "knobs": cell.knobs,
-                "model": cell.model,
-                "dtype": cell.dtype,
-                "regime": cell.regime,
-                "kernels": cell.kernels,
-                "threads": cell.threads,
-                "context": cell.context,
-                "max_new_tokens": cell.max_new_tokens,
-                "batch": cell.batch,
+                **conditions_of(cell),
                 "baseline": baseline.label if baseline else None,
                 **{name: value for name, value in numbers.items() if name not in ("cell", "group")},
                 "tps_ratio": ratio.value if ratio else None,

@@ -15,6 +15,7 @@ from hambench.analysis.cost import machine_tps
 from hambench.analysis.exports.frames import steps_frame
 from hambench.analysis.exports.lm_eval_samples import write_lm_eval_samples
 from hambench.analysis.summary import cell_objects, render_table
+from hambench.api import Results
 from hambench.cli.export import command
 from hambench.cli.report import command as report_command
 from hambench.records import Cell, GenerationTrace, StepRecord
@@ -74,6 +75,7 @@ def test_exports_have_every_condition_of_a_cell_and_every_number_of_a_step(run):
     frame = steps_frame(run)
     assert conditions | numbers <= set(frame.columns)
     assert conditions <= set(cell_objects(run)[0])
+    assert conditions - {"knobs"} <= set(Results(run).cells.columns)
     first = next(record for record in run.measured if record.trace)
     told = {"relaxed": 2, "discarded": 3, "draft_seconds": 0.25, "share_s": 0.5, "in_round": 4}
     told |= {"round_kv_bytes": 5, "peak_kv_bytes": 6, "drafted": 7, "accepted": 8}

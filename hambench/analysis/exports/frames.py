@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ENDINGS = (".parquet", ".csv")
+CONDITIONS = ("model", "dtype", "kernels", "regime", "threads", "context", "max_new_tokens", "batch")
+
+
+def conditions_of(cell: Cell) -> dict[str, str | int | None]:
+    """Returns what a cell was run with besides its method and knobs, by field: every export repeats these."""
+    return {name: getattr(cell, name) for name in CONDITIONS}
 
 
 def steps_frame(run: Run) -> pd.DataFrame:
@@ -76,14 +82,7 @@ def _rows(
         "cell": cell.label,
         "method": cell.method,
         "knobs": json.dumps(cell.knobs),
-        "model": cell.model,
-        "dtype": cell.dtype,
-        "kernels": cell.kernels,
-        "regime": cell.regime,
-        "threads": cell.threads,
-        "context": cell.context,
-        "max_new_tokens": cell.max_new_tokens,
-        "batch": cell.batch,
+        **conditions_of(cell),
         "suite": sample.suite,
         "category": sample.category,
         "task": sample.task,
