@@ -9,7 +9,7 @@ from typing import Any
 
 from hambench.analysis.arms import Arm
 from hambench.analysis.baselines import baseline_cell, baseline_of, has_several
-from hambench.analysis.cautions.shared_prompts import compared_prefills
+from hambench.analysis.cautions.shared_prompts import Key, compared_prefills
 from hambench.analysis.fidelity import Divergence, divergences
 from hambench.analysis.measurements import Measurement, measure_run, metric_value
 from hambench.analysis.pareto import Relation, relation_along
@@ -201,8 +201,8 @@ class View:
         ]
 
     @cached_property
-    def timed_prefills(self) -> dict[str, frozenset[tuple[str, int]]]:
-        """Sample id and repeat of the answers whose prefill times compare with other cells', by cell label."""
+    def compared_prefills(self) -> dict[str, frozenset[Key]]:
+        """Answers whose prefill times compare with other cells', by cell label."""
         return compared_prefills(self.run)
 
     @cached_property

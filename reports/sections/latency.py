@@ -212,7 +212,7 @@ def _table(name: str, curves: Sequence[tuple[CellView, np.ndarray]]) -> Table:
 
 def _ttfts(view: View, cell: CellView) -> list[float]:
     """Times to first token over the prompts that all cells timed, or all of the cell's: others don't compare."""
-    timed = view.timed_prefills[cell.label]
+    timed = view.compared_prefills[cell.label]
     return [
         seconds
         for record in view.records[cell.label]
