@@ -98,14 +98,14 @@ def _finding(drafting: list[Drafting]) -> str:
     """Returns what limits each method; of several settings, of the one whose drafts can gain most."""
     best: dict[str, tuple[float, str]] = {}
     for cell, _, costs in drafting:
-        bound = costs.best() if costs else None
-        if costs is None or bound is None or costs.rate is None or costs.delta is None:
+        most = costs.best() if costs else None
+        if costs is None or most is None or costs.rate is None or costs.delta is None:
             continue
-        if cell.method not in best or bound[1] > best[cell.method][0]:
+        if cell.method not in best or most[1] > best[cell.method][0]:
             side = "the draft's cost" if costs.is_limited_by_cost else "acceptance"
             name = f"{cell.method} ({cell.short})" if cell.short else cell.method
             best[cell.method] = (
-                bound[1],
+                most[1],
                 f"{name}: {costs.rate:.0%} accepted, δ {costs.delta:.2f}, {costs.best_words} ({side} limits it)",
             )
     if not best:
@@ -121,7 +121,7 @@ def _table(name: str, drafting: list[Drafting]) -> Table:
     rows = []
     for cell, counts, costs in drafting:
         places = [*counts[:longest], *[None] * (longest - len(counts))]
-        bound = costs.best() if costs else None
+        most = costs.best() if costs else None
         widest = costs.verify.widest if costs else None
         rows.append(
             (
@@ -129,9 +129,7 @@ def _table(name: str, drafting: list[Drafting]) -> Table:
                 number_cell(costs.rate if costs else None),
                 number_cell(costs.delta if costs else None),
                 text_cell(f"{costs.verify(widest):.2f} at {widest} rows" if costs and widest else ABSENT),
-                number_cell(
-                    bound[1] if bound else None, f"{bound[1]:.2f}× at k={bound[0]}" if bound else None
-                ),
+                number_cell(most[1] if most else None, f"{most[1]:.2f}× at k={most[0]}" if most else None),
                 *(
                     number_cell(
                         count.conditional if count else None,
