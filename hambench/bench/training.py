@@ -191,6 +191,7 @@ class _Stages:
     ) -> None:
         import torch
 
+        from hambench.engine.text import encode_text
         from hambench.methods.hamburger.base import tokenizer_of
         from hambench.methods.hamburger.data.prompts import build_prompts
         from hambench.methods.hamburger.data.self_distill import prompt_ids
@@ -208,7 +209,7 @@ class _Stages:
         files = {"torch": sorted(Path(torch.__file__).parent.glob("nn/modules/*.py"))}
         self.windows = list(
             read_windows(
-                lambda text: tokenizer(text, add_special_tokens=False).input_ids, num_windows, files=files
+                lambda text: encode_text(text, tokenizer, add_special_tokens=False), num_windows, files=files
             )
         )
         layers = trainer.architecture.feature_layers

@@ -1,4 +1,4 @@
-"""A progress bar with the remaining time, shown only if stderr is a terminal."""
+"""Progress of a command, shown only if stderr is a terminal."""
 
 from __future__ import annotations
 
@@ -7,16 +7,26 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import click
+
 if TYPE_CHECKING:
     from hambench.runner.generator import Job, Progress
     from hambench.runner.judge import Progress as JudgeProgress
 
 
+def say_step(line: str) -> None:
+    """Prints what begins now."""
+    if sys.stderr.isatty():
+        click.echo(f"{line} ...", err=True)
+
+
 @contextlib.contextmanager
 def progress_bar() -> Iterator[tuple[Progress | None, JudgeProgress | None]]:
-    """Yields the callbacks of :func:`hambench.runner.start.start_run` for records and for judging what is left;
-    ``None`` when stderr is not a terminal.
-    """  # noqa: D205
+    """Shows a bar with the remaining time.
+
+    Yields the callbacks of :func:`hambench.runner.start.start_run` for records and for judging what is left; ``None``
+    when stderr is not a terminal.
+    """
     if not sys.stderr.isatty():
         yield None, None
         return

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from typing import TYPE_CHECKING
 
 import click
 
 from hambench.cli._options import DEFAULT_MODEL
+from hambench.cli._progress import say_step
 
 if TYPE_CHECKING:
     from hambench.bench.training import TrainingBenchmark
@@ -78,14 +78,9 @@ def command(
         steps=steps,
         repeats=repeats,
         threads=threads,
-        say=_to_terminal,
+        say=say_step,
     )
     click.echo(json.dumps(_as_json(result), indent=1) if as_json else "\n".join(_lines(result)))
-
-
-def _to_terminal(line: str) -> None:
-    if sys.stderr.isatty():
-        click.echo(f"{line} ...", err=True)
 
 
 def _as_json(result: TrainingBenchmark) -> dict[str, object]:
