@@ -36,17 +36,10 @@ class BatchWorker(ModelThread):
     def __init__(
         self, method: DecodingMethod, decode_text: DecodeText, *, size: int, max_waiting: int
     ) -> None:
-        if max_waiting < 0:
-            raise ValueError(f"max_waiting must be >= 0, got {max_waiting}")
-        super().__init__()
+        super().__init__(method, decode_text, max_waiting=max_waiting)
         # the thread's own: a round, or the start of a session, never holds the lock
         self._batch: Batch[_Key] = Batch(method, size)
-        self._method, self._decode_text, self._size, self._max_waiting = (
-            method,
-            decode_text,
-            size,
-            max_waiting,
-        )
+        self._size = size
         # number of prompts of each open job that are not done; jobs of which a prompt has had a place
         self._left: dict[Job, int] = {}
         self._begun: set[Job] = set()

@@ -85,7 +85,10 @@ class ModelThread(ABC):
     It ends before the interpreter does: torch aborts the process if its calls return to an interpreter that is gone.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, method: DecodingMethod, decode_text: DecodeText, *, max_waiting: int) -> None:
+        if max_waiting < 0:
+            raise ValueError(f"max_waiting must be >= 0, got {max_waiting}")
+        self._method, self._decode_text, self._max_waiting = method, decode_text, max_waiting
         self._changed = threading.Condition()
         self._closing = False
         self._death: Failed | None = None
@@ -182,10 +185,7 @@ class Worker(ModelThread):
     """
 
     def __init__(self, method: DecodingMethod, decode_text: DecodeText, *, max_waiting: int) -> None:
-        if max_waiting < 0:
-            raise ValueError(f"max_waiting must be >= 0, got {max_waiting}")
-        super().__init__()
-        self._method, self._decode_text, self._max_waiting = method, decode_text, max_waiting
+        super().__init__(method, decode_text, max_waiting=max_waiting)
         self._line: deque[Job] = deque()
         self._running: Job | None = None
         self._start()
