@@ -311,9 +311,10 @@ def _settings(trainer: Trainer, recipe: Recipe, steps: int) -> Iterator[None]:
 
 def _mean_sizes(lessons: Lessons) -> tuple[float, float]:
     """Returns the mean number of tokens and of slots per sequence, at the middle of the recipe's thresholds."""
-    low, high = lessons.recipe.thresholds or (0.3, 0.3)
+    thresholds = lessons.recipe.thresholds
+    middle = None if thresholds is None else math.sqrt(math.prod(thresholds))
     slots: Sequence[int] = [
-        lessons.corpus.sequence(i)[1] + len(lessons.segments(i, math.sqrt(low * high))) for i in lessons.train
+        lessons.corpus.sequence(i)[1] + len(lessons.segments(i, middle)) for i in lessons.train
     ]
     return statistics.mean(lessons.lengths), statistics.mean(slots)
 
