@@ -30,8 +30,8 @@ DERIVED = (
     ),
     Definition(
         "num_ttfts", "answers", None, "count",
-        "Answers that ttft_s and end_to_end_tps rest on. Of cells that share a prompt only the first one times it, so "
-        "they are the answers that every cell timed; 0 where cells timed different ones (`--prefill each` times all).",
+        "Answers that ttft_s and end_to_end_tps rest on. A prompt copied from another cell has no time, so where cells "
+        "share prompts they are the few that every cell timed (`--prefill each` times all); 0 if there are none.",
     ),
     Definition(
         "num_thinking_tokens", "tokens", None, "count",
