@@ -22,7 +22,6 @@ from hambench.gating.exact import Answer, answer_of, compare_answers
 from hambench.gating.worker_process import Arm, Side, Work
 from hambench.records import Estimate, GenerationTrace
 
-DEFAULT_BLOCKS = 10
 GPU_THRESHOLD, CPU_THRESHOLD = 0.03, 0.05
 """Smallest relative change to report by default; a shared CPU is noisier than a GPU."""
 ROUNDS = 2
