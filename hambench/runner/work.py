@@ -86,8 +86,8 @@ def interleave_tasks(samples: Sequence[Sample]) -> list[Sample]:
 def timed_prompts(samples: Sequence[Sample]) -> frozenset[str]:
     """Returns the ids of the samples whose prompt every cell reads itself, also where cells share prompts.
 
-    Times to first token are comparable over the same prompts only. Turns after the first of a conversation are never
-    shared.
+    Times to first token are comparable over the same prompts only. Conversations are left out: from the second turn on
+    each cell's prompt is its own, and is read by it anyway.
     """
     first = [sample for sample in interleave_tasks(samples) if not sample.conversation]
     return frozenset(sample.sample_id for sample in first[:NUM_TIMED_PROMPTS])
