@@ -144,7 +144,11 @@ def finding(points: Sequence[BatchPoint], grown: Sequence[Growth]) -> str:
         for growth in grown[:2]
     ]
     ends = stops_paying(points)
-    run_at = {setting: [p.batch for p in points if p.setting == setting] for setting in ends}
+    # batches where there is nothing to compare with say nothing of a setting
+    run_at = {
+        setting: [p.batch for p in points if p.setting == setting and p.compared is not None]
+        for setting in ends
+    }
     never = [setting for setting, end in ends.items() if end == min(run_at[setting])]
     said += [
         f"{setting} is not shown to pay from batch {end} on"

@@ -207,6 +207,19 @@ def test_a_lossless_method_whose_answers_differ_is_judged_by_its_scores_and_says
     judged = [dataclasses.replace(arm, judged=dict.fromkeys(arm.records, (0.0, 10))) for arm in (a, b)]
     row = verdicts(*judged, samples)["accuracy"]
     assert row.reason.startswith("lossless by design, 19 of 20 answers equal token by token")
+    # a judgement that leaves it open bears nothing out
+    judged[0].judged[key] = (5.0, 10)
+    rows = verdicts(*judged, samples)
+    assert rows["regret"].verdict == "inconclusive"
+    assert rows["accuracy"].reason.startswith("meant to be lossless, 19 of 20 answers equal token by token")
+
+
+def test_equal_answers_of_a_lossless_method_need_no_judgement() -> None:
+    samples = make_samples(20)
+    a, b = (dataclasses.replace(make_arm(n, samples, i, flip=0), lossless=True) for i, n in enumerate("ab"))
+    a.points.pop(next(iter(a.points)))
+    row = verdicts(a, b, samples)["accuracy"]
+    assert row.reason.startswith("lossless by design, 19 of 19 answers equal token by token; 1 sample of 20")
 
 
 def test_shorter_answers_are_no_less_kv_memory() -> None:

@@ -118,27 +118,55 @@ def test_waits_of_the_client_and_of_retries_are_its_users_too():
 class Trailing:
     """A client whose first attempt fails after 2 s, and whose stream ends 50 s after its last piece."""
 
-    def __init__(self, monkeypatch):
-        self.now = 100.0
+    def __init__(self, monkeypatch, texts="ab"):
+        self.now, self.texts = 100.0, texts
         monkeypatch.setattr(endpoint, "time", SimpleNamespace(perf_counter=lambda: self.now))
 
     def ask(self, client, path, body, before_sending):
         before_sending()
         self.now += 2.0
         before_sending()
-        for text in "ab":
+        for text in self.texts:
             self.now += 0.25
             yield Chunk(text=text, arrived=self.now)
+            # a piece has the time at which it came, not that at which somebody looked at it
+            self.now += 0.25
         self.now += 50.0
 
 
 def test_what_a_stream_does_after_its_last_piece_is_in_no_wait(monkeypatch):
     stream = Trailing(monkeypatch)
     answer = ask(None, "/v1/completions", {}, stream)
-    assert stream.now == 152.5
-    assert (answer.ttft_s, answer.seconds, answer.retried_s) == (0.25, 0.5, 2.0)
+    assert stream.now == 153.0
+    assert (answer.ttft_s, answer.gaps_s, answer.seconds, answer.retried_s) == (0.25, (0.5,), 0.75, 2.0)
     since = _since(answer, 1.0)
-    assert (since.ttft_s, since.seconds) == (3.25, 3.5)
+    assert (since.ttft_s, since.seconds) == (3.25, 3.75)
+
+
+def test_an_answer_without_a_piece_took_no_time_that_anybody_measured(monkeypatch):
+    answer = ask(None, "/v1/completions", {}, Trailing(monkeypatch, texts=""))
+    assert (answer.ttft_s, answer.gaps_s, answer.seconds) == (None, (), 0.0)
+
+
+def test_an_open_loop_counts_waits_from_the_arrival(monkeypatch):
+    """By a clock that moves with sleeps alone: a request that the client sends late has waited already."""
+    answer = Answer(ttft_s=0.2, gaps_s=(0.1,), num_tokens=2, seconds=0.3, retried_s=1.0)
+    now = [0.0]
+
+    def sleep(seconds):
+        now[0] += seconds + 0.5
+
+    monkeypatch.setattr(endpoint, "time", SimpleNamespace(perf_counter=lambda: now[0], sleep=sleep))
+    monkeypatch.setattr(endpoint, "ask", lambda *arguments: answer)
+    level = measure_open_loop(
+        lambda: Holding(None, []),
+        Asked(model="m", max_tokens=4, chat=True, slo=Slo(ttft=1.6)),
+        [0.0],
+        arrivals="constant",
+    )
+    assert level.late_max_s == pytest.approx(0.5)
+    assert level.ttft_p50_s == pytest.approx(0.2 + 0.5 + 1.0)
+    assert level.good_share == 0
 
 
 def test_the_most_requests_under_way_at_once():

@@ -148,6 +148,17 @@ def test_a_setting_that_was_run_at_fewer_batches_is_judged_at_its_own():
     assert "suffix is shown to pay at no batch" in said
 
 
+def test_a_batch_without_vanilla_says_nothing_of_where_a_setting_pays():
+    points = [
+        point("prompt_lookup", 8, 1.2, 1.1, 1.3, "better"),
+        point("prompt_lookup", 16),
+        point("suffix", 4),
+        point("suffix", 8, 1.02, 0.9, 1.1),
+    ]
+    said = finding(points, [])
+    assert said == "prompt_lookup still pays at batch 8; suffix is shown to pay at no batch."
+
+
 def test_nothing_to_compare_is_said():
     assert finding(POINTS[:2], []) == "No setting has anything to be compared with."
 
@@ -285,6 +296,13 @@ def test_vanillas_growth_is_paired_and_equal_answers_are_counted(batched_run):
     assert (growth.setting, growth.smallest, growth.largest) == ("vanilla", 1, SIZE)
     assert growth.ratio.value == pytest.approx(SIZE / ROUNDS["vanilla"])
     assert growth.ratio.low == pytest.approx(growth.ratio.value)
+    # between machines' states that differ there is no ratio to tell
+    label = "vanilla[batch=4]"
+    failed = tuple(
+        dataclasses.replace(r, trace=None, error="lost") if r.cell == label and number % 2 else r
+        for number, r in enumerate(batched_run.records)
+    )
+    assert growths(dataclasses.replace(batched_run, records=failed), points) == []
     same = identities(batched_run, points)
     assert set(same) == {p.cell.label for p in points if p.batch == SIZE}
     changed = batched_run.answered("vanilla[batch=4]")[0]
@@ -319,6 +337,11 @@ def test_bandwidth_allows_a_batch_to_read_the_weights_once(batched_run):
     assert one.total_tps < four.total_tps < SIZE * one.total_tps
     assert four.user_tps == pytest.approx(four.total_tps / SIZE)
     assert four.user_tps < one.user_tps
+    # a cache of unknown size may be read faster than any number says
+    first, *others = traces["vanilla[batch=4]"]
+    steps = (*first.steps[:-1], dataclasses.replace(first.steps[-1], kv_bytes=None))
+    unknown = {**traces, "vanilla[batch=4]": [dataclasses.replace(first, steps=steps), *others]}
+    assert predicted_vanilla(batched_run, points_of(view), unknown) == {"vanilla": [one]}
 
 
 def test_bandwidth_is_that_of_the_cells_own_threads(tmp_path):

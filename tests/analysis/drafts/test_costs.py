@@ -15,7 +15,7 @@ from hambench.analysis.drafts.acceptance import (
     drafted_histogram,
     place_counts,
 )
-from hambench.analysis.drafts.costs import DraftCosts, VerifyCost, draft_costs, verify_cost
+from hambench.analysis.drafts.costs import MIN_STEPS, DraftCosts, VerifyCost, draft_costs, verify_cost
 from hambench.records import GenerationTrace, StepRecord
 from hambench.store import load_run
 
@@ -205,6 +205,111 @@ def test_the_cost_of_verifying_is_a_cells_own_and_not_a_mean_over_cells_that_cos
     # one that does not tell its verifications apart is given those of one cell: of a lookup, which has no draft model
     untold = spec_run(tmp_path / "untold", told=False)
     assert draft_costs(untold, two).verify == verify_cost(untold, vanilla, lookup)
+
+
+def test_costs_are_borrowed_from_one_cell_whose_steps_can_stand_for_others(tmp_path):
+    """Of those under the same conditions that verify exactly: without a draft model first, then with the most steps."""
+    untold = spec_run(tmp_path, told=False)
+    vanilla, two, four, lookup = (
+        next(cell for cell in untold.header.cells if cell.label == label)
+        for label in ("vanilla", "speculative[k=2]", "speculative[k=4]", "prompt_lookup[k=8]")
+    )
+    own = verify_cost(untold, vanilla, lookup)
+
+    def joined(record_of, **fields):
+        """The run with one more cell before the others: prompt lookup's records, changed."""
+        other = dataclasses.replace(lookup, label="other", **fields)
+        records = (record_of(r) for r in untold.records if r.cell == lookup.label and r.trace is not None)
+        header = dataclasses.replace(untold.header, cells=(other, *untold.header.cells))
+        return dataclasses.replace(untold, header=header, records=(*records, *untold.records))
+
+    def tripled(record, keep=1.0):
+        first, *rest = record.trace.steps
+        kept = rest[: max(1, int(keep * len(rest)))]
+        steps = tuple(dataclasses.replace(step, seconds=3 * step.seconds) for step in kept)
+        return dataclasses.replace(
+            record, cell="other", trace=dataclasses.replace(record.trace, steps=(first, *steps))
+        )
+
+    def timed(record):
+        told = tripled(record)
+        steps = tuple(
+            dataclasses.replace(step, draft_forwards=1, draft_seconds=0.0) for step in told.trace.steps
+        )
+        return dataclasses.replace(told, trace=dataclasses.replace(told.trace, steps=steps))
+
+    # other threads; answers that are not the target's; a draft model
+    for run in (
+        joined(tripled, threads=2),
+        joined(tripled, method="hamburger", knobs={"confidence": 0.5}),
+        joined(timed),
+        joined(lambda record: tripled(record, keep=0.7)),
+    ):
+        assert any(record.cell == "other" for record in run.records)
+        for cell in (None, two, four):
+            assert verify_cost(run, vanilla, cell) == own
+    # where the other has the more steps, it is the one
+    other = {r.sample_id for r in untold.answered(lookup.label)[:2]}
+    run = joined(tripled)
+    fewer = tuple(r for r in run.records if r.cell != lookup.label or r.sample_id not in other)
+    lent = verify_cost(dataclasses.replace(run, records=fewer), vanilla, two)
+    assert lent.by_rows == pytest.approx({rows: 3 * cost for rows, cost in own.by_rows.items()})
+
+
+def test_a_width_of_a_few_steps_is_not_measured(tmp_path):
+    run = spec_run(tmp_path, told=True)
+    vanilla, two = (
+        next(cell for cell in run.header.cells if cell.label == label)
+        for label in ("vanilla", "speculative[k=2]")
+    )
+    left = MIN_STEPS - 1
+    records = []
+    for record in run.records:
+        if record.cell == two.label and record.trace is not None:
+            num = min(left, len(record.trace.steps) - 1)
+            left -= num
+            trace = dataclasses.replace(record.trace, steps=record.trace.steps[: 1 + num])
+            record = dataclasses.replace(record, trace=trace)
+        records.append(record)
+    assert left == 0
+    # what it has is too little; its costs are lent to it
+    few = dataclasses.replace(run, records=tuple(records))
+    lookup = next(cell for cell in run.header.cells if cell.method == "prompt_lookup")
+    assert verify_cost(run, vanilla, two) != verify_cost(run, vanilla, lookup)
+    assert verify_cost(few, vanilla, two) == verify_cost(few, vanilla, lookup)
+
+
+def test_rounds_that_drafted_nothing_are_vanilla_steps_in_the_speed_up(tmp_path):
+    run = spec_run(tmp_path, told=True)
+    lookup = next(cell for cell in run.header.cells if cell.method == "prompt_lookup")
+    assert draft_costs(run, lookup).share == 1
+
+    def without_a_hit(record):
+        if record.cell != lookup.label or record.trace is None:
+            return record
+        first, *rest = record.trace.steps
+        steps = (
+            dataclasses.replace(step, tokens=step.tokens[:1], drafted=0, accepted=0)
+            if place % 3 == 0
+            else step
+            for place, step in enumerate(rest)
+        )
+        return dataclasses.replace(record, trace=dataclasses.replace(record.trace, steps=(first, *steps)))
+
+    found = dataclasses.replace(run, records=tuple(map(without_a_hit, run.records)))
+    steps = [step for r in found.answered(lookup.label) for step in r.trace.steps[1:]]
+    idle = sum(step.drafted == 0 for step in steps)
+    assert idle
+    assert draft_costs(found, lookup).share == pytest.approx(1 - idle / len(steps))
+
+
+def test_a_batch_has_no_cost_of_its_own_rows(tmp_path):
+    run = spec_run(tmp_path, told=True)
+    cells = tuple(dataclasses.replace(cell, batch=4) for cell in run.header.cells)
+    batch = dataclasses.replace(run, header=dataclasses.replace(run.header, cells=cells))
+    drafting = [cell for cell in run.header.cells if draft_costs(run, cell) is not None]
+    assert drafting
+    assert all(draft_costs(batch, dataclasses.replace(cell, batch=4)) is None for cell in drafting)
 
 
 def test_a_cell_without_vanilla_under_its_conditions_has_no_costs(tmp_path):

@@ -105,11 +105,11 @@ def test_a_method_whose_proposals_need_a_model_can_not_be_replayed(tmp_path):
 TEXTS = ([1, 2, 3, 1, 2, 3, 1, 2], [7] * 30, [5, 6] * 12, [9, 8, 7, 9, 8, 7, 9])
 
 
-def real_run(tmp_path, *cells, row_s=0.1):
+def real_run(tmp_path, *cells, row_s=0.1, limit=40):
     """A run of real answers: a step of vanilla takes 1 s on one thread, 3 s on two, and each further row 0.1 s more."""
     tmp_path.mkdir(exist_ok=True)
     run = load_run(write_run(tmp_path / "run", cells, per_task=1))
-    target, params = tiny_target(), SamplingParams(max_new_tokens=40)
+    target, params = tiny_target(), SamplingParams(max_new_tokens=limit)
     samples = list(run.samples)[: len(TEXTS)]
     records = []
     for cell in cells:
@@ -124,7 +124,7 @@ def real_run(tmp_path, *cells, row_s=0.1):
             ]
             trace = dataclasses.replace(answer, steps=tuple(steps))
             records.append(dataclasses.replace(like, trace=trace, error=None))
-    header = dataclasses.replace(run.header, max_new_tokens=40)
+    header = dataclasses.replace(run.header, max_new_tokens=limit)
     whole = dataclasses.replace(run, header=header, records=tuple(records), scores=())
     return whole, {(sample, 0): prompt for sample, prompt in zip(samples, TEXTS, strict=True)}
 
@@ -152,6 +152,66 @@ def test_a_cell_under_other_conditions_is_not_what_was_replayed(tmp_path):
     assert row.measured_speedup.n == len(TEXTS)
     assert row.measured_speedup.value == pytest.approx(row.replayed_speedup, rel=0.05)
     assert "[" in render_replay([row], "vanilla").splitlines()[-1]
+
+
+def test_a_repeat_with_other_tokens_is_in_no_measured_speed(tmp_path):
+    """Its sample stays, for its other repeat is equal."""
+    vanilla, own = cell_of("vanilla", "vanilla"), cell_of("prompt_lookup", "prompt_lookup")
+    run, prompts = real_run(tmp_path, vanilla, own)
+    expected = replay_run(run, prompts, [LOOKUP])[0]
+    again = []
+    for record in run.records:
+        steps = record.trace.steps
+        if record.cell == own.label:
+            last = steps[-1]
+            steps = (
+                *steps[:-1],
+                dataclasses.replace(last, tokens=(*last.tokens[:-1], 99), seconds=1e6),
+            )
+        trace = dataclasses.replace(record.trace, steps=steps)
+        again.append(dataclasses.replace(record, repeat=1, trace=trace))
+    twice = dataclasses.replace(run, records=(*run.records, *again))
+    both = {**prompts, **{(sample, 1): ids for (sample, _), ids in prompts.items()}}
+    row = replay_run(twice, both, [LOOKUP])[0]
+    assert row.num_measured == len(TEXTS)
+    assert row.measured_speedup == expected.measured_speedup
+
+
+def test_what_is_foretold_rests_on_the_settings_own_verifications(tmp_path):
+    vanilla = cell_of("vanilla", "vanilla")
+    own, other = (
+        Cell(
+            method="prompt_lookup",
+            label=f"lookup{k}",
+            knobs={"num_draft_tokens": k},
+            model="toy",
+            dtype="float32",
+        )
+        for k in (2, 4)
+    )
+    run, prompts = real_run(tmp_path, vanilla, other, own)
+
+    def dear(record):
+        if record.cell != other.label:
+            return record
+        steps = tuple(dataclasses.replace(step, seconds=9 * step.seconds) for step in record.trace.steps)
+        return dataclasses.replace(record, trace=dataclasses.replace(record.trace, steps=steps))
+
+    mixed = dataclasses.replace(run, records=tuple(map(dear, run.records)))
+    mine, theirs = (replay_run(mixed, prompts, [PromptLookupConfig(num_draft_tokens=k)])[0] for k in (2, 4))
+    assert mine.speedup == pytest.approx(replay_run(run, prompts, [LOOKUP])[0].speedup)
+    assert theirs.speedup < 0.5 * mine.speedup
+
+
+def test_near_the_cells_own_limit_fewer_tokens_are_proposed(tmp_path):
+    """A cell may have a limit of its own, below its samples'."""
+    vanilla = cell_of("vanilla", "vanilla", max_new_tokens=12)
+    own = cell_of("prompt_lookup", "prompt_lookup", max_new_tokens=12)
+    run, prompts = real_run(tmp_path, vanilla, own, limit=12)
+    assert all(sample.max_new_tokens > 12 for sample in run.samples.values())
+    row = replay_run(run, prompts, [LOOKUP])[0]
+    drafted = sum(step.drafted or 0 for r in run.answered(own.label) for step in r.trace.steps)
+    assert (row.num_drafted, row.num_measured) == (drafted, len(TEXTS))
 
 
 def test_a_measured_speed_is_over_the_answers_that_are_equal_on_both_sides(tmp_path):
