@@ -170,6 +170,11 @@ def test_the_stop_head_is_asked_only_where_the_text_went_the_bases_way():
 def test_training_computes_the_hidden_states_and_gradients_of_the_published_order():
     grafts = tiny_grafts()
     torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in grafts.micro.named_parameters():
+            # norms begin as ones, under which a forgotten one would not show
+            if "norm" in name:
+                parameter.add_(0.3 * torch.randn_like(parameter))
     features, embedded, slope = torch.randn(3, 4, 64), torch.randn(3, 3, 64), torch.randn(3, 4, 64)
 
     def run():
@@ -197,6 +202,35 @@ def test_a_rounded_norm_is_as_near_to_the_exact_one_as_torchs():
     ours = rms_norm(rows, weight, 1e-5)
     assert ours.dtype == torch.bfloat16
     assert (ours - exact).abs().mean() <= (theirs - exact).abs().mean()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)])
+def test_the_gradients_of_a_norm_are_the_exact_ones_rounded_once_and_its_arguments_stay(dtype, wanted):
+    torch.manual_seed(0)
+    rows, weight, slope = (torch.randn(2, 20, 64) * 3).to(dtype), torch.randn(64), torch.randn(2, 20, 64)
+    slope = slope.to(dtype)
+    given = [each.clone() for each in (rows, weight, slope)]
+    for tensor, is_wanted in zip((rows, weight), wanted, strict=True):
+        tensor.requires_grad_(is_wanted)
+    taken = [tensor for tensor in (rows, weight) if tensor.requires_grad]
+    out = rms_norm(rows, weight, 0.5)
+    gradients = torch.autograd.grad(out, taken, slope)
+    exact = [tensor.detach().double().requires_grad_() for tensor in taken]
+    wide = dict(zip(map(id, taken), exact, strict=True))
+    expected = torch.nn.functional.rms_norm(
+        wide.get(id(rows), rows.detach().double()), (64,), wide.get(id(weight), weight.detach().double()), 0.5
+    )
+    # half of bfloat16's distance between numbers is up to 2^-8 of them
+    rounded = {torch.float32: 2e-5, torch.bfloat16: 1.02 * 2**-8}
+    torch.testing.assert_close(out.double(), expected, rtol=rounded[dtype], atol=1e-6)
+    for tensor, gradient, each in zip(
+        taken, gradients, torch.autograd.grad(expected, exact, slope.double()), strict=True
+    ):
+        assert gradient.dtype == tensor.dtype
+        torch.testing.assert_close(gradient.double(), each, rtol=rounded[tensor.dtype], atol=1e-5)
+    for tensor, before in zip((rows, weight, slope), given, strict=True):
+        assert torch.equal(tensor, before)
 
 
 def test_a_loss_without_gradient_is_the_same_loss():

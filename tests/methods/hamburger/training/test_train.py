@@ -19,7 +19,7 @@ from hambench.methods.hamburger.data.segment import Segmented, write_segments
 from hambench.methods.hamburger.training.budget import RunOptions
 from hambench.methods.hamburger.training.losses import frozen_head_loss
 from hambench.methods.hamburger.training.recipes import PAPER, SMALL
-from hambench.methods.hamburger.training.teacher import Corpus, study
+from hambench.methods.hamburger.training.teacher import TOP_TOKENS, Corpus, study
 from hambench.methods.hamburger.training.trainer import split_held_out
 from hambench.models import target as models
 
@@ -168,15 +168,20 @@ def test_segmenting_a_file_reports_tokens_a_segment(folder, conversations, tmp_p
     assert "12 responses, 60 tokens, 24 segments, 2.500 tokens per segment" in result.output
 
 
-def test_the_frozen_head_has_the_gradient_of_plain_cross_entropy():
+@pytest.mark.parametrize("num_rows", [7, 1100])
+@pytest.mark.parametrize("size", [1.0, 100.0])
+@pytest.mark.parametrize("is_biased", [True, False])
+def test_the_frozen_head_has_the_gradient_of_plain_cross_entropy(num_rows, size, is_biased):
+    # more rows than a chunk has, and logits whose exponentials are not finite
     torch.manual_seed(0)
-    hidden, head = torch.randn(7, 8, requires_grad=True), torch.randn(30, 8)
-    ids, probs, weights = torch.randint(0, 30, (7, 3)), torch.rand(7, 3), torch.rand(7)
-    out = frozen_head_loss(hidden, head, ids=ids, probs=probs, weights=weights)
-    (mine,) = torch.autograd.grad(out.loss, hidden)
-    logs = torch.log_softmax(hidden @ head.T, -1)
+    hidden, head = (torch.randn(num_rows, 8) * size).requires_grad_(), torch.randn(30, 8)
+    ids, probs = torch.randint(0, 30, (num_rows, 3)), torch.rand(num_rows, 3)
+    weights, bias = torch.rand(num_rows), torch.randn(30) if is_biased else None
+    out = frozen_head_loss(hidden, head, ids=ids, probs=probs, weights=weights, bias=bias)
+    (mine,) = torch.autograd.grad(0.3 * out.loss, hidden)
+    logs = torch.log_softmax(hidden @ head.T + (0 if bias is None else bias), -1)
     plain = -(weights[:, None] * probs * logs.gather(1, ids)).sum()
-    (expected,) = torch.autograd.grad(plain, hidden)
+    (expected,) = torch.autograd.grad(0.3 * plain, hidden)
     torch.testing.assert_close(out.loss, plain)
     torch.testing.assert_close(mine, expected)
     assert out.argmax.tolist() == logs.argmax(-1).tolist()
@@ -196,17 +201,25 @@ def test_batched_answers_equal_one_by_one_decoding():
 
 def test_a_lesson_holds_what_the_base_says_of_each_response_token():
     model = hf_twin()
-    sequences = [([1, 2, 3, 4, 5], 2), ([7, 8, 9], 1)]
+    # the last response is longer than what is worked out at a time
+    long = torch.randint(256, (300,), generator=torch.Generator().manual_seed(0)).tolist()
+    sequences = [([1, 2, 3, 4, 5], 2), ([7, 8, 9], 1), (long, 10)]
     lessons = dict(study(model, sequences, feature_layers=(1, 3)))
-    corpus = Corpus.of(sequences, [lessons[0], lessons[1]])
+    corpus = Corpus.of(sequences[:2], [lessons[0], lessons[1]])
     assert corpus.response_ids().tolist() == [3, 4, 5, 8, 9]
     assert corpus.remaining().tolist() == [3, 2, 1, 2, 1]
     for index, (ids, prompt) in enumerate(sequences):
         with torch.no_grad():
             logs = torch.log_softmax(model(torch.tensor([ids])).logits[0, prompt - 1 : -1], -1)
+        lesson = lessons[index]
         expected = -(logs.exp() * logs).sum(-1)
-        torch.testing.assert_close(lessons[index].entropies, expected, rtol=1e-3, atol=1e-3)
-        assert lessons[index].top_ids[:, 0].tolist() == logs.argmax(-1).tolist()
+        torch.testing.assert_close(lesson.entropies, expected, rtol=1e-3, atol=1e-3)
+        said = logs.gather(1, torch.tensor(ids[prompt:])[:, None])[:, 0].exp()
+        torch.testing.assert_close(lesson.probabilities, said, rtol=1e-3, atol=1e-6)
+        top = logs.topk(TOP_TOKENS)
+        assert lesson.top_ids[:, 0].tolist() == top.indices[:, 0].tolist()
+        shares = top.values.exp() / top.values.exp().sum(-1, keepdim=True)
+        torch.testing.assert_close(lesson.top_probs.float(), shares, rtol=2e-3, atol=1e-4)
     joined = Corpus.joined([corpus, corpus])
     assert joined.sequence(3)[0].tolist() == [7, 8, 9]
     assert joined.row_offsets.tolist() == [0, 3, 5, 8, 10]
