@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import random
 import statistics
 import tempfile
 import time
@@ -23,10 +24,14 @@ if TYPE_CHECKING:
     from hambench.engine.shape import LlamaShape
     from hambench.methods.hamburger.architecture import Architecture
     from hambench.methods.hamburger.training.lessons import Lessons
+    from hambench.methods.hamburger.training.merged_forward import FusedBatch
+    from hambench.methods.hamburger.training.objectives import BatchLesson
     from hambench.methods.hamburger.training.recipes import Recipe
     from hambench.methods.hamburger.training.trainer import Trainer
 
 PEAK_ROWS = 2048
+PEAK_SQUARE = 2048
+"""Inputs and outputs of a product that is no layer's: layers of a small base are too small for a machine's peak."""
 PEAK_CALLS = 5
 """Products of each shape in a repeat; the fastest counts."""
 
@@ -73,7 +78,7 @@ class TrainingBenchmark:
     device: str
     threads: int
     peak: float
-    """Operations per second of the fastest product of the stages' shapes, in the median repeat."""
+    """Operations per second of the fastest product, see :func:`matrix_peaks`, in the median repeat."""
     peak_dtype: str
     """Type in which it was the fastest."""
     paces: tuple[StagePace, ...]
@@ -163,14 +168,13 @@ def benchmark_training(
 def matrix_peaks(
     shape: LlamaShape, device: object, *, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, float]:
-    """Returns operations per second of the fastest product of a layer's shapes, by type."""
+    """Returns operations per second of the fastest product of :func:`peak_shapes`, by type."""
     import torch
 
-    hidden, inner = shape.hidden_size, shape.intermediate_size
     fastest = {}
     for dtype in (torch.bfloat16, torch.float32):
         best = 0.0
-        for inputs, outputs in ((hidden, inner), (inner, hidden), (hidden, hidden)):
+        for inputs, outputs in peak_shapes(shape):
             rows = torch.randn(PEAK_ROWS, inputs).to(device, dtype)  # type: ignore[call-overload]
             weight = torch.randn(outputs, inputs).to(device, dtype)  # type: ignore[call-overload]
             for _ in range(PEAK_CALLS):
@@ -181,6 +185,12 @@ def matrix_peaks(
                 best = max(best, 2 * PEAK_ROWS * inputs * outputs / max(clock() - began, 1e-9))
         fastest[str(dtype).removeprefix("torch.")] = best
     return fastest
+
+
+def peak_shapes(shape: LlamaShape) -> list[tuple[int, int]]:
+    """Returns inputs and outputs of the products that the peak is the fastest of: a layer's, and a large square."""
+    hidden, inner = shape.hidden_size, shape.intermediate_size
+    return [(hidden, inner), (inner, hidden), (hidden, hidden), (PEAK_SQUARE, PEAK_SQUARE)]
 
 
 class _Stages:
@@ -239,7 +249,8 @@ class _Stages:
                 )
             ]
         count = sum(map(len, answers))
-        read = count + sum(map(len, self.prompts))
+        # no token follows an answer's last one, so nothing has to read it
+        read = count - len(answers) + sum(map(len, self.prompts))
         shape = self.trainer.shape
         return Work(
             count, read * forward_operations(shape) + count * head_operations(shape.vocab_size, shape)
@@ -265,33 +276,37 @@ class _Stages:
         trainer, recipe = self.trainer, self.trainer.recipe
         epochs = self.steps * recipe.micro_batch / len(self.lessons.trained_rows())
         with _settings(trainer, dataclasses.replace(recipe, micro_epochs=epochs), self.steps):
-            micro_stage(trainer, self.lessons)
-            count = trainer.step * recipe.micro_batch
+            count = micro_stage(trainer, self.lessons)
         return Work(count, count * micro_operations(trainer.shape, trainer.architecture, recipe))
 
     def _reader(self) -> Work:
         from hambench.methods.hamburger.training.merge_stage import fused_stage
 
         trainer, lessons = self.trainer, self.lessons
+        tokens = slots = 0
+
+        def batch_of(
+            indices: Sequence[int], rng: random.Random | None
+        ) -> tuple[FusedBatch, BatchLesson | None]:
+            nonlocal tokens, slots
+            batch, lesson = lessons.batch_of(indices, rng)
+            tokens += sum(lessons.lengths[i] for i in indices)
+            slots += int(batch.mask.sum())
+            return batch, lesson
+
         with _settings(trainer, trainer.recipe, math.ceil(self.steps / 4)):
-            fused_stage(
-                trainer, lessons.train, lessons.batch_of, lessons.lengths, epochs=1, first_layers_only=True
-            )
-            sequences = trainer.step * trainer.recipe.batch_size
-        tokens, slots = _mean_sizes(lessons)
+            fused_stage(trainer, lessons.train, batch_of, lessons.lengths, epochs=1, first_layers_only=True)
         layers = trainer.architecture.feature_layers[0] + 1
-        # forward, and backward towards the inputs: the base's weights are frozen
-        each = 2 * layers * forward_operations(trainer.shape) / trainer.shape.num_layers
-        return Work(round(sequences * tokens), sequences * slots * each)
+        return Work(tokens, slots * reading_operations(trainer.shape, layers))
 
     def _student(self) -> Work:
         from hambench.methods.hamburger.training.micro_stage import student_stage
 
         trainer, recipe = self.trainer, self.trainer.recipe
         with _settings(trainer, recipe, self.steps):
-            student_stage(trainer, self.lessons)
-            count = trainer.step * recipe.micro_batch
-        _, slots = _mean_sizes(self.lessons)
+            # the last batch of a pool is a smaller one
+            count = student_stage(trainer, self.lessons)
+        slots = _mean_slots(self.lessons)
         prompt = self.windows[0][1] if self.windows else 0
         base = forward_operations(trainer.shape) * slots / max(1.0, slots - prompt)
         return Work(count, count * (base + micro_operations(trainer.shape, trainer.architecture, recipe)))
@@ -309,14 +324,13 @@ def _settings(trainer: Trainer, recipe: Recipe, steps: int) -> Iterator[None]:
         trainer.recipe, trainer.options = before
 
 
-def _mean_sizes(lessons: Lessons) -> tuple[float, float]:
-    """Returns the mean number of tokens and of slots per sequence, at the middle of the recipe's thresholds."""
+def _mean_slots(lessons: Lessons) -> float:
+    """Returns the mean number of slots per sequence, at the middle of the recipe's thresholds."""
     thresholds = lessons.recipe.thresholds
     middle = None if thresholds is None else math.sqrt(math.prod(thresholds))
-    slots: Sequence[int] = [
+    return statistics.mean(
         lessons.corpus.sequence(i)[1] + len(lessons.segments(i, middle)) for i in lessons.train
-    ]
-    return statistics.mean(lessons.lengths), statistics.mean(slots)
+    )
 
 
 def layer_weights(shape: LlamaShape) -> int:
@@ -328,6 +342,14 @@ def layer_weights(shape: LlamaShape) -> int:
 def forward_operations(shape: LlamaShape) -> float:
     """Returns the operations of one token through all layers; attention's own products are left out."""
     return 2.0 * shape.num_layers * layer_weights(shape)
+
+
+def reading_operations(shape: LlamaShape, num_layers: int) -> float:
+    """Returns the operations of training one slot through the first layers: forward, and backward towards the inputs.
+
+    The base's weights are frozen, so they have no gradients.
+    """
+    return 2 * num_layers * forward_operations(shape) / shape.num_layers
 
 
 def head_operations(num_tokens: int, shape: LlamaShape) -> float:

@@ -9,33 +9,132 @@ from fakes_hamburger import TINY_ARCHITECTURE, hf_twin, tiny_grafts, with_shape
 from torch.utils.flop_counter import FlopCounterMode
 
 from hambench.bench import training
-from hambench.cli.bench.training import command
+from hambench.cli.bench.training import _lines, command
+from hambench.methods.hamburger.architecture import Architecture
+from hambench.methods.hamburger.base import tokenizer_of
+from hambench.methods.hamburger.data.prompts import build_prompts
+from hambench.methods.hamburger.data.self_distill import prompt_ids
+from hambench.methods.hamburger.training import micro_stage
+from hambench.methods.hamburger.training.losses import micro_loss
+from hambench.methods.hamburger.training.merged_forward import collate, fuse
+from hambench.methods.hamburger.training.packed_base import packed_layers
 from hambench.methods.hamburger.training.recipes import SMALL
+
+SHAPE = with_shape(tie_embeddings=True, max_positions=1024)
+NUM_STEPS, NUM_WINDOWS = 2, 3
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory):
+def folder(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("bench") / "tiny", SHAPE)
+
+
+@pytest.fixture(scope="module")
+def bench(folder):
+    """What the command tells, and the number of macro-steps in each step that it took."""
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)
-    shape = with_shape(tie_embeddings=True, max_positions=1024)
-    folder = save_tiny_model(tmp_path_factory.mktemp("bench") / "tiny", shape)
-    sizes = ["--answers", "2", "--tokens", "2", "--windows", "3", "--steps", "1", "--repeats", "2"]
-    result = CliRunner().invoke(command, ["--model", str(folder), *sizes, "--json"], catch_exceptions=False)
-    return json.loads(result.stdout)
+    sizes = ["--answers", "2", "--tokens", "2", "--windows", str(NUM_WINDOWS), "--repeats", "2"]
+    arguments = ["--model", str(folder), *sizes, "--steps", str(NUM_STEPS), "--json"]
+    taken = []
+
+    def loss(grafts, features, targets, **options):
+        taken.append(len(features))
+        return micro_loss(grafts, features, targets, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(micro_stage, "micro_loss", loss)
+        result = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    return json.loads(result.stdout), taken
 
 
-def test_every_stage_is_timed_next_to_the_peak(told):
+@pytest.fixture(scope="module")
+def told(bench):
+    return bench[0]
+
+
+def test_every_stage_is_timed_next_to_the_peak(bench):
+    told, taken = bench
     paces = {pace["stage"]: pace for pace in told["paces"]}
     assert list(paces) == ["answering", "reading", "micro", "reader", "student"]
     assert all(len(pace["seconds"]) == 2 and min(pace["seconds"]) > 0 for pace in paces.values())
     assert told["peak"] > 0
     assert told["peak_dtype"] in ("bfloat16", "float32")
     # windows have 256 tokens; one step has a batch of macro-steps, or of sequences
-    assert paces["reading"]["count"] == 3 * 256
-    assert paces["micro"]["count"] == paces["student"]["count"] == SMALL.micro_batch
+    assert paces["reading"]["count"] == NUM_WINDOWS * 256
+    assert paces["micro"]["count"] == sum(taken[-2 * NUM_STEPS : -NUM_STEPS]) == NUM_STEPS * SMALL.micro_batch
     assert paces["reader"]["count"] == SMALL.batch_size * 256
     assert 2 <= paces["answering"]["count"] <= 4
+    # the windows have fewer macro-steps than a batch
+    assert paces["student"]["count"] == sum(taken[-NUM_STEPS:]) < NUM_STEPS * SMALL.micro_batch
+
+
+def test_the_operations_of_a_stage_are_those_of_its_tokens_and_macro_steps(told, folder):
+    architecture = Architecture.for_base(SHAPE.num_layers, num_micro_layers=SMALL.num_micro_layers)
+    counts = {pace["stage"]: pace["count"] for pace in told["paces"]}
+    operations = {pace["stage"]: pace["operations"] for pace in told["paces"]}
+    forward = training.forward_operations(SHAPE)
+    head = training.head_operations(SHAPE.vocab_size, SHAPE)
+    # an answer's last token is not read
+    tokenizer, _ = tokenizer_of(folder)
+    lengths = [len(prompt_ids(tokenizer, prompt)) for prompt in build_prompts(8, seed=0)]
+    read = sum([length for length in lengths if length <= 512][:2]) + counts["answering"] - 2
+    assert operations["answering"] == read * forward + counts["answering"] * head
+    rows = (operations["reading"] - counts["reading"] * forward) / head
+    assert 0.7 * counts["reading"] < rows < counts["reading"]
+    micro = training.micro_operations(SHAPE, architecture, SMALL)
+    assert operations["micro"] == counts["micro"] * micro
+    # the base reads each macro-step once, and some tokens before the first
+    base = operations["student"] / counts["student"] - micro
+    assert forward < base < 2 * forward
+    # slots are fewer than tokens
+    each = training.reading_operations(SHAPE, architecture.feature_layers[0] + 1)
+    slots = operations["reader"] / each
+    assert slots == int(slots)
+    assert counts["reader"] / 4 < slots < counts["reader"]
+
+
+def test_seconds_and_peaks_are_those_of_the_repeats_after_the_warm_up(folder, monkeypatch):
+    now, repeats = [0.0], []
+
+    def run(stages):
+        now[0] += 100.0 if len(repeats) == 1 else 2.0 * len(repeats)
+        return training.Work(7, 30.0)
+
+    def peaks(*_, clock):
+        repeats.append(clock())
+        number = len(repeats)
+        return {"bfloat16": [500.0, 3.0, 5.0][number - 1], "float32": [1.0, 7.0, 9.0][number - 1]}
+
+    for name in ("_answer", "_read", "_micro", "_reader", "_student"):
+        monkeypatch.setattr(training._Stages, name, run)
+    monkeypatch.setattr(training, "matrix_peaks", peaks)
+    result = training.benchmark_training(
+        str(folder), num_answers=2, num_windows=2, repeats=2, clock=lambda: now[0]
+    )
+    assert (result.peak, result.peak_dtype) == (8.0, "float32")
+    assert [pace.seconds for pace in result.paces] == [(4.0, 6.0)] * 5
+    assert {result.peak_share(pace) for pace in result.paces} == {30.0 / 5.0 / 8.0}
+    lines = _lines(result)
+    assert [line.split()[:2] for line in lines[4:9]] == [[pace.stage, "1"] for pace in result.paces]
+    assert all("75.0%  (1-2)" in line for line in lines[4:9])
+
+
+def test_a_peak_is_of_the_fastest_product_of_2048_rows(monkeypatch):
+    calls = []
+
+    def clock():
+        calls.append(1)
+        return float(len(calls))
+
+    # each product takes a second by this clock, so that the largest is the fastest
+    square = 2 * 2048 * 2048 * 2048
+    assert training.matrix_peaks(SHAPE, "cpu", clock=clock) == {"bfloat16": square, "float32": square}
+    assert len(calls) == 2 * 2 * training.PEAK_CALLS * 4
+    monkeypatch.setattr(training, "PEAK_SQUARE", 1)
+    largest = 2 * 2048 * SHAPE.hidden_size * SHAPE.intermediate_size
+    assert training.matrix_peaks(SHAPE, "cpu", clock=clock)["float32"] == largest
 
 
 def test_the_share_of_the_peak_is_of_the_median_repeat(told):
@@ -66,3 +165,21 @@ def test_the_operations_of_a_forward_are_its_products():
     products = sum(count for name, count in counts.items() if str(name) in ("aten.mm", "aten.addmm"))
     expected = training.forward_operations(TINY_SHAPE) + training.head_operations(260, TINY_SHAPE)
     assert products == 3 * expected
+
+
+def test_the_operations_of_reading_a_slot_are_the_products_forward_and_backward():
+    model, grafts, batch = (
+        hf_twin().requires_grad_(False),
+        tiny_grafts(),
+        collate([(list(range(1, 13)), 2, [2] * 5)], 4),
+    )
+    inputs, counter = (
+        fuse(batch, model.get_input_embeddings().weight, grafts.embedder)[0],
+        FlopCounterMode(display=False),
+    )
+    with counter:
+        (stream,) = packed_layers(model, (1,), inputs, lengths=[7], positions=batch.positions[0])
+        stream.sum().backward(inputs=[inputs])
+    counts = counter.get_flop_counts()["Global"]
+    products = sum(count for name, count in counts.items() if str(name) in ("aten.mm", "aten.addmm"))
+    assert products == 7 * training.reading_operations(TINY_SHAPE, 2)

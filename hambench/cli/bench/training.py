@@ -65,8 +65,8 @@ def command(
 ) -> None:
     """Measure the speed of each stage of `hamburger train`.
 
-    The share of the matrix peak compares the operations that a stage needs by arithmetic with the fastest product of a
-    layer's shapes, measured in turns with the stages.
+    The share of the matrix peak compares the operations that a stage needs by arithmetic with the machine's fastest
+    product, of a layer's shapes or of a large square, measured in turns with the stages.
     """
     from hambench.bench.training import benchmark_training
 

@@ -27,8 +27,8 @@ _POOL_SEQUENCES = 24
 """Sequences to read at once in ``student``: enough for several steps and a shuffle among them."""
 
 
-def micro_stage(run: Trainer, lessons: Lessons) -> None:
-    """Trains on macro-steps that start at every response token."""
+def micro_stage(run: Trainer, lessons: Lessons) -> int:
+    """Trains on macro-steps that start at every response token; returns their number."""
     recipe = run.recipe
     rows = lessons.trained_rows()
     total = max(1, math.ceil(recipe.micro_epochs * len(rows) / recipe.micro_batch))
@@ -44,10 +44,11 @@ def micro_stage(run: Trainer, lessons: Lessons) -> None:
             features += recipe.feature_noise * lessons.spread * torch.randn(features.shape, generator=noise)
             lesson.features = features.bfloat16()
             steps.take(lesson, run.step / total)
+    return steps.num_macro_steps
 
 
-def student_stage(run: Trainer, lessons: Lessons) -> None:
-    """Trains on the macro-steps of merged sequences, with the base as trained so far."""
+def student_stage(run: Trainer, lessons: Lessons) -> int:
+    """Trains on the macro-steps of merged sequences, with the base as trained so far; returns their number."""
     recipe = run.recipe
     total = max(1, math.ceil(recipe.student_epochs * len(lessons.trained_rows()) / recipe.micro_batch))
     if run.options.steps is not None:
@@ -61,6 +62,7 @@ def student_stage(run: Trainer, lessons: Lessons) -> None:
         for part in torch.split(order, recipe.micro_batch):
             if run.step < total and not run.out_of_time():
                 steps.take(pool.rows(part), run.step / total)
+    return steps.num_macro_steps
 
 
 @torch.no_grad()
@@ -87,6 +89,7 @@ class _Steps:
 
     def __init__(self, run: Trainer, lessons: Lessons, peak: float) -> None:
         self.run, recipe = run, run.recipe
+        self.num_macro_steps = 0
         self.grafts = run.grafts.to(run.accelerator.device).train()
         self.parameters = [p for n, p in self.grafts.named_parameters() if not n.startswith("embedder.")]
         self.optimizer = torch.optim.AdamW(
@@ -107,6 +110,7 @@ class _Steps:
     def take(self, lesson: BatchLesson, done: float) -> None:
         """Takes one step on M macro-steps."""
         run = self.run
+        self.num_macro_steps += len(lesson.features)
         lesson = lesson.to(run.accelerator.device)
         with run.accelerator.autocast():
             out = micro_loss(
