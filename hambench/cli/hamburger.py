@@ -131,12 +131,17 @@ Examples:
   hambench hamburger train --self-distil 2000 --read 4000 --minutes 90 --out weights
   hambench hamburger train --model FOLDER --recipe paper --data chats.jsonl --data sums.jsonl:20 --out weights
   hambench hamburger train --self-distil 2000 --read 4000 --minutes 90 --out weights --resume
+  hambench hamburger train --corpus weights --recipe mine.toml --steps micro=800,reader=200,student=50 --out mine
   accelerate launch -m hambench hamburger train ...        (several GPUs)
 """,
 )
 @click.option("--model", default=DEFAULT_MODEL, show_default=True, metavar="NAME", help="The base.")
 @click.option(
-    "--recipe", type=click.Choice(["small", "continued", "paper"]), default="small", show_default=True
+    "--recipe",
+    default="small",
+    show_default=True,
+    metavar="NAME|FILE.toml",
+    help="small, continued, paper, or a file that names one of them (from = ...) and the fields it changes.",
 )
 @click.option(
     "--data",
@@ -157,18 +162,27 @@ Examples:
     help="Also train on N windows of installed packages' sources and documentation.",
 )
 @click.option(
+    "--corpus",
+    type=UserPath(path_type=Path),
+    metavar="FOLDER",
+    help="Train on the answers, windows and lessons of another run (its --out), and hold out the same answers.",
+)
+@click.option(
     "--max-new-tokens", type=int, default=160, show_default=True, help="Length of a self-distilled answer."
 )
 @click.option(
     "--out", required=True, type=UserPath(path_type=Path), help="Folder for the run and its weights."
 )
 @click.option("--epochs", type=FiniteRange(), help="Replaces the recipe's number.")
-@click.option("--steps", type=int, help="Optimizer steps of the fused stage, instead of epochs.")
+@click.option(
+    "--steps",
+    metavar="N|STAGE=N,...",
+    help="Optimizer steps by stage, e.g. micro=800,reader=200,student=50, instead of epochs; "
+    "N alone counts for all stages but micro.",
+)
 @click.option("--minutes", type=FiniteRange(), help="Wall-clock budget, over which the learning rate decays.")
 @click.option("--lora-rank", type=int, help="Replaces the recipe's rank; 0 trains the whole base.")
-@click.option(
-    "--held-out", type=FiniteRange(), default=0.05, show_default=True, help="Share of responses to hold out."
-)
+@click.option("--held-out", type=FiniteRange(), help="Share of responses to hold out; 0.05 by default.")
 @click.option(
     "--save-minutes", type=FiniteRange(), default=5.0, show_default=True, help="Minutes between saves."
 )
@@ -184,29 +198,35 @@ def train(model: str, recipe: str, out: Path, **options: Any) -> None:
     """Train HAMburger weights for a base model."""
     from hambench.methods.hamburger.data.pipeline import DataSource, SelfDistillation
     from hambench.methods.hamburger.data.pipeline import train as run
-    from hambench.methods.hamburger.training.budget import RunOptions
-    from hambench.methods.hamburger.training.recipes import RECIPES
+    from hambench.methods.hamburger.training.budget import RunOptions, parse_steps
+    from hambench.methods.hamburger.training.recipe_files import recipe_of
 
     changes = {name: options[name] for name in ("epochs", "lora_rank") if options[name] is not None}
     asked = options["self_distil"]
     if asked is not None and asked < 2:
         raise HambenchError(f"self-distil must be >= 2 prompts (one is held out), got {asked}")
     try:
-        chosen = dataclasses.replace(RECIPES[recipe], **changes)
+        chosen = dataclasses.replace(recipe_of(recipe), **changes)
     except ValueError as error:
         raise HambenchError(str(error)) from error
+    held_out = options["held_out"]
+    if options["corpus"] is not None and held_out is not None:
+        raise HambenchError(
+            f"the corpus says which answers are held out, the same for all runs; leave --held-out {held_out:g} out"
+        )
+    steps = options["steps"]
     trainer = run(
         model,
         chosen,
         RunOptions(
             out=out,
             seed=options["seed"],
-            steps=options["steps"],
+            steps=None if steps is None else parse_steps(steps, chosen),
             minutes=options["minutes"],
             save_minutes=options["save_minutes"],
             resume=options["resume"],
             start_from=options["start_from"],
-            held_out_share=options["held_out"],
+            held_out_share=0.05 if held_out is None else held_out,
             progress=True,
         ),
         sources=[DataSource.parse(text) for text in options["sources"]],
@@ -217,6 +237,7 @@ def train(model: str, recipe: str, out: Path, **options: Any) -> None:
             num_prompts=asked, num_user_turns=asked // 5, max_new_tokens=options["max_new_tokens"]
         ),
         num_windows=options["read"],
+        corpus_folder=options["corpus"],
         report=click.echo,
     )
     click.echo(f"{out}: {trainer.step} steps; held out: {trainer.held_out}")

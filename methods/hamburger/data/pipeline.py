@@ -12,13 +12,21 @@ from hambench.engine.text import encode_text
 from hambench.errors import DataError, ModelError
 from hambench.files import replacing
 from hambench.methods.hamburger.base import tokenizer_of
+from hambench.methods.hamburger.data.corpus_file import (
+    CORPUS_NAME,
+    CorpusNotes,
+    load_corpus,
+    read_notes,
+    save_corpus,
+)
 from hambench.methods.hamburger.data.segment import Segmented, read_conversations, read_segments, segment
 from hambench.methods.hamburger.training.budget import RunOptions
 from hambench.methods.hamburger.training.recipes import Recipe
-from hambench.methods.hamburger.training.trainer import Trainer
+from hambench.methods.hamburger.training.teacher import Corpus, study
+from hambench.methods.hamburger.training.trainer import Trainer, split_held_out
 
 _WINDOWS_AT_ONCE = 32
-CORPUS_NAME, ANSWERS_NAME = "corpus.safetensors", "answers.jsonl"
+ANSWERS_NAME = "answers.jsonl"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,6 +72,7 @@ def train(
     segments: Path | None = None,
     self_distillation: SelfDistillation | None = None,
     num_windows: int = 0,
+    corpus_folder: Path | None = None,
     report: Callable[[str], None] = lambda _: None,
 ) -> Trainer:
     """Trains and writes the checkpoint to ``options.out``.
@@ -72,25 +81,37 @@ def train(
         model_name: Name of the base.
         recipe: Training recipe.
         options: Budget, output folder, and whether to resume.
-        sources: Conversations. Give exactly one of ``sources``, ``segments`` and ``self_distillation``.
+        sources: Conversations. Give exactly one of ``sources``, ``segments``, ``self_distillation`` and
+            ``corpus_folder``.
         segments: File of ``hambench hamburger segment`` (published objective only).
         self_distillation: Settings under which the base answers prompts itself.
         num_windows: Windows of installed text that the base reads as well (distilling objective only).
+        corpus_folder: Folder of another run, whose answers, windows, lessons and held-out answers to reuse
+            (distilling objective only).
         report: Receives a line per stage of the work.
 
     Raises:
         DataError: If data can't be used; raised before the model is loaded if possible.
         ModelError: If the output folder is in use, or the base can't be trained.
     """
-    sources_given = [bool(sources), segments is not None, self_distillation is not None]
-    if sum(sources_given) != 1:
-        raise DataError("give exactly one of --data, --segments and --self-distil")
+    given = [bool(sources), *(each is not None for each in (segments, self_distillation, corpus_folder))]
+    if sum(given) != 1:
+        raise DataError("give exactly one of --data, --segments, --self-distil and --corpus")
     if segments is not None and recipe.objective != "published":
         raise DataError(
             f"recipe {recipe.name!r} cuts segments itself, anew for each epoch; give --data instead"
         )
     if num_windows and recipe.objective != "distil":
         raise DataError(f"recipe {recipe.name!r} learns from answers only; leave --read out")
+    if corpus_folder is not None:
+        if recipe.objective != "distil":
+            raise DataError(
+                f"recipe {recipe.name!r} learns from no base's lessons; give --data instead of --corpus"
+            )
+        if num_windows:
+            raise DataError("the corpus has windows of its own; leave --read out")
+        read_notes(corpus_folder)
+        recipe = recipe.without_data_share()
     max_steps = 4
     rows = read_segments(segments, max_length=max_steps) if segments is not None else []
     options.out.mkdir(parents=True, exist_ok=True)
@@ -98,22 +119,47 @@ def train(
     if rows:
         trainer.train_segmented(rows)
         return trainer
+    if corpus_folder is None and options.resume and (options.out / CORPUS_NAME).is_file():
+        corpus_folder = options.out
     trainer.model.to(trainer.accelerator.device)
+    if corpus_folder is not None:
+        trainer.train_corpus(*_stored(trainer, corpus_folder, report))
+        return trainer
     with trainer.as_it_was() as base:
         sequences, replication = _sequences(trainer, base, sources, self_distillation, report)
         if recipe.objective == "published":
             report(f"cutting {len(sequences)} responses in segments")
             rows = _in_order(list(segment(base, sequences, recipe.strategy)), sequences)
         else:
-            num_answers = len(sequences)
+            _, held = split_held_out(len(sequences), options.held_out_share, seed=options.seed)
+            notes = CorpusNotes(
+                base=trainer.reference().fingerprint,
+                feature_layers=trainer.architecture.feature_layers,
+                num_answers=len(sequences),
+                held_out=tuple(held),
+                replication=tuple(replication),
+            )
             sequences += _windows(trainer, num_windows, report)
-            replication += [1] * (len(sequences) - num_answers)
-            corpus = _corpus(trainer, base, sequences, num_answers, report)
+            corpus = _corpus(trainer, base, sequences, notes, report)
     if recipe.objective == "published":
         trainer.train_segmented(rows, replication=replication)
     else:
-        trainer.train_corpus(corpus, replication=replication[: corpus.num_sequences], num_answers=num_answers)
+        trainer.train_corpus(corpus, notes)
     return trainer
+
+
+def _stored(trainer: Trainer, folder: Path, report: Callable[[str], None]) -> tuple[Corpus, CorpusNotes]:
+    notes = read_notes(folder)
+    notes.check(
+        folder / CORPUS_NAME,
+        base=trainer.reference().fingerprint,
+        feature_layers=trainer.architecture.feature_layers,
+    )
+    corpus = load_corpus(folder)
+    report(
+        f"{notes.num_answers} answers and {corpus.num_sequences - notes.num_answers} windows from {folder}"
+    )
+    return corpus, notes
 
 
 def _windows(trainer: Trainer, count: int, report: Callable[[str], None]) -> list[tuple[list[int], int]]:
@@ -205,15 +251,11 @@ def _corpus(
     trainer: Trainer,
     base: Any,
     sequences: Sequence[tuple[list[int], int]],
-    num_answers: int,
+    notes: CorpusNotes,
     report: Callable[[str], None],
-) -> Any:
-    """Returns the base's lessons on all answers, and on as many windows as time allows."""
-    from hambench.methods.hamburger.training.teacher import Corpus, study
-
-    path = trainer.options.out / CORPUS_NAME
-    if trainer.options.resume and path.is_file():
-        return Corpus.load(path)
+) -> Corpus:
+    """Returns the base's lessons on all answers, and on as many windows as time allows, and writes them."""
+    num_answers = notes.num_answers
     report(f"the base reads {len(sequences)} responses")
     layers = trainer.architecture.feature_layers
     lessons = [
@@ -227,14 +269,8 @@ def _corpus(
             break
     corpus = Corpus.of(sequences[: len(lessons)], lessons)
     answered = int(corpus.row_offsets[num_answers])
-    trainer.data = {
-        "answers": num_answers,
-        "answer_tokens": answered,
-        "windows": len(lessons) - num_answers,
-        "window_tokens": corpus.num_rows - answered,
-    }
     report(f"{answered} answer tokens, {corpus.num_rows - answered} read, {trainer.clock.seconds:.0f} s")
-    corpus.save(path)
+    save_corpus(corpus, notes, trainer.options.out)
     return corpus
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
-from hambench.methods.hamburger.training.recipes import Recipe
+from hambench.errors import HambenchError, UnknownNameError
+from hambench.methods.hamburger.training.recipes import Recipe, Stage
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,8 +18,9 @@ class RunOptions:
 
     out: Path
     seed: int = 0
-    steps: int | None = None
-    """Optimiser steps per stage over merged inputs; by default the recipe's epochs."""
+    steps: int | Mapping[str, int] | None = None
+    """Optimiser steps by stage, or one number for every stage over merged inputs (all but ``micro``). A stage without
+    a number takes the recipe's epochs."""
     minutes: float | None = None
     """Wall-clock budget of the whole run, data included; a stage ends at whichever limit comes first."""
     save_minutes: float = 5.0
@@ -26,6 +29,35 @@ class RunOptions:
     """A checkpoint of the same base and architecture whose weights the run starts from."""
     held_out_share: float = 0.05
     progress: bool = False
+
+    def steps_of(self, stage: Stage) -> int | None:
+        """Returns the optimiser steps of a stage; ``None`` if its epochs decide."""
+        if isinstance(self.steps, Mapping):
+            return self.steps.get(stage)
+        return None if stage == "micro" else self.steps
+
+
+def parse_steps(text: str, recipe: Recipe) -> int | dict[str, int]:
+    """Parses ``50``, or steps by stage such as ``micro=800,reader=200``.
+
+    Raises:
+        HambenchError: If it is anything else, or names a stage that the recipe does not have.
+    """
+    stages = [name for name, _ in recipe.stages]
+    form = f"a number, or numbers by stage such as {','.join(f'{name}=50' for name in stages)}"
+    if text.isascii() and text.isdigit():
+        return int(text)
+    steps: dict[str, int] = {}
+    for part in text.split(","):
+        name, _, number = (each.strip() for each in part.partition("="))
+        if not (number.isascii() and number.isdigit()):
+            raise HambenchError(f"steps must be {form}, got {text!r}")
+        if name not in stages:
+            raise UnknownNameError(f"stage of recipe {recipe.name} in --steps", name, stages)
+        if name in steps:
+            raise HambenchError(f"steps must name each stage once, got {text!r}")
+        steps[name] = int(number)
+    return steps
 
 
 class Clock:

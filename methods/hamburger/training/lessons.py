@@ -11,11 +11,40 @@ import torch
 from torch import Tensor
 
 from hambench.methods.hamburger.grafts import Grafts
+from hambench.methods.hamburger.training.losses import MicroTargets
 from hambench.methods.hamburger.training.merged_forward import FusedBatch, collate
-from hambench.methods.hamburger.training.micro_batches import MicroBatches
 from hambench.methods.hamburger.training.objectives import BatchLesson
 from hambench.methods.hamburger.training.recipes import Recipe
 from hambench.methods.hamburger.training.teacher import Corpus
+
+
+class MicroBatches:
+    """Targets and features of the macro-steps that start at every response token, by the row of that token.
+
+    Args:
+        corpus: Lessons of the unmerged base.
+        max_micro_steps: Number of tokens to follow a macro-step for.
+    """
+
+    def __init__(self, corpus: Corpus, max_micro_steps: int) -> None:
+        self.corpus, self.steps = corpus, max_micro_steps
+        self.tokens, self.remaining = corpus.response_ids(), corpus.remaining()
+
+    def targets(self, starts: Tensor) -> MicroTargets:
+        """Returns what the macro-steps whose first tokens are rows ``starts`` ``[M]`` should emit."""
+        offsets = torch.arange(self.steps)
+        valid = offsets < self.remaining[starts][:, None]
+        rows = (starts[:, None] + offsets).clamp(max=len(self.tokens) - 1)
+        return MicroTargets(
+            tokens=self.tokens[rows],
+            top_ids=self.corpus.top_ids[rows],
+            top_probs=self.corpus.top_probs[rows],
+            valid=valid,
+        )
+
+    def features(self, starts: Tensor) -> Tensor:
+        """Returns the unmerged features ``[M, F, D]`` that the macro-steps start from."""
+        return self.corpus.features[starts]
 
 
 class Lessons:

@@ -41,8 +41,9 @@ def fused_stage(
     recipe, accelerator = run.recipe, run.accelerator
     per_step = recipe.batch_size * recipe.accumulate * accelerator.num_processes
     total = max(1, math.ceil(epochs * len(train) / per_step))
-    if run.options.steps is not None:
-        total = run.options.steps
+    asked = run.options.steps_of("reader" if first_layers_only else "fused")
+    if asked is not None:
+        total = asked
     trained = [p for p in run.student.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         _parameter_groups(run),

@@ -32,6 +32,9 @@ def micro_stage(run: Trainer, lessons: Lessons) -> int:
     recipe = run.recipe
     rows = lessons.trained_rows()
     total = max(1, math.ceil(recipe.micro_epochs * len(rows) / recipe.micro_batch))
+    asked = run.options.steps_of("micro")
+    if asked is not None:
+        total = asked
     noise = torch.Generator().manual_seed(run.options.seed)
     steps = _Steps(run, lessons, recipe.graft_lr)
     for number, chosen in enumerate(_draws(rows, recipe.micro_batch, total, seed=run.options.seed)):
@@ -51,8 +54,9 @@ def student_stage(run: Trainer, lessons: Lessons) -> int:
     """Trains on the macro-steps of merged sequences, with the base as trained so far; returns their number."""
     recipe = run.recipe
     total = max(1, math.ceil(recipe.student_epochs * len(lessons.trained_rows()) / recipe.micro_batch))
-    if run.options.steps is not None:
-        total = run.options.steps
+    asked = run.options.steps_of("student")
+    if asked is not None:
+        total = asked
     rng = random.Random(f"student {run.options.seed} {run.step}")
     steps = _Steps(run, lessons, recipe.student_lr)
     while run.step < total and not run.out_of_time():

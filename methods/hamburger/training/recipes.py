@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 from typing import Literal
 
 from hambench.methods.hamburger.data.segmentation import Strategy
@@ -81,24 +83,37 @@ class Recipe:
     """Draw the strategy's threshold log-uniformly between these, anew per sequence and epoch."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "accumulate", "micro_batch"):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int | float) and not 0 <= value < math.inf:
+                raise ValueError(f"{field.name} must be >= 0 and finite, got {value}")
+        for name in ("batch_size", "accumulate", "micro_batch", "num_micro_layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
-        numbers = (
-            *(
-                "base_lr",
-                "graft_lr",
-                "student_lr",
-                "epochs",
-                "micro_epochs",
-                "reader_epochs",
-                "student_epochs",
-            ),
-            *("lora_rank", "clip", "shortlist"),
-        )
-        for name in numbers:
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must be two numbers from 0 to below 1, got {self.betas}")
+        if self.thresholds is not None and not 0 < self.thresholds[0] <= self.thresholds[1] < math.inf:
+            raise ValueError(
+                f"thresholds must be two ascending numbers above 0, or be left out, got {self.thresholds}"
+            )
+        self._check_stages()
+
+    def without_data_share(self) -> Recipe:
+        """Returns the recipe for a run whose data is ready: the stages divide the time for data by their shares."""
+        last = self.stages[-1][1]
+        stretch = last / (last - self.data_share)
+        stages = tuple((name, (end - self.data_share) * stretch) for name, end in self.stages[:-1])
+        return dataclasses.replace(self, data_share=0.0, stages=(*stages, self.stages[-1]))
+
+    def _check_stages(self) -> None:
+        names, ends = [name for name, _ in self.stages], [self.data_share, *(end for _, end in self.stages)]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"stages must name at least one stage, each of them once, got {names}")
+        if not all(before < end <= 1 for before, end in itertools.pairwise(ends)):
+            raise ValueError(
+                "stages must end one after another, after data_share "
+                f"({self.data_share:g}) and by 1, got {', '.join(f'{end:g}' for end in ends[1:])}"
+            )
 
 
 PAPER = Recipe(

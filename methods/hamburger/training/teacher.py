@@ -6,7 +6,7 @@ Letters in shapes: R response tokens, F feature layers, D hidden size, K most pr
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -186,11 +186,13 @@ class Corpus:
         lengths = self.row_offsets.diff()
         return torch.cat([torch.arange(int(n), 0, -1) for n in lengths])
 
-    def save(self, path: Path) -> None:
-        """Writes one safetensors file."""
+    def save(self, path: Path, metadata: Mapping[str, str] | None = None) -> None:
+        """Writes one safetensors file, with ``metadata`` in its header."""
         columns = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         with replacing(path) as partial:
-            save_file({name: tensor.contiguous() for name, tensor in columns.items()}, partial)
+            save_file(
+                {name: tensor.contiguous() for name, tensor in columns.items()}, partial, dict(metadata or {})
+            )
 
     @classmethod
     def load(cls, path: Path) -> Corpus:

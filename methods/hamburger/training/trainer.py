@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hambench.engine.shape import LlamaShape
-from hambench.errors import DataError
+from hambench.errors import DataError, ModelError
 from hambench.methods.hamburger.architecture import Architecture, BaseReference, BaseWeights
 from hambench.methods.hamburger.base import (
     LORA_SCALE,
@@ -23,6 +23,7 @@ from hambench.methods.hamburger.base import (
     low_rank_tensors,
 )
 from hambench.methods.hamburger.checkpoint import Checkpoint, digest, fingerprint, load, save, sizes_of
+from hambench.methods.hamburger.data.corpus_file import CorpusNotes, describe
 from hambench.methods.hamburger.data.segment import Segmented
 from hambench.methods.hamburger.grafts import Grafts
 from hambench.methods.hamburger.training.budget import Clock, RunOptions, learning_rate_share
@@ -101,7 +102,7 @@ class Trainer:
             start_sane(self.grafts, {n: t.detach() for n, t in self.model.state_dict().items()})
         self.student = self._student()
         if options.start_from is not None:
-            start_from(load(options.start_from), self.grafts, self.student.model, self._reference())
+            start_from(load(options.start_from), self.grafts, self.student.model, self.reference())
         self._started_from = None if options.start_from is None else digest(options.start_from)
         self.clock = Clock(options.minutes)
         self.files = RunFolder(options.out)
@@ -109,8 +110,8 @@ class Trainer:
         self._stage, self.step = 0, 0
         self._optimizer_state: dict[str, Any] | None = None
         self.held_out: dict[str, float] = {}
-        self.data: dict[str, int] = {}
-        """Counts of the training data, for the provenance."""
+        self.data: dict[str, int | str] = {}
+        """Counts and identity of the training data, for the provenance."""
         self._steps_by_stage: dict[str, int] = {}
         self._calibration: dict[str, Any] = {}
 
@@ -158,25 +159,20 @@ class Trainer:
             self.held_out = held_out_losses(self, held, batch_of) if held else {}
             self.save(None)
 
-    def train_corpus(
-        self,
-        corpus: Corpus,
-        *,
-        replication: Sequence[int] | None = None,
-        num_answers: int | None = None,
-    ) -> None:
+    def train_corpus(self, corpus: Corpus, notes: CorpusNotes) -> None:
         """Trains the distilling objective, stage by stage, over the base's lessons.
 
-        Args:
-            corpus: Answers first, then windows that the base only read.
-            replication: How often to repeat each training sequence.
-            num_answers: Number of answers in the corpus; only those are held out. By default all.
+        Raises:
+            ModelError: If a run is resumed that learned from other lessons.
         """
-        num_answers = num_answers or corpus.num_sequences
-        train, held = split_held_out(num_answers, self.options.held_out_share, seed=self.options.seed)
-        train += range(num_answers, corpus.num_sequences)
-        train = [i for i in train for _ in range(replication[i] if replication else 1)]
-        lessons = Lessons(corpus, self.recipe, self.architecture.max_micro_steps, train=train, held=held)
+        lessons = Lessons(
+            corpus,
+            self.recipe,
+            self.architecture.max_micro_steps,
+            train=notes.train(corpus.num_sequences),
+            held=notes.held_out,
+        )
+        self.data = describe(corpus, notes)
         self._load_state()
         for number in range(self._stage, len(self.recipe.stages)):
             if number > self._stage:
@@ -291,10 +287,16 @@ class Trainer:
         if state is not None:
             self._stage, self.step = state["stage"], state["step"]
             self._optimizer_state = state["optimizer"]
-            self._steps_by_stage, self.data = state["steps_by_stage"], state["data"]
+            self._steps_by_stage = state["steps_by_stage"]
+            if state["data"] != self.data:
+                raise ModelError(
+                    f"{self.options.out} holds a run on other data ({state['data']}, now {self.data}); "
+                    "resume it with the options that it was begun with"
+                )
             self.clock.resume(state["seconds"])
 
-    def _reference(self) -> BaseReference:
+    def reference(self) -> BaseReference:
+        """Returns the identity of the base."""
         return BaseReference(
             name=self.model_name,
             fingerprint=fingerprint(weight_files(self.folder)),
@@ -318,7 +320,7 @@ class Trainer:
             kind = "full"
         return Checkpoint(
             architecture=self.architecture,
-            base=self._reference(),
+            base=self.reference(),
             base_weights=kind,
             lora_scale=LORA_SCALE,
             tensors=tensors,
@@ -326,6 +328,7 @@ class Trainer:
                 "recipe": dataclasses.asdict(self.recipe),
                 "seed": self.options.seed,
                 "minutes": self.options.minutes,
+                "steps_asked": self.options.steps,
                 "start_from": self._started_from,
                 "data": self.data,
                 "stage": self.stage,

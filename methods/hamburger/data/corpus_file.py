@@ -1,0 +1,121 @@
+"""A corpus on disk, with everything that another run needs in order to train on it and to hold out the same answers."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+from safetensors import SafetensorError, safe_open
+
+from hambench.errors import DataError, ModelError
+from hambench.methods.hamburger.training.teacher import Corpus
+
+CORPUS_NAME = "corpus.safetensors"
+_KEY = "notes"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CorpusNotes:
+    """Facts about a corpus that are in none of its lessons."""
+
+    base: str | None
+    """Fingerprint of the base whose lessons these are."""
+    feature_layers: tuple[int, ...]
+    num_answers: int
+    """Number of the base's own answers, which come first; after them come windows that it only read."""
+    held_out: tuple[int, ...]
+    """Answers that no run trains on, whatever its seed."""
+    replication: tuple[int, ...] = ()
+    """How often to train on each answer per epoch; once if empty."""
+
+    def train(self, num_sequences: int) -> list[int]:
+        """Returns the sequences to train on, replicated."""
+        held = set(self.held_out)
+        times = self.replication or (1,) * self.num_answers
+        answers = [i for i in range(self.num_answers) if i not in held for _ in range(times[i])]
+        return answers + list(range(self.num_answers, num_sequences))
+
+    def check(self, path: Path, *, base: str | None, feature_layers: Sequence[int]) -> None:
+        """Checks that the lessons are those that a run needs.
+
+        Raises:
+            ModelError: If they are another base's or another architecture's.
+        """
+        if self.feature_layers != tuple(feature_layers):
+            raise ModelError(
+                f"{path} has the features of layers {_listed(self.feature_layers)}, and this run reads layers "
+                f"{_listed(feature_layers)}; give the model that the corpus was made with, or --self-distil"
+            )
+        if self.base != base:
+            raise ModelError(
+                f"{path} has the lessons of another base (fingerprint {_short(self.base)}, this model's is "
+                f"{_short(base)}); give the model that the corpus was made with, or --self-distil"
+            )
+
+
+def describe(corpus: Corpus, notes: CorpusNotes) -> dict[str, int | str]:
+    """Returns counts and identity of a corpus, for the provenance."""
+    answered = int(corpus.row_offsets[notes.num_answers])
+    digest = hashlib.sha256()
+    for column in (corpus.ids, corpus.offsets, corpus.row_offsets):
+        digest.update(column.numpy().tobytes())
+    digest.update(msgspec.json.encode(notes))
+    return {
+        "answers": notes.num_answers,
+        "answer_tokens": answered,
+        "windows": corpus.num_sequences - notes.num_answers,
+        "window_tokens": corpus.num_rows - answered,
+        "held_out": len(notes.held_out),
+        "corpus": digest.hexdigest()[:16],
+    }
+
+
+def save_corpus(corpus: Corpus, notes: CorpusNotes, folder: Path) -> None:
+    """Writes the corpus and its notes into one file of a run's folder."""
+    corpus.save(folder / CORPUS_NAME, {_KEY: msgspec.json.encode(notes).decode()})
+
+
+def read_notes(folder: Path) -> CorpusNotes:
+    """Reads only the notes of the corpus in a run's folder.
+
+    Raises:
+        DataError: If there is no corpus, or it is damaged or without notes.
+    """
+    path = folder / CORPUS_NAME
+    if not path.is_file():
+        raise DataError(
+            f"{folder} has no {CORPUS_NAME}; give the --out folder of a run with --self-distil or --data"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise DataError(
+            f"{path} is truncated or damaged: {error}; make it again with --self-distil"
+        ) from error
+    if _KEY not in metadata:
+        raise DataError(
+            f"{path} was written by an earlier hambench, without notes; make it again with --self-distil"
+        )
+    try:
+        return msgspec.json.decode(metadata[_KEY], type=CorpusNotes)
+    except msgspec.DecodeError as error:
+        raise DataError(
+            f"{path}: its notes are damaged: {error}; make it again with --self-distil"
+        ) from error
+
+
+def load_corpus(folder: Path) -> Corpus:
+    """Reads the corpus in a run's folder, whose notes :func:`read_notes` has read."""
+    return Corpus.load(folder / CORPUS_NAME)
+
+
+def _listed(layers: Sequence[int]) -> str:
+    return ", ".join(map(str, layers))
+
+
+def _short(fingerprint: str | None) -> str:
+    return "unknown" if fingerprint is None else fingerprint[:12]
