@@ -1,8 +1,8 @@
-"""Compares the engine's paths with transformers' ``generate``: first the tokens, then the speed.
+"""Compares the engine's paths with transformers' ``generate`` and llama.cpp: first the tokens, then the speed.
 
-All run the same weights on the same threads in the same process, in turn, so that a change in the machine's pace
-affects all. In float32 every greedy choice must equal transformers', or no speed is given. In bfloat16 two correct
-programs round differently; the result says how often that changed a choice.
+All run the same weights on the same number of threads, in turn, so that a change in the machine's pace affects all. In
+float32 every greedy choice must equal transformers', or no speed is given. In bfloat16 two correct programs round
+differently; the result says how often that changed a choice.
 """
 
 from __future__ import annotations
@@ -14,15 +14,23 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from hambench.bench.engine_numerics import (
+    NUMERICS_PROMPT_TOKENS,
+    Numerics,
+    compare,
+    compare_llama_cpp,
+)
+from hambench.bench.llama_cpp import LlamaCppEngines
 from hambench.errors import HambenchError, ModelError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
     from hambench.engine.language_model import LanguageModel
 
 
-NUMERICS_PROMPT_TOKENS = 64
 CONTEXTS = (64, 512, 2048)
 ROWS_CONTEXT = 512
 MOST_ROWS = 16
@@ -31,16 +39,8 @@ CALLS_PER_TURN = 6
 TRANSFORMERS, REFERENCE, NATIVE, INT8 = "transformers", "reference", "native", "native int8"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Numerics:
-    """Agreement of an engine's greedy choices with transformers', given the same tokens before them."""
-
-    engine: str
-    dtype: str
-    num_tokens: int
-    num_different: int
-    first_different: int | None
-    """Index of the first generated token that transformers would not choose."""
+Timer = Callable[["torch.Tensor", int], tuple[float, float]]
+"""Returns seconds to the first token of so many behind a prompt, and from there to the last."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,6 +96,10 @@ class EngineBenchmark:
     """Instruction set and compiler of the native engine; ``None`` if it is not available."""
     native_missing: str | None
     """Reason that it is not available."""
+    llama_cpp: str | None
+    """The weights that llama.cpp runs; ``None`` if it is not compared."""
+    llama_cpp_missing: str | None
+    """Reason that it is not compared, or not with all files."""
     threads: int
     num_new_tokens: int
     numerics: tuple[Numerics, ...]
@@ -104,6 +108,16 @@ class EngineBenchmark:
     paces: tuple[Pace, ...]
     rows: tuple[RowsCost, ...]
     """Of the native engine behind 512 slots, for 1 to 16 rows."""
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """Names of the engines that were timed."""
+        return tuple(dict.fromkeys(pace.engine for pace in self.paces))
+
+    @property
+    def contexts(self) -> tuple[int, ...]:
+        """Prompt lengths that were timed."""
+        return tuple(dict.fromkeys(pace.context for pace in self.paces))
 
     def pace(self, engine: str, phase: str, context: int) -> Pace:
         """Returns the pace of one engine in one phase behind one context."""
@@ -136,9 +150,13 @@ def benchmark_engine(
     contexts: Sequence[int] = CONTEXTS,
     repeats: int = 5,
     threads: int | None = None,
+    gguf: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> EngineBenchmark:
     """Checks the numerics, then times decode and prefill of all engines in turn.
+
+    llama.cpp takes part if llama-server is installed. ``gguf`` is the model's file for it, by default the embedded
+    model's own.
 
     Raises:
         HambenchError: If a greedy choice in float32 differs from transformers'.
@@ -149,6 +167,7 @@ def benchmark_engine(
     from hambench.engine.int8 import quantize_int8
     from hambench.machine.bandwidth import measure_bandwidth
     from hambench.machine.fingerprint import cpu_model
+    from hambench.methods.peers.llama_cpp import bytes_per_slot
     from hambench.models.target import load, locate
     from hambench.runner.backend import backend_facts, native_obstacle, run_by
 
@@ -172,7 +191,7 @@ def benchmark_engine(
     numerics = []
     theirs = _reference(folder, torch.float32, target.device)
     for name, kernels in kinds.items():
-        exact = _compare(name, run_by(target, kernels=kernels).llama, theirs, prompt, 32)
+        exact = compare(name, run_by(target, kernels=kernels).llama, theirs, prompt, 32)
         if exact.num_different:
             raise HambenchError(
                 f"{exact.num_different} of {exact.num_tokens} greedy tokens of {name} in float32 are not "
@@ -186,43 +205,50 @@ def benchmark_engine(
     target = load(model, dtype=dtype, device=device)
     theirs = _reference(folder, target.dtype, target.device)
     models = {name: run_by(target, kernels=kernels).llama for name, kernels in kinds.items()}
-    numerics += [_compare(name, ours, theirs, prompt, num_new_tokens) for name, ours in models.items()]
+    numerics += [compare(name, ours, theirs, prompt, num_new_tokens) for name, ours in models.items()]
     models[INT8 if NATIVE in models else "reference int8"] = quantize_int8(
         models.get(NATIVE, models[REFERENCE])
     )
-    timers = {TRANSFORMERS: functools.partial(_time_generate, theirs)}
+    timers: dict[str, Timer] = {TRANSFORMERS: functools.partial(_time_generate, theirs)}
     timers |= {name: functools.partial(_time_llama, llama) for name, llama in models.items()}
     seconds: dict[tuple[str, str, int], list[float]] = {}
     rows_seconds: dict[int, list[float]] = {rows: [] for rows in range(1, MOST_ROWS + 1)}
     reads = []
-    for repeat in range(repeats + 1):
-        say("warm-up" if repeat == 0 else f"repeat {repeat} of {repeats}")
-        read = measure_bandwidth(str(target.device), seconds=0.15).read / 1e9
-        for context in contexts:
-            for name, timed in timers.items():
-                prefill_s, decode_s = timed(prompt[:context], num_new_tokens)
+    with LlamaCppEngines(model, folder, gguf, say) as others:
+        others.start(target, needed)
+        numerics += compare_llama_cpp(others, theirs, prompt, num_new_tokens)
+        timers |= {other.name: other.time for other in others.engines}
+        for repeat in range(repeats + 1):
+            say("warm-up" if repeat == 0 else f"repeat {repeat} of {repeats}")
+            read = measure_bandwidth(str(target.device), seconds=0.15).read / 1e9
+            for context in contexts:
+                for name, timed in timers.items():
+                    prefill_s, decode_s = timed(prompt[:context], num_new_tokens)
+                    if repeat > 0:
+                        decoded = seconds.setdefault((name, "decode", context), [])
+                        decoded.append(decode_s / (num_new_tokens - 1))
+                        seconds.setdefault((name, "prefill", context), []).append(prefill_s / context)
+            if NATIVE in models:
+                costs = _time_rows(models[NATIVE], prompt[:rows_context])
                 if repeat > 0:
-                    seconds.setdefault((name, "decode", context), []).append(decode_s / (num_new_tokens - 1))
-                    seconds.setdefault((name, "prefill", context), []).append(prefill_s / context)
-        if NATIVE in models:
-            costs = _time_rows(models[NATIVE], prompt[:rows_context])
+                    for rows, cost in costs.items():
+                        rows_seconds[rows].append(cost)
             if repeat > 0:
-                for rows, cost in costs.items():
-                    rows_seconds[rows].append(cost)
-        if repeat > 0:
-            reads.append(read)
-    slot_bytes = target.llama.new_cache(1).bytes_per_slot
+                reads.append(read)
     weights = {
         TRANSFORMERS: target.weight_bytes,
         **{name: llama.weight_bytes for name, llama in models.items()},
+        **{other.name: other.weight_bytes for other in others.engines},
     }
+    slots = dict.fromkeys(weights, target.llama.new_cache(1).bytes_per_slot)
+    slots |= {other.name: bytes_per_slot(target) for other in others.engines}
     paces = [
         Pace(
             engine=name,
             phase=phase,
             context=context,
             seconds_per_token=tuple(each),
-            bytes_per_token=weights[name] + context * slot_bytes if phase == "decode" else None,
+            bytes_per_token=weights[name] + context * slots[name] if phase == "decode" else None,
         )
         for (name, phase, context), each in seconds.items()
     ]
@@ -235,6 +261,8 @@ def benchmark_engine(
         cpu=cpu_model(),
         native=", ".join(facts.values()) or None,
         native_missing=obstacle,
+        llama_cpp=others.note,
+        llama_cpp_missing=others.missing,
         threads=torch.get_num_threads(),
         num_new_tokens=num_new_tokens,
         numerics=tuple(numerics),
@@ -265,33 +293,6 @@ def _time_rows(llama: LanguageModel, prompt: torch.Tensor) -> dict[int, float]:
             llama.greedy([1] * rows, cache, num_tokens=rows)
             each.append(time.perf_counter() - start)
     return {rows: min(each) for rows, each in seconds.items()}
-
-
-def _compare(name: str, ours: LanguageModel, theirs: Any, prompt: torch.Tensor, num_tokens: int) -> Numerics:
-    """Generates greedily with our engine, then asks transformers for its choice after each of the same prefixes.
-
-    If all agree, transformers' own greedy run is the same run: each choice follows from an equal beginning.
-    """
-    import torch
-
-    ids = prompt[:NUMERICS_PROMPT_TOKENS]
-    chosen = []
-    cache = ours.new_cache(len(ids) + num_tokens)
-    logits = ours.prefill(ids, cache).logits
-    for _ in range(num_tokens):
-        chosen.append(logits[-1].argmax())
-        logits = ours.forward(chosen[-1][None], cache).logits
-    tokens = torch.stack(chosen)
-    with torch.inference_mode():
-        expected = theirs(torch.cat([ids, tokens])[None]).logits[0, len(ids) - 1 : -1].argmax(-1)
-    different = (expected != tokens).nonzero()[:, 0].tolist()
-    return Numerics(
-        engine=name,
-        dtype=str(ours.dtype).removeprefix("torch."),
-        num_tokens=num_tokens,
-        num_different=len(different),
-        first_different=different[0] if different else None,
-    )
 
 
 def _reference(folder: Any, dtype: torch.dtype, device: torch.device) -> Any:

@@ -37,9 +37,10 @@ context = Llama(model_path=sys.argv[1], n_ctx=64, verbose=False)
 context.eval([0] * 40)
 context.eval([0])
 """
+AMX_OFF = "-DGGML_NATIVE=OFF -DGGML_AVX512=ON -DGGML_AVX512_VNNI=ON -DGGML_AVX512_BF16=ON"
+"""CMake arguments that build llama.cpp for such a CPU without its AMX kernels."""
 WITHOUT_AMX = (
-    "CMAKE_ARGS='-DGGML_NATIVE=OFF -DGGML_AVX512=ON -DGGML_AVX512_VNNI=ON -DGGML_AVX512_BF16=ON' "
-    "pip install --force-reinstall --no-cache-dir --no-deps llama-cpp-python"
+    f"CMAKE_ARGS='{AMX_OFF}' pip install --force-reinstall --no-cache-dir --no-deps llama-cpp-python"
 )
 F16_BYTES = 2
 """llama.cpp keeps keys and values as float16 unless told otherwise; it is not told otherwise here."""
