@@ -295,9 +295,8 @@ class _Stages:
             return batch, lesson
 
         with _settings(trainer, trainer.recipe, math.ceil(self.steps / 4)):
-            fused_stage(trainer, lessons.train, batch_of, lessons.lengths, epochs=1, first_layers_only=True)
-        layers = trainer.architecture.feature_layers[0] + 1
-        return Work(tokens, slots * reading_operations(trainer.shape, layers))
+            fused_stage(trainer, lessons.train, batch_of, lessons.lengths, epochs=1, is_reading=True)
+        return Work(tokens, slots * reading_operations(trainer.shape, trainer.student.reader_layers))
 
     def _student(self) -> Work:
         from hambench.methods.hamburger.training.micro_stage import student_stage

@@ -1,4 +1,4 @@
-"""Trains through merged inputs, over the whole base or its first layers."""
+"""Trains through merged inputs, over the whole base or as many of its layers as an objective needs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 
 from hambench.methods.hamburger.training.merged_forward import FusedBatch
 from hambench.methods.hamburger.training.objectives import BatchLesson
+from hambench.methods.hamburger.training.vocabulary import Shortlist
 
 if TYPE_CHECKING:
     from hambench.methods.hamburger.training.trainer import Trainer
@@ -26,7 +27,8 @@ def fused_stage(
     lengths: Sequence[int],
     *,
     epochs: float,
-    first_layers_only: bool = False,
+    is_reading: bool = False,
+    shortlist: Shortlist | None = None,
 ) -> None:
     """Trains the student over batches of sequences of similar length.
 
@@ -36,12 +38,13 @@ def fused_stage(
         batch_of: Builds a batch from sequences.
         lengths: Number of tokens of each sequence.
         epochs: Passes over ``train``, unless the run's options give steps.
-        first_layers_only: Cut the base after the first feature layer (the ``reader`` stage).
+        is_reading: Train as in the stage ``reader``: no further than its objective needs.
+        shortlist: The part of the vocabulary over which ``reader`` compares distributions; by default all.
     """
     recipe, accelerator = run.recipe, run.accelerator
     per_step = recipe.batch_size * recipe.accumulate * accelerator.num_processes
     total = max(1, math.ceil(epochs * len(train) / per_step))
-    asked = run.options.steps_of("reader" if first_layers_only else "fused")
+    asked = run.options.steps_of("reader" if is_reading else "fused")
     if asked is not None:
         total = asked
     trained = [p for p in run.student.parameters() if p.requires_grad]
@@ -64,7 +67,8 @@ def fused_stage(
             batch, lesson = batch_of(mine, rng)
             batch, lesson = batch.to(accelerator.device), lesson and lesson.to(accelerator.device)
             with accelerator.autocast():
-                losses = student(batch, lesson, first_layers_only=first_layers_only)
+                part = None if shortlist is None else shortlist.draw()
+                losses = student(batch, lesson, is_reading=is_reading, vocabulary=part)
             accelerator.backward(losses["loss"] / recipe.accumulate)
             if micro == recipe.accumulate - 1:
                 run.apply(optimizer, trained, run.step / total)

@@ -106,10 +106,7 @@ class _Steps:
         run.restore(self.optimizer)
         self.embedding = run.base.get_input_embeddings().weight.detach().to(run.accelerator.device)
         self.head = run.base.get_output_embeddings().weight.detach().to(run.accelerator.device)
-        self.shortlist = None
-        if recipe.shortlist:
-            corpus = lessons.corpus
-            self.shortlist = Shortlist(self.head, corpus.top_ids, corpus.top_probs, size=recipe.shortlist)
+        self.shortlist = Shortlist.of(recipe, self.head, lessons.corpus)
 
     def take(self, lesson: BatchLesson, done: float) -> None:
         """Takes one step on M macro-steps."""

@@ -21,6 +21,7 @@ from hambench.methods.hamburger.training.merged_forward import (
     teacher_forced,
 )
 from hambench.methods.hamburger.training.recipes import Recipe
+from hambench.methods.hamburger.training.vocabulary import Vocabulary
 
 Losses = dict[str, Tensor]
 
@@ -74,12 +75,36 @@ class Student(nn.Module):
         super().__init__()
         self.model, self.grafts, self.recipe, self.gate = model, grafts, recipe, gate
 
+    @property
+    def reader_features(self) -> tuple[int, ...]:
+        """The feature layers whose features the stage ``reader`` compares."""
+        layers = self.grafts.architecture.feature_layers
+        return layers[:1] if self.recipe.adapt_first_layers_only else layers
+
+    @property
+    def reader_layers(self) -> int:
+        """Number of the base's layers that the stage ``reader`` runs."""
+        compared = self.reader_features[-1] + 1 if self.recipe.reader_feature_weight else 0
+        return self.grafts.shape.num_layers if self.recipe.reader_token_weight else compared
+
     def forward(
-        self, batch: FusedBatch, lesson: BatchLesson | None = None, *, first_layers_only: bool = False
+        self,
+        batch: FusedBatch,
+        lesson: BatchLesson | None = None,
+        *,
+        is_reading: bool = False,
+        vocabulary: Vocabulary | None = None,
     ) -> Losses:
-        """Returns losses by name. Training minimises ``loss``; the others are for the curve."""
-        if lesson is not None and first_layers_only:
-            return self._read(batch, lesson)
+        """Returns losses by name. Training minimises ``loss``; the others are for the curve.
+
+        Args:
+            batch: Merged sequences.
+            lesson: The unmerged base's lesson; without one, the loss is the published one.
+            is_reading: Compute the loss of the stage ``reader``.
+            vocabulary: The part of the vocabulary over which ``reader`` compares distributions; by default all.
+        """
+        if lesson is not None and is_reading:
+            return self._read(batch, lesson, vocabulary)
         if lesson is not None:
             return self._distil(batch, lesson)
         return self._published(batch)
@@ -100,15 +125,41 @@ class Student(nn.Module):
             "accuracy": accuracy,
         }
 
-    def _read(self, batch: FusedBatch, lesson: BatchLesson) -> Losses:
-        """Returns the distance of the first feature from the unmerged one, with merged slots counting three times."""
-        first = self.grafts.architecture.feature_layers[0]
-        (stream,) = merged_layers(self.model, self.grafts, batch, (first,), self.gate)
+    def _read(self, batch: FusedBatch, lesson: BatchLesson, vocabulary: Vocabulary | None) -> Losses:
+        """Returns the distance from the unmerged features and distributions, with merged slots counting three times."""
+        recipe, compared = self.recipe, self.reader_features
+        layers = sorted({*(compared if recipe.reader_feature_weight else ()), self.reader_layers - 1})
+        streams = merged_layers(self.model, self.grafts, batch, layers, self.gate)
         at, slot = batch.sources.T
-        distance = (stream.float() - lesson.features[:, 0].float()) / lesson.spread[0]
-        errors = distance.clamp(-10, 10).square().mean(-1)
         weights = torch.where(batch.lengths[at, slot] > 1, 3.0, 1.0)
-        return {"loss": (weights * errors).sum() / weights.sum()}
+        weights = weights / weights.sum()
+        losses: Losses = {}
+        loss = streams[-1].new_zeros((), dtype=torch.float32)
+        if recipe.reader_feature_weight:
+            merged = torch.stack(streams[: len(compared)], dim=1).float()
+            distance = (merged - lesson.features[:, : len(compared)].float()) / lesson.spread[: len(compared)]
+            features = (weights * distance.clamp(-10, 10).square().mean((1, 2))).sum()
+            loss, losses["features"] = loss + recipe.reader_feature_weight * features, features.detach()
+        if recipe.reader_token_weight:
+            divergence, is_same = self._next_tokens(streams[-1], lesson.targets, weights, vocabulary)
+            loss, losses["tokens"] = loss + recipe.reader_token_weight * divergence, divergence.detach()
+            losses["accuracy"] = is_same.float().mean()
+        return {"loss": loss, **losses}
+
+    def _next_tokens(
+        self, hidden: Tensor, targets: MicroTargets, weights: Tensor, vocabulary: Vocabulary | None
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the weighted sum of the divergences after ``hidden`` ``[M, D]``, and where the best tokens agree."""
+        if vocabulary is None:
+            vocabulary = Vocabulary(self.model.get_output_embeddings().weight.detach())  # type: ignore[operator]
+        ids, is_inside = vocabulary.find(targets.top_ids[:, 0].long())
+        shares = targets.top_probs[:, 0].float() * is_inside
+        out = frozen_head_loss(
+            hidden.float(), vocabulary.head, ids=ids, probs=shares, weights=weights, bias=vocabulary.bias
+        )
+        # a cross-entropy is the divergence and the target's own entropy, which is no error
+        entropies = -torch.xlogy(shares, shares).sum(-1)
+        return out.loss - (weights * entropies).sum(), (out.argmax == ids[:, 0]) & is_inside[:, 0]
 
     def _distil(self, batch: FusedBatch, lesson: BatchLesson) -> Losses:
         recipe, targets = self.recipe, lesson.targets

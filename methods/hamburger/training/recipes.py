@@ -39,7 +39,8 @@ class Recipe:
     """Stages in order, each with the share of the minutes at which it ends.
 
     ``micro``: the micro-step decoder and the stop head, from cached unmerged features, before the base changes.
-    ``reader``: embedder and adapters over merged inputs, through the base's layers up to the first feature only.
+    ``reader``: embedder and adapters over merged inputs, through the base's layers up to the last one that its
+    objective needs: by default the first feature.
     ``fused``: all trained parts over merged inputs, through the whole base.
     ``student``: the micro-step decoder and the stop head, from features of the base that reads merged inputs.
     """
@@ -56,9 +57,16 @@ class Recipe:
     micro_batch: int = 256
     """Macro-steps per optimiser step of ``micro`` and ``student``."""
     shortlist: int = 0
-    """Tokens over which ``micro`` computes the loss, with a sample of the rest; 0 uses the whole vocabulary."""
+    """Tokens over which the losses of ``micro``, ``student`` and ``reader`` are computed, with a sample of the rest; 0
+    uses the whole vocabulary."""
     reader_epochs: float = 0.0
     """Epochs of ``reader``."""
+    reader_feature_weight: float = 1.0
+    """``reader``: weight of the squared distance from the unmerged features, each divided by its standard deviation:
+    of the first feature, or of all if the low-rank changes are in all layers."""
+    reader_token_weight: float = 0.0
+    """``reader``: weight of the divergence (KL) of the next token's distribution after each slot from the unmerged
+    base's 16 most probable tokens. It needs a pass through the whole base and its head."""
     student_epochs: float = 0.0
     """Epochs of ``student``."""
     student_lr: float = 2e-4
@@ -95,6 +103,10 @@ class Recipe:
         if self.thresholds is not None and not 0 < self.thresholds[0] <= self.thresholds[1] < math.inf:
             raise ValueError(
                 f"thresholds must be two ascending numbers above 0, or be left out, got {self.thresholds}"
+            )
+        if ("reader" in dict(self.stages)) and not self.reader_feature_weight + self.reader_token_weight:
+            raise ValueError(
+                "reader_feature_weight or reader_token_weight must be > 0 for the stage reader, got 0 for both"
             )
         self._check_stages()
 

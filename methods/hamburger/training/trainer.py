@@ -37,6 +37,7 @@ from hambench.methods.hamburger.training.objectives import BatchLesson, Student
 from hambench.methods.hamburger.training.recipes import Recipe
 from hambench.methods.hamburger.training.run_folder import RunFolder
 from hambench.methods.hamburger.training.teacher import Corpus
+from hambench.methods.hamburger.training.vocabulary import Shortlist
 from hambench.models.safetensors import weight_files
 from hambench.models.target import locate
 
@@ -196,14 +197,18 @@ class Trainer:
         elif self.stage == "student":
             student_stage(self, lessons)
         else:
-            reading = self.stage == "reader"
+            is_reading, shortlist = self.stage == "reader", None
+            if is_reading and recipe.reader_token_weight:
+                head = self.base.get_output_embeddings().weight.detach().to(self.accelerator.device)
+                shortlist = Shortlist.of(recipe, head, lessons.corpus)
             fused_stage(
                 self,
                 lessons.train,
                 lessons.batch_of,
                 lessons.lengths,
-                epochs=recipe.reader_epochs if reading else recipe.epochs,
-                first_layers_only=reading,
+                epochs=recipe.reader_epochs if is_reading else recipe.epochs,
+                is_reading=is_reading,
+                shortlist=shortlist,
             )
 
     def _finish(self, lessons: Lessons) -> None:

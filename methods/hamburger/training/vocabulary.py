@@ -11,6 +11,9 @@ import math
 import torch
 from torch import Tensor
 
+from hambench.methods.hamburger.training.recipes import Recipe
+from hambench.methods.hamburger.training.teacher import Corpus
+
 
 class Vocabulary:
     """Rows of a head, in the head's order.
@@ -64,6 +67,13 @@ class Shortlist:
         self._all, self._head = head, head[order[:size]]
         self.covered = float(mass[order[:size].cpu()].sum() / mass.sum())
         """Share of the teacher's probability on the tokens that every draw contains."""
+
+    @classmethod
+    def of(cls, recipe: Recipe, head: Tensor, corpus: Corpus) -> Shortlist | None:
+        """Returns a recipe's shortlist of a corpus; ``None`` if it computes losses over the whole vocabulary."""
+        if not recipe.shortlist:
+            return None
+        return cls(head, corpus.top_ids, corpus.top_probs, size=recipe.shortlist)
 
     def draw(self) -> Vocabulary:
         """Returns the shortlist with a new sample of the rest."""
