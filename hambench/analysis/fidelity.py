@@ -81,14 +81,22 @@ def distinct_4grams(traces: Sequence[GenerationTrace]) -> float | None:
 
 def ngram_counts(trace: GenerationTrace) -> tuple[int, int]:
     """Distinct 4-grams of one answer's tokens, and all of them."""
-    tokens = trace.token_ids
-    grams = [tokens[index : index + NGRAM] for index in range(len(tokens) - NGRAM + 1)]
+    return _ngram_counts(trace.token_ids)
+
+
+def _ngram_counts(tokens: Sequence[int]) -> tuple[int, int]:
+    grams = [tuple(tokens[index : index + NGRAM]) for index in range(len(tokens) - NGRAM + 1)]
     return len(set(grams)), len(grams)
 
 
 def is_repetitive(trace: GenerationTrace) -> bool:
-    """Returns whether fewer than half of an answer's 4-grams are distinct; false for very short answers."""
-    distinct, total = ngram_counts(trace)
+    """Returns whether an answer repeats itself; see :func:`repeats_itself`."""
+    return repeats_itself(trace.token_ids)
+
+
+def repeats_itself(tokens: Sequence[int]) -> bool:
+    """Returns whether fewer than half of the 4-grams of an answer are distinct; false for very short answers."""
+    distinct, total = _ngram_counts(tokens)
     return total >= FEWEST_NGRAMS and distinct < REPETITIVE * total
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 from pathlib import Path
 from typing import Any
 
 import click
 
 from hambench.cli._options import DEFAULT_MODEL, FiniteRange, UserPath
+from hambench.cli._progress import say_step
 from hambench.errors import HambenchError
 
 STRATEGIES = ("decreasing", "decreasing_v2", "sliding", "small_group")
@@ -247,8 +250,9 @@ def train(model: str, recipe: str, out: Path, **options: Any) -> None:
 @command.command(
     epilog="""
 \b
-Example:
-  hambench hamburger measure --answers weights/held_out.jsonl --checkpoint weights --confidence 0.5,0.7,0.9
+Examples:
+  hambench hamburger measure --answers weights/held_out.jsonl --checkpoint weights
+  hambench hamburger measure --answers weights/held_out.jsonl --checkpoint weights --limit 200 --json
 """,
 )
 @click.option(
@@ -259,38 +263,76 @@ Example:
 )
 @click.option("--model", default=DEFAULT_MODEL, show_default=True, metavar="NAME", help="The base.")
 @click.option("--checkpoint", help="Folder of weights; defaults to those shipped for the model.")
+@click.option("--confidence", "confidences", default="0.5,0.7,0.8,0.9", show_default=True, metavar="LIST")
 @click.option(
-    "--confidence", "confidences", default="0.5,0.6,0.7,0.8,0.9,1.1", show_default=True, metavar="LIST"
+    "--limit",
+    type=click.IntRange(min=1),
+    default=40,
+    show_default=True,
+    help="Number of answers to use, the first ones of the file.",
 )
-@click.option("--limit", type=click.IntRange(min=1), help="Number of answers to use; defaults to all.")
-def measure(model: str, answers: Path, checkpoint: str | None, confidences: str, limit: int | None) -> None:
-    """Measure m and agreement by confidence along the base's answers.
+@click.option(
+    "--tokens",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    help="Tokens to use of each answer, and most tokens of a free-running one.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def measure(
+    model: str,
+    answers: Path,
+    checkpoint: str | None,
+    confidences: str,
+    limit: int,
+    tokens: int,
+    as_json: bool,
+) -> None:
+    """Judge weights on held-out answers of the base.
 
-    m is the number of tokens per macro-step.
+    Decodes along the answers (m, the number of tokens per macro-step; agreement; the stop head's reliability), asks
+    the micro-step decoder at every token of them, and decodes freely from their prompts (m and regret). Confidences are
+    added until next-token agreement can be interpolated at m = 1.25 and 1.5.
     """
-    from hambench.methods.hamburger.agreement import measure as along
+    from hambench.bench.hamburger_weights import as_json as to_json
+    from hambench.bench.hamburger_weights import judge_weights, lines_of
     from hambench.methods.hamburger.base import tokenizer_of
-    from hambench.methods.hamburger.config import HamburgerConfig
     from hambench.methods.hamburger.data.segment import read_conversations
-    from hambench.methods.hamburger.method import build
+    from hambench.methods.hamburger.weights_folder import find_weights
     from hambench.models import target as models
+    from hambench.runner.backend import choose_kernels, run_by
 
-    try:
-        wanted = [float(part) for part in confidences.split(",")]
-    except ValueError as error:
-        raise HambenchError(
-            f"confidence must be comma-separated numbers, e.g. 0.5,0.9, got {confidences!r}"
-        ) from error
+    chosen = parse_confidences(confidences)
+    find_weights(checkpoint, model)
     tokenizer, _ = tokenizer_of(models.locate(model)[0])
     eos_id = None if tokenizer is None else tokenizer.eos_token_id
     rows = list(read_conversations(answers, tokenizer, eos_id=eos_id))[:limit]
     target = models.load(model)
-    click.echo("confidence      m  tokens same  grafted same  next same   tokens")
-    for confidence in wanted:
-        method = build(HamburgerConfig(confidence=confidence, checkpoint=checkpoint), target)
-        found = along(method, rows)
-        shares = (found.share_same, found.grafted_agreement, found.next_token_agreement)
-        same, grafted, following = ("–" if share is None else f"{share:.3f}" for share in shares)
-        click.echo(
-            f"{confidence:>10g}  {found.m:>5.2f}  {same:>11}  {grafted:>12}  {following:>9}  {found.tokens:>7}"
-        )
+    kernels = choose_kernels("auto", target)
+    judged = judge_weights(
+        run_by(target, kernels=kernels),
+        rows,
+        checkpoint=checkpoint,
+        confidences=chosen,
+        max_tokens=tokens,
+        kernels=kernels,
+        say=say_step,
+    )
+    click.echo(json.dumps(to_json(judged), indent=1) if as_json else "\n".join(lines_of(judged)))
+
+
+def parse_confidences(text: str) -> list[float]:
+    """Parses confidences such as ``"0.5,0.9"``; repeated ones count once.
+
+    Raises:
+        HambenchError: If one is not a finite number of at least 0.
+    """
+    try:
+        values = [float(part) for part in text.split(",")]
+        if not all(0 <= value < math.inf for value in values):
+            raise ValueError
+    except ValueError as error:
+        raise HambenchError(
+            f"confidence must be comma-separated numbers of at least 0, e.g. 0.5,0.9, got {text!r}"
+        ) from error
+    return list(dict.fromkeys(values))

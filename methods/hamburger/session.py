@@ -80,11 +80,17 @@ class HamburgerSession:
     def replace_last(self, tokens: Sequence[int]) -> None:
         """Replaces the last macro-step's tokens before they get their slot (teacher forcing).
 
+        Args:
+            tokens: As many as were emitted, or fewer, as if the stop head had ended the macro-step there.
+
         Raises:
-            ValueError: If ``tokens`` has another length.
+            ValueError: If there are none of them, or more than were emitted.
         """
-        if len(tokens) != len(self._last):
-            raise ValueError(f"tokens must be {len(self._last)}, as many as were emitted, got {len(tokens)}")
+        if not 1 <= len(tokens) <= len(self._last):
+            raise ValueError(
+                f"tokens must be 1..{len(self._last)}, at most as many as were emitted, got {len(tokens)}"
+            )
+        self._length -= len(self._last) - len(tokens)
         self._last = tuple(tokens)
 
     @property

@@ -87,11 +87,17 @@ class MacroStep(abc.ABC):
     def replace_last(self, tokens: Sequence[int]) -> None:
         """Replaces the last macro-step's tokens before they get their slot (teacher forcing).
 
+        Args:
+            tokens: As many as were emitted, or fewer, as if the stop head had ended the macro-step there.
+
         Raises:
-            ValueError: If there are more or fewer of them.
+            ValueError: If there are none of them, or more than were emitted.
         """
-        if len(tokens) != self._last_count:
-            raise ValueError(f"tokens must be {self._last_count}, as many as were emitted, got {len(tokens)}")
+        if not 1 <= len(tokens) <= self._last_count:
+            raise ValueError(
+                f"tokens must be 1..{self._last_count}, at most as many as were emitted, got {len(tokens)}"
+            )
+        self._last_count = len(tokens)
         self._set_last(tokens)
 
     @abc.abstractmethod

@@ -121,6 +121,7 @@ class DeviceStep(MacroStep):
     @torch.inference_mode()
     def _set_last(self, tokens: Sequence[int]) -> None:
         self._state["tokens"][: len(tokens)].copy_(torch.tensor(list(tokens)))
+        self._state["num_tokens"].fill_(len(tokens))
 
     def first(self) -> Emitted:
         """See :meth:`.macro_step.MacroStep.first`."""

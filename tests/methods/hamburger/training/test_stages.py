@@ -14,7 +14,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from hambench.cli.hamburger import command
 from hambench.decoding import SamplingParams, answered
 from hambench.engine.llama import Llama
-from hambench.methods.hamburger.agreement import measure
 from hambench.methods.hamburger.base import (
     LORA_SCALE,
     add_low_rank,
@@ -23,6 +22,7 @@ from hambench.methods.hamburger.base import (
     low_rank_tensors,
 )
 from hambench.methods.hamburger.cpu_training import rms_norm
+from hambench.methods.hamburger.judging.agreement import joined, measure
 from hambench.methods.hamburger.method import Hamburger, with_low_rank
 from hambench.methods.hamburger.model import HamburgerModel
 from hambench.methods.hamburger.session import HamburgerSession
@@ -391,7 +391,7 @@ def test_along_its_own_answers_the_one_token_control_is_always_right():
             position_convention="train",
             extra_weight_bytes=0,
         )
-        return measure(method, [(PROMPT + answer, len(PROMPT))])
+        return joined(measure(method, [(PROMPT + answer, len(PROMPT))], [confidence])[0])
 
     control, fusing = at(1.1), at(0.0)
     assert (control.m, control.share_same, control.grafted_agreement) == (1.0, 1.0, None)
@@ -416,6 +416,9 @@ def test_the_commands_train_beside_windows_and_measure_what_was_held_out(tmp_pat
     assert len(held) == 2, "one half of five was calibrated on"
     assert all(row in rows for row in held)
     arguments = ["--model", str(folder), "--answers", str(out / "held_out.jsonl"), "--checkpoint", str(out)]
-    measured = CliRunner().invoke(command, ["measure", *arguments, "--confidence", "0.5,1.1"])
+    options = ["--confidence", "0.5,1.1", "--tokens", "4"]
+    measured = CliRunner().invoke(command, ["measure", *arguments, *options])
     assert measured.exit_code == 0, measured.output
-    assert measured.output.splitlines()[-1].split()[:2] == ["1.1", "1.00"]
+    rows = [line.split()[:2] for line in measured.output.splitlines()]
+    # along the answers, and freely
+    assert rows.count(["1.1", "1.00"]) == 2

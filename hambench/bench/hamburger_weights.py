@@ -1,0 +1,394 @@
+"""Judges HAMburger weights on held-out answers of the base: agreement, accuracy, calibration, and free-running regret.
+
+Three passes over the same answers: along them at each confidence, at every token of them from unmerged features, and
+free from their prompts, judged as ``hambench run`` judges answers. Intervals are over answers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hambench.analysis import fidelity
+from hambench.analysis.statistics.intervals import clustered_rate, mean_interval, ratio_of_sums
+from hambench.decoding import Asking, SamplingParams
+from hambench.engine.loop import Ending
+from hambench.errors import DataError
+from hambench.methods.hamburger.checkpoint import digest, load
+from hambench.methods.hamburger.config import HamburgerConfig
+from hambench.methods.hamburger.judging.agreement import Agreement, Answer, joined, measure, token_accuracy
+from hambench.methods.hamburger.judging.lockstep import run_side_by_side
+from hambench.methods.hamburger.judging.reliability import Reliability, markdown_table, reliability
+from hambench.methods.hamburger.method import Hamburger, build
+from hambench.methods.hamburger.weights_folder import find_weights
+from hambench.records import Estimate, Fidelity
+from hambench.runner.judge import read_answers
+
+if TYPE_CHECKING:
+    from hambench.models.target import TargetModel
+
+CONFIDENCES = (0.5, 0.7, 0.8, 0.9)
+AT_M = (1.25, 1.5)
+"""Tokens per macro-step at which weights are compared."""
+_NEAR = 0.3
+"""How far apart the m of the two confidences may lie that are interpolated between."""
+_MOST_FURTHER = 4
+"""Most confidences to add for one m, each halfway between the two that are next to it."""
+RELIABILITY_AT = 0.7
+"""Confidence whose decisions make the reliability curve, or the one nearest to it."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AlongAnswers:
+    """Figures at one confidence along the base's own answers."""
+
+    confidence: float
+    m: Estimate
+    same: Estimate
+    """Share of tokens that equal the base's."""
+    next_token: Estimate | None
+    """Share of first tokens after a merged slot that equal the base's; ``None`` if nothing was merged."""
+    grafted: float | None
+    """Share of the micro-step decoder's tokens that equal the base's."""
+    reliability: Reliability | None
+    """``None`` for the one-token control."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FreeRunning:
+    """Figures at one confidence of answers that nobody corrects."""
+
+    confidence: float
+    m: Estimate
+    regret: Estimate
+    """Nats per token, see :func:`hambench.analysis.fidelity.regret`."""
+    agreement: float
+    """Share of tokens that are the target's own choice at their place."""
+    repetitive: int
+    """Answers of which fewer than half of the 4-grams are distinct."""
+    answers: int
+    tokens: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WeightsJudgement:
+    """Everything that ``hambench hamburger measure`` prints."""
+
+    model: str
+    weights: str
+    weights_sha256: str
+    kernels: str
+    answers: int
+    tokens: int
+    """Answer tokens of the first two passes."""
+    base_again: float
+    """Share of them that the base's own unmerged forward chooses again; an upper bound of what weights can reach."""
+    along: tuple[AlongAnswers, ...]
+    next_token_at_m: Mapping[str, Estimate | None]
+    """Next-token agreement after merged slots, by m: interpolated between the two nearest confidences; ``None`` where
+    no confidence has a smaller m, or none has a larger one."""
+    token_accuracy: Mapping[str, Estimate | None]
+    """Share of right tokens by place in the macro-step (from 2), teacher forced from unmerged features."""
+    free_running: tuple[FreeRunning, ...]
+    reliability_confidence: float | None
+
+    @property
+    def reliability(self) -> Reliability | None:
+        """The reliability curve at :attr:`reliability_confidence`."""
+        return next((a.reliability for a in self.along if a.confidence == self.reliability_confidence), None)
+
+
+def judge_weights(
+    target: TargetModel,
+    answers: Sequence[Answer],
+    *,
+    checkpoint: str | None = None,
+    confidences: Sequence[float] = CONFIDENCES,
+    max_tokens: int = 64,
+    kernels: str = "reference",
+    say: Callable[[str], None] = lambda _: None,
+) -> WeightsJudgement:
+    """Judges weights on a target.
+
+    Args:
+        target: The base, on the engine to measure with.
+        answers: Held-out greedy answers of the base.
+        checkpoint: Folder of weights; by default those shipped for the model.
+        confidences: Confidences to report. Others are added until two of them lie near :data:`AT_M` on both sides.
+        max_tokens: Tokens of each answer to use, and most tokens of a free-running answer.
+        kernels: Name of the target's engine, for the record.
+        say: Receives a line before each pass.
+
+    Raises:
+        DataError: If there is no answer, or one does not fit the context.
+        ModelError: If the weights can't be used with this target.
+    """
+    if not answers:
+        raise DataError("there is no answer to measure along: give a file with at least one")
+    answers = [(list(ids[: prompt + max_tokens]), prompt) for ids, prompt in answers]
+    longest = max(prompt for _, prompt in answers) + max_tokens + 4
+    if longest > target.context_length:
+        raise DataError(
+            f"a prompt with {max_tokens} tokens takes {longest} positions, {target.name} has {target.context_length}"
+        )
+    folder = find_weights(checkpoint, target.name)
+    method = build(HamburgerConfig(checkpoint=checkpoint), target)
+    say(f"decoding along {len(answers)} answers")
+    walks = _walks(method, answers, sorted(set(confidences)))
+    say("asking the micro-step decoder at every token")
+    accuracies = token_accuracy(method, load(folder), answers)
+    say(f"decoding freely from {len(answers)} prompts")
+    free = _free_running(method, target, [list(ids[:p]) for ids, p in answers], confidences, max_tokens)
+    along = [_along(parts) for parts in walks]
+    curves = [a.confidence for a in along if a.reliability is not None]
+    places = range(len(accuracies[0].right))
+    return WeightsJudgement(
+        model=target.name,
+        weights=checkpoint or "shipped",
+        weights_sha256=digest(folder),
+        kernels=kernels,
+        answers=len(answers),
+        tokens=sum(each.tokens for each in accuracies),
+        base_again=sum(a.same_of_base for a in accuracies) / sum(a.tokens for a in accuracies),
+        along=tuple(along),
+        next_token_at_m={f"{m:g}": next_token_at(walks, m) for m in AT_M},
+        token_accuracy={
+            str(place + 2): rate([a.right[place] for a in accuracies], [a.asked[place] for a in accuracies])
+            for place in places
+        },
+        free_running=tuple(free),
+        reliability_confidence=min(curves, key=lambda c: abs(c - RELIABILITY_AT), default=None),
+    )
+
+
+def _walks(
+    method: Hamburger, answers: Sequence[Answer], confidences: Sequence[float]
+) -> list[list[Agreement]]:
+    """Walks along the answers at these confidences, and at more until m lies on both sides of what is asked."""
+    walks = dict(zip(confidences, measure(method, answers, confidences), strict=True))
+    for m in AT_M:
+        for _ in range(_MOST_FURTHER):
+            further = _between({confidence: joined(walk) for confidence, walk in walks.items()}, m)
+            if further is None or further in walks:
+                break
+            walks |= {further: measure(method, answers, [further])[0]}
+    return [walks[confidence] for confidence in sorted(walks)]
+
+
+def _between(counted: Mapping[float, Agreement], m: float) -> float | None:
+    """Returns a confidence between those next to ``m``; ``None`` where they are near enough to interpolate."""
+    reaching = max((c for c, each in counted.items() if each.m >= m), default=None)
+    missing = min((c for c, each in counted.items() if each.m < m), default=None)
+    if (
+        reaching is not None
+        and missing is not None
+        and counted[missing].firsts
+        and counted[reaching].m - counted[missing].m <= _NEAR
+    ):
+        return None
+    return ((reaching or 0.0) + min(1.0, 1.0 if missing is None else missing)) / 2
+
+
+def _along(parts: Sequence[Agreement]) -> AlongAnswers:
+    whole = joined(parts)
+    same = rate([part.same for part in parts], [part.tokens for part in parts])
+    assert same is not None
+    return AlongAnswers(
+        confidence=whole.confidence,
+        m=ratio_of_sums([part.tokens for part in parts], [part.macro_steps for part in parts]),
+        same=same,
+        next_token=rate([part.same_firsts for part in parts], [part.firsts for part in parts]),
+        grafted=whole.grafted_agreement,
+        reliability=reliability(whole.decisions),
+    )
+
+
+def rate(hits: Sequence[int], trials: Sequence[int]) -> Estimate | None:
+    """Returns a share with its interval over answers; those without a trial don't count. ``None`` without any."""
+    pairs = [(hit, trial) for hit, trial in zip(hits, trials, strict=True) if trial]
+    if not pairs:
+        return None
+    value, low, high = (float(x) for x in clustered_rate(*np.asarray(pairs, dtype=float).T))
+    if np.isnan(low):
+        return Estimate(value=value, n=len(pairs))
+    return Estimate(value=value, low=low, high=high, n=len(pairs))
+
+
+def next_token_at(walks: Sequence[Sequence[Agreement]], m: float) -> Estimate | None:
+    """Returns the next-token agreement after merged slots at ``m`` tokens per macro-step.
+
+    It is interpolated linearly between the two confidences whose m is nearest below and above. The interval is that of
+    the jackknife over answers, which repeats the whole interpolation without each.
+
+    Args:
+        walks: One list per confidence, with one entry per answer in the same order.
+        m: Tokens per macro-step.
+    """
+    fields = ("tokens", "macro_steps", "same_firsts", "firsts")
+    # [fields, confidences, answers]
+    counts = np.array([[[getattr(part, f) for part in walk] for walk in walks] for f in fields], dtype=float)
+    totals = counts.sum(axis=-1)
+    value = _interpolated(totals, m)
+    if value is None:
+        return None
+    num = counts.shape[-1]
+    without = [_interpolated(totals - counts[..., i], m) for i in range(num)]
+    if num < 3 or None in without:
+        return Estimate(value=value, n=num)
+    pseudo = num * value - (num - 1) * np.array(without, dtype=float)
+    weights = counts[3].sum(axis=0) + 1.0
+    interval = mean_interval(np.asarray(value), pseudo, weights)
+    if interval.standard_error <= 1e-12:
+        return Estimate(value=value, n=num)
+    return Estimate(
+        value=value, low=max(0.0, float(interval.low)), high=min(1.0, float(interval.high)), n=num
+    )
+
+
+def _interpolated(totals: np.ndarray[Any, Any], m: float) -> float | None:
+    tokens, macro_steps, same, firsts = totals
+    points = sorted((t / s, a / f) for t, s, a, f in zip(tokens, macro_steps, same, firsts, strict=True) if f)
+    for (m0, a0), (m1, a1) in itertools.pairwise(points):
+        if m0 <= m <= m1:
+            return float(a0 if m1 == m0 else a0 + (a1 - a0) * (m - m0) / (m1 - m0))
+    return None
+
+
+def _free_running(
+    method: Hamburger,
+    target: TargetModel,
+    prompts: Sequence[Sequence[int]],
+    confidences: Sequence[float],
+    max_tokens: int,
+) -> list[FreeRunning]:
+    params = SamplingParams(max_new_tokens=max_tokens)
+    begin = [
+        lambda prompt=prompt, confidence=confidence: _answer(
+            dataclasses.replace(method, confidence=confidence), prompt, params, target.eos_ids
+        )
+        for prompt in prompts
+        for confidence in confidences
+    ]
+    answered = run_side_by_side(begin)
+    by_confidence: list[list[tuple[tuple[int, ...], int, Fidelity]]] = [[] for _ in confidences]
+    for number, prompt in enumerate(prompts):
+        own = answered[number * len(confidences) : (number + 1) * len(confidences)]
+        distinct = list(dict.fromkeys(tokens for tokens, _ in own))
+        readings = dict(zip(distinct, read_answers(target, prompt, distinct), strict=True))
+        for place, (tokens, steps) in enumerate(own):
+            reading = readings[tokens]
+            judged = Fidelity(
+                sample_id=str(number),
+                answer=str(place),
+                regrets=reading.regrets,
+                logprobs=reading.logprobs,
+                gaps=reading.gaps,
+            )
+            by_confidence[place].append((tokens, steps, judged))
+    return [_of_answers(c, rows) for c, rows in zip(confidences, by_confidence, strict=True)]
+
+
+def _of_answers(confidence: float, rows: Sequence[tuple[tuple[int, ...], int, Fidelity]]) -> FreeRunning:
+    judged = [item for *_, item in rows]
+    regret, agreement = fidelity.regret(judged), fidelity.agreement(judged)
+    assert regret is not None
+    assert agreement is not None
+    return FreeRunning(
+        confidence=confidence,
+        m=ratio_of_sums([len(tokens) for tokens, *_ in rows], [steps for _, steps, _ in rows]),
+        regret=regret,
+        agreement=agreement,
+        repetitive=sum(fidelity.repeats_itself(tokens) for tokens, *_ in rows),
+        answers=len(rows),
+        tokens=sum(len(tokens) for tokens, *_ in rows),
+    )
+
+
+def _answer(
+    method: Hamburger, prompt: Sequence[int], params: SamplingParams, eos_ids: frozenset[int]
+) -> Asking[tuple[tuple[int, ...], int]]:
+    """Returns an answer's tokens and its number of macro-steps."""
+    session, ending = method.start(prompt, params), Ending(params, eos_ids)
+    tokens: tuple[int, ...] = ()
+    num_steps, finish = 0, None
+    while finish is None:
+        step = yield from (session.step() if num_steps else session.prefill())
+        kept, finish = ending.trim(step.tokens)
+        tokens, num_steps = tokens + kept, num_steps + 1
+    return tokens, num_steps
+
+
+def as_json(judged: WeightsJudgement) -> dict[str, Any]:
+    """Returns everything in the form of JSON."""
+    return {**dataclasses.asdict(judged), "confidences": [each.confidence for each in judged.free_running]}
+
+
+def lines_of(judged: WeightsJudgement) -> list[str]:
+    """Returns what the command prints."""
+    lines = [
+        f"{judged.model}, weights {judged.weights} ({judged.weights_sha256[:12]}), {judged.kernels} kernels: "
+        f"{judged.answers} answers, {judged.tokens:,} tokens",
+        f"the base's own forward chooses {judged.base_again:.1%} of these tokens again; brackets hold 95 % intervals "
+        "over answers",
+        "",
+        "along the answers, each mistake corrected",
+        _ALONG.format("confidence", "m", "equal to the base's", "micro", "next token after merged", "ECE"),
+    ]
+    for each in judged.along:
+        lines.append(
+            _ALONG.format(
+                f"{each.confidence:g}",
+                spread(each.m, 2),
+                spread(each.same),
+                number(each.grafted),
+                spread(each.next_token),
+                "–" if each.reliability is None else number(each.reliability.ece),
+            )
+        )
+    at = "   ".join(f"{spread(share)} at m = {m}" for m, share in judged.next_token_at_m.items())
+    places = "   ".join(f"{place}: {spread(share)}" for place, share in judged.token_accuracy.items())
+    lines += [
+        f"next token after merged slots equals the base's: {at}",
+        "",
+        f"right tokens of a macro-step by place (teacher forced, unmerged features): {places}",
+        "",
+        f"free-running answers to the same {judged.answers} prompts",
+        _FREE.format("confidence", "m", "regret, nats per token", "agreement", "repetitive"),
+    ]
+    for free in judged.free_running:
+        lines.append(
+            _FREE.format(
+                f"{free.confidence:g}",
+                spread(free.m, 2),
+                spread(free.regret),
+                number(free.agreement),
+                f"{free.repetitive} of {free.answers}",
+            )
+        )
+    if judged.reliability is not None:
+        lines += [
+            "",
+            f"the stop head along the answers at confidence {judged.reliability_confidence:g}",
+            *markdown_table(judged.reliability),
+        ]
+    return lines
+
+
+_ALONG = "{:>10}  {:>18}  {:>22}  {:>6}  {:>23}  {:>6}"
+_FREE = "{:>10}  {:>18}  {:>23}  {:>9}  {:>10}"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Returns a number with so many digits after the point, or a dash for ``None``."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def spread(value: Estimate | None, digits: int = 3) -> str:
+    """Returns an estimate with its interval, if it has one."""
+    if value is None or value.low is None or value.high is None:
+        return number(None if value is None else value.value, digits)
+    return f"{value.value:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]"

@@ -1,0 +1,1 @@
+"""Held-out figures of HAMburger weights."""
