@@ -91,8 +91,8 @@ class TrainingBenchmark:
 def benchmark_training(
     model: str,
     *,
-    num_answers: int = 24,
-    answer_tokens: int = 48,
+    num_answers: int = 384,
+    answer_tokens: int = 160,
     num_windows: int = 24,
     steps: int = 12,
     repeats: int = 3,

@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 @click.option(
     "--answers",
     "num_answers",
-    default=24,
+    default=384,
     show_default=True,
     type=click.IntRange(min=1),
-    help="Prompts that the base answers together.",
+    help="Prompts that the base answers: more than it answers at once, so that places are taken again.",
 )
 @click.option(
     "--tokens",
     "answer_tokens",
-    default=48,
+    default=160,
     show_default=True,
     type=click.IntRange(min=1),
-    help="Most tokens per answer.",
+    help="Most tokens per answer; the default is that of training.",
 )
 @click.option(
     "--windows",

@@ -237,14 +237,18 @@ def _answer(
     ]
     report(f"answering {len(asked_ids)} prompts")
     with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
-        answered = generate(base, asked_ids, max_new_tokens=settings.max_new_tokens, eos_ids=eos_ids)
+        answered = generate(
+            base,
+            asked_ids,
+            max_new_tokens=settings.max_new_tokens,
+            eos_ids=eos_ids,
+            # the base's reading takes the other half of the time for data
+            may_begin=lambda: not trainer.clock.is_past(trainer.recipe.data_share / 2),
+        )
         for number, (index, response) in enumerate(answered, 1):
             file.write(json.dumps({"prompt_ids": asked_ids[index], "response_ids": response}) + "\n")
             if number % 64 == 0:
                 report(f"{number} answers, {trainer.clock.seconds:.0f} s")
-                # the base's reading takes the other half of the time for data
-                if trainer.clock.is_past(trainer.recipe.data_share / 2):
-                    break
 
 
 def _corpus(

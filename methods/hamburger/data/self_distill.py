@@ -1,4 +1,4 @@
-"""Generates training data from the base model's own answers, in batches with transformers and without a data set.
+"""Generates training data from the base model's own answers, in batches and without a data set.
 
 Answers are greedy, because a benchmark decodes greedy answers. The segmentation's entropies on them are then the
 model's own.
@@ -6,14 +6,15 @@ model's own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import random
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from hambench.engine.chat import render_chat
 from hambench.engine.text import encode_text
-from hambench.methods.hamburger.data.batched import decode_batch
+from hambench.methods.hamburger.data.batched import COHORT_ROWS, ROWS, decode_answers
 
 if TYPE_CHECKING:
     from hambench.methods.hamburger.data.prompts import Prompt
@@ -27,34 +28,40 @@ def prompt_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
     return encode_text(text, tokenizer, add_special_tokens=False)
 
 
-@torch.inference_mode()
 def generate(
     model: Any,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
     eos_ids: frozenset[int],
-    batch_size: int = 64,
     temperature: float = 0.0,
+    rows: int = ROWS,
+    may_begin: Callable[[], bool] = lambda: True,
 ) -> Iterator[tuple[int, list[int]]]:
-    """Yields ``(prompt index, response ids)`` batch by batch; a response includes its end-of-sequence id, if reached.
+    """Yields ``(prompt index, response ids)`` as answers end; a response includes its end-of-sequence id, if reached.
 
-    Prompts of similar length share a batch, but only within a window of eight batches, so that an interrupted run has a
-    fair sample of all prompts.
+    Prompts of similar length begin together, but only within a window of twice ``rows`` prompts and in random order, so
+    that an interrupted run has a fair sample of all prompts. For the same reason an answer that has begun is finished
+    when ``may_begin`` returns False; see :func:`~hambench.methods.hamburger.data.batched.decode_answers`.
     """
-    window = 8 * batch_size
+    window, rng = 2 * rows, random.Random(0)
+    order: list[int] = []
     for start in range(0, len(prompts), window):
-        order = sorted(range(start, min(start + window, len(prompts))), key=lambda i: len(prompts[i]))
-        for first in range(0, len(order), batch_size):
-            chosen = order[first : first + batch_size]
-            decoded = decode_batch(
-                model,
-                [prompts[i] for i in chosen],
-                max_new_tokens=max_new_tokens,
-                eos_ids=eos_ids,
-                temperature=temperature,
-            )
-            yield from zip(chosen, decoded, strict=True)
+        near = sorted(range(start, min(start + window, len(prompts))), key=lambda i: len(prompts[i]))
+        together = [near[first : first + COHORT_ROWS] for first in range(0, len(near), COHORT_ROWS)]
+        rng.shuffle(together)
+        order += [index for cohort in together for index in cohort]
+    answers = decode_answers(
+        model,
+        [prompts[i] for i in order],
+        max_new_tokens=max_new_tokens,
+        eos_ids=eos_ids,
+        temperature=temperature,
+        rows=rows,
+        may_begin=may_begin,
+    )
+    for place, answer in answers:
+        yield order[place], answer
 
 
 def sample_user_turns(

@@ -13,7 +13,6 @@ from hambench.engine.loop import generate
 from hambench.errors import DataError, ModelError
 from hambench.methods.hamburger import HamburgerConfig
 from hambench.methods.hamburger.checkpoint import digest, load
-from hambench.methods.hamburger.data.batched import decode_batch
 from hambench.methods.hamburger.data.pipeline import DataSource, train
 from hambench.methods.hamburger.data.segment import Segmented, write_segments
 from hambench.methods.hamburger.training.budget import RunOptions
@@ -185,18 +184,6 @@ def test_the_frozen_head_has_the_gradient_of_plain_cross_entropy(num_rows, size,
     torch.testing.assert_close(out.loss, plain)
     torch.testing.assert_close(mine, expected)
     assert out.argmax.tolist() == logs.argmax(-1).tolist()
-
-
-def test_batched_answers_equal_one_by_one_decoding():
-    model = hf_twin()
-    prompts = [[5, 6, 7], [9], [1, 2, 3, 4, 5, 6]]
-    answers = decode_batch(model, prompts, max_new_tokens=6, eos_ids=frozenset({257}))
-    for prompt, answer in zip(prompts, answers, strict=True):
-        ids = list(prompt)
-        for token in answer:
-            with torch.no_grad():
-                assert int(model(torch.tensor([ids])).logits[0, -1].argmax()) == token
-            ids.append(token)
 
 
 def test_a_lesson_holds_what_the_base_says_of_each_response_token():
