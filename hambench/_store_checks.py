@@ -33,6 +33,8 @@ _READINGS: dict[str, dict[str, Any]] = {
     "warmup": {"cell": str, "cold_s": float, "passes_s": list[float], "settled": bool},
     "bandwidth": {"read": float | None},
     "fidelity": {"seconds": float, "num_distinct": int, "num_answers": int},
+    "samples": {"seconds": float},
+    "budget": {"budget_s": float, "spent_s": float, "num_first": int, "num_added": int},
 }
 
 

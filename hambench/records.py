@@ -367,6 +367,7 @@ class RunHeader:
     """sha256 per task of its captured prompts, in order."""
     cells: tuple[Cell, ...]
     num_samples: int
+    """Samples when the run began; with a budget it may have added others."""
     limit: int | None
     repeats: int
     seed: int

@@ -1,10 +1,10 @@
 """The run store: one append-only folder per run, readable after a kill at any moment.
 
-``prompts.jsonl`` (every sample) and ``run.json`` (the header) are written first and never change;
-``records.jsonl`` grows by one line per (sample, cell, repeat), ``scores.jsonl`` by one per score and
-``telemetry.jsonl`` by one per reading of the machine, ``fidelity.jsonl`` by one per distinct answer that the target
-has judged. A line is complete if it ends in a newline. Readers ignore an incomplete last line after a kill, and the
-next writer cuts it.
+``prompts.jsonl`` (the samples) and ``run.json`` (the header) are written first. The header never changes; a run with
+time left of its budget adds samples, each before its first record. ``records.jsonl`` grows by one line per (sample,
+cell, repeat), ``scores.jsonl`` by one per score, ``telemetry.jsonl`` by one per reading of the machine, and
+``fidelity.jsonl`` by one per distinct answer that the target has judged. A line is complete if it ends in a newline.
+Readers ignore an incomplete last line after a kill, and the next writer cuts it.
 """
 
 from __future__ import annotations
@@ -257,7 +257,7 @@ class RunWriter:
             if self._is_resumed:
                 # needs the lock, because it could cut a line that another process is writing
                 with disk_errors(self.folder):
-                    for name in (RECORDS, SCORES, TELEMETRY, FIDELITY):
+                    for name in (PROMPTS, RECORDS, SCORES, TELEMETRY, FIDELITY):
                         _cut_torn_line(self.folder / name)
         except StoreError:
             self._lock.release()
@@ -274,6 +274,10 @@ class RunWriter:
                 (self.folder / LOCK).unlink(missing_ok=True)
                 for made in self._made:
                     made.rmdir()
+
+    def append_samples(self, samples: Iterable[Sample]) -> None:
+        """Adds samples to the run and syncs them to disk: their records come later."""
+        self._append(PROMPTS, samples)
 
     def append_record(self, record: SampleRecord) -> None:
         """Adds one record and syncs it to disk."""

@@ -62,7 +62,7 @@ def latex_table(run: Run) -> str:
     rows = [[row[index].text for index in kept] for row in table.rows]
     header = run.header
     device = header.environment.get("gpu") or header.environment.get("cpu") or header.model.get("device")
-    what = f"{view.model_name} on {', '.join(header.suites)} ({header.num_samples} samples, {device})"
+    what = f"{view.model_name} on {', '.join(header.suites)} ({len(run.samples)} samples, {device})"
     caption = (
         f"{what}; brackets: 95 % intervals; Speed is the paired ratio to the baseline. "
         f"hambench {header.hambench_version}, run {header.run_id}.{_cautions(view)}"

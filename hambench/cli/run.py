@@ -75,7 +75,8 @@ Examples:
 @click.option(
     "--budget",
     metavar="TIME",
-    help="Take as many rows per task as surely fit in this time, loading included: 4m, 2h.",
+    help="Take as many rows per task as fit in this time, loading and report included: 4m, 2h. First those that surely "
+    "fit; while time is left, more.",
 )
 @price_option
 @click.option("--repeats", type=int, default=1, show_default=True)
@@ -229,10 +230,24 @@ def command(
         from hambench.analysis.proxy_rows import render_proxies
 
         echo_shown(f"\n{render_proxies(proxies)}\n")
+    for line in _budget_lines(run):
+        echo_shown(line)
     echo_shown(f"run: {run.path}")
     if report_path is not None:
         echo_shown(f"report: {report_path}")
     _exit_if_all_failed(run)
+
+
+def _budget_lines(run: Run) -> list[str]:
+    """Returns where the time of a run with a budget went, up to its scores."""
+    samples_s = sum(item["seconds"] for item in run.telemetry if item.get("kind") == "samples")
+    return [
+        f"budget: {samples_s:.0f} of {item['budget_s']:.0f} s went to samples ({samples_s / item['budget_s']:.0%}); "
+        f"{item['spent_s']:.0f} s until all was scored; {item['num_first']} samples by calibrated bounds, "
+        f"{item['num_added']} more in time that was left"
+        for item in run.telemetry
+        if item.get("kind") == "budget"
+    ]
 
 
 def _warn_of_thinking(run: Run) -> None:

@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -32,6 +32,19 @@ PROBES_S = 4.0
 MARGIN = 1.25
 """Time kept for real samples over what calibration foretells: a judgement. In one run of ten cells on two Zen 3 cores
 (a scratch script compared them) samples took 1.11 times the foretold time, though their answers ended early."""
+
+
+class Bound(Protocol):
+    """Foretells samples."""
+
+    def __call__(self, sample: Sample, num_before: int, *, is_judged: bool = True) -> float:
+        """Returns an upper bound for one sample's seconds over all cells.
+
+        Args:
+            sample: The sample.
+            num_before: How many samples come before it.
+            is_judged: Whether to count the judgement of its answers, if the run has one.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,24 +271,51 @@ def sample_seconds(
     return total + rate * (to_read + _JUDGED_ROW * num_judged)
 
 
-def fit_budget(
+def bound_samples(
     samples: Sequence[Sample],
     cells: Sequence[Cell],
     speeds: Mapping[str, Speed],
-    budget_s: float,
     *,
-    repeats: int,
     count_tokens: Callable[[str], int],
-    spent_s: float = 0.0,
     judge: Growth | None = None,
     judge_reader: Reader | None = None,
     is_shared: bool = False,
+) -> Bound:
+    """Returns :func:`sample_seconds` of these samples as a function of the sample and of how many come before it.
+
+    Judging the answers is counted here if there is a ``judge``, and each prompt once per reader if prompts are shared.
+    """
+    longest = max(cell.max_new_tokens or 0 for cell in cells)
+    sizes = prompt_sizes(samples, lambda sample: count_tokens(sample.prompt), longest_answer=longest)
+
+    def bound(sample: Sample, num_before: int, *, is_judged: bool = True) -> float:
+        return sample_seconds(
+            sample,
+            sizes[sample.sample_id],
+            cells,
+            speeds,
+            judge=judge if is_judged else None,
+            judge_reader=judge_reader,
+            # the first few are read by every cell
+            is_shared=is_shared and num_before >= NUM_TIMED_PROMPTS,
+        )
+
+    return bound
+
+
+def fit_budget(
+    samples: Sequence[Sample],
+    cells: Sequence[Cell],
+    bound: Bound,
+    budget_s: float,
+    *,
+    repeats: int,
+    spent_s: float = 0.0,
 ) -> tuple[Sample, ...]:
     """Selects the samples that fit into a time by the upper bounds, round-robin over tasks, in the given order.
 
     A task is closed once its next sample no longer fits; the other tasks go on, so every task gets the same chance.
-    ``spent_s`` is the time that goes into everything but samples: loading, warm-ups, calibration, probes. Judging the
-    answers is counted here if there is a ``judge``, and each prompt once per reader if prompts are shared.
+    ``spent_s`` is the time that goes into everything but samples: loading, warm-ups, calibration, probes.
 
     Raises:
         HambenchError: If not even one sample fits.
@@ -284,22 +324,11 @@ def fit_budget(
     chosen: set[str] = set()
     closed: set[tuple[str, str]] = set()
     cheapest = float("inf")
-    longest = max(cell.max_new_tokens or 0 for cell in cells)
-    sizes = prompt_sizes(samples, lambda sample: count_tokens(sample.prompt), longest_answer=longest)
     for sample in interleave_tasks(samples):
         task = (sample.suite, sample.task)
         if task in closed:
             continue
-        seconds = sample_seconds(
-            sample,
-            sizes[sample.sample_id],
-            cells,
-            speeds,
-            judge=judge,
-            judge_reader=judge_reader,
-            # the first few are read by every cell
-            is_shared=is_shared and len(chosen) >= NUM_TIMED_PROMPTS,
-        )
+        seconds = bound(sample, len(chosen))
         cheapest = min(cheapest, seconds)
         if seconds > left:
             closed.add(task)

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import itertools
 import os
+import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -148,15 +149,16 @@ class Generator:
         self.warm_up(writer.append_telemetry)
         self._probe(writer, "start")
         load = CpuLoadMeter()
-        extra = int(MAX_REMEASURED_SHARE * len(work.jobs))
-        num_made = 0
+        began = time.perf_counter()
+        num_made = num_remeasured = 0
         sample_records: list[SampleRecord] = []
-        for cell, turn in itertools.groupby(work.jobs, key=lambda job: job.cell):
+        for turn in work.turns(writer.append_samples):
+            cell = turn[0].cell
             if cell.batch > 1:
                 from hambench.runner.batches import batch_records
 
                 method, device = self.method(cell), str(self.target.device)
-                for job, record in batch_records(self, method, list(turn), device=device):
+                for job, record in batch_records(self, method, turn, device=device):
                     writer.append_record(record)
                     num_made += 1
                     work.tell(job, num_made)
@@ -167,13 +169,19 @@ class Generator:
                 for attempt in itertools.count():
                     record = self.record(job, load)
                     writer.append_record(record)
-                    if not record.contaminated or attempt >= self._most_retakes(cell) or extra <= 0:
+                    is_last = attempt >= self._most_retakes(cell)
+                    most_remeasured = int(MAX_REMEASURED_SHARE * work.num_jobs)
+                    if not record.contaminated or is_last or num_remeasured >= most_remeasured:
                         break
-                    extra -= 1
+                    num_remeasured += 1
                 sample_records.append(record)
                 num_made += 1
                 work.tell(job, num_made)
+                # before further samples are asked for: judging belongs to the time of these
+                if len(sample_records) == len(self.cells):
+                    self._end_sample(sample_records)
         self._end_sample(sample_records)
+        writer.append_telemetry({"kind": "samples", "seconds": time.perf_counter() - began})
         self._probe(writer, "end")
 
     def _end_sample(self, records: list[SampleRecord]) -> None:

@@ -15,7 +15,7 @@ from hambench.runner.sweep import Expansion, Sweep
 
 if TYPE_CHECKING:
     from hambench.models.target import TargetModel
-    from hambench.runner.budget import Growth, Speed
+    from hambench.runner.budget import Bound, Growth, Speed
     from hambench.suites.api import Capture
 
 
@@ -94,3 +94,7 @@ class Prepared:
     """What loading, capturing, warming up and calibrating took."""
     parts: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """The same by what was done, in order."""
+    began: float = 0.0
+    """When preparing began, by ``time.monotonic``."""
+    bound: Bound | None = None
+    """Foretells any sample of the suite in a run with a budget."""

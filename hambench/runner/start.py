@@ -20,6 +20,7 @@ from hambench.runner.generator import Generator, Progress, Workload, torch_threa
 from hambench.runner.request import Prepared, RunRequest
 from hambench.runner.resume import decoding_options, refuse_other_instruction_set, refuse_other_model
 from hambench.runner.sweep import Sweep, config_of
+from hambench.runner.time_left import ENDING_S, time_left
 from hambench.store import Run, RunWriter, load_run, record_key
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def prepare(request: RunRequest, *, calibrated: bool = False) -> Prepared:
     from hambench import suites
     from hambench.engine.requests.shared_prefill import ReadPrompts
     from hambench.models.target import load
-    from hambench.runner.budget import calibrate, fit_budget, measure_growth
+    from hambench.runner.budget import bound_samples, calibrate, fit_budget, measure_growth
 
     began = last = time.monotonic()
     parts: dict[str, float] = {}
@@ -104,18 +105,24 @@ def prepare(request: RunRequest, *, calibrated: bool = False) -> Prepared:
                     prompts=prompts,
                 )
         parts["calibration"] = lap()
+    bound = None
     if request.budget_s is not None:
-        samples = fit_budget(
+        bound = bound_samples(
             samples,
             expansion.cells,
             speeds,
-            request.budget_s,
-            repeats=request.repeats,
             count_tokens=count,
-            spent_s=time.monotonic() - began + seconds_to_come(request, expansion.cells, speeds),
             judge=growth if request.fidelity else None,
             judge_reader=generator.judge_reader,
             is_shared=generator.shares_prompts,
+        )
+        samples = fit_budget(
+            samples,
+            expansion.cells,
+            bound,
+            request.budget_s,
+            repeats=request.repeats,
+            spent_s=time.monotonic() - began + seconds_to_come(request, expansion.cells, speeds) + ENDING_S,
         )
     return Prepared(
         request,
@@ -128,6 +135,8 @@ def prepare(request: RunRequest, *, calibrated: bool = False) -> Prepared:
         growth=growth,
         seconds=time.monotonic() - began,
         parts=parts,
+        began=began,
+        bound=bound,
     )
 
 
@@ -161,12 +170,22 @@ def start_run(
         header = make_header(prepared, folder)
         writer.begin(header, prepared.samples)
         writer.append_telemetry({"kind": "preparation", "parts": dict(prepared.parts)})
-        generator = prepared.generator
-        work = Workload.of(generator.cells, prepared.samples, request.repeats, progress=progress)
-        _generate(executor, writer, generator, header, prepared.samples, work)
+        generator, left = prepared.generator, time_left(prepared)
+        work = Workload.of(generator.cells, prepared.samples, request.repeats, progress=progress, more=left)
+        _generate(executor, writer, generator, header, prepared.captured.samples, work)
         if request.fidelity:
             judge_run(writer, generator.judge, progress=judging)
         score_run(writer, allow_code_execution=request.allow_code_execution)
+        if left is not None:
+            writer.append_telemetry(
+                {
+                    "kind": "budget",
+                    "budget_s": request.budget_s,
+                    "spent_s": time.monotonic() - prepared.began,
+                    "num_first": len(prepared.samples),
+                    "num_added": len(work.added),
+                }
+            )
     return load_run(folder)
 
 

@@ -6,8 +6,8 @@ import contextlib
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any, Self
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Any, Protocol, Self
 
 from hambench.machine.load import CpuLoadMeter
 from hambench.records import Cell, Sample, SampleRecord
@@ -40,14 +40,28 @@ Progress = Callable[[Job, int, int], None]
 """Called after each job with the job, how many are done and how many there are."""
 
 
+class MoreSamples(Protocol):
+    """Adds samples to a run on the way."""
+
+    def begin(self) -> None:
+        """Tells that the first job begins: warm-ups and probes are done."""
+
+    def __call__(self) -> Sequence[Sample]:
+        """Called when the samples so far are answered once; returns further ones, none if there is nothing to add."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Workload:
     """The jobs that a run still needs, in order, and the callback told of each record."""
 
     jobs: tuple[Job, ...]
     num_total: int
-    """Records of the whole run, those that were there already included."""
+    """Records of the whole run, those that were there already included and those of further samples left out."""
     progress: Progress | None = None
+    more: MoreSamples | None = None
+    """Adds samples to the run on the way, in a run whose jobs are all still to do."""
+    added: list[Sample] = dataclasses.field(default_factory=list)
+    """The samples that it has added."""
 
     @classmethod
     def of(
@@ -58,20 +72,59 @@ class Workload:
         *,
         done: Collection[RecordKey] = (),
         progress: Progress | None = None,
+        more: MoreSamples | None = None,
     ) -> Self:
         """Returns the jobs of a run that are not in ``done``, cells interleaved as :func:`schedule` says."""
         jobs = list(schedule(cells, samples, repeats))
-        return cls(tuple(job for job in jobs if job.key not in done), len(jobs), progress)
+        return cls(tuple(job for job in jobs if job.key not in done), len(jobs), progress, more)
 
     @property
     def num_done(self) -> int:
         """Records that were there before."""
         return self.num_total - len(self.jobs)
 
+    @property
+    def num_jobs(self) -> int:
+        """Jobs as far as they are known: those of added samples included."""
+        return len(self.jobs) + len(self.added) * self._num_per_sample
+
+    @property
+    def _num_per_sample(self) -> int:
+        return len({(job.cell.label, job.repeat) for job in self.jobs})
+
+    def turns(self, store: Callable[[Sequence[Sample]], None]) -> Iterator[list[Job]]:
+        """Yields the jobs in order, those of one cell that follow each other together.
+
+        Behind the first repeat it asks for further samples until there are none; later repeats have them too.
+        ``store`` gets them before their first job is yielded.
+        """
+        if self.more is None:
+            yield from _turns(self.jobs)
+            return
+        self.more.begin()
+        cells = tuple({job.cell.label: job.cell for job in self.jobs}.values())
+        first = list({job.sample.sample_id: job.sample for job in self.jobs}.values())
+        repeats = 1 + max((job.repeat for job in self.jobs), default=0)
+        yield from _turns(job for job in self.jobs if job.repeat == 0)
+        while samples := self.more():
+            before = (*first, *self.added)
+            self.added.extend(samples)
+            store(samples)
+            yield from _turns(schedule(cells, samples, 1, before=before))
+        for repeat in range(1, repeats):
+            yield from _turns(job for job in self.jobs if job.repeat == repeat)
+            further = schedule(cells, self.added, repeats, before=first)
+            yield from _turns(job for job in further if job.repeat == repeat)
+
     def tell(self, job: Job, num_made: int) -> None:
         """Reports that a job is done, the ``num_made``-th of this workload."""
         if self.progress is not None:
-            self.progress(job, self.num_done + num_made, self.num_total)
+            num_total = self.num_total + self.num_jobs - len(self.jobs)
+            self.progress(job, self.num_done + num_made, num_total)
+
+
+def _turns(jobs: Iterable[Job]) -> Iterator[list[Job]]:
+    return (list(turn) for _, turn in itertools.groupby(jobs, key=lambda job: job.cell))
 
 
 def interleave_tasks(samples: Sequence[Sample]) -> list[Sample]:
@@ -83,28 +136,33 @@ def interleave_tasks(samples: Sequence[Sample]) -> list[Sample]:
     return [sample for turn in rounds for sample in turn if sample is not None]
 
 
-def timed_prompts(samples: Sequence[Sample]) -> frozenset[str]:
+def timed_prompts(samples: Sequence[Sample], before: Sequence[Sample] = ()) -> frozenset[str]:
     """Returns the ids of the samples whose prompt every cell reads itself, also where cells share prompts.
 
     Times to first token are comparable over the same prompts only. Conversations are left out: from the second turn on
-    each cell's prompt is its own, and is read by it anyway.
+    each cell's prompt is its own, and is read by it anyway. Samples ``before`` these have been timed first.
     """
     first = [sample for sample in interleave_tasks(samples) if not sample.conversation]
-    return frozenset(sample.sample_id for sample in first[:NUM_TIMED_PROMPTS])
+    num_before = sum(not sample.conversation for sample in before)
+    return frozenset(sample.sample_id for sample in first[: max(0, NUM_TIMED_PROMPTS - num_before)])
 
 
-def schedule(cells: Sequence[Cell], samples: Sequence[Sample], repeats: int) -> Iterator[Job]:
+def schedule(
+    cells: Sequence[Cell], samples: Sequence[Sample], repeats: int, *, before: Sequence[Sample] = ()
+) -> Iterator[Job]:
     """Returns every (cell, sample, repeat), with cells interleaved per sample in rotating order.
 
-    Machine drift then affects all cells alike, and no cell always runs first.
+    Machine drift then affects all cells alike, and no cell always runs first. Behind the samples ``before`` these the
+    rotation goes on.
     """
     ordered = interleave_tasks(samples)
     # a batch needs samples at once: cells then take turns per block of them
     most = max(cell.batch for cell in cells)
     size = 1 if most == 1 else BLOCK_BATCHES * most
-    timed = timed_prompts(samples)
+    timed = timed_prompts(samples, before)
+    num_before = -(-len(before) // size)
     for repeat in range(repeats):
-        for index, start in enumerate(range(0, len(ordered), size)):
+        for index, start in enumerate(range(0, len(ordered), size), start=num_before):
             block, first = ordered[start : start + size], (index + repeat) % len(cells)
             for cell in (*cells[first:], *cells[:first]):
                 for sample in block:

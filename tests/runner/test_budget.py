@@ -19,6 +19,7 @@ from hambench.runner.budget import (
     MARGIN,
     Growth,
     Speed,
+    bound_samples,
     calibrate,
     fit_budget,
     measure_growth,
@@ -56,7 +57,8 @@ def fit(rows, calibrated_s, repeats=1, **spent):
     """The ids of the samples that a budget takes which leaves so many seconds of calibrated time."""
     budget_s = SPENT_S + MARGIN * calibrated_s
     options = {"spent_s": SPENT_S, **spent}
-    chosen = fit_budget(rows, CELLS, SPEEDS, budget_s, repeats=repeats, count_tokens=len, **options)
+    bound = bound_samples(rows, CELLS, SPEEDS, count_tokens=len)
+    chosen = fit_budget(rows, CELLS, bound, budget_s, repeats=repeats, **options)
     return [sample.sample_id for sample in chosen]
 
 
@@ -127,7 +129,15 @@ def test_a_prompt_that_cells_share_is_foretold_once():
     # and a budget takes more samples
     rows = samples(x=(20, 10))
     taken = [
-        len(fit_budget(rows, CELLS, speeds, 40.0, repeats=1, count_tokens=len, is_shared=is_shared))
+        len(
+            fit_budget(
+                rows,
+                CELLS,
+                bound_samples(rows, CELLS, speeds, count_tokens=len, is_shared=is_shared),
+                40.0,
+                repeats=1,
+            )
+        )
         for is_shared in (False, True)
     ]
     assert taken[1] > taken[0]
@@ -319,7 +329,8 @@ def test_a_budget_counts_the_prompts_that_every_cell_reads():
     enough = MARGIN * (NUM_TIMED_PROMPTS * each + shared)
 
     def taken(budget):
-        return len(fit_budget(rows, CELLS, speeds, budget, repeats=1, count_tokens=len, is_shared=True))
+        bound = bound_samples(rows, CELLS, speeds, count_tokens=len, is_shared=True)
+        return len(fit_budget(rows, CELLS, bound, budget, repeats=1))
 
     assert taken(1.001 * enough) == NUM_TIMED_PROMPTS + 1
     assert taken(0.999 * enough) == NUM_TIMED_PROMPTS
