@@ -15,7 +15,7 @@ from hambench.runner.start import RunRequest, resume_run, start_run
 from hambench.runner.sweep import Sweep
 from hambench.runner.time_left import TimeLeft
 from hambench.runner.work import NUM_TIMED_PROMPTS, Workload
-from hambench.store import load_run
+from hambench.store import RunWriter, load_run
 
 CELLS = [Cell(method="vanilla", label=label, knobs={}, model="m", dtype="float32") for label in ("a", "b")]
 
@@ -218,6 +218,28 @@ def test_a_run_with_time_left_answers_scores_and_judges_what_it_adds(tiny_model,
     assert (budget["num_first"], budget["num_added"]) == (2, len(full.samples) - 2)
     assert 0 < answering["seconds"] < budget["spent_s"]
     assert told[-1] == (len(full.measured), len(full.measured))
+
+
+def test_what_is_left_is_asked_for_when_a_samples_answers_are_judged(
+    tiny_model, rows, tmp_path, two_first, monkeypatch
+):
+    """Judging takes time too: what comes after it must not be promised twice."""
+    judged, asked = set(), []
+    append, add = RunWriter.append_fidelity, RunWriter.append_samples
+
+    def judging(self, judgements):
+        judgements = list(judgements)
+        judged.update(item.sample_id for item in judgements)
+        append(self, judgements)
+
+    def adding(self, rows):
+        asked.append(len(judged))
+        add(self, rows)
+
+    monkeypatch.setattr(RunWriter, "append_fidelity", judging)
+    monkeypatch.setattr(RunWriter, "append_samples", adding)
+    run = start_run(request(tiny_model, rows), tmp_path / "run")
+    assert asked == list(range(2, len(run.samples)))
 
 
 def test_a_run_killed_among_added_samples_is_finished_with_all_of_them(tiny_model, rows, tmp_path, two_first):
