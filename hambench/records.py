@@ -366,8 +366,7 @@ class RunHeader:
     data_hashes: dict[str, str]
     """sha256 per task of its captured prompts, in order."""
     cells: tuple[Cell, ...]
-    num_samples: int
-    """Samples when the run began; with a budget it may have added others."""
+    num_samples: int  # at the beginning: with a budget, a run may add others
     limit: int | None
     repeats: int
     seed: int

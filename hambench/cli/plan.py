@@ -17,7 +17,7 @@ def command(as_json: bool, **options: Any) -> None:
     """Show the work of a run; estimate its time and memory."""
     import json
 
-    from hambench.runner.plan import plan_run, render_plan
+    from hambench.runner.forecast.plan import plan_run, render_plan
 
     plan = plan_run(request_from(**options))
     click.echo(json.dumps(plan.as_dict()) if as_json else render_plan(plan))

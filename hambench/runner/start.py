@@ -16,11 +16,11 @@ from hambench.errors import HambenchError
 from hambench.records import Cell, RunHeader, Sample
 from hambench.runner.conversations import prompt_sizes, without_begun
 from hambench.runner.executors import Executor, get_executor
+from hambench.runner.forecast.time_left import ENDING_S, time_left
 from hambench.runner.generator import Generator, Progress, Workload, torch_threads
 from hambench.runner.request import Prepared, RunRequest
 from hambench.runner.resume import decoding_options, refuse_other_instruction_set, refuse_other_model
 from hambench.runner.sweep import Sweep, config_of
-from hambench.runner.time_left import ENDING_S, time_left
 from hambench.store import Run, RunWriter, load_run, record_key
 
 if TYPE_CHECKING:

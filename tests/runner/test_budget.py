@@ -25,7 +25,7 @@ from hambench.runner.budget import (
     measure_growth,
     sample_seconds,
 )
-from hambench.runner.plan import plan_run
+from hambench.runner.forecast.plan import plan_run
 from hambench.runner.start import RunRequest, start_run
 from hambench.runner.sweep import Sweep
 from hambench.runner.work import NUM_TIMED_PROMPTS

@@ -3,8 +3,8 @@
 import click.testing
 
 from hambench.cli import cli
+from hambench.runner.forecast.plan import Plan, render_plan
 from hambench.runner.knobs import what_all_leaves_out
-from hambench.runner.plan import Plan, render_plan
 
 
 def plan(**changes):

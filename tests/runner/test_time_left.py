@@ -11,9 +11,9 @@ from hambench.cli.run import _budget_lines
 from hambench.records import Cell, Sample
 from hambench.runner import start
 from hambench.runner.budget import MARGIN
+from hambench.runner.forecast.time_left import TimeLeft
 from hambench.runner.start import RunRequest, resume_run, start_run
 from hambench.runner.sweep import Sweep
-from hambench.runner.time_left import TimeLeft
 from hambench.runner.work import NUM_TIMED_PROMPTS, Workload
 from hambench.store import RunWriter, load_run
 
@@ -274,7 +274,7 @@ def test_the_output_says_what_part_of_a_budget_went_to_samples():
 
 
 def test_nothing_is_added_without_a_budget_or_on_a_cluster(tiny_model, rows):
-    from hambench.runner.time_left import time_left as of
+    from hambench.runner.forecast.time_left import time_left as of
 
     prepared = start.prepare(request(tiny_model, rows))
     assert of(prepared) is not None

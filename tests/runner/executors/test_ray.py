@@ -10,7 +10,7 @@ from native_fixtures import need_compiler
 
 from hambench.errors import HambenchError
 from hambench.runner.executors import get_executor
-from hambench.runner.plan import plan_run, render_plan
+from hambench.runner.forecast.plan import plan_run, render_plan
 from hambench.runner.request import RunRequest
 from hambench.runner.start import resume_run, start_run
 from hambench.runner.sweep import Sweep
