@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from hambench.cli._hamburger_overlap import overlap, protected_rows
 from hambench.cli._options import DEFAULT_MODEL, FiniteRange, UserPath
 from hambench.cli._progress import say_step
 from hambench.errors import HambenchError
@@ -20,6 +21,9 @@ STRATEGIES = ("decreasing", "decreasing_v2", "sliding", "small_group")
 @click.group()
 def command() -> None:
     """Import, train and measure weights for the HAMburger method."""
+
+
+command.add_command(overlap)
 
 
 @command.command(
@@ -196,6 +200,12 @@ Examples:
     metavar="FOLDER",
     help="Start from an earlier run's weights, of the same base and architecture.",
 )
+@click.option(
+    "--keep-apart/--no-keep-apart",
+    default=True,
+    show_default=True,
+    help="Leave out answers and windows that share 13 words in a row with a suite's row.",
+)
 @click.option("--resume", is_flag=True, help="Continue from the last save in --out.")
 def train(model: str, recipe: str, out: Path, **options: Any) -> None:
     """Train HAMburger weights for a base model."""
@@ -241,6 +251,7 @@ def train(model: str, recipe: str, out: Path, **options: Any) -> None:
         ),
         num_windows=options["read"],
         corpus_folder=options["corpus"],
+        protected=(lambda: protected_rows(None)) if options["keep_apart"] else None,
         report=click.echo,
     )
     click.echo(f"{out}: {trainer.step} steps; held out: {trainer.held_out}")

@@ -30,6 +30,9 @@ class CorpusNotes:
     """Answers that no run trains on, whatever its seed."""
     replication: tuple[int, ...] = ()
     """How often to train on each answer per epoch; once if empty."""
+    kept_apart: dict[str, int] = dataclasses.field(default_factory=dict)
+    """``suite_rows`` that the texts were held against, by 13-grams of words, and ``overlapping_answers`` and
+    ``overlapping_windows`` that were left out; empty if nothing was checked."""
 
     def train(self, num_sequences: int) -> list[int]:
         """Returns the sequences to train on, replicated."""
@@ -70,6 +73,7 @@ def describe(corpus: Corpus, notes: CorpusNotes) -> dict[str, int | str]:
         "window_tokens": corpus.num_rows - answered,
         "held_out": len(notes.held_out),
         "corpus": digest.hexdigest()[:16],
+        **notes.kept_apart,
     }
 
 

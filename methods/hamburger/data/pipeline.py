@@ -19,6 +19,7 @@ from hambench.methods.hamburger.data.corpus_file import (
     read_notes,
     save_corpus,
 )
+from hambench.methods.hamburger.data.overlap import NGRAM, Protected, answer_text, window_text
 from hambench.methods.hamburger.data.segment import Segmented, read_conversations, read_segments, segment
 from hambench.methods.hamburger.training.budget import RunOptions
 from hambench.methods.hamburger.training.recipes import Recipe
@@ -73,6 +74,7 @@ def train(
     self_distillation: SelfDistillation | None = None,
     num_windows: int = 0,
     corpus_folder: Path | None = None,
+    protected: Callable[[], Protected] | None = None,
     report: Callable[[str], None] = lambda _: None,
 ) -> Trainer:
     """Trains and writes the checkpoint to ``options.out``.
@@ -88,6 +90,9 @@ def train(
         num_windows: Windows of installed text that the base reads as well (distilling objective only).
         corpus_folder: Folder of another run, whose answers, windows, lessons and held-out answers to reuse
             (distilling objective only).
+        protected: Returns texts that nothing may be trained on: answers (prompts included) and windows that share a
+            13-gram of words with them are left out. Not called for a stored corpus, for ``segments``, or for a base
+            without a tokenizer, whose ids are no words.
         report: Receives a line per stage of the work.
 
     Raises:
@@ -127,25 +132,80 @@ def train(
         return trainer
     with trainer.as_it_was() as base:
         sequences, replication = _sequences(trainer, base, sources, self_distillation, report)
+        apart = _Apart(trainer, protected, report)
+        sequences, replication = apart.answers(sequences, replication)
         if recipe.objective == "published":
             report(f"cutting {len(sequences)} responses in segments")
             rows = _in_order(list(segment(base, sequences, recipe.strategy)), sequences)
         else:
             _, held = split_held_out(len(sequences), options.held_out_share, seed=options.seed)
+            windows = apart.windows(_windows(trainer, num_windows, report))
             notes = CorpusNotes(
                 base=trainer.reference().fingerprint,
                 feature_layers=trainer.architecture.feature_layers,
                 num_answers=len(sequences),
                 held_out=tuple(held),
                 replication=tuple(replication),
+                kept_apart=apart.counts,
             )
-            sequences += _windows(trainer, num_windows, report)
+            sequences += windows
             corpus = _corpus(trainer, base, sequences, notes, report)
     if recipe.objective == "published":
         trainer.train_segmented(rows, replication=replication)
     else:
         trainer.train_corpus(corpus, notes)
     return trainer
+
+
+class _Apart:
+    """Leaves out what shares words with protected texts, and counts it."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        protected: Callable[[], Protected] | None,
+        report: Callable[[str], None],
+    ) -> None:
+        self._report = report
+        self._tokenizer = None if protected is None else tokenizer_of(trainer.folder)[0]
+        self._protected: Protected | None = None
+        self.counts: dict[str, int] = {}
+        if protected is not None and self._tokenizer is None:
+            report(f"{trainer.model_name} has no tokenizer: its ids are not held against the suites' rows")
+        elif protected is not None:
+            self._protected = protected()
+            self.counts["suite_rows"] = len(self._protected.names)
+
+    def answers(
+        self, sequences: list[tuple[list[int], int]], replication: list[int]
+    ) -> tuple[list[tuple[list[int], int]], list[int]]:
+        kept = self._kept("answers", sequences, answer_text)
+        if len(kept) < 2:
+            raise DataError(
+                f"training needs at least 2 responses (one is held out), got {len(kept)} that share no "
+                f"{NGRAM} words in a row with a suite's row"
+            )
+        return [sequences[i] for i in kept], [replication[i] for i in kept]
+
+    def windows(self, sequences: list[tuple[list[int], int]]) -> list[tuple[list[int], int]]:
+        kept = self._kept("windows", sequences, lambda ids, _, tokenizer: window_text(ids, tokenizer))
+        return [sequences[i] for i in kept]
+
+    def _kept(
+        self,
+        kind: str,
+        sequences: Sequence[tuple[list[int], int]],
+        text_of: Callable[[Sequence[int], int, Any], str],
+    ) -> list[int]:
+        if self._protected is None:
+            return list(range(len(sequences)))
+        texts = (text_of(ids, prompt, self._tokenizer) for ids, prompt in sequences)
+        kept = [i for i, text in enumerate(texts) if not self._protected.shared(text)]
+        num = self.counts[f"overlapping_{kind}"] = len(sequences) - len(kept)
+        self._report(
+            f"{num} of {len(sequences)} {kind} share {NGRAM} words in a row with a suite's row: left out"
+        )
+        return kept
 
 
 def _stored(trainer: Trainer, folder: Path, report: Callable[[str], None]) -> tuple[Corpus, CorpusNotes]:
