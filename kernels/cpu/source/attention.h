@@ -21,9 +21,23 @@ using hb::Type;
 
 constexpr int kGroup = 16;          // slots whose scores are worked out together
 
+template <int kSize>
+HB_INLINE void widen_whole(const uint16_t* from, float* to) {
+  for (int i = 0; i < kSize; i += kWide) {
+    w_store(to + i, w_from_bf16(from + i));
+  }
+}
+
 HB_INLINE void widen_row(const char* from, Type type, int size, float* to) {
   if (type == Type::bf16) {
     const auto* p = reinterpret_cast<const uint16_t*>(from);
+    // heads of the usual sizes: a loop would take as long as the work in it
+    if (size == 64) {
+      return widen_whole<64>(p, to);
+    }
+    if (size == 128) {
+      return widen_whole<128>(p, to);
+    }
     int i = 0;
     for (; i + kWide <= size; i += kWide) {
       w_store(to + i, w_from_bf16(p + i));
@@ -55,9 +69,11 @@ HB_INLINE void widen_row(const char* from, Type type, int size, float* to) {
   }
 }
 
-HB_INLINE void fetch_row(const char* row, size_t bytes) {
-  for (size_t i = 0; i < bytes; i += 64) {
-    __builtin_prefetch(row + i);
+// fetches the index-th of `num` shares of some bytes
+HB_INLINE void fetch_share(const char* from, size_t bytes, int index, int num) {
+  const size_t lines = (bytes + 63) / 64, last = lines * (index + 1) / num;
+  for (size_t i = lines * index / num; i < last; ++i) {
+    __builtin_prefetch(from + i * 64);
   }
 }
 
@@ -91,10 +107,14 @@ HB_INLINE void mix_group(const float* weights, int64_t weights_stride, const flo
         }
       }
       for (int s = 0; s < num; ++s) {
+        Native value[4];
         for (int i = 0; i < 4; ++i) {
-          const Native value = n_load(values + static_cast<int64_t>(s) * size + d + i * kNative);
-          for (int g = 0; g < kHeads; ++g) {
-            sum[g][i] = n_fma(n_splat(weights[g * weights_stride + s]), value, sum[g][i]);
+          value[i] = n_keep(n_load(values + static_cast<int64_t>(s) * size + d + i * kNative));
+        }
+        for (int g = 0; g < kHeads; ++g) {
+          const Native weight = n_splat(weights[g * weights_stride + s]);
+          for (int i = 0; i < 4; ++i) {
+            sum[g][i] = n_fma(weight, value[i], sum[g][i]);
           }
         }
       }
@@ -136,6 +156,9 @@ void attend(const Part& part, const Shape& shape, int layer, int kv_head, int ch
 
   alignas(64) float wide[kGroup * kMostHeadDim];
   alignas(64) float scores[hb::kMaxRows * 8][kChunk];
+  // One row's scores take less time than memory: all is fetched at once. Between several rows' scores it is fetched bit by
+  // bit, because a thread that waits for room to fetch does not multiply either.
+  const bool bit_by_bit = part.num_rows > 1;
   // a model with more query heads per key/value head than there is room for takes its rows in several turns
   const int rows_at_once = (hb::kMaxRows * 8) / group;
   HB_ASSERT(rows_at_once >= 1);
@@ -149,9 +172,11 @@ void attend(const Part& part, const Shape& shape, int layer, int kv_head, int ch
           w_store(to + i, w_zero());
         }
         if (s < num) {
-          // values are read next: they come while scores are worked out. Memory behind the slots is only fetched
-          fetch_row(value + (s0 + s) * row_bytes, row_bytes);
-          fetch_row(key + (s0 + s + kGroup) * row_bytes, row_bytes);
+          if (!bit_by_bit) {
+            // values are read next: they come while scores are worked out. Memory behind the slots is only fetched
+            fetch_share(value + (s0 + s) * row_bytes, row_bytes, 0, 1);
+            fetch_share(key + (s0 + s + kGroup) * row_bytes, row_bytes, 0, 1);
+          }
           widen_row(key + (s0 + s) * row_bytes, part.cache.type, shape.head_dim, to);
         } else {
           for (int i = 0; i < size; i += kWide) {
@@ -160,6 +185,10 @@ void attend(const Part& part, const Shape& shape, int layer, int kv_head, int ch
         }
       }
       for (int n = 0; n < count; ++n) {
+        if (bit_by_bit) {
+          fetch_share(value + s0 * row_bytes, num * row_bytes, n, count);
+          fetch_share(key + (s0 + kGroup) * row_bytes, num * row_bytes, n, count);
+        }
         const int row = first_row + (turn + n) / group, head = kv_head * group + (turn + n) % group;
         const float* query = q + (part.first_row + row) * q_stride + static_cast<int64_t>(head) * size;
         w_store(scores[n] + s0, score_group(query, wide, size));

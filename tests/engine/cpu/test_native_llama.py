@@ -29,6 +29,8 @@ SHAPES = {
     "multi-query, wide heads": dataclasses.replace(TINY_SHAPE, num_kv_heads=1, head_dim=80, num_layers=2),
     "qwen2 biases": dataclasses.replace(TINY_SHAPE, qkv_bias=True, num_layers=2),
     "qwen3 head norms": dataclasses.replace(TINY_SHAPE, qk_norm=True, head_dim=32, num_layers=2),
+    "heads of 64": dataclasses.replace(TINY_SHAPE, head_dim=64, num_layers=2),
+    "heads of 128": dataclasses.replace(TINY_SHAPE, head_dim=128, num_layers=2),
     "nothing divides 16": ODD,
     "nothing divides 16, head norms, one group of three": dataclasses.replace(
         ODD, qk_norm=True, qkv_bias=True, num_heads=6, num_kv_heads=2
@@ -136,7 +138,9 @@ def _rows(native, ids, sizes, capacity=400):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", ["llama", "nothing divides 16, head norms, one group of three"])
+@pytest.mark.parametrize(
+    "name", ["llama", "heads of 64", "nothing divides 16, head norms, one group of three"]
+)
 def test_a_row_has_the_same_bits_whatever_rows_are_next_to_it(name, dtype, instruction_set, library):
     native = native_of(plain(SHAPES[name], dtype), library, instruction_set)
     # long enough for several chunks of attention, some of which begin inside a forward
