@@ -8,7 +8,11 @@ Eviction makes a smaller cache, each head with slots of its own; positions conti
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import math
+import mmap
+from collections.abc import Callable
 
 import torch
 
@@ -165,6 +169,17 @@ class KVCache:
         if needed > self.capacity:
             raise ContextOverflowError(f"the KV cache holds {self.capacity} slots, {needed} are needed")
 
+    def expect(self, slots: int) -> None:
+        """Prepares for ``slots`` more to be written: where they fill at least half of a CPU's cache, on large pages.
+
+        A step reads the whole cache, and for each page a core looks up where it is and fetches nothing meanwhile. All
+        heads lie in one tensor, so a large page has slots of several: few slots in a large cache would touch, and
+        clear, nearly all of it.
+        """
+        if self.keys.device.type == "cpu" and self.owns_storage and 2 * slots >= self.capacity:
+            ask_for_large_pages(self.keys)
+            ask_for_large_pages(self.values)
+
     def write(
         self, layer: int, keys: torch.Tensor, values: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -252,3 +267,31 @@ def dequantize_rows(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     codes = rows[..., :-SCALE_BYTES].view(torch.int8)
     scales = rows[..., -SCALE_BYTES:].view(torch.bfloat16)
     return (codes.float() * scales.float()).to(dtype)
+
+
+def ask_for_large_pages(tensor: torch.Tensor) -> bool:
+    """Asks the system to give a tensor large pages where it has not been written to yet.
+
+    Returns:
+        Whether the system takes such requests. It may still give small pages.
+    """
+    madvise = _madvise()
+    if madvise is None or tensor.device.type != "cpu" or not tensor.is_contiguous():
+        return False
+    # only whole pages may be named: the first and the last may have other owners
+    first = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    return end > first and madvise(first, end - first, mmap.MADV_HUGEPAGE) == 0
+
+
+@functools.cache
+def _madvise() -> Callable[[int, int, int], int] | None:
+    """Returns the C library's function; ``None`` on systems other than Linux."""
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return None
+    function = getattr(ctypes.CDLL(None), "madvise", None)
+    if function is None:
+        return None
+    function.argtypes, function.restype = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int], ctypes.c_int
+    madvise: Callable[[int, int, int], int] = function
+    return madvise

@@ -351,11 +351,8 @@ class Llama(GreedyDecoding):
     ) -> ForwardOutput:
         """Applies the final norm to hidden states and the last layer's features, and the head to the last rows."""
         normed, layer_features = self._normed(hidden, features, feature_layers)
-        num_rows = normed.shape[0]
-        num_selected = num_rows if num_logits is None else min(num_logits, num_rows)
-        return ForwardOutput(
-            logits=self.lm_head(normed[num_rows - num_selected :]), hidden=normed, features=layer_features
-        )
+        first = 0 if num_logits is None else max(0, normed.shape[0] - num_logits)
+        return ForwardOutput(logits=self.lm_head(normed[first:]), hidden=normed, features=layer_features)
 
     def _normed(
         self, hidden: torch.Tensor, features: Sequence[torch.Tensor], feature_layers: tuple[int, ...]
@@ -375,6 +372,7 @@ class Llama(GreedyDecoding):
         """Runs a prompt ``[T]`` chunk by chunk; yields ``None`` after each but the last, which has the output."""
         if ids.shape[0] == 0:
             raise ValueError("ids must hold at least one token, got none")
+        cache.expect(ids.shape[0])
         *chunks, last = torch.split(ids, self.prefill_chunk or PREFILL_CHUNK)
         for chunk in chunks:
             self.stack.forward(self.embed(chunk), cache, keep=0)

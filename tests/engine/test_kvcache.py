@@ -1,7 +1,11 @@
+import mmap
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
-from hambench.engine.kvcache import KVCache
+from hambench.engine.kvcache import KVCache, ask_for_large_pages
 from hambench.errors import ContextOverflowError
 
 
@@ -104,3 +108,30 @@ def test_slots_that_an_eviction_left_cant_be_rolled_back(cache):
     cache.truncate(4)
     with pytest.raises(ValueError, match=r"slots must be in 4\.\.4 .*, got 3"):
         cache.truncate(3)
+
+
+def flags_of(tensor):
+    """What the system says of the memory in which a tensor begins."""
+    smaps = Path("/proc/self/smaps")
+    if not smaps.exists():
+        pytest.skip("the system does not say which memory was asked to lie on large pages")
+    inside = False
+    for line in smaps.read_text().splitlines():
+        if bounds := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            first, end = (int(number, 16) for number in bounds.groups())
+            inside = first <= tensor.data_ptr() + mmap.PAGESIZE < end
+        elif inside and line.startswith("VmFlags:"):
+            return line.split()[1:]
+    raise AssertionError("the tensor's memory is not listed")
+
+
+@pytest.mark.parametrize(("slots", "large"), [(2048, True), (1024, True), (1023, False)])
+def test_a_cache_is_asked_to_lie_on_large_pages_where_at_least_half_of_it_will_be_read(slots, large):
+    # so large that no memory which others have used is given again
+    cache = KVCache(
+        num_layers=40, num_kv_heads=4, head_dim=64, capacity=2048, dtype=torch.bfloat16, device="cpu"
+    )
+    if not ask_for_large_pages(torch.empty(2**25, dtype=torch.uint8)):
+        pytest.skip("the system has no large pages to ask for")
+    cache.expect(slots)
+    assert [("hg" in flags_of(part)) for part in (cache.keys, cache.values)] == [large, large]

@@ -6,6 +6,7 @@ from fakes import TINY_SHAPE, random_weights, tiny_target
 from fakes_hamburger import save_tiny_hamburger
 
 from hambench.decoding import SamplingParams
+from hambench.engine.kvcache import KVCache
 from hambench.engine.llama import Llama
 from hambench.engine.loop import generate
 from hambench.engine.requests.forwards import Prefill
@@ -49,6 +50,16 @@ def test_a_copy_has_the_bits_of_reading(llama, layers):
     assert (prompts.num_read, prompts.num_copied) == (1, 0)
     assert_same_bits(second, prompts.answer(second), plain, expected)
     assert (prompts.num_read, prompts.num_copied) == (1, 1)
+
+
+def test_reading_and_copying_say_how_many_slots_a_prompt_fills(llama, monkeypatch):
+    expected = []
+    monkeypatch.setattr(KVCache, "expect", lambda cache, slots: expected.append(slots))
+    prompts = ReadPrompts()
+    with torch.inference_mode():
+        for _ in range(2):
+            prompts.answer(read(llama))
+    assert (prompts.num_read, prompts.num_copied, expected) == (1, 1, [len(IDS)] * 2)
 
 
 @torch.inference_mode()

@@ -101,6 +101,7 @@ class ReadPrompts:
     def _copy(self, known: _Read, request: Prefill) -> ForwardOutput:
         num_slots = len(known.ids)
         request.cache.require(num_slots)
+        request.cache.expect(num_slots)
         request.cache.keys[:, :, :num_slots].copy_(known.keys)
         request.cache.values[:, :, :num_slots].copy_(known.values)
         request.cache.advance(num_slots)
