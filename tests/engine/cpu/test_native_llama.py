@@ -114,9 +114,11 @@ def test_logits_hidden_and_features_equal_the_reference(name, instruction_set, l
         torch.testing.assert_close(ours[:, :, :9], theirs[:, :, :9], atol=TOLERANCE, rtol=1e-4)
 
 
-def test_bfloat16_weights_are_summed_in_float32(instruction_set, library):
-    llama = plain(TINY_SHAPE, torch.bfloat16)
-    exact = Llama(TINY_SHAPE, {n: t.bfloat16() for n, t in weights_of(TINY_SHAPE).items()}, torch.float32)
+@pytest.mark.parametrize("name", ["llama", "heads of 64", "heads of 128"])
+def test_bfloat16_weights_are_summed_in_float32(name, instruction_set, library):
+    shape = SHAPES[name]
+    llama = plain(shape, torch.bfloat16)
+    exact = Llama(shape, {n: t.bfloat16() for n, t in weights_of(shape).items()}, torch.float32)
     native = native_of(llama, library, instruction_set)
     ids = ids_of(7)
     out = native.forward(ids, native.new_cache(8), num_logits=None)
