@@ -281,22 +281,24 @@ class _Stages:
 
     def _reader(self) -> Work:
         from hambench.methods.hamburger.training.merge_stage import fused_stage
+        from hambench.methods.hamburger.training.merged_forward import before_the_first_merged
 
         trainer, lessons = self.trainer, self.lessons
-        tokens = slots = 0
+        tokens = slots = fixed = 0
 
         def batch_of(
             indices: Sequence[int], rng: random.Random | None
         ) -> tuple[FusedBatch, BatchLesson | None]:
-            nonlocal tokens, slots
+            nonlocal tokens, slots, fixed
             batch, lesson = lessons.batch_of(indices, rng)
             tokens += sum(lessons.lengths[i] for i in indices)
             slots += int(batch.mask.sum())
+            fixed += sum(before_the_first_merged(batch))
             return batch, lesson
 
         with _settings(trainer, trainer.recipe, math.ceil(self.steps / 4)):
             fused_stage(trainer, lessons.train, batch_of, lessons.lengths, epochs=1, is_reading=True)
-        return Work(tokens, slots * reading_operations(trainer.shape, trainer.student.reader_layers))
+        return Work(tokens, reading_operations(trainer.shape, trainer.student.reader_layers, slots, fixed))
 
     def _student(self) -> Work:
         from hambench.methods.hamburger.training.micro_stage import student_stage
@@ -343,12 +345,13 @@ def forward_operations(shape: LlamaShape) -> float:
     return 2.0 * shape.num_layers * layer_weights(shape)
 
 
-def reading_operations(shape: LlamaShape, num_layers: int) -> float:
-    """Returns the operations of training one slot through the first layers: forward, and backward towards the inputs.
+def reading_operations(shape: LlamaShape, num_layers: int, slots: int, fixed: int) -> float:
+    """Returns the operations of training slots through the first layers: forward, and backward towards the inputs.
 
-    The base's weights are frozen, so they have no gradients.
+    The base's weights are frozen, so they have no gradients, and nothing that is trained changes the ``fixed`` slots
+    before a sequence's first merged one.
     """
-    return 2 * num_layers * forward_operations(shape) / shape.num_layers
+    return (2 * slots - fixed) * num_layers * forward_operations(shape) / shape.num_layers
 
 
 def head_operations(num_tokens: int, shape: LlamaShape) -> float:

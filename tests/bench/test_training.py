@@ -89,10 +89,11 @@ def test_the_operations_of_a_stage_are_those_of_its_tokens_and_macro_steps(told,
     base = operations["student"] / counts["student"] - micro
     assert forward < base < 2 * forward
     # slots are fewer than tokens
-    each = training.reading_operations(SHAPE, architecture.feature_layers[0] + 1)
-    slots = operations["reader"] / each
-    assert slots == int(slots)
-    assert counts["reader"] / 4 < slots < counts["reader"]
+    passes = operations["reader"] / training.reading_operations(
+        SHAPE, architecture.feature_layers[0] + 1, 1, 1
+    )
+    assert passes == int(passes)
+    assert counts["reader"] / 4 < passes / 2 < counts["reader"]
 
 
 def test_seconds_and_peaks_are_those_of_the_repeats_after_the_warm_up(folder, monkeypatch):
@@ -167,7 +168,8 @@ def test_the_operations_of_a_forward_are_its_products():
     assert products == 3 * expected
 
 
-def test_the_operations_of_reading_a_slot_are_the_products_forward_and_backward():
+@pytest.mark.parametrize("fixed", [0, 2])
+def test_the_operations_of_reading_a_slot_are_the_products_forward_and_backward(fixed):
     model, grafts, batch = (
         hf_twin().requires_grad_(False),
         tiny_grafts(),
@@ -178,8 +180,10 @@ def test_the_operations_of_reading_a_slot_are_the_products_forward_and_backward(
         FlopCounterMode(display=False),
     )
     with counter:
-        (stream,) = packed_layers(model, (1,), inputs, lengths=[7], positions=batch.positions[0])
+        (stream,) = packed_layers(
+            model, (1,), inputs, lengths=[7], positions=batch.positions[0], fixed=[fixed] if fixed else None
+        )
         stream.sum().backward(inputs=[inputs])
     counts = counter.get_flop_counts()["Global"]
     products = sum(count for name, count in counts.items() if str(name) in ("aten.mm", "aten.addmm"))
-    assert products == 7 * training.reading_operations(TINY_SHAPE, 2)
+    assert products == training.reading_operations(TINY_SHAPE, 2, 7, fixed)

@@ -130,6 +130,10 @@ def merged_layers(
             lengths=lengths.tolist(),
             positions=batch.positions[real],
             changed=merged,
+            # without any merged slot, a loss still needs something to go back to
+            fixed=before_the_first_merged(batch)
+            if merged is not None and len(merged) and torch.is_grad_enabled()
+            else None,
         )
         rows = (lengths.cumsum(0) - lengths)[at] + slot
         return [stream[rows] for stream in streams]
@@ -142,6 +146,17 @@ def merged_layers(
             position_ids=batch.positions,
         )
     return [stream[at, slot] for stream in streams]
+
+
+def before_the_first_merged(batch: FusedBatch) -> list[int]:
+    """Returns how many slots of each sequence precede its first one of several tokens; all slots if it has none.
+
+    If low-rank changes apply at merged slots only, the base reads these as it would without any of what is trained, so
+    they need no gradient.
+    """
+    merged = batch.lengths > 1
+    before: list[int] = torch.where(merged.any(1), merged.int().argmax(1), batch.mask.sum(1)).tolist()
+    return before
 
 
 def base_features(

@@ -422,3 +422,32 @@ def test_the_commands_train_beside_windows_and_measure_what_was_held_out(tmp_pat
     rows = [line.split()[:2] for line in measured.output.splitlines()]
     # along the answers, and freely
     assert rows.count(["1.1", "1.00"]) == 2
+
+
+def test_slots_before_the_first_merged_one_have_no_backward_pass(gated):
+    adapted, gate, _ = gated
+
+    def operations(prompt_length):
+        ids = list(range(1, prompt_length + 7))
+        batch = collate([(ids, prompt_length, [1, 3, 2])], 4)
+        counter = FlopCounterMode(display=False)
+        with counter:
+            (stream,) = merged_layers(adapted, tiny_grafts(), batch, (3,), gate)
+        forward = counter.get_total_flops()
+        counter = FlopCounterMode(display=False)
+        with counter:
+            stream.sum().backward()
+        return forward, counter.get_total_flops()
+
+    (short, short_back), (long, long_back) = operations(10), operations(110)
+    assert long > 5 * short
+    # later slots still read the keys and values of earlier ones
+    assert long_back < 1.5 * short_back
+
+
+def test_sequences_of_which_nothing_is_merged_keep_a_gradient_of_zero(gated):
+    adapted, gate, _ = gated
+    batch = collate([([5, 6, 7, 8], 2, [1, 1])], 4)
+    (stream,) = merged_layers(adapted, tiny_grafts(), batch, (3,), gate)
+    stream.sum().backward()
+    assert not any(p.grad is not None and p.grad.any() for p in adapted.parameters())
