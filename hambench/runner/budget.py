@@ -311,16 +311,19 @@ def fit_budget(
     *,
     repeats: int,
     spent_s: float = 0.0,
+    share: float = 1.0,
 ) -> tuple[Sample, ...]:
     """Selects the samples that fit into a time by the upper bounds, round-robin over tasks, in the given order.
 
     A task is closed once its next sample no longer fits; the other tasks go on, so every task gets the same chance.
-    ``spent_s`` is the time that goes into everything but samples: loading, warm-ups, calibration, probes.
+    ``spent_s`` is the time that goes into everything but samples: loading, warm-ups, calibration, probes. Of what is
+    left they get a ``share``, if that is enough for one.
 
     Raises:
         HambenchError: If not even one sample fits.
     """
-    left = (budget_s - spent_s) / (MARGIN * repeats)
+    all_left = (budget_s - spent_s) / (MARGIN * repeats)
+    left = share * all_left
     chosen: set[str] = set()
     closed: set[tuple[str, str]] = set()
     cheapest = float("inf")
@@ -330,7 +333,7 @@ def fit_budget(
             continue
         seconds = bound(sample, len(chosen))
         cheapest = min(cheapest, seconds)
-        if seconds > left:
+        if seconds > (left if chosen else all_left):
             closed.add(task)
             continue
         left -= seconds

@@ -16,7 +16,7 @@ from hambench.errors import HambenchError
 from hambench.records import Cell, RunHeader, Sample
 from hambench.runner.conversations import prompt_sizes, without_begun
 from hambench.runner.executors import Executor, get_executor
-from hambench.runner.forecast.time_left import ENDING_S, time_left
+from hambench.runner.forecast.time_left import ENDING_S, first_share, time_left
 from hambench.runner.generator import Generator, Progress, Workload, torch_threads
 from hambench.runner.request import Prepared, RunRequest
 from hambench.runner.resume import decoding_options, refuse_other_instruction_set, refuse_other_model
@@ -123,6 +123,7 @@ def prepare(request: RunRequest, *, calibrated: bool = False) -> Prepared:
             request.budget_s,
             repeats=request.repeats,
             spent_s=time.monotonic() - began + seconds_to_come(request, expansion.cells, speeds) + ENDING_S,
+            share=1.0 if calibrated else first_share(request, samples),
         )
     return Prepared(
         request,

@@ -26,6 +26,7 @@ from hambench.runner.budget import (
     sample_seconds,
 )
 from hambench.runner.forecast.plan import plan_run
+from hambench.runner.forecast.time_left import FIRST_SHARE, first_share
 from hambench.runner.start import RunRequest, start_run
 from hambench.runner.sweep import Sweep
 from hambench.runner.work import NUM_TIMED_PROMPTS
@@ -92,6 +93,18 @@ def test_a_budget_that_fits_nothing_says_what_the_cheapest_sample_takes():
     )
     with pytest.raises(HambenchError, match=message):
         fit(samples(x=(1, 10)), 1)
+
+
+def test_the_first_samples_get_a_share_and_one_at_least():
+    """A machine that becomes slower after calibration would pass the budget with all of them."""
+    rows = samples(x=(40, 10))
+    assert len(fit(rows, 60)) == 20
+    assert len(fit(rows, 60, share=0.25)) == 5
+    assert len(fit(rows, 3.1, share=0.25)) == 1
+    asked = RunRequest(sweep=Sweep(model="m", methods=("vanilla",)), suite="s", budget_s=60)
+    assert first_share(asked, rows) == FIRST_SHARE
+    assert first_share(replace(asked, executor="ray"), rows) == 1
+    assert first_share(asked, [*rows, replace(rows[0], suite="t")]) == 1
 
 
 def test_what_loading_took_is_no_longer_there_for_samples():

@@ -11,10 +11,13 @@ from hambench.runner.budget import MARGIN, PROBES_S, Bound
 from hambench.runner.work import BLOCK_BATCHES, interleave_tasks
 
 if TYPE_CHECKING:
-    from hambench.runner.request import Prepared
+    from hambench.runner.request import Prepared, RunRequest
 
 ENDING_S = 6.0
 """Kept for what follows the last sample, next to the bandwidth probe: scoring and the report."""
+
+FIRST_SHARE = 0.25
+"""Part of the time that the first samples get: the machine may become slower than it was when calibrated."""
 
 
 class TimeLeft:
@@ -112,6 +115,15 @@ class TimeLeft:
         self._answers_s += answers_s
         self._judging_s += judging_s
         self._num_chosen += 1
+
+
+def first_share(request: RunRequest, samples: Sequence[Sample]) -> float:
+    """Returns the part of a budget's time for samples that is given away before the run has begun.
+
+    All of it where none can be added: on a cluster; and with several suites, as a run has the suites it began with.
+    """
+    is_one_suite = len({sample.suite for sample in samples}) == 1
+    return FIRST_SHARE if request.executor == "local" and is_one_suite else 1.0
 
 
 def time_left(prepared: Prepared) -> TimeLeft | None:
