@@ -209,6 +209,7 @@ Examples:
 @click.option("--resume", is_flag=True, help="Continue from the last save in --out.")
 def train(model: str, recipe: str, out: Path, **options: Any) -> None:
     """Train HAMburger weights for a base model."""
+    from hambench.bench.hamburger.card import card_path, run_facts, write_card
     from hambench.methods.hamburger.data.pipeline import DataSource, SelfDistillation
     from hambench.methods.hamburger.data.pipeline import train as run
     from hambench.methods.hamburger.training.budget import RunOptions, parse_steps
@@ -227,6 +228,8 @@ def train(model: str, recipe: str, out: Path, **options: Any) -> None:
         raise HambenchError(
             f"the corpus says which answers are held out, the same for all runs; leave --held-out {held_out:g} out"
         )
+    # before anything long begins
+    card_path(out)
     steps = options["steps"]
     trainer = run(
         model,
@@ -241,6 +244,7 @@ def train(model: str, recipe: str, out: Path, **options: Any) -> None:
             start_from=options["start_from"],
             held_out_share=0.05 if held_out is None else held_out,
             progress=True,
+            facts=run_facts(),
         ),
         sources=[DataSource.parse(text) for text in options["sources"]],
         segments=options["segments"],
@@ -254,6 +258,8 @@ def train(model: str, recipe: str, out: Path, **options: Any) -> None:
         protected=(lambda: protected_rows(None)) if options["keep_apart"] else None,
         report=click.echo,
     )
+    if trainer.accelerator.is_main_process:
+        write_card(out)
     click.echo(f"{out}: {trainer.step} steps; held out: {trainer.held_out}")
     click.echo(f"hambench generate --model {model} --method hamburger --checkpoint {out} 'Hello'")
 
@@ -289,6 +295,13 @@ Examples:
     show_default=True,
     help="Tokens to use of each answer, and most tokens of a free-running one.",
 )
+@click.option("--card", is_flag=True, help="Also write the figures into README.md of --checkpoint.")
+@click.option(
+    "--plot",
+    type=UserPath(path_type=Path),
+    metavar="FILE",
+    help="Also draw the reliability curve as .png, .pdf or .svg.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def measure(
     model: str,
@@ -297,6 +310,8 @@ def measure(
     confidences: str,
     limit: int,
     tokens: int,
+    card: bool,
+    plot: Path | None,
     as_json: bool,
 ) -> None:
     """Judge weights on held-out answers of the base.
@@ -305,8 +320,9 @@ def measure(
     the micro-step decoder at every token of them, and decodes freely from their prompts (m and regret). Confidences are
     added until next-token agreement can be interpolated at m = 1.25 and 1.5.
     """
-    from hambench.bench.hamburger_weights import as_json as to_json
-    from hambench.bench.hamburger_weights import judge_weights, lines_of
+    from hambench.bench.hamburger.card import card_path, check_plot_path, plot_reliability, write_card
+    from hambench.bench.hamburger.weights import as_json as to_json
+    from hambench.bench.hamburger.weights import judge_weights, lines_of
     from hambench.methods.hamburger.base import tokenizer_of
     from hambench.methods.hamburger.data.segment import read_conversations
     from hambench.methods.hamburger.weights_folder import find_weights
@@ -314,7 +330,13 @@ def measure(
     from hambench.runner.backend import choose_kernels, run_by
 
     chosen = parse_confidences(confidences)
-    find_weights(checkpoint, model)
+    folder = find_weights(checkpoint, model)
+    if card:
+        if checkpoint is None:
+            raise HambenchError("card needs --checkpoint, the folder to write README.md to")
+        card_path(folder)
+    if plot is not None:
+        check_plot_path(plot)
     tokenizer, _ = tokenizer_of(models.locate(model)[0])
     eos_id = None if tokenizer is None else tokenizer.eos_token_id
     rows = list(read_conversations(answers, tokenizer, eos_id=eos_id))[:limit]
@@ -329,6 +351,14 @@ def measure(
         kernels=kernels,
         say=say_step,
     )
+    if card:
+        write_card(folder, judged)
+    curve = judged.reliability
+    if plot is not None and curve is None:
+        click.echo(f"{plot} is not written: the stop head had no decision to make", err=True)
+    elif plot is not None and curve is not None:
+        title = f"stop head at confidence {judged.reliability_confidence:g}"
+        plot_reliability(curve, plot, title=title)
     click.echo(json.dumps(to_json(judged), indent=1) if as_json else "\n".join(lines_of(judged)))
 
 

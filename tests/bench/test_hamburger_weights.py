@@ -9,7 +9,7 @@ from fakes import save_tiny_model, tiny_target
 from fakes_hamburger import save_tiny_hamburger
 
 from hambench.analysis import fidelity
-from hambench.bench.hamburger_weights import judge_weights, lines_of, next_token_at, rate
+from hambench.bench.hamburger.weights import judge_weights, lines_of, next_token_at, rate
 from hambench.decoding import SamplingParams
 from hambench.engine.loop import generate
 from hambench.errors import DataError

@@ -29,6 +29,8 @@ class RunOptions:
     """A checkpoint of the same base and architecture whose weights the run starts from."""
     held_out_share: float = 0.05
     progress: bool = False
+    facts: Mapping[str, str | int | bool] = dataclasses.field(default_factory=dict)
+    """Machine, versions and the like, for the provenance."""
 
     def steps_of(self, stage: Stage) -> int | None:
         """Returns the optimiser steps of a stage; ``None`` if its epochs decide."""

@@ -334,6 +334,8 @@ class Trainer:
                 "seed": self.options.seed,
                 "minutes": self.options.minutes,
                 "steps_asked": self.options.steps,
+                "seconds": round(self.clock.seconds),
+                "facts": dict(self.options.facts),
                 "start_from": self._started_from,
                 "data": self.data,
                 "stage": self.stage,

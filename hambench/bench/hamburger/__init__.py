@@ -1,0 +1,1 @@
+"""The judgement of HAMburger weights, and their card."""

@@ -1,0 +1,129 @@
+"""The card of a training run, and the picture of the reliability curve."""
+
+import json
+import re
+
+import pytest
+from cli_calls import invoke
+from fakes import save_tiny_model
+from fakes_hamburger import with_shape
+
+from hambench.bench.hamburger.card import plot_reliability, run_facts, write_card
+from hambench.decoding import SamplingParams
+from hambench.engine.loop import generate
+from hambench.methods.hamburger.checkpoint import digest
+from hambench.methods.hamburger.judging.reliability import reliability
+from hambench.methods.vanilla import VanillaConfig
+from hambench.models.target import load
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """The folder of a training run by the command, and its base."""
+    place = tmp_path_factory.mktemp("card")
+    folder = save_tiny_model(place / "tiny", with_shape(tie_embeddings=True, max_positions=256))
+    rows = [{"prompt_ids": [1, 2, i], "response_ids": [10, 20, 30, 40, 50 + i] * 3} for i in range(12)]
+    (place / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder, place / "data.jsonl", place / "weights"
+
+
+@pytest.fixture
+def trained(weights, capsys):
+    folder, data, out = weights
+    if not out.is_dir():
+        call = ("hamburger", "train", "--model", folder, "--data", data, "--out", out, "--lora-rank", 2)
+        steps = ("--steps", "micro=2,reader=1,student=1", "--held-out", 0.4, "--seed", 3)
+        code, _, error = invoke(capsys, *call, *steps, "--no-keep-apart")
+        assert code == 0, error
+    return folder, out
+
+
+def row_of(text, name):
+    (value,) = re.findall(rf"^\| {re.escape(name)} \| (.*) \|$", text, re.MULTILINE)
+    return value
+
+
+def test_a_run_writes_a_card_of_its_own_records(trained):
+    _, out = trained
+    write_card(out)
+    text = (out / "README.md").read_text()
+    provenance = json.loads((out / "hamburger.json").read_text())["provenance"]
+    assert row_of(text, "SHA-256 of hamburger.json") == f"`{digest(out)}`"
+    size = sum(path.stat().st_size for path in out.glob("hamburger-*.safetensors"))
+    assert row_of(text, "size") == f"{size / 2**20:.1f} MiB in 1 shards"
+    assert row_of(text, "answers") == "12"
+    assert row_of(text, "held out") == str(provenance["data"]["held_out"])
+    assert row_of(text, "answer tokens") == "180"
+    assert row_of(text, "recipe") == 'small with `{"lora_rank": 2}`'
+    assert [row_of(text, f"steps of {stage}") for stage in ("micro", "reader", "student")] == ["2", "1", "1"]
+    assert row_of(text, "seed") == "3"
+    assert row_of(text, "hambench") == run_facts()["hambench"]
+    assert row_of(text, "held out: loss") == f"{provenance['held_out']['loss']:.4f}"
+    assert row_of(text, "calibration: asked") == str(provenance["calibration"]["asked"])
+    assert "--card` writes them here" in text
+
+
+def test_measure_writes_its_figures_into_the_card_and_draws_the_curve(trained, tmp_path, capsys):
+    folder, out = trained
+    target = load(str(folder))
+    prompts = ([1, 2, 3], [9, 80], [70, 71, 72, 73])
+    answers = tmp_path / "own.jsonl"
+    rows = []
+    for prompt in prompts:
+        control = VanillaConfig().build(target)
+        tokens = generate(control, prompt, SamplingParams(max_new_tokens=8)).token_ids
+        rows.append(json.dumps({"prompt_ids": prompt, "response_ids": tokens}))
+    answers.write_text("\n".join(rows))
+    call = ("hamburger", "measure", "--model", folder, "--checkpoint", out, "--tokens", 8)
+    code, _, error = invoke(
+        capsys, *call, "--answers", out / "held_out.jsonl", "--plot", tmp_path / "none.png"
+    )
+    assert (code, "none.png is not written: the stop head had no decision" in error) == (0, True)
+    plot = tmp_path / "curve.png"
+    code, told, error = invoke(capsys, *call, "--answers", answers, "--card", "--plot", plot, "--json")
+    assert code == 0, error
+    judged = json.loads(told)
+    text = (out / "README.md").read_text()
+    assert text.count("## Held-out figures") == 1
+    assert "writes them here" not in text
+    for each in judged["free_running"]:
+        (line,) = re.findall(rf"^\| {each['confidence']:g} \|.*$", text, re.MULTILINE)
+        assert f"{each['regret']['value']:.3f}" in line
+        assert f"{each['m']['value']:.2f}" in line
+    assert row_of(text, "token 2 of a macro-step right, teacher forced").startswith(
+        f"{judged['token_accuracy']['2']['value']:.3f}"
+    )
+    (curve,) = [
+        a["reliability"] for a in judged["along"] if a["confidence"] == judged["reliability_confidence"]
+    ]
+    assert f"(expected calibration error {curve['ece']:.3f})" in text
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_pictures_of_other_kinds_cards_without_a_folder_and_foreign_cards_are_refused(
+    trained, tmp_path, capsys
+):
+    folder, out = trained
+    answers = out / "held_out.jsonl"
+    call = ("hamburger", "measure", "--model", folder, "--answers", answers, "--checkpoint", out)
+    code, _, error = invoke(capsys, *call, "--plot", tmp_path / "curve.gif")
+    assert (code, "plot must be a .png, .pdf or .svg file" in error) == (2, True)
+    own = (out / "README.md").read_text()
+    (out / "README.md").write_text("# Mine")
+    code, _, error = invoke(capsys, *call, "--card")
+    assert (code, "was not written by hambench" in error) == (2, True)
+    call = ("hamburger", "train", "--model", folder, "--data", tmp_path / "none", "--out", out, "--resume")
+    code, _, error = invoke(capsys, *call)
+    assert (code, "was not written by hambench" in error) == (2, True), "known before training"
+    assert (out / "README.md").read_text() == "# Mine"
+    (out / "README.md").write_text(own)
+
+
+def test_the_curve_is_drawn_over_its_bins(tmp_path):
+    curve = reliability([(0.15, False), (0.12, True), (0.65, True), (0.66, True), (0.68, False)])
+    plot_reliability(curve, tmp_path / "curve.svg", title="stop head at confidence 0.7")
+    text = (tmp_path / "curve.svg").read_text()
+    assert f"stop head at confidence 0.7: 5 decisions, ECE {curve.ece:.3f}" in text
+    assert "share where continuing was right" in text
+    plot_reliability(curve, tmp_path / "curve.pdf", title="x")
+    assert (tmp_path / "curve.pdf").read_bytes().startswith(b"%PDF")
