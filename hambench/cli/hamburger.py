@@ -135,6 +135,7 @@ def segment(conversations: Path, out: Path, model: str, metric: str, **rule: Any
     epilog="""
 \b
 Examples:
+  hambench hamburger train --minutes 60 --out weights
   hambench hamburger train --self-distil 2000 --read 4000 --minutes 90 --out weights
   hambench hamburger train --model FOLDER --recipe paper --data chats.jsonl --data sums.jsonl:20 --out weights
   hambench hamburger train --self-distil 2000 --read 4000 --minutes 90 --out weights --resume
@@ -159,12 +160,15 @@ Examples:
 )
 @click.option("--segments", type=UserPath(path_type=Path), help="A file that `segment` wrote (recipe paper).")
 @click.option(
-    "--self-distil", type=int, metavar="N", help="Train on the base's own answers to N generated prompts."
+    "--self-distil",
+    type=int,
+    metavar="N",
+    help="Train on the base's own answers to N generated prompts. Without any data, recipes that learn from the base "
+    "take 70 prompts and half as many windows for each of --minutes.",
 )
 @click.option(
     "--read",
     type=click.IntRange(min=0),
-    default=0,
     metavar="N",
     help="Also train on N windows of installed packages' sources and documentation.",
 )
@@ -210,7 +214,7 @@ Examples:
 def train(model: str, recipe: str, out: Path, **options: Any) -> None:
     """Train HAMburger weights for a base model."""
     from hambench.bench.hamburger.card import card_path, run_facts, write_card
-    from hambench.methods.hamburger.data.pipeline import DataSource, SelfDistillation
+    from hambench.methods.hamburger.data.pipeline import DataSource, SelfDistillation, default_amounts
     from hambench.methods.hamburger.data.pipeline import train as run
     from hambench.methods.hamburger.training.budget import RunOptions, parse_steps
     from hambench.methods.hamburger.training.recipe_files import recipe_of
@@ -223,6 +227,11 @@ def train(model: str, recipe: str, out: Path, **options: Any) -> None:
         chosen = dataclasses.replace(recipe_of(recipe), **changes)
     except ValueError as error:
         raise HambenchError(str(error)) from error
+    num_windows = options["read"]
+    has_data = any(options[name] for name in ("sources", "segments", "corpus")) or asked is not None
+    if not has_data and chosen.objective == "distil":
+        asked, windows = default_amounts(options["minutes"])
+        num_windows = windows if num_windows is None else num_windows
     held_out = options["held_out"]
     if options["corpus"] is not None and held_out is not None:
         raise HambenchError(
@@ -253,7 +262,7 @@ def train(model: str, recipe: str, out: Path, **options: Any) -> None:
         else SelfDistillation(
             num_prompts=asked, num_user_turns=asked // 5, max_new_tokens=options["max_new_tokens"]
         ),
-        num_windows=options["read"],
+        num_windows=num_windows or 0,
         corpus_folder=options["corpus"],
         protected=(lambda: protected_rows(None)) if options["keep_apart"] else None,
         report=click.echo,

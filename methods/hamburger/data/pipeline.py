@@ -64,6 +64,16 @@ class SelfDistillation:
     max_prompt_tokens: int = 512
 
 
+def default_amounts(minutes: float | None) -> tuple[int, int]:
+    """Returns how many prompts and windows a run takes that is given no data.
+
+    Two Sapphire Rapids cores are through with them in a recipe's time for data. A slower machine trains on those that
+    are ready by then.
+    """
+    prompts = SelfDistillation().num_prompts if minutes is None else max(40, round(70 * minutes))
+    return prompts, prompts // 2
+
+
 def train(
     model_name: str,
     recipe: Recipe,

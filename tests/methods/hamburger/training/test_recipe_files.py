@@ -24,7 +24,7 @@ def written(tmp_path):
 def test_a_file_changes_the_fields_that_it_names_and_no_other(written):
     recipe = read_recipe(
         written(
-            'from = "small"\nlora_rank = 8\nbase_lr = 1\nthresholds = [0.1, 0.2]\nadapt_first_layers_only = false\n'
+            'from = "small"\nlora_rank = 8\nbase_lr = 1\nthresholds = [0.1, 0.2]\nadapt_first_layers_only = true\n'
             'stages = [["micro", 0.5], ["student", 1]]\n[strategy]\nratio = 0.5\n'
         )
     )
@@ -34,7 +34,7 @@ def test_a_file_changes_the_fields_that_it_names_and_no_other(written):
         "lora_rank": 8,
         "base_lr": 1.0,
         "thresholds": (0.1, 0.2),
-        "adapt_first_layers_only": False,
+        "adapt_first_layers_only": True,
         "stages": (("micro", 0.5), ("student", 1.0)),
     }
     for name, value in vars(SMALL).items():
@@ -79,7 +79,7 @@ def test_a_file_changes_the_fields_that_it_names_and_no_other(written):
             'from = "small"\nstages = [["micr", 0.5]]',
             r"stages = \[\[.*\(words: micro, reader, fused, student",
         ),
-        ('from = "small"\nstages = [["micro", 0.3]]', r"after data_share \(0.3\) and by 1, got 0.3"),
+        ('from = "small"\nstages = [["micro", 0.27]]', r"after data_share \(0.27\) and by 1, got 0.27"),
         ('from = "small"\nstages = [["micro", 0.9], ["student", 0.8]]', "got 0.9, 0.8"),
         ('from = "small"\nstages = [["micro", 1.1]]', "and by 1, got 1.1"),
         ('from = "small"\nstrategy = 3', "strategy = 3: Expected `object`, got `int`"),

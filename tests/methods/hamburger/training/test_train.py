@@ -159,6 +159,31 @@ def test_the_command_refuses_bad_input_before_it_loads_a_model(arguments, messag
     assert message in str(result.exception)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "prompts", "windows"),
+    [
+        (["--minutes", "60"], 4200, 2100),
+        (["--minutes", "0.1"], 40, 20),
+        (["--minutes", "60", "--read", "0"], 4200, 0),
+        ([], 2000, 1000),
+        (["--self-distil", "9"], 9, 0),
+    ],
+)
+def test_a_run_without_data_takes_amounts_that_fit_its_minutes(
+    arguments, prompts, windows, tmp_path, monkeypatch
+):
+    asked = {}
+
+    def stop(*_, self_distillation, num_windows, **__):
+        asked.update(prompts=self_distillation.num_prompts, windows=num_windows)
+        raise DataError("seen")
+
+    monkeypatch.setattr("hambench.methods.hamburger.data.pipeline.train", stop)
+    result = CliRunner().invoke(command, ["train", "--out", str(tmp_path / "o"), *arguments])
+    assert str(result.exception) == "seen"
+    assert asked == {"prompts": prompts, "windows": windows}
+
+
 def test_segmenting_a_file_reports_tokens_a_segment(folder, conversations, tmp_path):
     arguments = ["segment", str(conversations), "--out", str(tmp_path / "s.jsonl"), "--model", str(folder)]
     result = CliRunner().invoke(
