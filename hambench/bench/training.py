@@ -284,21 +284,27 @@ class _Stages:
         from hambench.methods.hamburger.training.merged_forward import before_the_first_merged
 
         trainer, lessons = self.trainer, self.lessons
-        tokens = slots = fixed = 0
+        tokens = slots = fixed = rows = 0
 
         def batch_of(
             indices: Sequence[int], rng: random.Random | None
         ) -> tuple[FusedBatch, BatchLesson | None]:
-            nonlocal tokens, slots, fixed
+            nonlocal tokens, slots, fixed, rows
             batch, lesson = lessons.batch_of(indices, rng)
             tokens += sum(lessons.lengths[i] for i in indices)
             slots += int(batch.mask.sum())
             fixed += sum(before_the_first_merged(batch))
+            rows += len(batch.sources)
             return batch, lesson
 
         with _settings(trainer, trainer.recipe, math.ceil(self.steps / 4)):
             fused_stage(trainer, lessons.train, batch_of, lessons.lengths, epochs=1, is_reading=True)
-        return Work(tokens, reading_operations(trainer.shape, trainer.student.reader_layers, slots, fixed))
+        shape, recipe = trainer.shape, trainer.recipe
+        operations = reading_operations(shape, trainer.student.reader_layers, slots, fixed)
+        if recipe.reader_token_weight:
+            # forward and towards the input: the head is frozen too
+            operations += 2 * rows * head_operations(recipe.shortlist or shape.vocab_size, shape)
+        return Work(tokens, operations)
 
     def _student(self) -> Work:
         from hambench.methods.hamburger.training.micro_stage import student_stage
