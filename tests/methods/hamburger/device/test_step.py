@@ -163,6 +163,29 @@ def test_other_tokens_may_take_the_place_of_the_last_ones(plain_llama):
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("loop", [EAGER, *GRAPH_LOOPS])
+@torch.inference_mode()
+def test_fewer_tokens_may_take_the_place_of_the_last_ones(plain_llama, loop):
+    other = tiny_target(seed=3).llama
+    other.embedding = plain_llama.embedding
+    plain = HamburgerModel(plain_llama, tiny_checkpoint(), fused_base=other)
+    base = FusedLlama(plain_llama, impl="reference", launches=None if loop == EAGER else Replayed())
+    device = HamburgerModel(base, tiny_checkpoint(), fused_base=base.with_same_backend(other))
+    pair = sessions(plain, device, confidence=0.0, loop=loop)
+    assert [len(answered(session.prefill()).tokens) for session in pair] == [4, 4]
+    for tokens in ((11, 12), (13,), (14, 15, 16), (17, 18, 19, 20)):
+        for session in pair:
+            session.replace_last(tokens)
+            for bad in ((), (1,) * (len(tokens) + 1)):
+                with pytest.raises(
+                    ValueError, match=rf"tokens must be 1\.\.{len(tokens)}, .* got {len(bad)}"
+                ):
+                    session.replace_last(bad)
+        want, got = (answered(session.step()) for session in pair)
+        assert got.tokens == want.tokens, tokens
+        assert got.continue_probs == pytest.approx(want.continue_probs, abs=1e-5)
+
+
 def test_slots_of_several_tokens_may_go_through_another_base(plain_llama):
     other = tiny_target(seed=3).llama
     other.embedding = plain_llama.embedding
