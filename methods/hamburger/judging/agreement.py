@@ -23,10 +23,13 @@ from hambench.methods.hamburger.judging.lockstep import run_side_by_side
 from hambench.methods.hamburger.method import Hamburger
 
 if TYPE_CHECKING:
+    from hambench.engine.language_model import LanguageModel
     from hambench.methods.hamburger.checkpoint import Checkpoint
 
 Answer = tuple[Sequence[int], int]
 """Ids of prompt and response, and the prompt's length."""
+
+_COUNTS = ("macro_steps", "tokens", "same", "firsts", "same_firsts", "same_of_base")
 
 _HEAD_ROWS = 256
 """Rows of the head at a time: 50 MiB of logits for a vocabulary of 50,000."""
@@ -56,6 +59,11 @@ class Agreement:
     """P(continue) wherever the stop head is asked and everything before is right, and whether the next token is."""
 
     @property
+    def counts(self) -> dict[str, int]:
+        """Every count by its name."""
+        return {name: getattr(self, name) for name in _COUNTS}
+
+    @property
     def m(self) -> float:
         """Tokens per macro-step."""
         return self.tokens / self.macro_steps
@@ -80,11 +88,10 @@ class Agreement:
 def joined(parts: Sequence[Agreement]) -> Agreement:
     """Adds up the counts of several answers at one confidence."""
     (confidence,) = {part.confidence for part in parts}
-    names = ("macro_steps", "tokens", "same", "firsts", "same_firsts", "same_of_base")
     return Agreement(
         confidence=confidence,
         decisions=tuple(decision for part in parts for decision in part.decisions),
-        **{name: sum(getattr(part, name) for part in parts) for name in names},
+        **{name: sum(getattr(part, name) for part in parts) for name in _COUNTS},
     )
 
 
@@ -158,8 +165,8 @@ class TokenAccuracy:
     asked: tuple[int, ...]
     """How many there are."""
     same_of_base: int
-    """Tokens of the answer that the base's own forward chooses again: what it does not is rounding, or an answer that
-    is not the base's."""
+    """Tokens of the answer that the base itself, without the weights' changes, chooses again: what it does not is
+    rounding, or an answer that is not the base's."""
     tokens: int
     """Tokens of the answer."""
 
@@ -175,8 +182,7 @@ def token_accuracy(
         checkpoint: The same weights.
         answers: The base's own greedy answers.
     """
-    model = method.model
-    layers = model.architecture.feature_layers
+    model, own_base = method.model, method.target.llama
     grafts = Grafts(model.base.shape, model.architecture)
     grafts.load_state_dict(
         {n: t for n, t in checkpoint.tensors.items() if not n.startswith(("lora.", "base."))}
@@ -185,23 +191,33 @@ def token_accuracy(
     results = []
     for ids, prompt in answers:
         response = torch.tensor(list(ids[prompt:]), device=model.base.device)
-        cache = model.base.new_cache(len(ids))
-        first = model.base.prefill(
-            torch.tensor(list(ids[:prompt]), device=model.base.device), cache, feature_layers=layers
-        )
-        features, logits = [first.features[:, -1:]], [first.logits[-1:]]
-        if len(response) > 1:
-            rest = model.base.forward(response[:-1], cache, num_logits=None, feature_layers=layers)
-            features.append(rest.features)
-            logits.append(rest.logits)
-        chosen = torch.cat(logits).argmax(-1)
-        right, asked = _micro_hits(method, grafts, torch.cat(features, 1).transpose(0, 1), response)
+        features, chosen = _read(model.base, ids, prompt, model.architecture.feature_layers)
+        if own_base is not model.base:
+            # changes that apply to every pass change the base's own choice too
+            _, chosen = _read(own_base, ids, prompt, ())
+        right, asked = _micro_hits(method, grafts, features.transpose(0, 1), response)
         results.append(
             TokenAccuracy(
                 right=right, asked=asked, same_of_base=int((chosen == response).sum()), tokens=len(response)
             )
         )
     return results
+
+
+def _read(
+    base: LanguageModel, ids: Sequence[int], prompt: int, layers: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
+    """Returns the features ``[F, T, D]`` that precede each response token, and the base's own choices ``[T]``."""
+    tokens, cache = torch.tensor(list(ids), device=base.device), base.new_cache(len(ids))
+    out = base.prefill(tokens[:prompt], cache, feature_layers=layers)
+    features, chosen = [out.features[:, -1:]], [out.logits[-1:].argmax(-1)]
+    # the last token is never read, and the logits of a long answer would not fit next to each other
+    for part in torch.split(tokens[prompt:-1], _HEAD_ROWS):
+        if len(part):
+            out = base.forward(part, cache, num_logits=None, feature_layers=layers)
+            features.append(out.features)
+            chosen.append(out.logits.argmax(-1))
+    return torch.cat(features, dim=1), torch.cat(chosen)
 
 
 def _micro_hits(

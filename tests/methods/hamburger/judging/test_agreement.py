@@ -11,6 +11,7 @@ from native_fixtures import compiler, library  # noqa: F401 - fixtures
 
 from hambench.decoding import SamplingParams, answered
 from hambench.engine.cpu.native_llama import NativeLlama
+from hambench.methods.hamburger.judging import agreement
 from hambench.methods.hamburger.judging.agreement import joined, measure, token_accuracy
 from hambench.methods.hamburger.judging.lockstep import run_side_by_side
 from hambench.methods.hamburger.judging.reliability import markdown_table, reliability
@@ -97,14 +98,16 @@ def test_answers_side_by_side_count_as_one_session_each_whose_stop_head_decides(
 def test_the_native_engine_counts_the_same(mixed_answers, library):  # noqa: F811
     plain = tiny_target().llama
     native = NativeLlama(plain, library)
-    models = [HamburgerModel(llama, tiny_checkpoint()) for llama in (plain, native)]
-    found, want = (
-        [
-            [without_decisions(part) for part in parts]
-            for parts in measure(method_of(m), mixed_answers, CONFIDENCES)
-        ]
-        for m in models
-    )
+    checkpoint = tiny_checkpoint()
+    methods = [method_of(HamburgerModel(llama, checkpoint)) for llama in (plain, native)]
+    want, found = (measure(method, mixed_answers, CONFIDENCES) for method in methods)
+    for one, other in zip(itertools.chain(*want), itertools.chain(*found), strict=True):
+        assert without_decisions(other) == without_decisions(one)
+        assert [right for _, right in other.decisions] == [right for _, right in one.decisions]
+        # float32 in another order of additions, through a sigmoid
+        assert [p for p, _ in other.decisions] == pytest.approx([p for p, _ in one.decisions], abs=1e-5)
+    assert any(part.decisions for part in itertools.chain(*want))
+    want, found = (token_accuracy(method, checkpoint, mixed_answers) for method in methods)
     assert found == want
 
 
@@ -137,8 +140,12 @@ def test_decisions_are_those_that_decoding_asks_while_all_before_is_right(mixed_
     assert control.decisions == ()
 
 
+@pytest.mark.parametrize("rows", [3, 256])
 @torch.inference_mode()
-def test_token_accuracy_is_that_of_the_teacher_forced_forward_over_unmerged_inputs(mixed_answers):
+def test_token_accuracy_is_that_of_the_teacher_forced_forward_over_unmerged_inputs(
+    mixed_answers, rows, monkeypatch
+):
+    monkeypatch.setattr(agreement, "_HEAD_ROWS", rows)
     checkpoint = tiny_checkpoint()
     target = tiny_target()
     answers = [*mixed_answers, ([1, 2, 3], 2)]
