@@ -330,8 +330,9 @@ def measure(
     added until next-token agreement can be interpolated at m = 1.25 and 1.5.
     """
     from hambench.bench.hamburger.card import card_path, check_plot_path, plot_reliability, write_card
-    from hambench.bench.hamburger.weights import as_json as to_json
-    from hambench.bench.hamburger.weights import judge_weights, lines_of
+    from hambench.bench.hamburger.text import as_json as to_json
+    from hambench.bench.hamburger.text import lines_of
+    from hambench.bench.hamburger.weights import judge_weights
     from hambench.methods.hamburger.base import tokenizer_of
     from hambench.methods.hamburger.data.segment import read_conversations
     from hambench.methods.hamburger.weights_folder import find_weights
@@ -358,6 +359,7 @@ def measure(
         confidences=chosen,
         max_tokens=tokens,
         kernels=kernels,
+        answers_from=answers.name,
         say=say_step,
     )
     if card:

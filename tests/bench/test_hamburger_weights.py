@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 from cli_calls import invoke
-from fakes import save_tiny_model, tiny_target
-from fakes_hamburger import save_tiny_hamburger
+from fakes import TINY_SHAPE, random_weights, save_tiny_model, tiny_target
+from fakes_hamburger import save_tiny_hamburger, tiny_checkpoint
 
 from hambench.analysis import fidelity
-from hambench.bench.hamburger.weights import judge_weights, lines_of, next_token_at, rate
+from hambench.bench.hamburger.text import as_json, lines_of
+from hambench.bench.hamburger.weights import judge_weights, next_token_at, rate
 from hambench.decoding import SamplingParams
 from hambench.engine.loop import generate
 from hambench.errors import DataError
@@ -125,6 +126,45 @@ def test_free_running_figures_are_those_of_runs(judged_case):
     assert judged.free_running[0].regret.value > 0
 
 
+def test_every_figure_follows_from_the_counts_of_the_answers(judged_case):
+    target, weights, answers = judged_case
+    judged = judge_weights(target, answers, checkpoint=weights, confidences=(0.4, 0.6), max_tokens=18)
+    told = json.loads(json.dumps(as_json(judged)))
+
+    def total(counts, name):
+        assert len(counts) == len(answers)
+        return sum(each[name] for each in counts)
+
+    for each in told["along"]:
+        counts = each["counts"]
+        assert each["m"]["value"] == pytest.approx(total(counts, "tokens") / total(counts, "macro_steps"))
+        assert each["same"]["value"] == pytest.approx(total(counts, "same") / total(counts, "tokens"))
+        if each["next_token"] is not None:
+            share = total(counts, "same_firsts") / total(counts, "firsts")
+            assert each["next_token"]["value"] == pytest.approx(share)
+    for each in told["free_running"]:
+        counts = each["counts"]
+        tokens = total(counts, "tokens")
+        assert each["m"]["value"] == pytest.approx(tokens / total(counts, "macro_steps"))
+        assert each["regret"]["value"] == pytest.approx(total(counts, "regret") / tokens)
+        assert each["agreement"] == pytest.approx(total(counts, "agreed") / tokens)
+    counts = told["token_counts"]
+    assert told["base_again"] == pytest.approx(total(counts, "same_of_base") / total(counts, "tokens"))
+    for place, share in told["token_accuracy"].items():
+        right, asked = (sum(each[name][int(place) - 2] for each in counts) for name in ("right", "asked"))
+        assert share["value"] == pytest.approx(right / asked)
+
+
+def test_the_base_that_chooses_again_is_the_one_without_the_changes_of_the_weights(judged_case, tmp_path):
+    target, _, answers = judged_case
+    base = {f"base.{name}": tensor for name, tensor in random_weights(TINY_SHAPE, 5).items()}
+    tensors = {**tiny_checkpoint().tensors, **base}
+    changed = save_tiny_hamburger(tmp_path, base_weights="full", tensors=tensors)
+    judged = judge_weights(target, answers, checkpoint=str(changed), confidences=(1.1,), max_tokens=12)
+    assert judged.base_again == 1.0
+    assert judged.along[-1].same.value < 0.5, "the weights' own base answers otherwise"
+
+
 def test_confidences_are_added_until_both_m_lie_between_two_of_them(judged_case):
     target, weights, answers = judged_case
     judged = judge_weights(target, answers, checkpoint=weights, confidences=(0.999,), max_tokens=18)
@@ -161,8 +201,17 @@ def test_answers_that_do_not_fit_or_are_not_there_are_refused(judged_case):
     target, weights, _ = judged_case
     with pytest.raises(DataError, match="there is no answer"):
         judge_weights(target, [], checkpoint=weights)
-    with pytest.raises(DataError, match=r"a prompt with 64 tokens takes 578 positions, tiny-random has 512"):
-        judge_weights(target, [([7] * 520, 510)], checkpoint=weights)
+    fits = ([5, 6, 7], 2)
+    with pytest.raises(
+        DataError,
+        match=r"answer 2: a prompt with 64 tokens takes 578 positions, tiny-random has 512; lower --tok",
+    ):
+        judge_weights(target, [fits, ([7] * 520, 510)], checkpoint=weights)
+    for unknown in (-1, 9999):
+        with pytest.raises(
+            DataError, match=rf"answer 2 has token id {unknown}, tiny-random has 0\.\.\d+; give"
+        ):
+            judge_weights(target, [fits, ([5, 6, unknown], 2)], checkpoint=weights)
 
 
 def test_the_command_prints_json_and_refuses_other_confidences(tmp_path, capsys, judged_case):
@@ -177,6 +226,7 @@ def test_the_command_prints_json_and_refuses_other_confidences(tmp_path, capsys,
     assert code == 0
     told = json.loads(out)
     assert told["answers"] == 3
+    assert told["answers_from"] == "held_out.jsonl"
     assert told["confidences"] == [0.5, 0.9]
     assert {"m", "same", "next_token", "reliability"} <= set(told["along"][0])
     assert len(told["along"][0]["reliability"]["bins"]) == 10

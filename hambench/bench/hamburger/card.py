@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hambench.bench.hamburger.text import number, spread
 from hambench.errors import HambenchError
 from hambench.files import replacing, write_text
 from hambench.machine.fingerprint import fingerprint
@@ -137,8 +138,6 @@ def _changes(recipe: Mapping[str, Any]) -> str:
 
 
 def _figures(judged: WeightsJudgement) -> list[str]:
-    from hambench.bench.hamburger.weights import number, spread
-
     lines = [
         "## Held-out figures",
         f"`hambench hamburger measure` on {judged.answers} answers of the base, {judged.tokens:,} tokens "

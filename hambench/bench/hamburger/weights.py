@@ -1,7 +1,7 @@
 """Judges HAMburger weights on held-out answers of the base: agreement, accuracy, calibration, and free-running regret.
 
 Three passes over the same answers: along them at each confidence, at every token of them from unmerged features, and
-free from their prompts, judged as ``hambench run`` judges answers. Intervals are over answers.
+free from their prompts, judged as ``hambench run`` judges answers. Intervals are over answers, whose counts are kept.
 """
 
 from __future__ import annotations
@@ -20,9 +20,16 @@ from hambench.engine.loop import Ending
 from hambench.errors import DataError
 from hambench.methods.hamburger.checkpoint import digest, load
 from hambench.methods.hamburger.config import HamburgerConfig
-from hambench.methods.hamburger.judging.agreement import Agreement, Answer, joined, measure, token_accuracy
+from hambench.methods.hamburger.judging.agreement import (
+    Agreement,
+    Answer,
+    TokenAccuracy,
+    joined,
+    measure,
+    token_accuracy,
+)
 from hambench.methods.hamburger.judging.lockstep import run_side_by_side
-from hambench.methods.hamburger.judging.reliability import Reliability, markdown_table, reliability
+from hambench.methods.hamburger.judging.reliability import Reliability, reliability
 from hambench.methods.hamburger.method import Hamburger, build
 from hambench.methods.hamburger.weights_folder import find_weights
 from hambench.records import Estimate, Fidelity
@@ -56,6 +63,8 @@ class AlongAnswers:
     """Share of the micro-step decoder's tokens that equal the base's."""
     reliability: Reliability | None
     """``None`` for the one-token control."""
+    counts: tuple[Mapping[str, int], ...]
+    """Counts of each answer, see :class:`.judging.agreement.Agreement`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,6 +81,8 @@ class FreeRunning:
     """Answers of which fewer than half of the 4-grams are distinct."""
     answers: int
     tokens: int
+    counts: tuple[Mapping[str, float], ...]
+    """``tokens``, ``macro_steps`` and ``agreed`` tokens of each answer, and its ``regret`` in nats."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,17 +93,21 @@ class WeightsJudgement:
     weights: str
     weights_sha256: str
     kernels: str
+    answers_from: str
+    """Name of the file with the answers."""
     answers: int
     tokens: int
     """Answer tokens of the first two passes."""
     base_again: float
-    """Share of them that the base's own unmerged forward chooses again; an upper bound of what weights can reach."""
+    """Share of them that the base chooses again without the weights: what weights that change nothing would reach."""
     along: tuple[AlongAnswers, ...]
     next_token_at_m: Mapping[str, Estimate | None]
     """Next-token agreement after merged slots, by m: interpolated between the two nearest confidences; ``None`` where
     no confidence has a smaller m, or none has a larger one."""
     token_accuracy: Mapping[str, Estimate | None]
     """Share of right tokens by place in the macro-step (from 2), teacher forced from unmerged features."""
+    token_counts: tuple[TokenAccuracy, ...]
+    """Counts of each answer behind ``token_accuracy`` and ``base_again``."""
     free_running: tuple[FreeRunning, ...]
     reliability_confidence: float | None
 
@@ -110,6 +125,7 @@ def judge_weights(
     confidences: Sequence[float] = CONFIDENCES,
     max_tokens: int = 64,
     kernels: str = "reference",
+    answers_from: str = "answers",
     say: Callable[[str], None] = lambda _: None,
 ) -> WeightsJudgement:
     """Judges weights on a target.
@@ -121,20 +137,17 @@ def judge_weights(
         confidences: Confidences to report. Others are added until two of them lie near :data:`AT_M` on both sides.
         max_tokens: Tokens of each answer to use, and most tokens of a free-running answer.
         kernels: Name of the target's engine, for the record.
+        answers_from: Name of the file with the answers, for the record.
         say: Receives a line before each pass.
 
     Raises:
-        DataError: If there is no answer, or one does not fit the context.
+        DataError: If there is no answer, or one does not fit the context or has a token that the target lacks.
         ModelError: If the weights can't be used with this target.
     """
     if not answers:
         raise DataError("there is no answer to measure along: give a file with at least one")
     answers = [(list(ids[: prompt + max_tokens]), prompt) for ids, prompt in answers]
-    longest = max(prompt for _, prompt in answers) + max_tokens + 4
-    if longest > target.context_length:
-        raise DataError(
-            f"a prompt with {max_tokens} tokens takes {longest} positions, {target.name} has {target.context_length}"
-        )
+    _check(answers, target, max_tokens)
     folder = find_weights(checkpoint, target.name)
     method = build(HamburgerConfig(checkpoint=checkpoint), target)
     say(f"decoding along {len(answers)} answers")
@@ -151,6 +164,7 @@ def judge_weights(
         weights=checkpoint or "shipped",
         weights_sha256=digest(folder),
         kernels=kernels,
+        answers_from=answers_from,
         answers=len(answers),
         tokens=sum(each.tokens for each in accuracies),
         base_again=sum(a.same_of_base for a in accuracies) / sum(a.tokens for a in accuracies),
@@ -160,9 +174,28 @@ def judge_weights(
             str(place + 2): rate([a.right[place] for a in accuracies], [a.asked[place] for a in accuracies])
             for place in places
         },
+        token_counts=tuple(accuracies),
         free_running=tuple(free),
         reliability_confidence=min(curves, key=lambda c: abs(c - RELIABILITY_AT), default=None),
     )
+
+
+def _check(answers: Sequence[Answer], target: TargetModel, max_tokens: int) -> None:
+    num_ids = target.llama.shape.vocab_size
+    for number, (ids, prompt) in enumerate(answers, 1):
+        unknown = next((token for token in ids if not 0 <= token < num_ids), None)
+        if unknown is not None:
+            raise DataError(
+                f"answer {number} has token id {unknown}, {target.name} has 0..{num_ids - 1}; give answers of "
+                "this model"
+            )
+        # teacher forcing may emit a macro-step past the answer's end
+        longest = prompt + max_tokens + 4
+        if longest > target.context_length:
+            raise DataError(
+                f"answer {number}: a prompt with {max_tokens} tokens takes {longest} positions, {target.name} has "
+                f"{target.context_length}; lower --tokens or leave the answer out"
+            )
 
 
 def _walks(
@@ -204,6 +237,7 @@ def _along(parts: Sequence[Agreement]) -> AlongAnswers:
         next_token=rate([part.same_firsts for part in parts], [part.firsts for part in parts]),
         grafted=whole.grafted_agreement,
         reliability=reliability(whole.decisions),
+        counts=tuple(part.counts for part in parts),
     )
 
 
@@ -305,6 +339,10 @@ def _of_answers(confidence: float, rows: Sequence[tuple[tuple[int, ...], int, Fi
         repetitive=sum(fidelity.repeats_itself(tokens) for tokens, *_ in rows),
         answers=len(rows),
         tokens=sum(len(tokens) for tokens, *_ in rows),
+        counts=tuple(
+            {"tokens": len(tokens), "macro_steps": steps, "agreed": item.num_agreed, "regret": item.regret}
+            for tokens, steps, item in rows
+        ),
     )
 
 
@@ -320,75 +358,3 @@ def _answer(
         kept, finish = ending.trim(step.tokens)
         tokens, num_steps = tokens + kept, num_steps + 1
     return tokens, num_steps
-
-
-def as_json(judged: WeightsJudgement) -> dict[str, Any]:
-    """Returns everything in the form of JSON."""
-    return {**dataclasses.asdict(judged), "confidences": [each.confidence for each in judged.free_running]}
-
-
-def lines_of(judged: WeightsJudgement) -> list[str]:
-    """Returns what the command prints."""
-    lines = [
-        f"{judged.model}, weights {judged.weights} ({judged.weights_sha256[:12]}), {judged.kernels} kernels: "
-        f"{judged.answers} answers, {judged.tokens:,} tokens",
-        f"the base's own forward chooses {judged.base_again:.1%} of these tokens again; brackets hold 95 % intervals "
-        "over answers",
-        "",
-        "along the answers, each mistake corrected",
-        _ALONG.format("confidence", "m", "equal to the base's", "micro", "next token after merged", "ECE"),
-    ]
-    for each in judged.along:
-        lines.append(
-            _ALONG.format(
-                f"{each.confidence:g}",
-                spread(each.m, 2),
-                spread(each.same),
-                number(each.grafted),
-                spread(each.next_token),
-                "–" if each.reliability is None else number(each.reliability.ece),
-            )
-        )
-    at = "   ".join(f"{spread(share)} at m = {m}" for m, share in judged.next_token_at_m.items())
-    places = "   ".join(f"{place}: {spread(share)}" for place, share in judged.token_accuracy.items())
-    lines += [
-        f"next token after merged slots equals the base's: {at}",
-        "",
-        f"right tokens of a macro-step by place (teacher forced, unmerged features): {places}",
-        "",
-        f"free-running answers to the same {judged.answers} prompts",
-        _FREE.format("confidence", "m", "regret, nats per token", "agreement", "repetitive"),
-    ]
-    for free in judged.free_running:
-        lines.append(
-            _FREE.format(
-                f"{free.confidence:g}",
-                spread(free.m, 2),
-                spread(free.regret),
-                number(free.agreement),
-                f"{free.repetitive} of {free.answers}",
-            )
-        )
-    if judged.reliability is not None:
-        lines += [
-            "",
-            f"the stop head along the answers at confidence {judged.reliability_confidence:g}",
-            *markdown_table(judged.reliability),
-        ]
-    return lines
-
-
-_ALONG = "{:>10}  {:>18}  {:>22}  {:>6}  {:>23}  {:>6}"
-_FREE = "{:>10}  {:>18}  {:>23}  {:>9}  {:>10}"
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """Returns a number with so many digits after the point, or a dash for ``None``."""
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-def spread(value: Estimate | None, digits: int = 3) -> str:
-    """Returns an estimate with its interval, if it has one."""
-    if value is None or value.low is None or value.high is None:
-        return number(None if value is None else value.value, digits)
-    return f"{value.value:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
