@@ -6,7 +6,7 @@ import re
 import pytest
 from cli_calls import invoke
 from fakes import save_tiny_model
-from fakes_hamburger import with_shape
+from fakes_hamburger import save_tiny_hamburger, with_shape
 
 from hambench.bench.hamburger.card import plot_reliability, run_facts, write_card
 from hambench.decoding import SamplingParams
@@ -50,7 +50,7 @@ def test_a_run_writes_a_card_of_its_own_records(trained):
     provenance = json.loads((out / "hamburger.json").read_text())["provenance"]
     assert row_of(text, "SHA-256 of hamburger.json") == f"`{digest(out)}`"
     size = sum(path.stat().st_size for path in out.glob("hamburger-*.safetensors"))
-    assert row_of(text, "size") == f"{size / 2**20:.1f} MiB in 1 shards"
+    assert row_of(text, "size") == f"{size / 2**20:.1f} MiB in 1 shard"
     assert row_of(text, "answers") == "12"
     assert row_of(text, "held out") == str(provenance["data"]["held_out"])
     assert row_of(text, "answer tokens") == "180"
@@ -60,7 +60,7 @@ def test_a_run_writes_a_card_of_its_own_records(trained):
     assert row_of(text, "hambench") == run_facts()["hambench"]
     assert row_of(text, "held out: loss") == f"{provenance['held_out']['loss']:.4f}"
     assert row_of(text, "calibration: asked") == str(provenance["calibration"]["asked"])
-    assert "--card` writes them here" in text
+    assert "measure --answers FOLDER/held_out.jsonl --checkpoint FOLDER --card` writes them here" in text
 
 
 def test_measure_writes_its_figures_into_the_card_and_draws_the_curve(trained, tmp_path, capsys):
@@ -85,6 +85,7 @@ def test_measure_writes_its_figures_into_the_card_and_draws_the_curve(trained, t
     judged = json.loads(told)
     text = (out / "README.md").read_text()
     assert text.count("## Held-out figures") == 1
+    assert "on 3 answers of the base in `own.jsonl`, " in text
     assert "writes them here" not in text
     for each in judged["free_running"]:
         (line,) = re.findall(rf"^\| {each['confidence']:g} \|.*$", text, re.MULTILINE)
@@ -116,7 +117,68 @@ def test_pictures_of_other_kinds_cards_without_a_folder_and_foreign_cards_are_re
     code, _, error = invoke(capsys, *call)
     assert (code, "was not written by hambench" in error) == (2, True), "known before training"
     assert (out / "README.md").read_text() == "# Mine"
+    for changed in (own.replace("## Training", "## Training\n\nMy own words."), own + "\n"):
+        (out / "README.md").write_text(changed)
+        code, _, error = invoke(capsys, *call)
+        assert (code, "README.md has changed since hambench wrote it" in error) == (2, True)
+        assert (out / "README.md").read_text() == changed
+    (out / "README.md").write_bytes("Größe".encode("latin-1"))
+    code, _, error = invoke(capsys, *call)
+    assert (code, "was not written by hambench" in error) == (2, True)
     (out / "README.md").write_text(own)
+
+
+def test_a_card_of_an_earlier_version_is_replaced(tmp_path):
+    save_tiny_hamburger(tmp_path)
+    (tmp_path / "README.md").write_text("# Old\n<!-- written by hambench hamburger -->\n\nfigures\n")
+    write_card(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert text.startswith("# HAMburger weights for tiny-random\n<!-- written by hambench hamburger, sha256 ")
+    write_card(tmp_path)
+    assert (tmp_path / "README.md").read_text() == text
+
+
+def test_weights_of_others_cannot_put_markup_into_their_card(tmp_path):
+    bad = "<img src=x> [a](http://b) | `c` \x1b[31m\n# d"
+    save_tiny_hamburger(
+        tmp_path,
+        provenance={
+            "recipe": {"name": bad, "other": bad},
+            "data": {bad: 1, "corpus": bad},
+            "facts": {bad: bad},
+            "steps": {bad: bad},
+            "start_from": bad,
+            "held_out": {bad: bad},
+        },
+    )
+    write_card(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    outside_code = re.sub(r"(?<!\\)`[^`\n]*`", "", text)
+    assert "<img" not in outside_code
+    assert "[a](" not in outside_code
+    assert "\x1b" not in text
+    assert [line for line in text.splitlines() if line.startswith("#")] == [
+        "# HAMburger weights for tiny-random",
+        "## Data",
+        "## Training",
+        "## Held-out figures",
+    ]
+    for line in text.splitlines():
+        assert len(re.findall(r"(?<!\\)\|", line)) in (0, 3), line
+
+
+@pytest.mark.parametrize(
+    "provenance", [{"data": "1,273 responses", "stages": ["a"]}, {"recipe": "mine"}, ["?"], None]
+)
+def test_a_provenance_of_another_form_is_left_out_of_the_card(tmp_path, provenance):
+    save_tiny_hamburger(tmp_path)
+    config = json.loads((tmp_path / "hamburger.json").read_text())
+    (tmp_path / "hamburger.json").write_text(json.dumps({**config, "provenance": provenance}))
+    write_card(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert row_of(text, "changes to the base") == "`unchanged`"
+    assert "## Training" not in text
+    assert "held_out.jsonl" not in text, "there is no such file"
 
 
 def test_the_curve_is_drawn_over_its_bins(tmp_path):
