@@ -28,7 +28,7 @@ from hambench.methods.hamburger.judging.agreement import (
     measure,
     token_accuracy,
 )
-from hambench.methods.hamburger.judging.lockstep import run_side_by_side
+from hambench.methods.hamburger.judging.lockstep import most_at_once, run_side_by_side
 from hambench.methods.hamburger.judging.reliability import Reliability, reliability
 from hambench.methods.hamburger.method import Hamburger, build
 from hambench.methods.hamburger.weights_folder import find_weights
@@ -307,7 +307,8 @@ def _free_running(
         for prompt in prompts
         for confidence in confidences
     ]
-    answered = run_side_by_side(begin)
+    longest = max(map(len, prompts)) + max_tokens
+    answered = run_side_by_side(begin, most=most_at_once(target.llama, longest))
     by_confidence: list[list[tuple[tuple[int, ...], int, Fidelity]]] = [[] for _ in confidences]
     for number, prompt in enumerate(prompts):
         own = answered[number * len(confidences) : (number + 1) * len(confidences)]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hambench.decoding import Asking, SamplingParams
 from hambench.methods.hamburger.grafts import Grafts
-from hambench.methods.hamburger.judging.lockstep import run_side_by_side
+from hambench.methods.hamburger.judging.lockstep import most_at_once, run_side_by_side
 from hambench.methods.hamburger.method import Hamburger
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ Answer = tuple[Sequence[int], int]
 
 _COUNTS = ("macro_steps", "tokens", "same", "firsts", "same_firsts", "same_of_base")
 
+_PAST_THE_END = 4
+"""Slots to spare: the last macro-step may reach past the answer's end."""
 _HEAD_ROWS = 256
 """Rows of the head at a time: 50 MiB of logits for a vocabulary of 50,000."""
 
@@ -119,13 +121,14 @@ def measure(
         for ids, prompt in answers
         for confidence in confidences
     ]
-    counts = run_side_by_side(begin)
+    longest = max((len(ids) for ids, _ in answers), default=0) + _PAST_THE_END
+    counts = run_side_by_side(begin, most=most_at_once(method.model.base, longest))
     return [counts[place :: len(confidences)] for place in range(len(confidences))]
 
 
 def _along(method: Hamburger, ids: Sequence[int], prompt: int, confidence: float) -> Asking[Agreement]:
     response = list(ids[prompt:])
-    session = method.start(list(ids[:prompt]), SamplingParams(max_new_tokens=len(response) + 4))
+    session = method.start(list(ids[:prompt]), SamplingParams(max_new_tokens=len(response) + _PAST_THE_END))
     macro_steps = same = firsts = same_firsts = same_of_base = 0
     decisions: list[tuple[float, bool]] = []
     done, has_merged = 0, False

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -16,10 +16,21 @@ from hambench.decoding import Asking, Request
 from hambench.engine.requests.forwards import Prefill
 from hambench.engine.requests.shared_prefill import ReadPrompts
 
+if TYPE_CHECKING:
+    from hambench.engine.language_model import LanguageModel
+
 T = TypeVar("T")
 
 MOST_AT_ONCE = 48
 """Sequences whose caches exist at the same time: four native calls of a dozen."""
+CACHE_BYTES = 3 * 2**30
+"""Bytes of these caches up to which that many are held."""
+
+
+def most_at_once(base: LanguageModel, slots: int) -> int:
+    """Returns how many sequences of up to so many slots to run side by side, by the memory of their caches."""
+    each: int = slots * base.new_cache(1).bytes_per_slot
+    return max(1, min(MOST_AT_ONCE, CACHE_BYTES // each))
 
 
 @torch.inference_mode()

@@ -11,7 +11,7 @@ from native_fixtures import compiler, library  # noqa: F401 - fixtures
 
 from hambench.decoding import SamplingParams, answered
 from hambench.engine.cpu.native_llama import NativeLlama
-from hambench.methods.hamburger.judging import agreement
+from hambench.methods.hamburger.judging import agreement, lockstep
 from hambench.methods.hamburger.judging.agreement import joined, measure, token_accuracy
 from hambench.methods.hamburger.judging.lockstep import run_side_by_side
 from hambench.methods.hamburger.judging.reliability import markdown_table, reliability
@@ -193,6 +193,29 @@ def test_sequences_side_by_side_share_their_forwards_and_keep_their_order():
     assert max(widths) == 3
     with torch.inference_mode():
         assert found == [answered(answer(*case)) for case in cases]
+
+
+def test_long_answers_are_walked_along_with_as_many_caches_as_fit(mixed_answers, monkeypatch):
+    target = tiny_target()
+    method = method_of(HamburgerModel(target.llama, tiny_checkpoint()), 0.5, target)
+    slots = max(len(ids) for ids, _ in mixed_answers) + 4
+    num_bytes = slots * target.llama.new_cache(1).bytes_per_slot
+    widths = []
+    together = type(target.llama).forward_together
+    target.llama.forward_together = lambda sequences, **rest: (
+        widths.append(len(sequences)),
+        together(target.llama, sequences, **rest),
+    )[1]
+    counted = []
+    for cache_bytes, is_roomy in ((2**30, True), (3 * num_bytes - 1, False)):
+        widths.clear()
+        monkeypatch.setattr(lockstep, "CACHE_BYTES", cache_bytes)
+        walks = measure(method, mixed_answers, CONFIDENCES)
+        counted.append([without_decisions(part) for walk in walks for part in walk])
+        assert (max(widths) > 2) == is_roomy
+    assert counted[0] == counted[1]
+    monkeypatch.setattr(lockstep, "CACHE_BYTES", 1)
+    assert lockstep.most_at_once(target.llama, slots) == 1
 
 
 def test_an_error_of_one_sequence_reaches_the_caller():
