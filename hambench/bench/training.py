@@ -280,7 +280,7 @@ class _Stages:
         return Work(count, count * micro_operations(trainer.shape, trainer.architecture, recipe))
 
     def _reader(self) -> Work:
-        from hambench.methods.hamburger.training.merge_stage import fused_stage
+        from hambench.methods.hamburger.training.merge_stage import reader_stage
         from hambench.methods.hamburger.training.merged_forward import before_the_first_merged
 
         trainer, lessons = self.trainer, self.lessons
@@ -298,7 +298,7 @@ class _Stages:
             return batch, lesson
 
         with _settings(trainer, trainer.recipe, math.ceil(self.steps / 4)):
-            fused_stage(trainer, lessons.train, batch_of, lessons.lengths, epochs=1, is_reading=True)
+            reader_stage(trainer, lessons, batch_of)
         shape, recipe = trainer.shape, trainer.recipe
         operations = reading_operations(shape, trainer.student.reader_layers, slots, fixed)
         if recipe.reader_token_weight:
@@ -352,7 +352,7 @@ def forward_operations(shape: LlamaShape) -> float:
 
 
 def reading_operations(shape: LlamaShape, num_layers: int, slots: int, fixed: int) -> float:
-    """Returns the operations of training slots through the first layers: forward, and backward towards the inputs.
+    """Returns the operations of training slots through ``num_layers``: forward, and backward towards the inputs.
 
     The base's weights are frozen, so they have no gradients, and nothing that is trained changes the ``fixed`` slots
     before a sequence's first merged one.

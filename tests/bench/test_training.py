@@ -17,6 +17,7 @@ from hambench.methods.hamburger.data.self_distill import prompt_ids
 from hambench.methods.hamburger.training import micro_stage
 from hambench.methods.hamburger.training.losses import micro_loss
 from hambench.methods.hamburger.training.merged_forward import collate, fuse
+from hambench.methods.hamburger.training.objectives import Student
 from hambench.methods.hamburger.training.packed_base import packed_layers
 from hambench.methods.hamburger.training.recipes import SMALL
 
@@ -31,22 +32,28 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bench(folder):
-    """What the command tells, and the number of macro-steps in each step that it took."""
+    """What the command tells, the macro-steps in each step that it took, and what ``reader`` compared tokens over."""
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)
     sizes = ["--answers", "2", "--tokens", "2", "--windows", str(NUM_WINDOWS), "--repeats", "2"]
     arguments = ["--model", str(folder), *sizes, "--steps", str(NUM_STEPS), "--json"]
-    taken = []
+    taken, parts = [], []
+    next_tokens = Student._next_tokens
 
     def loss(grafts, features, targets, **options):
         taken.append(len(features))
         return micro_loss(grafts, features, targets, **options)
 
+    def compared(student, hidden, targets, weights, vocabulary):
+        parts.append(vocabulary)
+        return next_tokens(student, hidden, targets, weights, vocabulary)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(micro_stage, "micro_loss", loss)
+        patch.setattr(Student, "_next_tokens", compared)
         result = CliRunner().invoke(command, arguments, catch_exceptions=False)
-    return json.loads(result.stdout), taken
+    return json.loads(result.stdout), taken, parts
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +62,7 @@ def told(bench):
 
 
 def test_every_stage_is_timed_next_to_the_peak(bench):
-    told, taken = bench
+    told, taken, _ = bench
     paces = {pace["stage"]: pace for pace in told["paces"]}
     assert list(paces) == ["answering", "reading", "micro", "reader", "student"]
     assert all(len(pace["seconds"]) == 2 and min(pace["seconds"]) > 0 for pace in paces.values())
@@ -68,6 +75,12 @@ def test_every_stage_is_timed_next_to_the_peak(bench):
     assert 2 <= paces["answering"]["count"] <= 4
     # the windows have fewer macro-steps than a batch
     assert paces["student"]["count"] == sum(taken[-NUM_STEPS:]) < NUM_STEPS * SMALL.micro_batch
+
+
+def test_the_reader_compares_tokens_over_a_shortlist_as_in_training(bench):
+    _, _, parts = bench
+    assert len(parts) == 3, "one step in each of three repeats"
+    assert all(part is not None for part in parts), "the whole vocabulary is another stage's cost"
 
 
 def test_the_operations_of_a_stage_are_those_of_its_tokens_and_macro_steps(told, folder):

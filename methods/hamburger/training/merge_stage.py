@@ -14,6 +14,7 @@ from hambench.methods.hamburger.training.objectives import BatchLesson
 from hambench.methods.hamburger.training.vocabulary import Shortlist
 
 if TYPE_CHECKING:
+    from hambench.methods.hamburger.training.lessons import Lessons
     from hambench.methods.hamburger.training.trainer import Trainer
 
 BatchMaker = Callable[[Sequence[int], "random.Random | None"], tuple[FusedBatch, "BatchLesson | None"]]
@@ -38,7 +39,7 @@ def fused_stage(
         batch_of: Builds a batch from sequences.
         lengths: Number of tokens of each sequence.
         epochs: Passes over ``train``, unless the run's options give steps.
-        is_reading: Train as in the stage ``reader``: no further than its objective needs.
+        is_reading: Train as :func:`reader_stage` does: no further than its objective needs.
         shortlist: The part of the vocabulary over which ``reader`` compares distributions; by default all.
     """
     recipe, accelerator = run.recipe, run.accelerator
@@ -73,6 +74,30 @@ def fused_stage(
             if micro == recipe.accumulate - 1:
                 run.apply(optimizer, trained, run.step / total)
         run.record({name: float(value.detach()) for name, value in losses.items()}, optimizer)
+
+
+def reader_stage(run: Trainer, lessons: Lessons, batch_of: BatchMaker | None = None) -> None:
+    """Trains the embedder and the low-rank changes to read merged slots.
+
+    Args:
+        run: Run whose student to train.
+        lessons: Lessons of the unmerged base.
+        batch_of: Builds a batch from sequences, instead of ``lessons``.
+    """
+    recipe = run.recipe
+    shortlist: Shortlist | None = None
+    if recipe.reader_token_weight:
+        head = run.base.get_output_embeddings().weight.detach().to(run.accelerator.device)
+        shortlist = Shortlist.of(recipe, head, lessons.corpus)
+    fused_stage(
+        run,
+        lessons.train,
+        batch_of or lessons.batch_of,
+        lessons.lengths,
+        epochs=recipe.reader_epochs,
+        is_reading=True,
+        shortlist=shortlist,
+    )
 
 
 @torch.no_grad()

@@ -30,14 +30,13 @@ from hambench.methods.hamburger.training.budget import Clock, RunOptions, learni
 from hambench.methods.hamburger.training.calibration import calibrate
 from hambench.methods.hamburger.training.initial import start_from, start_sane
 from hambench.methods.hamburger.training.lessons import Lessons
-from hambench.methods.hamburger.training.merge_stage import fused_stage, held_out_losses
+from hambench.methods.hamburger.training.merge_stage import fused_stage, held_out_losses, reader_stage
 from hambench.methods.hamburger.training.merged_forward import FusedBatch, collate
 from hambench.methods.hamburger.training.micro_stage import micro_stage, student_stage
 from hambench.methods.hamburger.training.objectives import BatchLesson, Student
 from hambench.methods.hamburger.training.recipes import Recipe
 from hambench.methods.hamburger.training.run_folder import RunFolder
 from hambench.methods.hamburger.training.teacher import Corpus
-from hambench.methods.hamburger.training.vocabulary import Shortlist
 from hambench.models.safetensors import weight_files
 from hambench.models.target import locate
 
@@ -196,20 +195,10 @@ class Trainer:
             micro_stage(self, lessons)
         elif self.stage == "student":
             student_stage(self, lessons)
+        elif self.stage == "reader":
+            reader_stage(self, lessons)
         else:
-            is_reading, shortlist = self.stage == "reader", None
-            if is_reading and recipe.reader_token_weight:
-                head = self.base.get_output_embeddings().weight.detach().to(self.accelerator.device)
-                shortlist = Shortlist.of(recipe, head, lessons.corpus)
-            fused_stage(
-                self,
-                lessons.train,
-                lessons.batch_of,
-                lessons.lengths,
-                epochs=recipe.reader_epochs if is_reading else recipe.epochs,
-                is_reading=is_reading,
-                shortlist=shortlist,
-            )
+            fused_stage(self, lessons.train, lessons.batch_of, lessons.lengths, epochs=recipe.epochs)
 
     def _finish(self, lessons: Lessons) -> None:
         """Calibrates on half of the held-out sequences, computes the losses on the other half, writes the checkpoint.
