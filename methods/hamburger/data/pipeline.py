@@ -23,6 +23,7 @@ from hambench.methods.hamburger.data.overlap import NGRAM, Protected, answer_tex
 from hambench.methods.hamburger.data.segment import Segmented, read_conversations, read_segments, segment
 from hambench.methods.hamburger.training.budget import RunOptions
 from hambench.methods.hamburger.training.recipes import Recipe
+from hambench.methods.hamburger.training.run_folder import RunFolder
 from hambench.methods.hamburger.training.teacher import Corpus, study
 from hambench.methods.hamburger.training.trainer import Trainer, split_held_out
 
@@ -129,12 +130,18 @@ def train(
         recipe = recipe.without_data_share()
     max_steps = 4
     rows = read_segments(segments, max_length=max_steps) if segments is not None else []
+    own_corpus = options.resume and (options.out / CORPUS_NAME).is_file()
+    files = RunFolder(options.out)
+    if own_corpus or (options.resume and (options.out / ANSWERS_NAME).is_file()):
+        # a run that was stopped while it made its data has no save yet
+        options = dataclasses.replace(options, resume=files.has_state)
+    files.check(resume=options.resume)
     options.out.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(model_name, recipe, options)
     if rows:
         trainer.train_segmented(rows)
         return trainer
-    if corpus_folder is None and options.resume and (options.out / CORPUS_NAME).is_file():
+    if corpus_folder is None and own_corpus:
         corpus_folder = options.out
     trainer.model.to(trainer.accelerator.device)
     if corpus_folder is not None:

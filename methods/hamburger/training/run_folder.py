@@ -29,6 +29,22 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    @property
+    def has_state(self) -> bool:
+        """True if there is a save to resume from."""
+        return (self.path / STATE_NAME).is_file()
+
+    def check(self, *, resume: bool) -> None:
+        """Checks that a run may begin here, or go on if it is resumed.
+
+        Raises:
+            ModelError: If a run exists without ``resume``, or the reverse.
+        """
+        if self.has_state and not resume:
+            raise ModelError(f"{self.path} holds a training run; give --resume to go on with it")
+        if resume and not self.has_state:
+            raise ModelError(f"{self.path} holds no training run to resume; leave --resume out to begin one")
+
     def load_state(self, trained: Mapping[str, Tensor], *, resume: bool) -> dict[str, Any] | None:
         """Copies the last save's values into ``trained``; returns the rest of the save, ``None`` for a new run.
 
@@ -36,14 +52,12 @@ class RunFolder:
             ModelError: If a run exists without ``resume``, or the reverse, or it belongs to other parameters.
         """
         path = self.path / STATE_NAME
+        self.check(resume=resume)
         if not resume:
-            if path.is_file():
-                raise ModelError(f"{self.path} holds a training run; give --resume to go on with it")
             return None
-        if not path.is_file():
-            raise ModelError(f"{self.path} holds no training run to resume")
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        if set(trained) != set(state["trained"]):
+        sizes = {name: value.shape for name, value in state["trained"].items()}
+        if sizes != {name: value.shape for name, value in trained.items()}:
             raise ModelError(f"{path} belongs to a run with another recipe or base")
         with torch.no_grad():
             for name, value in state.pop("trained").items():

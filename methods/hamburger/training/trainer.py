@@ -173,7 +173,11 @@ class Trainer:
             held=notes.held_out,
         )
         self.data = describe(corpus, notes)
-        self._load_state()
+        is_new = not self._load_state()
+        self.accelerator.wait_for_everyone()
+        if is_new and self.accelerator.is_main_process:
+            # a run that is stopped before its next save has used its time for data all the same
+            self._save_state(None)
         for number in range(self._stage, len(self.recipe.stages)):
             if number > self._stage:
                 self._stage, self.step, self._optimizer_state = number, 0, None
@@ -264,6 +268,11 @@ class Trainer:
 
     def save(self, optimizer: torch.optim.Optimizer | None) -> None:
         """Writes the resumable state, then the current checkpoint; an interruption loses only later work."""
+        self._save_state(optimizer)
+        save(self.checkpoint(), self.options.out)
+        self._saved = time.monotonic()
+
+    def _save_state(self, optimizer: torch.optim.Optimizer | None) -> None:
         self.files.save_state(
             self._trainable(),
             stage=self._stage,
@@ -273,10 +282,9 @@ class Trainer:
             steps_by_stage=self._steps_by_stage,
             data=self.data,
         )
-        save(self.checkpoint(), self.options.out)
-        self._saved = time.monotonic()
 
-    def _load_state(self) -> None:
+    def _load_state(self) -> bool:
+        """Goes on from the last save if the run is resumed; returns whether it is."""
         state = self.files.load_state(self._trainable(), resume=self.options.resume)
         if state is not None:
             self._stage, self.step = state["stage"], state["step"]
@@ -288,6 +296,7 @@ class Trainer:
                     "resume it with the options that it was begun with"
                 )
             self.clock.resume(state["seconds"])
+        return state is not None
 
     def reference(self) -> BaseReference:
         """Returns the identity of the base."""

@@ -14,9 +14,11 @@ from safetensors.torch import load_file, save_file
 from hambench.cli.hamburger import command
 from hambench.errors import DataError, HambenchError, ModelError, UnknownNameError
 from hambench.methods.hamburger.checkpoint import load
+from hambench.methods.hamburger.data import pipeline
 from hambench.methods.hamburger.data.corpus_file import CORPUS_NAME, CorpusNotes, read_notes
 from hambench.methods.hamburger.data.pipeline import DataSource, train
-from hambench.methods.hamburger.training.budget import RunOptions, parse_steps
+from hambench.methods.hamburger.training import trainer
+from hambench.methods.hamburger.training.budget import Clock, RunOptions, parse_steps
 from hambench.methods.hamburger.training.recipes import CONTINUED, PAPER, RECIPES, SMALL
 
 SHAPE = with_shape(tie_embeddings=True, max_positions=256)
@@ -80,8 +82,6 @@ def test_notes_train_on_what_is_not_held_out_as_often_as_they_say():
 
 
 def test_steps_bound_every_stage_and_its_learning_rate_follows_them(folder, first, tmp_path, monkeypatch):
-    from hambench.methods.hamburger.training import trainer
-
     asked = []
     original = trainer.learning_rate_share
 
@@ -237,3 +237,69 @@ def test_notes_are_read_as_they_were_written(first):
     notes = read_notes(first)
     assert (notes.num_answers, len(notes.held_out), notes.feature_layers) == (16, 4, (0, 1, 2, 3))
     assert notes.replication == (1,) * 8 + (2,) * 8
+
+
+@pytest.fixture
+def rows(tmp_path):
+    path = tmp_path / "rows"
+    lines = [{"prompt_ids": [1, 2, i], "response_ids": [10, 20, 30, 40, 50 + i]} for i in range(8)]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return [DataSource(path=path)]
+
+
+def stop(*_):
+    raise KeyboardInterrupt
+
+
+def test_a_run_that_is_stopped_while_it_makes_its_data_goes_on_with_what_is_ready(
+    folder, rows, tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "describe", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(str(folder), RECIPE, RunOptions(out=out, steps=STEPS), sources=rows)
+    assert not (out / "state.pt").exists()
+    monkeypatch.setattr(pipeline, "study", stop)
+    resumed = train(str(folder), RECIPE, RunOptions(out=out, steps=STEPS, resume=True), sources=rows)
+    assert resumed.checkpoint().provenance["steps"] == STEPS
+
+
+def test_a_run_that_is_stopped_before_its_first_save_has_used_its_time_for_data(
+    folder, rows, tmp_path, monkeypatch
+):
+    class Late(Clock):
+        def __init__(self, minutes):
+            super().__init__(minutes)
+            self.resume(100.0)
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "Clock", Late)
+        patch.setattr(trainer, "micro_stage", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(str(folder), RECIPE, RunOptions(out=out, steps=STEPS), sources=rows)
+    resumed = train(str(folder), RECIPE, RunOptions(out=out, steps=STEPS, resume=True), sources=rows)
+    assert resumed.clock.seconds > 100
+    assert resumed.checkpoint().provenance["steps"] == STEPS
+
+
+def test_a_folder_in_use_and_one_without_a_run_are_refused_before_anything_is_loaded_or_replaced(
+    folder, first, rows, tmp_path
+):
+    before = (first / CORPUS_NAME).read_bytes()
+    with pytest.raises(ModelError, match="holds a training run; give --resume"):
+        train("no-such-model", RECIPE, RunOptions(out=first, steps=STEPS), sources=rows)
+    assert (first / CORPUS_NAME).read_bytes() == before
+    out = tmp_path / "new"
+    with pytest.raises(ModelError, match="holds no training run to resume; leave --resume out"):
+        train("no-such-model", RECIPE, RunOptions(out=out, resume=True), sources=rows)
+    assert not out.exists()
+
+
+def test_a_run_with_changes_of_another_rank_is_not_resumed(folder, rows, tmp_path):
+    out = tmp_path / "out"
+    train(str(folder), RECIPE, RunOptions(out=out, steps=STEPS), sources=rows)
+    wider = dataclasses.replace(RECIPE, lora_rank=3)
+    with pytest.raises(ModelError, match="belongs to a run with another recipe or base"):
+        train(str(folder), wider, RunOptions(out=out, steps=STEPS, resume=True), sources=rows)
