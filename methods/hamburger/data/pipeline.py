@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -302,30 +303,44 @@ def _answer(
 
     if tokenizer is None:
         raise ModelError(f"{trainer.model_name} has no tokenizer, so it can't be asked anything; give --data")
-    seed = trainer.options.seed
+    seed, clock = trainer.options.seed, trainer.clock
+    # the base's reading takes the other half of the time for data
+    share = trainer.recipe.data_share / 2
     turns: list[str] = []
     if tokenizer.chat_template and settings.num_user_turns:
         report(f"sampling {settings.num_user_turns} user turns")
-        turns = sample_user_turns(base, tokenizer, settings.num_user_turns, eos_ids=eos_ids, seed=seed)
+        turns = sample_user_turns(
+            base,
+            tokenizer,
+            settings.num_user_turns,
+            eos_ids=eos_ids,
+            seed=seed,
+            may_begin=lambda: not clock.is_past(share / 4),
+        )
     built_prompts = build_prompts(max(0, settings.num_prompts - len(turns)), seed=seed)
     prompts = [*built_prompts, *(Prompt(turn, "self", chat=True) for turn in turns)]
+    # where time ends early, all kinds have to have had their turn
+    random.Random(f"prompts {seed}").shuffle(prompts)
     asked_ids = [
         ids for p in prompts if 0 < len(ids := prompt_ids(tokenizer, p)) <= settings.max_prompt_tokens
     ]
     report(f"answering {len(asked_ids)} prompts")
+    answers: list[tuple[int, list[int]]] = []
+    answered = generate(
+        base,
+        asked_ids,
+        max_new_tokens=settings.max_new_tokens,
+        eos_ids=eos_ids,
+        may_begin=lambda: not clock.is_past(share),
+    )
+    for answer in answered:
+        answers.append(answer)
+        if len(answers) % 64 == 0:
+            report(f"{len(answers)} answers, {clock.seconds:.0f} s")
+    # short answers end first, so the file is in the order of the prompts: its first rows are a fair sample
     with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
-        answered = generate(
-            base,
-            asked_ids,
-            max_new_tokens=settings.max_new_tokens,
-            eos_ids=eos_ids,
-            # the base's reading takes the other half of the time for data
-            may_begin=lambda: not trainer.clock.is_past(trainer.recipe.data_share / 2),
-        )
-        for number, (index, response) in enumerate(answered, 1):
+        for index, response in sorted(answers):
             file.write(json.dumps({"prompt_ids": asked_ids[index], "response_ids": response}) + "\n")
-            if number % 64 == 0:
-                report(f"{number} answers, {trainer.clock.seconds:.0f} s")
 
 
 def _corpus(

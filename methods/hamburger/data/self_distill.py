@@ -41,8 +41,9 @@ def generate(
     """Yields ``(prompt index, response ids)`` as answers end; a response includes its end-of-sequence id, if reached.
 
     Prompts of similar length begin together, but only within a window of twice ``rows`` prompts and in random order, so
-    that an interrupted run has a fair sample of all prompts. For the same reason an answer that has begun is finished
-    when ``may_begin`` returns False; see :func:`~hambench.methods.hamburger.data.batched.decode_answers`.
+    that a run whose time is over has a fair sample of prompts that are in random order themselves. For the same reason
+    an answer that has begun is finished when ``may_begin`` returns False; see
+    :func:`~hambench.methods.hamburger.data.batched.decode_answers`.
     """
     window, rng = 2 * rows, random.Random(0)
     order: list[int] = []
@@ -71,14 +72,26 @@ def sample_user_turns(
     *,
     eos_ids: frozenset[int],
     seed: int = 0,
+    may_begin: Callable[[], bool] = lambda: True,
 ) -> list[str]:
-    """Samples user turns from the instruct model, prompted with its template up to the start of a user's turn."""
+    """Samples user turns from the instruct model, prompted with its template up to the start of a user's turn.
+
+    Once ``may_begin`` returns False, only those that have begun are finished.
+    """
     marker = "\u2402"
     text = tokenizer.apply_chat_template([{"role": "user", "content": marker}], tokenize=False)
     opening = encode_text(text.partition(marker)[0], tokenizer, add_special_tokens=False)
     torch.manual_seed(seed)
     turns = []
-    for _, ids in generate(model, [opening] * count, max_new_tokens=80, eos_ids=eos_ids, temperature=0.9):
+    sampled = generate(
+        model,
+        [opening] * count,
+        max_new_tokens=80,
+        eos_ids=eos_ids,
+        temperature=0.9,
+        may_begin=may_begin,
+    )
+    for _, ids in sampled:
         if ids and ids[-1] in eos_ids:
             turns.append(tokenizer.decode(ids[:-1], skip_special_tokens=True).strip())
     return [turn for turn in dict.fromkeys(turns) if len(turn) > 10]
