@@ -25,7 +25,7 @@ from hambench.methods.hamburger.data.segment import Segmented, read_conversation
 from hambench.methods.hamburger.training.budget import RunOptions
 from hambench.methods.hamburger.training.recipes import Recipe
 from hambench.methods.hamburger.training.run_folder import RunFolder
-from hambench.methods.hamburger.training.teacher import Corpus, study
+from hambench.methods.hamburger.training.teacher import Corpus, CorpusRoom, study
 from hambench.methods.hamburger.training.trainer import Trainer, split_held_out
 
 _WINDOWS_AT_ONCE = 32
@@ -350,28 +350,29 @@ def _corpus(
     notes: CorpusNotes,
     report: Callable[[str], None],
 ) -> Corpus:
-    """Returns the base's lessons on all answers, and on as many windows as time allows, and writes them."""
-    num_answers = notes.num_answers
-    report(f"the base reads {len(sequences)} responses")
+    """Returns the base's lessons on all answers, and on as many windows as time allows, and writes them.
+
+    A single process returns the written one, whose pages a machine that is short of memory drops and reads again.
+    """
+    num_answers, num_read = notes.num_answers, notes.num_answers
+    report(f"the base reads {num_answers} answers and up to {len(sequences) - num_answers} windows")
     layers = trainer.architecture.feature_layers
-    lessons = [
-        lesson
-        for _, lesson in sorted(study(base, sequences[:num_answers], feature_layers=layers), key=_index)
-    ]
-    for start in range(num_answers, len(sequences), _WINDOWS_AT_ONCE):
-        part = sequences[start : start + _WINDOWS_AT_ONCE]
-        lessons += [lesson for _, lesson in sorted(study(base, part, feature_layers=layers), key=_index)]
+    room = CorpusRoom(sequences)
+    for index, lesson in study(base, sequences[:num_answers], feature_layers=layers):
+        room.add(index, lesson)
+    while num_read < len(sequences):
+        part = sequences[num_read : num_read + _WINDOWS_AT_ONCE]
+        for index, lesson in study(base, part, feature_layers=layers):
+            room.add(num_read + index, lesson)
+        num_read += len(part)
         if trainer.clock.is_past(trainer.recipe.data_share):
             break
-    corpus = Corpus.of(sequences[: len(lessons)], lessons)
+    corpus = room.first(num_read)
     answered = int(corpus.row_offsets[num_answers])
     report(f"{answered} answer tokens, {corpus.num_rows - answered} read, {trainer.clock.seconds:.0f} s")
     save_corpus(corpus, notes, trainer.options.out)
-    return corpus
-
-
-def _index(studied: tuple[int, Any]) -> int:
-    return studied[0]
+    # several processes each make a corpus, and the file is the last one's
+    return corpus if trainer.accelerator.num_processes > 1 else load_corpus(trainer.options.out)
 
 
 def _in_order(rows: Sequence[Segmented], sequences: Sequence[tuple[list[int], int]]) -> list[Segmented]:

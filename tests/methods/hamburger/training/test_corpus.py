@@ -3,12 +3,13 @@
 import dataclasses
 import itertools
 import json
+import weakref
 
 import pytest
 import torch
 from click.testing import CliRunner
 from fakes import save_tiny_model
-from fakes_hamburger import with_shape
+from fakes_hamburger import hf_twin, with_shape
 from safetensors.torch import load_file, save_file
 
 from hambench.cli.hamburger import command
@@ -20,6 +21,7 @@ from hambench.methods.hamburger.data.pipeline import DataSource, train
 from hambench.methods.hamburger.training import trainer
 from hambench.methods.hamburger.training.budget import Clock, RunOptions, parse_steps
 from hambench.methods.hamburger.training.recipes import CONTINUED, PAPER, RECIPES, SMALL
+from hambench.methods.hamburger.training.teacher import CorpusRoom, study
 
 SHAPE = with_shape(tie_embeddings=True, max_positions=256)
 RECIPE = dataclasses.replace(SMALL, micro_batch=16, batch_size=4, lora_rank=2, thresholds=(0.7, 0.9))
@@ -303,3 +305,33 @@ def test_a_run_with_changes_of_another_rank_is_not_resumed(folder, rows, tmp_pat
     wider = dataclasses.replace(RECIPE, lora_rank=3)
     with pytest.raises(ModelError, match="belongs to a run with another recipe or base"):
         train(str(folder), wider, RunOptions(out=out, steps=STEPS, resume=True), sources=rows)
+
+
+def test_no_lesson_is_kept_next_to_the_corpus_that_it_is_copied_to(folder, rows, tmp_path, monkeypatch):
+    lessons, kept = [], []
+
+    def counted(*arguments, **options):
+        for index, lesson in study(*arguments, **options):
+            lessons.append(weakref.ref(lesson))
+            kept.append(sum(each() is not None for each in lessons))
+            yield index, lesson
+
+    monkeypatch.setattr(pipeline, "study", counted)
+    train(str(folder), RECIPE, RunOptions(out=tmp_path / "out", steps=dict.fromkeys(STEPS, 0)), sources=rows)
+    assert len(kept) == 8
+    # the one before may live until its name is used again
+    assert max(kept) <= 2
+
+
+def test_lessons_that_come_in_any_order_are_in_the_order_of_their_sequences():
+    sequences = [([1, 2, 3, 4, 5], 2), ([7, 8, 9], 1), ([3, 4, 5, 6], 2), ([1, 2], 1)]
+    studied = dict(study(hf_twin(), sequences, feature_layers=(1, 3)))
+    room = CorpusRoom(sequences)
+    for index in (2, 0, 1):
+        room.add(index, studied[index])
+    corpus = room.first(3)
+    assert corpus.row_offsets.tolist() == [0, 3, 5, 7]
+    assert corpus.response_ids().tolist() == [3, 4, 5, 8, 9, 5, 6]
+    for name in ("features", "top_ids", "top_probs", "entropies", "probabilities"):
+        expected = torch.cat([getattr(studied[index], name) for index in range(3)])
+        assert torch.equal(getattr(corpus, name), expected), name
