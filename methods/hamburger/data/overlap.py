@@ -11,6 +11,9 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 NGRAM = 13
 _WORD = re.compile(r"[^\W_]+")
 _EXAMPLES = 10
@@ -41,29 +44,45 @@ def window_text(ids: Sequence[int], tokenizer: Any) -> str:
 
 
 class Protected:
-    """Texts that must not be trained on, as a table of their 13-grams."""
+    """Texts that must not be trained on, as a sorted table of their 13-grams' hashes: 12 bytes for each."""
 
     def __init__(self) -> None:
-        self._rows_of: dict[int, list[int]] = {}
+        # a false match needs two of some million 13-grams among 2**64
+        self._hashes: npt.NDArray[np.int64] = np.empty(0, np.int64)
+        self._rows: npt.NDArray[np.int32] = np.empty(0, np.int32)
+        self._unsorted: list[npt.NDArray[np.int64]] = []
         self.names: list[str] = []
         """One per row."""
 
     def add(self, name: str, texts: Iterable[str]) -> None:
         """Adds one row, which may have several texts; no 13-gram spans two of them."""
-        number = len(self.names)
+        hashes = {hash(gram) for text in texts for gram in ngrams(text)}
+        self._unsorted.append(np.fromiter(hashes, np.int64, len(hashes)))
         self.names.append(name)
-        # hashes only: a false match needs two of some million 13-grams among 2**64
-        for gram in {hash(gram) for text in texts for gram in ngrams(text)}:
-            self._rows_of.setdefault(gram, []).append(number)
 
     @property
     def num_ngrams(self) -> int:
         """Number of distinct 13-grams."""
-        return len(self._rows_of)
+        return len(np.unique(self._table()[0]))
 
     def shared(self, text: str) -> dict[tuple[str, ...], list[int]]:
         """Returns the 13-grams of a text that rows have too, with the numbers of these rows."""
-        return {gram: rows for gram in ngrams(text) if (rows := self._rows_of.get(hash(gram)))}
+        hashes, rows = self._table()
+        grams = list(ngrams(text))
+        wanted = np.fromiter(map(hash, grams), np.int64, len(grams))
+        firsts, ends = np.searchsorted(hashes, wanted), np.searchsorted(hashes, wanted, side="right")
+        return {grams[i]: rows[firsts[i] : ends[i]].tolist() for i in np.flatnonzero(firsts < ends).tolist()}
+
+    def _table(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+        """Returns hashes in ascending order, and the row of each."""
+        if self._unsorted:
+            num_rows = len(self.names)
+            numbers = np.arange(num_rows - len(self._unsorted), num_rows, dtype=np.int32)
+            hashes = np.concatenate([self._hashes, *self._unsorted])
+            rows = np.concatenate([self._rows, numbers.repeat([len(each) for each in self._unsorted])])
+            order = hashes.argsort(kind="stable")
+            self._hashes, self._rows, self._unsorted = hashes[order], rows[order], []
+        return self._hashes, self._rows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import tracemalloc
 
 import pytest
 from cli_calls import invoke
@@ -68,6 +69,25 @@ def test_no_gram_spans_two_texts_of_a_row():
     first, second = THIRTEEN.split(" seven ")
     assert protected_by([first, f"seven {second}"]).shared(THIRTEEN) == {}
     assert list(protected_by([THIRTEEN]).shared(THIRTEEN).values()) == [[0]]
+
+
+def test_a_table_of_many_rows_takes_few_bytes_for_each_gram():
+    tracemalloc.start()
+    protected = protected_by(*([" ".join(f"w{row}x{i}" for i in range(1000))] for row in range(100)))
+    num = protected.num_ngrams
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert num == 100 * (1000 - 12)
+    # long official rows have some ten million
+    assert taken < 40 * num
+
+
+def test_rows_that_are_added_after_a_question_count_too():
+    protected = protected_by([THIRTEEN])
+    assert list(protected.shared(THIRTEEN).values()) == [[0]]
+    protected.add("row 1", ["nothing"])
+    protected.add("row 2", [f"{THIRTEEN} more"])
+    assert list(protected.shared(f"{THIRTEEN} more").values()) == [[0, 2], [2]]
 
 
 @pytest.fixture(scope="module")
