@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 from hambench.suites.catalogue import ENTRIES
 from hambench.suites.offline import OFFLINE
 from hambench.suites.resolve import FOLDER, HUB, OFFLINE_EDITION, rows_of
-from hambench.suites.sources import cached_data_set
+from hambench.suites.sources import cache_only, cached_data_set
 
 
 class RowText(NamedTuple):
@@ -39,7 +40,10 @@ def row_texts(*, data: Path | None = None, seed: int = 0) -> Iterator[RowText]:
         elif entry.hub is not None and cached_data_set(entry.hub[0]):
             wanted.append((entry, HUB))
     for entry, source in wanted:
-        for number, row in enumerate(rows_of(entry, source=source, data=data, seed=seed).rows or ()):
+        # one cached configuration of a data set must not have the others downloaded
+        with cache_only() if source == HUB else contextlib.nullcontext():
+            rows = rows_of(entry, source=source, data=data, seed=seed).rows or ()
+        for number, row in enumerate(rows):
             yield RowText(f"{entry.suite}/{entry.name}/{number}", tuple(_strings(row)))
 
 

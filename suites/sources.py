@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -60,6 +62,19 @@ def cached_data_set(name: str) -> bool:
     home = expanded(os.environ.get("HF_HOME") or "~/.cache/huggingface")
     folder = expanded(os.environ.get("HF_DATASETS_CACHE") or home / "datasets")
     return (folder / name.replace("/", "___")).is_dir()
+
+
+@contextlib.contextmanager
+def cache_only() -> Iterator[None]:
+    """Keeps ``datasets`` from asking the hub while the context lasts; what is not in its local cache is missing."""
+    import datasets
+
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
 
 
 def hub_rows(entry: TaskEntry) -> list[Row]:

@@ -114,6 +114,25 @@ def test_official_rows_are_read_from_a_data_folder(tmp_path):
     assert row["question"] in rows[0].texts
 
 
+def test_official_rows_come_from_the_local_cache_and_nothing_is_downloaded(monkeypatch):
+    import datasets
+
+    asked = []
+
+    def load(path, **_):
+        asked.append(datasets.config.HF_HUB_OFFLINE)
+        raise FileNotFoundError(path)
+
+    before = datasets.config.HF_HUB_OFFLINE
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr("hambench.suites.row_texts.cached_data_set", lambda name: name == "openai/gsm8k")
+    monkeypatch.setattr("hambench.suites.row_texts.OFFLINE", {})
+    assert list(row_texts()) == []
+    assert asked
+    assert all(asked)
+    assert datasets.config.HF_HUB_OFFLINE is before
+
+
 @pytest.fixture
 def run_with_overlaps(tmp_path, monkeypatch):
     """A folder of data in which every fourth answer shares words with a row, and the run's arguments."""
