@@ -179,7 +179,11 @@ Examples:
     help="Train on the answers, windows and lessons of another run (its --out), and hold out the same answers.",
 )
 @click.option(
-    "--max-new-tokens", type=int, default=160, show_default=True, help="Length of a self-distilled answer."
+    "--max-new-tokens",
+    type=click.IntRange(min=1),
+    default=160,
+    show_default=True,
+    help="Most tokens of a self-distilled answer.",
 )
 @click.option(
     "--out", required=True, type=UserPath(path_type=Path), help="Folder for the run and its weights."
@@ -191,11 +195,17 @@ Examples:
     help="Optimizer steps by stage, e.g. micro=800,reader=200,student=50, instead of epochs; "
     "N alone counts for all stages but micro.",
 )
-@click.option("--minutes", type=FiniteRange(), help="Wall-clock budget, over which the learning rate decays.")
-@click.option("--lora-rank", type=int, help="Replaces the recipe's rank; 0 trains the whole base.")
-@click.option("--held-out", type=FiniteRange(), help="Share of responses to hold out; 0.05 by default.")
 @click.option(
-    "--save-minutes", type=FiniteRange(), default=5.0, show_default=True, help="Minutes between saves."
+    "--minutes",
+    type=FiniteRange(min=0, min_open=True),
+    help="Wall-clock budget, over which the learning rate decays.",
+)
+@click.option("--lora-rank", type=int, help="Replaces the recipe's rank; 0 trains the whole base.")
+@click.option(
+    "--held-out", type=FiniteRange(min=0, max=1), help="Share of responses to hold out; 0.05 by default."
+)
+@click.option(
+    "--save-minutes", type=FiniteRange(min=0), default=5.0, show_default=True, help="Minutes between saves."
 )
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option(

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hambench.errors import DataError
 from hambench.methods.hamburger.grafts import Grafts
 from hambench.methods.hamburger.training.losses import MicroTargets
 from hambench.methods.hamburger.training.merged_forward import FusedBatch, collate
@@ -84,8 +85,9 @@ class Lessons:
         Asks the stop head at every token as if that were the first of a macro-step, which takes no micro-step. Its
         answer at token g decides whether token g + 1 joins.
         """
+        device = next(grafts.stop_head.parameters()).device
         stops = [
-            torch.sigmoid(grafts.stop_head(rows[:, -1].float()))
+            torch.sigmoid(grafts.stop_head(rows[:, -1].to(device).float())).cpu()
             for rows in torch.split(self.corpus.features, 8192)
         ]
         self._values = torch.cat(stops).roll(1)
@@ -116,7 +118,14 @@ class Lessons:
         return BatchLesson(self.batches.features(starts), self.spread, self.batches.targets(starts))
 
     def trained_rows(self) -> Tensor:
-        """Returns the rows of training sequences that at least one more token follows."""
+        """Returns the rows of training sequences that at least one more token follows.
+
+        Raises:
+            DataError: If there are none.
+        """
         spans = [torch.arange(*self.corpus.row_offsets[i : i + 2].tolist()) for i in self.train]
         rows = torch.cat(spans)
-        return rows[self.batches.remaining[rows] > 1]
+        rows = rows[self.batches.remaining[rows] > 1]
+        if not len(rows):
+            raise DataError("training needs responses of at least 2 tokens, and every one has a single token")
+        return rows

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hambench.cli.hamburger import command
 from hambench.decoding import SamplingParams, answered
 from hambench.engine.llama import Llama
+from hambench.errors import DataError
 from hambench.methods.hamburger.base import (
     LORA_SCALE,
     add_low_rank,
@@ -354,6 +355,22 @@ def test_the_end_of_a_response_starts_no_lesson_of_the_micro_step_decoder(lesson
     rows = lessons.trained_rows().tolist()
     last = [int(end) - 1 for end in lessons.corpus.row_offsets[1:]]
     assert sorted([*rows, *last]) == list(range(lessons.corpus.num_rows))
+
+
+def test_responses_that_no_second_token_can_be_learned_from_are_refused():
+    sequences = [([1, 2, 3], 2), ([7, 8], 1)]
+    studied = dict(study(hf_twin(), sequences, feature_layers=TINY_ARCHITECTURE.feature_layers))
+    lessons = Lessons(Corpus.of(sequences, [studied[0], studied[1]]), SMALL, 4, train=[0, 1], held=[])
+    with pytest.raises(DataError, match="training needs responses of at least 2 tokens"):
+        lessons.trained_rows()
+
+
+@pytest.mark.gpu
+def test_a_stop_head_on_a_gpu_cuts_the_segments_that_it_would_cut_on_a_cpu(lessons):
+    lessons.cut_by_stop_head(tiny_grafts())
+    expected = lessons.segments(0, 0.5)
+    lessons.cut_by_stop_head(tiny_grafts().to("cuda"))
+    assert lessons.segments(0, 0.5) == expected
 
 
 def test_a_run_that_goes_on_has_used_what_its_first_part_used():

@@ -160,6 +160,27 @@ def test_the_command_refuses_bad_input_before_it_loads_a_model(arguments, messag
 
 
 @pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--minutes", "0"),
+        ("--minutes", "-5"),
+        ("--save-minutes", "-1"),
+        ("--held-out", "1.5"),
+        ("--held-out", "-0.1"),
+        ("--max-new-tokens", "0"),
+    ],
+)
+def test_numbers_out_of_their_range_are_refused(option, value, tmp_path, monkeypatch):
+    def reached(*_, **__):
+        raise DataError("reached")
+
+    monkeypatch.setattr("hambench.methods.hamburger.data.pipeline.train", reached)
+    result = CliRunner().invoke(command, ["train", "--out", str(tmp_path / "o"), option, value])
+    assert result.exit_code == 2, result.exception
+    assert f"Invalid value for '{option}'" in result.output
+
+
+@pytest.mark.parametrize(
     ("arguments", "prompts", "windows"),
     [
         (["--minutes", "60"], 4200, 2100),
