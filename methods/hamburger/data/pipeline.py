@@ -146,7 +146,7 @@ def train(
         corpus_folder = options.out
     trainer.model.to(trainer.accelerator.device)
     if corpus_folder is not None:
-        trainer.train_corpus(*_stored(trainer, corpus_folder, report))
+        _train(trainer, *_stored(trainer, corpus_folder, report), report)
         return trainer
     with trainer.as_it_was() as base:
         sequences, replication = _sequences(trainer, base, sources, self_distillation, report)
@@ -171,8 +171,14 @@ def train(
     if recipe.objective == "published":
         trainer.train_segmented(rows, replication=replication)
     else:
-        trainer.train_corpus(corpus, notes)
+        _train(trainer, corpus, notes, report)
     return trainer
+
+
+def _train(trainer: Trainer, corpus: Corpus, notes: CorpusNotes, report: Callable[[str], None]) -> None:
+    trainer.train_corpus(corpus, notes)
+    for stage in trainer.idle_stages:
+        report(f"stage {stage} took no step: its time was over before it began; give more --minutes")
 
 
 class _Apart:

@@ -40,7 +40,7 @@ class Recipe:
 
     ``micro``: the micro-step decoder and the stop head, from cached unmerged features, before the base changes.
     ``reader``: embedder and adapters over merged inputs, through the base's layers up to the last one that its
-    objective needs: by default the first feature.
+    objective needs.
     ``fused``: all trained parts over merged inputs, through the whole base.
     ``student``: the micro-step decoder and the stop head, from features of the base that reads merged inputs.
     """

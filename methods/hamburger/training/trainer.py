@@ -34,7 +34,7 @@ from hambench.methods.hamburger.training.merge_stage import fused_stage, held_ou
 from hambench.methods.hamburger.training.merged_forward import FusedBatch, collate
 from hambench.methods.hamburger.training.micro_stage import micro_stage, student_stage
 from hambench.methods.hamburger.training.objectives import BatchLesson, Student
-from hambench.methods.hamburger.training.recipes import Recipe
+from hambench.methods.hamburger.training.recipes import Recipe, Stage
 from hambench.methods.hamburger.training.run_folder import RunFolder
 from hambench.methods.hamburger.training.teacher import Corpus
 from hambench.models.safetensors import weight_files
@@ -189,6 +189,12 @@ class Trainer:
                 self.save(None)
         if self.accelerator.is_main_process:
             self._finish(lessons)
+
+    @property
+    def idle_stages(self) -> list[Stage]:
+        """Stages that took no step, though more than none were asked for: their time was over when they began."""
+        stages = [name for name, _ in self.recipe.stages]
+        return [name for name in stages if not self._steps_by_stage.get(name) and self.options.steps_of(name) != 0]
 
     def _has_finished(self, stage: str) -> bool:
         return any(name == stage for name, _ in self.recipe.stages[: self._stage])

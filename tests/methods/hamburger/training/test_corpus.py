@@ -335,3 +335,18 @@ def test_lessons_that_come_in_any_order_are_in_the_order_of_their_sequences():
     for name in ("features", "top_ids", "top_probs", "entropies", "probabilities"):
         expected = torch.cat([getattr(studied[index], name) for index in range(3)])
         assert torch.equal(getattr(corpus, name), expected), name
+
+
+def test_a_stage_whose_time_is_over_before_it_begins_is_named(folder, first, tmp_path):
+    def said_of(steps, minutes):
+        lines = []
+        options = RunOptions(out=tmp_path / f"{minutes}", steps=steps, minutes=minutes)
+        train(str(folder), RECIPE, options, corpus_folder=first, report=lines.append)
+        return [line for line in lines if "took no step" in line]
+
+    assert said_of({**STEPS, "reader": 0}, 60.0) == []
+    # over before the first stage begins
+    assert said_of({**STEPS, "reader": 0}, 1e-6) == [
+        f"stage {stage} took no step: its time was over before it began; give more --minutes"
+        for stage in ("micro", "student")
+    ]
