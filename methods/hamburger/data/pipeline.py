@@ -69,8 +69,8 @@ class SelfDistillation:
 def default_amounts(minutes: float | None) -> tuple[int, int]:
     """Returns how many prompts and windows a run takes that is given no data.
 
-    Two Sapphire Rapids cores are through with them in a recipe's time for data. A slower machine trains on those that
-    are ready by then.
+    These are more than two Sapphire Rapids cores are through with in a recipe's time for data (2,816 of 4,200 prompts
+    and 1,664 of 2,100 windows in an hour's run). A run trains on those that are ready by then.
     """
     prompts = SelfDistillation().num_prompts if minutes is None else max(40, round(70 * minutes))
     return prompts, prompts // 2
@@ -131,9 +131,11 @@ def train(
         recipe = recipe.without_data_share()
     max_steps = 4
     rows = read_segments(segments, max_length=max_steps) if segments is not None else []
-    own_corpus = options.resume and (options.out / CORPUS_NAME).is_file()
     files = RunFolder(options.out)
-    if own_corpus or (options.resume and (options.out / ANSWERS_NAME).is_file()):
+    own_corpus, own_answers = (
+        options.resume and (options.out / name).is_file() for name in (CORPUS_NAME, ANSWERS_NAME)
+    )
+    if own_corpus or own_answers:
         # a run that was stopped while it made its data has no save yet
         options = dataclasses.replace(options, resume=files.has_state)
     files.check(resume=options.resume)
@@ -149,7 +151,12 @@ def train(
         _train(trainer, *_stored(trainer, corpus_folder, report), report)
         return trainer
     with trainer.as_it_was() as base:
-        sequences, replication = _sequences(trainer, base, sources, self_distillation, report)
+        if self_distillation is not None:
+            answers = options.out / ANSWERS_NAME
+            if not own_answers:
+                _answer(trainer, base, self_distillation, answers, report)
+            sources = [DataSource(path=answers)]
+        sequences, replication = _sequences(trainer, sources, report)
         apart = _Apart(trainer, protected, report)
         sequences, replication = apart.answers(sequences, replication)
         if recipe.objective == "published":
@@ -268,18 +275,9 @@ def _windows(trainer: Trainer, count: int, report: Callable[[str], None]) -> lis
 
 
 def _sequences(
-    trainer: Trainer,
-    base: Any,
-    sources: Sequence[DataSource],
-    self_distillation: SelfDistillation | None,
-    report: Callable[[str], None],
+    trainer: Trainer, sources: Sequence[DataSource], report: Callable[[str], None]
 ) -> tuple[list[tuple[list[int], int]], list[int]]:
-    tokenizer, eos_ids = tokenizer_of(trainer.folder)
-    if self_distillation is not None:
-        answers = trainer.options.out / ANSWERS_NAME
-        if not answers.is_file():
-            _answer(trainer, base, tokenizer, eos_ids, self_distillation, answers, report)
-        sources = [DataSource(path=answers)]
+    tokenizer, _ = tokenizer_of(trainer.folder)
     sequences: list[tuple[list[int], int]] = []
     replication: list[int] = []
     for source in sources:
@@ -298,8 +296,6 @@ def _sequences(
 def _answer(
     trainer: Trainer,
     base: Any,
-    tokenizer: Any,
-    eos_ids: frozenset[int],
     settings: SelfDistillation,
     path: Path,
     report: Callable[[str], None],
@@ -307,6 +303,7 @@ def _answer(
     from hambench.methods.hamburger.data.prompts import Prompt, build_prompts
     from hambench.methods.hamburger.data.self_distill import generate, prompt_ids, sample_user_turns
 
+    tokenizer, eos_ids = tokenizer_of(trainer.folder)
     if tokenizer is None:
         raise ModelError(f"{trainer.model_name} has no tokenizer, so it can't be asked anything; give --data")
     seed, clock = trainer.options.seed, trainer.clock

@@ -28,6 +28,7 @@ def asked(tmp_path, monkeypatch):
         calls.append((ids, options))
         yield from ((i, [i + 1, EOS]) for i in reversed(range(len(ids))))
 
+    monkeypatch.setattr(pipeline, "tokenizer_of", lambda _: (TOKENIZER, frozenset({EOS})))
     monkeypatch.setattr(self_distill, "generate", generate)
     monkeypatch.setattr(self_distill, "encode_text", lambda text, *_, **__: list(text.encode()))
     monkeypatch.setattr(self_distill, "prompt_ids", lambda _, prompt: list(prompt.text.encode()))
@@ -41,7 +42,7 @@ def asked(tmp_path, monkeypatch):
 
 def answer(trainer, path):
     settings = SelfDistillation(num_prompts=100, num_user_turns=20)
-    pipeline._answer(trainer, None, TOKENIZER, frozenset({EOS}), settings, path, lambda _: None)
+    pipeline._answer(trainer, None, settings, path, lambda _: None)
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
@@ -49,7 +50,10 @@ def trainer_at(tmp_path, seconds=0.0):
     """What answering asks of a run of ten minutes that has used some seconds."""
     clock = Clock(10.0)
     clock.resume(seconds)
-    return SimpleNamespace(model_name="tiny", clock=clock, recipe=SMALL, options=RunOptions(out=tmp_path))
+    options = RunOptions(out=tmp_path)
+    return SimpleNamespace(
+        model_name="tiny", folder=tmp_path, clock=clock, recipe=SMALL, options=options
+    )
 
 
 def test_all_kinds_of_prompts_are_among_the_first(asked, tmp_path):

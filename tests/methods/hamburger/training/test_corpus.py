@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import shutil
 import weakref
 
 import pytest
@@ -17,7 +18,7 @@ from hambench.errors import DataError, HambenchError, ModelError, UnknownNameErr
 from hambench.methods.hamburger.checkpoint import load
 from hambench.methods.hamburger.data import pipeline
 from hambench.methods.hamburger.data.corpus_file import CORPUS_NAME, CorpusNotes, read_notes
-from hambench.methods.hamburger.data.pipeline import DataSource, train
+from hambench.methods.hamburger.data.pipeline import ANSWERS_NAME, DataSource, SelfDistillation, train
 from hambench.methods.hamburger.training import trainer
 from hambench.methods.hamburger.training.budget import Clock, RunOptions, parse_steps
 from hambench.methods.hamburger.training.recipes import CONTINUED, PAPER, RECIPES, SMALL
@@ -350,3 +351,20 @@ def test_a_stage_whose_time_is_over_before_it_begins_is_named(folder, first, tmp
         f"stage {stage} took no step: its time was over before it began; give more --minutes"
         for stage in ("micro", "student")
     ]
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_answers_that_lie_in_a_folder_are_used_only_by_a_run_that_is_resumed(
+    folder, rows, tmp_path, monkeypatch, resume
+):
+    out, own = tmp_path / "out", tmp_path / "own"
+    lines = [{"prompt_ids": [1, 2, i], "response_ids": [7, 7, 60 + i]} for i in range(4)]
+    own.write_text("\n".join(map(json.dumps, lines)))
+    out.mkdir()
+    shutil.copy(rows[0].path, out / ANSWERS_NAME)
+    monkeypatch.setattr(
+        pipeline, "_answer", lambda trainer, base, settings, path, report: shutil.copy(own, path)
+    )
+    options = RunOptions(out=out, steps=dict.fromkeys(STEPS, 0), resume=resume)
+    train(str(folder), RECIPE, options, self_distillation=SelfDistillation())
+    assert read_notes(out).num_answers == (8 if resume else 4)
