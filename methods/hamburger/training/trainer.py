@@ -194,7 +194,9 @@ class Trainer:
     def idle_stages(self) -> list[Stage]:
         """Stages that took no step, though more than none were asked for: their time was over when they began."""
         stages = [name for name, _ in self.recipe.stages]
-        return [name for name in stages if not self._steps_by_stage.get(name) and self.options.steps_of(name) != 0]
+        return [
+            name for name in stages if not self._steps_by_stage.get(name) and self.options.steps_of(name) != 0
+        ]
 
     def _has_finished(self, stage: str) -> bool:
         return any(name == stage for name, _ in self.recipe.stages[: self._stage])

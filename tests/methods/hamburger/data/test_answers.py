@@ -51,9 +51,7 @@ def trainer_at(tmp_path, seconds=0.0):
     clock = Clock(10.0)
     clock.resume(seconds)
     options = RunOptions(out=tmp_path)
-    return SimpleNamespace(
-        model_name="tiny", folder=tmp_path, clock=clock, recipe=SMALL, options=options
-    )
+    return SimpleNamespace(model_name="tiny", folder=tmp_path, clock=clock, recipe=SMALL, options=options)
 
 
 def test_all_kinds_of_prompts_are_among_the_first(asked, tmp_path):

@@ -366,6 +366,7 @@ def test_responses_that_no_second_token_can_be_learned_from_are_refused():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_stop_head_on_a_gpu_cuts_the_segments_that_it_would_cut_on_a_cpu(lessons):
     lessons.cut_by_stop_head(tiny_grafts())
     expected = lessons.segments(0, 0.5)
