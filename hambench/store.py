@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -117,6 +118,8 @@ def load_run(path: str | Path) -> Run:
     """
     folder = Path(path)
     header = load_header(folder)
+    # told before the samples are read: a run that goes on may add one meanwhile, and records of it
+    ends = {name: file.stat().st_size for name in (RECORDS, SCORES) if (file := folder / name).exists()}
     samples = {sample.sample_id: sample for sample in _read_lines(folder / PROMPTS, Sample)}
     cells = {cell.label for cell in header.cells}
 
@@ -125,13 +128,14 @@ def load_run(path: str | Path) -> Run:
 
     newest: dict[RecordKey, SampleRecord] = {}
     warmups = []
-    for record in _read_lines(folder / RECORDS, SampleRecord, check):
+    for record in _read_lines(folder / RECORDS, SampleRecord, check, ends.get(RECORDS, 0)):
         if record.warmup:
             warmups.append(record)
         else:
             newest[record_key(record)] = record
     scores = {
-        (s.cell, s.sample_id, s.repeat, s.metric): s for s in _read_lines(folder / SCORES, Score, check)
+        (s.cell, s.sample_id, s.repeat, s.metric): s
+        for s in _read_lines(folder / SCORES, Score, check, ends.get(SCORES, 0))
     }
     telemetry = _read_lines(folder / TELEMETRY, dict[str, Any], odd_reading)
     answers: dict[str, SampleRecord] = {}
@@ -359,7 +363,10 @@ def load_header(folder: Path) -> RunHeader:
     return header
 
 
-def _read_lines(path: Path, kind: type[T], misfit: Callable[[T], str | None] = lambda _: None) -> Iterator[T]:
+def _read_lines(
+    path: Path, kind: type[T], misfit: Callable[[T], str | None] = lambda _: None, end: float = math.inf
+) -> Iterator[T]:
+    """Yields the whole lines of a file up to its byte ``end``."""
     try:
         file = path.open("rb")
     except FileNotFoundError:
@@ -369,8 +376,8 @@ def _read_lines(path: Path, kind: type[T], misfit: Callable[[T], str | None] = l
     decoder = msgspec.json.Decoder(kind)
     with file:
         for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                return  # torn by a kill
+            if not line.endswith(b"\n") or file.tell() > end:
+                return  # torn by a kill, or newer
             try:
                 item = decoder.decode(line)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

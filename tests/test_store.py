@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import json
 import os
@@ -7,6 +8,7 @@ import threading
 
 import pytest
 
+from hambench import store
 from hambench.errors import FolderTakenError, StoreError
 from hambench.records import (
     SCHEMA_VERSION,
@@ -101,6 +103,33 @@ def test_a_line_torn_by_a_kill_is_ignored_by_readers_and_cut_by_the_next_writer(
     with RunWriter.resume(folder) as writer:
         writer.append_record(record(repeat=1))
     assert [item.repeat for item in load_run(folder).records] == [0, 1]
+
+
+def test_a_run_that_adds_a_sample_while_it_is_read_is_read_as_it_was(folder, monkeypatch):
+    """``hambench show`` and ``report --watch`` read runs that go on."""
+    read = store._read_lines
+    added = dataclasses.replace(SAMPLE, sample_id="s/t/1")
+    with RunWriter.resume(folder) as writer:
+        writer.append_record(record())
+        writer.append_scores([score(1.0)])
+
+        def meanwhile(path, *rest):
+            yield from read(path, *rest)
+            if path.name == store.PROMPTS:
+                writer.append_samples([added])
+                writer.append_record(record(sample_id=added.sample_id))
+                writer.append_scores([dataclasses.replace(score(0.5), sample_id=added.sample_id)])
+
+        with monkeypatch.context() as patched:
+            patched.setattr(store, "_read_lines", meanwhile)
+            run = load_run(folder)
+    assert [list(run.samples), len(run.records), run.scores] == [[SAMPLE.sample_id], 1, (score(1.0),)]
+    later = load_run(folder)
+    assert [list(later.samples), len(later.records), len(later.scores)] == [
+        [SAMPLE.sample_id, added.sample_id],
+        2,
+        2,
+    ]
 
 
 def test_a_broken_line_in_the_middle_is_named(folder):
