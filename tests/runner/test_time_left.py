@@ -130,6 +130,14 @@ def test_later_repeats_and_judging_to_come_keep_their_time():
     assert later.now + MARGIN * 4.0 * (num + 1) + MARGIN * 10 > 100 + 300.0
 
 
+def test_judging_to_come_is_as_slow_as_the_answers_were():
+    """A machine that takes twice the bounds judges a sample in 8 s, not in 4."""
+    machine, rows = Machine(share=2 * 10 / 14), samples(x=100)
+    left, chosen = time_left(machine, rows, 2, 300.0, is_judged_after=True)
+    machine.run(left, chosen)
+    assert machine.now + 2 * 4.0 * len(machine.answered) <= 100 + 300.0
+
+
 def test_blocks_of_a_batch_are_filled_and_other_suites_are_left_out():
     machine, rows = Machine(share=0.5), samples(x=20)
     other = [dataclasses.replace(sample, suite="t", sample_id=f"t/{sample.sample_id}") for sample in rows]

@@ -100,7 +100,8 @@ class TimeLeft:
         answers_s, judging_s = self._foretold(sample)
         # this repeat of what is taken now, and the later repeats of everything
         answering = taken_s + answers_s + (self._repeats - 1) * (self._answers_s + answers_s)
-        judging = self._repeats * (self._judging_s + judging_s)
+        # it keeps its bound however early answers end; a machine that answers more slowly than bounds judges so too
+        judging = max(1.0, self._pace) * self._repeats * (self._judging_s + judging_s)
         return self._ends_at - now - MARGIN * (self._pace * answering + judging)
 
     def _foretold(self, sample: Sample) -> tuple[float, float]:
