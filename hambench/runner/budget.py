@@ -312,18 +312,19 @@ def fit_budget(
     repeats: int,
     spent_s: float = 0.0,
     share: float = 1.0,
+    fewest: int = 1,
 ) -> tuple[Sample, ...]:
     """Selects the samples that fit into a time by the upper bounds, round-robin over tasks, in the given order.
 
     A task is closed once its next sample no longer fits; the other tasks go on, so every task gets the same chance.
     ``spent_s`` is the time that goes into everything but samples: loading, warm-ups, calibration, probes. Of what is
-    left they get a ``share``, if that is enough for one.
+    left they get a ``share``, but ``fewest`` of them as long as these fit at all. The first sample beyond the share
+    ends the selection: others in its place would be those of short prompts.
 
     Raises:
         HambenchError: If not even one sample fits.
     """
-    all_left = (budget_s - spent_s) / (MARGIN * repeats)
-    left = share * all_left
+    left = all_left = (budget_s - spent_s) / (MARGIN * repeats)
     chosen: set[str] = set()
     closed: set[tuple[str, str]] = set()
     cheapest = float("inf")
@@ -333,9 +334,11 @@ def fit_budget(
             continue
         seconds = bound(sample, len(chosen))
         cheapest = min(cheapest, seconds)
-        if seconds > (left if chosen else all_left):
+        if seconds > left:
             closed.add(task)
             continue
+        if len(chosen) >= fewest and left - seconds < (1 - share) * all_left:
+            break
         left -= seconds
         chosen.add(sample.sample_id)
     if not chosen:

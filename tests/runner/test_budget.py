@@ -107,6 +107,23 @@ def test_the_first_samples_get_a_share_and_one_at_least():
     assert first_share(asked, [*rows, replace(rows[0], suite="t")]) == 1
 
 
+def test_the_first_samples_are_those_that_come_first_in_turn():
+    """A dear one beyond the share is not passed over for cheap ones: these would be all prompts that every cell times."""
+    # the first three take 3 + 9 + 3 s
+    rows = samples(cheap=(9, 10), dear=(9, 40))
+    assert fit(rows, 40, share=0.25) == ["s/cheap/0"]
+    assert fit(rows, 60, share=0.25) == ["s/cheap/0", "s/cheap/1", "s/dear/0"]
+    # one that does not fit at all is
+    assert fit(samples(dear=(3, 1000), cheap=(9, 10)), 24, share=0.25) == ["s/cheap/0", "s/cheap/1"]
+
+
+def test_the_first_samples_fill_the_largest_batch_if_so_many_fit():
+    rows = samples(x=(40, 10))
+    assert len(fit(rows, 60, share=0.25, fewest=8)) == 8
+    assert len(fit(rows, 60, share=0.25, fewest=4)) == 5
+    assert len(fit(rows, 13, share=0.25, fewest=8)) == 4
+
+
 def test_what_loading_took_is_no_longer_there_for_samples():
     rows = samples(x=(9, 10))
     assert len(fit(rows, 18)) == 6

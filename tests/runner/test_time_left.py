@@ -149,6 +149,20 @@ def test_blocks_of_a_batch_are_filled_and_other_suites_are_left_out():
     assert {sample.suite for block in taken for sample in block} == {"s"}
 
 
+@pytest.mark.parametrize(("num_fitting", "num_taken"), [(5.5, 0), (8.5, 8)])
+def test_a_block_that_does_not_fill_the_largest_batch_is_not_begun(num_fitting, num_taken):
+    machine, rows = Machine(share=1.0), samples(x=40)
+    left, chosen = time_left(machine, rows, 2, 28.0 + MARGIN * 14 * num_fitting, most=32, fewest=8)
+    machine.run(left, chosen)
+    assert machine.answered == rows[: 2 + num_taken]
+
+
+def test_the_last_samples_of_a_suite_may_be_fewer_than_a_batch():
+    machine, rows = Machine(share=1.0), samples(x=11)
+    machine.run(*time_left(machine, rows, 8, 1e6, most=32, fewest=8))
+    assert machine.answered == rows
+
+
 class Rows:
     """Gives the rest two at a time."""
 
@@ -289,3 +303,21 @@ def test_nothing_is_added_without_a_budget_or_on_a_cluster(tiny_model, rows):
     for changes in ({"budget_s": None}, {"executor": "ray"}):
         asked = dataclasses.replace(prepared.request, **changes)
         assert of(dataclasses.replace(prepared, request=asked)) is None
+
+
+def test_a_budget_knows_the_largest_batch(tiny_model, rows, monkeypatch):
+    from hambench.runner.forecast import time_left as module
+
+    asked = request(tiny_model, rows)
+    asked = dataclasses.replace(asked, sweep=dataclasses.replace(asked.sweep, batches=(1, 4)))
+    told = {}
+
+    def fit(rows, *_, **options):
+        told.update(options)
+        return tuple(rows)
+
+    monkeypatch.setattr("hambench.runner.budget.fit_budget", fit)
+    prepared = start.prepare(asked)
+    monkeypatch.setattr(module, "TimeLeft", lambda *_, **options: options)
+    options = module.time_left(prepared)
+    assert (told["fewest"], options["fewest"], options["most"]) == (4, 4, 16)

@@ -35,6 +35,7 @@ class TimeLeft:
         ends_at: When the last sample must have ended, in seconds of ``clock``.
         repeats: Repeats of the run. Samples are added to the first one; the others then need their time too.
         most: Most samples at a time: a block of the largest batch.
+        fewest: Fewest at a time, unless the suite has no more: they fill the largest batch.
         is_judged_after: Whether answers are judged when all samples have ended, and not with each sample.
         clock: Returns seconds from any fixed point.
     """
@@ -48,11 +49,13 @@ class TimeLeft:
         *,
         repeats: int = 1,
         most: int = 1,
+        fewest: int = 1,
         is_judged_after: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._bound, self._ends_at, self._repeats = bound, ends_at, repeats
-        self._most, self._is_judged_after, self._clock = most, is_judged_after, clock
+        self._most, self._fewest = most, fewest
+        self._is_judged_after, self._clock = is_judged_after, clock
         ids = {sample.sample_id for sample in chosen}
         # a header names the suites of the first samples
         suites = {sample.suite for sample in chosen}
@@ -77,6 +80,7 @@ class TimeLeft:
         now = self._clock()
         if self._part_s > 0:
             self._pace = max(self._pace, (now - self._began) / self._part_s)
+        before = self._answers_s, self._judging_s, self._num_chosen
         answers_before, self._began = self._answers_s, now
         taken: list[Sample] = []
         closed: set[tuple[str, str]] = set()
@@ -90,6 +94,10 @@ class TimeLeft:
                 continue
             self._count(sample)
             taken.append(sample)
+        # a cell would be timed at a smaller batch than its own
+        if len(taken) < min(self._fewest, len(self._waiting)):
+            taken = []
+            self._answers_s, self._judging_s, self._num_chosen = before
         self._part_s = self._answers_s - answers_before
         ids = {sample.sample_id for sample in taken}
         self._waiting = [sample for sample in self._waiting if sample.sample_id not in ids]
@@ -142,5 +150,6 @@ def time_left(prepared: Prepared) -> TimeLeft | None:
         prepared.began + request.budget_s - ending_s,
         repeats=request.repeats,
         most=1 if largest == 1 else BLOCK_BATCHES * largest,
+        fewest=largest,
         is_judged_after=request.fidelity and not prepared.generator.shares_prompts,
     )
