@@ -11,6 +11,7 @@ from hambench.cli.run import _budget_lines
 from hambench.records import Cell, Sample
 from hambench.runner import start
 from hambench.runner.budget import MARGIN
+from hambench.runner.forecast.plan import plan_run
 from hambench.runner.forecast.time_left import TimeLeft
 from hambench.runner.start import RunRequest, resume_run, start_run
 from hambench.runner.sweep import Sweep
@@ -321,3 +322,9 @@ def test_a_budget_knows_the_largest_batch(tiny_model, rows, monkeypatch):
     monkeypatch.setattr(module, "TimeLeft", lambda *_, **options: options)
     options = module.time_left(prepared)
     assert (told["fewest"], options["fewest"], options["most"]) == (4, 4, 16)
+
+
+def test_a_plan_tells_whether_its_run_chooses_on_the_way(tiny_model, rows):
+    for budget_s in (3600, None):
+        asked = dataclasses.replace(request(tiny_model, rows), budget_s=budget_s)
+        assert plan_run(asked).budget_s == budget_s

@@ -11,12 +11,13 @@ from hambench.engine.text import count_tokens
 from hambench.run_notes import Note
 from hambench.runner.budget import MARGIN, sample_seconds
 from hambench.runner.conversations import prompt_sizes
+from hambench.runner.forecast.time_left import adds_samples
 from hambench.runner.knobs import what_all_leaves_out
+from hambench.runner.request import RunRequest
+from hambench.runner.work import timed_prompts
 
 if TYPE_CHECKING:
     from hambench.records import Sample
-from hambench.runner.request import RunRequest
-from hambench.runner.work import timed_prompts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class Plan:
     """What would run. Times are upper bounds on a machine as busy as during calibration.
 
     They assume that every answer is distinct and as long as its task allows, and add a quarter for what calibration
-    can't see.
+    can't see. Of a budget it has the samples that fit by these bounds.
     """
 
     cells: tuple[str, ...]
@@ -57,17 +58,19 @@ class Plan:
     workers' warm-ups, as if none settled."""
     beyond_all: tuple[str, ...] = ()
     """Lines on what ``--methods all`` leaves out; none where methods were named."""
+    budget_s: float | None = None
+    """Budget of a run that chooses its samples on the way, by what they really take; ``None`` for one that doesn't."""
     placement: tuple[str, ...] = ()
     """Workers of the cluster that would share the work; none when it runs here."""
 
     @property
     def num_records(self) -> int:
-        """Number of records that the run would make."""
+        """Number of records of these samples."""
         return len(self.cells) * self.repeats * sum(task.num_samples for task in self.tasks)
 
     @property
     def seconds(self) -> float:
-        """Upper bound for the whole run in seconds, without scoring."""
+        """Upper bound for a run of these samples in seconds, without scoring."""
         return self.fixed_s + MARGIN * self.repeats * sum(task.seconds for task in self.tasks)
 
     def as_dict(self) -> dict[str, Any]:
@@ -138,6 +141,7 @@ def plan_run(request: RunRequest) -> Plan:
         notes=warnings_of(prepared),
         fixed_s=prepared.seconds + seconds_to_come(request, cells, prepared.speeds),
         beyond_all=what_all_leaves_out(request.sweep.methods),
+        budget_s=request.budget_s if adds_samples(request) else None,
         placement=get_executor(request.executor, ray_address=request.ray_address).placement(),
     )
 
@@ -173,6 +177,11 @@ def render_plan(plan: Plan, *, width: int = 110) -> str:
         f"another; {plan.fixed_s / 60:.1f} of them are loading and warm-ups; scoring is not counted); weights "
         f"{plan.weight_bytes / 1e6:.0f} MB, KV cache at most {plan.kv_bytes / 1e6:.0f} MB."
     )
+    if plan.budget_s is not None:
+        console.print(
+            f"These samples fit into the budget of {plan.budget_s:.0f} s by their bounds. The run chooses on the way: "
+            "more while time is left, fewer where the machine is slower than it was here."
+        )
     for line in plan.beyond_all:
         console.print(Text(line), soft_wrap=True)
     if plan.placement:

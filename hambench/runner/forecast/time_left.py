@@ -126,19 +126,24 @@ class TimeLeft:
         self._num_chosen += 1
 
 
+def adds_samples(request: RunRequest) -> bool:
+    """Returns whether a run adds samples on the way: it has a budget and goes on in this process."""
+    return request.budget_s is not None and request.executor == "local"
+
+
 def first_share(request: RunRequest, samples: Sequence[Sample]) -> float:
     """Returns the part of a budget's time for samples that is given away before the run has begun.
 
     All of it where none can be added: on a cluster; and with several suites, as a run has the suites it began with.
     """
     is_one_suite = len({sample.suite for sample in samples}) == 1
-    return FIRST_SHARE if request.executor == "local" and is_one_suite else 1.0
+    return FIRST_SHARE if adds_samples(request) and is_one_suite else 1.0
 
 
 def time_left(prepared: Prepared) -> TimeLeft | None:
-    """Returns what adds samples to a run with a budget that goes on in this process; ``None`` for other runs."""
+    """Returns what adds samples to a run; ``None`` for a run that adds none."""
     request, cells = prepared.request, prepared.expansion.cells
-    if request.budget_s is None or prepared.bound is None or request.executor != "local":
+    if request.budget_s is None or prepared.bound is None or not adds_samples(request):
         return None
     largest = max(cell.batch for cell in cells)
     # half of the probes follow the samples
