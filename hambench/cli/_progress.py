@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from rich.progress import ProgressColumn
+
     from hambench.runner.generator import Job, Progress
     from hambench.runner.judge import Progress as JudgeProgress
 
@@ -20,9 +22,23 @@ def say_step(line: str) -> None:
         click.echo(f"{line} ...", err=True)
 
 
+def columns(*, is_open: bool) -> tuple[ProgressColumn, ...]:
+    """Returns what a bar shows: the remaining time, or the time so far where more work may come (``is_open``)."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    clock = TimeElapsedColumn() if is_open else TimeRemainingColumn()
+    return (BarColumn(), MofNCompleteColumn(), clock, TextColumn("{task.description}"))
+
+
 @contextlib.contextmanager
-def progress_bar() -> Iterator[tuple[Progress | None, JudgeProgress | None]]:
-    """Shows a bar with the remaining time.
+def progress_bar(*, is_open: bool = False) -> Iterator[tuple[Progress | None, JudgeProgress | None]]:
+    """Shows a bar with :func:`columns`.
 
     Yields the callbacks of :func:`hambench.runner.start.start_run` for records and for judging what is left; ``None``
     when stderr is not a terminal.
@@ -31,10 +47,9 @@ def progress_bar() -> Iterator[tuple[Progress | None, JudgeProgress | None]]:
         yield None, None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress
 
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns(is_open=is_open), console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("loading and warming up", total=None)
 
         def show(job: Job, num_done: int, num_jobs: int) -> None:

@@ -177,10 +177,11 @@ def command(
         _refuse_other_options(resume)
         folders = [resume]
     from hambench.cli._progress import progress_bar
+    from hambench.runner.forecast.time_left import adds_samples
 
     folder = folders[0]
     try:
-        with progress_bar() as (progress, judging):
+        with progress_bar(is_open=resume is None and adds_samples(request)) as (progress, judging):
             if resume is None:
                 for folder in folders:
                     try:
