@@ -7,6 +7,7 @@ A task may have bounds, the range of points in which it distinguishes models and
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +50,15 @@ def group_kind(group: str) -> str:
 def group_title(group: str) -> str:
     """Returns the group's name without its kind: ``longbench/lcc`` for ``task:longbench/lcc``."""
     return group.partition(":")[2] or group
+
+
+def prompt_hashes(samples: Iterable[Sample]) -> dict[str, str]:
+    """The sha256 of each task's prompts, in order."""
+    digests: dict[str, Any] = {}
+    for sample in samples:
+        digest = digests.setdefault(sample.task, hashlib.sha256())
+        digest.update(sample.prompt.encode("utf-8", "surrogatepass") + b"\0")
+    return {task: digest.hexdigest() for task, digest in digests.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,5 +1,6 @@
 """Suites, their prompts and their official scorers. See :mod:`hambench.suites.api`."""
 
+from hambench.groups import prompt_hashes
 from hambench.suites.api import (
     Capture,
     CaptureRequest,
@@ -7,7 +8,6 @@ from hambench.suites.api import (
     check,
     check_own_rows,
     check_plans,
-    prompt_hashes,
     score,
     scoring_notes,
 )

@@ -5,7 +5,6 @@ Importing this module imports neither torch nor lm-eval.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, Literal
 
 from hambench.errors import DataError, HambenchError, UnknownNameError
 from hambench.files import printable
+from hambench.groups import prompt_hashes
 from hambench.records import Edition, Sample, SampleRecord, Score
 from hambench.run_notes import Note
 from hambench.suites.catalogue import AVERAGES, SUITES
@@ -250,15 +250,6 @@ def scoring_notes(captured: Capture, *, allow_code_execution: bool = False) -> t
 
         notes.append(Note("other", f"Programs that the model writes are run; isolation: {isolation()}."))
     return tuple(notes)
-
-
-def prompt_hashes(samples: Iterable[Sample]) -> dict[str, str]:
-    """The sha256 of each task's prompts, in order."""
-    digests: dict[str, Any] = {}
-    for sample in samples:
-        digest = digests.setdefault(sample.task, hashlib.sha256())
-        digest.update(sample.prompt.encode("utf-8", "surrogatepass") + b"\0")
-    return {task: digest.hexdigest() for task, digest in digests.items()}
 
 
 def _prepare_scorers(asked: Iterable[Asked]) -> list[str]:

@@ -31,7 +31,7 @@ from hambench.analysis.metrics import METRICS, Better
 from hambench.decoding import KnobValue
 from hambench.errors import HambenchError, IncompleteError, StoreError, UnknownNameError
 from hambench.files import write_new
-from hambench.groups import ALL
+from hambench.groups import ALL, prompt_hashes
 from hambench.machine.clock import now, utc
 from hambench.store import Run
 
@@ -92,7 +92,7 @@ class Entry:
     model: str
     """Name and first digits of the weights' sha256."""
     data: str
-    """Hash of the prompts, because other prompts form another series."""
+    """Hash of the prompts that were asked, because other prompts form another series."""
     series: dict[str, dict[str, Tracked]]
     """Tracked numbers by metric, then by cell."""
     digest: str = ""
@@ -164,7 +164,9 @@ def entry_of(run: Run) -> Entry:
         raise IncompleteError(f"run {run.header.run_id} measured nothing")
     header = run.header
     environment = header.environment
-    data = hashlib.sha256(json.dumps(header.data_hashes, sort_keys=True).encode()).hexdigest()[:16]
+    # the header hashes all that were captured; of a budget's the clock decides how many are asked
+    asked = prompt_hashes(run.samples.values())
+    data = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
     entry = Entry(
         schema_version=SCHEMA_VERSION,
         run_id=header.run_id,

@@ -1,6 +1,7 @@
 """History: files that are written once, merge by themselves, and never pass damage on silently."""
 
 import dataclasses
+import hashlib
 import json
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ from synthetic import cells, header, simulate, write
 
 from hambench.cli.history import command as history
 from hambench.errors import HambenchError, IncompleteError, StoreError, UnknownNameError
+from hambench.groups import prompt_hashes
 from hambench.history.archive import (
     add,
     annotate,
@@ -56,6 +58,24 @@ def test_the_tracked_value_is_the_ratio_to_vanilla_of_the_same_run(run, entry):
     tps = entry.series["tps"]
     assert ratio.value == pytest.approx(tps["speculative[k=4]"].value / tps["vanilla"].value)
     assert "vanilla" not in entry.series["tps_ratio"]
+
+
+def test_fewer_of_the_captured_prompts_form_another_series(run):
+    """A run with a budget asks as many as the clock allows."""
+    captured = prompt_hashes(run.samples.values())
+    whole = dataclasses.replace(run, header=dataclasses.replace(run.header, data_hashes=captured))
+    kept = dict(list(run.samples.items())[:-1])
+    fewer = dataclasses.replace(
+        whole,
+        samples=kept,
+        records=tuple(r for r in whole.records if r.sample_id in kept),
+        scores=tuple(s for s in whole.scores if s.sample_id in kept),
+    )
+    assert fewer.header == whole.header
+    assert entry_of(fewer).data != entry_of(whole).data
+    # of all that were captured it is the hash that the header's would give
+    digest = hashlib.sha256(json.dumps(captured, sort_keys=True).encode()).hexdigest()
+    assert entry_of(whole).data == digest[:16]
 
 
 def test_an_entry_reads_back_as_it_was_written(entry, tmp_path):
