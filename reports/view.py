@@ -270,8 +270,8 @@ def is_control(cell: Cell) -> bool:
 def merge(runs: Sequence[Run]) -> list[Run]:
     """Merges runs that may share a plot.
 
-    Runs share a plot if model, data, sampling and every environment key that affects speed agree. A label that occurs
-    twice gets its run's id. Cells and readings keep their original run, so that speeds are divided within a run.
+    Runs share a plot if model, samples, sampling and every environment key that affects speed agree. A label that
+    occurs twice gets its run's id. Cells and readings keep their original run, so that speeds are divided within a run.
     """
     merged: list[list[Run]] = []
     for run in runs:
@@ -290,6 +290,8 @@ def _comparable(a: Run, b: Run) -> bool:
         one.model.get("sha256") == two.model.get("sha256")
         and one.model.get("name") == two.model.get("name")
         and one.data_hashes == two.data_hashes
+        # of a budget's samples the clock decides how many there are
+        and a.samples.keys() == b.samples.keys()
         and (one.temperature, one.top_p, one.seed) == (two.temperature, two.top_p, two.seed)
         and one.max_new_tokens == two.max_new_tokens
         and (one.ignore_eos, one.think_end) == (two.ignore_eos, two.think_end)

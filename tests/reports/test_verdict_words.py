@@ -271,6 +271,16 @@ def test_runs_that_were_not_asked_alike_do_not_share_a_plot(run: Run, changes: d
     assert len(merge([run, other])) == 2
 
 
+def test_runs_of_other_samples_do_not_share_a_plot(run: Run) -> None:
+    """Of a budget's samples the clock decides how many there are, and their mean score depends on which."""
+    fewer = dict(list(run.samples.items())[:-1])
+    kept = tuple(record for record in run.records if record.sample_id in fewer)
+    header = replace(run.header, run_id="second")
+    other = replace(run, header=header, samples=fewer, records=kept, scores=())
+    assert len(merge([run, other])) == 2
+    assert len(merge([run, replace(run, header=header)])) == 1
+
+
 def test_vanilla_is_never_shipped_over_vanilla(run: Run) -> None:
     (merged,) = merge([run, replace(run, header=replace(run.header, run_id="second"))])
     view = View(merged)
