@@ -140,15 +140,16 @@ def _load(folders: tuple[Path, ...], hourly: float | None = None) -> list[Run]:
 
 
 def _watch(folders: tuple[Path, ...], path: Path, options: ReportOptions, hourly: float | None) -> list[Run]:
-    """Rewrites the page on new records until the runs are complete and scored."""
+    """Rewrites the page on new records until the runs are complete and nobody writes to them any more."""
     import dataclasses
 
     from hambench.reports import write_html
 
-    loaded, seen = _load(folders, hourly), -1
+    loaded, seen, goes_on = _load(folders, hourly), -1, False
     while True:
         size = sum(len(run.records) + len(run.scores) for run in loaded)
-        finished = all(run.complete for run in loaded) and size == seen
+        # between two samples a run that adds some has all its records, and one whose answers are judged has them too
+        finished = all(run.complete for run in loaded) and size == seen and not goes_on
         if finished:
             # the final page must not reload itself
             write_html(loaded, path, options=dataclasses.replace(options, refresh_s=None))
@@ -158,7 +159,27 @@ def _watch(folders: tuple[Path, ...], path: Path, options: ReportOptions, hourly
             click.echo(f"{path}: {sum(len(run.measured) for run in loaded)} answers", err=True)
         seen = size
         time.sleep(WATCH_SECONDS)
+        # asked before they are read: what was written last is then on the page
+        goes_on = any(map(_is_written, folders))
         loaded = _load(folders, hourly)
+
+
+def _is_written(folder: Path) -> bool:
+    """Returns whether another process has the run and may go on writing."""
+    from filelock import FileLock, Timeout
+
+    from hambench.store import LOCK
+
+    if not (folder / LOCK).exists():
+        return False
+    try:
+        with FileLock(folder / LOCK).acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:
+        # a stored run that is only to be read
+        return False
 
 
 def sample_limit(text: str) -> SampleLimit:

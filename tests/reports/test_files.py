@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import synthetic
@@ -19,7 +21,7 @@ from hambench.groups import ALL
 from hambench.reports import export, markdown_summary, write_html
 from hambench.reports.markdown import MAX_CHARACTERS, escape
 from hambench.reports.view import View
-from hambench.store import Run, load_run
+from hambench.store import Run, RunWriter, load_run
 
 
 @pytest.fixture(scope="module")
@@ -143,4 +145,28 @@ def test_watching_a_finished_run_ends_with_a_page_that_stands_still(
         catch_exceptions=False,
     )
     assert done.exit_code == 0
+    assert 'http-equiv="refresh"' not in page.read_text()
+
+
+def test_a_run_is_watched_until_nobody_writes_to_it(
+    tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two samples a run that adds some has all its records."""
+    folder = Path(shutil.copytree(tiny_run.path, tmp_path / "run"))
+    writer = RunWriter.resume(folder)
+    rounds = []
+
+    def sleep(_: float) -> None:
+        rounds.append(page.read_text())
+        if len(rounds) == 3:
+            writer.__exit__(None, None, None)
+
+    monkeypatch.setattr("hambench.cli.report.time", SimpleNamespace(sleep=sleep))
+    page = tmp_path / "r.html"
+    with writer:
+        arguments = [str(folder), "-o", str(page), "--watch", "--samples", "none"]
+        done = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    assert done.exit_code == 0
+    assert len(rounds) == 3
+    assert all('http-equiv="refresh"' in text for text in rounds)
     assert 'http-equiv="refresh"' not in page.read_text()
