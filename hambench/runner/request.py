@@ -40,7 +40,7 @@ class RunRequest:
     max_new_tokens: int | None = None
     """Replaces the tasks' own limits; the scores are then not the tasks'."""
     budget_s: float | None = None
-    """Choose as many samples of each task as fit for certain into this many seconds."""
+    """Answer as many samples of each task as fit into this many seconds; see ``docs/adr/0025``."""
     device: str | None = None
     allow_code_execution: bool = False
     executor: str = "local"

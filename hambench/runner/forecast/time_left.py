@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from hambench.runner.request import Prepared, RunRequest
 
 ENDING_S = 6.0
-"""Kept for what follows the last sample, next to the bandwidth probe: scoring and the report."""
+"""Kept for what follows the last sample, next to the bandwidth probe: scoring and the report. A judgement: to run
+programs of the model, or to draw a large run, takes longer."""
 
 FIRST_SHARE = 0.25
 """Part of the time that the first samples get: the machine may become slower than it was when calibrated."""
@@ -25,8 +26,8 @@ class TimeLeft:
 
     A budget's first samples are chosen by bounds: every answer at its limit and unlike the others. Most answers end
     earlier, so time is left. A further sample is foretold by its bound times the largest part of a bound that samples
-    of this run have taken, with the same margin, so a machine that has become slower is noticed too. A run passes its
-    budget by what one sample takes longer than that, at most.
+    of this run have taken, with the same margin, so a machine that has become slower is noticed too. In a run of one
+    repeat, samples pass the budget by what the last one takes longer than that, at most.
 
     Args:
         samples: All samples of the suite, in its order.
