@@ -100,6 +100,22 @@ def test_a_machine_that_becomes_slower_is_foretold_as_slow_as_it_has_been():
     assert slow.now - 100.0 - 36.0 <= (1.2 - MARGIN * 0.4) * 14
 
 
+@pytest.mark.parametrize(("seconds", "tasks"), [(80.0, "x" * 9), (200.0, "xdxdxx")])
+def test_a_task_without_an_answer_so_far_is_foretold_by_its_bound(seconds, tasks):
+    """Answers of one task that end early say nothing of another's, which may all go to their limit."""
+    machine, rows = Machine(share=0.3), samples(x=9, dear=9)
+    left, chosen = time_left(machine, rows, 1, seconds)
+    left.begin()
+    answered = ""
+    while chosen:
+        (sample,) = chosen
+        machine.now += (1.0 if sample.task == "dear" else 0.3) * bound(sample, 0)
+        answered += sample.task[0]
+        chosen = left()
+    assert machine.now - 100.0 <= seconds
+    assert answered == tasks
+
+
 def test_tasks_take_turns_and_one_that_is_too_dear_does_not_stop_the_others():
     machine, rows = Machine(share=1.0), samples(x=9, dear=9, y=9)
     chosen = [rows[0], rows[18]]

@@ -26,7 +26,8 @@ class TimeLeft:
 
     A budget's first samples are chosen by bounds: every answer at its limit and unlike the others. Most answers end
     earlier, so time is left. A further sample is foretold by its bound times the largest part of a bound that samples
-    of this run have taken, with the same margin, so a machine that has become slower is noticed too. In a run of one
+    of this run have taken, with the same margin, so a machine that has become slower is noticed too. The first sample
+    of a task is foretold by its bound at least: other tasks' short answers say nothing of its own. In a run of one
     repeat, samples pass the budget by what the last one takes longer than that, at most.
 
     Args:
@@ -66,6 +67,9 @@ class TimeLeft:
             if sample.sample_id not in ids and sample.suite in suites
         ]
         self._num_chosen, self._pace = 0, 0.0
+        # tasks with an answer, and the samples that are answered now
+        self._begun: set[tuple[str, str]] = set()
+        self._asked: Sequence[Sample] = chosen
         # of all samples: the bounds of answering and of what is judged when all have ended
         self._answers_s = self._judging_s = 0.0
         for sample in interleave_tasks(chosen):
@@ -81,18 +85,22 @@ class TimeLeft:
         now = self._clock()
         if self._part_s > 0:
             self._pace = max(self._pace, (now - self._began) / self._part_s)
+        self._begun.update((sample.suite, sample.task) for sample in self._asked)
         before = self._answers_s, self._judging_s, self._num_chosen
         answers_before, self._began = self._answers_s, now
         taken: list[Sample] = []
+        taken_s = 0.0
         closed: set[tuple[str, str]] = set()
         for sample in self._waiting:
             task = (sample.suite, sample.task)
             # a task that is closed stays so for this time: later turns of a conversation need the earlier ones
             if len(taken) == self._most or task in closed:
                 continue
-            if self._left(now, sample, self._answers_s - answers_before) < 0:
+            answering_s = self._pace_of(sample) * self._foretold(sample)[0]
+            if self._left(now, sample, taken_s, answering_s) < 0:
                 closed.add(task)
                 continue
+            taken_s += answering_s
             self._count(sample)
             taken.append(sample)
         # a cell would be timed at a smaller batch than its own
@@ -100,18 +108,31 @@ class TimeLeft:
             taken = []
             self._answers_s, self._judging_s, self._num_chosen = before
         self._part_s = self._answers_s - answers_before
+        self._asked = taken
         ids = {sample.sample_id for sample in taken}
         self._waiting = [sample for sample in self._waiting if sample.sample_id not in ids]
         return tuple(taken)
 
-    def _left(self, now: float, sample: Sample, taken_s: float) -> float:
-        """Returns the seconds that would be left with one more sample, behind what was taken for ``taken_s``."""
-        answers_s, judging_s = self._foretold(sample)
+    def _pace_of(self, sample: Sample) -> float:
+        """Returns the part of its bound that a sample is foretold to take."""
+        return self._pace if (sample.suite, sample.task) in self._begun else max(1.0, self._pace)
+
+    def _left(self, now: float, sample: Sample, taken_s: float, answering_s: float) -> float:
+        """Returns the seconds that would be left with one more sample, which is answered in ``answering_s``.
+
+        Args:
+            now: Seconds of the clock.
+            sample: The sample.
+            taken_s: Seconds of those that are taken already and go before it.
+            answering_s: Seconds of one repeat of it.
+        """
+        _, judging_s = self._foretold(sample)
         # this repeat of what is taken now, and the later repeats of everything
-        answering = taken_s + answers_s + (self._repeats - 1) * (self._answers_s + answers_s)
+        later_s = self._pace * self._answers_s + answering_s
+        answering = taken_s + answering_s + (self._repeats - 1) * later_s
         # it keeps its bound however early answers end; a machine that answers more slowly than bounds judges so too
         judging = max(1.0, self._pace) * self._repeats * (self._judging_s + judging_s)
-        return self._ends_at - now - MARGIN * (self._pace * answering + judging)
+        return self._ends_at - now - MARGIN * (answering + judging)
 
     def _foretold(self, sample: Sample) -> tuple[float, float]:
         total = self._bound(sample, self._num_chosen)
