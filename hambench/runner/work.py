@@ -60,6 +60,8 @@ class Workload:
     progress: Progress | None = None
     more: MoreSamples | None = None
     """Adds samples to the run on the way, in a run whose jobs are all still to do."""
+    num_per_sample: int = 0
+    """Records of each sample that is added."""
     added: list[Sample] = dataclasses.field(default_factory=list)
     """The samples that it has added."""
 
@@ -76,7 +78,8 @@ class Workload:
     ) -> Self:
         """Returns the jobs of a run that are not in ``done``, cells interleaved as :func:`schedule` says."""
         jobs = list(schedule(cells, samples, repeats))
-        return cls(tuple(job for job in jobs if job.key not in done), len(jobs), progress, more)
+        left = tuple(job for job in jobs if job.key not in done)
+        return cls(left, len(jobs), progress, more, num_per_sample=len(cells) * repeats)
 
     @property
     def num_done(self) -> int:
@@ -86,11 +89,7 @@ class Workload:
     @property
     def num_jobs(self) -> int:
         """Jobs as far as they are known: those of added samples included."""
-        return len(self.jobs) + len(self.added) * self._num_per_sample
-
-    @property
-    def _num_per_sample(self) -> int:
-        return len({(job.cell.label, job.repeat) for job in self.jobs})
+        return len(self.jobs) + len(self.added) * self.num_per_sample
 
     def turns(self, store: Callable[[Sequence[Sample]], None]) -> Iterator[list[Job]]:
         """Yields the jobs in order, those of one cell that follow each other together.

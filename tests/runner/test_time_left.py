@@ -217,6 +217,23 @@ def test_added_samples_are_stored_first_and_every_cell_answers_each_once_per_rep
     assert timed == {row.sample_id for row in rows[:NUM_TIMED_PROMPTS]}
 
 
+class Uncounted(tuple):
+    """Jobs of a long run, which nobody should go through once per record."""
+
+    def __iter__(self):
+        raise AssertionError("the jobs were gone through")
+
+
+def test_how_many_jobs_there_are_is_known_without_going_through_them():
+    rows, told = samples(x=3), []
+    work = Workload.of(CELLS, rows[:2], 2, progress=lambda *each: told.append(each[1:]))
+    work = dataclasses.replace(work, jobs=Uncounted(work.jobs))
+    work.added.append(rows[2])
+    assert work.num_jobs == 3 * 2 * 2
+    work.tell(work.jobs[0], 1)
+    assert told == [(1, 12)]
+
+
 def request(tiny_model, rows, **changes):
     return RunRequest(
         sweep=Sweep(model=str(tiny_model), methods=("vanilla", "prompt_lookup"), dtype="float32"),
