@@ -108,7 +108,7 @@ def test_the_first_samples_get_a_share_and_one_at_least():
 
 
 def test_the_first_samples_are_those_that_come_first_in_turn():
-    """A dear one beyond the share is not passed over for cheap ones, which would be all prompts that every cell times."""
+    """A dear one beyond the share is not passed over for cheap ones: every cell would time prompts of these alone."""
     # the first three take 3 + 9 + 3 s
     rows = samples(cheap=(9, 10), dear=(9, 40))
     assert fit(rows, 40, share=0.25) == ["s/cheap/0"]

@@ -31,7 +31,9 @@ def test_what_all_leaves_out_is_in_the_plan_and_its_json():
 
 
 def test_a_plan_of_a_budget_says_that_the_run_chooses_its_samples_on_the_way():
-    told = "These samples fit into the budget of 240 s by their bounds. The run chooses on the way: more while"
+    told = (
+        "These samples fit into the budget of 240 s by their bounds. The run chooses on the way: more while"
+    )
     assert told in render_plan(plan(budget_s=240.0)).replace("\n", " ")
     assert "budget" not in render_plan(plan())
 
