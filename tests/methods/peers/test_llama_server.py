@@ -23,6 +23,7 @@ from hambench.analysis.metrics import (
 from hambench.decoding import SamplingParams
 from hambench.engine.loop import generate
 from hambench.errors import ModelError
+from hambench.methods.peers import llama_server
 from hambench.methods.peers.llama_server import LlamaServerConfig, find_binary
 from hambench.models.target import load
 
@@ -35,6 +36,11 @@ arguments = sys.argv[1:]
 if "broken.gguf" in " ".join(arguments):
     print("error: the file is broken")
     sys.exit(3)
+if "crash.gguf" in " ".join(arguments):
+    import resource, signal
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.kill(os.getpid(), signal.SIGILL)
 
 
 def after(flag):
@@ -100,7 +106,7 @@ def fake(tmp_path, monkeypatch):
     path.write_text(textwrap.dedent(FAKE).strip().format(python=sys.executable, size=TINY_SHAPE.vocab_size))
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("ASKED", str(tmp_path / "asked"))
-    for name in ("model.gguf", "draft.gguf", "broken.gguf", "other.gguf"):
+    for name in ("model.gguf", "draft.gguf", "broken.gguf", "crash.gguf", "other.gguf"):
         (tmp_path / name).write_bytes(b"GGUF" + name.encode())
     return tmp_path
 
@@ -221,6 +227,8 @@ def test_a_server_does_not_outlive_a_run_that_is_killed(fake):
 def test_what_is_wrong_is_one_line(fake, tiny):
     with pytest.raises(ModelError, match="code 3 before it answered: error: the file is broken"):
         LlamaServerConfig(binary=str(fake / "llama-server"), gguf=str(fake / "broken.gguf")).build(tiny)
+    with pytest.raises(ModelError, match="died from signal 4 before it answered; if the CPU has AMX"):
+        LlamaServerConfig(binary=str(fake / "llama-server"), gguf=str(fake / "crash.gguf")).build(tiny)
     with pytest.raises(ModelError, match=r"other\.gguf has 7 tokens, .* it is another model"):
         LlamaServerConfig(binary=str(fake / "llama-server"), gguf=str(fake / "other.gguf")).build(tiny)
     with pytest.raises(ModelError, match="there is no file"):
@@ -233,6 +241,17 @@ def test_what_is_wrong_is_one_line(fake, tiny):
     assert "needs a GGUF file of m" in LlamaServerConfig(binary=str(fake / "llama-server")).unavailable_for(
         "m"
     )
+
+
+def test_a_proxy_of_the_environment_is_not_asked_for_a_server_of_this_machine(fake, tiny, monkeypatch):
+    for name in ("no_proxy", "NO_PROXY", "HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("all_proxy", "http://127.0.0.1:9")
+    monkeypatch.setattr(llama_server, "START_S", 10.0)
+    method = config(fake).build(tiny)
+    assert decode(method).token_ids == tuple(range(65, 73))
+    method.server.stop()
 
 
 @pytest.mark.model
