@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hambench.errors import ModelError
+from hambench.models.contents import EMBEDDING, HEAD
 from hambench.models.safetensors import weight_files
 
 if TYPE_CHECKING:
@@ -49,8 +50,10 @@ def write_copy(source: Path, copy: Path, kind: str) -> None:
         raise ValueError(f"kind must be one of {', '.join(COPY_TYPES)}, got {kind!r}")
     kinds = gguf.GGMLQuantizationType
     reader = _reader(source)
-    architecture = reader.fields[gguf.Keys.General.ARCHITECTURE].contents()
-    writer = gguf.GGUFWriter(copy, architecture)
+    architecture = reader.get_field(gguf.Keys.General.ARCHITECTURE)
+    if architecture is None:
+        raise ModelError(f"{source.name} does not say its architecture: it is not a language model")
+    writer = gguf.GGUFWriter(copy, architecture.contents())
     for name, field in reader.fields.items():
         # the writer writes the header and the architecture itself
         if name.startswith("GGUF.") or name in (gguf.Keys.General.ARCHITECTURE, _FIELD_OF_TYPES):
@@ -63,12 +66,16 @@ def write_copy(source: Path, copy: Path, kind: str) -> None:
     writer.add_file_type(file_type[kind])
     for tensor in reader.tensors:
         if len(tensor.shape) < 2:
-            values = gguf.dequantize(tensor.data, tensor.tensor_type)
-            writer.add_tensor(tensor.name, values, raw_dtype=kinds.F32)
+            writer.add_tensor(tensor.name, _values(tensor, source), raw_dtype=kinds.F32)
             continue
-        stored = gguf.quantize(_matrix(tensor, source), kinds.BF16)
+        stored = gguf.quantize(_values(tensor, source), kinds.BF16)
         if kind != "BF16":
-            stored = gguf.quantize(gguf.dequantize(stored, kinds.BF16), kinds[kind])
+            try:
+                stored = gguf.quantize(gguf.dequantize(stored, kinds.BF16), kinds[kind])
+            except gguf.quants.QuantError as error:  # rows that are not whole blocks
+                raise ModelError(
+                    f"{source.name}: {tensor.name} can't be stored as {kind}: {error}"
+                ) from error
         writer.add_tensor(tensor.name, stored, raw_dtype=kinds[kind])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -103,8 +110,8 @@ def differing_matrices(path: Path, folder: Path) -> tuple[int, int]:
         folder: A checkpoint in Hugging Face layout.
 
     Returns:
-        How many matrices of the file are not the checkpoint's, and how many there are. A matrix that only one of them
-        has differs, except a tied head.
+        How many matrices are not the same in both, and how many there are. One that only the file or only the
+        checkpoint has differs, except a head that is equal to the embeddings.
     """
     import torch
     from safetensors import safe_open
@@ -113,25 +120,33 @@ def differing_matrices(path: Path, folder: Path) -> tuple[int, int]:
     for file in weight_files(folder):
         with safe_open(file, framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118  (it is not a dictionary)
-                theirs[name] = opened.get_tensor(name)
+                tensor = opened.get_tensor(name)
+                if tensor.ndim > 1:
+                    theirs[name] = tensor.to(torch.bfloat16)
+    embeddings, head = theirs.get(EMBEDDING), theirs.get(HEAD)
+    is_tied = head is None or (embeddings is not None and torch.equal(head, embeddings))
+    if is_tied:
+        theirs.pop(HEAD, None)
     num_different = num_matrices = 0
     for tensor in _reader(path).tensors:
         if len(tensor.shape) < 2:
             continue
         num_matrices += 1
-        *layer, part, _ = tensor.name.split(".")
-        prefix = f"model.layers.{layer[1]}." if layer else ""
-        other = theirs.get(f"{prefix}{_NAMES.get(part, part)}.weight")
+        prefix, part = "", tensor.name.removesuffix(".weight")
+        if part.startswith("blk.") and part.count(".") == 2:
+            _, layer, part = part.split(".")
+            prefix = f"model.layers.{layer}."
+        name = f"{prefix}{_NAMES.get(part, part)}.weight"
+        other = theirs.pop(name, embeddings if is_tied and name == HEAD else None)
         if other is None:
             num_different += 1
             continue
-        ours = torch.from_numpy(_matrix(tensor, path).copy()).to(torch.bfloat16)
-        other = other.to(torch.bfloat16)
+        ours = torch.from_numpy(_values(tensor, path).copy()).to(torch.bfloat16)
         is_same = ours.shape == other.shape
         if is_same and part in _REORDERED:
             ours, other = _distinct_rows(ours), _distinct_rows(other)
         num_different += not (is_same and torch.equal(ours, other))
-    return num_different, num_matrices
+    return num_different + len(theirs), num_matrices + len(theirs)
 
 
 def _distinct_rows(matrix: Any) -> Any:
@@ -141,7 +156,7 @@ def _distinct_rows(matrix: Any) -> Any:
     return torch.unique(matrix.view(torch.int16), dim=0)
 
 
-def _matrix(tensor: Any, path: Path) -> np.ndarray[Any, Any]:
+def _values(tensor: Any, path: Path) -> np.ndarray[Any, Any]:
     import gguf
 
     try:
@@ -158,5 +173,5 @@ def _reader(path: Path) -> Any:
 
     try:
         return gguf.GGUFReader(path)
-    except (OSError, ValueError, IndexError) as error:
+    except (OSError, ValueError, LookupError) as error:
         raise ModelError(f"{path} is not a GGUF file that can be read: {error}") from error

@@ -72,6 +72,34 @@ def test_a_copy_has_the_checkpoints_weights_or_says_how_many_matrices_differ(fol
     del changed["model.layers.0.mlp.down_proj.weight"]
     save_file(changed, other / "model.safetensors")
     assert differing_matrices(tmp_path / "BF16", other) == (2, num_matrices)
+    # a layer that only the checkpoint has is as different as one that only the file has
+    changed["model.layers.9.mlp.up_proj.weight"] = torch.ones(2, 3)
+    save_file(changed, other / "model.safetensors")
+    assert differing_matrices(tmp_path / "BF16", other) == (3, num_matrices + 1)
+
+
+def test_a_head_that_is_the_embeddings_may_be_stored_or_not(folder, tmp_path):
+    with_head = load_file(folder / "model.safetensors")
+    embeddings = with_head["model.embed_tokens.weight"]
+    num_matrices = sum(tensor.ndim > 1 for tensor in with_head.values())
+    without = {name: tensor for name, tensor in with_head.items() if name != "lm_head.weight"}
+    folders = {}
+    for name, tensors in (
+        ("own", with_head),
+        ("tied", without),
+        ("stored", {**without, "lm_head.weight": embeddings.clone()}),
+    ):
+        folders[name] = tmp_path / name
+        folders[name].mkdir()
+        (folders[name] / "config.json").write_text((folder / "config.json").read_text())
+        save_file(tensors, folders[name] / "model.safetensors")
+        write_gguf(folders[name], tmp_path / f"{name}.gguf", "BF16")
+    for file in ("tied", "stored"):
+        for checkpoint in ("tied", "stored"):
+            num_stored = num_matrices - (file == "tied")
+            assert differing_matrices(tmp_path / f"{file}.gguf", folders[checkpoint]) == (0, num_stored)
+    assert differing_matrices(tmp_path / "tied.gguf", folders["own"]) == (1, num_matrices)
+    assert differing_matrices(tmp_path / "own.gguf", folders["tied"]) == (1, num_matrices)
 
 
 def test_a_step_reads_all_tensors_but_embeddings_with_a_head_of_its_own(source, tmp_path):
@@ -87,3 +115,26 @@ def test_what_is_not_a_gguf_file_is_refused(tmp_path):
         write_copy(tmp_path / "no.gguf", tmp_path / "copy", "BF16")
     with pytest.raises(ValueError, match="kind must be one of BF16, Q8_0, got 'Q2_K'"):
         write_copy(tmp_path / "no.gguf", tmp_path / "copy", "Q2_K")
+
+
+def test_a_file_that_is_no_language_models_is_refused_in_one_line(folder, source, tmp_path):
+    for old, new, reason in (
+        (b"general.architecture", b"general.architectura", "does not say its architecture"),
+        # twice the same key
+        (b"llama.context_length", b"general.architecture", "is not a GGUF file that can be read"),
+    ):
+        path = tmp_path / "changed.gguf"
+        path.write_bytes(source.read_bytes().replace(old, new))
+        with pytest.raises(ModelError, match=reason):
+            write_copy(path, tmp_path / "copy", "BF16")
+    path = tmp_path / "odd.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tensor("odd.part.weight", np.ones((4, 40), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    num_matrices = sum(tensor.ndim > 1 for tensor in load_file(folder / "model.safetensors").values())
+    assert differing_matrices(path, folder) == (num_matrices + 1, num_matrices + 1)
+    with pytest.raises(ModelError, match=r"odd\.gguf: odd\.part\.weight can't be stored as Q8_0"):
+        write_copy(path, tmp_path / "copy", "Q8_0")
