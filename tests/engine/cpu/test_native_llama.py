@@ -30,6 +30,7 @@ SHAPES = {
     "qwen2 biases": dataclasses.replace(TINY_SHAPE, qkv_bias=True, num_layers=2),
     "qwen3 head norms": dataclasses.replace(TINY_SHAPE, qk_norm=True, head_dim=32, num_layers=2),
     "heads of 64": dataclasses.replace(TINY_SHAPE, head_dim=64, num_layers=2),
+    "heads of 64, groups of three": dataclasses.replace(TINY_SHAPE, head_dim=64, num_heads=6, num_layers=2),
     "heads of 128": dataclasses.replace(TINY_SHAPE, head_dim=128, num_layers=2),
     "nothing divides 16": ODD,
     "nothing divides 16, head norms, one group of three": dataclasses.replace(
@@ -141,7 +142,15 @@ def _rows(native, ids, sizes, capacity=400):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
-    "name", ["llama", "heads of 64", "nothing divides 16, head norms, one group of three"]
+    "name",
+    [
+        "llama",
+        "multi-query, wide heads",
+        "heads of 64",
+        "heads of 64, groups of three",
+        "heads of 128",
+        "nothing divides 16, head norms, one group of three",
+    ],
 )
 def test_a_row_has_the_same_bits_whatever_rows_are_next_to_it(name, dtype, instruction_set, library):
     native = native_of(plain(SHAPES[name], dtype), library, instruction_set)
@@ -175,7 +184,7 @@ def test_a_row_has_the_same_bits_on_any_number_of_threads(
 def test_two_wide_instruction_sets_give_the_same_bits(library):
     if not {"avx512", "avx2"} <= set(library.instruction_sets()):
         pytest.skip("this machine does not have both AVX-512 and AVX2")
-    for shape in (TINY_SHAPE, ODD, WIDE):
+    for shape in (TINY_SHAPE, ODD, WIDE, SHAPES["heads of 64, groups of three"], SHAPES["heads of 128"]):
         for dtype in (torch.float32, torch.bfloat16):
             llama = plain(shape, dtype)
             natives = [native_of(llama, library, name) for name in ("avx512", "avx2")]
