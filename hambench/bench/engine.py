@@ -20,7 +20,7 @@ from hambench.bench.engine_numerics import (
     compare,
     compare_llama_cpp,
 )
-from hambench.bench.llama_cpp import LlamaCppEngines
+from hambench.bench.llama_cpp import LlamaCppEngines, LlamaCppError
 from hambench.errors import HambenchError, ModelError
 
 if TYPE_CHECKING:
@@ -155,12 +155,13 @@ def benchmark_engine(
 ) -> EngineBenchmark:
     """Checks the numerics, then times decode and prefill of all engines in turn.
 
-    llama.cpp takes part if llama-server is installed. ``gguf`` is the model's file for it, by default the embedded
-    model's own.
+    On a CPU llama.cpp takes part if llama-server is installed. ``gguf`` is the model's file for it, by default the
+    embedded model's own.
 
     Raises:
         HambenchError: If a greedy choice in float32 differs from transformers'.
-        ModelError: If the model runs through the transformers adapter: there is nothing to compare.
+        ModelError: If the model runs through the transformers adapter: there is nothing to compare. If ``gguf`` can't
+            be used.
     """
     import torch
 
@@ -222,8 +223,13 @@ def benchmark_engine(
             say("warm-up" if repeat == 0 else f"repeat {repeat} of {repeats}")
             read = measure_bandwidth(str(target.device), seconds=0.15).read / 1e9
             for context in contexts:
-                for name, timed in timers.items():
-                    prefill_s, decode_s = timed(prompt[:context], num_new_tokens)
+                for name, timed in tuple(timers.items()):
+                    try:
+                        prefill_s, decode_s = timed(prompt[:context], num_new_tokens)
+                    except LlamaCppError as error:
+                        others.drop(name, str(error))
+                        del timers[name]
+                        continue
                     if repeat > 0:
                         decoded = seconds.setdefault((name, "decode", context), [])
                         decoded.append(decode_s / (num_new_tokens - 1))
@@ -251,6 +257,7 @@ def benchmark_engine(
             bytes_per_token=weights[name] + context * slots[name] if phase == "decode" else None,
         )
         for (name, phase, context), each in seconds.items()
+        if name in timers  # a server that ended on the way lacks repeats
     ]
     facts = backend_facts(kinds.values())
     return EngineBenchmark(

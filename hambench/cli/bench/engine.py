@@ -56,8 +56,8 @@ def command(
     All run the same weights, timed in turns. The reference engine uses torch operations; native is the compiled CPU
     engine. For the native engine it also times forwards of 1 to 16 rows, which is the cost of verifying proposals.
 
-    If llama-server is installed, it runs the model's GGUF file and copies of it in BF16 and Q8_0, made for this
-    command; its times are its own, without HTTP.
+    On a CPU, if llama-server is installed, it runs the model's GGUF file and copies of it in BF16 and Q8_0, made for
+    this command; its times are its own, without HTTP.
     """
     from hambench.bench.engine import benchmark_engine
 
