@@ -229,7 +229,7 @@ class LlamaCppEngines:
         try:
             with tempfile.TemporaryDirectory(prefix="hambench-gguf-") as scratch:
                 for kind, path in self._make_files(Path(scratch)).items():
-                    self._start(kind, path, target, num_positions)
+                    self._start(kind, path, num_positions)
         except OSError as error:
             self._leave_out(f"its files can't be made: {reason_of(error)}")
         except ModelError as error:
@@ -259,9 +259,9 @@ class LlamaCppEngines:
         files.setdefault(original, source)
         return files
 
-    def _start(self, kind: str, path: Path, target: TargetModel, num_positions: int) -> None:
+    def _start(self, kind: str, path: Path, num_positions: int) -> None:
         try:
-            self.engines.append(_start(kind, path, target, num_positions))
+            self.engines.append(_start(kind, path, num_positions))
         except ModelError as error:
             self._leave_out(f"{NAME} {kind} does not run: {error}")
 
@@ -275,7 +275,7 @@ def weights_note(source: Path, original: str, copy: Path, folder: Path) -> str:
     return f"{origin}: OTHER weights than hambench's, in {num_different} of {num_matrices} matrices"
 
 
-def _start(kind: str, path: Path, target: TargetModel, num_positions: int) -> LlamaCppEngine:
+def _start(kind: str, path: Path, num_positions: int) -> LlamaCppEngine:
     import httpx2
     import torch
 

@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -55,7 +56,7 @@ class Scripted:
         self.model = load(str(folder)).llama
         self.wrong, self.asked, self.copies = wrong, [], []
 
-    def start(self, kind, path, target, num_positions):
+    def start(self, kind, path, num_positions):
         self.num_positions = num_positions
         self.copies += [path] if kind in COPY_TYPES else []
         return LlamaCppEngine(
@@ -271,6 +272,77 @@ def test_tokens_that_are_not_the_models_leave_a_file_out(tokens, reason, folder,
     told = json.loads(run(folder, "--json", "--gguf", str(tmp_path / "tiny.gguf")).stdout)
     assert told["llama_cpp_missing"] == reason
     assert {pace["engine"] for pace in told["paces"]} & set(NAMES) == {"llama.cpp BF16", "llama.cpp Q4_1"}
+
+
+SERVER = """
+#!{python}
+import json, os, sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+arguments = sys.argv[1:]
+model = arguments[arguments.index("--model") + 1]
+assert os.path.exists(model)
+
+
+class Handler(BaseHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        self.say({{"status": "ok"}})
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if asked["n_predict"] == 9:
+            os._exit(9)
+        told = {{"prompt_n": len(asked["prompt"]), "prompt_ms": 40.0}}
+        told |= {{"predicted_n": asked["n_predict"], "predicted_ms": 20.0}}
+        self.say({{"timings": told}})
+
+    def say(self, content):
+        body = json.dumps(content).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+with open(os.environ["STARTED"], "a") as file:
+    file.write(json.dumps(arguments) + "\\n")
+ThreadingHTTPServer(("127.0.0.1", int(arguments[arguments.index("--port") + 1])), Handler).serve_forever()
+"""
+
+
+def test_a_server_per_file_runs_on_the_same_number_of_threads_until_the_block_ends(
+    folder, monkeypatch, tmp_path
+):
+    program = tmp_path / "llama-server"
+    program.write_text(SERVER.strip().format(python=sys.executable))
+    program.chmod(0o755)
+    monkeypatch.setenv("STARTED", str(tmp_path / "started"))
+    monkeypatch.setattr(llama_server, "find_binary", lambda binary: program)
+    monkeypatch.setattr(llama_cpp, "SPIN_S", 0.0)
+    with LlamaCppEngines("tiny", folder, tmp_path / "tiny.gguf", print) as engines:
+        engines.start(on("cpu"), 64)
+        assert [engine.name for engine in engines.engines] == NAMES
+        processes = [engine.server.process for engine in engines.engines]
+        for engine in engines.engines:
+            assert engine.time(torch.arange(7), 4) == (0.04, 0.02)
+        with pytest.raises(ModelError, match="Q8_0 gave no answer: it ended with code 9"):
+            engines.engines[1].time(torch.arange(7), 9)
+        assert [process.poll() for process in processes] == [None, 9, None]
+        engines.drop(NAMES[0], "no reason")
+        assert processes[0].poll() is not None
+    assert all(process.poll() is not None for process in processes)
+    started = [json.loads(line) for line in (tmp_path / "started").read_text().splitlines()]
+    assert [Path(arguments[arguments.index("--model") + 1]).name for arguments in started] == [
+        "BF16.gguf",
+        "Q8_0.gguf",
+        "tiny.gguf",
+    ]
+    for arguments in started:
+        for flag in ("--threads", "--threads-batch"):
+            assert arguments[arguments.index(flag) + 1] == str(torch.get_num_threads())
 
 
 def test_a_death_is_named_though_the_connection_ends_before_the_process():
