@@ -31,12 +31,17 @@ def test_splitting_a_unit_narrows_the_interval_and_splitting_what_it_sums_does_n
 
 @pytest.mark.parametrize(
     ("numerators", "denominators"),
-    [([3], [2]), ([3, 5], [1, 2]), ([3, 6, 9], [1, 2, 3]), ([0, 0, 4], [1, 1, 1])],
+    [([3], [2]), ([3, 5], [1, 2]), ([3, 6, 9], [1, 2, 3]), ([0, 0, 4], [1, 1, 1]), ([0.1, 0.2, 4], [1, 1, 1])],
 )
 def test_few_units_agreeing_ones_and_a_sum_of_one_unit_have_no_interval(numerators, denominators):
     estimate = ratio_of_sums(numerators, denominators)
     assert estimate.value == pytest.approx(sum(numerators) / sum(denominators))
     assert (estimate.low, estimate.high) == (None, None)
+
+
+def test_a_unit_of_four_fifths_of_a_sum_leaves_an_interval():
+    estimate = ratio_of_sums([0.5, 0.5, 4], [1, 1, 1])
+    assert 0 < estimate.low < estimate.value < estimate.high < math.inf
 
 
 def test_no_denominator_is_refused():
