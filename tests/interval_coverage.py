@@ -23,6 +23,7 @@ from fidelity_coverage import (
 )
 
 from hambench.analysis.statistics.intervals import (
+    WIDEST,
     clustered_rate,
     difference_interval,
     log_ratio_interval,
@@ -269,7 +270,10 @@ def mean_ratio(draw: Speeds) -> Experiment:
             return (np.full(NUM_RUNS, np.nan), np.full(NUM_RUNS, np.nan)), truth
         # the ratio's own interval is this one's exponential
         interval = log_ratio_interval(np.stack([theirs, ours]), RATIO)
-        return (interval.low, interval.high), truth
+        effect = np.log(theirs.sum(axis=-1) / ours.sum(axis=-1))
+        # past what says something it is not printed
+        is_wide = np.maximum(interval.high - effect, effect - interval.low) > np.log(WIDEST)
+        return (np.where(is_wide, np.nan, interval.low), interval.high), truth
 
     return experiment
 

@@ -26,8 +26,10 @@ _PSEUDO_SCORES = 2
 """Scores of 0, and as many of 1, added to a task before its variance is taken (Agresti and Coull 1998)."""
 _FEWEST_UNITS = 3
 """Units of a ratio of sums below which it has no interval."""
-_MOST_OF_A_SUM = 0.9
-"""Share of a sum above which one unit leaves no interval: that of the logarithm reached 2e17 nats per token."""
+WIDEST = 1e4
+"""How many times a ratio of sums, or what part of it, an end of its interval may be at most. Ends reached 1e7 to 1e40
+times the ratio where units vary much or one holds most of a sum. A bound of 1,000 would withhold so many intervals of
+three units that those left cover 90 %."""
 _TAIL_SHARE = 0.8
 """Share of the degrees of freedom that a spread has where its units' kurtosis is 3.5 (Box and Andersen 1955)."""
 _FARTHEST = 2.5
@@ -183,7 +185,8 @@ def ratio_of_sums(numerators: Sequence[float], denominators: Sequence[float]) ->
 
     What varies is the units, not what they are sums of: a thousand steps of ten answers tell what ten answers do. The
     interval is that of the logarithm (:func:`log_ratio_interval`). Fewer than three units, units that all agree, and a
-    sum of which one unit holds more than nine tenths say too little of how units vary: they have no interval.
+    sum that rests on one unit say too little of how units vary: they have no interval, and neither has a ratio whose
+    interval would reach past ten thousand times its value or below a ten-thousandth of it, which says nothing.
 
     Args:
         numerators: One per unit.
@@ -201,19 +204,13 @@ def ratio_of_sums(numerators: Sequence[float], denominators: Sequence[float]) ->
     if not total > 0:
         raise ValueError(f"denominators must have a positive sum, got {total:g}")
     value, n = float(above.sum()) / total, above.size
-    if n < _FEWEST_UNITS or not value > 0 or _rests_on_one(above) or _rests_on_one(below):
+    if n < _FEWEST_UNITS or not value > 0 or not np.all((total - below > 0) & (above.sum() - above > 0)):
         return Estimate(value=value, n=n)
     interval = log_ratio_interval(np.stack([above, below]), (1, -1))
-    if interval.standard_error <= 1e-12:
+    reach = max(interval.high - np.log(value), np.log(value) - interval.low)
+    if interval.standard_error <= 1e-12 or reach > np.log(WIDEST):
         return Estimate(value=value, n=n)
-    low, high = np.exp(np.minimum([interval.low, interval.high], 700.0))
-    return Estimate(value=value, low=float(low), high=float(high), n=n)
-
-
-def _rests_on_one(units: Array) -> bool:
-    """Returns True if one unit holds nearly all of a sum: the logarithm of what is left without it has no use."""
-    total = units.sum()
-    return not bool(np.all(total - units > (1 - _MOST_OF_A_SUM) * total))
+    return Estimate(value=value, low=float(np.exp(interval.low)), high=float(np.exp(interval.high)), n=n)
 
 
 def log_ratio_interval(terms: Array, signs: Sequence[int]) -> MeanInterval:

@@ -31,7 +31,13 @@ def test_splitting_a_unit_narrows_the_interval_and_splitting_what_it_sums_does_n
 
 @pytest.mark.parametrize(
     ("numerators", "denominators"),
-    [([3], [2]), ([3, 5], [1, 2]), ([3, 6, 9], [1, 2, 3]), ([0, 0, 4], [1, 1, 1]), ([0.1, 0.2, 4], [1, 1, 1])],
+    [
+        ([3], [2]),
+        ([3, 5], [1, 2]),
+        ([3, 6, 9], [1, 2, 3]),
+        ([0, 0, 4], [1, 1, 1]),
+        ([0.1, 0.2, 4], [1, 1, 1]),
+    ],
 )
 def test_few_units_agreeing_ones_and_a_sum_of_one_unit_have_no_interval(numerators, denominators):
     estimate = ratio_of_sums(numerators, denominators)
@@ -39,9 +45,42 @@ def test_few_units_agreeing_ones_and_a_sum_of_one_unit_have_no_interval(numerato
     assert (estimate.low, estimate.high) == (None, None)
 
 
-def test_a_unit_of_four_fifths_of_a_sum_leaves_an_interval():
-    estimate = ratio_of_sums([0.5, 0.5, 4], [1, 1, 1])
-    assert 0 < estimate.low < estimate.value < estimate.high < math.inf
+@pytest.mark.parametrize(
+    ("num", "held"), [(3, 0.8), (3, 0.9), (5, 0.89), (13, 0.85), (40, 0.95), (200, 0.99)]
+)
+def test_an_interval_past_ten_thousand_times_the_ratio_is_not_given(num, held):
+    # one unit holds most of the sum; of thirteen, 85 % gave an end of a million times the ratio
+    others = (1 - held) / (num - 1)
+    estimate = ratio_of_sums([held, *(others * (0.9 + 0.2 * (i % 2)) for i in range(num - 1))], [1] * num)
+    assert (estimate.low, estimate.high) == (None, None)
+
+
+def test_every_interval_that_is_given_says_something():
+    rng = np.random.default_rng(0)
+    given = 0
+    for num in (3, 5, 13, 20):
+        for _ in range(200):
+            estimate = ratio_of_sums(np.exp(rng.normal(-1, 1, num)), [1] * num)
+            if estimate.low is not None:
+                assert (
+                    estimate.value / 1e4
+                    <= estimate.low
+                    < estimate.value
+                    < estimate.high
+                    <= estimate.value * 1e4
+                )
+                given += 1
+    assert 0.7 * 800 < given < 800
+
+
+def test_a_unit_of_half_a_sum_leaves_an_interval():
+    estimate = ratio_of_sums([4, *([1 / 3] * 6), *([0.4] * 6)], [1] * 13)
+    assert 0 < estimate.low < estimate.value < estimate.high < 100 * estimate.value
+
+
+def test_a_unit_that_holds_most_of_both_sums_leaves_an_interval():
+    estimate = ratio_of_sums([95, 1.2, 1, 1.1, 0.9], [100, 1, 1, 1, 1])
+    assert 0 < estimate.low < estimate.value < estimate.high
 
 
 def test_no_denominator_is_refused():
