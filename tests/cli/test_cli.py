@@ -317,7 +317,7 @@ def test_a_budget_takes_samples_and_one_spent_on_loading_starts_no_run(
     monkeypatch.setattr("hambench.runner.start.time", SimpleNamespace(monotonic=lambda: next(clock)))
     code, _, err = invoke(capsys, *arguments, "--out", str(tmp_path / "none"))
     assert code != 0
-    assert "a budget of 600 s fits no sample: 60" in err
+    assert "a budget of 600 s fits no sample: 6" in err
     assert not (tmp_path / "none").exists()
 
 
