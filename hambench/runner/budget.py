@@ -317,9 +317,9 @@ def fit_budget(
     """Selects the samples that fit into a time by the upper bounds, round-robin over tasks, in the given order.
 
     A task is closed once its next sample no longer fits; the other tasks go on, so every task gets the same chance.
-    ``spent_s`` is the time that goes into everything but samples: loading, warm-ups, calibration, probes. Of what is
-    left they get a ``share``, but ``fewest`` of them as long as these fit at all. The first sample beyond the share
-    ends the selection: others in its place would be those of short prompts.
+    ``spent_s`` is the time that goes into everything but samples, from loading to the report. Of what is left
+    they get a ``share``, but ``fewest`` of them as long as these fit at all. The first sample beyond the share ends
+    the selection: others in its place would be those of short prompts.
 
     Raises:
         HambenchError: If not even one sample fits.
@@ -343,8 +343,9 @@ def fit_budget(
         chosen.add(sample.sample_id)
     if not chosen:
         raise HambenchError(
-            f"a budget of {budget_s:.0f} s fits no sample: {spent_s:.0f} s go into loading and warming up, and the "
-            f"cheapest sample takes up to {cheapest * repeats * MARGIN:.0f} s over {len(cells)} cells; raise --budget, "
-            f"name fewer methods, or lower --max-new-tokens"
+            f"a budget of {budget_s:.0f} s fits no sample: {spent_s:.0f} s go into loading, warming up, bandwidth "
+            f"probes, scoring and the report, and the cheapest sample takes up to "
+            f"{cheapest * repeats * MARGIN:.0f} s over {len(cells)} cells; "
+            f"raise --budget, name fewer methods, or lower --max-new-tokens"
         )
     return tuple(sample for sample in samples if sample.sample_id in chosen)

@@ -9,6 +9,8 @@ from cli_calls import invoke
 from click.testing import CliRunner
 
 from hambench.cli import cli
+from hambench.runner.budget import PROBES_S
+from hambench.runner.forecast.time_left import ENDING_S
 from hambench.store import load_run
 from hambench.terminal_text import terminal_safe
 
@@ -317,7 +319,8 @@ def test_a_budget_takes_samples_and_one_spent_on_loading_starts_no_run(
     monkeypatch.setattr("hambench.runner.start.time", SimpleNamespace(monotonic=lambda: next(clock)))
     code, _, err = invoke(capsys, *arguments, "--out", str(tmp_path / "none"))
     assert code != 0
-    assert "a budget of 600 s fits no sample: 6" in err
+    to_come = PROBES_S + ENDING_S
+    assert f"a budget of 600 s fits no sample: {600 + to_come:.0f} s go into loading" in err
     assert not (tmp_path / "none").exists()
 
 

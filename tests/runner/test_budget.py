@@ -88,7 +88,7 @@ def test_a_cells_own_limit_and_context_decide_what_its_answers_take():
 
 def test_a_budget_that_fits_nothing_says_what_the_cheapest_sample_takes():
     message = (
-        r"a budget of 28 s fits no sample: 27 s go into loading and warming up, "
+        r"a budget of 28 s fits no sample: 27 s go into loading, warming up, bandwidth probes, scoring and the report, "
         r"and the cheapest sample takes up to 4 s over 2 cells"
     )
     with pytest.raises(HambenchError, match=message):
