@@ -211,6 +211,25 @@ _PROSE = "the of model answer so that it can be read in one step and then more a
 _SOURCE = "def return self . ( ) : = + value key for in range if not import x y [ ] total"
 
 
+def task_samples(**counts: int | tuple[int, int]) -> list[Sample]:
+    """Returns samples of one suite, by task: a number, or a number and the most tokens of an answer (10 otherwise)."""
+    return [
+        Sample(
+            sample_id=f"s/{task}/{i}",
+            suite="s",
+            task=task,
+            category="c",
+            doc_id=i,
+            prompt="x" * 50,
+            stop=(),
+            max_new_tokens=limit,
+        )
+        for task, asked in counts.items()
+        for count, limit in [asked if isinstance(asked, tuple) else (asked, 10)]
+        for i in range(count)
+    ]
+
+
 def _words(rng: random.Random, count: int, *, code: bool) -> list[str]:
     choices = (_SOURCE if code else _PROSE).split()
     words = [" " + rng.choice(choices) for _ in range(count)]

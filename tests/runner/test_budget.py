@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from synthetic import task_samples
 
 from hambench.decoding import Step, answered
 from hambench.engine import warmup
@@ -12,7 +13,7 @@ from hambench.engine.llama import Llama
 from hambench.engine.requests.shared_prefill import ReadPrompts
 from hambench.errors import HambenchError
 from hambench.methods.vanilla import VanillaConfig
-from hambench.records import Cell, Sample
+from hambench.records import Cell
 from hambench.runner import budget, start
 from hambench.runner.budget import (
     CALIBRATION_PROMPT,
@@ -37,23 +38,6 @@ SPEEDS = {"a": SPEED, "b": SPEED}
 SPENT_S = 27.0
 
 
-def samples(**counts):
-    return [
-        Sample(
-            sample_id=f"s/{task}/{i}",
-            suite="s",
-            task=task,
-            category="c",
-            doc_id=i,
-            prompt="x" * 50,
-            stop=(),
-            max_new_tokens=max_new,
-        )
-        for task, (count, max_new) in counts.items()
-        for i in range(count)
-    ]
-
-
 def fit(rows, calibrated_s, repeats=1, **spent):
     """The ids of the samples that a budget takes which leaves so many seconds of calibrated time."""
     budget_s = SPENT_S + MARGIN * calibrated_s
@@ -65,21 +49,21 @@ def fit(rows, calibrated_s, repeats=1, **spent):
 
 def test_a_budget_is_spread_evenly_over_tasks_in_the_order_given():
     # one sample takes 2 cells * (50 * 0.01 + 10 * 0.1) = 3 s
-    rows = samples(x=(5, 10), y=(5, 10))
+    rows = task_samples(x=(5, 10), y=(5, 10))
     assert fit(rows, 13) == ["s/x/0", "s/x/1", "s/y/0", "s/y/1"]
 
 
 def test_a_task_too_dear_for_what_is_left_does_not_stop_the_others():
-    rows = samples(dear=(3, 1000), cheap=(3, 10))
+    rows = task_samples(dear=(3, 1000), cheap=(3, 10))
     assert fit(rows, 10) == ["s/cheap/0", "s/cheap/1", "s/cheap/2"]
 
 
 def test_repeats_share_the_budget():
-    assert len(fit(samples(x=(9, 10)), 18, repeats=3)) == 2
+    assert len(fit(task_samples(x=(9, 10)), 18, repeats=3)) == 2
 
 
 def test_a_cells_own_limit_and_context_decide_what_its_answers_take():
-    (sample,) = samples(x=(1, 10))
+    (sample,) = task_samples(x=(1, 10))
     limited = [replace(CELLS[0], max_new_tokens=20), replace(CELLS[1], context=40)]
     # 50 prompt tokens and 20 new ones, then a prompt cut to 30 and 10 new ones
     expected = 50 * 0.01 + 20 * 0.1 + 30 * 0.01 + 10 * 0.1
@@ -92,12 +76,12 @@ def test_a_budget_that_fits_nothing_says_what_the_cheapest_sample_takes():
         r"and the cheapest sample takes up to 4 s over 2 cells"
     )
     with pytest.raises(HambenchError, match=message):
-        fit(samples(x=(1, 10)), 1)
+        fit(task_samples(x=(1, 10)), 1)
 
 
 def test_the_first_samples_get_a_share_and_one_at_least():
     """A machine that becomes slower after calibration would pass the budget with all of them."""
-    rows = samples(x=(40, 10))
+    rows = task_samples(x=(40, 10))
     assert len(fit(rows, 60)) == 20
     assert len(fit(rows, 60, share=0.25)) == 5
     assert len(fit(rows, 3.1, share=0.25)) == 1
@@ -110,22 +94,22 @@ def test_the_first_samples_get_a_share_and_one_at_least():
 def test_the_first_samples_are_those_that_come_first_in_turn():
     """A dear one beyond the share is not passed over for cheap ones: every cell would time prompts of these alone."""
     # the first three take 3 + 9 + 3 s
-    rows = samples(cheap=(9, 10), dear=(9, 40))
+    rows = task_samples(cheap=(9, 10), dear=(9, 40))
     assert fit(rows, 40, share=0.25) == ["s/cheap/0"]
     assert fit(rows, 60, share=0.25) == ["s/cheap/0", "s/cheap/1", "s/dear/0"]
     # one that does not fit at all is
-    assert fit(samples(dear=(3, 1000), cheap=(9, 10)), 24, share=0.25) == ["s/cheap/0", "s/cheap/1"]
+    assert fit(task_samples(dear=(3, 1000), cheap=(9, 10)), 24, share=0.25) == ["s/cheap/0", "s/cheap/1"]
 
 
 def test_the_first_samples_fill_the_largest_batch_if_so_many_fit():
-    rows = samples(x=(40, 10))
+    rows = task_samples(x=(40, 10))
     assert len(fit(rows, 60, share=0.25, fewest=8)) == 8
     assert len(fit(rows, 60, share=0.25, fewest=4)) == 5
     assert len(fit(rows, 13, share=0.25, fewest=8)) == 4
 
 
 def test_what_loading_took_is_no_longer_there_for_samples():
-    rows = samples(x=(9, 10))
+    rows = task_samples(x=(9, 10))
     assert len(fit(rows, 18)) == 6
     assert len(fit(rows, 18, spent_s=SPENT_S + 2 * 3 * MARGIN)) == 4
 
@@ -143,7 +127,7 @@ READER = (1, 2)
 def test_a_prompt_that_cells_share_is_foretold_once():
     rates = {READER: 0.008}
     speeds = {label: replace(SPEED, reads=rates) for label in SPEEDS}
-    (sample,) = samples(x=(1, 10))
+    (sample,) = task_samples(x=(1, 10))
     each = 2 * (50 * 0.01 + 10 * 0.1)
     assert sample_seconds(sample, 50, CELLS, speeds) == pytest.approx(each)
     # the second cell has its own part of a prefill left
@@ -157,7 +141,7 @@ def test_a_prompt_that_cells_share_is_foretold_once():
     turn = replace(sample, conversation="c", turn=2)
     assert sample_seconds(turn, 50, CELLS, speeds, is_shared=True) == pytest.approx(each)
     # and a budget takes more samples
-    rows = samples(x=(20, 10))
+    rows = task_samples(x=(20, 10))
     taken = [
         len(
             fit_budget(
@@ -327,7 +311,7 @@ def test_a_plan_bounds_the_run_that_it_foretells(tiny_model, rows, tmp_path):
 
 
 def test_judging_costs_a_prompt_once_and_each_answer_its_rows():
-    (sample,) = samples(x=(1, 10))
+    (sample,) = task_samples(x=(1, 10))
     judge = Growth(prefill_s_per_token=0.01)
     alone = sample_seconds(sample, 50, CELLS, SPEEDS)
     # a prompt of 50 tokens, then two answers of 10 that cost twice a prompt token each
@@ -335,7 +319,7 @@ def test_judging_costs_a_prompt_once_and_each_answer_its_rows():
 
 
 def test_a_judge_that_copies_a_cells_prompt_reads_none():
-    (sample,) = samples(x=(1, 10))
+    (sample,) = task_samples(x=(1, 10))
     judge = Growth(prefill_s_per_token=0.01)
     speeds = {label: replace(SPEED, reads={READER: 0.008}) for label in SPEEDS}
 
@@ -350,7 +334,7 @@ def test_a_judge_that_copies_a_cells_prompt_reads_none():
 
 
 def test_a_budget_counts_the_prompts_that_every_cell_reads():
-    rows = samples(x=(20, 10))
+    rows = task_samples(x=(20, 10))
     speeds = {label: replace(SPEED, reads={READER: 0.008}) for label in SPEEDS}
     each = sample_seconds(rows[0], len(rows[0].prompt), CELLS, speeds)
     shared = sample_seconds(rows[0], len(rows[0].prompt), CELLS, speeds, is_shared=True)

@@ -6,9 +6,10 @@ from collections import Counter
 from types import SimpleNamespace
 
 import pytest
+from synthetic import task_samples
 
 from hambench.cli.run import _budget_lines
-from hambench.records import Cell, Sample
+from hambench.records import Cell
 from hambench.runner import start
 from hambench.runner.budget import MARGIN
 from hambench.runner.forecast.plan import plan_run
@@ -19,23 +20,6 @@ from hambench.runner.work import NUM_TIMED_PROMPTS, Workload
 from hambench.store import RunWriter, load_run
 
 CELLS = [Cell(method="vanilla", label=label, knobs={}, model="m", dtype="float32") for label in ("a", "b")]
-
-
-def samples(**counts):
-    return [
-        Sample(
-            sample_id=f"s/{task}/{i}",
-            suite="s",
-            task=task,
-            category="c",
-            doc_id=i,
-            prompt="x" * 50,
-            stop=(),
-            max_new_tokens=10,
-        )
-        for task, count in counts.items()
-        for i in range(count)
-    ]
 
 
 BOUNDS = {"x": 10.0, "y": 10.0, "dear": 80.0}
@@ -71,7 +55,7 @@ def time_left(machine, rows, num_first, seconds, **options):
 
 def test_samples_get_the_time_that_bounds_left_unused():
     """Bounds of 14 s for a budget of 192 s are 10 samples with their margin, which take 70 s."""
-    machine, rows = Machine(share=0.5), samples(x=100)
+    machine, rows = Machine(share=0.5), task_samples(x=100)
     assert MARGIN * 14 * 10 < 192 < MARGIN * 14 * 11
     machine.run(*time_left(machine, rows, 10, 192.0))
     spent = machine.now - 100.0
@@ -82,18 +66,18 @@ def test_samples_get_the_time_that_bounds_left_unused():
 
 @pytest.mark.parametrize("share", [0.3, 1.0, 1.6])
 def test_a_budget_is_kept_on_a_machine_that_is_faster_or_slower_than_calibrated(share):
-    machine, rows = Machine(share), samples(x=100)
+    machine, rows = Machine(share), task_samples(x=100)
     machine.run(*time_left(machine, rows, 4, 300.0))
     assert machine.now - 100.0 <= 300.0
     assert machine.now - 100.0 > 300.0 - MARGIN * share * 14
 
 
 def test_a_machine_that_becomes_slower_is_foretold_as_slow_as_it_has_been():
-    machine, rows = Machine(share=0.4), samples(x=100)
+    machine, rows = Machine(share=0.4), task_samples(x=100)
     machine.run(*time_left(machine, rows, 4, 300.0), share_at=lambda num: 1.2 if num >= 12 else None)
     # the first slow sample was foretold as a fast one: no more than that one may pass
     assert machine.now - 100.0 <= 300.0
-    slow, rows = Machine(share=0.4), samples(x=100)
+    slow, rows = Machine(share=0.4), task_samples(x=100)
     left, chosen = time_left(slow, rows, 4, 36.0)
     slow.run(left, chosen, share_at=lambda num: 1.2 if num >= 4 else None)
     assert len(slow.answered) == 5
@@ -103,7 +87,7 @@ def test_a_machine_that_becomes_slower_is_foretold_as_slow_as_it_has_been():
 @pytest.mark.parametrize(("seconds", "tasks"), [(80.0, "x" * 9), (200.0, "xdxdxx")])
 def test_a_task_without_an_answer_so_far_is_foretold_by_its_bound(seconds, tasks):
     """Answers of one task that end early say nothing of another's, which may all go to their limit."""
-    machine, rows = Machine(share=0.3), samples(x=9, dear=9)
+    machine, rows = Machine(share=0.3), task_samples(x=9, dear=9)
     left, chosen = time_left(machine, rows, 1, seconds)
     left.begin()
     answered = ""
@@ -117,7 +101,7 @@ def test_a_task_without_an_answer_so_far_is_foretold_by_its_bound(seconds, tasks
 
 
 def test_tasks_take_turns_and_one_that_is_too_dear_does_not_stop_the_others():
-    machine, rows = Machine(share=1.0), samples(x=9, dear=9, y=9)
+    machine, rows = Machine(share=1.0), task_samples(x=9, dear=9, y=9)
     chosen = [rows[0], rows[18]]
     left = TimeLeft(rows, chosen, bound, machine.now + 100.0, clock=machine.clock)
     machine.run(left, chosen)
@@ -132,14 +116,14 @@ def test_tasks_take_turns_and_one_that_is_too_dear_does_not_stop_the_others():
 
 
 def test_later_repeats_and_judging_to_come_keep_their_time():
-    machine, rows = Machine(share=1.0), samples(x=100)
+    machine, rows = Machine(share=1.0), task_samples(x=100)
     left, chosen = time_left(machine, rows, 2, 300.0, repeats=3)
     machine.run(left, chosen)
     num = len(machine.answered)
     # two repeats more of all of them
     assert machine.now + 2 * num * 14.0 <= 100 + 300.0
     assert machine.now + 2 * num * 14.0 > 100 + 300.0 - 2 * 3 * MARGIN * 14
-    later, rows = Machine(share=10 / 14), samples(x=100)
+    later, rows = Machine(share=10 / 14), task_samples(x=100)
     left, chosen = time_left(later, rows, 2, 300.0, is_judged_after=True)
     later.run(left, chosen)
     num = len(later.answered)
@@ -149,14 +133,14 @@ def test_later_repeats_and_judging_to_come_keep_their_time():
 
 def test_judging_to_come_is_as_slow_as_the_answers_were():
     """A machine that takes twice the bounds judges a sample in 8 s, not in 4."""
-    machine, rows = Machine(share=2 * 10 / 14), samples(x=100)
+    machine, rows = Machine(share=2 * 10 / 14), task_samples(x=100)
     left, chosen = time_left(machine, rows, 2, 300.0, is_judged_after=True)
     machine.run(left, chosen)
     assert machine.now + 2 * 4.0 * len(machine.answered) <= 100 + 300.0
 
 
 def test_blocks_of_a_batch_are_filled_and_other_suites_are_left_out():
-    machine, rows = Machine(share=0.5), samples(x=20)
+    machine, rows = Machine(share=0.5), task_samples(x=20)
     other = [dataclasses.replace(sample, suite="t", sample_id=f"t/{sample.sample_id}") for sample in rows]
     left, _ = time_left(machine, rows + other, 4, 1e6, most=8)
     left.begin()
@@ -168,14 +152,14 @@ def test_blocks_of_a_batch_are_filled_and_other_suites_are_left_out():
 
 @pytest.mark.parametrize(("num_fitting", "num_taken"), [(5.5, 0), (8.5, 8)])
 def test_a_block_that_does_not_fill_the_largest_batch_is_not_begun(num_fitting, num_taken):
-    machine, rows = Machine(share=1.0), samples(x=40)
+    machine, rows = Machine(share=1.0), task_samples(x=40)
     left, chosen = time_left(machine, rows, 2, 28.0 + MARGIN * 14 * num_fitting, most=32, fewest=8)
     machine.run(left, chosen)
     assert machine.answered == rows[: 2 + num_taken]
 
 
 def test_the_last_samples_of_a_suite_may_be_fewer_than_a_batch():
-    machine, rows = Machine(share=1.0), samples(x=11)
+    machine, rows = Machine(share=1.0), task_samples(x=11)
     machine.run(*time_left(machine, rows, 8, 1e6, most=32, fewest=8))
     assert machine.answered == rows
 
@@ -196,7 +180,7 @@ class Rows:
 
 @pytest.mark.parametrize("repeats", [1, 3])
 def test_added_samples_are_stored_first_and_every_cell_answers_each_once_per_repeat(repeats):
-    rows = samples(x=7)
+    rows = task_samples(x=7)
     more, stored, jobs = Rows(rows[2:]), [], []
     work = Workload.of(CELLS, rows[:2], repeats, more=more)
     for turn in work.turns(stored.extend):
@@ -225,7 +209,7 @@ class Uncounted(tuple):
 
 
 def test_how_many_jobs_there_are_is_known_without_going_through_them():
-    rows, told = samples(x=3), []
+    rows, told = task_samples(x=3), []
     work = Workload.of(CELLS, rows[:2], 2, progress=lambda *each: told.append(each[1:]))
     work = dataclasses.replace(work, jobs=Uncounted(work.jobs))
     work.added.append(rows[2])
