@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hambench.engine import kvcache
 from hambench.engine.kvcache import KVCache, ask_for_large_pages
 from hambench.errors import ContextOverflowError
 
@@ -126,13 +127,27 @@ def flags_of(tensor):
     raise AssertionError("the tensor's memory is not listed")
 
 
-@pytest.mark.parametrize(("slots", "large"), [(2048, True), (1024, True), (1023, False)])
-def test_a_cache_is_asked_to_lie_on_large_pages_where_at_least_half_of_it_will_be_read(slots, large):
-    # so large that no memory which others have used is given again
-    cache = KVCache(
+@pytest.fixture
+def large_cache():
+    """40 MiB each of keys and values: a mapping of its own, unless memory that others have given back is as large."""
+    return KVCache(
         num_layers=40, num_kv_heads=4, head_dim=64, capacity=2048, dtype=torch.bfloat16, device="cpu"
     )
+
+
+@pytest.mark.parametrize(("slots", "large"), [(2048, True), (1024, True), (1023, False)])
+def test_large_pages_are_asked_for_where_at_least_half_of_a_cache_will_be_read(
+    large_cache, slots, large, monkeypatch
+):
+    asked = []
+    monkeypatch.setattr(kvcache, "ask_for_large_pages", lambda tensor: asked.append(tensor.data_ptr()))
+    large_cache.expect(slots)
+    assert asked == ([large_cache.keys.data_ptr(), large_cache.values.data_ptr()] if large else [])
+
+
+def test_a_cache_that_asks_for_large_pages_is_marked_by_the_system(large_cache):
     if not ask_for_large_pages(torch.empty(2**25, dtype=torch.uint8)):
         pytest.skip("the system has no large pages to ask for")
-    cache.expect(slots)
-    assert [("hg" in flags_of(part)) for part in (cache.keys, cache.values)] == [large, large]
+    large_cache.expect(2048)
+    assert "hg" in flags_of(large_cache.keys)
+    assert "hg" in flags_of(large_cache.values)
