@@ -86,9 +86,13 @@ def replacing(path: Path) -> Iterator[Path]:
     place.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary_beside(place)
     try:
+        # that of the file there, or of any new file: libraries may write one that only its owner can read
+        temporary.touch()
+        mode = stat.S_IMODE((place if place.exists() else temporary).stat().st_mode)
+        temporary.unlink()
         yield temporary
         with contextlib.suppress(OSError):
-            shutil.copymode(place, temporary)
+            temporary.chmod(mode)
         temporary.replace(place)
     finally:
         _discard(temporary)

@@ -54,6 +54,21 @@ def test_a_replaced_file_keeps_its_mode_and_leaves_nothing_beside_it(tmp_path):
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_a_new_file_has_the_mode_of_every_new_file_whatever_a_library_gives_it(tmp_path):
+    def private(path):
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+
+    (tmp_path / "plain").write_text("")
+    with replacing(tmp_path / "weights") as partial:
+        private(partial)
+    usual = stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+    assert stat.S_IMODE((tmp_path / "weights").stat().st_mode) == usual
+    (tmp_path / "weights").chmod(0o640)
+    with replacing(tmp_path / "weights") as partial:
+        private(partial)
+    assert stat.S_IMODE((tmp_path / "weights").stat().st_mode) == 0o640
+
+
 @pytest.mark.parametrize("write", [write_text, lambda path, text: write_new(path, text.encode())])
 @pytest.mark.parametrize("name", ["file/below", "x" * 300, "folder"])
 def test_what_can_not_be_written_is_one_error_that_names_it(tmp_path, write, name):

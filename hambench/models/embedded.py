@@ -20,7 +20,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from hambench.errors import HambenchError, ModelError
-from hambench.files import making_folder, reason_of
+from hambench.files import making_folder, reason_of, replacing
 from hambench.models.safetensors import digest, sha256_of
 from hambench.paths import cache_dir
 from hambench.pip import run_pip
@@ -255,7 +255,8 @@ def _dequantise(gguf: Path, folder: Path) -> None:
             config["tie_word_embeddings"] = False
     config.pop("quantization_config", None)
     config["dtype"] = "bfloat16"
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with replacing(folder / "model.safetensors") as partial:
+        save_file(tensors, partial, metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config, indent=1, default=str))
     AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import threading
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -45,6 +46,19 @@ def choose_kernels(kernels: str, target: TargetModel, regimes: Iterable[str] = (
         return "native"
     _warn_once(f"torch's own operations run the model, which takes about 2.5 times as long: {reason}")
     return "reference"
+
+
+def build_ahead(kernels: Iterable[str], device: str | None) -> threading.Thread | None:
+    """Begins to build the native engine where a run may need it: the compiler then runs while the model loads.
+
+    Returns the thread that builds, to be joined before anything is timed.
+    """
+    from hambench.engine.cpu.native_library import begin_to_build
+    from hambench.models.target import device_of
+
+    if {"auto", "native"} & {*kernels} and device_of(device).type == "cpu":
+        return begin_to_build()
+    return None
 
 
 def run_by(target: TargetModel, *, kernels: str, regime: str = "eager") -> TargetModel:

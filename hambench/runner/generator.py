@@ -137,7 +137,9 @@ class Generator:
         """Returns the cell's method, built on first use."""
         if cell.label not in self._methods:
             try:
-                self._methods[cell.label] = config_of(cell).build(self._target_for(cell))
+                # a peer that starts a program tells it how many threads to take
+                with torch_threads(cell.threads):
+                    self._methods[cell.label] = config_of(cell).build(self._target_for(cell))
             except ValueError as error:
                 raise HambenchError(f"{cell.label}: {error}") from error
         return self._methods[cell.label]

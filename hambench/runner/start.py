@@ -39,6 +39,7 @@ def prepare(request: RunRequest, *, calibrated: bool = False) -> Prepared:
     from hambench import suites
     from hambench.engine.requests.shared_prefill import ReadPrompts
     from hambench.models.target import load
+    from hambench.runner.backend import build_ahead
     from hambench.runner.budget import bound_samples, calibrate, fit_budget, measure_growth
 
     began = last = time.monotonic()
@@ -53,6 +54,7 @@ def prepare(request: RunRequest, *, calibrated: bool = False) -> Prepared:
     suites.check_own_rows(request.suite)
     # a wrong name or knob, or a rule that needs sampling, is refused before the model is loaded
     _refuse_other_sampling(request)
+    build = build_ahead(request.sweep.kernels, request.device)
     target = load(request.sweep.model, dtype=request.sweep.dtype, device=request.device)
     parts["model"] = lap()
     if "auto" in request.sweep.kernels:
@@ -67,6 +69,8 @@ def prepare(request: RunRequest, *, calibrated: bool = False) -> Prepared:
         )
     samples = captured.samples
     parts["suite"] = lap()
+    if build is not None:
+        build.join()
     generator = Generator(target, expansion.cells, request.decoding)
     # built before anything is written: a bad checkpoint or knob must not leave half a run behind
     methods = {cell.label: generator.method(cell) for cell in expansion.cells}

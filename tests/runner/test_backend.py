@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -18,16 +19,19 @@ from hambench.engine.cpu.native_library import NativeUnavailableError
 from hambench.engine.cpu.native_llama import NativeLlama
 from hambench.engine.loop import generate
 from hambench.errors import ModelError
+from hambench.kernels.cpu import build
 from hambench.machine.load import CpuLoadMeter
 from hambench.methods.prompt_lookup import PromptLookupConfig
 from hambench.methods.speculative import SpeculativeConfig
 from hambench.methods.vanilla import VanillaConfig
+from hambench.models import target as target_module
 from hambench.records import Cell, Sample
 from hambench.runner import backend
 from hambench.runner import work as work_module
 from hambench.runner.backend import (
     NativeCalls,
     backend_facts,
+    build_ahead,
     choose_kernels,
     keep_to_instruction_set,
     run_by,
@@ -65,6 +69,64 @@ def test_auto_on_a_cpu_is_native_and_the_reference_stays_reachable():
     assert isinstance(native.llama, NativeLlama)
     assert native.llama.reference is target.llama
     assert run_by(target, kernels="reference") is target
+
+
+@pytest.mark.parametrize(
+    ("kernels", "device", "builds"),
+    [
+        (("auto",), "cpu", True),
+        (("reference", "native"), "cpu", True),
+        (("reference",), "cpu", False),
+        (("auto",), "cuda", False),
+    ],
+)
+def test_the_native_engine_is_built_ahead_where_a_run_may_need_it(monkeypatch, kernels, device, builds):
+    begun = []
+    monkeypatch.setattr(native_library, "begin_to_build", lambda: begun.append(None))
+    monkeypatch.setattr(target_module, "device_of", torch.device)
+    build_ahead(kernels, device)
+    assert len(begun) == builds
+
+
+def test_building_ahead_and_asking_for_the_library_compile_once(monkeypatch, tmp_path):
+    """Whoever asks while it is built waits for that build."""
+    compiled = []
+
+    def compile_slowly(_, flags, path):
+        compiled.append(path)
+        begun.set()
+        assert both.wait(10)
+        path.write_bytes(b"")
+
+    begun, both = threading.Event(), threading.Event()
+    monkeypatch.setenv(native_library.NATIVE_CACHE, str(tmp_path))
+    monkeypatch.setattr(build, "find_compiler", lambda: ["true"])
+    monkeypatch.setattr(build, "_compile", compile_slowly)
+    thread = native_library.begin_to_build()
+    assert begun.wait(10)
+    paths = []
+    other = threading.Thread(target=lambda: paths.append(build.build_library(tmp_path)))
+    other.start()
+    other.join(0.2)
+    assert not paths, "it waits"
+    both.set()
+    for each in (thread, other):
+        each.join(10)
+        assert not each.is_alive()
+    assert compiled == paths
+
+
+def test_building_ahead_that_fails_leaves_the_reason_to_whoever_needs_the_library(monkeypatch, tmp_path):
+    monkeypatch.setenv(native_library.NATIVE_CACHE, str(tmp_path))
+    monkeypatch.setattr(build, "find_compiler", lambda: None)
+    raised = []
+    monkeypatch.setattr(threading, "excepthook", raised.append)
+    native_library.begin_to_build().join(10)
+    assert not raised
+    native_library._load.cache_clear()
+    with pytest.raises(NativeUnavailableError, match=r"there is no C\+\+ compiler"):
+        native_library.native_library()
+    native_library._load.cache_clear()
 
 
 @needs_compiler

@@ -176,6 +176,24 @@ REMEMBERING = Cell(
 )
 
 
+def test_a_method_is_built_with_its_cell_s_threads(target, monkeypatch) -> None:
+    """A program that a peer starts takes as many as the other cells do."""
+    built: list[int] = []
+
+    class Config:
+        def build(self, target):
+            built.append(torch.get_num_threads())
+            return SimpleNamespace()
+
+    monkeypatch.setattr(generator_module, "config_of", lambda cell: Config())
+    before = torch.get_num_threads()
+    for threads in (before + 1, None):
+        cell = dataclasses.replace(CELLS[0], threads=threads)
+        Generator(target, (cell,), DecodingOptions()).method(cell)
+    assert built == [before + 1, before]
+    assert torch.get_num_threads() == before
+
+
 def counts_of(record):
     return [(step.drafted, step.accepted) for step in record.trace.steps]
 

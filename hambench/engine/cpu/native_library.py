@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import threading
 from pathlib import Path
 
 from hambench.errors import ModelError
-from hambench.kernels.cpu.build import BuildError
+from hambench.kernels.cpu.build import BuildError, build_library
 from hambench.kernels.cpu.library import ISA_VARIABLE, Library, load_library
 from hambench.paths import cache_dir
 
@@ -39,6 +40,24 @@ def native_library(*, retry: bool = False) -> Library:
     return library
 
 
+def begin_to_build() -> threading.Thread:
+    """Compiles the library in the background if the cache has none, while a model is fetched and loaded.
+
+    It raises nothing: whoever needs the library waits for this, and says why there is none.
+    """
+
+    def build() -> None:
+        try:
+            build_library(_cache(), say=_say)
+        # at the end of a program that is refused, no more compilers are started: RuntimeError
+        except (BuildError, RuntimeError) as error:
+            _log.debug("building ahead: %s", error)
+
+    thread = threading.Thread(target=build, name="native build")
+    thread.start()
+    return thread
+
+
 def force_instruction_set(name: str) -> None:
     """Makes every forward of this process use the set, if this machine has it."""
     if name in _load(False).instruction_sets():
@@ -47,12 +66,16 @@ def force_instruction_set(name: str) -> None:
 
 @functools.cache
 def _load(retry: bool) -> Library:
-    own = os.environ.get(NATIVE_CACHE)
     try:
-        return load_library(
-            Path(own).expanduser() if own else cache_dir() / "native",
-            say=lambda compiler: _log.warning("compiling the native CPU engine with %s, once", compiler),
-            retry=retry,
-        )
+        return load_library(_cache(), say=_say, retry=retry)
     except BuildError as error:
         raise NativeUnavailableError(str(error)) from error
+
+
+def _cache() -> Path:
+    own = os.environ.get(NATIVE_CACHE)
+    return Path(own).expanduser() if own else cache_dir() / "native"
+
+
+def _say(compiler: str) -> None:
+    _log.warning("compiling the native CPU engine with %s, once", compiler)

@@ -25,7 +25,8 @@ class CorpusNotes:
     """Fingerprint of the base whose lessons these are."""
     feature_layers: tuple[int, ...]
     num_answers: int
-    """Number of the base's own answers, which come first; after them come windows that it only read."""
+    """Number of the base's own answers, which come first; after them come windows that it only read, then texts that
+    HAMburger weights wrote."""
     held_out: tuple[int, ...]
     """Answers that no run trains on, whatever its seed."""
     replication: tuple[int, ...] = ()
@@ -34,12 +35,20 @@ class CorpusNotes:
     """``suite_rows`` that the texts were held against, by 13-grams of words, and ``overlapping_answers`` and
     ``overlapping_windows`` that were left out; empty if nothing was checked."""
 
-    def train(self, num_sequences: int) -> list[int]:
+    num_written: int = 0
+    """Number of texts that HAMburger weights wrote."""
+
+    def written(self, num_sequences: int) -> range:
+        """Returns the texts that HAMburger weights wrote."""
+        return range(num_sequences - self.num_written, num_sequences)
+
+    def train(self, num_sequences: int, *, written_times: int = 1) -> list[int]:
         """Returns the sequences to train on, replicated."""
         held = set(self.held_out)
         times = self.replication or (1,) * self.num_answers
         answers = [i for i in range(self.num_answers) if i not in held for _ in range(times[i])]
-        return answers + list(range(self.num_answers, num_sequences))
+        windows = range(self.num_answers, num_sequences - self.num_written)
+        return [*answers, *windows, *written_times * list(self.written(num_sequences))]
 
     def check(self, path: Path, *, base: str | None, feature_layers: Sequence[int]) -> None:
         """Checks that the lessons are those that a run needs.
@@ -61,16 +70,28 @@ class CorpusNotes:
 
 def describe(corpus: Corpus, notes: CorpusNotes) -> dict[str, int | str]:
     """Returns counts and identity of a corpus, for the provenance."""
-    answered = int(corpus.row_offsets[notes.num_answers])
+    num_read = corpus.num_sequences - notes.num_written
+    answered, read = (int(corpus.row_offsets[num]) for num in (notes.num_answers, num_read))
     digest = hashlib.sha256()
-    for column in (corpus.ids, corpus.offsets, corpus.row_offsets):
+    identity, columns = dataclasses.asdict(notes), [corpus.ids, corpus.offsets, corpus.row_offsets]
+    if notes.num_written:
+        columns.append(corpus.joins)
+    else:
+        # so that a corpus without such texts has the identity that earlier versions gave it
+        del identity["num_written"]
+    for column in columns:
         digest.update(column.numpy().tobytes())
-    digest.update(msgspec.json.encode(notes))
+    digest.update(msgspec.json.encode(identity))
     return {
         "answers": notes.num_answers,
         "answer_tokens": answered,
-        "windows": corpus.num_sequences - notes.num_answers,
-        "window_tokens": corpus.num_rows - answered,
+        "windows": num_read - notes.num_answers,
+        "window_tokens": read - answered,
+        **(
+            {"written": notes.num_written, "written_tokens": corpus.num_rows - read}
+            if notes.num_written
+            else {}
+        ),
         "held_out": len(notes.held_out),
         "corpus": digest.hexdigest()[:16],
         **notes.kept_apart,

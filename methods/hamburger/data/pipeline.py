@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hambench.engine.text import encode_text
 from hambench.errors import DataError, ModelError
-from hambench.files import replacing
 from hambench.methods.hamburger.base import tokenizer_of
 from hambench.methods.hamburger.data.corpus_file import (
     CORPUS_NAME,
@@ -22,11 +19,15 @@ from hambench.methods.hamburger.data.corpus_file import (
 )
 from hambench.methods.hamburger.data.overlap import NGRAM, Protected, answer_text, window_text
 from hambench.methods.hamburger.data.segment import Segmented, read_conversations, read_segments, segment
+from hambench.methods.hamburger.data.self_distill import SelfDistillation, answer_prompts
 from hambench.methods.hamburger.training.budget import RunOptions
 from hambench.methods.hamburger.training.recipes import Recipe
 from hambench.methods.hamburger.training.run_folder import RunFolder
 from hambench.methods.hamburger.training.teacher import Corpus, CorpusRoom, study
 from hambench.methods.hamburger.training.trainer import Trainer, split_held_out
+
+if TYPE_CHECKING:
+    from hambench.decoding import Target
 
 _WINDOWS_AT_ONCE = 32
 ANSWERS_NAME = "answers.jsonl"
@@ -55,27 +56,6 @@ class DataSource:
         return source
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SelfDistillation:
-    """How many prompts the base answers itself if there is no data."""
-
-    num_prompts: int = 2000
-    num_user_turns: int = 400
-    """How many of them are user turns that the instruct model generates first."""
-    max_new_tokens: int = 160
-    max_prompt_tokens: int = 512
-
-
-def default_amounts(minutes: float | None) -> tuple[int, int]:
-    """Returns how many prompts and windows a run takes that is given no data.
-
-    These are more than two Sapphire Rapids cores are through with in a recipe's time for data (2,816 of 4,200 prompts
-    and 1,664 of 2,100 windows in an hour's run). A run trains on those that are ready by then.
-    """
-    prompts = SelfDistillation().num_prompts if minutes is None else max(40, round(70 * minutes))
-    return prompts, prompts // 2
-
-
 def train(
     model_name: str,
     recipe: Recipe,
@@ -87,6 +67,7 @@ def train(
     num_windows: int = 0,
     corpus_folder: Path | None = None,
     protected: Callable[[], Protected] | None = None,
+    engine: Callable[[], Target] | None = None,
     report: Callable[[str], None] = lambda _: None,
 ) -> Trainer:
     """Trains and writes the checkpoint to ``options.out``.
@@ -102,9 +83,10 @@ def train(
         num_windows: Windows of installed text that the base reads as well (distilling objective only).
         corpus_folder: Folder of another run, whose answers, windows, lessons and held-out answers to reuse
             (distilling objective only).
-        protected: Returns texts that nothing may be trained on: answers (prompts included) and windows that share a
-            13-gram of words with them are left out. Not called for a stored corpus, for ``segments``, or for a base
-            without a tokenizer, whose ids are no words.
+        protected: Returns texts that nothing may be trained on: answers (prompts included), windows, and texts that
+            weights write, are left out if they share a 13-gram of words with them. It is not called for a stored
+            corpus, for ``segments``, or for a base without a tokenizer, whose ids are no words.
+        engine: Loads the base on the engine that decodes, for recipes whose weights write texts (``written_share``).
         report: Receives a line per stage of the work.
 
     Raises:
@@ -120,6 +102,13 @@ def train(
         )
     if num_windows and recipe.objective != "distil":
         raise DataError(f"recipe {recipe.name!r} learns from answers only; leave --read out")
+    if recipe.written_share and options.start_from is None:
+        raise DataError(
+            f"recipe {recipe.name!r} learns from texts that weights write (written_share = {recipe.written_share:g}); "
+            "give --start-from, the weights"
+        )
+    if recipe.written_share and engine is None:
+        raise DataError("engine must load the base for decoding where written_share is above 0, got None")
     if corpus_folder is not None:
         if recipe.objective != "distil":
             raise DataError(
@@ -148,13 +137,14 @@ def train(
         corpus_folder = options.out
     trainer.model.to(trainer.accelerator.device)
     if corpus_folder is not None:
-        _train(trainer, *_stored(trainer, corpus_folder, report), report)
+        apart = _Apart(trainer, protected if recipe.written_share else None, report)
+        _train(trainer, *_stored(trainer, corpus_folder, report), apart, engine, report)
         return trainer
     with trainer.as_it_was() as base:
         if self_distillation is not None:
             answers = options.out / ANSWERS_NAME
             if not own_answers:
-                _answer(trainer, base, self_distillation, answers, report)
+                answer_prompts(trainer, base, self_distillation, answers, report)
             sources = [DataSource(path=answers)]
         sequences, replication = _sequences(trainer, sources, report)
         apart = _Apart(trainer, protected, report)
@@ -178,11 +168,22 @@ def train(
     if recipe.objective == "published":
         trainer.train_segmented(rows, replication=replication)
     else:
-        _train(trainer, corpus, notes, report)
+        _train(trainer, corpus, notes, apart, engine, report)
     return trainer
 
 
-def _train(trainer: Trainer, corpus: Corpus, notes: CorpusNotes, report: Callable[[str], None]) -> None:
+def _train(
+    trainer: Trainer,
+    corpus: Corpus,
+    notes: CorpusNotes,
+    apart: _Apart,
+    engine: Callable[[], Target] | None,
+    report: Callable[[str], None],
+) -> None:
+    if trainer.recipe.written_share and engine is not None:
+        from hambench.methods.hamburger.data.written import with_written
+
+        corpus, notes = with_written(trainer, corpus, notes, engine=engine, keep=apart.written, report=report)
     trainer.train_corpus(corpus, notes)
     for stage in trainer.idle_stages:
         report(f"stage {stage} took no step: its time was over before it began; give more --minutes")
@@ -222,6 +223,10 @@ class _Apart:
         kept = self._kept("windows", sequences, lambda ids, _, tokenizer: window_text(ids, tokenizer))
         return [sequences[i] for i in kept]
 
+    def written(self, sequences: Sequence[tuple[list[int], int]]) -> tuple[list[int], dict[str, int]]:
+        """Returns which texts that weights wrote may be trained on, and the counts."""
+        return self._kept("written_texts", sequences, answer_text), self.counts
+
     def _kept(
         self,
         kind: str,
@@ -233,8 +238,9 @@ class _Apart:
         texts = (text_of(ids, prompt, self._tokenizer) for ids, prompt in sequences)
         kept = [i for i, text in enumerate(texts) if not self._protected.shared(text)]
         num = self.counts[f"overlapping_{kind}"] = len(sequences) - len(kept)
+        what = kind.replace("_", " ")
         self._report(
-            f"{num} of {len(sequences)} {kind} share {NGRAM} words in a row with a suite's row: left out"
+            f"{num} of {len(sequences)} {what} share {NGRAM} words in a row with a suite's row: left out"
         )
         return kept
 
@@ -291,59 +297,6 @@ def _sequences(
     if len(sequences) < 2:
         raise DataError(f"training needs at least 2 responses (one is held out), got {len(sequences)}")
     return sequences, replication
-
-
-def _answer(
-    trainer: Trainer,
-    base: Any,
-    settings: SelfDistillation,
-    path: Path,
-    report: Callable[[str], None],
-) -> None:
-    from hambench.methods.hamburger.data.prompts import Prompt, build_prompts
-    from hambench.methods.hamburger.data.self_distill import generate, prompt_ids, sample_user_turns
-
-    tokenizer, eos_ids = tokenizer_of(trainer.folder)
-    if tokenizer is None:
-        raise ModelError(f"{trainer.model_name} has no tokenizer, so it can't be asked anything; give --data")
-    seed, clock = trainer.options.seed, trainer.clock
-    # the base's reading takes the other half of the time for data
-    share = trainer.recipe.data_share / 2
-    turns: list[str] = []
-    if tokenizer.chat_template and settings.num_user_turns:
-        report(f"sampling {settings.num_user_turns} user turns")
-        turns = sample_user_turns(
-            base,
-            tokenizer,
-            settings.num_user_turns,
-            eos_ids=eos_ids,
-            seed=seed,
-            may_begin=lambda: not clock.is_past(share / 4),
-        )
-    built_prompts = build_prompts(max(0, settings.num_prompts - len(turns)), seed=seed)
-    prompts = [*built_prompts, *(Prompt(turn, "self", chat=True) for turn in turns)]
-    # where time ends early, all kinds have to have had their turn
-    random.Random(f"prompts {seed}").shuffle(prompts)
-    asked_ids = [
-        ids for p in prompts if 0 < len(ids := prompt_ids(tokenizer, p)) <= settings.max_prompt_tokens
-    ]
-    report(f"answering {len(asked_ids)} prompts")
-    answers: list[tuple[int, list[int]]] = []
-    answered = generate(
-        base,
-        asked_ids,
-        max_new_tokens=settings.max_new_tokens,
-        eos_ids=eos_ids,
-        may_begin=lambda: not clock.is_past(share),
-    )
-    for answer in answered:
-        answers.append(answer)
-        if len(answers) % 64 == 0:
-            report(f"{len(answers)} answers, {clock.seconds:.0f} s")
-    # short answers end first, so the file is in the order of the prompts: its first rows are a fair sample
-    with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
-        for index, response in sorted(answers):
-            file.write(json.dumps({"prompt_ids": asked_ids[index], "response_ids": response}) + "\n")
 
 
 def _corpus(

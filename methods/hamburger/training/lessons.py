@@ -57,6 +57,7 @@ class Lessons:
         max_micro_steps: Most tokens per segment.
         train: Sequences to train on.
         held: Held-out sequences, never trained on.
+        written: Sequences that HAMburger weights wrote, whose segments are those of decoding.
     """
 
     def __init__(
@@ -67,9 +68,10 @@ class Lessons:
         *,
         train: Sequence[int],
         held: Sequence[int],
+        written: range = range(0),
     ) -> None:
         self.corpus, self.recipe, self.train, self.held = corpus, recipe, list(train), list(held)
-        self.max_micro_steps = max_micro_steps
+        self.max_micro_steps, self.written = max_micro_steps, written
         self.batches = MicroBatches(corpus, max_micro_steps)
         self.lengths = corpus.offsets.diff().tolist()
         generator = torch.Generator().manual_seed(0)
@@ -93,8 +95,11 @@ class Lessons:
         self._values = torch.cat(stops).roll(1)
 
     def segments(self, index: int, threshold: float | None = None) -> list[int]:
-        """Returns the segment lengths of one response, by ``threshold`` or by default the recipe's."""
+        """Returns the segment lengths of one response: as it was written, else by ``threshold`` or the recipe's."""
         start, end = self.corpus.row_offsets[index : index + 2].tolist()
+        if index in self.written:
+            firsts = (~self.corpus.joins[start:end]).nonzero()[:, 0]
+            return torch.diff(firsts, append=torch.tensor([end - start])).tolist()
         strategy = dataclasses.replace(self.recipe.strategy, max_length=self.max_micro_steps)
         if threshold is not None:
             strategy = dataclasses.replace(strategy, threshold=threshold)

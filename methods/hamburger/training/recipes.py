@@ -46,6 +46,13 @@ class Recipe:
     """
     data_share: float = 0.3
     """Share of the minutes for producing answers and lessons; training then uses those that are ready."""
+    written_share: float = 0.0
+    """``distil``: share of the minutes, after those for data, in which the weights that the run starts from decode
+    prompts of the training answers and the base reads what they wrote, slot by slot (on-policy learning)."""
+    written_confidences: tuple[float, ...] = (0.5, 0.6, 0.7, 0.8)
+    """Confidences to decode these texts at, in turn."""
+    written_times: int = 1
+    """How often an epoch trains on each of these texts."""
     epochs: float = 1.0
     stop_weight: float = 0.5
     feature_weight: float = 0.0
@@ -95,7 +102,7 @@ class Recipe:
             value = getattr(self, field.name)
             if isinstance(value, int | float) and not 0 <= value < math.inf:
                 raise ValueError(f"{field.name} must be >= 0 and finite, got {value}")
-        for name in ("batch_size", "accumulate", "micro_batch", "num_micro_layers"):
+        for name in ("batch_size", "accumulate", "micro_batch", "num_micro_layers", "written_times"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
         if not all(0 <= beta < 1 for beta in self.betas):
@@ -108,23 +115,43 @@ class Recipe:
             raise ValueError(
                 "reader_feature_weight or reader_token_weight must be > 0 for the stage reader, got 0 for both"
             )
+        if self.written_share and self.objective != "distil":
+            raise ValueError(
+                f"written_share must be 0 for the objective {self.objective}, which learns from no base's lessons, "
+                f"got {self.written_share:g}"
+            )
+        if not self.written_confidences or not all(0 <= c < math.inf for c in self.written_confidences):
+            raise ValueError(
+                f"written_confidences must be at least one number >= 0, got {self.written_confidences}"
+            )
         self._check_stages()
 
+    @property
+    def data_ends(self) -> float:
+        """Share of the minutes at which the first stage begins."""
+        return self.data_share + self.written_share
+
     def without_data_share(self) -> Recipe:
-        """Returns the recipe for a run whose data is ready: the stages divide the time for data by their shares."""
+        """Returns the recipe for a run whose data is ready: what follows divides the time for data by its shares."""
         last = self.stages[-1][1]
         stretch = last / (last - self.data_share)
         stages = tuple((name, (end - self.data_share) * stretch) for name, end in self.stages[:-1])
-        return dataclasses.replace(self, data_share=0.0, stages=(*stages, self.stages[-1]))
+        return dataclasses.replace(
+            self,
+            data_share=0.0,
+            written_share=self.written_share * stretch,
+            stages=(*stages, self.stages[-1]),
+        )
 
     def _check_stages(self) -> None:
-        names, ends = [name for name, _ in self.stages], [self.data_share, *(end for _, end in self.stages)]
+        names, ends = [name for name, _ in self.stages], [self.data_ends, *(end for _, end in self.stages)]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"stages must name at least one stage, each of them once, got {names}")
         if not all(before < end <= 1 for before, end in itertools.pairwise(ends)):
+            data = "data_share + written_share" if self.written_share else "data_share"
             raise ValueError(
-                "stages must end one after another, after data_share "
-                f"({self.data_share:g}) and by 1, got {', '.join(f'{end:g}' for end in ends[1:])}"
+                f"stages must end one after another, after {data} "
+                f"({self.data_ends:g}) and by 1, got {', '.join(f'{end:g}' for end in ends[1:])}"
             )
 
 

@@ -123,7 +123,8 @@ class Corpus:
     """Many lessons laid end to end: row g is response token g of the whole, and training uses no other index.
 
     ``ids`` holds every sequence whole (prompts too), sequence i at ``offsets[i] : offsets[i + 1]``; its response rows
-    are ``row_offsets[i] : row_offsets[i + 1]``.
+    are ``row_offsets[i] : row_offsets[i + 1]``. ``joins`` ``[rows]`` is true where HAMburger weights wrote the text and
+    stored the token in the slot of the token before it.
     """
 
     ids: torch.Tensor
@@ -134,6 +135,7 @@ class Corpus:
     top_probs: torch.Tensor
     entropies: torch.Tensor
     probabilities: torch.Tensor
+    joins: torch.Tensor
 
     @classmethod
     def of(cls, sequences: Sequence[tuple[Sequence[int], int]], lessons: Sequence[Lesson]) -> Corpus:
@@ -191,7 +193,10 @@ class Corpus:
     @classmethod
     def load(cls, path: Path) -> Corpus:
         """Reads a file that :meth:`save` wrote."""
-        return cls(**load_file(path))
+        columns = load_file(path)
+        # files of earlier versions hold only texts whose segments are cut
+        columns.setdefault("joins", torch.zeros(len(columns["entropies"]), dtype=torch.bool))
+        return cls(**columns)
 
 
 class CorpusRoom:
@@ -226,6 +231,7 @@ class CorpusRoom:
             ids=torch.tensor([token for ids, _ in sequences for token in ids]),
             offsets=_offsets([len(ids) for ids, _ in sequences]),
             row_offsets=ends,
+            joins=torch.zeros(int(ends[-1]), dtype=torch.bool),
             **{name: column[: int(ends[-1])] for name, column in self._columns.items()},
         )
 

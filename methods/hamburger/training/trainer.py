@@ -169,8 +169,9 @@ class Trainer:
             corpus,
             self.recipe,
             self.architecture.max_micro_steps,
-            train=notes.train(corpus.num_sequences),
+            train=notes.train(corpus.num_sequences, written_times=self.recipe.written_times),
             held=notes.held_out,
+            written=notes.written(corpus.num_sequences),
         )
         self.data = describe(corpus, notes)
         is_new = not self._load_state()
@@ -232,7 +233,7 @@ class Trainer:
 
     def _stage_done(self) -> float:
         """Returns the completed share of the stage's time; 0 without a budget."""
-        begins = self.recipe.stages[self._stage - 1][1] if self._stage else self.recipe.data_share
+        begins = self.recipe.stages[self._stage - 1][1] if self._stage else self.recipe.data_ends
         ends = self.recipe.stages[self._stage][1]
         return (self.clock.share - begins) / max(1e-9, ends - begins)
 

@@ -5,9 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from hambench.methods.hamburger.data import pipeline, prompts, self_distill
-from hambench.methods.hamburger.data.pipeline import ANSWERS_NAME, SelfDistillation
+from hambench.methods.hamburger.data import prompts, self_distill
+from hambench.methods.hamburger.data.pipeline import ANSWERS_NAME
 from hambench.methods.hamburger.data.prompts import Prompt
+from hambench.methods.hamburger.data.self_distill import SelfDistillation, answer_prompts
 from hambench.methods.hamburger.training.budget import Clock, RunOptions
 from hambench.methods.hamburger.training.recipes import SMALL
 
@@ -28,7 +29,7 @@ def asked(tmp_path, monkeypatch):
         calls.append((ids, options))
         yield from ((i, [i + 1, EOS]) for i in reversed(range(len(ids))))
 
-    monkeypatch.setattr(pipeline, "tokenizer_of", lambda _: (TOKENIZER, frozenset({EOS})))
+    monkeypatch.setattr(self_distill, "tokenizer_of", lambda _: (TOKENIZER, frozenset({EOS})))
     monkeypatch.setattr(self_distill, "generate", generate)
     monkeypatch.setattr(self_distill, "encode_text", lambda text, *_, **__: list(text.encode()))
     monkeypatch.setattr(self_distill, "prompt_ids", lambda _, prompt: list(prompt.text.encode()))
@@ -42,7 +43,7 @@ def asked(tmp_path, monkeypatch):
 
 def answer(trainer, path):
     settings = SelfDistillation(num_prompts=100, num_user_turns=20)
-    pipeline._answer(trainer, None, settings, path, lambda _: None)
+    answer_prompts(trainer, None, settings, path, lambda _: None)
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 

@@ -18,7 +18,8 @@ from hambench.errors import DataError, HambenchError, ModelError, UnknownNameErr
 from hambench.methods.hamburger.checkpoint import load
 from hambench.methods.hamburger.data import pipeline
 from hambench.methods.hamburger.data.corpus_file import CORPUS_NAME, CorpusNotes, read_notes
-from hambench.methods.hamburger.data.pipeline import ANSWERS_NAME, DataSource, SelfDistillation, train
+from hambench.methods.hamburger.data.pipeline import ANSWERS_NAME, DataSource, train
+from hambench.methods.hamburger.data.self_distill import SelfDistillation
 from hambench.methods.hamburger.training import trainer
 from hambench.methods.hamburger.training.budget import Clock, RunOptions, parse_steps
 from hambench.methods.hamburger.training.recipes import CONTINUED, PAPER, RECIPES, SMALL
@@ -363,7 +364,7 @@ def test_answers_that_lie_in_a_folder_are_used_only_by_a_run_that_is_resumed(
     out.mkdir()
     shutil.copy(rows[0].path, out / ANSWERS_NAME)
     monkeypatch.setattr(
-        pipeline, "_answer", lambda trainer, base, settings, path, report: shutil.copy(own, path)
+        pipeline, "answer_prompts", lambda trainer, base, settings, path, report: shutil.copy(own, path)
     )
     options = RunOptions(out=out, steps=dict.fromkeys(STEPS, 0), resume=resume)
     train(str(folder), RECIPE, options, self_distillation=SelfDistillation())
