@@ -1,5 +1,6 @@
 """The card of a training run, and the picture of the reliability curve."""
 
+import dataclasses
 import json
 import re
 
@@ -13,6 +14,7 @@ from hambench.decoding import SamplingParams
 from hambench.engine.loop import generate
 from hambench.methods.hamburger.checkpoint import digest
 from hambench.methods.hamburger.judging.reliability import reliability
+from hambench.methods.hamburger.training.recipes import SMALL
 from hambench.methods.vanilla import VanillaConfig
 from hambench.models.target import load
 
@@ -136,6 +138,14 @@ def test_a_card_of_an_earlier_version_is_replaced(tmp_path):
     assert text.startswith("# HAMburger weights for tiny-random\n<!-- written by hambench hamburger, sha256 ")
     write_card(tmp_path)
     assert (tmp_path / "README.md").read_text() == text
+
+
+def test_a_recipe_of_a_file_is_told_by_what_it_changes(tmp_path):
+    recipe = dataclasses.replace(SMALL, name="second-hour", batch_size=4, thresholds=(0.12, 0.6))
+    save_tiny_hamburger(tmp_path, provenance={"recipe": dataclasses.asdict(recipe)})
+    write_card(tmp_path)
+    told = row_of((tmp_path / "README.md").read_text(), "recipe")
+    assert told == r'second-hour: small with `{"batch_size": 4, "thresholds": [0.12, 0.6]}`'
 
 
 def test_weights_of_others_cannot_put_markup_into_their_card(tmp_path):

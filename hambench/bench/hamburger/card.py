@@ -19,7 +19,7 @@ from hambench.files import write_bytes, write_text
 from hambench.machine.fingerprint import fingerprint
 from hambench.methods.hamburger.checkpoint import digest
 from hambench.methods.hamburger.judging.reliability import markdown_table
-from hambench.methods.hamburger.training.recipes import RECIPES
+from hambench.methods.hamburger.training.recipes import RECIPES, Recipe
 from hambench.methods.hamburger.training.run_folder import HELD_OUT_NAME
 from hambench.methods.hamburger.weights_folder import read_config
 from hambench.terminal_text import terminal_safe
@@ -177,12 +177,20 @@ def _training(told: Mapping[str, Any]) -> list[str]:
 
 
 def _changes(recipe: Mapping[str, Any]) -> str:
-    known = RECIPES.get(str(recipe["name"]))
-    if known is None:
+    """Returns what differs from the recipe of this name; of another name, from the one that it is nearest to."""
+    known = str(recipe["name"]) in RECIPES
+    near = {name: _differences(recipe, own) for name, own in RECIPES.items()}
+    name = str(recipe["name"]) if known else min(near, key=lambda each: len(near[each]))
+    changed = near[name]
+    if len(changed) > len(recipe) / 2:
         return f": {_code(json.dumps(recipe))}"
+    start = "" if known else f": {name}"
+    return start + (f" with {_code(json.dumps(changed))}" if changed else "")
+
+
+def _differences(recipe: Mapping[str, Any], known: Recipe) -> dict[str, Any]:
     own = json.loads(json.dumps(dataclasses.asdict(known)))
-    changed = {name: value for name, value in recipe.items() if own.get(name) != value}
-    return f" with {_code(json.dumps(changed))}" if changed else ""
+    return {name: value for name, value in recipe.items() if name != "name" and own.get(name) != value}
 
 
 def _figures(judged: WeightsJudgement) -> list[str]:
