@@ -268,6 +268,13 @@ def _notes(chosen: list[_Placed], num_empty: int, path: Path) -> Iterator[Note]:
         yield Note(
             "unscored", f"{scored} of {len(chosen)} rows have a reference: accuracy is that of these alone."
         )
+    num_repeated = len(chosen) - len({repr((each.question.turns, each.question.raw)) for each in chosen})
+    if num_repeated:
+        yield Note(
+            "other",
+            f"{num_repeated} of {len(chosen)} rows of {shown} ask what an earlier row asks: greedy answers to them are "
+            "the same, and intervals count each row as a sample of its own, so they are too narrow. Leave them out.",
+        )
     if num_empty:
         yield Note(
             "left_out", f"{num_empty} rows of {shown} ask nothing (no text of a user) and are left out."

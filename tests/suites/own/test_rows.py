@@ -47,6 +47,23 @@ def test_a_file_of_prompts_is_a_suite(tmp_path):
     assert (third.prompt, third.chat, third.references) == ("def f(", False, ("x", "y"))
 
 
+def test_rows_that_ask_the_same_are_a_caution(tmp_path):
+    """Greedy answers to them are equal, and as many samples would make intervals too narrow."""
+    rows = [
+        {"turns": ["Why?", "Really?"], "category": "a"},
+        {"turns": ["Why?"], "category": "a"},
+        {"turns": ["Why?", "Really?"], "category": "b", "max_new_tokens": 9},
+        {"turns": ["Why?"], "category": "a"},
+    ]
+    path = write(tmp_path, "mine.jsonl", *rows)
+    said = [str(note) for note in asked(path).notes if "earlier row" in str(note)]
+    assert len(said) == 1
+    assert said[0].startswith("2 of 4 rows of mine.jsonl ask what an earlier row asks")
+    # of those that are asked
+    assert not any("earlier row" in str(note) for note in asked(path, tasks=("b",)).notes)
+    assert not any("earlier row" in str(note) for note in asked(path, limit=1, tasks=("a",)).notes)
+
+
 def test_without_a_template_the_text_is_asked_as_it_stands(tmp_path):
     path = write(
         tmp_path,
