@@ -33,9 +33,6 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def bench(folder):
     """What the command tells, the macro-steps in each step that it took, and what ``reader`` compared tokens over."""
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
     sizes = ["--answers", "2", "--tokens", "2", "--windows", str(NUM_WINDOWS), "--repeats", "2"]
     arguments = ["--model", str(folder), *sizes, "--steps", str(NUM_STEPS), "--json"]
     taken, parts = [], []

@@ -86,7 +86,7 @@ def decisions(
     logits, stops = [], []
     for rows in torch.split(torch.arange(len(pool.features)), run.recipe.micro_batch):
         lesson = pool.rows(rows).to(device)
-        with run.accelerator.autocast():
+        with run.autocast():
             out = micro_loss(
                 run.grafts,
                 lesson.features,

@@ -67,10 +67,10 @@ def fused_stage(
             mine = drawn[accelerator.process_index :: accelerator.num_processes]
             batch, lesson = batch_of(mine, rng)
             batch, lesson = batch.to(accelerator.device), lesson and lesson.to(accelerator.device)
-            with accelerator.autocast():
+            with run.autocast():
                 part = None if shortlist is None else shortlist.draw()
                 losses = student(batch, lesson, is_reading=is_reading, vocabulary=part)
-            accelerator.backward(losses["loss"] / recipe.accumulate)
+            torch.autograd.backward(losses["loss"] / recipe.accumulate)
             if micro == recipe.accumulate - 1:
                 run.apply(optimizer, trained, run.step / total)
         run.record({name: float(value.detach()) for name, value in losses.items()}, optimizer)
@@ -110,7 +110,7 @@ def held_out_losses(run: Trainer, held: Sequence[int], batch_of: BatchMaker) -> 
     for chunk in chunks:
         batch, lesson = batch_of(chunk, None)
         batch, lesson = batch.to(run.accelerator.device), lesson and lesson.to(run.accelerator.device)
-        with run.accelerator.autocast():
+        with run.autocast():
             losses = run.student(batch, lesson)
         for name, value in losses.items():
             totals[name] = totals.get(name, 0.0) + float(value) / len(chunks)

@@ -79,7 +79,7 @@ def student_lesson(
     size = run.recipe.batch_size
     for first in range(0, len(by_length), size):
         batch, lesson = lessons.batch_of(by_length[first : first + size], rng)
-        with run.accelerator.autocast():
+        with run.autocast():
             features = base_features(
                 run.student.model, run.grafts, batch.to(run.accelerator.device), run.student.gate
             )
@@ -113,7 +113,7 @@ class _Steps:
         run = self.run
         self.num_macro_steps += len(lesson.features)
         lesson = lesson.to(run.accelerator.device)
-        with run.accelerator.autocast():
+        with run.autocast():
             out = micro_loss(
                 self.grafts,
                 lesson.features,
@@ -123,7 +123,7 @@ class _Steps:
                 shortlist=self.shortlist,
             )
         tokens, stop = out.tokens / out.num_tokens.clamp(min=1), out.stop / out.num_stops.clamp(min=1)
-        run.accelerator.backward(tokens + run.recipe.stop_weight * stop)
+        torch.autograd.backward(tokens + run.recipe.stop_weight * stop)
         run.apply(self.optimizer, self.parameters, done)
         second = out.right[:, 1].float().sum() / lesson.targets.valid[:, 1].float().sum().clamp(min=1)
         run.record(

@@ -81,11 +81,17 @@ class Trainer:
         set_seed(options.seed)
         self.recipe, self.options = recipe, options
         self.accelerator = Accelerator(
-            mixed_precision="bf16",
+            # Accelerate keeps one precision per process, the first asked for: whoever came first keeps it
+            mixed_precision=None,
             cpu=not torch.cuda.is_available(),
             # the stage over the first layers gives no gradient to the grafts after them
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
+        if self.accelerator.mixed_precision not in ("no", "bf16"):
+            raise ModelError(
+                f"training runs in bf16, but Accelerate was set to {self.accelerator.mixed_precision!r} in this "
+                "process: launch with --mixed_precision no"
+            )
         self.model_name = model_name
         self.folder, _, _ = locate(model_name)
         self.model = load_base(self.folder, full=recipe.lora_rank == 0)
@@ -129,6 +135,10 @@ class Trainer:
     def base(self) -> Any:
         """The transformers model, including adapters."""
         return self.model
+
+    def autocast(self) -> torch.autocast:
+        """Returns the context in which products run in bfloat16, whatever precision the process has otherwise."""
+        return torch.autocast(self.accelerator.device.type, dtype=torch.bfloat16)
 
     @contextmanager
     def as_it_was(self) -> Iterator[Any]:

@@ -99,6 +99,40 @@ def test_the_distilling_recipe_trains_resumes_and_saves_what_decodes(folder, con
     assert generate(method, PROMPT, SamplingParams(max_new_tokens=8)).steps
 
 
+@pytest.fixture
+def precision_of_the_process(monkeypatch):
+    """Sets what Accelerate keeps for the whole process, as whatever used it first would have."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    Accelerator(cpu=True)
+    return lambda precision: monkeypatch.setitem(
+        AcceleratorState._shared_state, "_mixed_precision", precision
+    )
+
+
+def test_the_precision_that_another_library_gave_accelerate_does_not_decide_how_weights_are_trained(
+    folder, conversations, tmp_path, precision_of_the_process
+):
+    recipe = dataclasses.replace(SMALL, micro_batch=16, batch_size=4, lora_rank=2)
+    trained = []
+    for precision in ("no", "bf16"):
+        precision_of_the_process(precision)
+        options = RunOptions(out=tmp_path / precision, steps=2, held_out_share=0.2)
+        train(str(folder), recipe, options, sources=[DataSource(path=conversations)])
+        trained.append(load(options.out).tensors)
+    for name, tensor in trained[0].items():
+        assert torch.equal(tensor, trained[1][name]), name
+
+
+def test_a_process_in_half_precision_is_refused_with_what_to_do(
+    folder, conversations, tmp_path, precision_of_the_process
+):
+    precision_of_the_process("fp16")
+    with pytest.raises(ModelError, match="set to 'fp16' in this process: launch with --mixed_precision no"):
+        train(str(folder), SMALL, RunOptions(out=tmp_path / "out"), sources=[DataSource(path=conversations)])
+
+
 def test_weights_trained_on_another_base_are_refused(folder, conversations, tmp_path):
     out = tmp_path / "weights"
     recipe = dataclasses.replace(SMALL, micro_epochs=0, lora_rank=2, batch_size=2)
