@@ -388,13 +388,13 @@ class RunHeader:
     prefill: Literal["shared", "each"] = "each"
     """Whether cells with the same weights copied a prompt that one of them had read; see ``--prefill``."""
     prefill_chunk: int | None = None  # rows of a prompt's pieces, by default the engine's own number
-    max_remeasured: int = 2
-    """How often a contaminated timing was taken again."""
+    max_remeasured: int = 2  # how often a contaminated timing was taken again
     suite_spec: dict[str, Any] = field(default_factory=dict)
     """What the suites need to build the same requests again: scores can be rebuilt from the stored text."""
     price_per_hour: float | None = None
     """Dollars per hour of the machine, if given: costs per token follow from it."""
     weights: dict[str, str] = field(default_factory=dict)
     """sha256 of the weights that methods loaded next to the target's (a draft, grafts), by what they are."""
+    num_whole: int | None = None  # samples once a budget leaves none out; None where a limit does
     notes: tuple[Note, ...] = ()
     """Warnings that every report must show first: offline edition, de-quantised model, CPU, forced or partial runs."""

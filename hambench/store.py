@@ -121,6 +121,10 @@ def load_run(path: str | Path) -> Run:
     # told before the samples are read: a run that goes on may add one meanwhile, and records of it
     ends = {name: file.stat().st_size for name in (RECORDS, SCORES) if (file := folder / name).exists()}
     samples = {sample.sample_id: sample for sample in _read_lines(folder / PROMPTS, Sample)}
+    if header.num_whole is not None and len(samples) >= header.num_whole:
+        # written when the run began: it has added the rest of the samples since
+        notes = tuple(note for note in header.notes if note.kind != "partial")
+        header = dataclasses.replace(header, notes=notes)
     cells = {cell.label for cell in header.cells}
 
     def check(item: SampleRecord | Score) -> str | None:

@@ -75,6 +75,8 @@ class Capture:
     """Notes that every report of these samples must show."""
     speed_only: bool = False
     """Whether outputs have a fixed length, ignoring end-of-sequence tokens, and are not scored."""
+    num_left_out: int = 0
+    """Rows that the request's limit left out."""
 
 
 def capture(request: CaptureRequest) -> Capture:
@@ -149,6 +151,7 @@ def capture(request: CaptureRequest) -> Capture:
             "tasks": plans,
         },
         notes=tuple(notes),
+        num_left_out=sum(plan["left_out"] for plan in plans.values()),
     )
 
 
@@ -320,6 +323,7 @@ def _capture_own(request: CaptureRequest, path: Path) -> Capture:
             "tasks": own.plans,
         },
         notes=own.notes,
+        num_left_out=own.num_left_out,
     )
 
 

@@ -39,6 +39,8 @@ class Rows:
     missing: str | None = None
     note: str = ""
     """What was changed in the rows; empty if nothing was."""
+    num_more: int = 0
+    """Rows of the task that a limit left out here already."""
 
 
 def asked_tasks(
@@ -164,7 +166,9 @@ def rows_of(entry: TaskEntry, *, source: str, data: Path | None, seed: int, limi
         # a builder's first rows do not depend on the number of rows
         wanted = entry.num_rows if limit is None else min(limit, entry.num_rows)
         built = OFFLINE[entry.name].build(wanted, seed=seed)
-        return Rows(tuple(built), origin="built by hambench")
+        # a builder that ran out of material has no more of them
+        num_more = entry.num_rows - wanted if len(built) == wanted else 0
+        return Rows(tuple(built), origin="built by hambench", num_more=num_more)
     if source == FOLDER:
         assert data is not None
         found = read_task(data, entry) if entry.columns else _plain_rows(data, entry)

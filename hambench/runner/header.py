@@ -68,6 +68,7 @@ def make_header(prepared: Prepared, folder: Path) -> RunHeader:
         environment=environment,
         suite_spec=captured.spec,
         weights=dict(target.companions),
+        num_whole=None if captured.num_left_out else len(captured.samples),
         notes=warnings_of(prepared),
     )
 
@@ -94,7 +95,8 @@ def warnings_of(prepared: Prepared) -> tuple[Note, ...]:
         notes.append(
             Note("cpu", f"Measured on a CPU ({cores} logical cores): the speeds say nothing about a GPU.")
         )
-    if request.limit is not None or request.budget_s is not None:
+    # with a budget it goes once the run has added all samples, see hambench.store
+    if captured.num_left_out or len(prepared.samples) < len(captured.samples):
         text = "Partial run: some rows of each task only; the intervals show what they allow to say."
         notes.append(Note("partial", text))
     if request.max_new_tokens is not None:

@@ -39,6 +39,8 @@ class OwnSuite:
     plans: dict[str, Any]
     """What the header keeps of each task."""
     notes: tuple[Note, ...]
+    num_left_out: int
+    """Rows that the limit left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,11 @@ def capture_own(
         for each in chosen
     }
     return OwnSuite(
-        name=name, samples=tuple(samples), plans=plans, notes=tuple(_notes(chosen, num_empty, path))
+        name=name,
+        samples=tuple(samples),
+        plans=plans,
+        notes=tuple(_notes(chosen, num_empty, path)),
+        num_left_out=len(wanted) - len(chosen),
     )
 
 

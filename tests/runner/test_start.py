@@ -126,6 +126,39 @@ def test_the_header_says_what_a_reader_must_know(finished):
     assert {reading["kind"] for reading in finished.telemetry} >= {"warmup", "bandwidth"}
 
 
+@pytest.mark.parametrize(
+    ("changes", "is_partial"),
+    [
+        ({"limit": 2}, True),
+        ({"limit": 3}, False),
+        ({"limit": 3, "budget_s": 3600}, False),
+        ({"limit": None}, False),
+    ],
+)
+def test_a_run_is_called_partial_if_rows_were_left_out_and_not_because_they_might_have_been(
+    changes, is_partial, tiny_model, rows, tmp_path
+):
+    """Each task has three rows."""
+    run = start_run(request(tiny_model, rows, methods=("vanilla",), **changes), tmp_path / "run")
+    assert len(run.samples) == (4 if is_partial else 6)
+    assert ("partial" in {note.kind for note in run.header.notes}) == is_partial
+
+
+def test_a_run_with_a_budget_is_partial_until_it_has_added_the_last_row(
+    tiny_model, rows, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("hambench.runner.budget.fit_budget", lambda rows, *_, **__: tuple(rows[:1]))
+    told = []
+
+    def look(job, num_done, num_jobs):
+        run = load_run(tmp_path / "run")
+        told.append((len(run.samples), any(note.kind == "partial" for note in run.header.notes)))
+
+    asked = request(tiny_model, rows, methods=("vanilla",), limit=None, budget_s=3600)
+    start_run(asked, tmp_path / "run", progress=look)
+    assert told == [(num, num < 6) for num in range(1, 7)]
+
+
 def test_a_resumed_run_equals_an_undisturbed_one(finished, tiny_model, rows, tmp_path):
     """The store is cut in the middle of a line, as a kill leaves it."""
     folder = tmp_path / "killed"

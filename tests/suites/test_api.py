@@ -22,6 +22,7 @@ from hambench.suites import (
     sources,
 )
 from hambench.suites.catalogue import ENTRIES, tasks_of
+from hambench.suites.offline import OFFLINE
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +70,9 @@ def test_limit_is_per_task_and_keeps_the_first_rows(gsm8k):
     whole = capture(CaptureRequest("standard", tasks=("gsm8k_cot_llama",), data=gsm8k))
     part = capture(CaptureRequest("standard", tasks=("gsm8k_cot_llama",), data=gsm8k, limit=2))
     assert part.samples == whole.samples[:2]
+    assert (whole.num_left_out, part.num_left_out) == (0, len(whole.samples) - 2)
+    more = CaptureRequest("standard", tasks=("gsm8k_cot_llama",), data=gsm8k, limit=len(whole.samples))
+    assert capture(more).num_left_out == 0
     with pytest.raises(HambenchError, match="limit must be >= 1, got 0"):
         capture(CaptureRequest("standard", data=gsm8k, limit=0))
 
@@ -166,6 +170,7 @@ def test_a_scorer_that_can_not_be_made_is_found_before_generating(gsm8k):
 
 def test_code_is_scored_only_when_running_it_is_allowed():
     captured = capture(CaptureRequest("offline-hard", tasks=("function-bodies",), limit=1))
+    assert captured.num_left_out == OFFLINE["function-bodies"].entry.num_rows - 1
     solution = (
         " for i, a in enumerate(numbers):\n        for b in numbers[i + 1:]:\n"
         "            if abs(a - b) < threshold:\n                return True\n    return False\n```"

@@ -39,6 +39,8 @@ def test_spec_bench_has_six_categories_and_a_limit_is_that_of_each(tmp_path):
         "mt_bench": 3,
         **dict.fromkeys(SPEC_BENCH, 3),
     }
+    assert captured.num_left_out == len(SPEC) - 3 * (1 + len(SPEC_BENCH))
+    assert asked(tmp_path, SPEC).num_left_out == 0
     # the eight take turns, so that three rows are not three of one kind
     assert {s.task for s in captured.samples if s.category == "mt_bench"} == set(MT_BENCH[:3])
     assert {sample.max_new_tokens for sample in captured.samples} == {1024}
