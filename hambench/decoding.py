@@ -156,6 +156,11 @@ class Request(ABC):
         """
         return 0
 
+    @property
+    def first_used(self) -> frozenset[Hashable]:
+        """Returns what costs more time when it is first used: weights with the kind of their cache, by identity."""
+        return frozenset()
+
     @classmethod
     def answer_together(cls, requests: Sequence[Self]) -> list[Any]:
         """Does the work of several requests with one key at once.
@@ -179,12 +184,18 @@ class Alone(Request):
 
     Args:
         call: Does the work.
+        first_used: See :attr:`Request.first_used`.
     """
 
-    __slots__ = ("_call",)
+    __slots__ = ("_call", "_first_used")
 
-    def __init__(self, call: Callable[[], Any]) -> None:
-        self._call = call
+    def __init__(self, call: Callable[[], Any], *, first_used: frozenset[Hashable] = frozenset()) -> None:
+        self._call, self._first_used = call, first_used
+
+    @property
+    def first_used(self) -> frozenset[Hashable]:
+        """See :class:`Request`."""
+        return self._first_used
 
     def answer(self) -> Any:
         """Calls it."""

@@ -193,7 +193,9 @@ class KVPressSession:
     def _press(self) -> Asking[int | None]:
         if self._config.ratio == 0:
             return None
-        num_bytes: int = yield Alone(lambda: press(self._sequence, self._config))
+        num_bytes: int = yield Alone(
+            lambda: press(self._sequence, self._config), first_used=frozenset({self._config.press})
+        )
         return num_bytes
 
     @property

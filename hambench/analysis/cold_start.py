@@ -20,14 +20,14 @@ class StartUp:
     cell: str
     cold_start_s: float | None
     """The method's own warm-up (compiling, capturing) and its first pass; ``None`` where another cell had warmed up the
-    same method with the same weights."""
+    same method with all that this one uses."""
     num_passes: int
     settled: bool
     """Whether three passes in a row agreed within 2 % before the bound was reached."""
     extra_weight_bytes: int | None
     """Weights added to the target's; ``None`` in runs that did not store it."""
     shares: str | None
-    """The cell that had warmed up the same method with the same weights."""
+    """The cell that had warmed up the same method with all weights and kinds of cache that this one uses."""
     pays_from_tokens: int | None
     """Length of an answer from which the smaller cache has saved those weights; ``None`` if it never does."""
 

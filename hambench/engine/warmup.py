@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from hambench.decoding import DecodingMethod, Request, SamplingParams, SessionEndedError, Step, answered
-from hambench.engine.requests.forwards import ModelRequest
 
 SETTLED_WITHIN = 0.02
 """Largest spread of three consecutive passes, relative to the fastest, that counts as settled."""
@@ -35,7 +34,7 @@ def warm_up(
     *,
     temperature: float = 0.0,
     top_p: float = 1.0,
-    is_warm: Callable[[frozenset[int]], bool] = lambda models: False,
+    is_warm: Callable[[frozenset[Hashable]], bool] = lambda used: False,
 ) -> WarmUp:
     """Runs passes of a short prompt and a few steps until three in a row agree within 2 %, at most six passes.
 
@@ -44,13 +43,13 @@ def warm_up(
         context_length: Number of positions that the model has.
         temperature: Temperature of the answers to come; sampled and greedy steps take different paths.
         top_p: Nucleus of the answers to come.
-        is_warm: Asked once with the identities of the models that the first pass used: if true, that pass is all.
+        is_warm: Asked once with what the first pass used by :attr:`hambench.decoding.Request.first_used`: if true, that
+            pass is all.
     """
-    models: set[int] = set()
+    used: set[Hashable] = set()
 
     def answer(request: Request) -> object:
-        if isinstance(request, ModelRequest):
-            models.add(id(request.model))
+        used.update(request.first_used)
         return request.answer()
 
     num_prompt = min(NUM_PROMPT_TOKENS, context_length // 2)
@@ -60,7 +59,7 @@ def warm_up(
     method.warmup()
     passes: list[float] = [_one_pass(method, num_prompt, params, answer)]
     cold_s = time.perf_counter() - began
-    if is_warm(frozenset(models)):
+    if is_warm(frozenset(used)):
         return WarmUp(cold_s=cold_s, passes_s=tuple(passes), settled=False)
     while len(passes) < MAX_PASSES and not _settled(passes):
         passes.append(_one_pass(method, num_prompt, params))

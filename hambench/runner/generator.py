@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -102,8 +102,8 @@ class Generator:
         self._repeats: dict[str, int] = {}
         self._targets: dict[tuple[str, str], TargetModel] = {}
         self._warmed: dict[str, dict[str, Any]] = {}
-        # the first cell that was warmed up with a method, an engine, threads and models
-        self._warm_models: dict[tuple[Any, ...], str] = {}
+        # method, engine and threads of each cell that had its whole warm-up, and what it used
+        self._warm: dict[str, tuple[tuple[Any, ...], frozenset[Hashable]]] = {}
         self._encoded: dict[tuple[str, int, int], Prompt] = {}
         self._conversations = Conversations(target.tokenizer, options.chat_template_args)
 
@@ -321,8 +321,8 @@ class Generator:
     def warm_up_cell(self, cell: Cell) -> dict[str, Any]:
         """Warms up one cell once and returns its reading.
 
-        On a CPU a cell of the same method, engine, threads and models as one that is warm needs one pass: there is
-        nothing left to pack, compile or page in. On a GPU each setting may capture graphs of its own.
+        On a CPU, a cell whose method, engine and threads were warmed up with all that it uses (weights, kinds of cache)
+        needs one pass: there is nothing left to pack, compile or page in. On a GPU each setting may capture graphs.
         """
         from hambench.engine.warmup import warm_up
 
@@ -330,12 +330,18 @@ class Generator:
             return self._warmed[cell.label]
         shares: str | None = None
 
-        def is_warm(models: frozenset[int]) -> bool:
+        def is_warm(used: frozenset[Hashable]) -> bool:
             nonlocal shares
-            key = (cell.method, cell.regime, cell.kernels, cell.threads, models)
-            if self.target.device.type == "cpu" and models:
-                shares = self._warm_models.get(key)
-            self._warm_models.setdefault(key, cell.label)
+            setting = (cell.method, cell.regime, cell.kernels, cell.threads)
+            if self.target.device.type == "cpu" and used:
+                warm = (
+                    label
+                    for label, (own, all_used) in self._warm.items()
+                    if own == setting and used <= all_used
+                )
+                shares = next(warm, None)
+            if shares is None:
+                self._warm[cell.label] = setting, used
             return shares is not None
 
         with torch_threads(cell.threads):

@@ -151,6 +151,11 @@ class MicroStep(Request):
         """See :class:`hambench.decoding.Request`."""
         return self.model.micro.weight_bytes
 
+    @property
+    def first_used(self) -> frozenset[Hashable]:
+        """See :class:`hambench.decoding.Request`."""
+        return frozenset({id(self.model)})
+
     def answer(self) -> tuple[Tensor, Tensor]:
         """Runs the rows, then the base's head."""
         hidden = self.model.micro_step(self.rows, self.cache)

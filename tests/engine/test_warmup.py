@@ -5,6 +5,7 @@ import pytest
 
 from hambench.decoding import Step
 from hambench.engine import warmup
+from hambench.engine.kvcache import KVCache
 from hambench.methods.speculative import SpeculativeConfig
 
 
@@ -38,14 +39,14 @@ def test_a_method_whose_models_are_warm_needs_one_pass(monkeypatch):
     method = Slow([1.0, 1.0, 1.0])
     monkeypatch.setattr(warmup, "time", SimpleNamespace(perf_counter=lambda: method.now))
     asked = []
-    result = warmup.warm_up(method, context_length=512, is_warm=lambda models: asked.append(models) or True)
+    result = warmup.warm_up(method, context_length=512, is_warm=lambda used: asked.append(used) or True)
     assert (len(result.passes_s), result.settled, asked) == (1, False, [frozenset()])
 
 
-def test_the_models_of_a_pass_are_those_that_its_requests_name(target):
+def test_what_a_pass_used_is_what_its_requests_name(target):
     method, asked = SpeculativeConfig().build(target), []
-    warmup.warm_up(method, target.context_length, is_warm=lambda models: asked.append(models) or True)
-    assert asked == [{id(target.llama), id(method.draft)}]
+    warmup.warm_up(method, target.context_length, is_warm=lambda used: asked.append(used) or True)
+    assert asked == [{(id(target.llama), KVCache), (id(method.draft), KVCache)}]
 
 
 @pytest.mark.parametrize(

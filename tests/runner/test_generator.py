@@ -8,12 +8,15 @@ from collections import Counter
 from types import SimpleNamespace
 
 import torch
+from fakes_hamburger import save_tiny_hamburger
+from native_fixtures import need_compiler
 from synthetic import write_run
 
 from hambench.machine import load
 from hambench.machine.bandwidth import Bandwidth
 from hambench.machine.load import CpuLoadMeter
 from hambench.methods.common.sampling import choose, generator_for
+from hambench.models import target as models
 from hambench.records import Cell, Sample
 from hambench.runner import generator as generator_module
 from hambench.runner.generator import DecodingOptions, Generator, Job, Workload, noise_seed, schedule
@@ -228,3 +231,53 @@ def test_a_disturbed_timing_is_taken_again_but_where_the_answer_would_find_itsel
     assert made["suffix[cache=4]"] == len(asked)
     # four extra: a fifth of the twenty records
     assert made["vanilla"] == len(asked) + 4
+
+
+def test_grafts_that_the_native_engine_packs_are_warmed_up_each(tmp_path, tiny_model) -> None:
+    """Their macro-steps asked nothing of a model that a warm-up saw; the engine's base was the same for both."""
+    need_compiler()
+    cells = [
+        Cell(
+            method="hamburger",
+            label=f"{seed} {confidence}",
+            knobs={"checkpoint": str(folder), "confidence": confidence},
+            model="m",
+            dtype="bfloat16",
+            kernels="native",
+        )
+        for seed in (0, 1)
+        for folder in [save_tiny_hamburger(tmp_path / str(seed), seed=seed)]
+        for confidence in (0.3, 1.1)
+    ]
+    generator = Generator(models.load(str(tiny_model), dtype="bfloat16"), cells, DecodingOptions())
+    shares = [generator.warm_up_cell(cell)["shares"] for cell in cells]
+    assert shares == [None, "0 0.3", None, "0 0.3"]
+
+
+def test_a_cell_is_warm_only_if_all_that_it_uses_for_the_first_time_is(target, tmp_path) -> None:
+    """Other grafts on the same base were taken for warm, and so was a cache of 8 bits after one of the model's type."""
+    folders = [str(save_tiny_hamburger(tmp_path / str(seed), seed=seed)) for seed in (0, 1)]
+    settings = [
+        *(
+            {"method": "hamburger", "checkpoint": folder, "confidence": c}
+            for folder in folders
+            for c in (0.3, 0.4)
+        ),
+        *(
+            {"method": "hamburger", "checkpoint": folder, "confidence": 0.3, "verify": True}
+            for folder in folders
+        ),
+        *({"method": "vanilla", "kv_dtype": dtype} for dtype in ("model", "int8")),
+        *(
+            {"method": "kv_press", "press": p, "ratio": r}
+            for p in ("streaming", "knorm")
+            for r in (0.5, 0.25)
+        ),
+    ]
+    cells = [
+        Cell(method=method, label=str(number), knobs=knobs, model="m", dtype="float32")
+        for number, (method, knobs) in enumerate((each.pop("method"), each) for each in settings)
+    ]
+    generator = Generator(target, cells, DecodingOptions())
+    shares = [generator.warm_up_cell(cell)["shares"] for cell in cells]
+    assert shares == [None, "0", None, "2", "0", "2", None, None, None, "8", None, "10"]

@@ -42,6 +42,11 @@ class ModelRequest(Request):
         """See :class:`hambench.decoding.Request`."""
         return self.model.weight_bytes
 
+    @property
+    def first_used(self) -> frozenset[Hashable]:
+        """See :class:`hambench.decoding.Request`."""
+        return frozenset({(id(self.model), type(self.cache))})
+
 
 class Prefill(ModelRequest):
     """:meth:`~hambench.engine.language_model.LanguageModel.prefill`; answered by a ``ForwardOutput``.

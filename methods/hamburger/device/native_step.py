@@ -106,6 +106,12 @@ class NativeStep(MacroStep):
         assert isinstance(base, NativeLlama)
         return base
 
+    def first_used(self, through: NativeLlama | None) -> frozenset[Hashable]:
+        """What a macro-step through this base first uses: without the stop head, nothing of the grafts."""
+        grafts = {id(self._grafts)} if self._asks else set()
+        bases = set() if through is None else {(id(through), type(self._cache))}
+        return frozenset[Hashable](grafts | bases)
+
     def first_step(self) -> FirstStep:
         """What this sequence brings to the macro-step behind its prompt."""
         return FirstStep(self._features, self._token, self._thresholds if self._asks else None)
@@ -155,6 +161,10 @@ class _MacroStepRequest(Request):
     @property
     def cost(self) -> int:
         return 0 if self.through is None else self.through.weight_bytes
+
+    @property
+    def first_used(self) -> frozenset[Hashable]:
+        return self.step.first_used(self.through)
 
     def answer(self) -> Emitted:
         return self.step.first() if self.through is None else self.step.next()
