@@ -222,7 +222,7 @@ Examples:
 @click.option("--resume", is_flag=True, help="Continue from the last save in --out.")
 def train(model: str, recipe: str, out: Path, **options: Any) -> None:
     """Train HAMburger weights for a base model."""
-    from hambench.bench.hamburger.card import card_path, run_facts, write_card
+    from hambench.bench.hamburger.card import card_path, has_current_card, run_facts, write_card
     from hambench.methods.hamburger.data.pipeline import DataSource
     from hambench.methods.hamburger.data.pipeline import train as run
     from hambench.methods.hamburger.data.self_distill import SelfDistillation, default_amounts
@@ -280,7 +280,12 @@ def train(model: str, recipe: str, out: Path, **options: Any) -> None:
         engine=lambda: run_by(load(model), kernels="auto"),
         report=click.echo,
     )
-    if trainer.accelerator.is_main_process:
+    if trainer.accelerator.is_main_process and not has_current_card(out):
         write_card(out)
+    if trainer.was_finished:
+        click.echo(
+            f"{out}: this run had ended, so nothing was changed; give more --steps or --minutes to go on"
+        )
+        return
     click.echo(f"{out}: {trainer.step} steps; held out: {trainer.held_out}")
     click.echo(f"hambench generate --model {model} --method hamburger --checkpoint {out} 'Hello'")

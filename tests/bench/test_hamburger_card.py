@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 
 import pytest
 from cli_calls import invoke
@@ -101,6 +102,46 @@ def test_measure_writes_its_figures_into_the_card_and_draws_the_curve(trained, t
     ]
     assert f"(expected calibration error {curve['ece']:.3f})" in text
     assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_that_had_ended_keeps_its_weights_and_the_figures_of_its_card_when_it_is_resumed(
+    weights, trained, tmp_path, capsys
+):
+    """All was written anew, with other seconds in the provenance, and a card without the figures."""
+    folder, data, _ = weights
+    out = shutil.copytree(trained[1], tmp_path / "weights")
+    call = ("hamburger", "measure", "--model", folder, "--checkpoint", out, "--tokens", 8, "--card")
+    code, _, error = invoke(capsys, *call, "--answers", out / "held_out.jsonl")
+    assert code == 0, error
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert b"free-running" in before["README.md"]
+    call = (
+        "hamburger",
+        "train",
+        "--model",
+        folder,
+        "--data",
+        data,
+        "--out",
+        out,
+        "--lora-rank",
+        2,
+        "--resume",
+    )
+    others = ("--held-out", 0.4, "--seed", 3, "--no-keep-apart")
+    code, told, error = invoke(capsys, *call, "--steps", "micro=2,reader=1,student=1", *others)
+    assert code == 0, error
+    assert told.splitlines()[-1].startswith(f"{out}: this run had ended, so nothing was changed")
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    # a card that is not there is written all the same, and one of other weights is replaced
+    (out / "README.md").unlink()
+    code, _, error = invoke(capsys, *call, "--steps", "micro=2,reader=1,student=1", *others)
+    assert (code, "writes them here" in (out / "README.md").read_text()) == (0, True), error
+    (out / "README.md").write_bytes(before["README.md"])
+    code, told, error = invoke(capsys, *call, "--steps", "micro=2,reader=1,student=2", *others)
+    assert (code, "nothing was changed" in told) == (0, False), error
+    assert "free-running" not in (out / "README.md").read_text()
+    assert row_of((out / "README.md").read_text(), "steps of student") == "2"
 
 
 def test_pictures_of_other_kinds_cards_without_a_folder_and_foreign_cards_are_refused(

@@ -75,6 +75,16 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
 
 
+def has_current_card(folder: Path) -> bool:
+    """Returns whether the card in a folder is of these very weights, so that the figures in it are theirs."""
+    path = card_path(folder)
+    return path.is_file() and _digest_row(digest(folder)) in path.read_text(encoding="utf-8").split("\n")
+
+
+def _digest_row(sha256: str) -> str:
+    return f"| SHA-256 of hamburger.json | `{sha256}` |"
+
+
 def write_card(folder: Path, judged: WeightsJudgement | None = None) -> None:
     """Writes the card of the weights in a folder; replaces one that it wrote and nobody changed, and no other.
 
@@ -141,7 +151,7 @@ def _head(config: Mapping[str, Any], size: int, sha256: str) -> list[str]:
         "",
         "| | |",
         "|---|---|",
-        f"| SHA-256 of hamburger.json | `{sha256}` |",
+        _digest_row(sha256),
         f"| size | {size / 2**20:.1f} MiB in {count(num_shards, 'shard')} |",
         f"| architecture | {architecture['num_micro_layers']} micro layers, up to {architecture['max_micro_steps']} "
         f"tokens per macro-step, features of layers {layers}, {architecture['merge_heads']} merge heads |",

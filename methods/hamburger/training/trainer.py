@@ -37,6 +37,7 @@ from hambench.methods.hamburger.training.objectives import BatchLesson, Student
 from hambench.methods.hamburger.training.recipes import Recipe, Stage
 from hambench.methods.hamburger.training.run_folder import RunFolder
 from hambench.methods.hamburger.training.teacher import Corpus
+from hambench.methods.hamburger.weights_folder import CONFIG_NAME, read_config
 from hambench.models.safetensors import weight_files
 from hambench.models.target import locate
 
@@ -118,6 +119,8 @@ class Trainer:
         self.held_out: dict[str, float] = {}
         self.data: dict[str, int | str] = {}
         """Counts and identity of the training data, for the provenance."""
+        self.was_finished = False
+        """Whether the run had ended before it was resumed, so that nothing has changed."""
         self._steps_by_stage: dict[str, int] = {}
         self._calibration: dict[str, Any] = {}
 
@@ -163,8 +166,10 @@ class Trainer:
             chosen = [(rows[i].ids, rows[i].prompt_tokens, rows[i].segments) for i in indices]
             return collate(chosen, self.architecture.max_micro_steps), None
 
-        self._load_state()
+        is_new, before = not self._load_state(), self.step
         fused_stage(self, train, batch_of, [len(row.ids) for row in rows], epochs=self.recipe.epochs)
+        if not is_new and self.step == before and self._has_ended(held):
+            return
         if self.accelerator.is_main_process:
             self.held_out = held_out_losses(self, held, batch_of) if held else {}
             self.save(None)
@@ -185,6 +190,7 @@ class Trainer:
         )
         self.data = describe(corpus, notes)
         is_new = not self._load_state()
+        before = self._stage, self.step
         self.accelerator.wait_for_everyone()
         if is_new and self.accelerator.is_main_process:
             # a run that is stopped before its next save has used its time for data all the same
@@ -195,11 +201,25 @@ class Trainer:
             if self.recipe.cut_by_stop_head and (self._started_from or self._has_finished("micro")):
                 lessons.cut_by_stop_head(self.grafts)
             self._run_stage(lessons)
+            if not is_new and (number, self.step) == before and self._has_ended(lessons.held):
+                return
             self._steps_by_stage[self.stage] = self.step
             if self.accelerator.is_main_process:
                 self.save(None)
         if self.accelerator.is_main_process:
             self._finish(lessons)
+
+    def _has_ended(self, held: Sequence[int]) -> bool:
+        """Finds out whether the folder has the weights of the last stage's last step, with their held-out losses."""
+        path = self.options.out
+        told = read_config(path)["provenance"] if (path / CONFIG_NAME).is_file() else {}
+        steps = {**self._steps_by_stage, self.stage: self.step}
+        is_last = self._stage == len(self.recipe.stages) - 1
+        # saves on the way have no figures yet
+        self.was_finished = is_last and told.get("steps") == steps and bool(told.get("held_out") or not held)
+        if self.was_finished:
+            self.held_out = told["held_out"]
+        return self.was_finished
 
     @property
     def idle_stages(self) -> list[Stage]:

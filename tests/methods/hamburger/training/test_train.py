@@ -99,6 +99,43 @@ def test_the_distilling_recipe_trains_resumes_and_saves_what_decodes(folder, con
     assert generate(method, PROMPT, SamplingParams(max_new_tokens=8)).steps
 
 
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("objective", ["distil", "published"])
+def test_a_run_that_had_ended_changes_no_file_when_it_is_resumed_and_one_without_its_figures_ends(
+    objective, folder, conversations, tmp_path, monkeypatch
+):
+    small = dataclasses.replace(SMALL, micro_epochs=1, micro_batch=16, batch_size=4, lora_rank=2)
+    recipe = small if objective == "distil" else dataclasses.replace(PAPER, batch_size=4, accumulate=1)
+    out = tmp_path / "weights"
+
+    def run(*, resume, steps=2):
+        options = RunOptions(out=out, steps=steps, resume=resume, held_out_share=0.2)
+        return train(str(folder), recipe, options, sources=[DataSource(path=conversations)])
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    if objective == "distil":
+        with monkeypatch.context() as patch:
+            # all steps are taken and saved
+            patch.setattr("hambench.methods.hamburger.training.trainer.held_out_losses", stop)
+            with pytest.raises(KeyboardInterrupt):
+                run(resume=False)
+        assert not load(out).provenance["held_out"]
+    ended = run(resume=objective == "distil")
+    before = contents(out)
+    assert (ended.was_finished, load(out).provenance["held_out"]) == (False, ended.held_out)
+    again = run(resume=True)
+    assert (again.was_finished, again.step, again.held_out) == (True, ended.step, ended.held_out)
+    assert contents(out) == before
+    more = run(resume=True, steps=3)
+    assert (more.was_finished, more.step) == (False, 3)
+    assert contents(out)["hamburger.json"] != before["hamburger.json"]
+
+
 @pytest.fixture
 def precision_of_the_process(monkeypatch):
     """Sets what Accelerate keeps for the whole process, as whatever used it first would have."""
