@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import TYPE_CHECKING
 
 import click
 
 from hambench.cli._options import kernels_option, model_options
+
+if TYPE_CHECKING:
+    from hambench.bench.asking.measure import AskingCost
 
 
 @click.command()
@@ -20,7 +24,7 @@ from hambench.cli._options import kernels_option, model_options
     default=3,
     show_default=True,
     type=click.IntRange(min=1),
-    help="Records per method.",
+    help="Records per method, and answers of each loop.",
 )
 @click.option(
     "--max-new-tokens",
@@ -57,9 +61,11 @@ def command(
     """Measure the share of a run's wall time that the harness takes.
 
     It compares the wall time of making records with the time inside the methods' steps, and measures the cost of the
-    profiler's ranges while nothing is profiled. With --suite it also prints a run's fixed costs: the rest of a --budget
-    is for samples.
+    profiler's ranges while nothing is profiled. It also compares the engine's loop, in which a session asks for each
+    forward, with a bare loop over the same calls of the model, for vanilla and speculative[k=4] (not with Ray). With
+    --suite it also prints a run's fixed costs: the rest of a --budget is for samples.
     """
+    from hambench.bench.asking.measure import measure_asking
     from hambench.bench.overhead import measure_overhead, measure_parts
     from hambench.runner.axis_text import split_methods
 
@@ -88,6 +94,20 @@ def command(
             if cost is not None and part is not None:
                 each = f"{cost.num_ranges} ranges per record, {cost.seconds_each * 1e9:.0f} ns each"
                 click.echo(f"  profiling, off: {part:.3%} of the steps ({each})")
+    if executor == "local":
+        costs = measure_asking(
+            model=model,
+            dtype=dtype,
+            device=device,
+            kernels=kernels,
+            num_answers=num_records,
+            max_new_tokens=max_new_tokens,
+        )
+        if as_json:
+            click.echo(json.dumps({"asking": [cost.facts() for cost in costs]}))
+        else:
+            click.echo("the engine's loop over a bare loop with the same calls:")
+            click.echo("\n".join(line for cost in costs for line in _lines(cost)))
     if suite is None:
         return
     parts = measure_parts(
@@ -98,3 +118,21 @@ def command(
         return
     listed = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in parts.items())
     click.echo(f"before the first sample of {suite}: {sum(parts.values()):.1f} s ({listed})")
+
+
+def _lines(cost: AskingCost) -> list[str]:
+    ratio, added = cost.ratio, cost.added_us
+    wide = f"{ratio.n} pairs of turns"
+    if ratio.low is not None and ratio.high is not None and added.low is not None and added.high is not None:
+        interval = f"95 % interval {ratio.low:.4f} to {ratio.high:.4f}, {wide}"
+        added_interval = f" ({added.low:+.1f} to {added.high:+.1f})"
+    else:
+        interval, added_interval = f"no interval from {wide}", ""
+    return [
+        f"  {cost.method}: {ratio.value:.4f} times the bare loop's time per token ({interval})",
+        f"    {added.value:+.1f} µs{added_interval} per step of {cost.bare_us:,.0f} µs; both loops make the same "
+        f"{cost.num_calls} calls, {cost.num_forwards} forwards",
+        f"    where models answer at once: {cost.at_once_us:+.1f} µs per step, {cost.at_once_share:.3%} of it",
+        f"    asking alone: {cost.request_us:+.2f} µs per request, {cost.requests_per_step:.2f} requests per step, "
+        f"{cost.asking_share:.3%} of it",
+    ]
