@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
+
 import torch
 from fakes import tiny_target
 from scipy.stats import chisquare
 
-from hambench.decoding import SamplingParams, answered
+from hambench.decoding import SamplingParams
+from hambench.engine.requests.forwards import Prefill
+from hambench.engine.requests.rows import Rows
 from hambench.engine.shape import LlamaShape
 from hambench.methods.common.sampling import probabilities
 
@@ -51,19 +56,63 @@ def pair_distribution(target, prompt):
 def draw_pairs(open_session, num_draws):
     """Counts of the second and third token over seeds, and the steps that gave them.
 
-    ``open_session`` takes the sampling parameters.
+    ``open_session`` takes the sampling parameters. Sessions of many seeds share their forwards: one row of a tiny model
+    costs as much as a hundred.
     """
     counts, steps = torch.zeros(SMALL_SHAPE.vocab_size, SMALL_SHAPE.vocab_size), []
-    for seed in range(num_draws):
-        params = SamplingParams(max_new_tokens=8, temperature=SHARP.temperature, seed=seed)
-        session = open_session(params)
+    for start in range(0, num_draws, 100):
+        seeds = range(start, min(start + 100, num_draws))
+        sessions = [
+            open_session(SamplingParams(max_new_tokens=8, temperature=SHARP.temperature, seed=seed))
+            for seed in seeds
+        ]
         with torch.inference_mode():
-            tokens = list(answered(session.prefill()).tokens)
-            while len(tokens) < 3:
-                steps.append(answered(session.step()))
-                tokens += steps[-1].tokens
-        counts[tokens[1], tokens[2]] += 1
+            answers = [list(step.tokens) for step in _together([each.prefill() for each in sessions])]
+            while short := [index for index, tokens in enumerate(answers) if len(tokens) < 3]:
+                taken = _together([sessions[index].step() for index in short])
+                for index, step in zip(short, taken, strict=True):
+                    answers[index] += step.tokens
+                steps += taken
+        for _, second, third, *_ in answers:
+            counts[second, third] += 1
     return counts, steps
+
+
+def _together(askings):
+    """The steps of these sessions; of their requests those that can share a forward do, as in a batch."""
+    steps, waiting = [None] * len(askings), {}
+
+    def go_on(index, answer):
+        try:
+            waiting[index] = askings[index].send(answer)
+        except StopIteration as end:
+            waiting.pop(index, None)
+            steps[index] = end.value
+
+    for index in range(len(askings)):
+        go_on(index, None)
+    while waiting:
+        # the kind that most wait for, so that those who need other forwards first can join
+        ((kind, _),) = Counter(map(_kind_of, waiting.values())).most_common(1)
+        group = [index for index, request in waiting.items() if _kind_of(request) == kind]
+        for index, answer in zip(group, _answers([waiting[index] for index in group]), strict=True):
+            go_on(index, answer)
+    return steps
+
+
+def _kind_of(request):
+    return type(request), id(request.model) if isinstance(request, Prefill) else request.together
+
+
+def _answers(requests):
+    first = requests[0]
+    if not isinstance(first, Prefill):
+        return [first.answer()] if first.together is None else type(first).answer_together(requests)
+    # the same rows that a prefill of one piece runs, which returns the last only
+    outs = first.model.forward_together(
+        [Rows(request.ids, request.cache) for request in requests], feature_layers=first.feature_layers
+    )
+    return [replace(out, hidden=out.hidden[-1:], features=out.features[:, -1:]) for out in outs]
 
 
 def chance(counts, expected):
