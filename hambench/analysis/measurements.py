@@ -131,9 +131,9 @@ def metric_value(measurement: Measurement, name: str) -> float | None:
     return value.value if isinstance(value, Estimate) else value
 
 
-def measure_run(run: Run) -> list[Measurement]:
-    """Measures every cell over all samples, then over each suite, category and task."""
-    groups = group_names(run.samples.values())
+def measure_run(run: Run, groups: Iterable[str] | None = None) -> list[Measurement]:
+    """Measures every cell over each of these groups; by default over all samples, each suite, category and task."""
+    groups = group_names(run.samples.values()) if groups is None else tuple(groups)
     measurements = []
     on_gpu = decodes_on_gpu(run)
     timed = compared_prefills(run)

@@ -57,7 +57,7 @@ _SPOKEN = {"tps": "speed", "kv_bytes_per_position": "KV memory", "regret": "fide
 
 def cell_objects(run: Run) -> list[dict[str, Any]]:
     """Returns one JSON object per cell with all its measurements over all samples; unknown values are ``None``."""
-    overall = {m.cell: m for m in measure_run(run) if m.group == ALL}
+    overall = {m.cell: m for m in measure_run(run, [ALL])}
     limits, starts = limits_of(run), start_ups(run)
     drafting = all_draft_costs(run)
     speeds = {row.candidate: row for row in _comparisons(run, ALL, ("tps",))}
@@ -162,7 +162,7 @@ def render_table(run: Run, *, group: str = ALL, width: int = 150) -> str:
         group: Samples that the numbers and verdicts are about; warnings are the whole run's.
         width: Columns of the terminal. A longer label is broken between its settings.
     """
-    measured = [m for m in measure_run(run) if m.group == group]
+    measured = measure_run(run, [group])
     part = _part(run, group)
     cells = run.header.cells
     baselines = {cell.label: baseline_of(cell, cells) for cell in cells}

@@ -318,7 +318,7 @@ def _damage(path: Path, entry: Entry, seen: Mapping[str, Entry]) -> str:
 
 
 def _series_of(run: Run) -> dict[str, dict[str, Tracked]]:
-    overall = {m.cell: m for m in measure_run(run) if m.group == ALL}
+    overall = {m.cell: m for m in measure_run(run, [ALL])}
     baselines = {cell.label: baseline_of(cell, run.header.cells) for cell in run.header.cells}
     series: dict[str, dict[str, Tracked]] = {}
     for cell, measurement in overall.items():

@@ -58,8 +58,8 @@ def render_bounds(run: Run, group: str) -> str:
     line = f"floor {bounds.floor:.1f} ({bounds.floor_by}), ceiling {bounds.ceiling:.1f}"
     parts = [
         f"{m.cell} {_points(bounds.corrected(m.accuracy.value))}"
-        for m in measure_run(run)
-        if m.group == group and m.accuracy is not None
+        for m in measure_run(run, [group])
+        if m.accuracy is not None
     ]
     return f"{line}; above chance: {', '.join(parts)}" if parts else line
 

@@ -5,6 +5,7 @@ import pytest
 from synthetic import TASKS, cells, write_run
 
 from hambench.analysis.fidelity import first_difference, token_identity
+from hambench.analysis.measurements import measure_run
 from hambench.analysis.metrics import end_to_end_tps, ttft_s
 from hambench.analysis.summary import (
     cell_objects,
@@ -36,6 +37,17 @@ def test_there_is_one_object_per_cell_with_all_that_is_measured(run):
     assert vanilla["tps_ratio"] == 1
     assert vanilla["accuracy"]["n"] > 0
     assert vanilla["acceptance_rate"] is None
+
+
+def test_a_group_measured_alone_is_the_one_of_all_groups(tmp_path):
+    few = load_run(write_run(tmp_path / "few", cells()[:2], tasks=TASKS[1:3], per_task=2))
+    every = measure_run(few)
+    groups = list(dict.fromkeys(measured.group for measured in every))
+    assert len(groups) > 3
+    assert groups[0] == ALL
+    for group in groups:
+        assert measure_run(few, [group]) == [measured for measured in every if measured.group == group]
+        assert any(measured.num_tokens for measured in measure_run(few, [group]))
 
 
 def without_prefill_times(run, *, timed):
