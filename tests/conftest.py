@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from fakes import save_tiny_model, tiny_target
+from forked_python import ForkedPython
 
 from hambench.engine.cpu.native_library import NATIVE_CACHE
 from hambench.kernels.cpu.build import find_compiler
@@ -98,6 +100,14 @@ def shared_data() -> Path:
             "needs ../shared/data beside the checkout (real evaluation rows, not part of the repository)"
         )
     return folder
+
+
+@pytest.fixture(scope="module")
+def forked_python() -> Iterator[ForkedPython]:
+    """Runs Python programs in processes that need not import torch."""
+    server = ForkedPython()
+    yield server
+    server.close()
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from forked_python import COMMAND_LINE
 
 METHOD = '''
 """Vanilla decoding that looks twice at every token: a third party's method in one file."""
@@ -91,26 +92,29 @@ def site(tmp_path_factory):
     return site
 
 
-def hambench(site, *arguments):
+@pytest.fixture(scope="module")
+def hambench(forked_python):
     """Runs the command line where the distribution is installed, and returns what it did."""
-    program = f"import sys; sys.path.insert(0, {str(site)!r}); from hambench.cli import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", program, *map(str, arguments)], capture_output=True, text=True, check=False
-    )
+    return lambda site, *arguments: forked_python.run(COMMAND_LINE, *arguments, site=site)
 
 
-def said(site, *arguments):
+@pytest.fixture(scope="module")
+def said(hambench):
     """The same, which must succeed; its standard output."""
-    done = hambench(site, *arguments)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+
+    def run(site, *arguments):
+        done = hambench(site, *arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
 
 
 def on(model):
     return ("--model", model, "--dtype", "float32")
 
 
-def test_a_method_of_another_distribution_is_listed_with_what_it_does_and_decodes(site, tiny_model):
+def test_a_method_of_another_distribution_is_listed_with_what_it_does_and_decodes(said, site, tiny_model):
     listed = [json.loads(line) for line in said(site, "ls", "methods", "--json").splitlines()]
     echo = next(row for row in listed if row["method"] == "echo")
     assert echo["what"] == "Decodes one token per step and says it aloud."
@@ -120,7 +124,7 @@ def test_a_method_of_another_distribution_is_listed_with_what_it_does_and_decode
     assert echoed["token_ids"] == plain["token_ids"]
 
 
-def test_its_short_option_is_one_of_every_command_that_takes_methods(site, tiny_model):
+def test_its_short_option_is_one_of_every_command_that_takes_methods(said, hambench, site, tiny_model):
     asked = ("generate", *on(tiny_model), "--prompt-ids", "5,6,7", "--json", "--max-new-tokens", "2")
     assert json.loads(said(site, *asked, "--method", "echo", "--volume", "2"))["method"] == "echo[volume=2]"
     for command in ("run", "plan", "serve"):
@@ -130,13 +134,13 @@ def test_its_short_option_is_one_of_every_command_that_takes_methods(site, tiny_
     assert "no chosen method has the knob 'volume'" in refused.stderr
 
 
-def test_its_phases_are_in_the_profile(site, tiny_model):
+def test_its_phases_are_in_the_profile(said, site, tiny_model):
     (profile,) = json.loads(said(site, "profile", *on(tiny_model), "--method", "echo", "-n", "6", "--json"))
     rows = {tuple(row["path"]): row["calls"] for row in profile["rows"]}
     assert rows["say",] == 5
 
 
-def test_its_byte_rule_is_in_the_forecast(site):
+def test_its_byte_rule_is_in_the_forecast(said, site):
     asked = ("predict", "--model", "smollm2-135m", "--bandwidth", "46GB/s")
     forecast = json.loads(said(site, *asked, "--json"))
     rows = {(row["method"], row["setting"]): row for row in forecast["rows"]}
@@ -145,7 +149,9 @@ def test_its_byte_rule_is_in_the_forecast(site):
     assert "echo: loud" in said(site, *asked)
 
 
-def test_a_run_of_it_has_limits_by_its_rule_and_its_look_in_the_report(site, tiny_model, rows, tmp_path):
+def test_a_run_of_it_has_limits_by_its_rule_and_its_look_in_the_report(
+    said, forked_python, site, tiny_model, rows, tmp_path
+):
     run = tmp_path / "run"
     options = (
         "--suite",
@@ -165,13 +171,13 @@ def test_a_run_of_it_has_limits_by_its_rule_and_its_look_in_the_report(site, tin
     assert [cell["knobs"] for cell in echo] == [{"volume": 1}, {"volume": 2}]
     assert all(cell["own_sizes"] == {"num_speakers": 3} for cell in echo)
     program = f"""
-import json, sys
-sys.path.insert(0, {str(site)!r})
+import json
 from hambench.analysis.bandwidth_limit import limits_of
 from hambench.store import load_run
 print(json.dumps({{cell: limit.bytes_per_token for cell, limit in limits_of(load_run({str(run)!r})).items()}}))
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = forked_python.run(program, site=site)
+    assert done.returncode == 0, done.stderr
     limits = json.loads(done.stdout)
     assert limits["echo[volume=2]"] == 2 * limits["echo[volume=1]"] > 0
     # the style sheet names every colour; only a figure strokes or fills with one
@@ -179,7 +185,7 @@ print(json.dumps({{cell: limit.bytes_per_token for cell, limit in limits_of(load
 
 
 @pytest.mark.slow
-def test_a_run_of_a_method_that_is_not_installed_here_is_still_read(site, tiny_model, rows, tmp_path):
+def test_a_run_of_a_method_that_is_not_installed_here_is_still_read(said, site, tiny_model, rows, tmp_path):
     run = tmp_path / "run"
     options = (
         "--suite",
@@ -200,7 +206,7 @@ def test_a_run_of_a_method_that_is_not_installed_here_is_still_read(site, tiny_m
     said(elsewhere, "report", run)
 
 
-def test_a_broken_plugin_is_one_clear_line_and_harms_no_other_method(site, tiny_model):
+def test_a_broken_plugin_is_one_clear_line_and_harms_no_other_method(said, hambench, site, tiny_model):
     whole = (site / "hambench_echo.py").read_text()
     (site / "hambench_echo.py").write_text("raise ImportError('no luck today')")
     try:
