@@ -125,7 +125,7 @@ def test_a_slow_asking_path_shows_in_the_ratio(clock, monkeypatch):
     assert cost.ratio.value == pytest.approx(1.5)
     assert cost.bare_us == pytest.approx(1e6)
     assert cost.added_us.value == pytest.approx(0.5e6)
-    assert [turn.num_steps for turn in cost.turns] == [4] * 12
+    assert [[turn.num_steps for turn in turns] for turns in cost.answers] == [[4] * 6] * 2
 
 
 def test_a_slow_asking_path_shows_on_the_machines_own_clock(monkeypatch):
@@ -159,9 +159,41 @@ def test_which_loop_goes_first_changes_at_every_turn(monkeypatch):
     engine, plain = (
         kind(method, PROMPT_IDS, SamplingParams(max_new_tokens=13)) for kind in (EngineLoop, BareVanilla)
     )
+    for loop in (engine, plain):
+        loop.prefill()
     measure._alternate(engine, plain, 4, WorkClock())
     # the fourth turn finds both at their end
     assert order == [EngineLoop, BareVanilla, BareVanilla, EngineLoop] * 2
+
+
+def test_which_loop_gets_its_memory_first_changes_at_every_answer(monkeypatch):
+    opened: list[type] = []
+    for kind in (EngineLoop, BareVanilla):
+
+        def prefill(self, kind=kind, prefill=kind.prefill):
+            opened.append(kind)
+            prefill(self)
+
+        monkeypatch.setattr(kind, "prefill", prefill)
+    monkeypatch.setattr(measure, "_equal_calls", lambda *_: ([], 1))
+    monkeypatch.setattr(measure, "_microseconds_at_once", lambda *_: 0.0)
+    compare_loops(method_named("vanilla"), BareVanilla, PROMPT_IDS, num_answers=3, max_new_tokens=2)
+    assert opened == [EngineLoop, BareVanilla, BareVanilla, EngineLoop, EngineLoop, BareVanilla]
+
+
+def test_turns_of_one_answer_are_one_pair():
+    slow, even = (Turn(1.2, 1.0, 4, 4),) * 50, (Turn(1.0, 1.0, 4, 4),) * 50
+    cost = dataclasses.replace(cost_of([]), answers=(slow, even))
+    assert cost.ratio.n == 2
+    assert cost.ratio.value == pytest.approx(1.1)
+    assert cost.ratio.low is None or cost.ratio.low < 1
+
+
+def test_a_long_answer_is_compared_in_short_ones(tiny_model: Path):
+    vanilla, _ = measure_asking(
+        model=str(tiny_model), dtype="float32", device="cpu", num_records=1, max_new_tokens=80
+    )
+    assert [sum(turn.num_tokens for turn in turns) for turns in vanilla.answers] == [31, 31, 31]
 
 
 class OtherTokens(BareVanilla):
@@ -201,7 +233,7 @@ def cost_of(turns: list[Turn]) -> AskingCost:
         num_calls=1,
         num_forwards=1,
         requests_per_step=2.0,
-        turns=tuple(turns),
+        answers=tuple((turn,) for turn in turns),
         at_once_us=10.0,
         request_us=1.5,
     )
@@ -226,7 +258,7 @@ def test_one_turn_has_no_interval():
 
 def test_vanilla_and_speculation_are_compared_on_a_saved_model(tiny_model: Path):
     costs = measure_asking(
-        model=str(tiny_model), dtype="float32", device="cpu", num_answers=1, max_new_tokens=12
+        model=str(tiny_model), dtype="float32", device="cpu", num_records=1, max_new_tokens=12
     )
     assert [cost.method for cost in costs] == ["vanilla", "speculative[k=4]"]
     assert [cost.requests_per_step for cost in costs] == [1.0, 2.0]
@@ -245,6 +277,6 @@ def test_the_command_prints_the_ratio_and_stores_every_turn(tiny_model: Path):
     assert "1.00 requests per step" in text
     lines = CliRunner().invoke(command, [*arguments, "--json"], catch_exceptions=False).stdout.splitlines()
     (vanilla, speculative) = json.loads(lines[-1])["asking"]
-    assert vanilla["ratio"]["n"] == len(vanilla["turns"]) == 6
-    assert sum(turn["num_tokens"] for turn in vanilla["turns"]) == 22
+    assert vanilla["ratio"]["n"] == len(vanilla["answers"]) == 2
+    assert [turn["num_tokens"] for turns in vanilla["answers"] for turn in turns] == [4, 4, 3] * 2
     assert speculative["requests_per_step"] == 2

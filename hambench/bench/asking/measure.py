@@ -27,6 +27,9 @@ from hambench.runner.backend import run_by
 
 STEPS_PER_TURN = 4
 """Steps that one loop takes before the other one's turn: short, so that both meet the same machine."""
+TOKENS_PER_ANSWER = 32
+"""Most tokens per compared answer: short, so that there are many. Where its cache lies in memory moves the speed of all
+steps of a loop by a percent or more, so that answers are what varies, not turns."""
 AT_ONCE_STEPS, AT_ONCE_TURNS = 500, 11
 """Steps per turn and turns of the loops over a model that answers at once."""
 
@@ -55,8 +58,8 @@ class AskingCost:
     """Forwards of these calls."""
     requests_per_step: float
     """Calls per step after the prompt; the engine's loop asks for each by a request."""
-    turns: tuple[Turn, ...]
-    """Pairs of timings, over all answers."""
+    answers: tuple[tuple[Turn, ...], ...]
+    """Turns of each answer."""
     at_once_us: float
     """Microseconds per step that the engine's loop adds where models answer at once: the median of paired turns. Code
     and objects stay in the processor's caches there, so it is a lower bound."""
@@ -66,9 +69,10 @@ class AskingCost:
 
     @property
     def ratio(self) -> Estimate:
-        """Time per token of the engine's loop over the bare loop's, paired by turn, with a 95 % interval."""
-        tokens = [turn.num_tokens for turn in self.turns]
-        engine_s, bare_s = ([turn[side] for turn in self.turns] for side in (0, 1))
+        """Time per token of the engine's loop over the bare loop's, paired by answer, with a 95 % interval."""
+        tokens = [sum(turn.num_tokens for turn in turns) for turns in self.answers]
+        engine_s = [sum(turn.engine_s for turn in turns) for turns in self.answers]
+        bare_s = [sum(turn.bare_s for turn in turns) for turns in self.answers]
         result = log_ratio_of_sums((engine_s, tokens), (bare_s, tokens))
         low, high = (None if bound is None else math.exp(bound) for bound in (result.low, result.high))
         return Estimate(value=math.exp(result.effect), low=low, high=high, n=result.num_blocks)
@@ -76,7 +80,8 @@ class AskingCost:
     @property
     def bare_us(self) -> float:
         """Microseconds per step of the bare loop."""
-        return 1e6 * sum(turn.bare_s for turn in self.turns) / sum(turn.num_steps for turn in self.turns)
+        turns = [turn for answer in self.answers for turn in answer]
+        return 1e6 * sum(turn.bare_s for turn in turns) / sum(turn.num_steps for turn in turns)
 
     @property
     def added_us(self) -> Estimate:
@@ -109,7 +114,7 @@ class AskingCost:
             "at_once_share": self.at_once_share,
             "us_per_request": self.request_us,
             "asking_share": self.asking_share,
-            "turns": [turn._asdict() for turn in self.turns],
+            "answers": [[turn._asdict() for turn in turns] for turns in self.answers],
         }
 
 
@@ -136,10 +141,13 @@ def measure_asking(
     dtype: str,
     device: str | None,
     kernels: str = "auto",
-    num_answers: int,
+    num_records: int,
     max_new_tokens: int,
 ) -> tuple[AskingCost, ...]:
     """Compares both loops for vanilla, and for speculative[k=4] where the model can have an INT8 draft.
+
+    Each loop decodes the tokens of ``num_records`` answers of ``max_new_tokens``, in answers of at most
+    :data:`TOKENS_PER_ANSWER`.
 
     Raises:
         HambenchError: If the loops of a method differ in a call or a token.
@@ -148,8 +156,10 @@ def measure_asking(
     if target.tokenizer is None:
         raise HambenchError(f"model must have a tokenizer to encode the prompt, {target.name} has none")
     prompt_ids = target.tokenizer.encode(PROMPT * 4)
+    num_answers = max(num_records, math.ceil(num_records * max_new_tokens / TOKENS_PER_ANSWER))
+    length = min(max_new_tokens, TOKENS_PER_ANSWER)
     return tuple(
-        compare_loops(method, bare, prompt_ids, num_answers=num_answers, max_new_tokens=max_new_tokens)
+        compare_loops(method, bare, prompt_ids, num_answers=num_answers, max_new_tokens=length)
         for method, bare in _arms(target)
     )
 
@@ -187,17 +197,18 @@ def compare_loops(
     arm, params = _Arm(method, bare), SamplingParams(max_new_tokens=max_new_tokens)
     # both answers also warm up what is timed next
     calls, num_steps = _equal_calls(arm, prompt_ids, params)
-    turns: list[Turn] = []
+    answers: list[tuple[Turn, ...]] = []
     for number in range(num_answers):
-        engine, plain = EngineLoop(method, prompt_ids, params), bare(method, prompt_ids, params)
-        turns += _alternate(engine, plain, STEPS_PER_TURN, clock, flipped=number % 2 == 1)
+        flipped = number % 2 == 1
+        engine, plain = _opened(arm, prompt_ids, params, flipped=flipped)
+        answers.append(tuple(_alternate(engine, plain, STEPS_PER_TURN, clock, flipped=flipped)))
         _require_equal(method.name, "tokens", engine.tokens, plain.tokens)
     return AskingCost(
         method=method.name,
         num_calls=len(calls),
         num_forwards=sum(call.num_forwards for call in calls),
         requests_per_step=sum(call.name != "prefill" for call in calls) / num_steps,
-        turns=tuple(turns),
+        answers=tuple(answers),
         at_once_us=_microseconds_at_once(arm, prompt_ids),
         request_us=_microseconds_per_request(arm),
     )
@@ -225,6 +236,17 @@ def _noted(name: str, model: Any, *, calls: list[Call]) -> NotedCalls:
     return NotedCalls(name, model, calls)
 
 
+def _opened(
+    arm: _Arm, prompt_ids: Sequence[int], params: SamplingParams, *, flipped: bool = False
+) -> tuple[EngineLoop, Loop]:
+    """Opens both loops and reads the prompt with each; ``flipped`` lets the bare loop get its memory first."""
+    loops: dict[Any, Any] = {}
+    for kind in (arm.bare, EngineLoop) if flipped else (EngineLoop, arm.bare):
+        loops[kind] = kind(arm.method, prompt_ids, params)
+        loops[kind].prefill()
+    return loops[EngineLoop], loops[arm.bare]
+
+
 def _alternate(
     engine: EngineLoop,
     plain: Loop,
@@ -235,8 +257,6 @@ def _alternate(
     max_turns: int | None = None,
 ) -> list[Turn]:
     """Times both loops turn by turn to their end; which one goes first changes at every turn."""
-    for loop in (plain, engine) if flipped else (engine, plain):
-        loop.prefill()
     turns: list[Turn] = []
     steps_before, tokens_before = engine.num_steps, len(engine.tokens)
     while max_turns is None or len(turns) < max_turns:
@@ -267,13 +287,8 @@ def _microseconds_at_once(arm: _Arm, prompt_ids: Sequence[int]) -> float:
     target = dataclasses.replace(at_once.method.target, context_length=len(prompt_ids) + num_tokens)
     method = dataclasses.replace(at_once.method, target=target)
     params = SamplingParams(max_new_tokens=num_tokens)
-    turns = _alternate(
-        EngineLoop(method, prompt_ids, params),
-        arm.bare(method, prompt_ids, params),
-        AT_ONCE_STEPS,
-        time.perf_counter,
-        max_turns=AT_ONCE_TURNS,
-    )
+    engine, plain = _opened(_Arm(method, arm.bare), prompt_ids, params)
+    turns = _alternate(engine, plain, AT_ONCE_STEPS, time.perf_counter, max_turns=AT_ONCE_TURNS)
     return statistics.median(1e6 * (turn.engine_s - turn.bare_s) / turn.num_steps for turn in turns)
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     default=3,
     show_default=True,
     type=click.IntRange(min=1),
-    help="Records per method, and answers of each loop.",
+    help="Records per method; the loops decode as many tokens.",
 )
 @click.option(
     "--max-new-tokens",
@@ -100,7 +100,7 @@ def command(
             dtype=dtype,
             device=device,
             kernels=kernels,
-            num_answers=num_records,
+            num_records=num_records,
             max_new_tokens=max_new_tokens,
         )
         if as_json:
@@ -122,7 +122,7 @@ def command(
 
 def _lines(cost: AskingCost) -> list[str]:
     ratio, added = cost.ratio, cost.added_us
-    wide = f"{ratio.n} pairs of turns"
+    wide = f"{ratio.n} pairs of answers"
     if ratio.low is not None and ratio.high is not None and added.low is not None and added.high is not None:
         interval = f"95 % interval {ratio.low:.4f} to {ratio.high:.4f}, {wide}"
         added_interval = f" ({added.low:+.1f} to {added.high:+.1f})"
