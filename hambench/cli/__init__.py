@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 import hambench
+from hambench.cli._repeats import refuse_repeats
 from hambench.cli._streams import (
     SIGPIPE_EXIT_CODE,
     ClosedPipeError,
@@ -54,10 +55,13 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Finds the command; the error for an unknown name suggests the closest one."""
+        """Finds the command; refuses repeated options, and suggests the closest name for an unknown one."""
         if args and not args[0].startswith("-") and args[0] not in self.list_commands(ctx):
             raise UnknownNameError("command", args[0], self.list_commands(ctx))
-        return super().resolve_command(ctx, args)
+        name, command, left = super().resolve_command(ctx, args)
+        if command is not None:
+            refuse_repeats(command, left, ctx)
+        return name, command, left
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command; turns a closed pipe into an error that click does not report as a failure."""

@@ -266,3 +266,20 @@ def test_bad_rows_of_own_prompts_are_a_line_each_and_exit_code_2(tmp_path, monke
         "mine.jsonl, line 3",
     ]
     assert not Path("run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("run", "--suite", "longbench", "--suite", "own.jsonl"), "--suite is given 2 times"),
+        (("plan", "--suite", "nosuch", "--suite=efficiency"), "--tasks alone or in a YAML file"),
+        (("run", "--methods", "vanilla", "--methods", "suffix"), "join its values by commas, --methods A,B"),
+        (("run", "-k", "1", "--draft-tokens", "2", "--suite", "efficiency"), "is given 2 times"),
+        (("bench", "engine", "--contexts", "64", "--contexts", "128"), "--contexts is given 2 times"),
+        (("data", "verify", "--tasks", "lcc", "--tasks", "trec"), "--tasks is given 2 times"),
+        (("run", "--limit", "1", "--limit", "2", "--suite", "nosuch"), "unknown suite 'nosuch'"),
+    ],
+)
+def test_a_list_or_a_suite_that_is_given_twice_does_not_lose_its_first_values(capsys, arguments, said):
+    """The last one won: a budget went to one suite alone, and a run lost its baseline."""
+    assert said in refused(capsys, *arguments)
