@@ -127,7 +127,7 @@ def prepare(request: RunRequest, *, calibrated: bool = False) -> Prepared:
             request.budget_s,
             repeats=request.repeats,
             spent_s=time.monotonic() - began + seconds_to_come(request, expansion.cells, speeds) + ENDING_S,
-            share=1.0 if calibrated else first_share(request, samples),
+            share=1.0 if calibrated else first_share(request),
             fewest=max(cell.batch for cell in expansion.cells),
         )
     return Prepared(

@@ -153,13 +153,12 @@ def adds_samples(request: RunRequest) -> bool:
     return request.budget_s is not None and request.executor == "local"
 
 
-def first_share(request: RunRequest, samples: Sequence[Sample]) -> float:
+def first_share(request: RunRequest) -> float:
     """Returns the part of a budget's time for samples that is given away before the run has begun.
 
-    All of it where none can be added: on a cluster; and with several suites, as a run has the suites it began with.
+    All of it on a cluster, where none can be added.
     """
-    is_one_suite = len({sample.suite for sample in samples}) == 1
-    return FIRST_SHARE if adds_samples(request) and is_one_suite else 1.0
+    return FIRST_SHARE if adds_samples(request) else 1.0
 
 
 def time_left(prepared: Prepared) -> TimeLeft | None:
