@@ -28,8 +28,8 @@ from hambench.runner.backend import run_by
 STEPS_PER_TURN = 4
 """Steps that one loop takes before the other one's turn: short, so that both meet the same machine."""
 TOKENS_PER_ANSWER = 32
-"""Most tokens per compared answer: short, so that there are many. Where its cache lies in memory moves the speed of all
-steps of a loop by a percent or more, so that answers are what varies, not turns."""
+"""Most tokens per compared answer: short, so that there are many. Steps of one answer share its cache's place in
+memory and its moment, so answers are the blocks of the interval, not turns."""
 AT_ONCE_STEPS, AT_ONCE_TURNS = 500, 11
 """Steps per turn and turns of the loops over a model that answers at once."""
 
