@@ -28,6 +28,8 @@ from hambench.methods.hamburger.model import HamburgerModel, MicroStep
 
 if TYPE_CHECKING:
     from hambench.engine.output import ForwardOutput
+    from hambench.methods.hamburger.device.macro_step import Emitted
+    from hambench.methods.hamburger.device.native_step import NativeStep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +79,7 @@ class VerifiedSession:
         self._model, self._confidence = model, confidence
         self._layers = model.architecture.feature_layers
         self._micro_cache = model.new_micro_cache()
+        self._native = self._native_step() if params.greedy and confidence <= 1 else None
         most = min(model.architecture.max_micro_steps, params.max_new_tokens)
         self._sequence.model.prepare_forward(
             self._sequence.cache, rows=range(1, most + 1), feature_layers=self._layers
@@ -118,7 +121,8 @@ class VerifiedSession:
             drafted=len(drafted),
             accepted=accepted.num_accepted,
             draft_seconds=draft_seconds if drafted else None,
-            peak_kv_bytes=sequence.most_slots * sequence.cache.bytes_per_slot + self._micro_cache.bytes_used,
+            peak_kv_bytes=sequence.most_slots * sequence.cache.bytes_per_slot
+            + self._micro_bytes(len(drafted)),
         )
 
     @property
@@ -136,6 +140,8 @@ class VerifiedSession:
         rows: list[Tensor] = []
         # the last token that counts comes from the target itself: drafting it would be wasted work
         most = min(model.architecture.max_micro_steps, sequence.num_left) - 1
+        if self._native is not None:
+            return (yield from self._native_draft(self._native, most)), None
         self._micro_cache.truncate(0)
         while len(drafted) < most and self._goes_on(hidden):
             embedded = model.merge([newest])
@@ -151,6 +157,29 @@ class VerifiedSession:
             return drafted, None
         nothing = torch.empty(0, sequence.model.shape.vocab_size, device=sequence.device)
         return drafted, torch.cat(rows) if rows else nothing
+
+    def _native_draft(self, native: NativeStep, most: int) -> Asking[list[int]]:
+        if not most:
+            return []
+        assert self._features is not None
+        emitted: Emitted = yield native.asks_draft(
+            self._features, self._sequence.pending, most_tokens=most + 1, confidence=self._confidence
+        )
+        return list(emitted.tokens[1:])
+
+    def _native_step(self) -> NativeStep | None:
+        from hambench.methods.hamburger.device.native_step import NativeStep, native_step_obstacle
+
+        if native_step_obstacle(self._model) is not None:
+            return None
+        return NativeStep(self._model, self._sequence.cache, asks=True)
+
+    def _micro_bytes(self, num_drafted: int) -> int:
+        if self._native is None:
+            return self._micro_cache.bytes_used
+        # the first micro-step takes the features and a token, each further one a token more
+        slots = self._model.architecture.num_features + num_drafted if num_drafted else 0
+        return slots * self._native.micro_slot_bytes
 
     def _goes_on(self, hidden: Tensor) -> bool:
         if self._confidence > 1:

@@ -94,6 +94,24 @@ class NativeStep(MacroStep):
         """See :meth:`.macro_step.MacroStep.asks_next`."""
         return _MacroStepRequest(self, self._through)
 
+    def asks_draft(
+        self, features: Tensor, token: int, *, most_tokens: int, confidence: float
+    ) -> _MacroStepRequest:
+        """The request for micro-steps from a row of the base, which nothing is stored of.
+
+        It is answered by the token itself and what the micro-steps put behind it, ``most_tokens`` in all at most.
+
+        Args:
+            features: Features of the row ``[F, D]``.
+            token: The token that the base chose there.
+            most_tokens: 1 to S.
+            confidence: Least P(continue) to continue.
+        """
+        self._features, self._token = features.to(torch.float32).contiguous(), token
+        going = most_tokens - 1
+        self._thresholds = [confidence] * going + [NEVER] * (self._grafts.max_steps - going)
+        return _MacroStepRequest(self, None)
+
     @property
     def grafts(self) -> NativeGrafts:
         """The packed grafts, shared by all steps of one model."""

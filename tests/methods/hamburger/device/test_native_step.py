@@ -23,6 +23,7 @@ from hambench.methods.hamburger.device.native_step import NativeStep, native_ste
 from hambench.methods.hamburger.device.session import DeviceSession
 from hambench.methods.hamburger.model import HamburgerModel
 from hambench.methods.hamburger.session import HamburgerSession
+from hambench.methods.hamburger.verified import VerifiedSession
 from hambench.methods.vanilla import VanillaConfig
 from hambench.models.target import load
 from hambench.runner.backend import run_by
@@ -237,6 +238,43 @@ def test_peak_bytes_in_bfloat16_count_the_float32_cache_that_native_micro_steps_
     row_elements = 2 * TINY_ARCHITECTURE.num_micro_layers * TINY_SHAPE.num_kv_heads * TINY_SHAPE.head_dim
     assert step.micro_forwards > 0
     assert step.peak_kv_bytes == session.kv.bytes + 4 * rows * row_elements
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
+@pytest.mark.parametrize("confidence", [0.0, 0.45])
+@torch.inference_mode()
+def test_native_drafts_of_a_verified_answer_are_the_plain_ones(
+    plain_llama, architecture, confidence, monkeypatch
+):
+    """Each draft is one native call, up to the last token of an answer, before which there is nothing to draft."""
+    checkpoint, params = tiny_checkpoint(architecture), SamplingParams(max_new_tokens=24)
+
+    def steps(llama):
+        target = dataclasses.replace(tiny_target(), llama=llama)
+        session = VerifiedSession(
+            target, HamburgerModel(llama, checkpoint), PROMPT, params, confidence=confidence
+        )
+        taken = [answered(session.prefill())]
+        while sum(len(step.tokens) for step in taken) < params.max_new_tokens:
+            taken.append(dataclasses.replace(answered(session.step()), draft_seconds=None))
+        return taken
+
+    expected = steps(plain_llama)
+    monkeypatch.setattr(HamburgerModel, "micro_step", None)
+    assert steps(native_of(plain_llama)) == expected
+    assert len({step.drafted for step in expected}) > 1
+
+
+@torch.inference_mode()
+def test_a_stop_head_that_gives_no_number_ends_a_verified_answer_on_native_kernels_too(plain_llama):
+    stopless = tiny_checkpoint()
+    stopless.tensors["stop_head.layers.2.bias"][0] = torch.nan
+    model = HamburgerModel(native_of(plain_llama), stopless)
+    target = dataclasses.replace(tiny_target(), llama=model.base)
+    session = VerifiedSession(target, model, PROMPT, SamplingParams(max_new_tokens=8), confidence=0.4)
+    answered(session.prefill())
+    with pytest.raises(NotFiniteError, match="stop head"):
+        answered(session.step())
 
 
 @torch.inference_mode()
