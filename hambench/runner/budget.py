@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -15,6 +15,7 @@ from hambench.engine.requests.shared_prefill import Reader, ReadPrompts
 from hambench.engine.warmup import MAX_PASSES, NUM_PROMPT_TOKENS, NUM_STEPS, made_up_steps
 from hambench.errors import HambenchError
 from hambench.records import Cell, Sample
+from hambench.registry import is_lossless
 from hambench.runner.conversations import prompt_sizes
 from hambench.runner.work import NUM_TIMED_PROMPTS, interleave_tasks
 
@@ -233,6 +234,7 @@ def sample_seconds(
     judge: Growth | None = None,
     judge_reader: Reader | None = None,
     is_shared: bool = False,
+    is_greedy: bool = False,
 ) -> float:
     """Returns an upper bound for one sample over all cells: every answer as long as its cell or task allows.
 
@@ -241,14 +243,15 @@ def sample_seconds(
         num_prompt_tokens: Number of tokens of its prompt.
         cells: Cells that answer it.
         speeds: Calibrated speeds by cell label.
-        judge: Speed of the target if it judges the answers (counted as if all answers differed).
+        judge: Speed of the target if it judges the answers, equal ones once.
         judge_reader: Who reads the judge's prompts: if a cell's prompt is read by the same, the judge copies it.
         is_shared: Whether cells copy a prompt that another one has read with the same model.
+        is_greedy: Whether lossless cells, and batches of one setting, are counted to give equal answers, as they must.
     """
     total = 0.0
     were_read: set[tuple[int, Reader | None]] = set()
     prompts: set[int] = set()
-    num_judged = 0
+    judged: set[tuple[Hashable, int, int]] = set()
     for cell in cells:
         num_new = cell.asks(sample).max_new_tokens
         num_prompt = max(0, min(num_prompt_tokens, cell.positions(num_prompt_tokens + num_new) - num_new))
@@ -261,14 +264,21 @@ def sample_seconds(
                     total -= speed.prompt_seconds(s_per_token, num_prompt)
                 were_read.add((num_prompt, reader))
         prompts.add(num_prompt)
-        num_judged += num_new
+        judged.add((_answer_of(cell) if is_greedy else cell.label, num_prompt, num_new))
     if judge is None:
         return total
     # each distinct prompt once; a row of an answer has logits of its own, which a prompt's rows have not
     longest = max(prompts, default=0)
     rate = judge.prefill_s_per_token * (1 + judge.prefill * max(0, longest - CALIBRATION_PROMPT))
     to_read = sum(size for size in prompts if (size, judge_reader) not in were_read)
-    return total + rate * (to_read + _JUDGED_ROW * num_judged)
+    return total + rate * (to_read + _JUDGED_ROW * sum(num_new for _, _, num_new in judged))
+
+
+def _answer_of(cell: Cell) -> Hashable:
+    """What decides a greedy answer; on native kernels threads and batch do not, elsewhere they may round otherwise."""
+    setting = () if is_lossless(cell) else (cell.method, *sorted(cell.knobs.items()))
+    rows = () if cell.kernels == "native" else (cell.threads, cell.batch)
+    return setting, cell.regime, cell.kernels, rows
 
 
 def bound_samples(
@@ -280,6 +290,7 @@ def bound_samples(
     judge: Growth | None = None,
     judge_reader: Reader | None = None,
     is_shared: bool = False,
+    is_greedy: bool = False,
 ) -> Bound:
     """Returns :func:`sample_seconds` of these samples as a function of the sample and of how many come before it.
 
@@ -298,6 +309,7 @@ def bound_samples(
             judge_reader=judge_reader,
             # the first few are read by every cell
             is_shared=is_shared and num_before >= NUM_TIMED_PROMPTS,
+            is_greedy=is_greedy,
         )
 
     return bound

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hambench.decoding import SamplingParams
+from hambench.decoding import GREEDY_BELOW, SamplingParams
 from hambench.engine.chat import chat_template
 from hambench.engine.text import count_tokens
 from hambench.errors import HambenchError
@@ -119,6 +119,7 @@ def prepare(request: RunRequest, *, calibrated: bool = False) -> Prepared:
             judge=growth if request.fidelity else None,
             judge_reader=generator.judge_reader,
             is_shared=generator.shares_prompts,
+            is_greedy=request.decoding.temperature < GREEDY_BELOW,
         )
         samples = fit_budget(
             samples,

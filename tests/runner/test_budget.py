@@ -337,6 +337,34 @@ def test_judging_costs_a_prompt_once_and_each_answer_its_rows():
     assert sample_seconds(sample, 50, CELLS, SPEEDS, judge=judge) == pytest.approx(alone + 0.01 * (50 + 40))
 
 
+def test_equal_greedy_answers_are_judged_once():
+    (sample,) = task_samples(x=(1, 10))
+    judge = Growth(prefill_s_per_token=0.01)
+
+    def judged(*cells, **how):
+        named = [replace(cell, label=str(number)) for number, cell in enumerate(cells)]
+        speeds = {cell.label: SPEED for cell in named}
+        seconds = [sample_seconds(sample, 50, named, speeds, judge=j, **how) for j in (judge, None)]
+        return round((seconds[0] - seconds[1]) / 0.01) - 50
+
+    vanilla = replace(CELLS[0], kernels="native")
+    draft = replace(vanilla, method="prompt_lookup")
+    lossy = replace(vanilla, method="hamburger", knobs={"confidence": 0.5})
+    assert judged(vanilla, draft, lossy, is_greedy=False) == 3 * 20
+    assert judged(vanilla, draft, is_greedy=True) == 20
+    assert judged(vanilla, draft, lossy, is_greedy=True) == 2 * 20
+    # batches change nothing on native kernels, and roundings elsewhere
+    assert judged(lossy, replace(lossy, batch=4), is_greedy=True) == 20
+    assert (
+        judged(*(replace(vanilla, kernels="reference", batch=batch) for batch in (1, 4)), is_greedy=True)
+        == 40
+    )
+    # another limit, prompt or setting is another answer
+    for change in ({"max_new_tokens": 5}, {"context": 40}):
+        assert judged(vanilla, replace(vanilla, **change), is_greedy=True) > 20
+    assert judged(lossy, replace(lossy, knobs={"confidence": 0.7}), is_greedy=True) == 40
+
+
 def test_a_judge_that_copies_a_cells_prompt_reads_none():
     (sample,) = task_samples(x=(1, 10))
     judge = Growth(prefill_s_per_token=0.01)
