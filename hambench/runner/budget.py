@@ -326,12 +326,12 @@ def fit_budget(
     share: float = 1.0,
     fewest: int = 1,
 ) -> tuple[Sample, ...]:
-    """Selects the samples that fit into a time by the upper bounds, in turn over suites and their tasks.
+    """Selects the samples that fit into a time by the upper bounds, round-robin over tasks, in the given order.
 
     A task is closed once its next sample no longer fits; the other tasks go on, so every task gets the same chance.
     ``spent_s`` is the time that goes into everything but samples, from loading to the report. Of what is left
-    they get a ``share``, but ``fewest`` of them as long as these fit at all, and one of each suite. The first sample
-    beyond the share ends the selection: others in its place would be those of short prompts.
+    they get a ``share``, but ``fewest`` of them as long as these fit at all. The first sample beyond the share ends
+    the selection: others in its place would be those of short prompts.
 
     Raises:
         HambenchError: If not even one sample fits.
@@ -339,25 +339,19 @@ def fit_budget(
     left = all_left = (budget_s - spent_s) / (MARGIN * repeats)
     chosen: set[str] = set()
     closed: set[tuple[str, str]] = set()
-    # a run keeps the suites that it began with
-    begun: set[str] = set()
-    is_over = False
     cheapest = float("inf")
     for sample in interleave_tasks(samples):
         task = (sample.suite, sample.task)
-        if task in closed or (is_over and sample.suite in begun):
+        if task in closed:
             continue
         seconds = bound(sample, len(chosen))
         cheapest = min(cheapest, seconds)
         if seconds > left:
             closed.add(task)
             continue
-        is_beyond = len(chosen) >= fewest and left - seconds < (1 - share) * all_left
-        is_over |= is_beyond
-        if is_beyond and sample.suite in begun:
-            continue
+        if len(chosen) >= fewest and left - seconds < (1 - share) * all_left:
+            break
         left -= seconds
-        begun.add(sample.suite)
         chosen.add(sample.sample_id)
     if not chosen:
         raise HambenchError(

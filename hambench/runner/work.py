@@ -127,18 +127,11 @@ def _turns(jobs: Iterable[Job]) -> Iterator[list[Job]]:
 
 
 def interleave_tasks(samples: Sequence[Sample]) -> list[Sample]:
-    """Returns samples round-robin over suites, those of a suite round-robin over its tasks, each in document order.
-
-    A run cut short covers suites evenly, and the tasks of each.
-    """
-    suites: dict[str, dict[str, list[Sample]]] = {}
+    """Returns samples round-robin over tasks, each in document order: a run cut short covers tasks evenly."""
+    by_task: dict[tuple[str, str], list[Sample]] = {}
     for sample in samples:
-        suites.setdefault(sample.suite, {}).setdefault(sample.task, []).append(sample)
-    return _in_turn([_in_turn(tasks.values()) for tasks in suites.values()])
-
-
-def _in_turn(groups: Iterable[Sequence[Sample]]) -> list[Sample]:
-    rounds = itertools.zip_longest(*groups)
+        by_task.setdefault((sample.suite, sample.task), []).append(sample)
+    rounds = itertools.zip_longest(*by_task.values())
     return [sample for turn in rounds for sample in turn if sample is not None]
 
 

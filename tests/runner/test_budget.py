@@ -90,26 +90,6 @@ def test_the_first_samples_get_a_share_and_one_at_least():
     assert first_share(replace(asked, executor="ray")) == 1
 
 
-def of_suite(name, rows):
-    return [replace(row, suite=name, sample_id=f"{name}/{row.task}/{row.doc_id}") for row in rows]
-
-
-def test_suites_take_turns_and_then_their_tasks():
-    """A suite of many tasks had as many turns to another's one."""
-    rows = [*task_samples(x=(9, 10), y=(9, 10), z=(9, 10)), *of_suite("t", task_samples(w=(9, 10)))]
-    assert fit(rows, 18.1) == ["s/x/0", "s/y/0", "s/z/0", "t/w/0", "t/w/1", "t/w/2"]
-
-
-def test_the_first_samples_are_of_every_suite_that_fits_since_a_run_keeps_those_it_began_with():
-    """With several suites the first samples got all of the time, and none was left for the run to choose."""
-    others = [*of_suite("t", task_samples(w=(9, 40))), *of_suite("u", task_samples(v=(9, 1000), w=(9, 10)))]
-    # 3, 9 and 3 s; the share is 6
-    rows = [*task_samples(x=(9, 10)), *others]
-    assert fit(rows, 24, share=0.25) == ["s/x/0", "t/w/0", "u/w/0"]
-    # the share is over when the last suite has its turn, whose first task does not fit at all
-    assert fit(rows, 61, share=0.25) == ["s/x/0", "s/x/1", "t/w/0", "u/w/0"]
-
-
 def test_the_first_samples_are_those_that_come_first_in_turn():
     """A dear one beyond the share is not passed over for cheap ones: every cell would time prompts of these alone."""
     # the first three take 3 + 9 + 3 s
