@@ -55,11 +55,11 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Finds the command; refuses repeated options, and suggests the closest name for an unknown one."""
+        """Finds the command, or suggests the closest name; the root refuses what may be given once only."""
         if args and not args[0].startswith("-") and args[0] not in self.list_commands(ctx):
             raise UnknownNameError("command", args[0], self.list_commands(ctx))
         name, command, left = super().resolve_command(ctx, args)
-        if command is not None:
+        if command is not None and ctx.parent is None:
             refuse_repeats(command, left, ctx)
         return name, command, left
 

@@ -10,6 +10,7 @@ import click
 
 from hambench.cli._options import DEFAULT_MODEL, UserPath
 from hambench.cli._progress import say_step
+from hambench.cli._repeats import ListOption
 from hambench.errors import HambenchError
 
 
@@ -29,7 +30,14 @@ Examples:
 )
 @click.option("--model", default=DEFAULT_MODEL, show_default=True, metavar="NAME", help="The base.")
 @click.option("--checkpoint", help="Folder of weights; defaults to those shipped for the model.")
-@click.option("--confidence", "confidences", default="0.5,0.7,0.8,0.9", show_default=True, metavar="LIST")
+@click.option(
+    "--confidence",
+    "confidences",
+    cls=ListOption,
+    default="0.5,0.7,0.8,0.9",
+    show_default=True,
+    metavar="LIST",
+)
 @click.option(
     "--limit",
     type=click.IntRange(min=1),

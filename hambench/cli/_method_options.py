@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from hambench.cli._repeats import ListOption
 from hambench.method_facts import ShortOption
 from hambench.registry import facts_of, method_names
 
@@ -33,16 +34,19 @@ def short_options() -> tuple[ShortOption, ...]:
 def method_options(function: F) -> F:
     """Adds every method's own options to a command, below ``--method`` or ``--methods``.
 
-    Apply it above all other options. It leaves out an option whose flag or name the command has already; that knob
-    can still be set by ``--method-arg``.
+    Apply it above all other options. Only a command with ``--methods`` takes several values of a knob. It leaves out an
+    option whose flag or name the command has already; that knob can still be set by ``--method-arg``.
     """
     have: list[click.Parameter] = getattr(function, "__click_params__", [])
     names = {parameter.name for parameter in have} | _ABOVE
     flags = {flag for parameter in have for flag in parameter.opts} | {f"--{name}" for name in _ABOVE}
+    takes_lists = "methods" in names
     # click stores options in reverse order of the help
     at = next(index for index, parameter in enumerate(have) if parameter.name in ("method", "methods"))
     have[at:at] = [
-        click.Option([*option.flags, option.knob], metavar=option.metavar, help=option.help)
+        (ListOption if takes_lists and option.is_axis else click.Option)(
+            [*option.flags, option.knob], metavar=option.metavar, help=option.help
+        )
         for option in reversed(short_options())
         if option.knob not in names and not flags & set(option.flags)
     ]

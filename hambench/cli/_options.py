@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from hambench.cli._method_options import is_axis, method_options
+from hambench.cli._repeats import ListOption
 from hambench.errors import HambenchError, UnknownNameError
 from hambench.files import expanded
 from hambench.paths import runs_root
@@ -174,6 +175,7 @@ def sweep_options(function: F) -> F:
     options = [
         click.option(
             "--methods",
+            cls=ListOption,
             default="all",
             show_default=True,
             metavar="LIST",
@@ -195,14 +197,16 @@ def sweep_options(function: F) -> F:
         ),
         click.option(
             "--batch",
+            cls=ListOption,
             default="1",
             show_default=True,
             metavar="AXIS",
             help="Sequences decoded together: 1,2,4,8. Each cell is compared with vanilla at the same batch.",
         ),
-        click.option("--threads", metavar="AXIS", help="Number of CPU threads: 1,2."),
+        click.option("--threads", cls=ListOption, metavar="AXIS", help="Number of CPU threads: 1,2."),
         click.option(
             "--regime",
+            cls=ListOption,
             default="eager",
             show_default=True,
             metavar="AXIS",
@@ -210,6 +214,7 @@ def sweep_options(function: F) -> F:
         ),
         click.option(
             "--kernels",
+            cls=ListOption,
             default="auto",
             show_default=True,
             metavar="AXIS",

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from hambench.cli._options import UserPath
+from hambench.cli._repeats import ListOption, OnceOption
 from hambench.cli._streams import echo_json
 
 _DATA = click.option(
@@ -16,7 +17,7 @@ _DATA = click.option(
     type=UserPath(path_type=Path, file_okay=False, exists=True),
     help="Folder of rows as plain files.",
 )
-_SUITE = click.option("--suite", metavar="NAME", help="Only this suite.")
+_SUITE = click.option("--suite", cls=OnceOption, metavar="NAME", help="Only this suite.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 
 
@@ -44,7 +45,7 @@ def list_(suite: str | None, data: Path | None, as_json: bool) -> None:
 
 @command.command()
 @_SUITE
-@click.option("--tasks", metavar="NAME,NAME", help="Only these tasks.")
+@click.option("--tasks", cls=ListOption, metavar="NAME,NAME", help="Only these tasks.")
 def fetch(suite: str | None, tasks: str | None) -> None:
     """Fetch official rows from the hub into the local cache.
 
@@ -74,7 +75,7 @@ def fetch(suite: str | None, tasks: str | None) -> None:
 
 @command.command()
 @_SUITE
-@click.option("--tasks", metavar="NAME,NAME", help="Only these tasks.")
+@click.option("--tasks", cls=ListOption, metavar="NAME,NAME", help="Only these tasks.")
 @_DATA
 @_JSON
 def verify(suite: str | None, tasks: str | None, data: Path | None, as_json: bool) -> None:

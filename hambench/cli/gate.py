@@ -9,6 +9,7 @@ import click
 
 from hambench.cli._options import FiniteRange, UserPath
 from hambench.cli._outcome import EXIT_CODES, finish, outcome_options
+from hambench.cli._repeats import ListOption
 from hambench.errors import HambenchError
 
 if TYPE_CHECKING:
@@ -28,7 +29,12 @@ Examples:
 """
 )
 @click.option("--config", type=UserPath(path_type=Path), help="Defaults to ./hambench.toml.")
-@click.option("--only", metavar="KINDS", help="Any of exact, speed, accuracy; defaults to all declared ones.")
+@click.option(
+    "--only",
+    cls=ListOption,
+    metavar="KINDS",
+    help="Any of exact, speed, accuracy; defaults to all declared ones.",
+)
 @click.option("--base-ref", metavar="COMMIT", help="Build the base from this commit, in its own environment.")
 @click.option(
     "--base", "base_method", metavar="METHOD", help="Compare two methods of this code instead of two commits."

@@ -10,6 +10,7 @@ import click
 
 from hambench.cli._method_options import knob_texts, method_options
 from hambench.cli._options import chat_option, kernels_option, make_sweep, method_option, model_options
+from hambench.cli._repeats import ListOption
 from hambench.errors import HambenchError
 from hambench.terminal_text import terminal_safe
 
@@ -30,7 +31,7 @@ Examples:
 )
 @method_options
 @click.argument("prompt", required=False)
-@click.option("--prompt-ids", metavar="IDS", help="Token ids instead of PROMPT: 5,6,7.")
+@click.option("--prompt-ids", cls=ListOption, metavar="IDS", help="Token ids instead of PROMPT: 5,6,7.")
 @method_option
 @model_options
 @kernels_option

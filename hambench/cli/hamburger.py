@@ -11,6 +11,7 @@ import click
 from hambench.cli._hamburger_measure import measure
 from hambench.cli._hamburger_overlap import overlap, protected_rows
 from hambench.cli._options import DEFAULT_MODEL, FiniteRange, UserPath
+from hambench.cli._repeats import ListOption
 from hambench.errors import HambenchError
 
 STRATEGIES = ("decreasing", "decreasing_v2", "sliding", "small_group")
@@ -42,7 +43,12 @@ Example:
     help="Folder of the model that it was trained from; config.json is enough.",
 )
 @click.option("--out", required=True, type=UserPath(path_type=Path), help="Folder to write to.")
-@click.option("--feature-layers", metavar="LIST", help="Replaces 3,7,11,15, the public code's constant.")
+@click.option(
+    "--feature-layers",
+    cls=ListOption,
+    metavar="LIST",
+    help="Replaces 3,7,11,15, the public code's constant.",
+)
 @click.option("--merge-heads", type=int, help="Replaces 64, the public code's constant.")
 def import_(ckpt: Path, base: Path, out: Path, feature_layers: str | None, merge_heads: int | None) -> None:
     """Convert Lightning checkpoint CKPT to a folder of safetensors.
@@ -190,6 +196,7 @@ Examples:
 @click.option("--epochs", type=FiniteRange(), help="Replaces the recipe's number.")
 @click.option(
     "--steps",
+    cls=ListOption,
     metavar="N|STAGE=N,...",
     help="Optimizer steps by stage, e.g. micro=800,reader=200,student=50, instead of epochs; "
     "N alone counts for all stages but micro.",

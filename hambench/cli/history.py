@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hambench.cli._options import FiniteRange, RunFolder, UserPath
+from hambench.cli._repeats import OnceOption
 from hambench.cli._streams import echo_shown
 from hambench.errors import HambenchError
 
@@ -98,7 +99,7 @@ def list_(root: Path, as_json: bool) -> None:
 @command.command()
 @root_option
 @click.option("--machine", help="Defaults to every machine, each on its own.")
-@click.option("--suite", help="Defaults to every suite, each on its own.")
+@click.option("--suite", cls=OnceOption, help="Defaults to every suite, each on its own.")
 @click.option("--metric", default="tps_ratio", show_default=True, help="A tracked metric, or *.")
 @click.option("--cell", default="*", show_default=True, help="Cells to show; * matches any text.")
 @click.option(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from hambench.cli._options import DEFAULT_MODEL, FiniteRange, whole_numbers
+from hambench.cli._repeats import ListOption
 from hambench.roofline.byte_model import DTYPE_BYTES
 
 
@@ -23,7 +24,10 @@ from hambench.roofline.byte_model import DTYPE_BYTES
 @click.option("--int8-head", is_flag=True, help="Assume an int8 LM head for every method.")
 @click.option("--gap-us", type=FiniteRange(min=0), default=0.0, help="Microseconds lost per kernel launch.")
 @click.option(
-    "--batch", metavar="AXIS", help="Also predict sequences decoded together, all of them in total: 1,2,4,8."
+    "--batch",
+    cls=ListOption,
+    metavar="AXIS",
+    help="Also predict sequences decoded together, all of them in total: 1,2,4,8.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(

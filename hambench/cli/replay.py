@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from hambench.cli._options import RunFolder
+from hambench.cli._repeats import ListOption
 from hambench.cli._streams import echo_json, echo_shown
 
 DEFAULT = "prompt_lookup,suffix"
@@ -17,6 +18,7 @@ DEFAULT = "prompt_lookup,suffix"
 @click.argument("run", type=RunFolder())
 @click.option(
     "--methods",
+    cls=ListOption,
     default=DEFAULT,
     show_default=True,
     metavar="NAMES",

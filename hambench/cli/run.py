@@ -24,6 +24,7 @@ from hambench.cli._options import (
     sweep_options,
     whole_numbers,
 )
+from hambench.cli._repeats import ListOption, OnceOption
 from hambench.cli._streams import echo_json_text, echo_shown
 from hambench.errors import FolderTakenError, HambenchError
 from hambench.paths import runs_root
@@ -52,10 +53,14 @@ Examples:
 @model_options
 @click.option(
     "--suite",
+    cls=OnceOption,
+    instead="a run has one; name tasks of several suites with --tasks alone or in a YAML file",
     metavar="NAME",
     help="A name from `hambench ls suites`, a YAML file, or your prompts: a .jsonl, .csv or .parquet file or a folder.",
 )
-@click.option("--tasks", metavar="LIST", help="Tasks of the suite, or any generative lm-eval tasks.")
+@click.option(
+    "--tasks", cls=ListOption, metavar="LIST", help="Tasks of the suite, or any generative lm-eval tasks."
+)
 @click.option("--preset", metavar="NAME", help="Use a suite's published settings, e.g. paper.")
 @click.option(
     "--data",
@@ -82,11 +87,13 @@ Examples:
 @click.option("--repeats", type=int, default=1, show_default=True)
 @click.option(
     "--max-new-tokens",
+    cls=ListOption,
     metavar="AXIS",
     help="Replaces the tasks' own limits; several values form an axis: 64,256.",
 )
 @click.option(
     "--context",
+    cls=ListOption,
     metavar="AXIS",
     help="Positions for prompt plus answer: 1024,4096. The suite's rule cuts or rejects longer prompts.",
 )

@@ -274,10 +274,33 @@ def test_bad_rows_of_own_prompts_are_a_line_each_and_exit_code_2(tmp_path, monke
         (("run", "--suite", "longbench", "--suite", "own.jsonl"), "--suite is given 2 times"),
         (("plan", "--suite", "nosuch", "--suite=efficiency"), "--tasks alone or in a YAML file"),
         (("run", "--methods", "vanilla", "--methods", "suffix"), "join its values by commas, --methods A,B"),
-        (("run", "-k", "1", "--draft-tokens", "2", "--suite", "efficiency"), "is given 2 times"),
-        (("bench", "engine", "--contexts", "64", "--contexts", "128"), "--contexts is given 2 times"),
+        (
+            ("run", "-k", "1", "--draft-tokens", "2", "--suite", "nosuch"),
+            "--draft-tokens is given 2 times",
+        ),
+        (
+            ("bench", "engine", "--contexts", "64", "--contexts", "128", "--repeats", "0"),
+            "--contexts is given 2 times",
+        ),
         (("data", "verify", "--tasks", "lcc", "--tasks", "trec"), "--tasks is given 2 times"),
+        (("gate", "--only", "exact", "--only", "speed"), "join its values by commas, --only A,B"),
+        (("generate", "--prompt-ids", "5", "--prompt-ids", "6"), "--prompt-ids is given 2 times"),
+        (
+            ("hamburger", "train", "--steps", "micro=1", "--steps", "reader=1", "--epochs", "nan"),
+            "--steps is given 2 times",
+        ),
+        (("history", "show", "--suite", "a", "--suite", "b"), "would be lost: give it once"),
+        (("data", "list", "--suite", "a", "--suite", "b"), "would be lost: give it once"),
+        (
+            ("bench", "overhead", "--suite", "a", "--suite", "b", "--records", "0"),
+            "would be lost: give it once",
+        ),
         (("run", "--limit", "1", "--limit", "2", "--suite", "nosuch"), "unknown suite 'nosuch'"),
+        (("generate", "--method", "nosuch", "-k", "4", "-k", "8", "a"), "unknown method 'nosuch'"),
+        (
+            ("serve", "--confidence", "1", "--confidence", "0.5", "--method", "nosuch"),
+            "unknown method 'nosuch'",
+        ),
     ],
 )
 def test_a_list_or_a_suite_that_is_given_twice_does_not_lose_its_first_values(capsys, arguments, said):

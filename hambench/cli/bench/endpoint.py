@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hambench.cli._options import FiniteRange, UserPath, price_option, price_per_hour, whole_numbers
+from hambench.cli._repeats import ListOption
 from hambench.errors import HambenchError
 from hambench.serving.address import LONGEST_TIMEOUT_S
 
@@ -27,7 +28,12 @@ if TYPE_CHECKING:
     "--served-model", metavar="NAME", help="The model's name on the server; defaults to the only one."
 )
 @click.option(
-    "--concurrency", default="1,2,4", show_default=True, metavar="AXIS", help="Numbers of concurrent users."
+    "--concurrency",
+    cls=ListOption,
+    default="1,2,4",
+    show_default=True,
+    metavar="AXIS",
+    help="Numbers of concurrent users.",
 )
 @click.option(
     "--arrivals",
@@ -36,7 +42,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="closed: each user asks again after its answer; else an open loop, whose requests don't wait for answers.",
 )
-@click.option("--rate", metavar="AXIS", help="Requests per second of an open loop: 1,2,4.")
+@click.option("--rate", cls=ListOption, metavar="AXIS", help="Requests per second of an open loop: 1,2,4.")
 @click.option(
     "--trace",
     type=UserPath(exists=True, dir_okay=False, path_type=Path),
@@ -44,7 +50,10 @@ if TYPE_CHECKING:
 )
 @click.option("--seed", default=0, show_default=True, help="Seed of Poisson arrivals.")
 @click.option(
-    "--slo", metavar="LIST", help="Bounds of a good answer, for goodput: ttft=1s,tpot=50ms,e2e=10s."
+    "--slo",
+    cls=ListOption,
+    metavar="LIST",
+    help="Bounds of a good answer, for goodput: ttft=1s,tpot=50ms,e2e=10s.",
 )
 @price_option
 @click.option(

@@ -5,12 +5,20 @@ from __future__ import annotations
 import click
 
 from hambench.cli._options import FiniteRange, kernels_option, model_options
+from hambench.cli._repeats import ListOption
 
 
 @click.command()
 @model_options
 @kernels_option
-@click.option("--methods", default="vanilla", show_default=True, metavar="LIST", help="Methods to measure.")
+@click.option(
+    "--methods",
+    cls=ListOption,
+    default="vanilla",
+    show_default=True,
+    metavar="LIST",
+    help="Methods to measure.",
+)
 @click.option(
     "--max-new-tokens",
     default=256,

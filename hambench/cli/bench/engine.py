@@ -11,6 +11,7 @@ import click
 
 from hambench.cli._options import UserPath, model_options, whole_numbers
 from hambench.cli._progress import say_step
+from hambench.cli._repeats import ListOption
 
 if TYPE_CHECKING:
     from hambench.bench.engine import EngineBenchmark
@@ -28,7 +29,12 @@ if TYPE_CHECKING:
     help="Tokens to decode per repeat.",
 )
 @click.option(
-    "--contexts", default="64,512,2048", show_default=True, metavar="LIST", help="Prompt lengths in tokens."
+    "--contexts",
+    cls=ListOption,
+    default="64,512,2048",
+    show_default=True,
+    metavar="LIST",
+    help="Prompt lengths in tokens.",
 )
 @click.option("--repeats", default=5, show_default=True, type=click.IntRange(min=1))
 @click.option(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hambench.cli._options import UserPath
+from hambench.cli._repeats import ListOption
 from hambench.errors import HambenchError, UnknownNameError
 from hambench.files import write_text
 
@@ -23,7 +24,14 @@ if TYPE_CHECKING:
 @click.option(
     "--device", "device_name", metavar="NAME", help="cpu, cuda or cuda:1; defaults to the GPU, if any."
 )
-@click.option("--rows", default="1,5", show_default=True, metavar="LIST", help="Rows per call, 1 to 8.")
+@click.option(
+    "--rows",
+    cls=ListOption,
+    default="1,5",
+    show_default=True,
+    metavar="LIST",
+    help="Rows per call, 1 to 8.",
+)
 @click.option("--only", default="", metavar="TEXT", help="Only ops whose name contains this.")
 @click.option("--compile/--no-compile", "compiled", default=True, help="Also time torch.compile (CUDA).")
 @click.option(

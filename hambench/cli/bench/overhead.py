@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hambench.cli._options import kernels_option, model_options
+from hambench.cli._repeats import ListOption, OnceOption
 
 if TYPE_CHECKING:
     from hambench.bench.asking.measure import AskingCost
@@ -17,7 +18,14 @@ if TYPE_CHECKING:
 @click.command()
 @model_options
 @kernels_option
-@click.option("--methods", default="vanilla", show_default=True, metavar="LIST", help="Methods to measure.")
+@click.option(
+    "--methods",
+    cls=ListOption,
+    default="vanilla",
+    show_default=True,
+    metavar="LIST",
+    help="Methods to measure.",
+)
 @click.option(
     "--records",
     "num_records",
@@ -35,6 +43,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--suite",
+    cls=OnceOption,
     metavar="NAME",
     help="Also time what precedes the first sample of a run of this suite with a --budget, by part.",
 )
