@@ -77,13 +77,15 @@ class Trainer:
         architecture: Architecture | None = None,
     ) -> None:
         from accelerate import Accelerator
+        from accelerate.state import is_initialized
         from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
         set_seed(options.seed)
         self.recipe, self.options = recipe, options
         self.accelerator = Accelerator(
-            # Accelerate keeps one precision per process, the first asked for: whoever came first keeps it
-            mixed_precision=None,
+            # Accelerate keeps one precision per process, the first asked for; without a choice here it would be that
+            # of `accelerate config`, which training does not follow
+            mixed_precision=None if is_initialized() else "no",
             cpu=not torch.cuda.is_available(),
             # the stage over the first layers gives no gradient to the grafts after them
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
@@ -91,7 +93,7 @@ class Trainer:
         if self.accelerator.mixed_precision not in ("no", "bf16"):
             raise ModelError(
                 f"training runs in bf16, but Accelerate was set to {self.accelerator.mixed_precision!r} in this "
-                "process: launch with --mixed_precision no"
+                "process: train in a process of its own"
             )
         self.model_name = model_name
         self.folder, _, _ = locate(model_name)

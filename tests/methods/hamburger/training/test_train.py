@@ -137,15 +137,29 @@ def test_a_run_that_had_ended_changes_no_file_when_it_is_resumed_and_one_without
 
 
 @pytest.fixture
-def precision_of_the_process(monkeypatch):
-    """Sets what Accelerate keeps for the whole process, as whatever used it first would have."""
-    from accelerate import Accelerator
+def fresh_accelerate(monkeypatch):
+    """Accelerate as in a new process without a configuration; afterwards it is as it was."""
     from accelerate.state import AcceleratorState
 
-    Accelerator(cpu=True)
-    return lambda precision: monkeypatch.setitem(
-        AcceleratorState._shared_state, "_mixed_precision", precision
-    )
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    before = dict(AcceleratorState._shared_state)
+    AcceleratorState._reset_state()
+    yield AcceleratorState
+    AcceleratorState._reset_state()
+    AcceleratorState._shared_state.update(before)
+
+
+@pytest.fixture
+def precision_of_the_process(fresh_accelerate):
+    """Sets up Accelerate for the whole process, as another library would."""
+    from accelerate import Accelerator
+
+    def set_up(precision):
+        fresh_accelerate._reset_state()
+        # the device is the one of every other test, because it is kept for the whole process too
+        Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
+
+    return set_up
 
 
 def test_the_precision_that_another_library_gave_accelerate_does_not_decide_how_weights_are_trained(
@@ -162,11 +176,22 @@ def test_the_precision_that_another_library_gave_accelerate_does_not_decide_how_
         assert torch.equal(tensor, trained[1][name]), name
 
 
+def test_the_precision_of_an_accelerate_config_does_not_end_training(
+    folder, conversations, tmp_path, fresh_accelerate, monkeypatch
+):
+    """`accelerate launch` hands a user's configuration to its processes in this variable."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    recipe = dataclasses.replace(SMALL, micro_epochs=0, micro_batch=16, batch_size=4, lora_rank=2)
+    options = RunOptions(out=tmp_path / "weights", steps=1, held_out_share=0.2)
+    ended = train(str(folder), recipe, options, sources=[DataSource(path=conversations)])
+    assert (ended.accelerator.mixed_precision, ended.step) == ("no", 1)
+
+
 def test_a_process_in_half_precision_is_refused_with_what_to_do(
     folder, conversations, tmp_path, precision_of_the_process
 ):
     precision_of_the_process("fp16")
-    with pytest.raises(ModelError, match="set to 'fp16' in this process: launch with --mixed_precision no"):
+    with pytest.raises(ModelError, match="set to 'fp16' in this process: train in a process of its own"):
         train(str(folder), SMALL, RunOptions(out=tmp_path / "out"), sources=[DataSource(path=conversations)])
 
 
