@@ -10,7 +10,7 @@ from cli_calls import invoke
 from fakes import save_tiny_model
 from fakes_hamburger import save_tiny_hamburger, with_shape
 
-from hambench.bench.hamburger.card import plot_reliability, run_facts, write_card
+from hambench.bench.hamburger.card import has_current_card, plot_reliability, run_facts, write_card
 from hambench.decoding import SamplingParams
 from hambench.engine.loop import generate
 from hambench.methods.hamburger.checkpoint import digest
@@ -179,6 +179,17 @@ def test_a_card_of_an_earlier_version_is_replaced(tmp_path):
     assert text.startswith("# HAMburger weights for tiny-random\n<!-- written by hambench hamburger, sha256 ")
     write_card(tmp_path)
     assert (tmp_path / "README.md").read_text() == text
+
+
+def test_a_card_in_another_encoding_is_read_all_the_same(tmp_path):
+    """The end of a training run that had ended was a traceback."""
+    save_tiny_hamburger(tmp_path)
+    edited = "# Größe\n<!-- written by hambench hamburger -->\n\nfigures\n"
+    (tmp_path / "README.md").write_bytes(edited.encode("latin-1"))
+    assert not has_current_card(tmp_path)
+    row = f"| SHA-256 of hamburger.json | `{digest(tmp_path)}` |\n"
+    (tmp_path / "README.md").write_bytes((edited + row).encode("latin-1"))
+    assert has_current_card(tmp_path)
 
 
 def test_a_recipe_of_a_file_is_told_by_what_it_changes(tmp_path):

@@ -59,7 +59,7 @@ def card_path(folder: Path) -> Path:
     path = folder / CARD_NAME
     if not path.is_file():
         return path
-    text = path.read_bytes().decode("utf-8", "replace")
+    text = _read(path)
     mark = _MARK.search(text)
     if mark is None:
         raise HambenchError(f"{path} was not written by hambench; move it away to have a card written")
@@ -71,6 +71,11 @@ def card_path(folder: Path) -> Path:
     return path
 
 
+def _read(path: Path) -> str:
+    # others may have edited it in another encoding
+    return path.read_bytes().decode("utf-8", "replace")
+
+
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
 
@@ -78,7 +83,7 @@ def _sha256(text: str) -> str:
 def has_current_card(folder: Path) -> bool:
     """Returns whether the card in a folder is of these very weights, so that the figures in it are theirs."""
     path = card_path(folder)
-    return path.is_file() and _digest_row(digest(folder)) in path.read_text(encoding="utf-8").split("\n")
+    return path.is_file() and _digest_row(digest(folder)) in _read(path).splitlines()
 
 
 def _digest_row(sha256: str) -> str:

@@ -214,13 +214,15 @@ class Trainer:
     def _has_ended(self, held: Sequence[int]) -> bool:
         """Finds out whether the folder has the weights of the last stage's last step, with their held-out losses."""
         path = self.options.out
-        told = read_config(path)["provenance"] if (path / CONFIG_NAME).is_file() else {}
+        config = read_config(path) if (path / CONFIG_NAME).is_file() else {}
+        provenance = config.get("provenance")
+        told = provenance if isinstance(provenance, dict) else {}
         steps = {**self._steps_by_stage, self.stage: self.step}
         is_last = self._stage == len(self.recipe.stages) - 1
         # saves on the way have no figures yet
         self.was_finished = is_last and told.get("steps") == steps and bool(told.get("held_out") or not held)
         if self.was_finished:
-            self.held_out = told["held_out"]
+            self.held_out = told.get("held_out") or {}
         return self.was_finished
 
     @property

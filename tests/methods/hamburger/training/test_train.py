@@ -136,6 +136,26 @@ def test_a_run_that_had_ended_changes_no_file_when_it_is_resumed_and_one_without
     assert contents(out)["hamburger.json"] != before["hamburger.json"]
 
 
+@pytest.mark.parametrize("provenance", [{}, {"provenance": None}, {"provenance": ["?"]}])
+def test_weights_without_a_provenance_are_trained_on_when_their_run_is_resumed(
+    provenance, folder, conversations, tmp_path
+):
+    recipe = dataclasses.replace(SMALL, micro_epochs=0, batch_size=4, lora_rank=2)
+    out = tmp_path / "weights"
+
+    def run(*, resume):
+        options = RunOptions(out=out, steps=1, resume=resume, held_out_share=0.2)
+        return train(str(folder), recipe, options, sources=[DataSource(path=conversations)])
+
+    run(resume=False)
+    path = out / "hamburger.json"
+    config = json.loads(path.read_text())
+    del config["provenance"]
+    path.write_text(json.dumps(config | provenance))
+    assert not run(resume=True).was_finished
+    assert load(out).provenance["held_out"]
+
+
 @pytest.fixture
 def fresh_accelerate(monkeypatch):
     """Accelerate as in a new process without a configuration; afterwards it is as it was."""
