@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import statistics
 from pathlib import Path
 
 import pytest
@@ -141,8 +142,9 @@ def test_a_slow_asking_path_shows_on_the_machines_own_clock(monkeypatch):
 
     monkeypatch.setattr(engine_loop, "answered", thrice)
     cost = compare_loops(method_named("vanilla"), BareVanilla, PROMPT_IDS, num_answers=3, max_new_tokens=101)
-    assert cost.ratio.value > 1.5
-    assert cost.added_us.value > 0
+    turns = [turn for answer in cost.answers for turn in answer]
+    # the median, because a machine that does other things holds up single turns for as long as all others take
+    assert statistics.median(turn.engine_s / turn.bare_s for turn in turns) > 1.5
     assert cost.at_once_us > 0
 
 
