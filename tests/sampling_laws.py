@@ -57,7 +57,8 @@ def draw_pairs(open_session, num_draws):
     """Counts of the second and third token over seeds, and the steps that gave them.
 
     ``open_session`` takes the sampling parameters. Sessions of many seeds share their forwards: one row of a tiny model
-    costs as much as a hundred.
+    costs as much as a hundred. So the counts are of forwards over many sequences, never of the path of one sequence
+    alone; test_conformance's law of batches, at temperature 0.9, says that both give the same tokens.
     """
     counts, steps = torch.zeros(SMALL_SHAPE.vocab_size, SMALL_SHAPE.vocab_size), []
     for start in range(0, num_draws, 100):
@@ -107,7 +108,9 @@ def _kind_of(request):
 def _answers(requests):
     first = requests[0]
     if not isinstance(first, Prefill):
-        return [first.answer()] if first.together is None else type(first).answer_together(requests)
+        if first.together is None:
+            return [request.answer() for request in requests]
+        return type(first).answer_together(requests)
     # the same rows that a prefill of one piece runs, which returns the last only
     outs = first.model.forward_together(
         [Rows(request.ids, request.cache) for request in requests], feature_layers=first.feature_layers
