@@ -72,8 +72,9 @@ def capture_task(
     template = _as_lm_eval_calls(template) if entry.chat else None
     with _own_failure():
         task = make_task(entry.name, plan, found.rows)
-        num_rows = len(task.eval_docs)
-        plan["left_out"] = found.num_more + (0 if limit is None else max(0, num_rows - limit))
+        # to count the rows is to prepare them all once more
+        num_past = 0 if limit is None else max(0, len(task.eval_docs) - limit)
+        plan["left_out"] = found.num_more + num_past
         requests = _build_prompts(task, limit=limit, chat_template=template, multiturn=entry.multiturn)
         with fast_lm_eval():
             samples = [

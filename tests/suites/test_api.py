@@ -77,6 +77,21 @@ def test_limit_is_per_task_and_keeps_the_first_rows(gsm8k):
         capture(CaptureRequest("standard", data=gsm8k, limit=0))
 
 
+def test_a_capture_without_a_limit_does_not_prepare_the_rows_to_count_them(gsm8k, monkeypatch):
+    from lm_eval.api.task import ConfigurableTask
+
+    prepared = []
+    own = ConfigurableTask.test_docs
+    monkeypatch.setattr(ConfigurableTask, "test_docs", lambda self: prepared.append(1) or own(self))
+
+    def times(limit):
+        prepared.clear()
+        capture(CaptureRequest("standard", tasks=("gsm8k_cot_llama",), data=gsm8k, limit=limit))
+        return len(prepared)
+
+    assert times(None) == times(2) - 1 > 0
+
+
 def test_few_shot_examples_are_turns_of_their_own_unless_the_preset_says_otherwise(gsm8k):
     def template(messages, *, add_generation_prompt=True):
         return "".join(f"<{each['role']}>{each['content']}" for each in messages)
