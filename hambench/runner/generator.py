@@ -321,8 +321,9 @@ class Generator:
     def warm_up_cell(self, cell: Cell) -> dict[str, Any]:
         """Warms up one cell once and returns its reading.
 
-        On a CPU, a cell whose method, engine and threads were warmed up with all that it uses (weights, kinds of cache)
-        needs one pass: there is nothing left to pack, compile or page in. On a GPU each setting may capture graphs.
+        On a CPU, a cell needs one pass if one earlier cell of its method, engine and threads used all that it uses
+        (weights, kinds of cache, eviction rules): there is nothing left to pack, compile or page in. On a GPU each
+        setting may capture graphs.
         """
         from hambench.engine.warmup import warm_up
 
