@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hambench.machine.bandwidth import measure_bandwidth
 from hambench.machine.load import CpuLoadMeter
-from hambench.models.target import load
+from hambench.models.target import TargetModel
 from hambench.profiling.profile import IdleCost, idle_cost
 from hambench.records import SCHEMA_VERSION, Cell, RunHeader, Sample
 from hambench.runner.backend import choose_kernels
@@ -56,10 +56,8 @@ class Overhead:
 
 
 def measure_overhead(
+    target: TargetModel,
     *,
-    model: str,
-    dtype: str,
-    device: str | None,
     kernels: str = "auto",
     methods: tuple[str, ...],
     num_records: int,
@@ -69,8 +67,8 @@ def measure_overhead(
 ) -> list[Overhead]:
     """Produces and stores records as a run does, and compares wall time with the time inside steps."""
     place = get_executor(executor, ray_address=ray_address)
-    target = load(model, dtype=dtype, device=device)
-    sweep = Sweep(model=model, methods=methods, dtype=dtype, kernels=(choose_kernels(kernels, target),))
+    kernels = choose_kernels(kernels, target)
+    sweep = Sweep(model=target.name, methods=methods, dtype=target.identity.dtype, kernels=(kernels,))
     cells = sweep.expand().cells
     sample = Sample(
         sample_id="bench/overhead/0",

@@ -21,6 +21,7 @@ from hambench.engine.llama import Llama
 from hambench.errors import HambenchError
 from hambench.methods.speculative import Speculative, SpeculativeConfig
 from hambench.methods.vanilla import Vanilla, VanillaConfig
+from hambench.models.target import load
 
 PROMPT_IDS = [5, 17, 5, 17, 9, 5]
 BARE = {"vanilla": BareVanilla, "rejected drafts": BareSpeculative, "accepted drafts": BareSpeculative}
@@ -193,7 +194,7 @@ def test_turns_of_one_answer_are_one_pair():
 
 def test_a_long_answer_is_compared_in_short_ones(tiny_model: Path):
     vanilla, _ = measure_asking(
-        model=str(tiny_model), dtype="float32", device="cpu", num_records=1, max_new_tokens=80
+        load(str(tiny_model), dtype="float32", device="cpu"), num_records=1, max_new_tokens=80
     )
     assert [sum(turn.num_tokens for turn in turns) for turns in vanilla.answers] == [31, 31, 31]
 
@@ -260,7 +261,7 @@ def test_one_turn_has_no_interval():
 
 def test_vanilla_and_speculation_are_compared_on_a_saved_model(tiny_model: Path):
     costs = measure_asking(
-        model=str(tiny_model), dtype="float32", device="cpu", num_records=1, max_new_tokens=12
+        load(str(tiny_model), dtype="float32", device="cpu"), num_records=1, max_new_tokens=12
     )
     assert [cost.method for cost in costs] == ["vanilla", "speculative[k=4]"]
     assert [cost.requests_per_step for cost in costs] == [1.0, 2.0]
@@ -275,8 +276,14 @@ def test_the_command_prints_the_ratio_and_stores_every_turn(tiny_model: Path):
     assert "\n  vanilla: " in text
     assert "\n  speculative[k=4]: " in text
     assert "(95 % interval " in text
+    assert ", 2 pairs of answers)" in text
     assert "both loops make the same 12 calls, 12 forwards" in text
     assert "1.00 requests per step" in text
+    one = [*arguments[:4], "--records", "1", *arguments[6:]]
+    assert (
+        "(no interval from 1 pair of answers)"
+        in CliRunner().invoke(command, one, catch_exceptions=False).stdout
+    )
     lines = CliRunner().invoke(command, [*arguments, "--json"], catch_exceptions=False).stdout.splitlines()
     (vanilla, speculative) = json.loads(lines[-1])["asking"]
     assert vanilla["ratio"]["n"] == len(vanilla["answers"]) == 2

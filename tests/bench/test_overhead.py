@@ -6,16 +6,18 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from hambench.bench.asking import measure
 from hambench.bench.overhead import Overhead, measure_overhead
 from hambench.cli.bench.overhead import command
+from hambench.errors import HambenchError
+from hambench.models import target as models
+from hambench.models.target import load
 from hambench.profiling.profile import IdleCost
 
 
 def test_the_harness_is_what_of_the_wall_time_is_no_step(tiny_model: Path) -> None:
     (measured,) = measure_overhead(
-        model=str(tiny_model),
-        dtype="float32",
-        device="cpu",
+        load(str(tiny_model), dtype="float32", device="cpu"),
         methods=("vanilla",),
         num_records=2,
         max_new_tokens=8,
@@ -59,3 +61,33 @@ def test_the_fixed_costs_of_a_run_are_printed_by_part(tiny_model: Path) -> None:
     ]  # fmt: skip
     assert all(f"{name} " in line for name in parts)
     assert all(seconds >= 0 for seconds in parts.values())
+
+
+def test_the_model_is_loaded_once_for_the_harness_and_the_loops(tiny_model: Path, monkeypatch) -> None:
+    loaded: list[str] = []
+
+    def counted(name: str, **options):
+        loaded.append(name)
+        return load(name, **options)
+
+    monkeypatch.setattr(models, "load", counted)
+    arguments = ["--model", str(tiny_model), "--dtype", "float32", "--records", "1", "--max-new-tokens", "4"]
+    text = CliRunner().invoke(command, arguments, catch_exceptions=False).stdout
+    assert "the engine's loop over a bare loop" in text
+    assert loaded == [str(tiny_model)]
+
+
+@pytest.mark.parametrize("error", [HambenchError("no ratio is given"), RuntimeError("out of memory")])
+def test_an_error_of_the_loops_is_told_after_all_that_was_asked_for(
+    tiny_model: Path, monkeypatch, error
+) -> None:
+    def failing(*_, **__):
+        raise error
+
+    monkeypatch.setattr(measure, "measure_asking", failing)
+    arguments = ["--model", str(tiny_model), "--dtype", "float32", "--records", "1", "--max-new-tokens", "4"]
+    result = CliRunner().invoke(command, [*arguments, "--suite", "efficiency"])
+    assert result.exception is error
+    lines = result.stdout.splitlines()
+    assert "is the harness" in lines[0]
+    assert lines[-1].startswith("before the first sample of efficiency: ")

@@ -21,7 +21,7 @@ from hambench.engine.requests.forwards import Greedy
 from hambench.errors import HambenchError
 from hambench.methods.speculative import SpeculativeConfig
 from hambench.methods.vanilla import VanillaConfig
-from hambench.models.target import TargetModel, load
+from hambench.models.target import TargetModel
 from hambench.records import Estimate
 from hambench.runner.backend import run_by
 
@@ -136,10 +136,8 @@ class _Arm:
 
 
 def measure_asking(
+    target: TargetModel,
     *,
-    model: str,
-    dtype: str,
-    device: str | None,
     kernels: str = "auto",
     num_records: int,
     max_new_tokens: int,
@@ -152,7 +150,7 @@ def measure_asking(
     Raises:
         HambenchError: If the loops of a method differ in a call or a token.
     """
-    target = run_by(load(model, dtype=dtype, device=device), kernels=kernels)
+    target = run_by(target, kernels=kernels)
     if target.tokenizer is None:
         raise HambenchError(f"model must have a tokenizer to encode the prompt, {target.name} has none")
     prompt_ids = target.tokenizer.encode(PROMPT * 4)
