@@ -96,7 +96,7 @@ def _together(askings):
         # the kind that most wait for, so that those who need other forwards first can join
         ((kind, _),) = Counter(map(_kind_of, waiting.values())).most_common(1)
         group = [index for index, request in waiting.items() if _kind_of(request) == kind]
-        for index, answer in zip(group, _answers([waiting[index] for index in group]), strict=True):
+        for index, answer in zip(group, answer_all([waiting[index] for index in group]), strict=True):
             go_on(index, answer)
     return steps
 
@@ -105,7 +105,8 @@ def _kind_of(request):
     return type(request), id(request.model) if isinstance(request, Prefill) else request.together
 
 
-def _answers(requests):
+def answer_all(requests):
+    """The answers of requests of one kind, by one forward if they can share it."""
     first = requests[0]
     if not isinstance(first, Prefill):
         if first.together is None:

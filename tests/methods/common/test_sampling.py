@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 import torch
-from sampling_laws import chance, draw_pairs, pair_distribution, small_target
+from sampling_laws import answer_all, chance, draw_pairs, pair_distribution, small_target
 from scipy.stats import chisquare
 
 from hambench.decoding import SamplingParams, answered
@@ -18,6 +18,19 @@ from hambench.methods.common.sequence import TargetSequence
 from hambench.methods.common.verification_rules import EXACT, Verification
 from hambench.methods.prompt_lookup import NgramIndex
 from hambench.methods.speculative import SpeculativeConfig, SpeculativeSession
+
+
+def test_requests_that_cannot_share_a_forward_are_each_answered():
+    class Lonely:
+        together = None
+
+        def __init__(self, number):
+            self.number = number
+
+        def answer(self):
+            return self.number
+
+    assert answer_all([Lonely(1), Lonely(2)]) == [1, 2]
 
 
 def test_nucleus_is_the_smallest_set_that_reaches_top_p():
