@@ -8,7 +8,6 @@ import threading
 
 import pytest
 
-from hambench import store
 from hambench.errors import FolderTakenError, StoreError
 from hambench.records import (
     SCHEMA_VERSION,
@@ -22,7 +21,7 @@ from hambench.records import (
     StepRecord,
     answer_key,
 )
-from hambench.store import RunWriter, list_runs, load_run
+from hambench.store import PROMPTS, RunWriter, list_runs, load_run, reading
 
 CELL = Cell(method="vanilla", label="vanilla", knobs={}, model="m", dtype="float32")
 SAMPLE = Sample(
@@ -107,7 +106,7 @@ def test_a_line_torn_by_a_kill_is_ignored_by_readers_and_cut_by_the_next_writer(
 
 def test_a_run_that_adds_a_sample_while_it_is_read_is_read_as_it_was(folder, monkeypatch):
     """``hambench show`` and ``report --watch`` read runs that go on."""
-    read = store._read_lines
+    read = reading._read_lines
     added = dataclasses.replace(SAMPLE, sample_id="s/t/1")
     with RunWriter.resume(folder) as writer:
         writer.append_record(record())
@@ -115,13 +114,13 @@ def test_a_run_that_adds_a_sample_while_it_is_read_is_read_as_it_was(folder, mon
 
         def meanwhile(path, *rest):
             yield from read(path, *rest)
-            if path.name == store.PROMPTS:
+            if path.name == PROMPTS:
                 writer.append_samples([added])
                 writer.append_record(record(sample_id=added.sample_id))
                 writer.append_scores([dataclasses.replace(score(0.5), sample_id=added.sample_id)])
 
         with monkeypatch.context() as patched:
-            patched.setattr(store, "_read_lines", meanwhile)
+            patched.setattr(reading, "_read_lines", meanwhile)
             run = load_run(folder)
     assert [list(run.samples), len(run.records), run.scores] == [[SAMPLE.sample_id], 1, (score(1.0),)]
     later = load_run(folder)
