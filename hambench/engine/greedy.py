@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 
 from hambench.engine.output import ForwardOutput
-from hambench.engine.requests.rows import Ids, Rows
+from hambench.engine.requests.rows import ChainStop, Ids, Rows
 from hambench.errors import NotFiniteError
 
 
@@ -25,6 +26,66 @@ def most_probable(logits: torch.Tensor) -> list[int]:
     if -1 in ids:
         raise NotFiniteError
     return ids
+
+
+def highest_probability(logits: torch.Tensor) -> float:
+    """Computes the probability of the most probable token from logits ``[1, V]``."""
+    row = logits[-1].float()
+    return float(torch.exp(row.max() - torch.logsumexp(row, dim=-1)))
+
+
+class _Forwards(Protocol):
+    """What a chain of forwards needs of a model."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def forward(self, inputs: torch.Tensor, cache: Any, *, num_logits: int | None = 1) -> ForwardOutput: ...
+
+
+def decode_while_sure(
+    model: _Forwards, tokens: Sequence[int], cache: Any, num_tokens: int, stop: ChainStop
+) -> list[int]:
+    """Decodes up to ``num_tokens`` greedy tokens with a forward each, which ``stop`` may end earlier.
+
+    It is what :meth:`hambench.engine.language_model.LanguageModel.decode_greedily` does where an engine can't ask how
+    sure the model is without the logits.
+    """
+    chain = _Chain(tokens, num_tokens, stop)
+    while chain.goes_on:
+        ids = torch.tensor(chain.inputs, dtype=torch.int64, device=model.device)
+        chain.take(model.forward(ids, cache, num_logits=1).logits)
+    return chain.decoded
+
+
+@dataclass
+class _Chain:
+    """A greedy chain, which grows by a token per forward."""
+
+    inputs: Sequence[int]
+    """Tokens of the next forward."""
+    num_tokens: int
+    stop: ChainStop | None
+    decoded: list[int] = field(default_factory=list)
+    error: NotFiniteError | None = None
+    _likely: float = 1.0
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it wants another token."""
+        is_sure = not self.decoded or self.stop is None or self.stop.goes_on(self._likely)
+        return self.error is None and is_sure and len(self.decoded) < self.num_tokens
+
+    def take(self, logits: torch.Tensor) -> None:
+        """Takes the next token from logits ``[1, V]``.
+
+        Raises:
+            NotFiniteError: If they have no finite maximum.
+        """
+        self.inputs = most_probable(logits)
+        self.decoded += self.inputs
+        if self.stop is not None:
+            self._likely = self.stop.likely(self._likely, highest_probability(logits))
 
 
 def _most_probable_or_error(logits: torch.Tensor) -> list[int] | NotFiniteError:
@@ -70,8 +131,12 @@ class GreedyDecoding(ABC):
         ids = torch.tensor(tokens, dtype=torch.int64, device=self.device)
         return most_probable(self.forward(ids, cache, num_logits=num_tokens).logits)
 
-    def decode_greedily(self, tokens: Sequence[int], cache: Any, num_tokens: int) -> list[int]:
+    def decode_greedily(
+        self, tokens: Sequence[int], cache: Any, num_tokens: int, *, stop: ChainStop | None = None
+    ) -> list[int]:
         """See :meth:`hambench.engine.language_model.LanguageModel.decode_greedily`."""
+        if stop is not None:
+            return decode_while_sure(self, tokens, cache, num_tokens, stop)
         decoded: list[int] = []
         for _ in range(num_tokens):
             tokens = self.greedy(tokens, cache)
@@ -107,25 +172,21 @@ class GreedyDecoding(ABC):
 
     def decode_greedily_together(self, sequences: Sequence[Ids]) -> list[list[int] | NotFiniteError]:
         """See :meth:`hambench.engine.language_model.LanguageModel.decode_greedily_together`."""
-        decoded: list[list[int] | NotFiniteError] = [[] for _ in sequences]
-        inputs = [ids.tokens for ids in sequences]
-        for number in range(max(ids.num_tokens for ids in sequences)):
-            going = [
-                index
-                for index, ids in enumerate(sequences)
-                if number < ids.num_tokens and isinstance(decoded[index], list)
+        chains = [_Chain(ids.tokens, ids.num_tokens, ids.stop) for ids in sequences]
+        while going := [index for index, chain in enumerate(chains) if chain.goes_on]:
+            rows = [
+                Rows(
+                    torch.tensor(chains[index].inputs, dtype=torch.int64, device=self.device),
+                    sequences[index].cache,
+                )
+                for index in going
             ]
-            if not going:
-                break
-            newest = self.greedy_together([Ids(inputs[i], sequences[i].cache, 1) for i in going])
-            for index, tokens in zip(going, newest, strict=True):
-                so_far = decoded[index]
-                if isinstance(tokens, NotFiniteError) or isinstance(so_far, NotFiniteError):
-                    decoded[index] = tokens
-                else:
-                    so_far += tokens
-                    inputs[index] = tokens
-        return decoded
+            for index, out in zip(going, self.forward_together(rows), strict=True):
+                try:
+                    chains[index].take(out.logits)
+                except NotFiniteError as error:
+                    chains[index].error = error
+        return [chain.error or chain.decoded for chain in chains]
 
     def prepare_greedy(  # noqa: B027 - the default for engines without graphs, not a forgotten override
         self, cache: Any, *, rows: Sequence[int] = (), chain: int = 0

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from hambench.engine.llama import Llama
     from hambench.engine.output import ForwardOutput
-    from hambench.engine.requests.rows import Ids, Rows
+    from hambench.engine.requests.rows import ChainStop, Ids, Rows
     from hambench.engine.shape import LlamaShape
     from hambench.errors import NotFiniteError
 
@@ -106,10 +106,13 @@ class LanguageModel(Protocol):
             ContextOverflowError: If the cache has no room for these slots.
         """
 
-    def decode_greedily(self, tokens: Sequence[int], cache: Any, num_tokens: int) -> list[int]:
+    def decode_greedily(
+        self, tokens: Sequence[int], cache: Any, num_tokens: int, *, stop: ChainStop | None = None
+    ) -> list[int]:
         """Returns the next ``num_tokens`` greedy tokens after ``tokens``, feeding each to the next forward.
 
-        The cache grows by T slots and ``num_tokens - 1`` more: the newest token has no slot yet.
+        With a ``stop`` they may be fewer, but at least one. The cache grows by T slots and one for each token returned
+        but the newest, which has no slot yet.
 
         Raises:
             ContextOverflowError: If the cache has no room for these slots.

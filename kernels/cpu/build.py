@@ -35,7 +35,7 @@ INSTRUCTION_SETS: Mapping[str, tuple[str, ...]] = {
     "avx2": ("-DHB_ISA_AVX2", "-mavx2", "-mfma"),
     "portable": (),
 }
-COMMON_UNITS = ("abi", "dispatch", "forward", "macro_step", "model", "pool")
+COMMON_UNITS = ("abi", "dispatch", "forward", "head", "macro_step", "model", "pool")
 
 
 class BuildError(RuntimeError):

@@ -6,14 +6,16 @@ import ctypes
 import os
 import weakref
 from collections.abc import Callable, Sequence
-from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
+from ctypes import POINTER, c_char_p, c_double, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
 from typing import NamedTuple
 
 from hambench.kernels.cpu.build import BuildError, build_library
 
-ABI = 6
+ABI = 7
 OK, NOT_FINITE, NO_MEMORY, BAD_ARGUMENT, STOP_NOT_FINITE = range(5)
+NOT_DECODED = -2
+"""Stands for the tokens behind the end of a chain that was stopped."""
 ISA_VARIABLE = "HAMBENCH_CPU_ISA"
 """Environment variable that forces an instruction set: ``avx512``, ``avx2`` or ``portable``."""
 
@@ -64,12 +66,21 @@ class Part(ctypes.Structure):
     )
 
 
+class Stop(ctypes.Structure):
+    """``hb_stop``."""
+
+    _fields_ = (("least", c_double), ("is_product", c_int32), ("reserved", c_int32))
+
+
 class Forward(ctypes.Structure):
     """``hb_forward``."""
 
     _fields_ = (
-        *((name, c_void_p) for name in ("ids", "embeddings", "positions", "parts", "feature_layers")),
-        *((name, c_void_p) for name in ("features", "hidden", "head_rows", "logits", "tokens", "chains")),
+        *(
+            (name, c_void_p)
+            for name in ("ids", "embeddings", "positions", "parts", "feature_layers", "features")
+        ),
+        *((name, c_void_p) for name in ("hidden", "head_rows", "logits", "tokens", "chains", "stops")),
         *((name, c_int32) for name in ("num_rows", "num_parts", "num_features", "num_head_rows", "threads")),
         ("reserved", c_int32),
     )

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hambench.kernels.cpu.library import (
     NO_MEMORY,
+    NOT_DECODED,
     NOT_FINITE,
     OK,
     Dense,
@@ -35,7 +36,14 @@ from hambench.kernels.cpu.operands import (
     dense_weight,
     vector_tensor,
 )
-from hambench.kernels.cpu.parts import NO_MAXIMUM, SCALE_BYTES, GreedyRows, Output, check_layout
+from hambench.kernels.cpu.parts import (
+    NO_MAXIMUM,
+    SCALE_BYTES,
+    GreedyRows,
+    Output,
+    check_layout,
+    native_stops,
+)
 from hambench.kernels.cpu.parts import CachePart as CachePart
 from hambench.kernels.cpu.parts import NonFiniteLogitError as NonFiniteLogitError
 from hambench.kernels.cpu.shape import NativeShape, shape_obstacle
@@ -205,6 +213,7 @@ class NativeModel:
         positions: Sequence[int],
         num_tokens: int,
         chain: int = 0,
+        stop: tuple[float, bool] | None = None,
         instruction_set: str,
         threads: int,
     ) -> list[int]:
@@ -216,6 +225,7 @@ class NativeModel:
             positions: Rotary position of each row.
             num_tokens: Number of tokens to return, 1 to T.
             chain: Number of further tokens, each from its own forward at the next slot and position.
+            stop: See :class:`~hambench.kernels.cpu.parts.GreedyRows`.
             instruction_set: An instruction set of the library.
             threads: Maximum number of threads.
 
@@ -223,7 +233,7 @@ class NativeModel:
             ValueError: If an argument does not fit the model or the cache.
             NonFiniteLogitError: If a row's logits have no finite maximum.
         """
-        rows = GreedyRows(tokens, part, positions, num_tokens, chain)
+        rows = GreedyRows(tokens, part, positions, num_tokens, chain, stop)
         (chosen,) = self.greedy_together([rows], instruction_set=instruction_set, threads=threads)
         if chosen is None:
             raise NonFiniteLogitError(NO_MAXIMUM)
@@ -240,7 +250,8 @@ class NativeModel:
             threads: At most as many.
 
         Returns:
-            Tokens of each, those of its chain last; ``None`` where a row's logits have no finite maximum.
+            Tokens of each, those of its chain last, fewer where it was stopped; ``None`` where a row's logits have no
+            finite maximum.
 
         Raises:
             ValueError: If an argument does not fit the model or a cache.
@@ -266,11 +277,14 @@ class NativeModel:
         call.ids, call.head_rows = ctypes.addressof(ids), ctypes.addressof(rows)
         call.tokens, call.num_head_rows = ctypes.addressof(chosen), len(wanted)
         call.chains = ctypes.addressof(chains) if any(chains) else None
+        stops = native_stops(sequences) if any(chains) else None
+        call.stops = None if stops is None else ctypes.addressof(stops)
         self._run(call, instruction_set)
         given: list[list[int] | None] = []
         first, linked = 0, len(wanted)
         for sequence in sequences:
-            own = chosen[first : first + sequence.num_tokens] + chosen[linked : linked + sequence.chain]
+            own = chosen[first : first + sequence.num_tokens]
+            own += [token for token in chosen[linked : linked + sequence.chain] if token != NOT_DECODED]
             given.append(None if -1 in own else own)
             first, linked = first + sequence.num_tokens, linked + sequence.chain
         return given

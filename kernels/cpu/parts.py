@@ -6,10 +6,14 @@ go through the head, F layers whose hidden state is given.
 
 from __future__ import annotations
 
+import ctypes
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
+
+from hambench.kernels.cpu.library import Stop
 
 NO_MAXIMUM = "a row's logits have no finite maximum"
 
@@ -57,6 +61,9 @@ class GreedyRows(NamedTuple):
     """Tokens to give, 1 to T: the greedy next one after each of so many last rows."""
     chain: int = 0
     """As many more, each fed to a forward of its own at the next slot and position."""
+    stop: tuple[float, bool] | None = None
+    """Ends the chain after the first token of which the model is less sure: least probability, and whether the product
+    of those of the last row's token and of its chain must reach it, or each by itself."""
 
     def check(self) -> None:
         """Checks what the kernels trust.
@@ -73,6 +80,14 @@ class GreedyRows(NamedTuple):
             raise ValueError(
                 f"chain must be >= 0 and fit the cache of {capacity} slots behind {behind}, got {self.chain}"
             )
+
+
+def native_stops(sequences: Sequence[GreedyRows]) -> ctypes.Array[Stop] | None:
+    """Returns the library's structures; ``None`` where nothing stops a chain, because asking costs a little."""
+    if all(sequence.stop is None for sequence in sequences):
+        return None
+    # below every probability: the chain of a sequence without a stop goes on
+    return (Stop * len(sequences))(*[Stop(*(sequence.stop or (-math.inf, False))) for sequence in sequences])
 
 
 def check_layout(part: CachePart) -> None:

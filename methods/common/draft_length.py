@@ -11,6 +11,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from hambench.engine.requests.rows import ChainStop
+
 MEMORY = 0.1
 """Weight of the newest outcome in a moving average of acceptance."""
 PRIOR_ACCEPTANCE = 0.8
@@ -108,6 +110,11 @@ class DraftLength:
         """Whether the draft's probabilities are needed."""
         return self.rule in ("product", "each")
 
+    @property
+    def stop(self) -> ChainStop | None:
+        """What ends a draft by its probabilities, where they are needed."""
+        return ChainStop(self.confidence, self.rule == "product") if self.asks else None
+
     def begin(self) -> int:
         """Begins a round; returns the most tokens to draft."""
         self._likely = 1.0
@@ -115,10 +122,11 @@ class DraftLength:
 
     def goes_on(self, highest: float) -> bool:
         """Whether another token is drafted after one whose distribution had this highest probability."""
-        if not self.asks:
+        stop = self.stop
+        if stop is None:
             return True
-        self._likely = self._likely * highest if self.rule == "product" else highest
-        return self._likely >= self.confidence
+        self._likely = stop.likely(self._likely, highest)
+        return stop.goes_on(self._likely)
 
     def learn(self, num_drafted: int, num_accepted: int) -> None:
         """Takes in what became of a round."""

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from hambench.engine.greedy import most_probable
 from hambench.engine.requests.forwards import Forward, GreedyChain, Prefill
 from hambench.errors import ModelError
 from hambench.methods.common.draft_length import DraftLength
@@ -99,41 +98,29 @@ def _draft(
     length: DraftLength,
 ) -> Asking[tuple[list[int], Tensor | None]]:
     """Proposes autoregressively; the first forward may take two tokens that the draft has not seen yet."""
-    if sequence.generator is None and not length.asks:
-        chain = yield GreedyChain(model, first_input, cache, num_tokens)
+    if sequence.generator is None:
+        chain = yield GreedyChain(model, first_input, cache, num_tokens, stop=length.stop)
         return chain, None
     drafted: list[int] = []
     rows: list[Tensor] = []
     inputs = first_input
     for _ in range(num_tokens):
         out = yield Forward(model, sequence.ids(inputs), cache, num_logits=1)
-        if sequence.generator is None:
-            drafted += most_probable(out.logits)
-            highest = highest_probability(out.logits)
-        else:
-            rows.append(probabilities(out.logits, sequence.params))
-            drafted.append(draw(rows[-1][0], sequence.generator))
-            highest = float(rows[-1].max()) if length.asks else 1.0
+        rows.append(probabilities(out.logits, sequence.params))
+        drafted.append(draw(rows[-1][0], sequence.generator))
         # the token stays, whatever was drawn: only how sure the draft was of it ends the draft
-        if not length.goes_on(highest):
+        if length.asks and not length.goes_on(float(rows[-1].max())):
             break
         inputs = drafted[-1:]
-    if sequence.generator is None:
-        return drafted, None
     nothing = torch.empty(0, model.shape.vocab_size, device=sequence.device)
     return drafted, torch.cat(rows) if rows else nothing
-
-
-def highest_probability(logits: Tensor) -> float:
-    """Computes the probability of the most probable token from logits ``[1, V]``."""
-    row = logits[-1].float()
-    return float(torch.exp(row.max() - torch.logsumexp(row, dim=-1)))
 
 
 def _prepare(
     model: LanguageModel, cache: KVCache, sequence: TargetSequence, num_tokens: int, *, asks: bool
 ) -> None:
     """Does the untimed preparations of :func:`_draft`, once."""
+    # an engine that can't end a chain on the device runs its forwards one by one
     if sequence.generator is None and not asks:
         model.prepare_greedy(cache, chain=num_tokens)
     elif num_tokens:

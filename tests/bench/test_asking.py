@@ -18,6 +18,7 @@ from hambench.bench.asking.models import Call, NotedCalls
 from hambench.cli.bench.overhead import command
 from hambench.decoding import SamplingParams
 from hambench.engine.llama import Llama
+from hambench.engine.requests.rows import ChainStop
 from hambench.errors import HambenchError
 from hambench.methods.speculative import Speculative, SpeculativeConfig
 from hambench.methods.vanilla import Vanilla, VanillaConfig
@@ -222,6 +223,14 @@ def test_loops_that_do_other_work_get_no_ratio(loop, what, monkeypatch):
     monkeypatch.setattr(measure, "_alternate", lambda *_, **__: pytest.fail("timed before it was checked"))
     with pytest.raises(HambenchError, match=f"vanilla: {what} of the engine's loop.*no ratio is given"):
         compare_loops(method_named("vanilla"), loop, PROMPT_IDS, num_answers=1, max_new_tokens=8)
+
+
+def test_a_chain_that_ended_early_is_noted_with_the_tokens_it_gave():
+    calls = []
+    model = NotedCalls("draft", tiny_target().llama, calls)
+    tokens = model.decode_greedily([1, 2], model.new_cache(16), 5, stop=ChainStop(1.5, True))
+    assert len(tokens) == 1
+    assert calls == [Call("draft", "decode_greedily", 2, 0, 1)]
 
 
 def test_chains_are_as_many_forwards_as_tokens():

@@ -13,6 +13,7 @@ from hambench.engine.cuda.fused_layer import Weight
 from hambench.engine.cuda.fused_llama import FusedLlama, accelerate
 from hambench.engine.int8 import quantize_int8
 from hambench.engine.llama import Llama
+from hambench.engine.requests.rows import ChainStop
 from hambench.engine.shape import LlamaShape
 from hambench.errors import ModelError, NotFiniteError
 
@@ -184,8 +185,9 @@ def test_greedy_calls_give_what_the_plain_ones_give(llama, greedy_model):
         lambda model, cache: model.greedy([1, 2], cache),
         lambda model, cache: model.greedy([1, 2], cache, num_tokens=2),
         lambda model, cache: model.decode_greedily([1, 2], cache, 3),
+        lambda model, cache: model.decode_greedily([1, 2], cache, 3, stop=ChainStop(0.0, True)),
     ],
-    ids=["newest", "rows", "chain"],
+    ids=["newest", "rows", "chain", "chain with a stop"],
 )
 def test_greedy_calls_on_logits_that_are_no_numbers_are_an_error(llama, greedy_model, call):
     cache = greedy_model.new_cache(16)
@@ -193,6 +195,34 @@ def test_greedy_calls_on_logits_that_are_no_numbers_are_an_error(llama, greedy_m
         greedy_model.norm.weight[0] = torch.nan
     with pytest.raises(NotFiniteError):
         call(greedy_model, cache)
+
+
+@pytest.mark.parametrize("is_product", [True, False])
+def test_a_chain_ends_where_the_plain_one_ends(llama, greedy_model, is_product):
+    prompt = torch.arange(1, 12, device=llama.device)
+    lengths = []
+    for least in (0.0, 0.03, 0.1, 1.5):
+        chains = []
+        for model in (llama, greedy_model):
+            cache = model.new_cache(40)
+            model.prefill(prompt, cache)
+            tokens = model.decode_greedily([7, 8], cache, 4, stop=ChainStop(least, is_product))
+            assert cache.slots == 11 + 2 + len(tokens) - 1
+            chains.append(tokens)
+        assert chains[0] == chains[1]
+        lengths.append(len(chains[0]))
+    assert (lengths[0], lengths[-1]) == (4, 1)
+
+
+def test_preparing_forwards_leaves_none_of_a_chain_with_a_stop_to_be_captured_later(llama):
+    launches = Replayed()
+    model = FusedLlama(llama, impl="reference", launches=launches)
+    cache = model.new_cache(40)
+    model.prepare_forward(cache, rows=(1, 2), num_logits=1)
+    prepared = launches.num_captured
+    for first in ([4, 5], [6]):
+        model.decode_greedily(first, cache, 4, stop=ChainStop(0.0, True))
+    assert launches.num_captured == prepared > 0
 
 
 def test_preparing_greedy_forwards_leaves_none_to_be_captured_later(llama):

@@ -11,6 +11,8 @@ from hambench.decoding import SamplingParams
 from hambench.engine.int8 import quantize_int8
 from hambench.engine.loop import generate
 from hambench.engine.norm import RMSNorm
+from hambench.engine.requests.forwards import Greedy, GreedyChain
+from hambench.engine.requests.rows import ChainStop
 from hambench.errors import HambenchError
 from hambench.methods.common import draft_timing
 from hambench.methods.common.draft_length import DraftCosts
@@ -60,6 +62,35 @@ def test_a_higher_confidence_drafts_less_and_changes_no_token(target, kv):
     # nothing ends a draft at 0, and the first token is always drafted
     assert drafted[0] == 6
     assert drafted[-1] == 1
+
+
+def requests_of(asking):
+    """Answers what a step asks for; returns the requests and the step."""
+    requests, answer = [], None
+    try:
+        while True:
+            requests.append(asking.send(answer))
+            answer = requests[-1].answer()
+    except StopIteration as end:
+        return requests, end.value
+
+
+@pytest.mark.parametrize("kv", ["separate", "shared"])
+@pytest.mark.parametrize(("rule", "gamma"), [("product", 0.05), ("each", 0.15)])
+def test_a_greedy_draft_that_ends_by_confidence_is_one_request(target, kv, rule, gamma):
+    """Each of its tokens was a forward whose logits came to the host, so such a draft looked dearer than it is."""
+    config = SpeculativeConfig(num_draft_tokens=6, draft_stop=rule, gamma=gamma, kv=kv)
+    session = doubtful(config, target).start(PROMPT, PARAMS)
+    with torch.inference_mode():
+        requests_of(session.prefill())
+        drafted = []
+        while session.sequence.num_left > 6:
+            requests, step = requests_of(session.step())
+            assert [type(request) for request in requests] == [GreedyChain, Greedy]
+            assert requests[0].stop == ChainStop(gamma, rule == "product")
+            drafted.append(step.drafted)
+    # by the rule, not by the length
+    assert 1 <= min(drafted) < max(drafted)
 
 
 def test_goodput_drafts_shorter_where_drafts_are_rejected(target):

@@ -10,6 +10,7 @@ import torch
 
 from hambench.engine.language_model import LanguageModel
 from hambench.engine.output import ForwardOutput
+from hambench.engine.requests.rows import ChainStop
 
 
 class Call(NamedTuple):
@@ -65,10 +66,15 @@ class NotedCalls:
         self._note("greedy", len(tokens), cache, num_tokens)
         return self._model.greedy(tokens, cache, num_tokens=num_tokens)
 
-    def decode_greedily(self, tokens: Sequence[int], cache: Any, num_tokens: int) -> list[int]:
+    def decode_greedily(
+        self, tokens: Sequence[int], cache: Any, num_tokens: int, *, stop: ChainStop | None = None
+    ) -> list[int]:
         """Notes and passes on."""
-        self._note("decode_greedily", len(tokens), cache, num_tokens)
-        return self._model.decode_greedily(tokens, cache, num_tokens)
+        slots = cache.slots
+        decoded = self._model.decode_greedily(tokens, cache, num_tokens, stop=stop)
+        # a chain may end early: noted are the tokens that came back
+        self._calls.append(Call(self._name, "decode_greedily", len(tokens), slots, len(decoded)))
+        return decoded
 
     def _note(self, name: str, rows: int, cache: Any, wanted: int | None) -> None:
         self._calls.append(Call(self._name, name, rows, cache.slots, wanted))
@@ -123,7 +129,9 @@ class AnswersAtOnce:
         cache.slots += len(tokens)
         return [0] * num_tokens
 
-    def decode_greedily(self, tokens: Sequence[int], cache: SlotCount, num_tokens: int) -> list[int]:
+    def decode_greedily(
+        self, tokens: Sequence[int], cache: SlotCount, num_tokens: int, *, stop: ChainStop | None = None
+    ) -> list[int]:
         """Returns zeros."""
         if num_tokens:
             cache.slots += len(tokens) + num_tokens - 1

@@ -17,7 +17,7 @@ from hambench.engine.kvcache import KVCache
 from hambench.engine.language_model import LanguageModel
 from hambench.engine.llama import Llama
 from hambench.engine.output import ForwardOutput
-from hambench.engine.requests.rows import Ids, Rows
+from hambench.engine.requests.rows import ChainStop, Ids, Rows
 from hambench.errors import ModelError, NotFiniteError
 from hambench.kernels.cpu.library import Library
 from hambench.kernels.cpu.model import CachePart, NonFiniteLogitError
@@ -124,14 +124,15 @@ class NativeLlama(BackedByLlama):
         cache.advance(len(tokens))
         return chosen
 
-    def decode_greedily(self, tokens: Sequence[int], cache: KVCache, num_tokens: int) -> list[int]:
+    def decode_greedily(
+        self, tokens: Sequence[int], cache: KVCache, num_tokens: int, *, stop: ChainStop | None = None
+    ) -> list[int]:
         """See :class:`hambench.engine.language_model.LanguageModel`: the whole chain is one call."""
         if num_tokens == 0:
-            return self.reference.decode_greedily(tokens, cache, num_tokens)
-        num_slots = len(tokens) + num_tokens - 1
-        cache.require(num_slots)
-        chosen = self._greedy(tokens, cache, num_tokens=1, chain=num_tokens - 1)
-        cache.advance(num_slots)
+            return []
+        cache.require(len(tokens) + num_tokens - 1)
+        chosen = self._greedy(tokens, cache, num_tokens=1, chain=num_tokens - 1, stop=stop)
+        cache.advance(len(tokens) + len(chosen) - 1)
         return chosen
 
     @torch.inference_mode()
@@ -225,7 +226,9 @@ class NativeLlama(BackedByLlama):
                 ((ids, (num_tokens, chain)),) = group
                 try:
                     ids.cache.require(len(ids.tokens) + chain)
-                    answers.append(self._greedy(ids.tokens, ids.cache, num_tokens=num_tokens, chain=chain))
+                    answers.append(
+                        self._greedy(ids.tokens, ids.cache, num_tokens=num_tokens, chain=chain, stop=ids.stop)
+                    )
                 except NotFiniteError as error:
                     answers.append(error)
             else:
@@ -234,13 +237,14 @@ class NativeLlama(BackedByLlama):
                     num_rows = len(ids.tokens)
                     ids.cache.require(num_rows + chain)
                     part, places = _part_of(ids.cache, range(num_rows)), _following(ids.cache, num_rows)
-                    rows.append(GreedyRows(ids.tokens, part, places, num_tokens, chain))
+                    rows.append(GreedyRows(ids.tokens, part, places, num_tokens, chain, ids.stop))
                 given = self.native.greedy_together(
                     rows, instruction_set=self.instruction_set, threads=self.threads
                 )
                 answers += [NotFiniteError() if tokens is None else tokens for tokens in given]
-            for ids, (_, chain) in group:
-                ids.cache.advance(len(ids.tokens) + chain)
+            for (ids, (num_tokens, chain)), answer in zip(group, answers[-len(group) :], strict=True):
+                grown = chain if isinstance(answer, NotFiniteError) else len(answer) - num_tokens
+                ids.cache.advance(len(ids.tokens) + grown)
         return answers
 
     def prepare_greedy(self, cache: KVCache, *, rows: Sequence[int] = (), chain: int = 0) -> None:
@@ -262,7 +266,15 @@ class NativeLlama(BackedByLlama):
         most = self.native.max_rows
         return [range(start, min(start + most, num_rows)) for start in range(0, num_rows, most)]
 
-    def _greedy(self, tokens: Sequence[int], cache: KVCache, *, num_tokens: int, chain: int) -> list[int]:
+    def _greedy(
+        self,
+        tokens: Sequence[int],
+        cache: KVCache,
+        *,
+        num_tokens: int,
+        chain: int,
+        stop: ChainStop | None = None,
+    ) -> list[int]:
         chosen: list[int] = []
         num_rows = len(tokens)
         for rows in self._calls(num_rows):
@@ -280,6 +292,7 @@ class NativeLlama(BackedByLlama):
                     positions=positions,
                     num_tokens=num_wanted,
                     chain=chain if rows.stop == num_rows else 0,
+                    stop=stop,
                     **how,
                 )
             except NonFiniteLogitError as error:

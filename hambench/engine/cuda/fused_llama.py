@@ -24,10 +24,12 @@ from hambench.engine.cuda.forwards import Forward, GreedyForward, chosen_buffer,
 from hambench.engine.cuda.fused_layer import FusedLayer, Impl, Weight
 from hambench.engine.cuda.graphs import EagerLauncher, GraphLauncher, Launcher
 from hambench.engine.cuda.staging import StagingBuffer
+from hambench.engine.greedy import decode_while_sure
 from hambench.engine.kvcache import KVCache
 from hambench.engine.language_model import LanguageModel
 from hambench.engine.llama import Llama
 from hambench.engine.output import ForwardOutput
+from hambench.engine.requests.rows import ChainStop
 from hambench.engine.shape import rope_frequencies
 from hambench.errors import ModelError
 from hambench.kernels import MAX_ROWS
@@ -135,8 +137,15 @@ class FusedLlama(BackedByLlama):
         return forward.tokens()
 
     @torch.inference_mode()
-    def decode_greedily(self, tokens: Sequence[int], cache: KVCache, num_tokens: int) -> list[int]:
-        """See :class:`hambench.engine.language_model.LanguageModel`. Feeds tokens to the next forward on the device."""
+    def decode_greedily(
+        self, tokens: Sequence[int], cache: KVCache, num_tokens: int, *, stop: ChainStop | None = None
+    ) -> list[int]:
+        """See :class:`hambench.engine.language_model.LanguageModel`. Feeds tokens to the next forward on the device.
+
+        With a ``stop`` each forward's logits are looked at before the next.
+        """
+        if stop is not None:
+            return decode_while_sure(self, tokens, cache, num_tokens, stop)
         if num_tokens == 0 or len(tokens) > MAX_ROWS or not cache.is_plain:
             return self.reference.decode_greedily(tokens, cache, num_tokens)
         cache.require(len(tokens) + num_tokens - 1)

@@ -9,7 +9,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from hambench.decoding import Request
-from hambench.engine.requests.rows import Ids, Rows
+from hambench.engine.requests.rows import ChainStop, Ids, Rows
 
 if TYPE_CHECKING:
     import torch
@@ -170,22 +170,31 @@ class GreedyChain(ModelRequest):
     Args:
         model: The model that runs.
         tokens: Ids of the first forward's T rows.
-        cache: Grows by ``T + num_tokens - 1`` slots.
+        cache: Grows by T slots, and one for each token but the newest.
         num_tokens: Tokens wanted, each fed to the next forward.
+        stop: What may end the chain earlier.
     """
 
-    __slots__ = ("num_tokens", "tokens")
+    __slots__ = ("num_tokens", "stop", "tokens")
 
-    def __init__(self, model: LanguageModel, tokens: Sequence[int], cache: KVCache, num_tokens: int) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        tokens: Sequence[int],
+        cache: KVCache,
+        num_tokens: int,
+        *,
+        stop: ChainStop | None = None,
+    ) -> None:
         super().__init__(model, cache)
-        self.tokens, self.num_tokens = tokens, num_tokens
+        self.tokens, self.num_tokens, self.stop = tokens, num_tokens, stop
 
     def answer(self) -> list[int]:
         """Runs the chain."""
-        return self.model.decode_greedily(self.tokens, self.cache, self.num_tokens)
+        return self.model.decode_greedily(self.tokens, self.cache, self.num_tokens, stop=self.stop)
 
     @classmethod
     def answer_together(cls, requests: Sequence[Self]) -> list[Any]:
         """Runs the chains of all side by side."""
-        sequences = [Ids(each.tokens, each.cache, each.num_tokens) for each in requests]
+        sequences = [Ids(each.tokens, each.cache, each.num_tokens, each.stop) for each in requests]
         return list(requests[0].model.decode_greedily_together(sequences))

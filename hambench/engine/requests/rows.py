@@ -22,6 +22,26 @@ class Rows(NamedTuple):
     """Logits for this many last rows; ``None`` for all."""
 
 
+class ChainStop(NamedTuple):
+    """Ends a greedy chain after the first token of which the model was not sure enough.
+
+    The token stays, whatever its probability: only whether another one follows depends on it.
+    """
+
+    least: float
+    """Probability with which the chain goes on; a chain begins with 1."""
+    is_product: bool
+    """Whether the product of the probabilities of all its tokens must reach it, or each by itself."""
+
+    def likely(self, before: float, highest: float) -> float:
+        """How sure a chain is after another token, whose probability was the ``highest`` of its row."""
+        return before * highest if self.is_product else highest
+
+    def goes_on(self, likely: float) -> bool:
+        """Whether a chain that is as sure as this has another token."""
+        return likely >= self.least
+
+
 class Ids(NamedTuple):
     """Tokens of one sequence in ``greedy_together`` and ``decode_greedily_together``."""
 
@@ -30,3 +50,5 @@ class Ids(NamedTuple):
     """Its own cache."""
     num_tokens: int
     """Tokens wanted."""
+    stop: ChainStop | None = None
+    """What may end a chain earlier."""

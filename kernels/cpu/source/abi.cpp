@@ -134,6 +134,9 @@ int32_t hb_run(const void* handle, const char* instruction_set, const hb_forward
     call.logits = c->logits;
     call.tokens = c->tokens;
     call.chains = c->chains;
+    for (int32_t i = 0; c->stops != nullptr && i < c->num_parts; ++i) {
+      call.stops.push_back({c->stops[i].least, c->stops[i].is_product != 0});
+    }
     return hb::forward(model, *kernels, c->threads, call) ? HB_OK : HB_NOT_FINITE;
   } catch (const std::bad_alloc&) {
     return HB_NO_MEMORY;

@@ -7,7 +7,7 @@
 
 extern "C" {
 
-constexpr int32_t kAbi = 6;
+constexpr int32_t kAbi = 7;
 
 struct hb_shape {
   int32_t hidden, intermediate, num_layers, num_heads, num_kv_heads, head_dim, vocab;
@@ -41,6 +41,12 @@ struct hb_part {
   int32_t first_row, num_rows, cache_type, reserved;
 };
 
+// stops a chain of which the model is no longer sure
+struct hb_stop {
+  double least;  // the probability with which it goes on
+  int32_t is_product, reserved;
+};
+
 struct hb_forward {
   const int64_t* ids;
   const float* embeddings;
@@ -53,6 +59,7 @@ struct hb_forward {
   float* logits;
   int64_t* tokens;
   const int32_t* chains;
+  const hb_stop* stops;  // of each part's chain; null for none
   int32_t num_rows, num_parts, num_features, num_head_rows, threads, reserved;
 };
 

@@ -1,5 +1,6 @@
 #include "forward.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <new>
@@ -44,6 +45,11 @@ void Workspace::prepare(const Shape& shape, int num_rows, int64_t slots, int thr
   turns_size = rows * shape.head_dim;
   turns.ensure(threads * turns_size);
   best.resize(static_cast<size_t>(threads) * kMaxRows);
+}
+
+void Workspace::prepare_logits(const Shape& shape, int num_rows) {
+  logits.ensure(static_cast<size_t>(num_rows) * shape.vocab);
+  weighed.resize(static_cast<size_t>(num_rows) * num_logit_chunks(shape.vocab));
 }
 
 void Runner::embed_row(const Model& model, int64_t id, float* to) const {
@@ -268,52 +274,6 @@ void Runner::fetch(const Matrix& matrix, int block) const {
   }
 }
 
-void Runner::best_tokens(const Model& model, int num_rows, int64_t* tokens, bool* finite) {
-  const int blocks = model.head.num_blocks();
-  Best* all = workspace_.best.data();
-  kernels_.project_best(model.head, normed(), stride(model.shape.hidden), num_rows, begin_of(blocks), end_of(blocks),
-                        codes(), model.shape.vocab, all + static_cast<size_t>(thread_) * kMaxRows);
-  fetch(model.layers[0].qkv, begin_of(model.layers[0].qkv.num_blocks()));
-  barrier();
-  // threads own ascending ranges of ids: the first of equals has the lowest
-  for (int t = 0; t < num_rows; ++t) {
-    Best best = all[t];
-    bool wrong = best.is_nan != 0;
-    for (int other = 1; other < team_.size; ++other) {
-      const Best& candidate = all[static_cast<size_t>(other) * kMaxRows + t];
-      wrong = wrong || candidate.is_nan != 0;
-      if (candidate.logit > best.logit) {
-        best = candidate;
-      }
-    }
-    tokens[t] = best.token < model.shape.vocab ? best.token : 0;
-    finite[t] = finite[t] && !wrong && std::isfinite(best.logit);
-  }
-}
-
-void Runner::logits(const Model& model, int num_rows, float* logits) {
-  const int64_t vocab = model.shape.vocab;
-  const int whole = static_cast<int>(vocab / kBlock), blocks = model.head.num_blocks();
-  const int first = begin_of(blocks), last = end_of(blocks), last_whole = last < whole ? last : whole;
-  if (first < last_whole) {
-    kernels_.project(model.head, normed(), stride(model.shape.hidden), num_rows, first, last_whole, codes(), logits, vocab);
-  }
-  if (last > whole && first <= whole) {
-    // a block of which only a part are logits
-    alignas(64) float tile[kMaxRows * kBlock];
-    Matrix end = model.head;
-    end.blocks = model.head.block(whole);
-    end.outputs = kBlock;
-    end.scales = end.scales == nullptr ? nullptr : end.scales + static_cast<int64_t>(whole) * kBlock;
-    end.bias = end.bias == nullptr ? nullptr : end.bias + static_cast<int64_t>(whole) * kBlock;
-    kernels_.project(end, normed(), stride(model.shape.hidden), num_rows, 0, 1, codes(), tile, kBlock);
-    for (int t = 0; t < num_rows; ++t) {
-      std::memcpy(logits + t * vocab + static_cast<int64_t>(whole) * kBlock, tile + t * kBlock,
-                  (vocab - static_cast<int64_t>(whole) * kBlock) * sizeof(float));
-    }
-  }
-}
-
 namespace {
 
 struct Job {
@@ -324,13 +284,23 @@ struct Job {
   bool finite = true;
 };
 
-// Decodes on: each part feeds its newest token to the next forward until it has as many as it wants. Parts that are done
-// drop out. Every thread knows the newest tokens and the places of their slots. False if a row had no finite logit.
-bool decode_chains(const ForwardCall& call, const Model& model, Runner& runner, const int64_t* tokens, const bool* good) {
+// takes in how sure the model is of a chain's newest token; whether that is enough to go on
+bool goes_on(const Stop& stop, double highest, double& likely) {
+  likely = stop.is_product ? likely * highest : highest;
+  return likely >= stop.least;
+}
+
+// Decodes on: each part feeds its newest token to the next forward until it has as many as it wants or is no longer sure.
+// Parts that are done drop out. Every thread knows the newest tokens, how sure the model is of them (null where no part
+// asks), and the places of their slots. False if a row had no finite logit.
+bool decode_chains(const ForwardCall& call, const Model& model, Runner& runner, const int64_t* tokens, const bool* good,
+                   const double* sure) {
   Part parts[kMaxRows];
   int64_t newest[kMaxRows], positions[kMaxRows], to[kMaxRows];
   int left[kMaxRows];
   bool finite[kMaxRows], all_finite = true;
+  double highest[kMaxRows], likely[kMaxRows];
+  Stop stops[kMaxRows];
   int num = 0;
   int64_t place = call.num_head_rows;
   for (size_t p = 0; p < call.parts.size(); ++p) {
@@ -341,7 +311,11 @@ bool decode_chains(const ForwardCall& call, const Model& model, Runner& runner, 
       --row;
     }
     HB_ASSERT(call.chains[p] == 0 || row >= 0);
-    if (call.chains[p] > 0) {
+    if (runner.thread() == 0) {
+      std::fill_n(call.tokens + place, call.chains[p], kNotDecoded);
+    }
+    likely[num] = 1.0;
+    if (call.chains[p] > 0 && (sure == nullptr || (good[row] && goes_on(call.stops[p], sure[row], likely[num])))) {
       parts[num] = part;
       parts[num].past += part.num_rows;
       parts[num].num_rows = 1;
@@ -350,6 +324,7 @@ bool decode_chains(const ForwardCall& call, const Model& model, Runner& runner, 
       finite[num] = good[row];
       to[num] = place;
       left[num] = call.chains[p];
+      stops[num] = sure == nullptr ? Stop{} : call.stops[p];
       ++num;
     }
     place += call.chains[p];
@@ -365,14 +340,14 @@ bool decode_chains(const ForwardCall& call, const Model& model, Runner& runner, 
     for (int a = 0; a < num; ++a) {
       runner.norm_row(model, a, runner.normed() + a * row_stride);
     }
-    runner.best_tokens(model, num, newest, finite);
+    runner.best_tokens(model, num, newest, finite, sure == nullptr ? nullptr : highest);
     int kept = 0;
     for (int a = 0; a < num; ++a) {
       all_finite = all_finite && finite[a];
       if (runner.thread() == 0) {
         call.tokens[to[a]] = finite[a] ? newest[a] : -1;
       }
-      if (left[a] > 1) {
+      if (left[a] > 1 && (sure == nullptr || (finite[a] && goes_on(stops[a], highest[a], likely[a])))) {
         parts[kept] = parts[a];
         ++parts[kept].past;
         positions[kept] = positions[a];
@@ -380,6 +355,8 @@ bool decode_chains(const ForwardCall& call, const Model& model, Runner& runner, 
         finite[kept] = finite[a];
         to[kept] = to[a] + 1;
         left[kept] = left[a] - 1;
+        likely[kept] = likely[a];
+        stops[kept] = stops[a];
         ++kept;
       }
     }
@@ -407,6 +384,7 @@ void work(void* context, Team& team, int thread) {
   if (call.num_head_rows > 0) {
     int64_t tokens[kMaxRows];
     bool finite[kMaxRows];
+    double highest[kMaxRows], *sure = call.stops.empty() ? nullptr : highest;
     for (int r = 0; r < call.num_head_rows; ++r) {
       runner.norm_row(model, call.head_rows[r], runner.normed() + r * row_stride);
       finite[r] = true;
@@ -415,7 +393,7 @@ void work(void* context, Team& team, int thread) {
       runner.logits(model, call.num_head_rows, call.logits);
     }
     if (call.tokens != nullptr) {
-      runner.best_tokens(model, call.num_head_rows, tokens, finite);
+      runner.best_tokens(model, call.num_head_rows, tokens, finite, sure);
       for (int r = 0; r < call.num_head_rows; ++r) {
         all_finite = all_finite && finite[r];
         if (thread == 0) {
@@ -423,7 +401,7 @@ void work(void* context, Team& team, int thread) {
         }
       }
       if (call.chains != nullptr) {
-        all_finite = decode_chains(call, model, runner, tokens, finite) && all_finite;
+        all_finite = decode_chains(call, model, runner, tokens, finite, sure) && all_finite;
       }
     }
   }
@@ -443,6 +421,9 @@ bool forward(const Model& model, const Kernels& kernels, int threads, const Forw
     slots = needed > slots ? needed : slots;
   }
   workspace.prepare(model.shape, call.num_rows, slots, threads);
+  if (!call.stops.empty()) {
+    workspace.prepare_logits(model.shape, call.num_head_rows);
+  }
   Job job{model, kernels, call, workspace};
   run_together(threads, work, &job);
   return job.finite;

@@ -1,6 +1,7 @@
 // One forward of a model over the rows of one or several sequences.
 #pragma once
 
+#include <cmath>
 #include <vector>
 
 #include "kernels.h"
@@ -35,6 +36,8 @@ struct Workspace {
   Buffer codes;     // for each thread: rows rounded for int8 weights, [T][code_bytes]
   Buffer turns;     // for each thread: cosines and sines [T][Dh / 2]
   std::vector<Best> best;  // [threads][kMaxRows]
+  Buffer logits;                 // [rows][V]: of calls that ask how sure the model is
+  std::vector<Weighed> weighed;  // [rows][chunks of V]
   int64_t own_size = 0;
   int64_t codes_size = 0;
   int64_t turns_size = 0;
@@ -43,6 +46,8 @@ struct Workspace {
   // makes room for `num_rows` rows of such a model, whose longest sequence will have `slots` slots, and for other weights
   // of up to `inputs` inputs
   void prepare(const Shape& shape, int num_rows, int64_t slots, int threads, int64_t inputs = 0);
+  // makes room for weighing the logits of `num_rows` rows
+  void prepare_logits(const Shape& shape, int num_rows);
 };
 
 // Where a forward's intermediate results go.
@@ -69,7 +74,8 @@ class Runner {
   void norm_row(const Model& model, int row, float* out);
   // The most probable token after each of `num_rows` normed rows (this thread's own copy, at normed()). `finite[t]` turns
   // false where row t has no finite largest logit; its token can be embedded and means nothing.
-  void best_tokens(const Model& model, int num_rows, int64_t* tokens, bool* finite);
+  // `highest`, if given, receives each token's probability; the workspace must have room for logits.
+  void best_tokens(const Model& model, int num_rows, int64_t* tokens, bool* finite, double* highest = nullptr);
   void logits(const Model& model, int num_rows, float* logits);
 
   float* normed() const { return workspace_.own.get() + thread_ * workspace_.own_size; }
@@ -94,11 +100,21 @@ class Runner {
   void norm_rows(const Model& model, const float* weight, int num_rows);
   void copy_features(const Model& model, int layer, int num_rows, const Features& features);
   void fetch(const Matrix& matrix, int block) const;
+  void find_best(const Model& model, int num_rows, Best* best);
+  void find_likely(const Model& model, int num_rows, Best* best, double* highest);
 
   const Kernels& kernels_;
   Workspace& workspace_;
   Team& team_;
   int thread_;
+};
+
+constexpr int64_t kNotDecoded = -2;
+
+// Stops a chain of which the model is no longer sure.
+struct Stop {
+  double least = -HUGE_VAL;  // the probability with which it goes on
+  bool is_product = false;   // of the product of its tokens' probabilities; else of the newest one's
 };
 
 // The arguments of one call; see abi.h.
@@ -113,9 +129,11 @@ struct ForwardCall {
   int num_head_rows = 0;
   const int32_t* head_rows = nullptr;
   float* logits = nullptr;
-  // first those of head_rows, then the chain of each part; -1 where there is no finite largest logit
+  // first those of head_rows, then the chain of each part; -1 where there is no finite largest logit, kNotDecoded behind
+  // the end of a chain that was stopped
   int64_t* tokens = nullptr;
   const int32_t* chains = nullptr;  // [parts]: more tokens of each, one after the other; null for none
+  std::vector<Stop> stops;  // of the chain of each part; empty where nothing stops one
 };
 
 // false if a row had no finite largest logit

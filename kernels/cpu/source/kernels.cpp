@@ -7,7 +7,7 @@ namespace hb {
 
 extern const Kernels HB_TABLE;
 const Kernels HB_TABLE = {
-    HB_NAME,     project, project_add, project_gated, project_best, rms_norm, silu, rotate,
+    HB_NAME,      project, project_add, project_gated, project_best, weigh,          rms_norm, silu, rotate,
     scale_values, widen,   narrow,      attend,        merge_partials, mix_few,
 };
 

@@ -21,6 +21,8 @@ struct Kernels {
   // the largest of outputs 0..vocab-1 in blocks first..last-1, the lowest id of equals; best[t] is overwritten
   void (*project_best)(const Matrix& weight, const float* rows, int64_t stride, int num_rows, int first, int last, char* codes,
                        int vocab, Best* best);
+  // the same of logits that are there already, those of ids first..first + count - 1, up to kLogitChunk; and their weight
+  void (*weigh)(const float* logits, int first, int count, Weighed* weighed);
 
   // x / sqrt(mean(x^2) + eps) * weight of one padded row
   void (*rms_norm)(const float* row, const float* weight, int size, float eps, float* out);

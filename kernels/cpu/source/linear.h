@@ -238,53 +238,70 @@ void project_gated(const Matrix& weight, const float* rows, int64_t stride, int 
   }
 }
 
-void project_best(const Matrix& weight, const float* rows, int64_t stride, int num_rows, int first, int last, char* codes,
-                  int vocab, hb::Best* best) {
-  const float lowest = -__builtin_inff();
-  // by lane: the largest so far, and the number of its block; a later equal one does not replace it
-  alignas(64) float largest[hb::kMaxRows][kBlock];
-  alignas(64) int32_t where[hb::kMaxRows][kBlock];
-  alignas(64) float wrong[hb::kMaxRows][kBlock];
-  for (int t = 0; t < num_rows; ++t) {
+// The largest of a row's values so far. By lane: the value, the number of its block, and whether there was a NaN, which no
+// comparison would notice. A later equal value replaces none.
+struct Largest {
+  alignas(64) float value[kBlock];
+  alignas(64) int32_t block[kBlock];
+  alignas(64) float odd[kBlock];
+};
+
+HB_INLINE void begin_largest(Largest& largest) {
+  for (int i = 0; i < kBlock; ++i) {
+    largest.value[i] = -__builtin_inff();
+    largest.block[i] = 0;
+    largest.odd[i] = 0.0f;
+  }
+}
+
+// takes in the first `valid` values of a block
+HB_INLINE void take_block(Largest& largest, const float* values, int valid, int block) {
+  float* most = largest.value;
+  int32_t* place = largest.block;
+  float* odd = largest.odd;
+  if (valid >= kBlock) {
     for (int i = 0; i < kBlock; ++i) {
-      largest[t][i] = lowest;
-      where[t][i] = 0;
-      wrong[t][i] = 0.0f;
+      const bool more = values[i] > most[i];
+      most[i] = more ? values[i] : most[i];
+      place[i] = more ? block : place[i];
+      odd[i] = values[i] == values[i] ? odd[i] : 1.0f;
+    }
+  } else {
+    for (int i = 0; i < valid; ++i) {
+      if (values[i] > most[i]) {
+        most[i] = values[i];
+        place[i] = block;
+      }
+      odd[i] = values[i] == values[i] ? odd[i] : 1.0f;
     }
   }
-  HB_FOR_BLOCKS({
-    const int valid = vocab - output < kBlock ? static_cast<int>(vocab - output) : kBlock;
-    float* most = largest[t];
-    int32_t* place = where[t];
-    float* odd = wrong[t];  // set where there was a NaN, which no comparison would notice
-    if (valid == kBlock) {
-      for (int i = 0; i < kBlock; ++i) {
-        const bool more = values[i] > most[i];
-        most[i] = more ? values[i] : most[i];
-        place[i] = more ? block + b : place[i];
-        odd[i] = values[i] == values[i] ? odd[i] : 1.0f;
-      }
-    } else {
-      for (int i = 0; i < valid; ++i) {
-        if (values[i] > most[i]) {
-          most[i] = values[i];
-          place[i] = block + b;
-        }
-        odd[i] = values[i] == values[i] ? odd[i] : 1.0f;
-      }
+}
+
+// the largest of all lanes, the lowest id of equals; `none` is the id where nothing is above minus infinity
+HB_INLINE hb::Best end_largest(const Largest& largest, int none) {
+  hb::Best found{-__builtin_inff(), none, 0};
+  for (int i = 0; i < kBlock; ++i) {
+    const int32_t token = largest.block[i] * kBlock + i;
+    if (largest.value[i] > found.logit || (largest.value[i] == found.logit && token < found.token)) {
+      found.logit = largest.value[i];
+      found.token = token;
     }
+    found.is_nan |= largest.odd[i] != 0.0f;
+  }
+  return found;
+}
+
+void project_best(const Matrix& weight, const float* rows, int64_t stride, int num_rows, int first, int last, char* codes,
+                  int vocab, hb::Best* best) {
+  Largest largest[hb::kMaxRows];
+  for (int t = 0; t < num_rows; ++t) {
+    begin_largest(largest[t]);
+  }
+  HB_FOR_BLOCKS({
+    take_block(largest[t], values, static_cast<int>(vocab - output < kBlock ? vocab - output : kBlock), block + b);
   })
   for (int t = 0; t < num_rows; ++t) {
-    hb::Best found{lowest, vocab, 0};
-    for (int i = 0; i < kBlock; ++i) {
-      const int32_t token = where[t][i] * kBlock + i;
-      if (largest[t][i] > found.logit || (largest[t][i] == found.logit && token < found.token)) {
-        found.logit = largest[t][i];
-        found.token = token;
-      }
-      found.is_nan |= wrong[t][i] != 0.0f;
-    }
-    best[t] = found;
+    best[t] = end_largest(largest[t], vocab);
   }
 }
 #undef HB_FOR_BLOCKS

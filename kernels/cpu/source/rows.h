@@ -1,10 +1,11 @@
-// Operations on single rows: norms, activations, rotation, conversion.
+// Operations on single rows: norms, activations, weighing of logits, rotation, conversion.
 #pragma once
 
 #include <cmath>
 #include <cstring>
 
 #include "kernels.h"
+#include "linear.h"
 #include "simd.h"
 
 namespace {
@@ -33,6 +34,31 @@ void silu(float* values, int64_t count) {
   for (int64_t i = 0; i < count; i += kWide) {
     w_store(values + i, silu_of(w_load(values + i)));
   }
+}
+
+void weigh(const float* logits, int first, int count, hb::Weighed* weighed) {
+  HB_ASSERT(count >= 1 && count <= hb::kLogitChunk && first % kBlock == 0);
+  Largest largest;
+  begin_largest(largest);
+  for (int i = 0; i < count; i += kBlock) {
+    take_block(largest, logits + i, count - i, (first + i) / kBlock);
+  }
+  weighed->best = end_largest(largest, first + count);
+  const Wide top = w_splat(weighed->best.logit);
+  Wide even = w_zero(), odd = w_zero();
+  int i = 0;
+  for (; i + 2 * kWide <= count; i += 2 * kWide) {
+    even = w_add(even, w_exp(w_sub(w_load(logits + i), top)));
+    odd = w_add(odd, w_exp(w_sub(w_load(logits + i + kWide), top)));
+  }
+  // minus infinity behind the last logit weighs nothing
+  alignas(64) float rest[2 * kWide];
+  for (int j = 0; j < 2 * kWide; ++j) {
+    rest[j] = i + j < count ? logits[i + j] : -__builtin_inff();
+  }
+  even = w_add(even, w_exp(w_sub(w_load(rest), top)));
+  odd = w_add(odd, w_exp(w_sub(w_load(rest + kWide), top)));
+  weighed->sum = w_sum(w_add(even, odd));
 }
 
 void rotate(float* head, const float* cosines, const float* sines, int half) {

@@ -17,11 +17,13 @@ namespace hb {
 
 constexpr int kBlock = 16;        // outputs of one block of a packed matrix; every padded size is a multiple of it
 constexpr int kChunk = 128;       // slots of one attention task: fixed, so that sums don't depend on what runs beside
+constexpr int kLogitChunk = 1024;  // logits that are weighed at a time: fixed as well
 constexpr int kMaxRows = 64;      // rows of one forward
 constexpr int kMostHeadDim = 512;
 constexpr int kPartialHead = 16;  // floats before the values of an attention partial: maximum, sum, padding
 
 constexpr int64_t padded(int64_t size) { return (size + kBlock - 1) / kBlock * kBlock; }
+constexpr int num_logit_chunks(int vocab) { return (vocab + kLogitChunk - 1) / kLogitChunk; }
 
 // Rows that meet int8 weights are rounded to 15 bits in groups of inputs: of a row two bytes for each input, then for each
 // group a scale and a sum of codes.
@@ -114,6 +116,12 @@ struct Best {
   float logit;
   int32_t token;
   int32_t is_nan;  // whether a logit was NaN
+};
+
+// A chunk of a row's logits: its most probable token, and how much all of them weigh next to it.
+struct Weighed {
+  Best best;
+  float sum;  // of exp(logit - best.logit)
 };
 
 }  // namespace hb
