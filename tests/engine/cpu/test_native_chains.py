@@ -124,10 +124,12 @@ def probability(native, start):
     return low
 
 
+@pytest.mark.parametrize("sureness", [3.0, 0.1])
 def test_a_probability_is_that_of_the_logits_and_its_bits_depend_on_nothing_else(
-    instruction_set, library, llama, several_threads, monkeypatch
+    sureness, instruction_set, library, several_threads, monkeypatch
 ):
     monkeypatch.setattr(NativeLlama, "threads", 1)
+    llama = llama_of(weights_of(sureness=sureness))
     native = NativeLlama(llama, library, instruction_set=instruction_set)
     starts = STARTS[:8]
     sure = [probability(native, start) for start in starts]
