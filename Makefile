@@ -51,10 +51,10 @@ sanitize: setup
 sanitize-threads: setup
 	HAMBENCH_TEST_SANITIZERS=thread timeout 600 $(BIN)/python -m pytest -n 0 -q --timeout 600 tests/kernels/cpu/test_pool.py
 
-# what a machine without a C++ compiler runs: torch's operations, said once
+# what a machine without a C++ compiler runs: torch's operations, said once (the methods' laws on these are in `test`)
 test-without-compiler: setup
 	CXX=none timeout 600 $(PYTEST) -q tests/runner/test_backend.py tests/engine/cpu tests/kernels/cpu \
-	tests/methods/test_conformance.py tests/test_doctor.py tests/bench/test_engine.py tests/cli/test_cli.py
+	tests/test_doctor.py tests/bench/test_engine.py tests/cli/test_cli.py
 
 check: setup types
 	$(BIN)/ruff check $(SOURCES)

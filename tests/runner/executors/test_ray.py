@@ -184,11 +184,10 @@ def test_other_executors_are_unknown_and_an_address_needs_ray():
 @pytest.mark.slow
 def test_the_overhead_of_ray_is_told_apart_from_its_start(tiny_model):
     from hambench.bench.overhead import measure_overhead
+    from hambench.models.target import load
 
     (measured,) = measure_overhead(
-        model=str(tiny_model),
-        dtype="float32",
-        device="cpu",
+        load(str(tiny_model), dtype="float32", device="cpu"),
         methods=("vanilla",),
         num_records=3,
         max_new_tokens=8,
