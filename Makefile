@@ -43,7 +43,7 @@ test-fast: setup
 sanitize: setup
 	runtime="$$($(BIN)/python -P tests/sanitizer_runtime.py)" || exit 1; LD_PRELOAD="$$runtime" \
 	ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc HAMBENCH_TEST_SANITIZERS=address,undefined \
-	timeout 600 $(BIN)/python -m pytest -n 0 -q -m "not model" -k "not portable" --timeout 600 \
+	timeout 600 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -q -m "not model" -k "not portable" --timeout 600 \
 	tests/kernels/cpu/test_native_model.py tests/engine/cpu tests/engine/test_together.py \
 	tests/methods/hamburger/device/test_native_step.py
 
