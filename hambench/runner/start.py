@@ -21,6 +21,7 @@ from hambench.runner.generator import Generator, Progress, Workload, torch_threa
 from hambench.runner.request import Prepared, RunRequest
 from hambench.runner.resume import decoding_options, refuse_other_instruction_set, refuse_other_model
 from hambench.runner.sweep import Sweep, config_of
+from hambench.runner.work import fewest_at_once
 from hambench.store import Run, RunWriter, load_run, record_key
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def prepare(request: RunRequest, *, calibrated: bool = False) -> Prepared:
             repeats=request.repeats,
             spent_s=time.monotonic() - began + seconds_to_come(request, expansion.cells, speeds) + ENDING_S,
             share=1.0 if calibrated else first_share(request),
-            fewest=max(cell.batch for cell in expansion.cells),
+            fewest=fewest_at_once(expansion.cells),
         )
     return Prepared(
         request,

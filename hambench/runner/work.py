@@ -19,6 +19,10 @@ NUM_TIMED_PROMPTS = 3
 BLOCK_BATCHES = 4
 """Samples of one turn of a cell, in largest batches: full but for its end, and drift still hits all cells alike."""
 
+FEWEST_BATCHES = 2
+"""Samples of a turn that a budget begins with or adds, at least, in largest batches: sequences end one by one, so most
+of a single batch runs next to empty places."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Job:
@@ -124,6 +128,12 @@ class Workload:
 
 def _turns(jobs: Iterable[Job]) -> Iterator[list[Job]]:
     return (list(turn) for _, turn in itertools.groupby(jobs, key=lambda job: job.cell))
+
+
+def fewest_at_once(cells: Iterable[Cell]) -> int:
+    """Returns how many samples a budget gives to cells at once, at least."""
+    largest = max(cell.batch for cell in cells)
+    return 1 if largest == 1 else FEWEST_BATCHES * largest
 
 
 def interleave_tasks(samples: Sequence[Sample]) -> list[Sample]:

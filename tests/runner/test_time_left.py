@@ -323,7 +323,7 @@ def test_nothing_is_added_without_a_budget_or_on_a_cluster(tiny_model, rows):
         assert of(dataclasses.replace(prepared, request=asked)) is None
 
 
-def test_a_budget_knows_the_largest_batch(tiny_model, rows, monkeypatch):
+def test_a_budget_gives_two_of_the_largest_batch_at_a_time(tiny_model, rows, monkeypatch):
     from hambench.runner.forecast import time_left as module
 
     asked = request(tiny_model, rows)
@@ -338,7 +338,7 @@ def test_a_budget_knows_the_largest_batch(tiny_model, rows, monkeypatch):
     prepared = start.prepare(asked)
     monkeypatch.setattr(module, "TimeLeft", lambda *_, **options: options)
     options = module.time_left(prepared)
-    assert (told["fewest"], options["fewest"], options["most"]) == (4, 4, 16)
+    assert (told["fewest"], options["fewest"], options["most"]) == (8, 8, 16)
 
 
 def test_a_plan_tells_whether_its_run_chooses_on_the_way(tiny_model, rows):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from hambench.records import Sample
 from hambench.runner.budget import MARGIN, PROBES_S, Bound
-from hambench.runner.work import BLOCK_BATCHES, interleave_tasks
+from hambench.runner.work import BLOCK_BATCHES, fewest_at_once, interleave_tasks
 
 if TYPE_CHECKING:
     from hambench.runner.request import Prepared, RunRequest
@@ -37,7 +37,7 @@ class TimeLeft:
         ends_at: When the last sample must have ended, in seconds of ``clock``.
         repeats: Repeats of the run. Samples are added to the first one; the others then need their time too.
         most: Most samples at a time: a block of the largest batch.
-        fewest: Fewest at a time, unless the suite has no more: they fill the largest batch.
+        fewest: Fewest at a time, unless the suite has no more: they keep the largest batch full for a while.
         is_judged_after: Whether answers are judged when all samples have ended, and not with each sample.
         clock: Returns seconds from any fixed point.
     """
@@ -103,7 +103,7 @@ class TimeLeft:
             taken_s += answering_s
             self._count(sample)
             taken.append(sample)
-        # a cell would be timed at a smaller batch than its own
+        # cells would be timed at smaller batches than their own
         if len(taken) < min(self._fewest, len(self._waiting)):
             taken = []
             self._answers_s, self._judging_s, self._num_chosen = before
@@ -176,6 +176,6 @@ def time_left(prepared: Prepared) -> TimeLeft | None:
         prepared.began + request.budget_s - ending_s,
         repeats=request.repeats,
         most=1 if largest == 1 else BLOCK_BATCHES * largest,
-        fewest=largest,
+        fewest=fewest_at_once(cells),
         is_judged_after=request.fidelity and not prepared.generator.shares_prompts,
     )
