@@ -15,7 +15,7 @@ from hambench.engine.requests.shared_prefill import Reader, ReadPrompts
 from hambench.engine.warmup import MAX_PASSES, NUM_PROMPT_TOKENS, NUM_STEPS, made_up_steps
 from hambench.errors import HambenchError
 from hambench.records import Cell, Sample
-from hambench.registry import is_lossless
+from hambench.registry import facts_of, is_lossless
 from hambench.runner.conversations import prompt_sizes
 from hambench.runner.work import NUM_TIMED_PROMPTS, interleave_tasks
 
@@ -246,7 +246,7 @@ def sample_seconds(
         judge: Speed of the target if it judges the answers, equal ones once.
         judge_reader: Who reads the judge's prompts: if a cell's prompt is read by the same, the judge copies it.
         is_shared: Whether cells copy a prompt that another one has read with the same model.
-        is_greedy: Whether lossless cells, and batches of one setting, are counted to give equal answers, as they must.
+        is_greedy: Whether lossless cells of our engine, and batches of one setting, count as giving equal answers.
     """
     total = 0.0
     were_read: set[tuple[int, Reader | None]] = set()
@@ -276,7 +276,9 @@ def sample_seconds(
 
 def _answer_of(cell: Cell) -> Hashable:
     """What decides a greedy answer; on native kernels threads and batch do not, elsewhere they may round otherwise."""
-    setting = () if is_lossless(cell) else (cell.method, *sorted(cell.knobs.items()))
+    # a peer rounds in an engine of its own
+    is_targets = is_lossless(cell) and facts_of(cell.method).shares_forwards
+    setting = () if is_targets else (cell.method, *sorted(cell.knobs.items()))
     rows = () if cell.kernels == "native" else (cell.threads, cell.batch)
     return setting, cell.regime, cell.kernels, rows
 

@@ -333,6 +333,8 @@ def test_equal_greedy_answers_are_judged_once():
     assert judged(vanilla, draft, lossy, is_greedy=False) == 3 * 20
     assert judged(vanilla, draft, is_greedy=True) == 20
     assert judged(vanilla, draft, lossy, is_greedy=True) == 2 * 20
+    # a peer may differ by its rounding, lossless as it is
+    assert judged(vanilla, replace(vanilla, method="transformers"), is_greedy=True) == 2 * 20
     # batches change nothing on native kernels, and roundings elsewhere
     assert judged(lossy, replace(lossy, batch=4), is_greedy=True) == 20
     assert (
