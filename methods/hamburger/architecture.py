@@ -51,6 +51,10 @@ class Architecture:
         """Number of feature vectors at the start of every micro-step sequence."""
         return len(self.feature_layers)
 
+    def micro_slots(self, num_micro_steps: int) -> int:
+        """Returns the rows that so many micro-steps store: the first takes features and a token, others a token."""
+        return self.num_features + num_micro_steps if num_micro_steps else 0
+
     @classmethod
     def for_base(cls, num_layers: int, **changes: Any) -> Self:
         """Returns the published architecture with its four feature layers spread over a base of ``num_layers``."""

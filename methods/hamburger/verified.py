@@ -177,9 +177,7 @@ class VerifiedSession:
     def _micro_bytes(self, num_drafted: int) -> int:
         if self._native is None:
             return self._micro_cache.bytes_used
-        # the first micro-step takes the features and a token, each further one a token more
-        slots = self._model.architecture.num_features + num_drafted if num_drafted else 0
-        return slots * self._native.micro_slot_bytes
+        return self._model.architecture.micro_slots(num_drafted) * self._native.micro_slot_bytes
 
     def _goes_on(self, hidden: Tensor) -> bool:
         if self._confidence > 1:

@@ -89,8 +89,7 @@ class DeviceSession:
 
     def _step(self, emitted: Emitted) -> Step:
         num_micro = len(emitted.tokens) - 1
-        # the first micro-step takes the features and a token, each further one a token more
-        micro_slots = self._model.architecture.num_features + num_micro if num_micro else 0
+        micro_slots = self._model.architecture.micro_slots(num_micro)
         return Step(
             tokens=emitted.tokens,
             micro_forwards=num_micro,
