@@ -170,6 +170,18 @@ def kernels_option(function: F) -> F:
     )(function)
 
 
+def measured_methods_option(function: F) -> F:
+    """Adds ``--methods`` to a bench of methods without axes, vanilla by default."""
+    return click.option(
+        "--methods",
+        cls=ListOption,
+        default="vanilla",
+        show_default=True,
+        metavar="LIST",
+        help="Methods to measure.",
+    )(function)
+
+
 def sweep_options(function: F) -> F:
     """Adds ``--methods`` and the axes."""
     options = [

@@ -4,21 +4,13 @@ from __future__ import annotations
 
 import click
 
-from hambench.cli._options import FiniteRange, kernels_option, model_options
-from hambench.cli._repeats import ListOption
+from hambench.cli._options import FiniteRange, kernels_option, measured_methods_option, model_options
 
 
 @click.command()
 @model_options
 @kernels_option
-@click.option(
-    "--methods",
-    cls=ListOption,
-    default="vanilla",
-    show_default=True,
-    metavar="LIST",
-    help="Methods to measure.",
-)
+@measured_methods_option
 @click.option(
     "--max-new-tokens",
     default=256,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hambench.cli._options import kernels_option, model_options
-from hambench.cli._repeats import ListOption, OnceOption
+from hambench.cli._options import kernels_option, measured_methods_option, model_options
+from hambench.cli._repeats import OnceOption
 from hambench.errors import count
 
 if TYPE_CHECKING:
@@ -20,14 +20,7 @@ if TYPE_CHECKING:
 @click.command()
 @model_options
 @kernels_option
-@click.option(
-    "--methods",
-    cls=ListOption,
-    default="vanilla",
-    show_default=True,
-    metavar="LIST",
-    help="Methods to measure.",
-)
+@measured_methods_option
 @click.option(
     "--records",
     "num_records",
